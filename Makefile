@@ -1,0 +1,87 @@
+# `make demo` and `make test` work in a fresh clone with Python 3.11-3.13 and make; `make help` lists the rest.
+# To get torch's small CPU build:  make demo TORCH_INDEX=<address of torch's CPU index>
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+# python3.11 first, and only one that really starts: a version manager's shim may exist for a version that does not.
+PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13; do \
+	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null \
+	&& echo $$python && break; done)
+TORCH_INDEX ?=
+ARGS ?=
+
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check
+STARTED := $(VENV).installing
+OUT := out
+
+# An environment counts as sound if its Python starts and no install in it was cut short. One that is not is made anew.
+SOUND := $(shell [ ! -e $(STARTED) ] && $(PY) -c 'import pip' 2>/dev/null && echo yes)
+ifneq ($(SOUND),yes)
+.PHONY: $(VENV)/.demo $(VENV)/.test
+endif
+
+define make_venv
+@[ -n "$(PYTHON)" ] || { echo "make: found no Python 3.11-3.13; install one or say make PYTHON=/path/to/python3.11" >&2; exit 1; }
+@echo "== $(VENV): new environment, $$($(PYTHON) --version)"
+@touch $(STARTED)
+@$(PYTHON) -m venv --clear $(VENV) || { echo "make: $(PYTHON) has no working venv module (Debian: apt-get install python3.11-venv)" >&2; exit 1; }
+endef
+
+$(VENV)/.demo: pyproject.toml constraints.txt
+	$(if $(SOUND),@:,$(make_venv))
+	@touch $(STARTED)
+	@echo "== installing torch"
+	@$(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -c constraints.txt torch
+	@$(PY) -c 'import torch; print("== torch", torch.__version__, "built for", torch.version.cuda and "CUDA " + torch.version.cuda or "CPU")'
+	@echo "== installing ivlens"
+	@$(PIP) install --quiet -c constraints.txt -e .
+	@rm $(STARTED) && touch $@
+
+$(VENV)/.test: $(VENV)/.demo
+	@touch $(STARTED)
+	@echo "== installing the development tools"
+	@$(PIP) install --quiet -c constraints.txt -e '.[dev]'
+	@rm $(STARTED) && touch $@
+
+.PHONY: demo test lint types wheel wheel-test install clean help
+
+demo: $(VENV)/.demo  ## the main job on the built-in model, at most 2 minutes; report in out/demo/index.html
+	@$(PY) -m ivlens demo $(ARGS)
+
+test: $(VENV)/.test  ## the tests; ARGS="-k name" chooses
+	@$(PY) -m pytest $(ARGS)
+
+lint: $(VENV)/.test  ## ruff
+	@$(PY) -m ruff check .
+
+types: $(VENV)/.test  ## pyright
+	@$(PY) -m pyright --pythonpath $(PY)
+
+wheel: $(VENV)/.test  ## out/wheel/ivlens-*.whl
+	@rm -rf $(OUT)/wheel && mkdir -p $(OUT)/wheel
+	@$(PIP) wheel --quiet --no-deps --no-build-isolation --wheel-dir $(OUT)/wheel .
+	@ls -l $(OUT)/wheel
+
+# The second environment borrows the packages of the first by a plain path, under which that one's editable ivlens is
+# not seen; what is imported from a folder outside the checkout can only be the wheel's.
+wheel-test: wheel  ## the wheel, installed outside the checkout, runs the demo
+	@outside=$$(mktemp -d) && trap 'rm -rf "$$outside"' EXIT && \
+	$(PY) -m venv "$$outside/venv" && \
+	borrowed=$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
+	echo "$$borrowed" > "$$("$$outside/venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/borrowed.pth" && \
+	"$$outside/venv/bin/python" -m pip install --quiet --no-deps --force-reinstall $(OUT)/wheel/ivlens-*.whl && \
+	cd "$$outside" && venv/bin/python -c 'import ivlens; print(ivlens.__file__)' && venv/bin/ivlens demo $(ARGS)
+
+install: $(VENV)/.test  ## the environment with the development tools, nothing else
+
+clean:  ## remove the environment, out/ and caches
+	rm -rf $(VENV) $(STARTED) $(OUT) .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*  ## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*  ## /\1\t/' | while IFS=$$'\t' read -r name text; do printf '%-12s%s\n' "$$name" "$$text"; done

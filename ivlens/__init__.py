@@ -1,0 +1,76 @@
+"""Instruction Vectors: find the heads that carry an instruction, build the vector, steer with it.
+
+    >>> import ivlens
+    >>> model = ivlens.load_model("pocket")
+    >>> effects = ivlens.head_effects(model, ivlens.load_task("antonym"), n_prompts=32)
+    >>> iv = ivlens.InstructionVector.from_effects(effects, k=10)
+    >>> with ivlens.steer(model, iv, layer=3):
+    ...     model.generate("Input: big\\nOutput:")
+
+Names are imported on first use, so that `import ivlens` costs nothing and needs no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_MODULE_OF = {
+    "HeadEffects": "effects",
+    "InstructionVector": "vectors",
+    "PromptTemplate": "prompts",
+    "Task": "tasks",
+    "TaskExample": "tasks",
+    "build_prompts": "prompts",
+    "causal_indirect_effect": "effects",
+    "evaluate_intervention": "interventions",
+    "head_effects": "effects",
+    "list_tasks": "tasks",
+    "load_model": "models",
+    "load_task": "tasks",
+    "mean_head_outputs": "activations",
+    "pocket_path": "models",
+    "steer": "interventions",
+    "sweep": "interventions",
+}
+
+if TYPE_CHECKING:
+    from ivlens.activations import mean_head_outputs
+    from ivlens.effects import HeadEffects, causal_indirect_effect, head_effects
+    from ivlens.interventions import evaluate_intervention, steer, sweep
+    from ivlens.models import load_model, pocket_path
+    from ivlens.prompts import PromptTemplate, build_prompts
+    from ivlens.tasks import Task, TaskExample, list_tasks, load_task
+    from ivlens.vectors import InstructionVector
+
+__all__ = [
+    "HeadEffects",
+    "InstructionVector",
+    "PromptTemplate",
+    "Task",
+    "TaskExample",
+    "__version__",
+    "build_prompts",
+    "causal_indirect_effect",
+    "evaluate_intervention",
+    "head_effects",
+    "list_tasks",
+    "load_model",
+    "load_task",
+    "mean_head_outputs",
+    "pocket_path",
+    "steer",
+    "sweep",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'ivlens' has no attribute {name!r}; its public names are {', '.join(_MODULE_OF)}")
+    value = getattr(import_module(f"ivlens.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,130 @@
+"""`ivlens doctor`: what runs here, and what to do about what does not."""
+
+import json
+import os
+import platform
+import shutil
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+import ivlens
+
+_BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
+_MAC_CHROME = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
+_REMEDIES = {
+    "torch": "pip install torch",
+    "transformer-lens": "pip install 'transformer-lens>=4.3,<5'",
+    "transformers": "pip install transformers",
+    "pocket": "ivlens pocket train, or reinstall ivlens: the wheel contains the checkpoint",
+    "kaleido": "pip install 'ivlens[export]'; only needed for PNG, SVG and PDF figures",
+    "chrome": "install Chrome or Chromium (Debian: apt-get install --no-install-recommends chromium fonts-dejavu-core),"
+    " or set BROWSER_PATH; only needed for PNG, SVG and PDF figures",
+}
+_REQUIRED = ("torch", "transformer-lens", "transformers", "pocket")
+
+
+def doctor(*, as_json: Annotated[bool, Parameter(name="--json", negative="")] = False) -> int:
+    """Show versions, hardware and what is missing here, with the remedy.
+
+    The exit status is 1 if something is missing that ivlens cannot work without, else 0.
+
+    Example: `ivlens doctor --json`
+
+    Args:
+        as_json: Print one JSON object instead of a table.
+    """
+    facts = survey()
+    if as_json:
+        print(json.dumps(facts, indent=2))
+        return 0 if facts["ok"] else 1
+    for name, value in facts.items():
+        if name not in ("ok", "remedies"):
+            print(f"{name:<18}{'not found' if value is None else value}")
+    for name, remedy in facts["remedies"].items():
+        print(f"\n{name} is missing: {remedy}")
+    return 0 if facts["ok"] else 1
+
+
+def survey() -> dict[str, Any]:
+    """Return the facts by name, None for what is absent; then `ok`, and `remedies` for the absent."""
+    facts: dict[str, Any] = {
+        "ivlens": ivlens.__version__,
+        "python": f"{platform.python_version()} ({sys.executable})",
+        "platform": platform.platform(),
+        **_torch_facts(),
+        "transformer-lens": _version("transformer-lens"),
+        "transformers": _version("transformers"),
+        "plotly": _version("plotly"),
+        "kaleido": _version("kaleido"),
+        "chrome": _chrome(),
+        "cores": _cores(),
+        "memory_gib": _memory_gib(),
+        "pocket": _pocket(),
+    }
+    facts["ok"] = all(facts[name] is not None for name in _REQUIRED)
+    facts["remedies"] = {name: remedy for name, remedy in _REMEDIES.items() if facts[name] is None}
+    return facts
+
+
+def _torch_facts() -> dict[str, Any]:
+    try:
+        import torch
+    except (ImportError, OSError) as error:  # OSError: a shared library of a CUDA build is missing
+        return {"torch": None, "torch_build": f"import failed: {error}", "gpu": "none", "threads": None}
+    cuda, rocm = torch.version.cuda, torch.version.hip
+    build = f"CUDA {cuda}" if cuda else f"ROCm {rocm}" if rocm else "CPU"
+    gpu = "none"
+    if torch.cuda.is_available():
+        devices = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+        gpu = ", ".join(f"{device.name} ({device.total_memory / 2**30:.0f} GiB)" for device in devices)
+    elif torch.backends.mps.is_available():
+        gpu = "Apple (mps)"
+    return {"torch": torch.__version__, "torch_build": build, "gpu": gpu, "threads": torch.get_num_threads()}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _chrome() -> str | None:
+    """Return the browser that static export of figures would start."""
+    chosen = os.environ.get("BROWSER_PATH")
+    if chosen:
+        return chosen if Path(chosen).is_file() else None
+    found = next((path for name in _BROWSERS if (path := shutil.which(name))), None)
+    return found or (_MAC_CHROME if Path(_MAC_CHROME).is_file() else None)
+
+
+def _cores() -> int:
+    # The cores this process may use, which in a container are fewer than the machine's.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _memory_gib() -> float | None:
+    """Return the memory of the machine or of the container, whichever is less."""
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+    try:
+        total = min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):  # no such limit, or "max"
+        pass
+    return round(total / 2**30, 1)
+
+
+def _pocket() -> str | None:
+    try:
+        from ivlens.models import pocket_path
+
+        folder = pocket_path()
+    except (ImportError, OSError):
+        return None
+    return str(folder) if (folder / "config.json").is_file() else None

@@ -1,0 +1,112 @@
+"""The entry point of the `ivlens` command.
+
+A command is one line of `COMMANDS` and one function in its own file. Its docstring is its help (with an example), its
+annotated parameters are its options; what it returns is the exit status if it is an int, and is ignored otherwise.
+Nothing of a command is imported before it is called, so that `ivlens --help` needs neither torch nor transformers.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import NamedTuple
+
+from cyclopts import App, CycloptsError
+
+from ivlens import __version__
+
+
+class Command(NamedTuple):
+    """Where a command lives, "module:function" or "module:cyclopts App", and its line in `ivlens --help`."""
+
+    target: str
+    summary: str
+
+
+COMMANDS = {
+    "demo": Command("ivlens.cli.demo:demo", "Measure, build, steer and judge on the built-in model; write a report."),
+    "effects": Command("ivlens.cli.effects:effects", "Measure the causal effect of every attention head on a task."),
+    "vector": Command("ivlens.cli.vector:vector", "Build the Instruction Vector of a task and judge it."),
+    "steer": Command("ivlens.cli.steer:steer_text", "Complete a text with and without an Instruction Vector."),
+    "pocket": Command("ivlens.cli.pocket:app", "Train the built-in model, or write its model card."),
+    "doctor": Command("ivlens.cli.doctor:doctor", "Show versions, hardware and what is missing here."),
+}
+
+EXIT_ERROR, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 2, 130, 141
+
+
+def build_app(called: str | None = None) -> App:
+    """Return the application with all of `COMMANDS`, none of them imported.
+
+    Args:
+        called: the command about to run. It keeps its own docstring as help, where a summary would replace it.
+    """
+    app = App(
+        name="ivlens",
+        help="Instruction Vectors: find the heads that carry an instruction, build the vector, steer with it.\n\n"
+        "Errors are one line; `--debug`, anywhere, shows where they come from.",
+        help_epilogue=None if called else "`ivlens COMMAND --help` shows its options and an example.",
+        version=f"ivlens {__version__}",
+        help_format="markdown",
+        result_action="return_int_as_exit_code_else_zero",
+        suppress_keyboard_interrupt=False,
+    )
+    for position, (name, command) in enumerate(COMMANDS.items()):
+        summary = None if name == called else command.summary
+        app.command(command.target, name=name, help=summary, sort_key=position)
+    return app
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status.
+
+    Errors a user can mend (a wrong value, a missing file or package) are one line on stderr and status 2; with
+    `--debug` they are raised. Anything else is a bug and keeps its traceback.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        status = build_app(_called(words))(words, exit_on_error=False)
+        sys.stdout.flush()
+        return int(status)
+    except CycloptsError:
+        return EXIT_ERROR  # cyclopts has printed it, with the nearest valid name
+    except KeyboardInterrupt:
+        print("\nivlens: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader (`| head`) is gone: a second flush, at exit, would complain once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
+    except Exception as error:
+        if debug or not _is_expected(error):
+            raise
+        print(f"ivlens: {_one_line(error)}", file=sys.stderr)
+        return EXIT_ERROR
+
+
+def _called(words: list[str]) -> str | None:
+    if not words or words[0].startswith("-"):
+        return None
+    if words[0] not in COMMANDS:
+        # Said here because cyclopts would import every command to find the nearest name.
+        near = get_close_matches(words[0], COMMANDS, n=1)
+        remedy = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(COMMANDS)}."
+        raise ValueError(f"there is no command {words[0]!r}; {remedy}")
+    return words[0]
+
+
+def _is_expected(error: Exception) -> bool:
+    # torch's out-of-memory error is known by its name: importing torch to compare classes takes seconds.
+    return isinstance(error, ValueError | OSError | ImportError) or type(error).__name__ == "OutOfMemoryError"
+
+
+def _one_line(error: Exception) -> str:
+    # cyclopts wraps the error of a command's import in another that only repeats the command's name.
+    missing = error.__cause__ if isinstance(error.__cause__, ModuleNotFoundError) else error
+    if isinstance(missing, ModuleNotFoundError):
+        if (missing.name or "").startswith("ivlens"):
+            return f"this installation of ivlens {__version__} lacks {missing.name}; reinstall it."
+        return f"this command needs the package {missing.name!r}, which is not installed; pip install {missing.name}."
+    return " ".join(str(error).split()) or type(error).__name__
