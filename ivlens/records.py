@@ -1,0 +1,202 @@
+"""Records out of text: decoding, JSON and CSV that fail with one clear sentence, columns, answers as text.
+
+The lowest layer of the task readers; it knows no benchmark's format.
+"""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+# The first of each row wins where it is present; the others only where exactly one of them is.
+INPUT_NAMES = ("input", "inputs", "prompt", "sentence", "text", "question", "query", "source", "word", "x")
+OUTPUT_NAMES = ("output", "outputs", "answer", "answers", "label", "target", "targets", "completion", "response", "y")
+INSTRUCTION_NAMES = ("instruction", "instructions", "definition")
+# More distinct instructions than this, over half of the rows each with its own: no paraphrases of one task.
+MAX_PARAPHRASES = 20
+
+Rows = Sequence[tuple[str, Any]]  # (where in the file, what should be a record)
+
+
+class Columns(NamedTuple):
+    """Names of the columns to read; None: guess (input, output) or do without (instruction)."""
+
+    input: str | None = None
+    output: str | None = None
+    instruction: str | None = None
+
+
+@dataclass(frozen=True)
+class Record:
+    """One record as text; `answers` is empty where the source has none."""
+
+    input: str
+    answers: tuple[str, ...]
+    where: str
+    part: str = ""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a reader found; the fields of `Task` before cleaning."""
+
+    name: str
+    source: str
+    records: tuple[Record, ...]
+    instructions: tuple[str, ...] = ()
+    held_out_instructions: tuple[str, ...] = ()
+    clozes: tuple[str, ...] = ()
+    prose: tuple[str, ...] = ()
+    kind: str = ""
+    inputs: str = ""
+    in_training: bool = False
+    fused: bool = False
+    demonstrations: tuple[Record, ...] = ()
+
+
+def wrong(subject: object, got: str, expected: str, remedy: str) -> ValueError:
+    """The error for bad content; to be raised by the caller."""
+    return ValueError(f"{subject}: {got}, expected {expected}; {remedy}.")
+
+
+def read_text(path: Path) -> str:
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        got = f"byte {error.start} (0x{error.object[error.start]:02x}) is not UTF-8"
+        raise wrong(path, got, "a text file in UTF-8", "save it as UTF-8 or unpack it") from None
+    except OSError as error:
+        raise wrong(path, f"cannot be read ({error.strerror})", "a readable file", "check permissions") from None
+    if not text.strip():
+        raise wrong(path, "is empty", "records", "check how it was written")
+    return text
+
+
+def parse_json(text: str, path: Path, line: int | None = None) -> Any:
+    """JSON with numbers kept as spelled (however long), NaN as missing, and the values of repeated keys collected."""
+    try:
+        return json.loads(
+            text, parse_int=str, parse_float=str, parse_constant=lambda _: None, object_pairs_hook=_collect_pairs
+        )
+    except json.JSONDecodeError as error:
+        got = f"line {line or error.lineno}, column {error.colno} is not JSON ({error.msg})"
+        raise wrong(path, got, "a complete JSON document", "it may be cut off: write or download it again") from None
+    except RecursionError:
+        raise wrong(path, "is nested too deeply", "a list of records or a dict", "flatten it") from None
+
+
+def _collect_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            value = [item for part in (found[key], value) for item in (part if isinstance(part, list) else [part])]
+        found[key] = value
+    return found
+
+
+def texts_of(value: Any, where: str) -> tuple[str, ...]:
+    """One or several answers as distinct, stripped, non-empty texts."""
+    values = value if isinstance(value, list | tuple) else [value]
+    texts = []
+    for item in values:
+        if item is None or (isinstance(item, float) and not math.isfinite(item)):
+            continue
+        if not isinstance(item, str | int | float):
+            raise wrong(where, f"got a {type(item).__name__}", "text, a number, or a flat list of them", "flatten it")
+        texts.append(str(item).strip())
+        if not texts[-1].isascii() and any("\ud800" <= char <= "\udfff" for char in texts[-1]):
+            raise wrong(where, "holds half a surrogate pair", "valid Unicode", "write the character out in UTF-8")
+    return tuple(dict.fromkeys(filter(None, texts)))
+
+
+def text_of(value: Any, where: str, strip: bool = True) -> str:
+    """One text, empty where it is missing."""
+    if isinstance(value, list | tuple):
+        raise wrong(where, "got a list", "one text", "merge it, or name another column")
+    texts = texts_of(value, where)
+    return "" if not texts else texts[0] if strip else str(value)
+
+
+def csv_rows(text: str, path: Path) -> Rows:
+    delimiter = max(",\t;|", key=text.lstrip().split("\n")[0].count)
+    reader = csv.reader(io.StringIO(text.lstrip(), newline=""), delimiter=delimiter, strict=True)
+    blank = text[: len(text) - len(text.lstrip())].count("\n")
+    rows: list[tuple[str, dict[str, Any]]] = []
+    try:
+        header = [name.strip() for name in next(reader)]
+        for cells in reader:
+            where = f"line {reader.line_num + blank}"
+            if cells and len(cells) != len(header):
+                expected = f"{len(header)} ({', '.join(header)})"
+                raise wrong(
+                    f"{path}, {where}", f"has {len(cells)} cells", expected, "quote cells that hold the delimiter"
+                )
+            if cells:
+                rows.append((where, dict(zip(header, cells, strict=True))))
+    except csv.Error as error:
+        got = f"line {reader.line_num + blank} is not CSV ({error})"
+        raise wrong(path, got, "JSON, or a table with a header", "check its quotes") from None
+    if len(header) < 2 or len(set(header)) < len(header):
+        expected = "JSON, or a table with two or more distinct columns named in its first line"
+        raise wrong(path, f"has the columns {', '.join(header)!r:.200}", expected, "add a header line")
+    return rows
+
+
+def guess_column(found: Iterable[str], given: str | None, names: Sequence[str]) -> str | None:
+    """The column to use: the one given, the most usual name, or the only one of the usual names."""
+    found = list(found)
+    if given is not None:
+        return given if given in found else None
+    by_lower = {name.strip().lower(): name for name in reversed(found)}
+    present = [by_lower[name] for name in names if name in by_lower]
+    return present[0] if present and (len(present) == 1 or names[0] in by_lower) else None
+
+
+def pick_columns(columns: Columns, found: Sequence[str], subject: object) -> Columns:
+    picked = []
+    usual = (INPUT_NAMES, OUTPUT_NAMES, INSTRUCTION_NAMES)
+    for what, given, names in zip(Columns._fields, columns, usual, strict=True):
+        name = guess_column(found, given, names)
+        if name is None and (given is not None or what != "instruction"):
+            got = f"has the columns {', '.join(map(repr, found))}"
+            expected = repr(given) if given else f"exactly one usual name for the {what} ({', '.join(names)})"
+            raise wrong(subject, got, expected, f"name it with {what}_column=")
+        if name is not None and name in picked:
+            raise wrong(subject, f"got {name!r} for two columns", "distinct ones", "name the others")
+        picked.append(name)
+    return Columns(*picked)
+
+
+def from_rows(rows: Rows, columns: Columns, path: Path | str) -> Source:
+    if not rows:
+        raise wrong(path, "holds no records", "at least one", "check how it was written")
+    for where, row in rows:
+        if not isinstance(row, dict):
+            got = f"{where} is {'null' if row is None else f'a {type(row).__name__}'}"
+            raise wrong(path, got, "a record with named columns such as {input, output}", "check the file's format")
+    picked = pick_columns(columns, list(rows[0][1]), path)
+    for where, row in rows:
+        missing = [name for name in picked if name is not None and name not in row]
+        if missing:
+            got = f"{where} has the keys {', '.join(map(repr, row))}"
+            expected = f"also {', '.join(map(repr, missing))} as in the first record"
+            raise wrong(path, got, expected, "complete it or take it out")
+    return from_columns(rows, picked, path)
+
+
+def from_columns(rows: Rows, picked: Columns, path: Path | str) -> Source:
+    given = [text_of(row[picked.instruction], f"{path}, {where}") if picked.instruction else "" for where, row in rows]
+    instructions = tuple(dict.fromkeys(filter(None, given)))
+    own = len(instructions) > max(MAX_PARAPHRASES, len(rows) // 2)
+    fused = own or (str(picked.input).lower() == "prompt" and not instructions)
+    records = []
+    for (where, row), instruction in zip(rows, given, strict=True):
+        input = text_of(row[picked.input], f"{path}, {where}, {picked.input!r}", strip=not fused)
+        input = "\n".join(filter(None, (instruction, input))) if own else input
+        records.append(Record(input, texts_of(row[picked.output], f"{path}, {where}, {picked.output!r}"), where))
+    name = Path(path).resolve().stem if isinstance(path, Path) else path
+    return Source(name, str(path), tuple(records), () if own else instructions, fused=fused)
