@@ -1,0 +1,98 @@
+"""Text to tokens and back, without guessing where an answer begins or how a space is spelled."""
+
+from collections.abc import Sequence
+from typing import Any
+
+
+class Encoder:
+    """A tokenizer that starts every text as it would on its own, and never ends one."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        if not callable(tokenizer):
+            raise TypeError(
+                f"tokenizer is {type(tokenizer).__name__}, expected a transformers tokenizer; "
+                "pass model.tokenizer, or give load_model one (tokenizer=...)."
+            )
+        self.tokenizer: Any = tokenizer
+        self._known: dict[str, list[int]] = {}  # one prompt is met with many continuations
+        self._start = self._special_start()
+
+    def _plain(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+    def _special_start(self) -> list[int]:
+        """What the tokenizer puts before a text (BOS, or nothing); what it appends would not precede an answer."""
+        plain, full = self._plain("a"), self.tokenizer("a", verbose=False)["input_ids"]
+        for n in range(len(full) - len(plain) + 1):
+            if full[n : n + len(plain)] == plain:
+                return full[:n]
+        return []
+
+    def ids(self, text: str) -> list[int]:
+        """Tokens of `text`, with the BOS exactly once where the tokenizer adds one."""
+        if text not in self._known:
+            plain = self._plain(text)
+            self._known[text] = plain if plain[: len(self._start)] == self._start else self._start + plain
+        return self._known[text]
+
+    def split(self, prompt: str, continuations: Sequence[str]) -> tuple[list[int], list[list[int]]]:
+        """Tokens of `prompt`, and of each continuation after it.
+
+        Prompt and continuation are tokenised together. The prompt is what all of them have in common with the prompt
+        alone, so a token that straddles the border belongs to the continuation.
+
+        Raises:
+            ValueError: a continuation has no tokens of its own, or nothing is left of the prompt.
+        """
+        alone = self.ids(prompt)
+        joint = [self.ids(prompt + continuation) for continuation in continuations]
+        n = min(_common(alone, ids) for ids in joint)
+        for continuation, ids in zip(continuations, joint, strict=True):
+            if len(ids) <= n:
+                raise ValueError(
+                    f"answer {continuation!r} adds no token to the prompt {prompt[-40:]!r}, expected at least one; "
+                    "leave it out, or use another tokenizer."
+                )
+        if n == 0:
+            raise ValueError(
+                f"prompt {prompt[:60]!r} has no token before its answer, expected at least one; "
+                "use a template with a cue."
+            )
+        return alone[:n], [ids[n:] for ids in joint]
+
+    def unknown(self, ids: Sequence[int]) -> bool:
+        """Whether some of the text has no token in this vocabulary."""
+        unknown = getattr(self.tokenizer, "unk_token_id", None)
+        # GPT-2 names its end-of-text token as unknown token, and can spell everything
+        return unknown is not None and unknown != self.tokenizer.eos_token_id and unknown in ids
+
+
+def _common(first: Sequence[int], second: Sequence[int]) -> int:
+    n = 0
+    for a, b in zip(first, second, strict=False):
+        if a != b:
+            break
+        n += 1
+    return n
+
+
+def token_text(tokenizer: Any, token: int) -> str:
+    """One token as it reads inside a text, with its leading space: `" small"`, `"ing"`, `"<0xE5>"`, `"</s>"`.
+
+    `tokenizer.decode` drops the space of a SentencePiece token, and shows a byte that is no character as `"\\ufffd"`.
+    """
+    piece = tokenizer.convert_ids_to_tokens(int(token))
+    if piece is None:
+        return f"<{int(token)}>"  # rows that pad the embedding matrix have no token
+    if "\u2581" in piece:
+        return piece.replace("\u2581", " ")
+    text = tokenizer.decode([int(token)], clean_up_tokenization_spaces=False)
+    return piece if not text or "\ufffd" in text else text
+
+
+def pad_token(tokenizer: Any) -> int:
+    """A token to fill masked positions with; which one is the same to the model."""
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return int(token)
+    return 0

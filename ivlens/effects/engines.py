@@ -1,0 +1,85 @@
+"""`causal_indirect_effect`, and the table of engines that can compute it."""
+
+from collections.abc import Callable, Sequence
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ivlens.effects import reference
+from ivlens.effects.request import EffectRequest, make_request
+from ivlens.models import TransformerBridge
+
+Engine = Callable[[TransformerBridge, EffectRequest], tuple[Tensor, Tensor]]
+
+METHODS: dict[str, Engine] = {"reference": reference.measure}
+
+
+def find_engine(method: str) -> Engine:
+    """An engine by name.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method is {method!r}, expected one of {', '.join(METHODS)}.")
+    return METHODS[method]
+
+
+def causal_indirect_effect(
+    model: TransformerBridge,
+    tokens: Tensor,
+    attention_mask: Tensor,
+    answer_tokens: Tensor,
+    mean_z: Tensor,
+    *,
+    foil_tokens: Tensor | None = None,
+    mode: str = "replace",
+    layers: Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+    score: str = "prob",
+    method: str = "reference",
+    max_memory: int | str = "auto",
+) -> Float[Tensor, "batch n_layers n_heads"]:
+    """Effect on the answer's score of patching one head at the last prompt token.
+
+        `CIE_{l,h}(p) = s(M(p | z_{l,h} := mean_z_{l,h})) - s(M(p))`
+
+    Args:
+        model: From `load_model`.
+        tokens: `[batch, pos]`, corrupted prompts, padded on either side.
+        attention_mask: `[batch, pos]`, 1 for tokens.
+        answer_tokens: `[batch, answer_len]`, padded on the right with -100.
+        mean_z: `[n_layers, n_heads, d_head]`, see `mean_head_outputs`.
+        foil_tokens: `[batch]`, for `logit_diff`: the first answer token to compare with.
+        mode: `replace` the head's output by the mean, or `add` the mean to it (as the follow-up's code does).
+        layers: Layers to measure; None: all.
+        heads: Heads to measure in each of these layers; None: all.
+        score: `prob`: probability of the first answer token; `logprob`: log-probability (nats) of all of them,
+            teacher-forced; `logit_diff`: logit of the first one minus that of the foil (nats).
+        method: `reference`: one hooked forward pass for every head.
+        max_memory: Bytes a pass may use, which decides how many prompts it takes; `auto`: a part of what is free.
+
+    Returns:
+        In the unit of the score; NaN for heads that were not asked for.
+
+    Raises:
+        TypeError, ValueError: unusable tokens, mask, answers or foils, prompts too long for the model, `mean_z` of
+            another shape or not finite, layers or heads that do not exist, or an unknown mode, score or method.
+
+    Source: arXiv 2310.15213, equations 3 and 4; arXiv 2406.12227 uses the same.
+    """
+    engine = find_engine(method)
+    request = make_request(
+        model,
+        tokens,
+        attention_mask,
+        answer_tokens,
+        mean_z,
+        foil_tokens=foil_tokens,
+        mode=mode,
+        layers=layers,
+        heads=heads,
+        score=score,
+        max_memory=max_memory,
+    )
+    return engine(model, request)[0]

@@ -1,0 +1,192 @@
+"""`HeadEffects`: what patching every head did, with intervals, a table and a file."""
+
+import json
+import os
+import weakref
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ivlens.models import ModelIdentity, TransformerBridge
+
+_TENSORS = ("cie", "mean_z", "mean_z_corrupted", "write_scale", "base_scores")
+_FORMAT = "ivlens.HeadEffects/1"
+
+
+@dataclass(frozen=True, eq=False)
+class HeadEffects:
+    """Causal indirect effects of every head for one task.
+
+    Attributes:
+        cie: Effect of each head on each corrupted prompt, in the unit of the score; NaN where it was not measured.
+        mean_z: `z̄`, mean head outputs over clean prompts, at their last token.
+        mean_z_corrupted: The same over the corrupted versions of those prompts.
+        write_scale: Mean scale of a head's write into the residual stream; ones except on post-norm families.
+        base_scores: Score of each corrupted prompt without a patch.
+        corruptions: What was done to each prompt.
+        inputs: The input each prompt asks about.
+        task: The task's name.
+        model: Which model.
+        settings: Everything else that made these numbers.
+        model_ref: The model itself, as long as it is in memory.
+    """
+
+    cie: Float[Tensor, "batch n_layers n_heads"]
+    mean_z: Float[Tensor, "n_layers n_heads d_head"]
+    mean_z_corrupted: Float[Tensor, "n_layers n_heads d_head"]
+    write_scale: Float[Tensor, "n_layers d_model"]
+    base_scores: Float[Tensor, " batch"]
+    corruptions: tuple[str, ...]
+    inputs: tuple[str, ...]
+    task: str
+    model: ModelIdentity
+    settings: Mapping[str, Any]
+    model_ref: "weakref.ref[TransformerBridge] | None" = field(default=None, repr=False)
+
+    def __repr__(self) -> str:
+        best = ", ".join(f"L{layer}H{head} {self.aie[layer, head]:+.3g}" for layer, head in self.top_heads(1))
+        return f"HeadEffects({self.task!r}, {self.model.name!r}, {len(self.cie)} prompts, largest {best})"
+
+    @property
+    def live_model(self) -> TransformerBridge | None:
+        """The bridge these effects were measured on, while it is in memory; None after `load`."""
+        return self.model_ref() if self.model_ref is not None else None
+
+    @property
+    def aie(self) -> Float[Tensor, "n_layers n_heads"]:
+        """Average indirect effect of each head: the mean of `cie` over prompts; NaN where it was not measured."""
+        return self.cie.mean(0)
+
+    def interval(
+        self, level: float = 0.95, simultaneous: bool = False, *, n_resamples: int = 2000, seed: int = 0
+    ) -> tuple[Float[Tensor, "n_layers n_heads"], Float[Tensor, "n_layers n_heads"]]:
+        """Bootstrap interval of `aie`, resampling prompts.
+
+        Args:
+            level: Coverage, of each head alone (percentiles), or with `simultaneous` of all heads of the map at once.
+            simultaneous: max-T: `aie ± q · se`, `q` the level's quantile of `max_h |aie*_h - aie_h| / se_h`. For
+                reading a whole map, where some of hundreds of separate intervals miss by chance.
+            n_resamples: Bootstrap resamples.
+            seed: Of the resampling.
+
+        Returns:
+            Low and high ends; NaN where a head was not measured, and everywhere if there is but one prompt.
+
+        Raises:
+            ValueError: the level is not between 0 and 1.
+        """
+        if not 0 < level < 1:
+            raise ValueError(f"level is {level}, expected a coverage between 0 and 1 such as 0.95.")
+        if len(self.cie) < 2:
+            return self.aie * torch.nan, self.aie * torch.nan
+        means = self._resampled_means(n_resamples, seed)
+        if not simultaneous:
+            tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=means.dtype)
+            low, high = means.quantile(tails, dim=0).to(self.cie.dtype)
+            return low, high
+        aie, spread = self.cie.double().mean(0), means.std(0)
+        deviations = ((means - aie).abs() / spread.clamp_min(1e-300)).flatten(1)
+        worst = deviations.nan_to_num(0.0).amax(1)
+        reach = worst.quantile(level) * spread
+        return (aie - reach).to(self.cie.dtype), (aie + reach).to(self.cie.dtype)
+
+    def _resampled_means(self, n_resamples: int, seed: int) -> Float[Tensor, "n_resamples n_layers n_heads"]:
+        n = len(self.cie)
+        drawn = torch.randint(n, (n_resamples, n), generator=torch.Generator().manual_seed(seed))
+        weights = torch.zeros(n_resamples, n, dtype=torch.float64)
+        weights.scatter_add_(1, drawn, torch.ones_like(weights))
+        return (weights @ self.cie.double().flatten(1) / n).unflatten(1, self.cie.shape[1:])
+
+    def top_heads(self, k: int) -> list[tuple[int, int]]:
+        """The `k` heads of largest `aie` as `(layer, head)`, largest first.
+
+        Raises:
+            ValueError: `k` is not between 1 and the number of measured heads.
+        """
+        aie = self.aie.flatten()
+        measured = int((~aie.isnan()).sum())
+        if not 1 <= k <= measured:
+            raise ValueError(f"k is {k}, expected 1 to {measured}, the number of measured heads.")
+        order = aie.nan_to_num(-torch.inf).argsort(descending=True, stable=True)[:k].tolist()
+        return [divmod(index, self.cie.shape[2]) for index in order]
+
+    def to_frame(self, level: float = 0.95) -> pd.DataFrame:
+        """One row for each measured head, largest effect first: task, label, layer, head, aie, low, high, n."""
+        low, high = self.interval(level)
+        measured = int((~self.aie.isnan()).sum())
+        rows = [
+            {
+                "task": self.task,
+                "label": f"L{layer}H{head}",
+                "layer": layer,
+                "head": head,
+                "aie": float(self.aie[layer, head]),
+                "low": float(low[layer, head]),
+                "high": float(high[layer, head]),
+                "n": len(self.cie),
+            }
+            for layer, head in self.top_heads(measured)
+        ]
+        return pd.DataFrame(rows)
+
+    def save(self, path: str | Path) -> Path:
+        """Write one safetensors file, its metadata as JSON; a file of that name is replaced as a whole."""
+        from safetensors.torch import save_file
+
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        about = {
+            "format": _FORMAT,
+            "task": self.task,
+            "model": asdict(self.model),
+            "settings": dict(self.settings),
+            "corruptions": self.corruptions,
+            "inputs": self.inputs,
+        }
+        partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+        save_file(
+            {name: getattr(self, name).contiguous() for name in _TENSORS},
+            partial,
+            metadata={"ivlens": json.dumps(about, ensure_ascii=False)},
+        )
+        os.replace(partial, path)
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> "HeadEffects":
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: not a file of head effects.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"head effects {str(path)!r} do not exist; measure them and save them there.")
+        try:
+            with safe_open(path, framework="pt") as stored:
+                about = json.loads((stored.metadata() or {}).get("ivlens", "{}"))
+                tensors = {name: stored.get_tensor(name) for name in stored.keys()}
+        except SafetensorError as error:
+            raise ValueError(f"{str(path)!r} is no safetensors file ({error}), expected saved HeadEffects.") from None
+        if about.get("format") != _FORMAT or set(tensors) != set(_TENSORS):
+            raise ValueError(f"{str(path)!r} holds {about.get('format', 'something else')}, expected {_FORMAT}.")
+        return cls(
+            **tensors,
+            corruptions=tuple(about["corruptions"]),
+            inputs=tuple(about["inputs"]),
+            task=about["task"],
+            model=ModelIdentity(**about["model"]),
+            settings=about["settings"],
+        )
+
+    def to(self, device: str | torch.device) -> "HeadEffects":
+        """The same effects with their tensors on another device."""
+        return replace(self, **{name: getattr(self, name).to(device) for name in _TENSORS})

@@ -1,0 +1,123 @@
+"""How instruction, demonstrations and input become one text."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from string import Formatter
+from typing import Any
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    """Texts with `{instruction}`, `{input}` and `{answer}`; `{{` and `}}` for braces that stay.
+
+    Attributes:
+        name: Short name.
+        instructed: A prompt with its instruction.
+        bare: The same prompt without one. Both end in the same cue, so the last prompt token is the same.
+        demonstration: An answered example, as it stands before the prompt.
+        separator: What stands between the cue and the answer.
+        chat: `instructed` and `bare` are what the user says; the tokenizer's chat template does the rest.
+    """
+
+    name: str
+    instructed: str = "Instruction: {instruction}\nInput: {input}\nOutput:"
+    bare: str = "Input: {input}\nOutput:"
+    demonstration: str = "Input: {input}\nOutput: {answer}\n\n"
+    separator: str = " "
+    chat: bool = False
+
+    def __post_init__(self) -> None:
+        wanted = {"instructed": {"instruction", "input"}, "bare": {"input"}}
+        if not self.chat:
+            wanted["demonstration"] = {"input", "answer"}
+        for part, names in wanted.items():
+            text = getattr(self, part)
+            found = {name for _, name, _, _ in Formatter().parse(text) if name is not None}
+            if found != names:
+                raise ValueError(
+                    f"template {self.name!r}: {part} is {text!r} with fields {sorted(found)}, expected {sorted(names)}."
+                )
+        if _cue(self.instructed) != _cue(self.bare):
+            raise ValueError(
+                f"template {self.name!r} ends in {_cue(self.instructed)!r} with an instruction and in "
+                f"{_cue(self.bare)!r} without, expected the same cue; effects are measured at its last token."
+            )
+
+
+def _cue(text: str) -> str:
+    return text.rpartition("}")[2]
+
+
+TEMPLATES = {
+    template.name: template
+    for template in (
+        PromptTemplate("plain"),
+        PromptTemplate("after", instructed="Input: {input}\nInstruction: {instruction}\nOutput:"),
+        PromptTemplate(
+            "qa",
+            instructed="Q: {instruction}\n{input}\nA:",
+            bare="Q: {input}\nA:",
+            demonstration="Q: {input}\nA: {answer}\n\n",
+        ),
+        PromptTemplate("chat", instructed="{instruction}\n{input}", bare="{input}", separator="", chat=True),
+    )
+}
+
+
+def find_template(template: str | PromptTemplate) -> PromptTemplate:
+    """A template by name, or as it is.
+
+    Raises:
+        ValueError: no template has that name.
+    """
+    if isinstance(template, PromptTemplate):
+        return template
+    if template not in TEMPLATES:
+        raise ValueError(f"template is {template!r}, expected one of {', '.join(TEMPLATES)}, or a PromptTemplate.")
+    return TEMPLATES[template]
+
+
+class Renderer:
+    """Calls give the prompt and what separates it from its answer."""
+
+    def __init__(self, template: PromptTemplate, tokenizer: Any, *, fused: bool) -> None:
+        self.template, self.tokenizer, self.fused = template, tokenizer, fused
+        self._suffix, self._separator = self._chat_gap() if template.chat else ("", template.separator)
+
+    def __call__(self, instruction: str | None, shots: Sequence[tuple[str, str]], input: str) -> tuple[str, str]:
+        if self.template.chat:
+            return self._chat([*_turns(shots), _said("user", self._query(instruction, input))]), self._separator
+        if self.fused:
+            separator = "" if input[-1:].isspace() else self._separator
+            return "".join(f"{x}{separator}{y}\n\n" for x, y in shots) + input, separator
+        demonstrations = [self.template.demonstration.format(input=x, answer=y) for x, y in shots]
+        return "".join(demonstrations) + self._query(instruction, input), self._separator
+
+    def _query(self, instruction: str | None, input: str) -> str:
+        if self.fused:
+            return input
+        if instruction:
+            return self.template.instructed.format(instruction=instruction, input=input)
+        return self.template.bare.format(input=input)
+
+    def _chat(self, turns: list[dict[str, str]]) -> str:
+        return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True) + self._suffix
+
+    def _chat_gap(self) -> tuple[str, str]:
+        """What the chat template writes between its cue and an answer: an empty thought goes with the prompt."""
+        if not getattr(self.tokenizer, "chat_template", None):
+            raise ValueError("template 'chat' got a tokenizer without a chat template; use 'plain', 'after' or 'qa'.")
+        self._suffix = ""
+        asked, answer = [_said("user", "question")], "<answer>"
+        cue = self._chat(asked)
+        whole = self.tokenizer.apply_chat_template([*asked, _said("assistant", answer)], tokenize=False)
+        gap = whole.removeprefix(cue).partition(answer)[0] if whole.startswith(cue) else ""
+        return ("", gap) if not gap.strip() else (gap, "")
+
+
+def _said(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def _turns(shots: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
+    return [turn for x, y in shots for turn in (_said("user", x), _said("assistant", y))]

@@ -1,0 +1,185 @@
+"""Tiny random models of several families, and tokenizers of three kinds, made on the spot."""
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from ivlens.tasks import Task, TaskExample
+
+N_WORDS = 400
+FAMILIES = ("gpt2", "neox", "llama", "gemma2", "qwen3")
+
+# enough text for the tokenizers to learn words, pieces and spaces from
+WORDS = "big small happy sad hot cold red blue house tree walk walked Paris France New York light dark high low".split()
+CORPUS = [f"Instruction: Give the {a} of the word.\nInput: {a}\nOutput: {b}" for a in WORDS for b in WORDS]
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+def byte_level_tokenizer() -> PreTrainedTokenizerFast:
+    """GPT-2's kind: byte-level BPE, a space belongs to the word after it, no BOS is added."""
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=N_WORDS,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    raw.train_from_iterator(CORPUS, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw, bos_token="<|endoftext|>", eos_token="<|endoftext|>", unk_token="<|endoftext|>"
+    )
+
+
+def metaspace_tokenizer() -> PreTrainedTokenizerFast:
+    """Llama's kind: Unigram pieces with a mark for the space, bytes for what has no piece, a BOS before every text."""
+    texts = {f"\u2581{word}" for text in CORPUS for word in text.replace(":", "").split()}
+    letters = {letter for text in CORPUS for letter in text.replace(" ", "\u2581")}
+    vocab = [(piece, 0.0) for piece in ("<unk>", "<s>", "</s>")]
+    vocab += [(f"<0x{byte:02X}>", -20.0) for byte in range(256)]
+    vocab += [(piece, -5.0) for piece in sorted(texts)] + [(letter, -8.0) for letter in sorted(letters)]
+    raw = Tokenizer(models.Unigram(vocab, unk_id=0, byte_fallback=True))
+    raw.pre_tokenizer = pre_tokenizers.Metaspace()
+    raw.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
+    raw.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=raw, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+
+
+def word_tokenizer() -> PreTrainedTokenizerFast:
+    """One token for a word or a mark; spaces leave no trace, and unknown words become `<unk>`."""
+    words = sorted({word for text in CORPUS for word, _ in pre_tokenizers.Whitespace().pre_tokenize_str(text)})
+    vocab = {word: n for n, word in enumerate(["<unk>", "<s>", "</s>", "<pad>", *words])}
+    raw = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.Whitespace()
+    raw.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<pad>"
+    )
+
+
+TOKENIZERS = {"byte_level": byte_level_tokenizer, "metaspace": metaspace_tokenizer, "word": word_tokenizer}
+
+
+@pytest.fixture(scope="session", params=TOKENIZERS)
+def any_tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerFast:
+    return TOKENIZERS[request.param]()
+
+
+@pytest.fixture(scope="session")
+def byte_level() -> PreTrainedTokenizerFast:
+    return byte_level_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def metaspace() -> PreTrainedTokenizerFast:
+    return metaspace_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def words() -> PreTrainedTokenizerFast:
+    return word_tokenizer()
+
+
+def hf_model(family: str, *, n_vocab: int = N_WORDS, n_layers: int = 3, seed: int = 0, n_ctx: int = 128):
+    """A tiny random model in float32, its weights scaled up so that what heads do shows in the logits.
+
+    d_model 32; 4 heads, of which the grouped families share 2 keys and values, with `d_head` 12 and not 32 / 4.
+    """
+    import transformers
+
+    shape = {
+        "vocab_size": n_vocab,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": n_layers,
+        "num_attention_heads": 4,
+        "max_position_embeddings": n_ctx,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    grouped = {**shape, "num_key_value_heads": 2, "head_dim": 12, "tie_word_embeddings": False}
+    configs = {
+        "gpt2": lambda: transformers.GPT2Config(
+            vocab_size=n_vocab, n_embd=32, n_layer=n_layers, n_head=4, n_positions=n_ctx, bos_token_id=1, eos_token_id=2
+        ),
+        "neox": lambda: transformers.GPTNeoXConfig(**shape),
+        "llama": lambda: transformers.LlamaConfig(**grouped),
+        "gemma2": lambda: transformers.Gemma2Config(**grouped),
+        "qwen3": lambda: transformers.Qwen3Config(**grouped),
+        "olmo2": lambda: transformers.Olmo2Config(**{k: v for k, v in grouped.items() if k != "head_dim"}),
+        "granite": lambda: transformers.GraniteConfig(
+            **{k: v for k, v in grouped.items() if k != "head_dim"}, residual_multiplier=0.3
+        ),
+    }
+    torch.manual_seed(seed)
+    model = transformers.AutoModelForCausalLM.from_config(configs[family](), attn_implementation="eager").float()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(6.0)
+            else:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def new_model() -> Callable[..., torch.nn.Module]:
+    """Makes a fresh bridge: `new_model(family, tokenizer=None, **shape)`. For tests that change the model."""
+    from ivlens.models import load_model
+
+    return lambda family="llama", tokenizer=None, **shape: load_model(
+        hf_model=hf_model(family, **shape), tokenizer=tokenizer
+    )
+
+
+@pytest.fixture(scope="session", params=FAMILIES)
+def model(request: pytest.FixtureRequest, new_model: Callable[..., torch.nn.Module]) -> torch.nn.Module:
+    """One bridge of every family; tests must leave it as it was."""
+    return new_model(request.param)
+
+
+@pytest.fixture(scope="session")
+def llama(new_model: Callable[..., torch.nn.Module], byte_level: PreTrainedTokenizerFast) -> torch.nn.Module:
+    """One bridge with a tokenizer; tests must leave it as it was."""
+    return new_model("llama", byte_level)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path, byte_level: PreTrainedTokenizerFast) -> Iterator[Path]:
+    """A folder written by save_pretrained, with its tokenizer."""
+    folder = tmp_path / "checkpoint"
+    hf_model("llama").save_pretrained(folder)
+    byte_level.save_pretrained(folder)
+    assert json.loads((folder / "config.json").read_text())["model_type"] == "llama"
+    yield folder
+
+
+def random_prompts(lengths: tuple[int, ...] = (7, 4, 9, 5), side: str = "left") -> tuple[torch.Tensor, torch.Tensor]:
+    """Random tokens and their mask; the same rows whatever the side."""
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.zeros(len(lengths), max(lengths), dtype=torch.long)
+    mask = torch.zeros_like(tokens)
+    for row, length in enumerate(lengths):
+        columns = slice(tokens.shape[1] - length, None) if side == "left" else slice(0, length)
+        tokens[row, columns] = torch.randint(3, N_WORDS, (length,), generator=generator)
+        mask[row, columns] = 1
+    return tokens, mask
+
+
+def tiny_task(
+    name: str = "antonym", instruction: str = "Give the opposite of the word.", shift: int = 1, **more
+) -> Task:
+    """Every word answered by the word `shift` places on, so that two shifts are two tasks with the same inputs."""
+    examples = tuple(TaskExample(word, (WORDS[(n + shift) % len(WORDS)],)) for n, word in enumerate(WORDS))
+    return Task(name, examples, instructions=(instruction, f"{instruction} Now."), **more)
