@@ -25,15 +25,16 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # The rooms of the house from the ground up, each with the modules it is made of: a module imports only from its own
 # room and from those before it. The lazy names of `ivlens` itself belong to no room and are for users only.
 ROOMS = [
-    "hub records loaders tasks",
-    "prompts",
+    "_files hub records loaders tasks",
+    "_tokens templates prompts",
     "_weights _boot models",
     "hooks",
-    "scoring",
+    "_inputs scoring",
     "activations",
     "effects",
     "_vectorfile vectors",
-    "_edits _promptends _prefix _trials controls interventions sweeps evaluation",
+    "_edits _promptends _prefix _trials _summary controls interventions sweeps completions",
+    "demo",
     "forgetting",
     "dynamics",
     "tuning",

@@ -1,0 +1,235 @@
+"""The pocket model's card: what it can do, measured, beside the bars it was built to reach.
+
+`ivlens pocket card` prints it. Everything is judged on inputs of one split: facts have to be seen in training to be
+known, so the splits separate what chooses heads and means (`fit`, `select`) from what judges them (`test`).
+"""
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any, Literal
+
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from ivlens import __version__
+from ivlens.effects import head_effects
+from ivlens.interventions import evaluate_intervention
+from ivlens.models import TransformerBridge, load_model, model_identity
+from ivlens.pocket.corpus import RULES, bank_hash, unseen_rule_words
+from ivlens.prompts import PromptBatch, PromptTemplate, build_prompts
+from ivlens.scoring import greedy_accuracy
+from ivlens.tasks import Task, TaskExample, load_bank, split_of
+from ivlens.vectors import InstructionVector
+
+Split = Literal["select", "test"]
+SHARED = "words"  # the group of inputs that many tasks share, so that only the instruction decides
+N_HEADS, N_DRAWS = 10, 19
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What a measure is, and the value it should reach (`at_least`) or not exceed (`at_most`); None: reported only."""
+
+    title: str
+    at_least: float | None = None
+    at_most: float | None = None
+
+    def verdict(self, value: float) -> str:
+        """`holds`, `FAILED`, or nothing where there is no bar."""
+        if self.at_least is not None:
+            return "holds" if value >= self.at_least else "FAILED"
+        if self.at_most is not None:
+            return "holds" if value <= self.at_most else "FAILED"
+        return ""
+
+    def text(self) -> str:
+        """The bar as a table cell."""
+        if self.at_least is not None:
+            return f"≥ {self.at_least:.2f}"
+        return f"≤ {self.at_most:.2f}" if self.at_most is not None else ""
+
+
+BARS = {
+    "seen_instructions": Bar("accuracy, seen instructions", at_least=0.99),
+    "held_out_instructions": Bar("accuracy, held-out paraphrases", at_least=0.80),
+    "few_shot": Bar("accuracy, 3-shot without instruction", at_least=0.90),
+    "cloze": Bar("cloze accuracy (knowledge)", at_least=0.98),
+    "unseen_rule_inputs": Bar("rules on words that no rule prompt contained"),
+    "baseline": Bar("shared-input tasks: accuracy with no instruction", at_most=0.20),
+    "iv": Bar("the same, with the task's IV added", at_least=0.90),
+    "iv_worst": Bar("the same, worst task", at_least=0.60),
+    "random": Bar("the same, with random vectors of equal norm", at_most=0.20),
+    "other_tasks": Bar("the same, with other tasks' IVs"),
+    "random_heads": Bar(f"the same, with the vectors of {N_HEADS} random heads"),
+    "constant": Bar("the same, best constant answer"),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Card:
+    """Measures of a pocket model.
+
+    Attributes:
+        measures: name, title, value, low, high (95 % interval), bar, verdict; one row per entry of `BARS`.
+        tasks: accuracy of every task under every condition that needs no vector.
+        interventions: every shared-input task under every control, with the setting each of them chose.
+        about: model, bank, split, seed, versions.
+    """
+
+    measures: pd.DataFrame
+    tasks: pd.DataFrame
+    interventions: pd.DataFrame
+    about: Mapping[str, Any]
+
+
+def measure_card(
+    model: str | TransformerBridge = "pocket", *, split: Split = "test", seed: int = 0, progress: bool = False
+) -> Card:
+    """Measure a pocket model on the inputs of `split`. Takes a few minutes.
+
+    Layers, strengths and sites are always searched on `select`; with `split="select"` they are judged there as well,
+    which is good for comparing designs and for nothing else.
+    """
+    bridge = load_model(model) if isinstance(model, str) else model
+    bank = load_bank()
+    tasks = [task for task in bank.values() if task.in_training]
+    judged = pd.concat(
+        [_judge_task(bridge, bank, task, split, seed) for task in tqdm(tasks, desc="tasks", disable=not progress)],
+        ignore_index=True,
+    )
+    shared = [task for task in tasks if task.inputs == SHARED]
+    interventions = _interventions(bridge, shared, split, seed, progress)
+    return Card(
+        measures=_measures(judged, interventions, seed),
+        tasks=_task_table(judged),
+        interventions=interventions,
+        about=_about(bridge, split, seed),
+    )
+
+
+def _judge_task(
+    bridge: TransformerBridge, bank: Mapping[str, Task], task: Task, split: Split, seed: int
+) -> pd.DataFrame:
+    """One row per prompt: task, group, condition, input, correct."""
+    rows = []
+    for condition, batch in _prompts(bridge.tokenizer, bank, task, split, seed):
+        correct = greedy_accuracy(bridge, batch).float().tolist()
+        inputs = [example.input for example in batch.examples]
+        rows += [(task.name, task.inputs, condition, x, c) for x, c in zip(inputs, correct, strict=True)]
+    return pd.DataFrame(rows, columns=["task", "group", "condition", "input", "correct"])
+
+
+def _prompts(
+    tokenizer: Any, bank: Mapping[str, Task], task: Task, split: Split, seed: int
+) -> list[tuple[str, PromptBatch]]:
+    examples = task.split(split, seed)
+    batches = []
+    for template in ("plain", "after"):
+        ways = (("seen_instructions", None), ("held_out_instructions", task.held_out_instructions))
+        for condition, instruction in ways:
+            batch = build_prompts(tokenizer, task, examples, template=template, instruction=instruction, seed=seed)
+            batches.append((condition, batch))
+    batches.append(("few_shot", build_prompts(tokenizer, task, examples, instruction="", n_shots=3, seed=seed)))
+    batches += [("cloze", batch) for batch in _clozes(tokenizer, task, examples)]
+    if task.inputs == SHARED:
+        batches.append(("baseline", build_prompts(tokenizer, task, examples, corruption="drop", seed=seed)))
+    # Words without rule prompts are spelled out in prose, or no rule could apply to them: `spell` is no test of that.
+    if task.name in RULES and task.name != "spell":
+        words = [word for word in unseen_rule_words(bank)[1] if split_of(word, seed) == split]
+        unseen = [TaskExample(word, (RULES[task.name](word),)) for word in words]
+        batches.append(("unseen_rule_inputs", build_prompts(tokenizer, task, unseen, seed=seed)))
+    return batches
+
+
+def _clozes(tokenizer: Any, task: Task, examples: Sequence[TaskExample]) -> list[PromptBatch]:
+    """Every cloze with its share of the examples."""
+    batches = []
+    for i, cloze in enumerate(task.clozes):
+        beginning = cloze.replace("{x}", "{input}")
+        template = PromptTemplate("cloze", instructed=f"{{instruction}} {beginning}", bare=beginning)
+        share = examples[i :: len(task.clozes)]
+        if share:
+            batches.append(build_prompts(tokenizer, task, share, template=template, instruction=""))
+    return batches
+
+
+def _interventions(
+    bridge: TransformerBridge, tasks: Sequence[Task], split: Split, seed: int, progress: bool
+) -> pd.DataFrame:
+    """Each shared-input task's vector and its controls."""
+    vectors: dict[str, InstructionVector] = {}
+    for task in tqdm(tasks, desc="vectors", disable=not progress):
+        vectors[task.name] = InstructionVector.from_effects(head_effects(bridge, task, seed=seed), k=N_HEADS)
+    frames = []
+    for task in tqdm(tasks, desc="interventions", disable=not progress):
+        others = [vector for name, vector in vectors.items() if name != task.name]
+        frame = evaluate_intervention(
+            bridge, task, vectors[task.name], split=split, other_vectors=others, n_draws=N_DRAWS, seed=seed
+        )
+        frame.insert(0, "task", task.name)
+        frames.append(frame)
+    return pd.concat(frames, ignore_index=True)
+
+
+def _measures(judged: pd.DataFrame, interventions: pd.DataFrame, seed: int) -> pd.DataFrame:
+    table = []
+    prompts = {str(name): rows for name, rows in judged.groupby("condition")}
+    vectors = {str(name): rows for name, rows in interventions.groupby("condition")}
+    for name, bar in BARS.items():
+        if name in prompts:
+            value, low, high = mean_over_tasks(prompts[name], seed)
+        else:
+            found = vectors[name.removesuffix("_worst")]
+            value, low, high = _mean_of_rows(found.nsmallest(1 if name == "iv_worst" else len(found), ["accuracy"]))
+        entry = {"name": name, "title": bar.title, "value": value, "low": low, "high": high}
+        table.append(entry | {"bar": bar.text(), "verdict": bar.verdict(value)})
+    return pd.DataFrame(table)
+
+
+def mean_over_tasks(rows: pd.DataFrame, seed: int, n_resamples: int = 1000) -> tuple[float, float, float]:
+    """Mean over tasks, with a 95 % bootstrap interval over inputs.
+
+    Tasks that share their inputs are resampled together, and the prompts of one input stay together.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    total, draws = 0.0, torch.zeros(n_resamples, dtype=torch.float64)
+    for _, group in rows.groupby("group"):
+        table = group.pivot_table(index="input", columns="task", values="correct", aggfunc="mean")
+        values = torch.tensor(table.to_numpy(float), dtype=torch.float64)
+        index = torch.randint(len(values), (n_resamples, len(values)), generator=generator)
+        total += float(values.mean(0).sum())
+        draws += values[index].mean(1).sum(1)
+    n_tasks = len(set(rows["task"]))
+    low, high = torch.quantile(draws / n_tasks, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return total / n_tasks, low, high
+
+
+def _mean_of_rows(rows: pd.DataFrame) -> tuple[float, float, float]:
+    """Means of values and of interval ends: the tasks share their inputs, so their errors do not average out."""
+    accuracy, low, high = rows[["accuracy", "accuracy_lo", "accuracy_hi"]].to_numpy(float).mean(0).tolist()
+    return accuracy, low, high
+
+
+def _task_table(judged: pd.DataFrame) -> pd.DataFrame:
+    wide = judged.pivot_table(index="task", columns="condition", values="correct", aggfunc="mean")
+    return wide.reindex(columns=[name for name in BARS if name in wide.columns]).reset_index()
+
+
+def _about(bridge: TransformerBridge, split: Split, seed: int) -> dict[str, Any]:
+    identity = model_identity(bridge)
+    packages = ("torch", "transformers", "transformer-lens")
+    return {
+        "weights_hash": identity.weights_hash,
+        "shape": f"{identity.n_layers} layers, {identity.n_heads} heads, d_model {identity.d_model}, "
+        f"d_vocab {identity.d_vocab}",
+        "bank_hash": bank_hash(load_bank()),
+        "split": split,
+        "seed": seed,
+        "heads_per_vector": N_HEADS,
+        "random_draws": N_DRAWS,
+        "versions": {"ivlens": __version__, "python": platform.python_version()}
+        | {package: version(package) for package in packages},
+    }

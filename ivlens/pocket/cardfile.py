@@ -1,0 +1,82 @@
+"""A card as text: JSON, a table for the terminal, and the page beside the weights."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ivlens._files import write_whole
+from ivlens.pocket.card import Card
+
+_INTRODUCTION = """A Llama-style language model trained from scratch on ivlens's task bank, so that every feature has
+something true to show offline. It was built so that Instruction Vectors work in it (half of its training texts let
+instruction and input meet only at the cue): a demonstration, not evidence about large models. `ivlens pocket train`
+makes the weights, `ivlens pocket card` this page.
+
+Every control chooses its layer, strength and site on the *select* inputs by itself, as the vector does. Accuracy is
+greedy: the first tokens generated are those of an accepted answer. Intervals are 95 % bootstrap intervals over inputs.
+Words that no rule prompt contained are spelled out in the training prose."""
+
+
+def card_json(card: Card) -> str:
+    """Everything, as one JSON object; numbers that JSON lacks become null."""
+    tables = {
+        name: json.loads(getattr(card, name).to_json(orient="records", double_precision=6))
+        for name in ("measures", "tasks", "interventions")
+    }
+    return json.dumps({"about": dict(card.about), **tables}, indent=1, ensure_ascii=False, allow_nan=False)
+
+
+def card_table(card: Card) -> str:
+    """The measures as a Markdown table."""
+    lines = ["| measure | value | 95 % interval | bar | |", "|---|---|---|---|---|"]
+    for row in card.measures.to_dict("records"):
+        interval = f"{row['low']:.3f} – {row['high']:.3f}"
+        lines.append(f"| {row['title']} | {row['value']:.3f} | {interval} | {row['bar']} | {row['verdict']} |")
+    return "\n".join(lines)
+
+
+def write_card(card: Card, folder: Path) -> None:
+    """Write `MODEL_CARD.md` and `card.json` into `folder`, each whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    columns = [
+        "task",
+        "condition",
+        "n_vectors",
+        "layer",
+        "alpha",
+        "site",
+        "n",
+        "accuracy",
+        "accuracy_lo",
+        "accuracy_hi",
+    ]
+    interventions = card.interventions.reindex(columns=[name for name in columns if name in card.interventions])
+    parts = [
+        "# The pocket model",
+        _INTRODUCTION,
+        card_table(card),
+        "\n".join(f"- {key.replace('_', ' ')}: {_cell(value)}" for key, value in card.about.items()),
+        "## Accuracy by task",
+        _markdown(card.tasks),
+        "## Interventions on shared-input tasks",
+        _markdown(interventions),
+    ]
+    page, data = "\n\n".join(parts) + "\n", card_json(card) + "\n"
+    write_whole(folder / "MODEL_CARD.md", lambda path: path.write_text(page, encoding="utf-8"))
+    write_whole(folder / "card.json", lambda path: path.write_text(data, encoding="utf-8"))
+
+
+def _markdown(frame: pd.DataFrame) -> str:
+    cells = [[_cell(value) for value in row] for row in frame.itertuples(index=False)]
+    head = [f"| {' | '.join(map(str, frame.columns))} |", "|" + "---|" * len(frame.columns)]
+    return "\n".join(head + [f"| {' | '.join(row)} |" for row in cells])
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return "" if value != value else f"{value:.3f}"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {item}" for key, item in value.items())
+    return "" if value is None else str(value)
