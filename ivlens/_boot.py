@@ -58,12 +58,15 @@ def check_supported(hf_model: Any, label: str) -> None:
 def boot(hf_model: Any, tokenizer: Any, label: str) -> TransformerBridge:
     """The bridge of `hf_model`, in eval mode and without gradients, with `tokenizer` as it is.
 
+    Parameters whose name contains `lora_` keep `requires_grad`: the model may be that inside a PEFT wrapper, whose
+    adapters the caller trains.
+
     Raises:
         ValueError: no attention heads, architecture unknown to transformer_lens, or logits changed by wrapping.
     """
     from transformer_lens.model_bridge import TransformerBridge as Bridge
 
-    hf_model.eval().requires_grad_(False)
+    _freeze(hf_model.eval())
     hf_model.set_attn_implementation("eager")  # what the bridge runs: on Falcon sdpa is another model
     if not hf_model.config.architectures:
         hf_model.config.architectures = [type(hf_model).__name__]
@@ -87,11 +90,17 @@ def boot(hf_model: Any, tokenizer: Any, label: str) -> TransformerBridge:
         ) from error
     _keep_tokenizer(model, tokenizer)
     model.cfg.model_name = label
-    model.eval().requires_grad_(False)
+    _freeze(model.eval())
     _check_heads(model, label)
     with torch.no_grad():
         _check_logits(model(probe, use_cache=False), want, label)
     return model
+
+
+def _freeze(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if "lora_" not in name:
+            parameter.requires_grad_(False)
 
 
 def _stand_in(tokenizer: Any) -> Any:
@@ -147,7 +156,7 @@ def _check_logits(
         raise ValueError(f"model {label!r} gives logits that are not finite; load it with dtype='float32'.")
     tolerance = 1e-3 if want.dtype in (torch.float32, torch.float64) else 5e-2
     error = float((got - want).abs().max())
-    if error > tolerance * max(1.0, float(want.abs().max())):
+    if not error <= tolerance * max(1.0, float(want.abs().max())):  # so that NaN fails
         raise ValueError(
             f"model {label!r} failed the self-check: wrapped, its logits differ from Hugging Face's by {error:.3g}, "
             f"expected at most {tolerance:g} of their size; load it with attn_implementation='eager' if it was not, "

@@ -1,4 +1,4 @@
-"""Checked, left-aligned inputs for a forward pass: the one place that knows about padding sides and context length."""
+"""Checked, left-padded inputs for a forward pass: the one place that knows about padding sides and context length."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ivlens.models import TransformerBridge
+from ivlens.models import TransformerBridge, check_model
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,16 @@ class Inputs:
 
 
 def check_prompts(model: TransformerBridge, tokens: Any, attention_mask: Any) -> tuple[Tensor, Tensor]:
-    """Tokens and mask, left-aligned (whatever side they are padded on), on the model's device, without idle columns.
+    """Tokens and mask, left-padded (whatever side they came padded on), on the model's device, without idle columns.
+
+    Padding becomes token 0, whatever it was: it is looked up in the embedding like any other.
 
     Raises:
-        TypeError: not integer tensors.
+        TypeError: not integer tensors, or no model from `load_model`.
         ValueError: no prompts, a mask of another shape or not of 0 and 1, a row without tokens, or a token that the
             model does not have.
     """
+    check_model(model)
     for name, value in (("tokens", tokens), ("attention_mask", attention_mask)):
         if not isinstance(value, Tensor) or (name == "tokens" and (value.is_floating_point() or value.is_complex())):
             got = f"a {value.dtype} tensor" if isinstance(value, Tensor) else type(value).__name__
@@ -54,10 +57,10 @@ def check_prompts(model: TransformerBridge, tokens: Any, attention_mask: Any) ->
         row = int((~mask.any(1)).nonzero()[0])
         raise ValueError(f"attention_mask row {row} is all 0, expected at least one token; leave the row out.")
     _check_ids("tokens", tokens[mask == 1], model)
-    return _left_aligned(tokens, mask)
+    return _left_padded(tokens.masked_fill(mask == 0, 0), mask)
 
 
-def _left_aligned(tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"]) -> tuple[Tensor, Tensor]:
+def _left_padded(tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"]) -> tuple[Tensor, Tensor]:
     order = mask.argsort(dim=1, stable=True)  # padding first, tokens in their order
     width = int(mask.sum(1).max())
     return tokens.gather(1, order)[:, -width:], mask.gather(1, order)[:, -width:]
@@ -111,7 +114,7 @@ def check_length(model: TransformerBridge, mask: Int[Tensor, "batch pos"], n_ans
 def forced(
     tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"], answers: Int[Tensor, "batch answer_len"]
 ) -> Inputs:
-    """Left-aligned prompts followed by all but the last of their answer tokens."""
+    """Left-padded prompts followed by all but the last of their answer tokens."""
     given = answers[:, :-1]
     return Inputs(
         tokens=torch.cat([tokens, given.clamp(min=0)], 1),

@@ -3,6 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
 
 class Encoder:
     """A tokenizer that starts every text as it would on its own, and never ends one."""
@@ -96,3 +100,11 @@ def pad_token(tokenizer: Any) -> int:
         if token is not None:
             return int(token)
     return 0
+
+
+def padded(rows: Sequence[Sequence[int]], value: int, *, left: bool) -> Int[Tensor, "batch width"]:
+    """Rows of one width, filled up with `value` on one side."""
+    out = torch.full((len(rows), max(len(row) for row in rows)), value)
+    for filled, row in zip(out, rows, strict=True):
+        filled[out.shape[1] - len(row) if left else 0 :][: len(row)] = torch.tensor(row)
+    return out

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ivlens._inputs import Inputs, check_length, check_prompts, row_slices
@@ -29,13 +29,15 @@ def mean_head_outputs(
 
     Source: arXiv 2310.15213, equation 2.
     """
+    tokens, attention_mask = check_prompts(model, tokens, attention_mask)
     total = torch.zeros(model.cfg.n_layers, model.cfg.n_heads, model.cfg.d_head, dtype=torch.float64)
     for inputs in _passes(model, tokens, attention_mask, batch_size):
         with captured_heads(model, select=_last) as z:
             inputs.logits(model)
-        total += torch.stack([z[layer].double().sum(0) for layer in range(model.cfg.n_layers)]).cpu()
+        total += torch.stack([z[layer].cpu().double().sum(0) for layer in range(model.cfg.n_layers)])
     parameter = next(model.parameters())
-    return (total / len(tokens)).to(parameter.device, torch.promote_types(parameter.dtype, torch.float32))
+    # the dtype first: some devices have no float64
+    return (total / len(tokens)).to(torch.promote_types(parameter.dtype, torch.float32)).to(parameter.device)
 
 
 def mean_write_scale(
@@ -63,17 +65,18 @@ def mean_write_scale(
         ):
             inputs.logits(model)
         for layer in layers:
-            scale = _scale(projected[layer].double(), written[layer].double(), weights[layer], layer)
-            total[layer] += scale.sum(0).cpu()
-    return (total / len(tokens)).to(next(model.parameters()).device, torch.float32)
+            scale = _scale(projected[layer].cpu().double(), written[layer].cpu().double(), weights[layer], layer)
+            total[layer] += scale.sum(0)
+    return (total / len(tokens)).float().to(next(model.parameters()).device)
 
 
 def _last(tensor: Tensor) -> Tensor:
     return tensor[:, -1]
 
 
-def _passes(model: TransformerBridge, tokens: Tensor, attention_mask: Tensor, batch_size: int) -> Iterator[Inputs]:
-    tokens, mask = check_prompts(model, tokens, attention_mask)
+def _passes(
+    model: TransformerBridge, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"], batch_size: int
+) -> Iterator[Inputs]:
     check_length(model, mask)
     for rows in row_slices(len(tokens), batch_size):
         yield Inputs(tokens[rows], mask[rows], last=tokens.shape[1] - 1, n_answer=1)
@@ -86,7 +89,8 @@ def _norm_weight(model: TransformerBridge, layer: int) -> Float[Tensor, " d_mode
         return None
     parameter = next(model.parameters())
     with model_lock(model), torch.no_grad():
-        return norm(torch.ones(1, 1, model.cfg.d_model, dtype=parameter.dtype, device=parameter.device))[0, 0].double()
+        ones = torch.ones(1, 1, model.cfg.d_model, dtype=parameter.dtype, device=parameter.device)
+        return norm(ones)[0, 0].cpu().double()
 
 
 def _scale(

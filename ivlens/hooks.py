@@ -7,14 +7,14 @@ reached them. Head outputs `z` always have shape `[batch, pos, n_heads, d_head]`
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal, cast
+from typing import Literal, SupportsIndex, cast
 from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ivlens.models import TransformerBridge
+from ivlens.models import TransformerBridge, check_model
 
 Site = Literal["resid_post", "attn_out"]
 SITES: tuple[Site, ...] = ("resid_post", "attn_out")
@@ -24,12 +24,49 @@ Edit = Callable[[Tensor], Tensor]
 
 _LOCKS: WeakKeyDictionary[TransformerBridge, threading.RLock] = WeakKeyDictionary()
 _LOCKS_GUARD = threading.Lock()
+_STEERED: WeakKeyDictionary[TransformerBridge, int] = WeakKeyDictionary()
+
+# private to torch; without it no recomputation is recognised
+_graph_task: Callable[[], int] = getattr(torch._C, "_current_graph_task_id", lambda: -1)
 
 
 def model_lock(model: TransformerBridge) -> threading.RLock:
-    """The one re-entrant lock of `model`, held around every hooked call: hooks belong to the model, not to a thread."""
+    """The one re-entrant lock of `model`, held around every hooked call: hooks belong to the model, not to a thread.
+
+    A thread that hooks two models at once must take them in the same order as all other threads.
+    """
     with _LOCKS_GUARD:
-        return _LOCKS.setdefault(model, threading.RLock())
+        return _LOCKS.setdefault(check_model(model), threading.RLock())
+
+
+@contextmanager
+def steering(model: TransformerBridge) -> Iterator[None]:
+    """Mark the body as one in which an edit follows the end of whatever prompt is passed; marks nest."""
+    with model_lock(model):
+        _STEERED[model] = _STEERED.get(model, 0) + 1
+        try:
+            yield
+        finally:
+            _STEERED[model] -= 1
+
+
+def is_steered(model: TransformerBridge) -> bool:
+    """Whether a `steering` context is open on this model."""
+    return _STEERED.get(model, 0) > 0
+
+
+def check_unsteered(model: TransformerBridge) -> None:
+    """For passes in which answer tokens follow the prompt: a steered one takes the last of them for its end.
+
+    Raises:
+        RuntimeError: this thread has a `steering` context open on the model; another's is waited for.
+    """
+    with model_lock(model):
+        if is_steered(model):
+            raise RuntimeError(
+                "this thread has a steer context open on the model, expected none: the vector would be added to answer "
+                "tokens; leave it before scoring or measuring (evaluate_intervention judges a vector)."
+            )
 
 
 def _head_name(layer: int) -> str:
@@ -45,12 +82,14 @@ def _site_name(layer: int, site: Site) -> str:
     return {"resid_post": f"blocks.{layer}.hook_out", "attn_out": f"blocks.{layer}.hook_attn_out"}[site]
 
 
-def check_layers(model: TransformerBridge, layers: Iterable[int]) -> tuple[int, ...]:
+def check_layers(model: TransformerBridge, layers: Iterable[SupportsIndex]) -> tuple[int, ...]:
     """`layers` as a tuple, in order.
 
     Raises:
+        TypeError: the model is no bridge.
         ValueError: a layer the model does not have.
     """
+    check_model(model)
     chosen = tuple(int(layer) for layer in layers)
     for layer in chosen:
         if not 0 <= layer < model.cfg.n_layers:
@@ -89,7 +128,7 @@ class _Firing:
 
     def _check_thread(self) -> None:
         # autograd may recompute a checkpointed block in a thread of its own: that is no second user
-        if torch._C._current_graph_task_id() != -1:
+        if _graph_task() != -1:
             return
         me = threading.get_ident()
         if self.thread not in (None, me):
@@ -220,16 +259,18 @@ def added(model: TransformerBridge, layer: int, site: str, edit: Edit) -> Iterat
         yield
 
 
-def output_projection(model: TransformerBridge) -> Float[Tensor, "n_layers n_heads d_head d_model"]:
-    """`W_O` of every head: `z @ W_O` summed over heads, plus the bias, is what the projection puts out."""
-    return model.W_O.detach()
+def output_projection(
+    model: TransformerBridge, layer: int | None = None
+) -> Float[Tensor, "*n_layers n_heads d_head d_model"]:
+    """`W_O` of every head of one layer: `z @ W_O` summed over heads, plus a bias, is what the projection puts out.
 
-
-def output_bias(model: TransformerBridge, layer: int) -> Float[Tensor, " d_model"]:
-    """The projection's bias, zeros where it has none. It belongs to no head, so no vector contains it."""
+    The bias belongs to no head, so no vector contains it. Without a layer: all of them in one tensor
+    `[n_layers, n_heads, d_head, d_model]`, which is a copy, and needs them all on one device.
+    """
+    if layer is None:
+        return check_model(model).W_O.detach()
     (layer,) = check_layers(model, [layer])
-    bias = model.blocks[layer].attn.b_O
-    return model.blocks[layer].attn.W_O.new_zeros(model.cfg.d_model) if bias is None else bias.detach()
+    return model.blocks[layer].attn.W_O.detach()
 
 
 def post_attention_norm(model: TransformerBridge, layer: int) -> torch.nn.Module | None:

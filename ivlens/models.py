@@ -15,7 +15,7 @@ from ivlens._boot import TransformerBridge, boot, check_config, check_supported
 from ivlens._weights import weights_hash
 from ivlens.hub import without_retries
 
-__all__ = ["ModelIdentity", "TransformerBridge", "load_model", "model_identity", "pocket_path"]
+__all__ = ["ModelIdentity", "TransformerBridge", "check_model", "load_model", "model_identity", "pocket_path"]
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def load_model(
     The bridge is in eval mode without gradients, its logits were compared with those of the Hugging Face model before
     wrapping, and `model.tokenizer` is exactly the tokenizer given, or else the checkpoint's own (one without a padding
     token pads with its end-of-text token). Text given to the model gets a BOS token where that tokenizer adds one, and
-    only there.
+    only there. LoRA adapters inside a given model (`peft_model.get_base_model()`) stay as trainable as they were.
 
     Args:
         name: `"pocket"` (the built-in model), a folder, or a name on the Hugging Face Hub.
@@ -105,9 +105,24 @@ def load_model(
     return model
 
 
+def check_model(model: Any) -> TransformerBridge:
+    """`model`, if it is a bridge.
+
+    Raises:
+        TypeError: anything else, such as the Hugging Face model itself.
+    """
+    # by what it has: the class is some other module at run time, see _boot
+    if not all(hasattr(model, name) for name in ("original_model", "blocks", "cfg")):
+        raise TypeError(
+            f"model is {type(model).__name__}, expected the TransformerBridge that ivlens.load_model returns; "
+            "wrap a Hugging Face model with load_model(hf_model=model, tokenizer=tokenizer)."
+        )
+    return model
+
+
 def model_identity(model: TransformerBridge) -> ModelIdentity:
     """Name, shape and weights hash of `model`, as stored with every result."""
-    cfg = model.cfg
+    cfg = check_model(model).cfg
     origin = _ORIGINS.get(model, _Origin(str(getattr(cfg, "model_name", "")), None))
     return ModelIdentity(
         name=origin.name,

@@ -4,7 +4,8 @@ Every draw depends on the seed, the task's name and the input alone, so a prompt
 corrupted prompt is the clean one with one thing changed.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 from typing import Any, Literal, get_args
@@ -13,11 +14,13 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ivlens._tokens import Encoder, pad_token
+from ivlens._tokens import Encoder, pad_token, padded
 from ivlens.tasks import Task, TaskExample, load_bank
 from ivlens.templates import TEMPLATES, PromptTemplate, Renderer, find_template
 
 __all__ = ["CORRUPTIONS", "TEMPLATES", "Corruption", "PromptBatch", "PromptTemplate", "build_prompts"]
+
+logger = logging.getLogger(__name__)
 
 Corruption = Literal["counterfactual", "drop", "shuffle", "none"]
 CORRUPTIONS: tuple[str, ...] = get_args(Corruption)
@@ -37,6 +40,8 @@ class PromptBatch:
         examples: The example of each row.
         corruptions: What was done to each row; a counterfactual that could not be found is a `drop`. `clean`: nothing.
         instructions: The instruction each prompt carries, None where it carries none.
+        counterfactuals: Name of the task whose instruction a counterfactual row carries, None elsewhere;
+            may be left empty in a batch made by hand.
     """
 
     tokens: Int[Tensor, "batch pos"]
@@ -48,41 +53,27 @@ class PromptBatch:
     examples: tuple[TaskExample, ...]
     corruptions: tuple[str, ...]
     instructions: tuple[str | None, ...]
+    counterfactuals: tuple[str | None, ...] = ()
 
     def __len__(self) -> int:
         return len(self.examples)
 
-    @property
-    def last(self) -> Int[Tensor, " batch"]:
-        """Column of the last prompt token of each row: the last one."""
-        return torch.full((len(self),), self.tokens.shape[1] - 1, device=self.tokens.device)
-
     def to(self, device: str | torch.device) -> "PromptBatch":
         """The same batch on another device."""
-        foils = None if self.foil_tokens is None else self.foil_tokens.to(device)
-        return replace(
-            self,
-            tokens=self.tokens.to(device),
-            attention_mask=self.attention_mask.to(device),
-            answer_tokens=self.answer_tokens.to(device),
-            foil_tokens=foils,
-        )
+        return self._with_tensors(lambda tensor: tensor.to(device))
 
     def rows(self, index: slice | Iterable[int]) -> "PromptBatch":
         """Some of the rows, in the order asked for; columns stay as they are."""
         chosen = list(range(len(self))[index] if isinstance(index, slice) else index)
         at = torch.tensor(chosen, dtype=torch.long, device=self.tokens.device)
-        return replace(
-            self,
-            tokens=self.tokens[at],
-            attention_mask=self.attention_mask[at],
-            answer_tokens=self.answer_tokens[at],
-            foil_tokens=None if self.foil_tokens is None else self.foil_tokens[at],
-            **{
-                name: tuple(getattr(self, name)[row] for row in chosen)
-                for name in ("alternatives", "texts", "examples", "corruptions", "instructions")
-            },
-        )
+        names = ("alternatives", "texts", "examples", "corruptions", "instructions", "counterfactuals")
+        listed = {name: tuple(each[row] for row in chosen) for name in names if (each := getattr(self, name))}
+        return replace(self._with_tensors(lambda tensor: tensor[at]), **listed)
+
+    def _with_tensors(self, change: Callable[[Tensor], Tensor]) -> "PromptBatch":
+        names = ("tokens", "attention_mask", "answer_tokens", "foil_tokens")
+        tensors = {name: change(tensor) for name in names if (tensor := getattr(self, name)) is not None}
+        return replace(self, **tensors)
 
     def expanded(self) -> tuple["PromptBatch", Int[Tensor, " rows"]]:
         """One row for every accepted answer, and the row of this batch that each was made from."""
@@ -90,7 +81,7 @@ class PromptBatch:
         answers = [answer for row in self.alternatives for answer in row]
         wide = replace(
             self.rows(source),
-            answer_tokens=_padded(answers, -100, left=False).to(self.tokens.device),
+            answer_tokens=padded(answers, -100, left=False).to(self.tokens.device),
             alternatives=tuple((answer,) for answer in answers),
         )
         return wide, torch.tensor(source, device=self.tokens.device)
@@ -107,6 +98,7 @@ class _Row:
     prompt: list[int]
     answers: list[list[int]]
     foil: int = -100
+    counterfactual: str | None = None
 
 
 def build_prompts(
@@ -126,7 +118,8 @@ def build_prompts(
     Args:
         tokenizer: The model's own.
         task: Gives instructions, and demonstrations from its `fit` split.
-        examples: What to ask; their answers are tokenised together with the prompt.
+        examples: What to ask; their answers are tokenised together with the prompt. One whose answer the tokenizer
+            cannot spell (it becomes the unknown token) is left out, with a line in the log.
         template: `plain`, `after` (instruction after the input), `qa`, `chat` (the tokenizer's chat template), or one
             of your own.
         instruction: A text; a sequence to draw from; None to draw from the task's; `""` for none (few-shot only).
@@ -134,42 +127,50 @@ def build_prompts(
         corruption: None for clean prompts. `counterfactual`: the instruction of another task with another first answer
             token, or `drop` where there is none; `drop`: no instruction; `shuffle`: demonstrations with permuted
             answers; `none`: the clean prompt without demonstrations.
-        others: Tasks that a counterfactual instruction may come from; by default the built-in ones.
+        others: Tasks that a counterfactual instruction may come from; by default the built-in ones, where for a task
+            of the built-in model's training those of its training come first: other instructions are noise to it.
         seed: For every draw, and for the split that demonstrations come from.
 
     Raises:
         TypeError: No usable tokenizer.
-        ValueError: No examples; a corruption this task cannot have; too few demonstrations; an answer that the
-            tokenizer cannot spell.
+        ValueError: No examples; a corruption this task cannot have; too few demonstrations; no answer that the
+            tokenizer can spell.
     """
     if not examples:
         raise ValueError(f"build_prompts got no examples of task {task.name!r}, expected at least one.")
     request = _Request(task, find_template(template), instruction, n_shots, corruption, others, seed)
     maker = _Maker(Encoder(tokenizer), request)
-    return _batch([maker.row(example) for example in examples], corruption, tokenizer)
+    rows, unknown = [], []
+    for row in map(maker.row, examples):
+        (unknown if maker.encoder.unknown(row.answers[0]) else rows).append(row)
+    if unknown:
+        _report_unknown(task, [row.example.answer for row in unknown], len(rows))
+    return _batch(rows, corruption, tokenizer)
+
+
+def _report_unknown(task: Task, answers: Sequence[str], n_left: int) -> None:
+    about = f"task {task.name!r}: {len(answers)} of {len(answers) + n_left} examples have an answer that is not in the "
+    about += f"tokenizer's vocabulary and becomes the unknown token (first: {answers[0]!r})"
+    if not n_left:
+        raise ValueError(f"{about}, expected at least one that has; use a model that can spell them.")
+    logger.warning("%s: left out.", about)
 
 
 def _batch(rows: Sequence[_Row], corruption: str | None, tokenizer: Any) -> PromptBatch:
-    tokens = _padded([row.prompt for row in rows], pad_token(tokenizer), left=True)
-    mask = _padded([[1] * len(row.prompt) for row in rows], 0, left=True)
+    tokens = padded([row.prompt for row in rows], pad_token(tokenizer), left=True)
+    mask = padded([[1] * len(row.prompt) for row in rows], 0, left=True)
     return PromptBatch(
         tokens=tokens,
         attention_mask=mask,
-        answer_tokens=_padded([row.answers[0] for row in rows], -100, left=False),
+        answer_tokens=padded([row.answers[0] for row in rows], -100, left=False),
         foil_tokens=torch.tensor([row.foil for row in rows]) if corruption == "counterfactual" else None,
         alternatives=tuple(tuple(tuple(answer) for answer in row.answers) for row in rows),
         texts=tuple(row.text for row in rows),
         examples=tuple(row.example for row in rows),
         corruptions=tuple(row.corruption for row in rows),
         instructions=tuple(row.instruction for row in rows),
+        counterfactuals=tuple(row.counterfactual for row in rows),
     )
-
-
-def _padded(rows: Sequence[Sequence[int]], value: int, *, left: bool) -> Int[Tensor, "batch width"]:
-    out = torch.full((len(rows), max(len(row) for row in rows)), value)
-    for filled, row in zip(out, rows, strict=True):
-        filled[out.shape[1] - len(row) if left else 0 :][: len(row)] = torch.tensor(row)
-    return out
 
 
 @dataclass(frozen=True)
@@ -196,6 +197,7 @@ class _Maker:
         _check_request(task, self.instructions, self.n_shots, self.corruption)
         self.shots = task.split("fit", self.seed) if self.n_shots and self.corruption != "none" else ()
         self.others = self._others(request.others) if self.corruption == "counterfactual" else []
+        self.prefers_trained = request.others is None and task.in_training
 
     def _others(self, others: Sequence[Task] | Mapping[str, Task] | None) -> list[Task]:
         given = load_bank() if others is None else others
@@ -219,41 +221,37 @@ class _Maker:
             instruction = self._random(example, "instruction").choice(self.instructions)
         shots = [] if self.corruption == "none" else self._shots(example)
         used = self.corruption or "clean"
-        foil = -100
+        foil, other = -100, None
         if self.corruption == "shuffle":
             shots = self._shuffled(example, shots)
         if self.corruption == "counterfactual":
-            instruction, foil = self._counterfactual(example, self.render(instruction, shots, example.input))
+            instruction, foil, other = self._counterfactual(example, self.render(instruction, shots, example.input))
             used = "counterfactual" if instruction else "drop"
         if self.corruption == "drop":
             instruction = None
         text, separator = self.render(instruction, shots, example.input)
         prompt, answers = self._answers(example, text, separator)
-        return _Row(example, text, instruction, used, prompt, answers, foil)
+        return _Row(example, text, instruction, used, prompt, answers, foil, other)
 
     def _answers(self, example: TaskExample, text: str, separator: str) -> tuple[list[int], list[list[int]]]:
         prompt, answers = self.encoder.split(text, [separator + answer for answer in example.answers])
-        if self.encoder.unknown(answers[0]):
-            raise ValueError(
-                f"answer {example.answer!r} of task {self.task.name!r} is not in the tokenizer's vocabulary (it "
-                "becomes the unknown token), so no model can give it; leave the example out."
-            )
         return prompt, [answers[0], *(answer for answer in answers[1:] if not self.encoder.unknown(answer))]
 
-    def _counterfactual(self, example: TaskExample, rendered: tuple[str, str]) -> tuple[str | None, int]:
-        """Another task's instruction for the same input, and the first token of its answer."""
+    def _counterfactual(self, example: TaskExample, rendered: tuple[str, str]) -> tuple[str | None, int, str | None]:
+        """Another task's instruction for the same input, the first token of its answer, and its name."""
         text, separator = rendered
         _, answers = self._answers(example, text, separator)
         firsts = {answer[0] for answer in answers}
         random = self._random(example, "counterfactual")
-        for other in random.sample(self.others, len(self.others)):
+        order = random.sample(self.others, len(self.others))
+        for other in sorted(order, key=lambda other: self.prefers_trained and not other.in_training):
             found = other.find(example.input)
             if found is None:
                 continue
             _, (foil,) = self.encoder.split(text, [separator + found.answer])
-            if foil[0] not in firsts:
-                return random.choice(other.instructions), foil[0]
-        return None, -100
+            if foil[0] not in firsts and not self.encoder.unknown(foil):
+                return random.choice(other.instructions), foil[0], other.name
+        return None, -100, None
 
     def _shots(self, example: TaskExample) -> list[tuple[str, str]]:
         pool = [shot for shot in self.shots if shot.input != example.input]

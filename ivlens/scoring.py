@@ -3,8 +3,7 @@
 Every function computes in float32 at least. `-100` in answer tokens is padding.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
 from typing import Literal, get_args
 
 import torch
@@ -12,14 +11,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ivlens._inputs import check_answers, check_length, check_prompts, forced, row_slices
-from ivlens.hooks import model_lock
+from ivlens.hooks import check_unsteered, model_lock
 from ivlens.models import TransformerBridge
 from ivlens.prompts import PromptBatch
 
 Score = Literal["prob", "logprob", "logit_diff"]
 SCORES: tuple[str, ...] = get_args(Score)
-
-Under = Callable[[slice, int], AbstractContextManager[object]]
 
 
 def first_token_prob(logits: Float[Tensor, "batch d_vocab"], answer: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
@@ -97,66 +94,43 @@ def _full(logits: Tensor) -> Tensor:
 
 
 def answer_passes(
-    model: TransformerBridge, batch: PromptBatch, *, batch_size: int = 64, under: Under | None = None
+    model: TransformerBridge, batch: PromptBatch, *, batch_size: int = 64
 ) -> Iterator[tuple[slice, Float[Tensor, "rows answer_len d_vocab"]]]:
     """Logits that predict each answer token, teacher-forced, a few rows at a time.
 
-    Args:
-        under: `under(rows, last)` gives a context to run these rows in; `last` is the column of the last prompt token,
-            the same in every row, and answer tokens follow it.
-
     Raises:
         ValueError: a prompt that does not fit the model, or unusable tokens.
+        RuntimeError: inside a `steer` context, whose vector would be added to answer tokens here.
     """
     tokens, mask = check_prompts(model, batch.tokens, batch.attention_mask)
     answers = check_answers(model, batch.answer_tokens, len(batch))
     check_length(model, mask, answers.shape[1])
     for rows in row_slices(len(batch), batch_size):
-        inputs = forced(tokens[rows], mask[rows], answers[rows])
-        with model_lock(model), nullcontext() if under is None else under(rows, inputs.last):
-            logits = inputs.logits(model)
+        with model_lock(model):
+            check_unsteered(model)
+            logits = forced(tokens[rows], mask[rows], answers[rows]).logits(model)
         yield rows, logits
 
 
 def answer_logits(
-    model: TransformerBridge, batch: PromptBatch, *, batch_size: int = 64, under: Under | None = None
+    model: TransformerBridge, batch: PromptBatch, *, batch_size: int = 64
 ) -> Float[Tensor, "batch answer_len d_vocab"]:
     """All of `answer_passes` in one tensor."""
-    return torch.cat([logits for _, logits in answer_passes(model, batch, batch_size=batch_size, under=under)])
+    return torch.cat([logits for _, logits in answer_passes(model, batch, batch_size=batch_size)])
 
 
-def batch_scores(
-    model: TransformerBridge,
-    batch: PromptBatch,
-    score: str = "prob",
-    *,
-    batch_size: int = 64,
-    under: Under | None = None,
-) -> Float[Tensor, " batch"]:
-    """`score_answers` of a whole batch."""
-    check_score(score, has_foils=batch.foil_tokens is not None)
-    answers = check_answers(model, batch.answer_tokens, len(batch))
-    foils = None if batch.foil_tokens is None else batch.foil_tokens.to(answers.device)
-    return torch.cat(
-        [
-            score_answers(score, logits, answers[rows], None if foils is None else foils[rows])
-            for rows, logits in answer_passes(model, batch, batch_size=batch_size, under=under)
-        ]
-    )
-
-
-def greedy_accuracy(
-    model: TransformerBridge, batch: PromptBatch, *, batch_size: int = 64, under: Under | None = None
-) -> Bool[Tensor, " batch"]:
+def greedy_accuracy(model: TransformerBridge, batch: PromptBatch, *, batch_size: int = 64) -> Bool[Tensor, " batch"]:
     """Whether greedy decoding gives any of the accepted answers of each row.
 
-    An answer counts as soon as its tokens are there: what follows is not looked at. `under` gets rows of the batch in
-    which every accepted answer has a row of its own (`PromptBatch.expanded`).
+    An answer counts as soon as its tokens are there: what follows is not looked at.
+
+    Raises:
+        ValueError, RuntimeError: as `answer_passes`.
     """
     wide, source = batch.expanded()
     answers = check_answers(model, wide.answer_tokens, len(wide))
     right = torch.zeros(len(batch), dtype=torch.bool, device=answers.device)
-    for rows, logits in answer_passes(model, wide, batch_size=batch_size, under=under):
+    for rows, logits in answer_passes(model, wide, batch_size=batch_size):
         hits = greedy_match(logits, answers[rows])
         right[source.to(answers.device)[rows][hits]] = True
     return right

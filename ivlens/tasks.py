@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from importlib import resources
@@ -122,16 +123,11 @@ class Task:
         return chosen
 
     def content_hash(self) -> str:
-        """SHA-256 (hex) of what enters prompts and scores; the name and the place it was read from do not matter."""
-        content = [
-            [[example.input, example.answers, example.part] for example in self.examples],
-            self.instructions,
-            self.held_out_instructions,
-            self.clozes,
-            self.prose,
-            self.fused,
-            [[example.input, example.answers] for example in self.demonstrations],
-        ]
+        """SHA-256 (hex) of what enters prompts and scores: examples, instructions, and whether they are one text.
+
+        Neither the name, nor where the task was read from, nor its clozes and prose.
+        """
+        content = [[[example.input, example.answers] for example in self.examples], self.instructions, self.fused]
         return hashlib.sha256(json.dumps(content, ensure_ascii=True).encode()).hexdigest()
 
 
@@ -139,6 +135,12 @@ def split_of(input: str, seed: int = 0) -> SplitName:
     """The side an input falls on: `fit` for half of all texts, `select` and `test` for a quarter each."""
     quarter = hashlib.sha256(f"{seed}\0{input}".encode()).digest()[0] % 4
     return "fit" if quarter < 2 else "select" if quarter == 2 else "test"
+
+
+def hash_of_tasks(tasks: Iterable[Task]) -> str:
+    """SHA-256 (hex) of what decides which counterfactual a prompt gets: names, contents, and what was trained on."""
+    each = sorted((task.name, task.content_hash(), task.in_training) for task in tasks)
+    return hashlib.sha256(json.dumps(each).encode()).hexdigest()
 
 
 def list_tasks(*, group: str | None = None, in_training: bool | None = None) -> list[str]:

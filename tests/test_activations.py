@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import random_prompts
+from conftest import hf_model, output_bias, random_prompts
 
 from ivlens import hooks
 from ivlens._inputs import check_prompts
@@ -53,7 +53,7 @@ def test_scaled_head_writes_sum_to_what_attention_adds(family, new_model):
         model(tokens, use_cache=False)
     for layer in range(model.cfg.n_layers):
         heads = torch.einsum("hd,hdm->hm", z[layer][0, -1], hooks.output_projection(model)[layer])
-        bias = hooks.output_bias(model, layer)
+        bias = output_bias(model, layer)
         torch.testing.assert_close((heads.sum(0) + bias) * scale[layer], written[layer][0, -1], atol=1e-4, rtol=1e-4)
 
 
@@ -100,6 +100,20 @@ TOKENS, MASK = random_prompts((4, 3))
 def test_unusable_prompts(llama, tokens, mask, error, message):
     with pytest.raises(error, match=message):
         mean_head_outputs(llama, tokens, mask)
+
+
+@pytest.mark.parametrize("filler", [-100, -1, 400, 10**9])
+def test_what_stands_under_the_mask_does_not_matter(model, filler):
+    for side in ("left", "right"):
+        tokens, mask = random_prompts(side=side)
+        want = mean_head_outputs(model, tokens, mask)
+        assert torch.equal(mean_head_outputs(model, tokens.masked_fill(mask == 0, filler), mask), want)
+
+
+def test_a_model_that_is_no_bridge():
+    for measure in (mean_head_outputs, mean_write_scale):
+        with pytest.raises(TypeError, match="model is LlamaForCausalLM, expected the TransformerBridge .*load_model"):
+            measure(hf_model("llama"), *random_prompts())
 
 
 def test_prompts_that_are_no_tensors(llama):

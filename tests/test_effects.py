@@ -1,18 +1,20 @@
 """Head effects: identities, a head built to matter, every family, and the whole way from a task to a table."""
 
+import dataclasses
 import gc
 import json
 
+import numpy as np
 import pytest
 import torch
-from conftest import random_prompts, tiny_task
+from conftest import hf_model, random_prompts, tiny_task
 
 from ivlens import hooks
 from ivlens.activations import mean_head_outputs
-from ivlens.effects import HeadEffects, causal_indirect_effect, head_effects
+from ivlens.effects import METHODS, HeadEffects, causal_indirect_effect, head_effects
 from ivlens.models import load_model, model_identity
 from ivlens.prompts import PromptTemplate
-from ivlens.tasks import Task, TaskExample
+from ivlens.tasks import Task, TaskExample, hash_of_tasks, load_bank
 
 TOKENS, MASK = random_prompts()
 ANSWERS = torch.tensor([[5, -100, -100], [6, 7, -100], [8, 9, 10], [11, -100, -100]])
@@ -218,6 +220,7 @@ def test_from_a_task_to_effects(effects, llama):
     assert not torch.allclose(effects.mean_z, effects.mean_z_corrupted)
     settings = effects.settings
     assert settings["corruption"] == "counterfactual" and settings["others"] == ["rhyme", "synonym"]
+    assert settings["others_hash"] == hash_of_tasks(OTHERS) and sum(settings["counterfactual_tasks"].values()) == 6
     assert settings["n_prompts"] == 6 and settings["n_mean_prompts"] == 4 and settings["n_shots"] == 0
     assert settings["task_hash"] == TASK.content_hash() and settings["versions"]["torch"]
     assert "'antonym'" in repr(effects) and "6 prompts" in repr(effects)
@@ -281,7 +284,60 @@ def test_other_options_are_recorded(llama):
     )
     assert got.settings["template"]["name"] == "mine" and got.settings["mode"] == "add"
     assert got.settings["layers"] == [1] and got.settings["heads"] is None and got.settings["split"] == "select"
+    assert got.settings["others_hash"] is None and got.settings["counterfactual_tasks"] == {}
     json.dumps(dict(got.settings))
+
+
+def test_layers_and_heads_may_be_arrays(llama, tmp_path):
+    few = {"n_prompts": 1, "n_mean_prompts": 2, "others": OTHERS}
+    got = head_effects(llama, TASK, layers=np.array([0, 2]), heads=[np.int64(1)], **few)
+    assert got.settings["layers"] == [0, 2] and got.settings["heads"] == [1]
+    assert HeadEffects.load(got.save(tmp_path / "e")).top_heads(2) == got.top_heads(2)
+
+
+def test_the_bank_is_recorded_where_counterfactuals_come_from_it(llama):
+    few = {"n_prompts": 2, "n_mean_prompts": 2, "layers": [0], "heads": [0]}
+    got = head_effects(llama, load_bank()["antonym"], **few)
+    assert got.settings["others"] is None and got.settings["others_hash"] == hash_of_tasks(load_bank().values())
+    assert all(load_bank()[name].in_training for name in got.settings["counterfactual_tasks"])
+
+
+def test_a_family_that_is_refused_is_refused_before_the_long_part(llama, monkeypatch):
+    def refuse(*args, **options):
+        raise ValueError("not defined in this family")
+
+    monkeypatch.setattr("ivlens.effects.measure.mean_write_scale", refuse)
+    monkeypatch.setitem(METHODS, "reference", lambda model, request: pytest.fail("measured"))
+    with pytest.raises(ValueError, match="not defined in this family"):
+        head_effects(llama, TASK, n_prompts=2, others=OTHERS)
+
+
+def test_the_engine_tells_how_far_it_is(llama, monkeypatch):
+    told, measure = [], METHODS["reference"]
+
+    def watched(model, request):
+        assert request.max_memory == 1
+        return measure(model, dataclasses.replace(request, progress=lambda *at: told.append(at)))
+
+    monkeypatch.setitem(METHODS, "reference", watched)
+    causal_indirect_effect(llama, TOKENS, MASK, ANSWERS, some_means(llama), layers=[0, 1], heads=[2], max_memory=1)
+    assert told == [(done, 8) for done in range(1, 9)]
+
+
+def test_a_steered_model_is_not_measured(llama):
+    with hooks.steering(llama):
+        with pytest.raises(RuntimeError, match="this thread has a steer context open on the model"):
+            causal_indirect_effect(llama, TOKENS, MASK, ANSWERS, some_means(llama))
+        with pytest.raises(RuntimeError, match="this thread has a steer context open on the model"):
+            head_effects(llama, TASK, others=OTHERS)
+
+
+def test_a_model_that_is_no_bridge():
+    plain = hf_model("llama")
+    with pytest.raises(TypeError, match="model is LlamaForCausalLM, expected the TransformerBridge"):
+        causal_indirect_effect(plain, TOKENS, MASK, ANSWERS, torch.zeros(3, 4, 12))
+    with pytest.raises(TypeError, match="model is LlamaForCausalLM, expected the TransformerBridge"):
+        head_effects(plain, TASK)
 
 
 @pytest.mark.parametrize(
@@ -389,16 +445,62 @@ def test_files_that_are_no_head_effects(tmp_path):
     with pytest.raises(FileNotFoundError, match="head effects .* do not exist"):
         HeadEffects.load(tmp_path / "none")
     (tmp_path / "text").write_text("hello")
-    with pytest.raises(ValueError, match="is no safetensors file"):
+    with pytest.raises(ValueError, match="is no whole safetensors file"):
         HeadEffects.load(tmp_path / "text")
     save_file({"theta": torch.zeros(3)}, tmp_path / "other")
-    with pytest.raises(ValueError, match="holds something else, expected ivlens.HeadEffects/1"):
+    with pytest.raises(ValueError, match="holds something else, not ivlens.HeadEffects/1, expected a file written by"):
         HeadEffects.load(tmp_path / "other")
 
 
-def test_effects_do_not_keep_a_model_in_memory(byte_level):
-    from conftest import hf_model
+def test_files_are_loaded_for_the_model_they_were_measured_on(effects, llama, new_model, byte_level, tmp_path):
+    path = effects.save(tmp_path / "e")
+    assert HeadEffects.load(path, llama).live_model is llama
+    with pytest.raises(ValueError, match="holds effects measured on .* expected .*; measure them on this model"):
+        HeadEffects.load(path, model=new_model("llama", byte_level, seed=1))
 
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": {"name": "x"}}, "incomplete metadata .KeyError"),
+        ({"model": None}, "incomplete metadata .TypeError"),
+        ({"task": 3}, "incomplete metadata .TypeError: task is no text"),
+        ({"settings": []}, "incomplete metadata .TypeError: task is no text or settings no mapping"),
+        ({"inputs": [1] * 6}, "incomplete metadata .TypeError: corruptions or inputs are no texts"),
+        ({"inputs": ["one"]}, "has 1 inputs for 6 prompts"),
+        ({"corruptions": ["drop"] * 5}, r"has tensors .*'cie': \(6, 3, 4\).*, not .*'cie': \(5, 3, 4\)"),
+        ({"format": "ivlens.HeadEffects/9"}, "holds ivlens.HeadEffects/9, not ivlens.HeadEffects/1"),
+        ("{", "has damaged metadata"),
+        ("[1]", "holds something else"),
+    ],
+)
+def test_damaged_files(effects, tmp_path, change, message):
+    from safetensors.torch import load_file, save_file
+
+    path = effects.save(tmp_path / "e")
+    raw = path.read_bytes()
+    header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+    about = json.loads(header["__metadata__"]["ivlens"])
+    text = change if isinstance(change, str) else json.dumps(about | change)
+    save_file(load_file(path), tmp_path / "bad", metadata={"ivlens": text})
+    with pytest.raises(ValueError, match=message):
+        HeadEffects.load(tmp_path / "bad")
+    (tmp_path / "cut").write_bytes(raw[: len(raw) // 2])
+    with pytest.raises(ValueError, match="is no whole safetensors file"):
+        HeadEffects.load(tmp_path / "cut")
+    save_file({**load_file(path), "cie": effects.cie.half()}, tmp_path / "half", metadata=header["__metadata__"])
+    with pytest.raises(ValueError, match="tensors that are neither float32 nor float64"):
+        HeadEffects.load(tmp_path / "half")
+
+
+def test_effects_that_cannot_be_saved_leave_nothing(effects, tmp_path):
+    odd = dataclasses.replace(effects, settings={"odd": object()})
+    with pytest.raises(ValueError, match="settings of the effects do not fit in JSON"):
+        odd.save(tmp_path / "e")
+    assert not list(tmp_path.iterdir())
+
+
+def test_effects_do_not_keep_a_model_in_memory(byte_level):
     model = load_model(hf_model=hf_model("llama"), tokenizer=byte_level)
     got = head_effects(model, TASK, n_prompts=1, others=OTHERS, layers=[0], heads=[0])
     assert got.live_model is model

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 import torch
-from conftest import random_prompts
+from conftest import hf_model, output_bias, random_prompts
 
 from ivlens import hooks
 
@@ -23,7 +23,8 @@ def test_heads_times_output_projection_plus_bias_is_the_projection(model):
     assert w_o.shape == (model.cfg.n_layers, model.cfg.n_heads, model.cfg.d_head, model.cfg.d_model)
     for layer in range(model.cfg.n_layers):
         assert z[layer].shape == (2, 6, model.cfg.n_heads, model.cfg.d_head)
-        summed = torch.einsum("bphd,hdm->bpm", z[layer], w_o[layer]) + hooks.output_bias(model, layer)
+        summed = torch.einsum("bphd,hdm->bpm", z[layer], w_o[layer]) + output_bias(model, layer)
+        assert torch.equal(hooks.output_projection(model, layer), w_o[layer])
         torch.testing.assert_close(summed, projected[layer], atol=1e-4, rtol=1e-4)
 
 
@@ -207,3 +208,28 @@ def test_gradients_flow_through_an_edit(new_model):
     with hooks.added(model, 1, "resid_post", lambda resid: resid + vector):
         model(TOKENS, use_cache=False)[:, -1, 5].sum().backward()
     assert vector.grad is not None and vector.grad.abs().sum() > 0
+
+
+def test_a_model_that_is_no_bridge():
+    plain = hf_model("llama")
+    for call in (hooks.model_lock, hooks.output_projection, hooks.check_unsteered):
+        with pytest.raises(TypeError, match="model is LlamaForCausalLM, expected the TransformerBridge .*load_model"):
+            call(plain)
+    with pytest.raises(TypeError, match="expected the TransformerBridge"):
+        hooks.check_layers(plain, [0])
+
+
+def test_marks_of_steering_nest_and_end(llama):
+    with hooks.steering(llama):
+        with pytest.raises(KeyError), hooks.steering(llama):
+            raise KeyError
+        assert hooks.is_steered(llama)
+        with pytest.raises(RuntimeError, match="this thread has a steer context open on the model, expected none"):
+            hooks.check_unsteered(llama)
+        waited = []
+        other = threading.Thread(target=lambda: waited.append(hooks.check_unsteered(llama)))
+        other.start()
+        other.join(0.2)
+        assert not waited
+    other.join(20)
+    assert waited == [None] and not hooks.is_steered(llama)

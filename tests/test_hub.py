@@ -45,3 +45,14 @@ def test_the_users_own_switch_is_kept(endpoint: socket.socket, monkeypatch: pyte
     with without_retries():
         assert constants.HF_HUB_OFFLINE
     assert constants.HF_HUB_OFFLINE
+
+
+def test_blocks_that_overlap_leave_the_switch_as_it_was(endpoint: socket.socket) -> None:
+    endpoint.close()
+    first, second = without_retries(), without_retries()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert constants.HF_HUB_OFFLINE  # the second still needs it
+    second.__exit__(None, None, None)
+    assert not constants.HF_HUB_OFFLINE

@@ -185,6 +185,47 @@ def test_the_self_check_finds_a_model_that_wrapping_changes(monkeypatch):
         load_model(hf_model=plain)
 
 
+def test_the_self_check_does_not_pass_logits_that_became_nan():
+    want = torch.zeros(1, 2, 3)
+    _boot._check_logits(want, want, "mine")
+    with pytest.raises(ValueError, match="model 'mine' failed the self-check: .* by nan"):
+        _boot._check_logits(want / want, want, "mine")
+
+
+def with_adapters():
+    peft = pytest.importorskip("peft")
+    made = peft.get_peft_model(hf_model("llama"), peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"]))
+    with torch.no_grad():
+        for name, parameter in made.named_parameters():
+            if "lora_B" in name:
+                parameter.add_(torch.randn_like(parameter))
+    return made
+
+
+def test_adapters_stay_trainable_and_nothing_else_is():
+    tuned = with_adapters()
+    model = load_model(hf_model=tuned.get_base_model())
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trainable and all("lora_" in name for name in trainable)
+    model(PROBE).sum().backward()
+    assert all(parameter.grad is not None for parameter in tuned.parameters() if parameter.requires_grad)
+    frozen = with_adapters().requires_grad_(False)
+    assert not any(parameter.requires_grad for parameter in load_model(hf_model=frozen.get_base_model()).parameters())
+
+
+def test_the_hash_tells_whether_adapters_are_on(monkeypatch):
+    from ivlens import _weights
+
+    tuned = with_adapters()
+    model = load_model(hf_model=tuned.get_base_model())
+    for threshold in (_weights._ALWAYS_HASHED, 10):
+        monkeypatch.setattr(_weights, "_ALWAYS_HASHED", threshold)
+        on = model_identity(model).weights_hash
+        with tuned.disable_adapter():
+            off = model_identity(model).weights_hash
+        assert on == model_identity(model).weights_hash != off
+
+
 def test_things_that_are_no_model_and_models_wrapped_already(llama):
     with pytest.raises(TypeError, match="hf_model is dict, expected a transformers model"):
         load_model(hf_model={})
@@ -264,4 +305,12 @@ def test_the_hash_of_a_large_model_is_kept_until_it_changes(monkeypatch):
     monkeypatch.undo()
     with torch.no_grad():
         model.weight[0, 0] += 1
-    assert _weights.weights_hash(model) != first
+    second = _weights.weights_hash(model)
+    assert second != first
+    model.weight.data += 1e-3  # as merging an adapter does it: no version is counted
+    assert _weights.weights_hash(model) not in (first, second)
+
+
+def test_identity_of_what_is_no_bridge():
+    with pytest.raises(TypeError, match="model is LlamaForCausalLM, expected the TransformerBridge"):
+        model_identity(hf_model("llama"))

@@ -39,7 +39,7 @@ def test_prompt_and_answer_tokens_are_those_of_the_whole_text(any_tokenizer, tem
         assert prompt_ids(batch, row) == joint_ids(any_tokenizer, batch.texts[row])
         assert any_tokenizer.decode(answer_ids(batch, row)).strip() == example.answer
     assert batch.attention_mask[:, -1].all() and (batch.attention_mask.diff(dim=1) >= 0).all()
-    assert (batch.last == batch.tokens.shape[1] - 1).all() and len(batch) == 6
+    assert len(batch) == 6
 
 
 def test_first_answer_tokens_carry_their_space(byte_level, metaspace, words):
@@ -312,7 +312,7 @@ def test_unusable_examples_and_tokenizers(words, byte_level):
     ):
         build_prompts(None, TASK, TASK.examples)
     unknown = Task("t", (TaskExample("big", ("zebra",)),), instructions=("A.",))
-    with pytest.raises(ValueError, match="answer 'zebra' of task 't' is not in the tokenizer's vocabulary"):
+    with pytest.raises(ValueError, match="task 't': 1 of 1 examples have an answer .* unknown token .first: 'zebra'."):
         build_prompts(words, unknown, unknown.examples)
     with pytest.raises(ValueError, match="answer '' adds no token to the prompt"):
         Encoder(words).split("big", [""])
@@ -321,6 +321,38 @@ def test_unusable_examples_and_tokenizers(words, byte_level):
     same = Task("same", tuple(TaskExample(word, ("red",)) for word in WORDS))
     with pytest.raises(ValueError, match="all demonstrations have the answer 'red', so shuffling changes nothing"):
         build_prompts(words, same, same.examples, n_shots=3, corruption="shuffle")
+
+
+def test_an_unknown_answer_is_left_out_and_reported_once(words, caplog):
+    answers = {"big": ("zebra", "small"), "hot": ("cold",), "sad": ("gnu",)}
+    examples = tuple(TaskExample(*pair) for pair in answers.items())
+    task = Task("t", examples, instructions=("A.",))
+    batch = build_prompts(words, task, examples, corruption="counterfactual", others=[SYNONYM])
+    assert batch.examples == examples[1:2] and len(batch.tokens) == len(batch.foil_tokens) == 1
+    (line,) = caplog.messages
+    assert line.startswith("task 't': 2 of 3 examples") and "'zebra'" in line
+
+
+def test_counterfactuals_come_from_tasks_of_the_training_where_the_task_is_one(words, monkeypatch):
+    trained = [tiny_task(f"in {n}", f"Do {n}.", shift=n + 2, in_training=True) for n in range(2)]
+    untrained = [tiny_task(f"out {n}", f"Make {n}.", shift=n + 5) for n in range(6)]
+    bank = {task.name: task for task in (*trained, *untrained)}
+    monkeypatch.setattr("ivlens.prompts.load_bank", lambda: bank)
+    own = tiny_task(in_training=True)
+
+    def used(task, others=None):
+        made = build_prompts(words, task, task.examples, corruption="counterfactual", others=others)
+        for instruction, name in zip(made.instructions, made.counterfactuals, strict=True):
+            assert instruction in bank[name].instructions
+        assert made.rows([2, 0]).counterfactuals == (made.counterfactuals[2], made.counterfactuals[0])
+        return set(made.counterfactuals)
+
+    assert used(own) == {"in 0", "in 1"}
+    assert used(own, untrained) <= {task.name for task in untrained}
+    assert len(used(tiny_task())) > 2 and len(used(own, bank)) > 2
+    del bank["in 0"], bank["in 1"]
+    assert used(own) <= set(bank)
+    assert set(build_prompts(words, own, own.examples).counterfactuals) == {None}
 
 
 def test_an_unknown_alternative_is_left_out(words):

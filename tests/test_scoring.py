@@ -1,11 +1,9 @@
 """Scores: by hand on small logits, and the passes that make logits, whatever the padding."""
 
-import contextlib
 import math
 
 import pytest
 import torch
-from conftest import tiny_task
 
 from ivlens import hooks, scoring
 from ivlens.prompts import PromptBatch, build_prompts
@@ -95,33 +93,19 @@ def test_greedy_accuracy_is_what_generate_writes(llama, batch):
     assert scoring.greedy_accuracy(llama, worse).tolist() == [False, False, True]
 
 
-def test_batch_scores_of_each_kind(llama, batch):
-    prob = scoring.batch_scores(llama, batch, batch_size=1)
-    torch.testing.assert_close(prob, scoring.batch_scores(llama, batch, batch_size=9), atol=1e-5, rtol=1e-4)
-    logprob = scoring.batch_scores(llama, batch, "logprob")
-    assert (logprob <= prob.log() + 1e-5).all()
-    task, other = tiny_task(), tiny_task("synonym", "Name another.", shift=2)
-    foiled = build_prompts(llama.tokenizer, task, task.examples[:3], corruption="counterfactual", others=[other])
-    logits = scoring.answer_logits(llama, foiled)[:, 0]
-    want = logits.gather(1, foiled.answer_tokens[:, :1]) - logits.gather(1, foiled.foil_tokens[:, None])
-    torch.testing.assert_close(scoring.batch_scores(llama, foiled, "logit_diff"), want[:, 0])
-    with pytest.raises(ValueError, match="got no foil_tokens"):
-        scoring.batch_scores(llama, batch, "logit_diff")
+def test_scores_of_a_batch_do_not_depend_on_its_size(llama, batch):
+    small, large = (scoring.answer_logits(llama, batch, batch_size=size) for size in (1, 9))
+    for score in ("prob", "logprob"):
+        one, other = (scoring.score_answers(score, logits, batch.answer_tokens) for logits in (small, large))
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
-def test_under_runs_each_pass_in_a_context_that_knows_the_last_prompt_token(llama, batch):
-    calls = []
-
-    def under(rows, last):
-        calls.append((rows, last))
-        assert last == batch.tokens.shape[1] - 1
-        return hooks.added(llama, 2, "resid_post", lambda resid: resid.index_fill(1, torch.tensor([last]), 0.0))
-
-    plain, edited = scoring.answer_logits(llama, batch), scoring.answer_logits(llama, batch, batch_size=2, under=under)
-    assert [rows for rows, _ in calls] == [slice(0, 2), slice(2, 3)]
-    assert not torch.allclose(plain[:, 0], edited[:, 0], atol=1e-2)
-    torch.testing.assert_close(plain[:, 1:], edited[:, 1:], atol=2e-3, rtol=1e-3)
-    assert scoring.greedy_accuracy(llama, batch, under=lambda rows, last: contextlib.nullcontext()).shape == (3,)
+def test_a_steered_model_is_not_scored(llama, batch):
+    with hooks.steering(llama):
+        for score in (scoring.answer_logits, scoring.greedy_accuracy):
+            with pytest.raises(RuntimeError, match="steer context open on the model, expected none: the vector would"):
+                score(llama, batch)
+    assert len(scoring.greedy_accuracy(llama, batch)) == 3
 
 
 def test_prompts_that_do_not_fit_the_model(new_model, byte_level):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ivlens.tasks import Task, TaskExample, list_tasks, load_bank, load_task, split_of
+from ivlens.tasks import Task, TaskExample, hash_of_tasks, list_tasks, load_bank, load_task, split_of
 
 
 def make_task(n: int = 40, **fields: object) -> Task:
@@ -85,17 +85,32 @@ def test_a_wrong_or_empty_split_is_an_error() -> None:
 
 def test_content_hash_covers_what_enters_prompts() -> None:
     task = make_task(instructions=("Do it.",))
-    same = replace(task, name="renamed", source="elsewhere", skipped=("record 3",))
+    same = replace(
+        task,
+        name="renamed",
+        source="elsewhere",
+        skipped=("record 3",),
+        held_out_instructions=("Do it now.",),
+        clozes=("The {x} is",),
+        prose=("{x} is {y}.",),
+        examples=tuple(replace(example, part="train") for example in task.examples),
+        demonstrations=task.examples[:1],
+    )
     assert task.content_hash() == same.content_hash() == make_task(instructions=("Do it.",)).content_hash()
     changed = [
         replace(task, instructions=("Do that.",)),
-        replace(task, held_out_instructions=("Do it.",)),
-        replace(task, clozes=("The {x} is",)),
         replace(task, fused=True),
         replace(task, examples=task.examples[::-1]),
         replace(task, examples=(TaskExample("in 0", ("other",)), *task.examples[1:])),
     ]
-    assert len({task.content_hash(), *(other.content_hash() for other in changed)}) == 7
+    assert len({task.content_hash(), *(other.content_hash() for other in changed)}) == 5
+
+
+def test_hash_of_tasks() -> None:
+    one, two = make_task(), replace(make_task(), name="two")
+    assert hash_of_tasks([one, two]) == hash_of_tasks(iter([two, one]))
+    others = [[one], [one, replace(two, fused=True)], [one, replace(two, in_training=True)]]
+    assert len({hash_of_tasks(tasks) for tasks in ([one, two], *others)}) == 4
 
 
 # --- the bank by name ------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """`causal_indirect_effect`, and the table of engines that can compute it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
+from typing import SupportsIndex
 
 from jaxtyping import Float
 from torch import Tensor
@@ -34,8 +35,8 @@ def causal_indirect_effect(
     *,
     foil_tokens: Tensor | None = None,
     mode: str = "replace",
-    layers: Sequence[int] | None = None,
-    heads: Sequence[int] | None = None,
+    layers: Iterable[SupportsIndex] | None = None,
+    heads: Iterable[SupportsIndex] | None = None,
     score: str = "prob",
     method: str = "reference",
     max_memory: int | str = "auto",
@@ -57,14 +58,17 @@ def causal_indirect_effect(
         score: `prob`: probability of the first answer token; `logprob`: log-probability (nats) of all of them,
             teacher-forced; `logit_diff`: logit of the first one minus that of the foil (nats).
         method: `reference`: one hooked forward pass for every head.
-        max_memory: Bytes a pass may use, which decides how many prompts it takes; `auto`: a part of what is free.
+        max_memory: Bytes a pass may use, which decides how many prompts (64 at most) it takes; `auto`: a part of what
+            is free.
 
     Returns:
         In the unit of the score; NaN for heads that were not asked for.
 
     Raises:
-        TypeError, ValueError: unusable tokens, mask, answers or foils, prompts too long for the model, `mean_z` of
-            another shape or not finite, layers or heads that do not exist, or an unknown mode, score or method.
+        TypeError, ValueError: a model that `load_model` did not return; unusable tokens, mask, answers or foils;
+            prompts too long for the model; `mean_z` of another shape or not finite; layers or heads that do not exist;
+            an unknown mode, score or method.
+        RuntimeError: inside a `steer` context, whose vector would be added to answer tokens here.
 
     Source: arXiv 2310.15213, equations 3 and 4; arXiv 2406.12227 uses the same.
     """

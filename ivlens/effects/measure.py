@@ -1,23 +1,26 @@
 """`head_effects`: from a task to the effects of all heads, with everything recorded that made them."""
 
 import weakref
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from random import Random
-from typing import Any
+from typing import Any, SupportsIndex
 
 from tqdm.auto import tqdm
 
 import ivlens
 from ivlens.activations import mean_head_outputs, mean_write_scale
 from ivlens.effects.engines import find_engine
-from ivlens.effects.request import check_mode, check_selection, make_request
+from ivlens.effects.request import Progress, check_mode, check_selection, make_request
 from ivlens.effects.results import HeadEffects
-from ivlens.models import TransformerBridge, model_identity
+from ivlens.hooks import check_unsteered
+from ivlens.models import TransformerBridge, check_model, model_identity
 from ivlens.prompts import PromptBatch, PromptTemplate, build_prompts
 from ivlens.scoring import check_score, greedy_accuracy
-from ivlens.tasks import SplitName, Task, TaskExample
+from ivlens.tasks import SplitName, Task, TaskExample, hash_of_tasks, load_bank
 
 _DEFAULT_SHOTS = 5
 
@@ -38,8 +41,8 @@ def head_effects(
     n_mean_prompts: int = 100,
     correct_only: bool = False,
     others: Sequence[Task] | Mapping[str, Task] | None = None,
-    layers: Sequence[int] | None = None,
-    heads: Sequence[int] | None = None,
+    layers: Iterable[SupportsIndex] | None = None,
+    heads: Iterable[SupportsIndex] | None = None,
     batch_size: int = 32,
     max_memory: int | str = "auto",
     progress: bool = False,
@@ -62,28 +65,33 @@ def head_effects(
         split: Where all prompts come from.
         n_mean_prompts: Clean prompts for the mean, from the other end of the (shuffled) split.
         correct_only: Only clean prompts that the model answers correctly enter the mean.
-        others: Tasks that counterfactual instructions come from; by default the built-in ones.
+        others: Tasks that counterfactual instructions come from; by default the built-in ones, see `build_prompts`.
         layers, heads: Measure only these.
         batch_size: Prompts in each pass that only reads.
         max_memory: As in `causal_indirect_effect`.
         progress: Show a bar.
 
     Raises:
-        ValueError: a model without a tokenizer, prompts that do not fit it, no usable prompt, or an option that does
-            not exist or does not suit the task.
+        TypeError: a model that `load_model` did not return, or one without a tokenizer.
+        ValueError: prompts that do not fit the model, no usable prompt, or an option that does not exist or does not
+            suit the task; or a family in which a head's write is not defined (see `mean_write_scale`).
+        RuntimeError: inside a `steer` context.
     """
+    check_unsteered(check_model(model))
     plan = _plan(task, corruption, n_shots, template, others, seed)
     engine = find_engine(method)
     check_score(score, has_foils=plan.corruption == "counterfactual")
     check_mode(mode)
-    check_selection(model, layers, heads)
+    chosen_layers, chosen_heads = check_selection(model, layers, heads)
     if min(n_prompts, n_mean_prompts) < 1:
         raise ValueError(f"n_prompts is {n_prompts}, n_mean_prompts is {n_mean_prompts}, expected 1 or more of both.")
     examples = list(task.split(split, seed))
     Random(f"{seed}\0{task.name}\0prompts").shuffle(examples)
     corrupted = _measured_prompts(model, plan, examples, n_prompts, score)
     clean, counterpart = _mean_prompts(model, plan, examples[::-1][:n_mean_prompts], correct_only, batch_size)
+    # all that may refuse the model or the options comes before the long part
     mean_z = mean_head_outputs(model, clean.tokens, clean.attention_mask, batch_size=batch_size)
+    write_scale = mean_write_scale(model, clean.tokens, clean.attention_mask, batch_size=batch_size)
     request = make_request(
         model,
         corrupted.tokens,
@@ -92,23 +100,24 @@ def head_effects(
         mean_z,
         foil_tokens=corrupted.foil_tokens,
         mode=mode,
-        layers=layers,
-        heads=heads,
+        layers=chosen_layers,
+        heads=chosen_heads,
         score=score,
         max_memory=max_memory,
     )
-    total = len(request.layers) * len(request.heads) * -(-len(corrupted) // request.n_rows)
-    with tqdm(total=total, desc=f"{task.name}: heads", disable=not progress) as bar:
-        cie, base = engine(model, replace(request, on_head=bar.update))
+    with _bar(f"{task.name}: heads", progress) as report:
+        cie, base = engine(model, replace(request, progress=report))
     options = {"score": score, "mode": mode, "method": method, "split": split, "correct_only": correct_only}
-    options |= {"layers": layers and list(layers), "heads": heads and list(heads)}
+    options["layers"] = None if layers is None else list(chosen_layers)
+    options["heads"] = None if heads is None else list(chosen_heads)
+    options["counterfactual_tasks"] = dict(sorted(Counter(filter(None, corrupted.counterfactuals)).items()))
     return HeadEffects(
         cie=cie.cpu(),
         mean_z=mean_z.cpu(),
         mean_z_corrupted=mean_head_outputs(
             model, counterpart.tokens, counterpart.attention_mask, batch_size=batch_size
         ).cpu(),
-        write_scale=mean_write_scale(model, clean.tokens, clean.attention_mask, batch_size=batch_size).cpu(),
+        write_scale=write_scale.cpu(),
         base_scores=base.cpu(),
         corruptions=corrupted.corruptions,
         inputs=tuple(example.input for example in corrupted.examples),
@@ -117,6 +126,17 @@ def head_effects(
         settings=plan.settings() | options | _provenance(model, len(corrupted), len(clean)),
         model_ref=weakref.ref(model),
     )
+
+
+@contextmanager
+def _bar(what: str, shown: bool) -> Iterator[Progress]:
+    with tqdm(desc=what, disable=not shown) as bar:
+
+        def report(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield report
 
 
 @dataclass(frozen=True)
@@ -144,12 +164,14 @@ class _Plan:
         )
 
     def settings(self) -> dict[str, Any]:
-        others = self.others.values() if isinstance(self.others, Mapping) else self.others
+        others = list(self.others.values() if isinstance(self.others, Mapping) else self.others or ())
+        pool = load_bank().values() if self.others is None else others
         return {
             "corruption": self.corruption,
             "n_shots": self.n_shots,
             "template": self.template if isinstance(self.template, str) else asdict(self.template),
-            "others": None if others is None else sorted(other.name for other in others),
+            "others": None if self.others is None else sorted(other.name for other in others),
+            "others_hash": hash_of_tasks(pool) if self.corruption == "counterfactual" else None,
             "seed": self.seed,
             "task_hash": self.task.content_hash(),
         }
@@ -192,7 +214,8 @@ def _mean_prompts(
 ) -> tuple[PromptBatch, PromptBatch]:
     """Clean prompts, and their corrupted counterparts."""
     clean = plan.prompts(model.tokenizer, examples, corrupted=False)
-    counterpart = plan.prompts(model.tokenizer, examples, corrupted=True)
+    counterpart = plan.prompts(model.tokenizer, clean.examples, corrupted=True)
+    assert clean.examples == counterpart.examples
     if not correct_only:
         return clean, counterpart
     right = greedy_accuracy(model, clean, batch_size=batch_size).nonzero()[:, 0].tolist()

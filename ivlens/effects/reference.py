@@ -12,16 +12,23 @@ from ivlens.hooks import model_lock, patched_heads
 from ivlens.models import TransformerBridge
 from ivlens.scoring import score_answers
 
+_MOST_ROWS = 64
+
 
 def measure(
     model: TransformerBridge, request: EffectRequest
 ) -> tuple[Float[Tensor, "batch n_layers n_heads"], Float[Tensor, " batch"]]:
-    """CIE of each asked head on each prompt (NaN for the others), and the scores of the unpatched prompts."""
+    """CIE of each asked head on each prompt (NaN for the others), and the scores of the unpatched prompts.
+
+    Progress is counted in passes.
+    """
     shape = (len(request.tokens), model.cfg.n_layers, model.cfg.n_heads)
     dtype = torch.promote_types(request.mean_z.dtype, torch.float32)
     cie = torch.full(shape, torch.nan, device=request.tokens.device, dtype=dtype)
     base = cie[:, 0, 0].clone()
-    for rows in row_slices(shape[0], request.n_rows):
+    n_rows = max(1, min(_MOST_ROWS, request.max_memory // _row_bytes(model, request)))
+    done, total = 0, -(-shape[0] // n_rows) * len(request.layers) * len(request.heads)
+    for rows in row_slices(shape[0], n_rows):
         inputs = forced(request.tokens[rows], request.attention_mask[rows], request.answers[rows])
         with model_lock(model):
             base[rows] = _score(model, inputs, request, rows)
@@ -29,7 +36,8 @@ def measure(
                 for head in request.heads:
                     with patched_heads(model, _patch(request, head, inputs.last), [layer]):
                         cie[rows, layer, head] = _score(model, inputs, request, rows) - base[rows]
-                    request.on_head()
+                    done += 1
+                    request.progress(done, total)
     return cie, base
 
 
@@ -48,3 +56,12 @@ def _patch(request: EffectRequest, head: int, last: int) -> Callable[[Tensor, in
         return z
 
     return edit
+
+
+def _row_bytes(model: TransformerBridge, request: EffectRequest) -> int:
+    """Generous estimate of one prompt's activations in one layer, plus its logits."""
+    cfg, n_columns = model.cfg, request.tokens.shape[1] + request.answers.shape[1]
+    d_mlp = getattr(cfg, "d_mlp", None) or 4 * cfg.d_model
+    numbers = n_columns * (8 * cfg.d_model + 4 * cfg.n_heads * cfg.d_head + 4 * d_mlp)
+    numbers += 3 * cfg.n_heads * n_columns**2 + 3 * cfg.d_vocab
+    return 4 * numbers

@@ -1,29 +1,30 @@
 """What an engine is asked to measure, checked once for all engines."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from ivlens._inputs import check_answers, check_length, check_prompts
-from ivlens.hooks import check_layers
-from ivlens.models import TransformerBridge
+from ivlens.hooks import check_layers, check_unsteered
+from ivlens.models import TransformerBridge, check_model
 from ivlens.scoring import check_score, scored_columns
 
 MODES = ("replace", "add")
 
-_MOST_ROWS = 64
+Progress = Callable[[int, int], object]
 
 
 @dataclass(frozen=True)
 class EffectRequest:
-    """Left-aligned corrupted prompts, what to patch into them, and what to score.
+    """Left-padded corrupted prompts, what to patch into them, and what to score.
 
-    `answers` holds the columns that the score looks at; `n_rows` prompts fit into one pass.
+    `answers` holds the columns that the score looks at; `max_memory` is in bytes, for each pass. An engine calls
+    `progress(done, total)` in units of its own.
     """
 
     tokens: Int[Tensor, "batch pos"]
@@ -35,9 +36,8 @@ class EffectRequest:
     score: str
     layers: tuple[int, ...]
     heads: tuple[int, ...]
-    n_rows: int
     max_memory: int
-    on_head: Callable[[], object] = lambda: None
+    progress: Progress = lambda done, total: None
 
 
 def make_request(
@@ -49,20 +49,20 @@ def make_request(
     *,
     foil_tokens: Tensor | None = None,
     mode: str = "replace",
-    layers: Sequence[int] | None = None,
-    heads: Sequence[int] | None = None,
+    layers: Iterable[SupportsIndex] | None = None,
+    heads: Iterable[SupportsIndex] | None = None,
     score: str = "prob",
     max_memory: int | str = "auto",
-    on_head: Callable[[], object] = lambda: None,
+    progress: Progress = lambda done, total: None,
 ) -> EffectRequest:
     """A request, or the error that `causal_indirect_effect` documents."""
+    check_unsteered(check_model(model))
     check_mode(mode)
     check_score(score, has_foils=foil_tokens is not None)
     chosen_layers, chosen_heads = check_selection(model, layers, heads)
     tokens, mask = check_prompts(model, tokens, attention_mask)
     answers = scored_columns(score, check_answers(model, answer_tokens, len(tokens)))
     check_length(model, mask, answers.shape[1])
-    memory = _memory(max_memory, tokens.device)
     return EffectRequest(
         tokens=tokens,
         attention_mask=mask,
@@ -73,9 +73,8 @@ def make_request(
         score=score,
         layers=chosen_layers,
         heads=chosen_heads,
-        n_rows=max(1, min(_MOST_ROWS, memory // _row_bytes(model, tokens.shape[1] + answers.shape[1]))),
-        max_memory=memory,
-        on_head=on_head,
+        max_memory=_memory(max_memory, tokens.device),
+        progress=progress,
     )
 
 
@@ -116,7 +115,7 @@ def check_mode(mode: str) -> None:
 
 
 def check_selection(
-    model: TransformerBridge, layers: Sequence[int] | None, heads: Sequence[int] | None
+    model: TransformerBridge, layers: Iterable[SupportsIndex] | None, heads: Iterable[SupportsIndex] | None
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The layers and heads to measure, all of them for None; ValueError if one does not exist, or none is left."""
     chosen = check_layers(model, range(model.cfg.n_layers) if layers is None else layers)
@@ -145,12 +144,3 @@ def _memory(max_memory: int | str, device: torch.device) -> int:
     except (ValueError, OSError, AttributeError):
         free = 2**33
     return min(free // 4, 2**31)
-
-
-def _row_bytes(model: TransformerBridge, n_columns: int) -> int:
-    """Generous estimate of one prompt's activations in one layer, plus its logits."""
-    cfg = model.cfg
-    d_mlp = getattr(cfg, "d_mlp", None) or 4 * cfg.d_model
-    numbers = n_columns * (8 * cfg.d_model + 4 * cfg.n_heads * cfg.d_head + 4 * d_mlp)
-    numbers += 3 * cfg.n_heads * n_columns**2 + 3 * cfg.d_vocab
-    return 4 * numbers

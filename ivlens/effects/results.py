@@ -1,10 +1,8 @@
 """`HeadEffects`: what patching every head did, with intervals, a table and a file."""
 
-import json
-import os
 import weakref
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ivlens.models import ModelIdentity, TransformerBridge
-
-_TENSORS = ("cie", "mean_z", "mean_z_corrupted", "write_scale", "base_scores")
-_FORMAT = "ivlens.HeadEffects/1"
+from ivlens.effects.files import TENSORS, check_model_of, read_effects, write_effects
+from ivlens.models import ModelIdentity, TransformerBridge, model_identity
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,57 +132,33 @@ class HeadEffects:
         return pd.DataFrame(rows)
 
     def save(self, path: str | Path) -> Path:
-        """Write one safetensors file, its metadata as JSON; a file of that name is replaced as a whole."""
-        from safetensors.torch import save_file
+        """Write one safetensors file, its metadata as JSON; a file of that name is replaced as a whole.
 
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        about = {
-            "format": _FORMAT,
-            "task": self.task,
-            "model": asdict(self.model),
-            "settings": dict(self.settings),
-            "corruptions": self.corruptions,
-            "inputs": self.inputs,
-        }
-        partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-        save_file(
-            {name: getattr(self, name).contiguous() for name in _TENSORS},
-            partial,
-            metadata={"ivlens": json.dumps(about, ensure_ascii=False)},
-        )
-        os.replace(partial, path)
-        return path
+        Raises:
+            ValueError: settings that JSON cannot hold.
+        """
+        names = ("task", "model", "settings", "corruptions", "inputs")
+        content = {name: getattr(self, name) for name in names} | {"settings": dict(self.settings)}
+        return write_effects(path, {name: getattr(self, name) for name in TENSORS}, content)
 
     @classmethod
-    def load(cls, path: str | Path) -> "HeadEffects":
+    def load(cls, path: str | Path, model: TransformerBridge | None = None) -> "HeadEffects":
         """Read what `save` wrote.
+
+        Args:
+            model: The model they shall be used with: `live_model` then, so that vectors can be built from them. One
+                with other weights is refused. None: any file is read, and what needs the model checks it there.
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: not a file of head effects.
+            ValueError: not a file of head effects, a damaged one, or one measured on another model.
         """
-        from safetensors import SafetensorError, safe_open
-
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"head effects {str(path)!r} do not exist; measure them and save them there.")
-        try:
-            with safe_open(path, framework="pt") as stored:
-                about = json.loads((stored.metadata() or {}).get("ivlens", "{}"))
-                tensors = {name: stored.get_tensor(name) for name in stored.keys()}
-        except SafetensorError as error:
-            raise ValueError(f"{str(path)!r} is no safetensors file ({error}), expected saved HeadEffects.") from None
-        if about.get("format") != _FORMAT or set(tensors) != set(_TENSORS):
-            raise ValueError(f"{str(path)!r} holds {about.get('format', 'something else')}, expected {_FORMAT}.")
-        return cls(
-            **tensors,
-            corruptions=tuple(about["corruptions"]),
-            inputs=tuple(about["inputs"]),
-            task=about["task"],
-            model=ModelIdentity(**about["model"]),
-            settings=about["settings"],
-        )
+        loaded = cls(**read_effects(path))
+        if model is None:
+            return loaded
+        check_model_of(path, loaded.model, model_identity(model))
+        return replace(loaded, model_ref=weakref.ref(model))
 
     def to(self, device: str | torch.device) -> "HeadEffects":
         """The same effects with their tensors on another device."""
-        return replace(self, **{name: getattr(self, name).to(device) for name in _TENSORS})
+        return replace(self, **{name: getattr(self, name).to(device) for name in TENSORS})
