@@ -31,15 +31,16 @@ _MODULE_OF = {
     "mean_head_outputs": "activations",
     "pocket_path": "models",
     "steer": "interventions",
-    "sweep": "interventions",
+    "sweep_settings": "sweeps",
 }
 
 if TYPE_CHECKING:
     from ivlens.activations import mean_head_outputs
     from ivlens.effects import HeadEffects, causal_indirect_effect, head_effects
-    from ivlens.interventions import evaluate_intervention, steer, sweep
+    from ivlens.interventions import evaluate_intervention, steer
     from ivlens.models import load_model, pocket_path
     from ivlens.prompts import PromptTemplate, build_prompts
+    from ivlens.sweeps import sweep_settings
     from ivlens.tasks import Task, TaskExample, list_tasks, load_task
     from ivlens.vectors import InstructionVector
 
@@ -60,7 +61,7 @@ __all__ = [
     "mean_head_outputs",
     "pocket_path",
     "steer",
-    "sweep",
+    "sweep_settings",
 ]
 
 

@@ -177,6 +177,12 @@ def random_prompts(lengths: tuple[int, ...] = (7, 4, 9, 5), side: str = "left") 
     return tokens, mask
 
 
+def output_bias(model: torch.nn.Module, layer: int) -> torch.Tensor:
+    """The bias of a layer's output projection, zeros where it has none."""
+    bias = model.blocks[layer].attn.b_O
+    return torch.zeros(model.cfg.d_model) if bias is None else bias.detach()
+
+
 def tiny_task(
     name: str = "antonym", instruction: str = "Give the opposite of the word.", shift: int = 1, **more
 ) -> Task:

@@ -32,7 +32,7 @@ ROOMS = [
     "_inputs scoring",
     "activations",
     "effects",
-    "_vectorfile vectors",
+    "_heads _vectorfile vectors",
     "_edits _promptends _prefix _trials _summary controls interventions sweeps completions",
     "demo",
     "forgetting",
@@ -87,10 +87,7 @@ def test_public_names_are_told_to_type_checkers():
     tree = ast.parse((PACKAGE / "__init__.py").read_text())
     block = next(node for node in tree.body if isinstance(node, ast.If))
     declared = {
-        alias.name: node.module
-        for node in block.body
-        if isinstance(node, ast.ImportFrom)
-        for alias in node.names
+        alias.name: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names
     }
     assert declared == {name: f"ivlens.{module}" for name, module in ivlens._MODULE_OF.items()}
     assert set(ivlens.__all__) == {*declared, "__version__"}
