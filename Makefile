@@ -48,10 +48,14 @@ $(VENV)/.test: $(VENV)/.demo
 	@$(PIP) install --quiet -c constraints.txt -e '.[dev]'
 	@rm $(STARTED) && touch $@
 
-.PHONY: demo test lint types wheel wheel-test install clean help
+.PHONY: demo figures test lint types wheel wheel-test install clean help
 
 demo: $(VENV)/.demo  ## the main job on the built-in model, at most 2 minutes; report in out/demo/index.html
 	@$(PY) -m ivlens demo $(ARGS)
+
+figures: demo  ## the figures of the README, drawn from what the demo wrote
+	@$(PIP) install --quiet -c constraints.txt -e '.[export]'
+	@$(PY) figures/make.py $(OUT)/demo figures
 
 test: $(VENV)/.test  ## the tests; ARGS="-k name" chooses
 	@$(PY) -m pytest $(ARGS)

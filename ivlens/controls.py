@@ -1,9 +1,11 @@
 """What an Instruction Vector has to beat: random vectors, random heads, other tasks' vectors, the best constant."""
 
+import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from random import Random
 from typing import Any
 
 import torch
@@ -17,6 +19,8 @@ from ivlens.models import TransformerBridge
 from ivlens.sweeps import PromptSource
 from ivlens.tasks import Task, TaskExample, load_bank
 from ivlens.vectors import InstructionVector, base_task
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +105,13 @@ def is_contrast(iv: InstructionVector) -> bool:
 
 
 def other_task_vectors(
-    model: TransformerBridge, task: Task, iv: InstructionVector, tasks: Sequence[Task] | None = None, **options: Any
+    model: TransformerBridge,
+    task: Task,
+    iv: InstructionVector,
+    tasks: Sequence[Task] | None = None,
+    *,
+    n: int | None = None,
+    **options: Any,
 ) -> list[InstructionVector]:
     """Vectors of other tasks, made as `iv` was: for `evaluate_intervention(..., other_vectors=...)`.
 
@@ -109,17 +119,20 @@ def other_task_vectors(
 
     Args:
         task: the task on which `iv` is judged.
-        tasks: which ones; None: all built-in tasks that have at least half of this task's inputs.
+        tasks: which ones; None: built-in tasks that have at least half of this task's inputs.
+        n: at most so many of them, drawn with the seed of `iv`; None: all.
         options: for `head_effects`, such as `n_prompts` or `method`; where not given, the number of prompts, the
             score, the mode, the template and the seed are those of `iv`, if it records them.
 
     Raises:
         ValueError: no built-in task has these inputs.
     """
-    chosen = [other for other in (_sharing(task) if tasks is None else tasks) if other.name != task.name]
+    chosen = [other for other in (tasks_sharing_inputs(task) if tasks is None else tasks) if other.name != task.name]
     if tasks is None and not chosen:
         raise ValueError(f"no built-in task shares the inputs of {task.name!r}, expected some; pass tasks=[...].")
     known = iv.settings.get("effects") or {}
+    if n is not None and n < len(chosen):
+        chosen = Random(f"{known.get('seed', 0)}\0{task.name}").sample(chosen, n)
     same = {name: known[name] for name in ("n_prompts", "score", "mode", "seed") if name in known}
     if isinstance(known.get("template"), str):
         same["template"] = known["template"]
@@ -134,12 +147,26 @@ def other_task_vectors(
     ]
 
 
-def _sharing(task: Task) -> list[Task]:
+def some_other_vectors(model: TransformerBridge, task: Task, iv: InstructionVector, n: int) -> list[InstructionVector]:
+    """`other_task_vectors` of at most `n` tasks; none, and a line in the log, where no built-in task shares inputs."""
+    if tasks_sharing_inputs(task):
+        return other_task_vectors(model, task, iv, n=n)
+    logger.warning(
+        "no built-in task shares the inputs of %r, so the control other_tasks is missing; pass other_vectors=[...], "
+        "or () to do without.",
+        task.name,
+    )
+    return []
+
+
+def tasks_sharing_inputs(task: Task) -> list[Task]:
+    """Built-in tasks, other than this one, that have at least half of its inputs."""
     inputs = {example.input for example in task.examples}
     return [
         other
         for other in load_bank().values()
-        if 2 * len(inputs.intersection(example.input for example in other.examples)) >= len(inputs)
+        if other.name != task.name
+        and 2 * len(inputs.intersection(example.input for example in other.examples)) >= len(inputs)
     ]
 
 

@@ -20,6 +20,7 @@ from ivlens.controls import (
     measured_again,
     random_head_vectors,
     random_vectors,
+    some_other_vectors,
     true_others,
 )
 from ivlens.effects import HeadEffects
@@ -156,9 +157,9 @@ def evaluate_intervention(
         seed: draws which prompts, the random controls and the resamples. Splits, instructions and demonstrations are
             those of the seed the vectors were made with; of this one, where they record none.
         n_draws: draws of each random control; 19 or more for a table, 5 for a quick look.
-        other_vectors: vectors of other tasks on the same inputs; `other_task_vectors` of `ivlens.controls` makes them,
-            at the cost of one `head_effects` each. None: that control is missing, `n_vectors` is 0 there, and a line
-            in the log says so; `()`: the same without the line.
+        other_vectors: vectors of other tasks on the same inputs. None: `n_draws` built-in tasks are drawn and their
+            vectors made, at the cost of one `head_effects` each; where no built-in task has these inputs, a line in
+            the log says that the control is missing. `()`: do without.
         n_shots: demonstrations in `clean` prompts; None: 5 where there is no instruction in them, otherwise none.
         means: mean outputs of all heads, for `random_heads`: the vector's own effects, where they are at hand; measured
             again on up to 100 `fit` prompts if not given.
@@ -183,8 +184,10 @@ def evaluate_intervention(
     """
     import pandas as pd
 
-    others = _others(other_vectors, iv, task)
-    for vector in (iv, *others):
+    check_belongs(iv, model)
+    given = some_other_vectors(model, task, iv, n_draws) if other_vectors is None else other_vectors
+    others = true_others(given, iv, task)
+    for vector in others:
         check_belongs(vector, model)
     grid = _restricted(grid or Grid(), layer, alpha, site)
     settings = grid.settings(model)
@@ -209,16 +212,6 @@ def evaluate_intervention(
     frame = pd.DataFrame([summary(row, seed) for row in rows])
     frame.attrs.update(_provenance(prompts, iv, split), searched_on=searched_on)
     return frame
-
-
-def _others(vectors: Sequence[InstructionVector] | None, iv: InstructionVector, task: Task) -> list[InstructionVector]:
-    if vectors is None:
-        logger.warning(
-            "evaluate_intervention(%r): no other_vectors, so the control other_tasks is missing; pass "
-            "ivlens.controls.other_task_vectors(model, task, iv), or () to do without.",
-            task.name,
-        )
-    return true_others(vectors or (), iv, task)
 
 
 def _searched_on(settings: Sequence[Setting], split: SplitName) -> SplitName | None:

@@ -14,6 +14,7 @@ from ivlens.controls import (
     other_task_vectors,
     random_head_vectors,
     random_vectors,
+    some_other_vectors,
     true_others,
 )
 from ivlens.models import model_identity
@@ -102,6 +103,7 @@ def test_vectors_of_the_tasks_that_share_the_inputs_are_made_alike(llama, iv, mo
     assert {name: other.settings["effects"][name] for name in ("seed", "n_prompts", "score")} == {
         "seed": 3, "n_prompts": 2, "score": "logprob",
     }  # fmt: skip
+    assert [at.task for at in some_other_vectors(llama, task, made, n=5)] == ["near"]
     with pytest.raises(ValueError, match="shares the inputs of 'far'"):
         other_task_vectors(llama, far, made)
 

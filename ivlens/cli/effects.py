@@ -1,0 +1,97 @@
+"""`ivlens effects`: which heads carry a task's instruction."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ivlens.cli._options import AsJson, MeasureOptions, ModelOptions
+from ivlens.cli._output import print_json, print_table, shows_progress
+
+if TYPE_CHECKING:
+    from ivlens.effects import HeadEffects
+
+TABLE_SUFFIXES = (".csv", ".parquet")
+
+
+def effects(
+    *,
+    task: str,
+    where: ModelOptions | None = None,
+    how: MeasureOptions | None = None,
+    top: int = 10,
+    out: Path | None = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the causal effect of every attention head on a task.
+
+    The mean output of each head on clean prompts replaces its output on corrupted prompts, one head at a time; its
+    effect is what the right answer's score gains, averaged over prompts (AIE).
+
+    Example: `ivlens effects --model pocket --task antonym --out antonym.effects.safetensors`
+
+    Args:
+        task: Name of a built-in task, or a path: a task file or folder, CSV, JSON, JSONL.
+        top: How many heads to print.
+        out: Write all of it: .safetensors (to build vectors from), .csv or .parquet (a table), .html, .png, .svg or
+            .pdf (the map of all heads).
+    """
+    from ivlens.tasks import load_task
+
+    _check_out(out)
+    loaded = load_task(task)
+    model = (where or ModelOptions()).load()
+    found = (how or MeasureOptions()).measure(model, loaded, progress=shows_progress(as_json))
+    if out is not None:
+        write_effects(found, out)
+    if as_json:
+        print_json({**describe(found), "heads": found.to_frame().to_dict("records"), "out": out and str(out)})
+        return
+    _print(found, top)
+    if out is not None:
+        print(f"\nwritten: {out}")
+
+
+def _print(found: "HeadEffects", top: int) -> None:
+    print(f"{found.task} on {found.model}")
+    corruptions = ", ".join(sorted(set(found.corruptions)))
+    print(f"{len(found.corruptions)} corrupted prompts ({corruptions}), score: {found.settings.get('score')}\n")
+    rows = [
+        [row["label"], f"{row['aie']:+.4f}", f"{row['low']:+.4f} to {row['high']:+.4f}"]
+        for row in found.to_frame().head(top).to_dict("records")
+    ]
+    print_table(["head", "AIE", "95 % interval"], rows)
+
+
+def describe(found: "HeadEffects") -> dict[str, Any]:
+    """What was measured, without the numbers of every head."""
+    return {
+        "task": found.task,
+        "model": asdict(found.model),
+        "n_prompts": len(found.corruptions),
+        "corruptions": sorted(set(found.corruptions)),
+        "settings": dict(found.settings),
+    }
+
+
+def write_effects(found: "HeadEffects", path: Path) -> None:
+    """Write effects in the form that the suffix names, whole or not at all."""
+    from ivlens._files import write_whole
+
+    suffix = path.suffix.lower()
+    if suffix == ".safetensors":
+        write_whole(path, found.save)
+    elif suffix == ".csv":
+        write_whole(path, lambda partial: found.to_frame().to_csv(partial, index=False))
+    elif suffix == ".parquet":
+        write_whole(path, found.to_frame().to_parquet)
+    else:
+        from ivlens.figures import head_heatmap, write_figure
+
+        write_figure(head_heatmap(found), path)
+
+
+def _check_out(out: Path | None) -> None:
+    # before minutes of measuring, not after
+    known = (".safetensors", *TABLE_SUFFIXES, ".html", ".png", ".svg", ".pdf")
+    if out is not None and out.suffix.lower() not in known:
+        raise ValueError(f"--out {out} has suffix {out.suffix!r}, expected one of {', '.join(known)}.")

@@ -1,0 +1,159 @@
+"""`ivlens steer`: one text, completed with and without a vector."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from ivlens.cli._options import AsJson, MeasureOptions, ModelOptions
+from ivlens.cli._output import one_line, print_json, shows_progress
+
+if TYPE_CHECKING:
+    from ivlens.models import TransformerBridge
+    from ivlens.tasks import Task
+    from ivlens.vectors import InstructionVector
+
+Flag = Annotated[bool, Parameter(negative="")]
+N_SEARCH_PROMPTS = 48
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class SteerOptions:
+    """What is added, and where.
+
+    Attributes:
+        task: Name of a built-in task, or a path: its vector is built, and it chooses layer and strength.
+        vector: File written by `ivlens vector --out`, instead of building the vector.
+        k: Number of heads of a vector that is built.
+        layer: Where to add the vector; by default the best on the task's *select* inputs.
+        alpha: Strength, negative subtracts; by default the best on the task's *select* inputs.
+        site: resid_post (after the block) or attn_out (what attention adds); by default the best, or
+            resid_post where layer and alpha are given.
+        positions: Add it once, at the last prompt token, or at every generated token as well.
+        mode: Add the vector, or replace its heads' outputs by their means.
+        allow_other_weights: Accept a vector of the same architecture but other weights.
+        raw: The text is the whole prompt, as it is.
+        max_new_tokens: Length of the completions.
+    """
+
+    task: str | None = None
+    vector: Path | None = None
+    k: int = 10
+    layer: int | None = None
+    alpha: Annotated[float | None, Parameter(allow_leading_hyphen=True)] = None
+    site: Literal["resid_post", "attn_out"] | None = None
+    positions: Literal["prompt", "every"] = "prompt"
+    mode: Literal["vector", "heads"] = "vector"
+    allow_other_weights: Flag = False
+    raw: Flag = False
+    max_new_tokens: int = 16
+
+
+def steer_text(
+    *,
+    text: str,
+    what: SteerOptions | None = None,
+    where: ModelOptions | None = None,
+    how: MeasureOptions | None = None,
+    as_json: AsJson = False,
+) -> None:
+    """Complete a text with and without an Instruction Vector.
+
+    Example: `ivlens steer --task antonym --text big`, or with a saved vector
+    `ivlens steer --vector antonym.safetensors --layer 3 --alpha 4 --text big`
+
+    Args:
+        text: The input of the task; it is put into the template without an instruction.
+    """
+    what, where, how = what or SteerOptions(), where or ModelOptions(), how or MeasureOptions()
+    task = _task(what)
+    model = where.load()
+    iv = _vector(model, task, what, how, shows_progress(as_json))
+    setting = _setting(model, task, iv, what, how)
+    prompt = _prompt(model, text, how.template, what.raw)
+    plain, steered = _completions(model, iv, setting, prompt, what.max_new_tokens)
+    if as_json:
+        about = {"task": iv.task, "norm": iv.norm, "heads": [f"L{layer}H{head}" for layer, head in iv.heads]}
+        facts = {"text": text, "prompt": prompt, "plain": plain, "steered": steered}
+        print_json({**facts, "setting": setting, "vector": about, "model": asdict(iv.model)})
+        return
+    print(f"prompt   {one_line(prompt)}")
+    print(f"plain    {one_line(plain.strip())}")
+    print(f"steered  {one_line(steered.strip())}")
+    print(f"\n{iv.task}: {_setting_text(setting)}")
+
+
+def _task(what: SteerOptions) -> "Task | None":
+    from ivlens.tasks import load_task
+
+    if what.task is None and what.vector is None:
+        raise ValueError("ivlens steer got neither --task nor --vector, expected one; try --task antonym.")
+    searched = what.mode == "vector" and None in (what.layer, what.alpha)
+    if what.task is None and searched:
+        raise ValueError("a vector from a file needs --layer and --alpha, or --task to find them with; add these.")
+    return load_task(what.task) if what.task else None
+
+
+def _vector(
+    model: "TransformerBridge", task: "Task | None", what: SteerOptions, how: MeasureOptions, progress: bool
+) -> "InstructionVector":
+    from ivlens.vectors import InstructionVector
+
+    if what.vector is not None:
+        return InstructionVector.load(what.vector, model, allow_other_weights=what.allow_other_weights)
+    assert task is not None
+    return InstructionVector.from_effects(how.measure(model, task, progress=progress), what.k, model=model)
+
+
+def _setting(
+    model: "TransformerBridge", task: "Task | None", iv: "InstructionVector", what: SteerOptions, how: MeasureOptions
+) -> dict[str, Any]:
+    """The arguments of `steer`, searched for on *select* as far as they are not given."""
+    from ivlens.sweeps import Grid, sweep_settings
+
+    common = {"positions": what.positions, "mode": what.mode}
+    if what.mode == "heads":
+        return {**common, "layer": None, "alpha": 1.0 if what.alpha is None else what.alpha, "site": "resid_post"}
+    if what.layer is not None and what.alpha is not None:
+        return {**common, "layer": what.layer, "alpha": what.alpha, "site": what.site or "resid_post"}
+    assert task is not None
+    grid = Grid(
+        layers=None if what.layer is None else (what.layer,),
+        alphas=Grid.alphas if what.alpha is None else (what.alpha,),
+        sites=Grid.sites if what.site is None else (what.site,),
+        positions=what.positions,
+    )
+    frame = sweep_settings(model, task, iv, grid=grid, n_prompts=N_SEARCH_PROMPTS, template=how.template, seed=how.seed)
+    best = frame.sort_values(["accuracy", "prob"], ascending=False, kind="stable").iloc[0]
+    found = {"layer": int(best["layer"]), "alpha": float(best["alpha"]), "site": str(best["site"])}
+    return {**common, **found, "select_accuracy": float(best["accuracy"])}
+
+
+def _prompt(model: "TransformerBridge", text: str, template: str, raw: bool) -> str:
+    from ivlens.templates import Renderer, find_template
+
+    if not text.strip():
+        raise ValueError("--text is empty, expected some text to complete.")
+    return text if raw else Renderer(find_template(template), model.tokenizer, fused=False)(None, (), text)[0]
+
+
+def _completions(
+    model: "TransformerBridge", iv: "InstructionVector", setting: dict[str, Any], prompt: str, max_new_tokens: int
+) -> tuple[str, str]:
+    from ivlens.completions import complete
+    from ivlens.interventions import steer
+
+    (plain,) = complete(model, [prompt], max_new_tokens=max_new_tokens)
+    arguments = {name: value for name, value in setting.items() if name != "select_accuracy"}
+    with steer(model, iv, **arguments):
+        (steered,) = complete(model, [prompt], max_new_tokens=max_new_tokens)
+    return plain, steered
+
+
+def _setting_text(setting: dict[str, Any]) -> str:
+    if setting["mode"] == "heads":
+        return f"heads replaced by their means, share {setting['alpha']:g}"
+    found = f" (accuracy on select {setting['select_accuracy']:.2f})" if "select_accuracy" in setting else ""
+    return f"layer {setting['layer']}, alpha {setting['alpha']:g}, {setting['site']}, {setting['positions']}{found}"

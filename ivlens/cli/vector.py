@@ -1,0 +1,156 @@
+"""`ivlens vector`: build, save, judge or inspect an Instruction Vector."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from ivlens.cli._options import AsJson, MeasureOptions, ModelOptions
+from ivlens.cli._output import one_line, print_json, print_table, shows_progress
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from ivlens.models import TransformerBridge
+    from ivlens.tasks import Task
+    from ivlens.vectors import InstructionVector
+
+N_DRAWS = 19  # random controls below which a table should not go
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class BuildOptions:
+    """How the vector is built.
+
+    Attributes:
+        task: Name of a built-in task, or a path.
+        effects: File written by `ivlens effects --out x.safetensors`, instead of measuring again.
+        k: Number of heads.
+        contrast: Subtract what the same heads hold on corrupted prompts.
+    """
+
+    task: str | None = None
+    effects: Path | None = None
+    k: int = 10
+    contrast: Annotated[bool, Parameter(negative="")] = False
+
+
+def vector(
+    file: Path | None = None,
+    /,
+    *,
+    build: BuildOptions | None = None,
+    where: ModelOptions | None = None,
+    how: MeasureOptions | None = None,
+    judge: Annotated[bool, Parameter(negative="")] = False,
+    out: Path | None = None,
+    as_json: AsJson = False,
+) -> None:
+    """Build the Instruction Vector of a task, or inspect one in a file.
+
+    With `--judge`, the vector is added to prompts without instruction, at the best layer and strength on the *select*
+    inputs, and compared with its controls on the *test* inputs.
+
+    Example: `ivlens vector --task antonym --k 10 --out antonym.safetensors --judge`, later
+    `ivlens vector antonym.safetensors --model pocket`
+
+    Args:
+        file: A vector to inspect instead of building one; with --model it must belong to that model.
+        judge: Evaluate it beside its controls; needs --task.
+        out: Write the vector here (safetensors, with everything that made it).
+    """
+    from ivlens._files import write_whole
+    from ivlens.tasks import load_task
+
+    build, where, how = build or BuildOptions(), where or ModelOptions(), how or MeasureOptions()
+    _check(file, build, judge, out)
+    task = load_task(build.task) if build.task else None
+    model = where.load() if file is None or judge or where.model else None
+    made = _load(file, model) if file else _build(model, task, build, how, shows_progress(as_json))
+    table = _judge(model, task, made, how) if judge else None
+    if out is not None:
+        write_whole(out, made.save)
+    facts = describe(made, model)
+    if as_json:
+        judged = {"conditions": table.to_dict("records")} if table is not None else {}
+        print_json({**facts, **judged, "out": out and str(out)})
+        return
+    _print(made, facts, table)
+    if out is not None:
+        print(f"\nwritten: {out}")
+
+
+def describe(made: "InstructionVector", model: "TransformerBridge | None") -> dict[str, Any]:
+    """The vector in plain values; with a model also the tokens it points to."""
+    return {
+        "task": made.task,
+        "model": asdict(made.model),
+        "norm": made.norm,
+        "heads": [f"L{layer}H{head}" for layer, head in made.heads],
+        "settings": dict(made.settings),
+        "tokens": [list(pair) for pair in made.decode(model)] if model is not None else None,
+    }
+
+
+def _load(file: Path, model: "TransformerBridge | None") -> "InstructionVector":
+    from ivlens.vectors import InstructionVector
+
+    return InstructionVector.load(file, model)
+
+
+def _build(
+    model: "TransformerBridge | None", task: "Task | None", build: BuildOptions, how: MeasureOptions, progress: bool
+) -> "InstructionVector":
+    from ivlens.effects import HeadEffects
+    from ivlens.vectors import InstructionVector
+
+    if build.effects is not None:
+        found = HeadEffects.load(build.effects)
+    else:
+        assert task is not None and model is not None
+        found = how.measure(model, task, progress=progress)
+    return InstructionVector.from_effects(found, build.k, model=model, contrast=build.contrast)
+
+
+def _judge(
+    model: "TransformerBridge | None", task: "Task | None", made: "InstructionVector", how: MeasureOptions
+) -> "pd.DataFrame":
+    from ivlens.interventions import evaluate_intervention
+
+    assert model is not None and task is not None
+    return evaluate_intervention(model, task, made, n_draws=N_DRAWS, seed=how.seed, template=how.template)
+
+
+def _print(made: "InstructionVector", facts: dict[str, Any], table: "pd.DataFrame | None") -> None:
+    print(f"{made.task} on {made.model}")
+    print(f"norm    {made.norm:.3f}")
+    print(f"heads   {' '.join(facts['heads']) or 'none: computed from other vectors'}")
+    if facts["tokens"]:
+        print(f"tokens  {' | '.join(one_line(token).strip() or repr(token) for token, _ in facts['tokens'])}")
+    if table is None:
+        return
+    print("\nAccuracy on test inputs without instruction\n")
+    rows = []
+    for row in table.dropna(subset=["accuracy"]).to_dict("records"):
+        between = f"{row['accuracy_lo']:.2f} to {row['accuracy_hi']:.2f}"
+        rows.append([row["condition"], float(row["accuracy"]), between, _setting(row)])
+    print_table(["condition", "accuracy", "95 % interval", "setting"], rows)
+
+
+def _setting(row: dict[str, Any]) -> str:
+    if row["condition"] != "iv":
+        return f"{row['n_vectors']} vectors" if row["n_vectors"] > 1 else ""
+    return f"layer {row['layer']:g}, alpha {row['alpha']:g}, {row['site']}"
+
+
+def _check(file: Path | None, build: BuildOptions, judge: bool, out: Path | None) -> None:
+    if file is None and build.task is None and build.effects is None:
+        raise ValueError("ivlens vector got neither a file nor --task, expected one; try --task antonym.")
+    if file is not None and (build.effects is not None or out is not None):
+        raise ValueError(f"ivlens vector got the file {file} and options to build one; leave --effects and --out out.")
+    if judge and build.task is None:
+        raise ValueError("--judge got no --task, expected the task whose prompts to judge on; add --task.")
+    if out is not None and out.suffix != ".safetensors":
+        raise ValueError(f"--out {out} has suffix {out.suffix!r}, expected .safetensors.")

@@ -1,0 +1,19 @@
+"""Results as plotly figures: each function takes a result and returns a `Figure`, for the screen and for paper."""
+
+from ivlens.figures.conditions import condition_plot
+from ivlens.figures.heads import head_heatmap
+from ivlens.figures.similarity import similarity_matrix, similarity_order
+from ivlens.figures.sweeps import strength_curves
+from ivlens.figures.theme import DARK, LIGHT, Theme, write_figure
+
+__all__ = [
+    "DARK",
+    "LIGHT",
+    "Theme",
+    "condition_plot",
+    "head_heatmap",
+    "similarity_matrix",
+    "similarity_order",
+    "strength_curves",
+    "write_figure",
+]

@@ -1,0 +1,36 @@
+"""Tables as plain rows: what a figure draws is easier to see, and to type-check, than chains of data-frame methods."""
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any
+
+import pandas as pd
+
+Row = dict[str, Any]
+
+
+def rows_of(frame: pd.DataFrame, needed: Sequence[str], maker: str) -> list[Row]:
+    """The rows of a table that `maker` made.
+
+    Raises:
+        ValueError: a needed column is missing, or there are no rows.
+    """
+    missing = [name for name in needed if name not in frame]
+    if missing or not len(frame):
+        got = f"lacks the columns {', '.join(missing)}" if missing else "has no rows"
+        raise ValueError(f"the table {got}, expected what {maker} returns; pass that.")
+    return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
+
+
+def grouped(rows: Iterable[Row], key: Callable[[Row], Hashable]) -> dict[Any, list[Row]]:
+    """Rows by key, in the order in which keys first occur."""
+    groups: dict[Any, list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[key(row)].append(row)
+    return dict(groups)
+
+
+def mean(values: Iterable[Any]) -> float:
+    """Arithmetic mean; NaN of nothing."""
+    listed = [float(value) for value in values]
+    return sum(listed) / len(listed) if listed else float("nan")
