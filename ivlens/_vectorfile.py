@@ -1,21 +1,18 @@
-"""The file of an `InstructionVector`: safetensors whose one metadata entry is JSON."""
+"""The file of an `InstructionVector`, and whether a vector belongs to a model."""
 
-import json
-import os
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import safetensors.torch
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ivlens._artefacts import Artefact
 from ivlens.models import ModelIdentity
 
-FORMAT = "ivlens.InstructionVector/1"
+FILE = Artefact("ivlens.InstructionVector/1", "InstructionVector.save")
 
 
 def write_vector(
@@ -24,21 +21,8 @@ def write_vector(
     head_means: Float[Tensor, "k d_head"],
     content: Mapping[str, Any],
 ) -> Path:
-    """Write both tensors and `content` (heads, task, model, settings); atomic, same content same bytes."""
-    try:
-        # one entry only: safetensors writes several in an order of its own
-        text = json.dumps({**content, "model": asdict(content["model"]), "format": FORMAT}, sort_keys=True)
-    except TypeError as error:
-        raise ValueError(
-            f"settings of the vector do not fit in JSON ({error}); use plain numbers, texts, lists."
-        ) from error
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
-    tensors = {"theta": theta.contiguous(), "head_means": head_means.contiguous()}
-    partial.write_bytes(safetensors.torch.save(tensors, metadata={"ivlens": text}))
-    partial.replace(target)
-    return target
+    """Write both tensors and `content` (heads, task, model, settings)."""
+    return FILE.write(path, {"theta": theta, "head_means": head_means}, content)
 
 
 def read_vector(path: str | Path) -> tuple[Float[Tensor, " d_model"], Float[Tensor, "k d_head"], dict[str, Any]]:
@@ -48,30 +32,15 @@ def read_vector(path: str | Path) -> tuple[Float[Tensor, " d_model"], Float[Tens
         FileNotFoundError: no such file.
         ValueError: not such a file, or a damaged one.
     """
-    source = Path(path)
-    if not source.is_file():
-        raise FileNotFoundError(f"{source} is not a file, expected one written by InstructionVector.save.")
-    try:
-        with safe_open(source, framework="pt") as opened:
-            metadata = opened.metadata() or {}
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}
-    except SafetensorError as error:
-        _refuse(source, f"is no whole safetensors file ({error})")
-    try:
-        content = json.loads(metadata.get("ivlens", "null"))
-    except json.JSONDecodeError:
-        _refuse(source, "has damaged metadata")
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        _refuse(source, f"has no metadata of format {FORMAT!r}")
+    tensors, content = FILE.read(path)
     try:
         content["heads"] = tuple((int(layer), int(head)) for layer, head in content["heads"])
-        content["model"] = ModelIdentity(**{key.name: content["model"][key.name] for key in fields(ModelIdentity)})
         content = {key: content[key] for key in ("heads", "task", "model", "settings")}
         if not (isinstance(content["task"], str) and isinstance(content["settings"], dict)):
             raise TypeError("task is no text or settings no mapping")
     except (KeyError, TypeError, ValueError) as error:
-        _refuse(source, f"has incomplete metadata ({type(error).__name__}: {error})")
-    _check_tensors(source, tensors, content["model"], content["heads"])
+        FILE.refuse(path, f"has incomplete metadata ({type(error).__name__}: {error})")
+    _check_tensors(path, tensors, content["model"], content["heads"])
     return tensors["theta"], tensors["head_means"], content
 
 
@@ -103,20 +72,13 @@ def check_weights(
 
 
 def _check_tensors(
-    source: Path, tensors: Mapping[str, Tensor], model: ModelIdentity, heads: tuple[tuple[int, int], ...]
+    source: str | Path, tensors: Mapping[str, Tensor], model: ModelIdentity, heads: tuple[tuple[int, int], ...]
 ) -> None:
     expected = {"theta": (model.d_model,), "head_means": (len(heads), model.d_head)}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if found != expected:
-        _refuse(source, f"has tensors {found}, expected {expected} from its metadata")
+        FILE.refuse(source, f"has tensors {found}, expected {expected} from its metadata")
     if any(not (0 <= layer < model.n_layers and 0 <= head < model.n_heads) for layer, head in heads):
-        _refuse(source, f"names heads {heads} that a model of {model.n_layers} x {model.n_heads} heads does not have")
+        FILE.refuse(source, f"names heads {heads}, which {model.n_layers} x {model.n_heads} heads do not include")
     if any(tensor.dtype != torch.float32 for tensor in tensors.values()):
-        _refuse(source, "has tensors that are not float32")
-
-
-def _refuse(source: Path, what: str) -> NoReturn:
-    raise ValueError(
-        f"{source} {what}, expected a file written by InstructionVector.save; save the vector again "
-        "(pickles and .pt files are never read)."
-    )
+        FILE.refuse(source, "has tensors that are not float32")

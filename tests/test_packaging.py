@@ -27,7 +27,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = [
     "_files hub records loaders tasks",
     "_tokens templates prompts",
-    "_weights _boot models",
+    "_weights _boot models _artefacts",
     "hooks",
     "_inputs scoring",
     "activations",

@@ -263,7 +263,7 @@ def test_loading_for_another_model(tmp_path, new_model, iv):
 def test_a_truncated_file_is_refused(tmp_path, iv, size):
     path = iv.save(tmp_path / "iv.safetensors")
     path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(ValueError, match="save the vector again"):
+    with pytest.raises(ValueError, match="written by InstructionVector.save; save it again"):
         InstructionVector.load(path)
 
 
@@ -275,7 +275,7 @@ def test_other_files_are_refused(tmp_path, iv, effects):
     torch.save({"theta": iv.theta}, path)
     with pytest.raises(ValueError, match="never read"):
         InstructionVector.load(path)
-    with pytest.raises(ValueError, match="no metadata of format"):
+    with pytest.raises(ValueError, match="not ivlens.InstructionVector/1"):
         InstructionVector.load(effects.save(path))
     with pytest.raises(FileNotFoundError, match="not a file"):
         InstructionVector.load(tmp_path / "nothing")
@@ -286,8 +286,8 @@ def test_other_files_are_refused(tmp_path, iv, effects):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": "other/1"}, "no metadata of format"),
-        ({"heads": [[0, 99]] * 3}, "does not have"),
+        ({"format": "other/1"}, "not ivlens.InstructionVector/1"),
+        ({"heads": [[0, 99]] * 3}, "do not include"),
         ({"heads": [[0]]}, "incomplete metadata"),
         ({"model": {"name": "x"}}, "incomplete metadata"),
         ({"settings": 3}, "incomplete metadata"),

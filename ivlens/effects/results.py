@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ivlens.effects.files import TENSORS, check_model_of, read_effects, write_effects
+from ivlens.effects.files import FILE, TENSORS, check_model_of, read_effects
 from ivlens.models import ModelIdentity, TransformerBridge, model_identity
 
 
@@ -139,7 +139,7 @@ class HeadEffects:
         """
         names = ("task", "model", "settings", "corruptions", "inputs")
         content = {name: getattr(self, name) for name in names} | {"settings": dict(self.settings)}
-        return write_effects(path, {name: getattr(self, name) for name in TENSORS}, content)
+        return FILE.write(path, {name: getattr(self, name) for name in TENSORS}, content)
 
     @classmethod
     def load(cls, path: str | Path, model: TransformerBridge | None = None) -> "HeadEffects":

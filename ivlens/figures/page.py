@@ -29,7 +29,7 @@ RIGHT = (
     '<p class="note below">✓ exactly one of the accepted answers; otherwise the expected one in brackets. '
     "Greedy decoding, first line.</p>"
 )
-TILES = ("baseline", "iv", "random", "other_tasks", "clean")
+TILES = ("baseline", "iv", "random", "other_tasks", "random_heads", "clean")
 
 
 def write_page(result: DemoResult, path: str | Path) -> Path:
@@ -123,8 +123,9 @@ def _lead(result: DemoResult) -> str:
     return (
         "The Instruction Vector of a task is the summed average output of the attention heads that carry its "
         "instruction. Added to prompts that contain <b>no instruction</b>, it takes the accuracy from "
-        f"{_percent(means['baseline'])} to <b>{_percent(means['iv'])}</b>; random vectors of the same length reach "
-        f"{_percent(means.get('random'))}, and the instruction itself {_percent(means['clean'])}."
+        f"{_percent(means['baseline'])} to <b>{_percent(means['iv'])}</b>. Of the same length, "
+        f"random vectors reach {_percent(means.get('random'))} and vectors of as many random heads "
+        f"{_percent(means.get('random_heads'))}. With the instruction it is {_percent(means['clean'])}."
     )
 
 
