@@ -16,6 +16,8 @@ def mean_head_outputs(
 ) -> Float[Tensor, "n_layers n_heads d_head"]:
     """Mean over prompts of every head's output before the output projection, `z̄_{l,h}`.
 
+    Inside `steer` these are the outputs of the steered model.
+
     Args:
         tokens: `[batch, pos]`, padded on either side.
         attention_mask: `[batch, pos]`, 1 for tokens.

@@ -7,7 +7,8 @@ reached them. Head outputs `z` always have shape `[batch, pos, n_heads, d_head]`
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal, SupportsIndex, cast
+from operator import index
+from typing import Any, Literal, SupportsIndex, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -82,15 +83,26 @@ def _site_name(layer: int, site: Site) -> str:
     return {"resid_post": f"blocks.{layer}.hook_out", "attn_out": f"blocks.{layer}.hook_attn_out"}[site]
 
 
+def whole_numbers(name: str, values: Iterable[Any]) -> tuple[int, ...]:
+    """`values` as ints; TypeError for texts, truth values and fractions, which `int` would take for something else."""
+    values = tuple(values)
+    try:
+        if any(isinstance(value, bool) for value in values):
+            raise TypeError
+        return tuple(index(value) for value in values)
+    except TypeError:
+        raise TypeError(f"{name} are {values!r}, expected whole numbers, counted from 0.") from None
+
+
 def check_layers(model: TransformerBridge, layers: Iterable[SupportsIndex]) -> tuple[int, ...]:
     """`layers` as a tuple, in order.
 
     Raises:
-        TypeError: the model is no bridge.
+        TypeError: the model is no bridge, or a layer no whole number.
         ValueError: a layer the model does not have.
     """
     check_model(model)
-    chosen = tuple(int(layer) for layer in layers)
+    chosen = whole_numbers("layers", layers)
     for layer in chosen:
         if not 0 <= layer < model.cfg.n_layers:
             raise ValueError(

@@ -507,3 +507,12 @@ def test_effects_do_not_keep_a_model_in_memory(byte_level):
     del model
     gc.collect()
     assert got.live_model is None
+
+
+@pytest.mark.parametrize("foils", [torch.tensor([5.9]), torch.tensor([True])])
+def test_foils_are_token_ids(llama, foils):
+    tokens = torch.arange(6)[None]
+    mean_z = torch.zeros(llama.cfg.n_layers, llama.cfg.n_heads, llama.cfg.d_head)
+    options = {"score": "logit_diff", "foil_tokens": foils}
+    with pytest.raises(TypeError, match="expected token ids"):
+        causal_indirect_effect(llama, tokens, torch.ones_like(tokens), tokens[:, :1], mean_z, **options)

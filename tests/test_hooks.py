@@ -233,3 +233,13 @@ def test_marks_of_steering_nest_and_end(llama):
         assert not waited
     other.join(20)
     assert waited == [None] and not hooks.is_steered(llama)
+
+
+@pytest.mark.parametrize("values", [[1.9], "12", [True], ["1"], [torch.tensor(1.5)]])
+def test_layers_and_heads_are_whole_numbers(values):
+    with pytest.raises(TypeError, match="expected whole numbers"):
+        hooks.whole_numbers("layers", values)
+
+
+def test_whole_numbers_of_any_kind_pass():
+    assert hooks.whole_numbers("layers", (1, torch.tensor(2), range(4)[3])) == (1, 2, 3)

@@ -38,6 +38,8 @@ def effects(
     from ivlens.tasks import load_task
 
     _check_out(out)
+    if top < 0:
+        raise ValueError(f"--top is {top}, expected 0 or more.")
     loaded = load_task(task)
     model = (where or ModelOptions()).load()
     found = (how or MeasureOptions()).measure(model, loaded, progress=shows_progress(as_json))

@@ -68,6 +68,7 @@ def steer_text(
         text: The input of the task; it is put into the template without an instruction.
     """
     what, where, how = what or SteerOptions(), where or ModelOptions(), how or MeasureOptions()
+    text.encode()  # a half surrogate is no text: one line now, not a library's error later
     task = _task(what)
     model = where.load()
     iv = _vector(model, task, what, how, shows_progress(as_json))

@@ -61,7 +61,6 @@ def vector(
         judge: Evaluate it beside its controls; needs --task.
         out: Write the vector here (safetensors, with everything that made it).
     """
-    from ivlens._files import write_whole
     from ivlens.tasks import load_task
 
     build, where, how = build or BuildOptions(), where or ModelOptions(), how or MeasureOptions()
@@ -69,9 +68,9 @@ def vector(
     task = load_task(build.task) if build.task else None
     model = where.load() if file is None or judge or where.model else None
     made = _load(file, model) if file else _build(model, task, build, how, shows_progress(as_json))
-    table = _judge(model, task, made, how) if judge else None
     if out is not None:
-        write_whole(out, made.save)
+        made.save(out)  # before judging, which may fail or be interrupted
+    table = _judge(model, task, made, how) if judge else None
     facts = describe(made, model)
     if as_json:
         judged = {"conditions": table.to_dict("records")} if table is not None else {}

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ivlens._inputs import check_answers, check_length, check_prompts
-from ivlens.hooks import check_layers, check_unsteered
+from ivlens.hooks import check_layers, check_unsteered, whole_numbers
 from ivlens.models import TransformerBridge, check_model
 from ivlens.scoring import check_score, scored_columns
 
@@ -98,6 +98,8 @@ def _check_foils(foils: Any, answers: Int[Tensor, "batch answer_len"], model: Tr
     if not isinstance(foils, Tensor) or foils.numel() != len(answers) or foils.shape[0] != len(answers):
         got = tuple(foils.shape) if isinstance(foils, Tensor) else type(foils).__name__
         raise ValueError(f"foil_tokens has shape {got}, expected ({len(answers)},), one token for each prompt.")
+    if foils.is_floating_point() or foils.dtype == torch.bool:
+        raise TypeError(f"foil_tokens have dtype {foils.dtype}, expected token ids (torch.long).")
     foils = foils.reshape(-1).to(answers.device).long()
     if int(foils.min()) < 0 or int(foils.max()) >= model.cfg.d_vocab:
         row = int(((foils < 0) | (foils >= model.cfg.d_vocab)).nonzero()[0])
@@ -119,7 +121,7 @@ def check_selection(
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The layers and heads to measure, all of them for None; ValueError if one does not exist, or none is left."""
     chosen = check_layers(model, range(model.cfg.n_layers) if layers is None else layers)
-    wanted = tuple(int(head) for head in (range(model.cfg.n_heads) if heads is None else heads))
+    wanted = whole_numbers("heads", range(model.cfg.n_heads) if heads is None else heads)
     for head in wanted:
         if not 0 <= head < model.cfg.n_heads:
             raise ValueError(

@@ -3,6 +3,7 @@
 import os
 import shutil
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import plotly.graph_objects as go
@@ -149,12 +150,10 @@ def write_figure(figure: go.Figure, path: str | Path, *, scale: float = 2.0) -> 
 
 
 def _image(figure: go.Figure, kind: str, scale: float) -> bytes:
-    try:
-        import kaleido  # noqa: F401 - plotly's own message does not say which extra has it
-    except ImportError:
+    if find_spec("kaleido") is None:  # plotly's own message does not say which extra has it
         raise ImportError(
             "images need the package kaleido, which is not installed; pip install 'ivlens[export]', or write .html."
-        ) from None
+        )
     browser = os.environ.get("BROWSER_PATH") or shutil.which("chromium") or shutil.which("chromium-browser")
     if browser and "BROWSER_PATH" not in os.environ:
         os.environ["BROWSER_PATH"] = browser
