@@ -11,6 +11,7 @@ import time
 import tomllib
 import zipfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -170,7 +171,9 @@ def test_interrupt_by_signal():
         "sys.exit(main.main(['doctor']))"
     )
     pipe = subprocess.PIPE
-    with subprocess.Popen([sys.executable, "-c", probe], stdout=pipe, stderr=pipe, text=True) as job:
+    # a shell starts what it puts in the background with SIGINT ignored, and that is inherited
+    hear = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen([sys.executable, "-c", probe], stdout=pipe, stderr=pipe, text=True, preexec_fn=hear) as job:
         assert job.stdout and job.stdout.readline() == "up\n"
         job.send_signal(signal.SIGINT)
         _, complaint = job.communicate(timeout=20)
