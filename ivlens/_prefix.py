@@ -8,10 +8,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ivlens._memory import memory_budget
 from ivlens.hooks import captured_residual
 from ivlens.models import TransformerBridge
 
-# what the prompts of one prefix may hold at once: 1 GB of float32, or a third of a GPU's free memory
+# what the prompts of one prefix may hold at once: 1 GB of float32, or what one pass may use on a GPU
 _FLOATS_PER_PREFIX = 2**28
 
 
@@ -28,7 +29,7 @@ def prompts_that_fit(model: TransformerBridge, n_columns: int, n_answer_tokens: 
     streams = cfg.n_layers * cfg.d_model * n_answer_tokens
     free = _FLOATS_PER_PREFIX
     if parameter.is_cuda:
-        free = torch.cuda.mem_get_info(parameter.device)[0] // (3 * parameter.element_size())
+        free = memory_budget("auto", parameter.device) // parameter.element_size()
     return max(1, free // (cache + block + streams))
 
 
@@ -84,7 +85,7 @@ class SharedPrefix:
         prompts, answers = prompts.to(self._tokens.device), answers.to(self._tokens.device)
         following = torch.cat([self._tokens[prompts, -1:], answers], dim=1)
         mask = torch.cat([self._mask[prompts], torch.ones_like(answers)], dim=1)
-        with torch.no_grad(), _left_out(self._model, start, stream, self._form):
+        with torch.no_grad(), blocks_left_out(self._model, start, stream, self._form):
             if self._cache is None:
                 return self._model(following, attention_mask=mask, use_cache=False)
             # a pass lengthens the cache, so every pass gets fresh rows; blocks left out need the length only
@@ -111,7 +112,7 @@ class SharedPrefix:
         """The stream after every block, and the logits."""
         layers = range(self._model.cfg.n_layers)
         forms: list[int] = []
-        watch = self._model.blocks[0].register_forward_hook(lambda block, given, out: forms.append(_form(out)))
+        watch = self._model.blocks[0].register_forward_hook(lambda block, given, out: forms.append(output_form(out)))
         try:
             with captured_residual(self._model, layers) as kept:
                 plain = self.logits(prompts, answers)
@@ -130,7 +131,7 @@ class SharedPrefix:
         return torch.allclose(resumed, plain, rtol=1e-3, atol=1e-3 * float(plain.abs().max()))
 
 
-def _form(out: Tensor | tuple[Any, ...]) -> int:
+def output_form(out: Tensor | tuple[Any, ...]) -> int:
     """0 for a tensor, otherwise the length of the tuple whose first entry is the stream."""
     return len(out) if isinstance(out, tuple) else 0
 
@@ -146,8 +147,8 @@ def _last_logits_only(model: TransformerBridge) -> Iterator[None]:
 
 
 @contextmanager
-def _left_out(model: TransformerBridge, start: int, stream: Tensor | None, form: int) -> Iterator[None]:
-    """Blocks below `start` put out `stream` without running."""
+def blocks_left_out(model: TransformerBridge, start: int, stream: Tensor | None, form: int) -> Iterator[None]:
+    """Blocks below `start` put out `stream` without running, in the `output_form` of that model's blocks."""
     blocks = [model.blocks[layer] for layer in range(start)]
     out = (stream, *[None] * (form - 1)) if form else stream
     for block in blocks:

@@ -70,6 +70,11 @@ def check_unsteered(model: TransformerBridge) -> None:
             )
 
 
+def is_hooked(model: TransformerBridge) -> bool:
+    """Whether anybody's hooks are on the model at present."""
+    return any(point.fwd_hooks for point in check_model(model).hook_dict.values())
+
+
 def _head_name(layer: int) -> str:
     return f"blocks.{layer}.attn.hook_z"
 

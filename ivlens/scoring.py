@@ -18,17 +18,19 @@ from ivlens.prompts import PromptBatch
 Score = Literal["prob", "logprob", "logit_diff"]
 SCORES: tuple[str, ...] = get_args(Score)
 
+_NUMBERS_AT_ONCE = 2**22
+
 
 def first_token_prob(logits: Float[Tensor, "batch d_vocab"], answer: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
     """Probability of the first answer token, 0 to 1."""
-    return _full(logits).softmax(-1).gather(-1, answer[:, None])[:, 0]
+    return _log_probs(logits, answer[:, None])[:, 0].exp()
 
 
 def sequence_logprob(
     logits: Float[Tensor, "batch answer_len d_vocab"], answers: Int[Tensor, "batch answer_len"]
 ) -> Float[Tensor, " batch"]:
     """Sum of the log-probabilities (nats) of all answer tokens, each given the ones before it."""
-    each = _full(logits).log_softmax(-1).gather(-1, answers.clamp(min=0)[..., None])[..., 0]
+    each = _log_probs(logits, answers.clamp(min=0)[..., None])[..., 0]
     return each.masked_fill(answers == -100, 0.0).sum(-1)
 
 
@@ -36,8 +38,8 @@ def logit_diff(
     logits: Float[Tensor, "batch d_vocab"], answer: Int[Tensor, " batch"], foil: Int[Tensor, " batch"]
 ) -> Float[Tensor, " batch"]:
     """Logit of the first answer token minus that of the foil (nats)."""
-    logits = _full(logits)
-    return (logits.gather(-1, answer[:, None]) - logits.gather(-1, foil[:, None]))[:, 0]
+    pair = _full(logits.gather(-1, torch.stack([answer, foil], -1)))
+    return pair[:, 0] - pair[:, 1]
 
 
 def greedy_match(
@@ -87,6 +89,13 @@ def score_answers(
 def scored_columns(score: str, answers: Int[Tensor, "batch answer_len"]) -> Int[Tensor, "batch scored_len"]:
     """The answer tokens a score looks at: passes over the others would be for nothing."""
     return answers if score == "logprob" else answers[:, :1]
+
+
+def _log_probs(logits: Float[Tensor, "*rows d_vocab"], ids: Int[Tensor, "*rows ids"]) -> Float[Tensor, "*rows ids"]:
+    # a few rows at a time: logits are the largest tensors there are, and a copy of all would double the memory
+    rows = max(1, _NUMBERS_AT_ONCE // logits[0].numel())
+    totals = torch.cat([_full(part).logsumexp(-1, keepdim=True) for part in logits.split(rows)])
+    return _full(logits.gather(-1, ids)) - totals
 
 
 def _full(logits: Tensor) -> Tensor:

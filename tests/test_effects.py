@@ -66,10 +66,12 @@ def test_a_prompts_own_head_output_patched_back_changes_nothing(model, score):
         assert cie.abs().max() <= 1e-4
 
 
-def test_adding_nothing_changes_no_bit(model):
+def test_adding_nothing_changes_nothing(model):
     zeros = torch.zeros(model.cfg.n_layers, model.cfg.n_heads, model.cfg.d_head)
-    cie = causal_indirect_effect(model, TOKENS, MASK, ANSWERS, zeros, mode="add", score="logprob")
+    inputs = model, TOKENS, MASK, ANSWERS, zeros
+    cie = causal_indirect_effect(*inputs, mode="add", score="logprob", method="reference")
     assert not cie.any() and cie.shape == (4, model.cfg.n_layers, model.cfg.n_heads)
+    assert causal_indirect_effect(*inputs, mode="add", score="logprob").abs().max() < 2e-5
 
 
 @pytest.mark.parametrize("score", SCORES)
@@ -179,7 +181,7 @@ def test_nothing_is_left_behind(llama):
         ({"score": "logit_diff"}, "score 'logit_diff' got no foil_tokens"),
         ({"score": "logit_diff", "foil_tokens": FOILS[:2]}, r"foil_tokens has shape \(2,\), expected \(4,\)"),
         ({"score": "logit_diff", "foil_tokens": FOILS - 121}, "foil_tokens row 0 is -101, .* fell back to 'drop'"),
-        ({"method": "magic"}, "method is 'magic', expected one of reference"),
+        ({"method": "magic"}, "method is 'magic', expected one of exact, cached, reference, attribution"),
         ({"layers": [3]}, "layer 3 does not exist: the model has 3 layers, 0 to 2"),
         ({"heads": [0, 4]}, "head 4 does not exist: the model has 4 heads in a layer, 0 to 3"),
         ({"layers": []}, "no layers or no heads were chosen"),
@@ -310,18 +312,6 @@ def test_a_family_that_is_refused_is_refused_before_the_long_part(llama, monkeyp
     monkeypatch.setitem(METHODS, "reference", lambda model, request: pytest.fail("measured"))
     with pytest.raises(ValueError, match="not defined in this family"):
         head_effects(llama, TASK, n_prompts=2, others=OTHERS)
-
-
-def test_the_engine_tells_how_far_it_is(llama, monkeypatch):
-    told, measure = [], METHODS["reference"]
-
-    def watched(model, request):
-        assert request.max_memory == 1
-        return measure(model, dataclasses.replace(request, progress=lambda *at: told.append(at)))
-
-    monkeypatch.setitem(METHODS, "reference", watched)
-    causal_indirect_effect(llama, TOKENS, MASK, ANSWERS, some_means(llama), layers=[0, 1], heads=[2], max_memory=1)
-    assert told == [(done, 8) for done in range(1, 9)]
 
 
 def test_a_steered_model_is_not_measured(llama):

@@ -1,18 +1,29 @@
 """`causal_indirect_effect`, and the table of engines that can compute it."""
 
+import logging
 from collections.abc import Callable, Iterable
 from typing import SupportsIndex
 
 from jaxtyping import Float
 from torch import Tensor
 
-from ivlens.effects import reference
-from ivlens.effects.request import EffectRequest, make_request
+from ivlens.effects import attribution, cached, exact, reference
+from ivlens.effects.request import EffectRequest, Measured, Unsuitable, make_request
 from ivlens.models import TransformerBridge
 
-Engine = Callable[[TransformerBridge, EffectRequest], tuple[Tensor, Tensor]]
+Engine = Callable[[TransformerBridge, EffectRequest], Measured]
 
-METHODS: dict[str, Engine] = {"reference": reference.measure}
+METHODS: dict[str, Engine] = {
+    "exact": exact.measure,
+    "cached": cached.measure,
+    "reference": reference.measure,
+    "attribution": attribution.measure,
+}
+
+# what takes over where an engine cannot do it right
+_SLOWER = {"exact": "cached", "cached": "reference"}
+
+_log = logging.getLogger("ivlens")
 
 
 def find_engine(method: str) -> Engine:
@@ -24,6 +35,21 @@ def find_engine(method: str) -> Engine:
     if method not in METHODS:
         raise ValueError(f"method is {method!r}, expected one of {', '.join(METHODS)}.")
     return METHODS[method]
+
+
+def run_engine(model: TransformerBridge, request: EffectRequest, method: str) -> Measured:
+    """Measure with the engine of that name, or the next slower one that is right for this model.
+
+    Raises:
+        ValueError: there is no engine of that name.
+    """
+    try:
+        return find_engine(method)(model, request)
+    except Unsuitable as why:
+        slower = _SLOWER[method]
+        level = logging.DEBUG if why.known else logging.WARNING
+        _log.log(level, "%s: method %r cannot be used: %s; using %r.", model.cfg.architecture, method, why, slower)
+    return run_engine(model, request, slower)
 
 
 def causal_indirect_effect(
@@ -38,7 +64,7 @@ def causal_indirect_effect(
     layers: Iterable[SupportsIndex] | None = None,
     heads: Iterable[SupportsIndex] | None = None,
     score: str = "prob",
-    method: str = "reference",
+    method: str = "exact",
     max_memory: int | str = "auto",
 ) -> Float[Tensor, "batch n_layers n_heads"]:
     """Effect on the answer's score of patching one head at the last prompt token.
@@ -57,9 +83,12 @@ def causal_indirect_effect(
         heads: Heads to measure in each of these layers; None: all.
         score: `prob`: probability of the first answer token; `logprob`: log-probability (nats) of all of them,
             teacher-forced; `logit_diff`: logit of the first one minus that of the foil (nats).
-        method: `reference`: one hooked forward pass for every head.
-        max_memory: Bytes a pass may use, which decides how many prompts (64 at most) it takes; `auto`: a part of what
-            is free.
+        method: `exact`: all heads for little more than one forward pass, see `ivlens.effects.exact`. Where a model's
+            blocks do not allow it, `cached` takes over (the prompt is run once, its last token once for every head),
+            then `reference` (one hooked forward pass for every head), with a warning in the log; all three give the
+            same numbers. `attribution`: their first-order estimate from one gradient, see `ivlens.effects.attribution`.
+        max_memory: Bytes of activations in a pass, which decides how many prompts and heads it takes; `auto`: a part of
+            what the machine has.
 
     Returns:
         In the unit of the score; NaN for heads that were not asked for.
@@ -72,7 +101,7 @@ def causal_indirect_effect(
 
     Source: arXiv 2310.15213, equations 3 and 4; arXiv 2406.12227 uses the same.
     """
-    engine = find_engine(method)
+    find_engine(method)
     request = make_request(
         model,
         tokens,
@@ -86,4 +115,4 @@ def causal_indirect_effect(
         score=score,
         max_memory=max_memory,
     )
-    return engine(model, request)[0]
+    return run_engine(model, request, method).cie

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 import ivlens
 from ivlens.activations import mean_head_outputs, mean_write_scale
-from ivlens.effects.engines import find_engine
+from ivlens.effects.engines import find_engine, run_engine
 from ivlens.effects.request import Progress, check_mode, check_selection, make_request
 from ivlens.effects.results import HeadEffects
 from ivlens.hooks import check_unsteered
@@ -34,7 +34,7 @@ def head_effects(
     score: str = "prob",
     seed: int = 0,
     mode: str = "replace",
-    method: str = "reference",
+    method: str = "exact",
     template: str | PromptTemplate = "plain",
     n_shots: int | None = None,
     split: SplitName = "fit",
@@ -79,7 +79,7 @@ def head_effects(
     """
     check_unsteered(check_model(model))
     plan = _plan(task, corruption, n_shots, template, others, seed)
-    engine = find_engine(method)
+    find_engine(method)
     check_score(score, has_foils=plan.corruption == "counterfactual")
     check_mode(mode)
     chosen_layers, chosen_heads = check_selection(model, layers, heads)
@@ -106,19 +106,20 @@ def head_effects(
         max_memory=max_memory,
     )
     with _bar(f"{task.name}: heads", progress) as report:
-        cie, base = engine(model, replace(request, progress=report))
-    options = {"score": score, "mode": mode, "method": method, "split": split, "correct_only": correct_only}
+        found = run_engine(model, replace(request, progress=report), method)
+    options = {"score": score, "mode": mode, "method": found.method, "split": split, "correct_only": correct_only}
+    options |= {"method_asked": method, "max_memory": request.max_memory, **found.record}
     options["layers"] = None if layers is None else list(chosen_layers)
     options["heads"] = None if heads is None else list(chosen_heads)
     options["counterfactual_tasks"] = dict(sorted(Counter(filter(None, corrupted.counterfactuals)).items()))
     return HeadEffects(
-        cie=cie.cpu(),
+        cie=found.cie.cpu(),
         mean_z=mean_z.cpu(),
         mean_z_corrupted=mean_head_outputs(
             model, counterpart.tokens, counterpart.attention_mask, batch_size=batch_size
         ).cpu(),
         write_scale=write_scale.cpu(),
-        base_scores=base.cpu(),
+        base_scores=found.base.cpu(),
         corruptions=corrupted.corruptions,
         inputs=tuple(example.input for example in corrupted.examples),
         task=task.name,

@@ -1,8 +1,7 @@
 """What an engine is asked to measure, checked once for all engines."""
 
-import os
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, SupportsIndex
 
 import torch
@@ -10,9 +9,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ivlens._inputs import check_answers, check_length, check_prompts
+from ivlens._memory import memory_budget
 from ivlens.hooks import check_layers, check_unsteered, whole_numbers
 from ivlens.models import TransformerBridge, check_model
-from ivlens.scoring import check_score, scored_columns
+from ivlens.scoring import check_score, score_answers, scored_columns
 
 MODES = ("replace", "add")
 
@@ -38,6 +38,57 @@ class EffectRequest:
     heads: tuple[int, ...]
     max_memory: int
     progress: Progress = lambda done, total: None
+
+    def scores(
+        self, logits: Float[Tensor, "rows answer_len d_vocab"], prompts: slice | Int[Tensor, " rows"]
+    ) -> Float[Tensor, " rows"]:
+        """The score of each row, which continues one of `prompts`."""
+        foils = None if self.foils is None else self.foils[prompts]
+        return score_answers(self.score, logits, self.answers[prompts], foils)
+
+    def patched(self, z: Float[Tensor, "*rows d_head"], mean: Float[Tensor, "... d_head"]) -> Tensor:
+        """What stands in the place of head outputs `z`."""
+        return mean.expand_as(z) if self.mode == "replace" else z + mean
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What an engine found.
+
+    Attributes:
+        cie: NaN for heads that were not asked for.
+        base: Scores of the unpatched prompts.
+        method: The engine that ran.
+        record: What else belongs in a result's settings: sizes of the portions it worked in.
+    """
+
+    cie: Float[Tensor, "batch n_layers n_heads"]
+    base: Float[Tensor, " batch"]
+    method: str
+    record: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def nothing_yet(cls, model: TransformerBridge, request: EffectRequest, method: str) -> "Measured":
+        """NaN everywhere, in float32 at least, to be filled."""
+        dtype = torch.promote_types(request.mean_z.dtype, torch.float32)
+        cie = request.mean_z.new_full((len(request.tokens), *request.mean_z.shape[:2]), torch.nan, dtype=dtype)
+        return cls(cie, cie[:, 0, 0].clone(), method)
+
+    def enter(self, rows: slice, layers: Sequence[int], heads: Sequence[int], cie: Tensor) -> None:
+        """Put in `cie [rows, layers, heads]`."""
+        where = torch.tensor(layers)[:, None], torch.tensor(heads)
+        self.cie[rows][:, *where] = cie.to(self.cie)
+
+
+class Unsuitable(Exception):
+    """An engine cannot measure this model right, or could not show that it does; another one has to.
+
+    `known`: this was found, and said, before.
+    """
+
+    def __init__(self, reason: str, *, known: bool = False) -> None:
+        super().__init__(reason)
+        self.known = known
 
 
 def make_request(
@@ -73,7 +124,7 @@ def make_request(
         score=score,
         layers=chosen_layers,
         heads=chosen_heads,
-        max_memory=_memory(max_memory, tokens.device),
+        max_memory=memory_budget(max_memory, tokens.device),
         progress=progress,
     )
 
@@ -119,7 +170,7 @@ def check_mode(mode: str) -> None:
 def check_selection(
     model: TransformerBridge, layers: Iterable[SupportsIndex] | None, heads: Iterable[SupportsIndex] | None
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The layers and heads to measure, all of them for None; ValueError if one does not exist, or none is left."""
+    """The layers and heads to measure, in order; None: all. ValueError if one does not exist, or none is left."""
     chosen = check_layers(model, range(model.cfg.n_layers) if layers is None else layers)
     wanted = whole_numbers("heads", range(model.cfg.n_heads) if heads is None else heads)
     for head in wanted:
@@ -130,19 +181,4 @@ def check_selection(
             )
     if not chosen or not wanted:
         raise ValueError("no layers or no heads were chosen, expected at least one of each; None means all.")
-    return chosen, wanted
-
-
-def _memory(max_memory: int | str, device: torch.device) -> int:
-    """Bytes a pass may use: a quarter of what is free, 2 GiB at most on a CPU."""
-    if isinstance(max_memory, int) and not isinstance(max_memory, bool) and max_memory > 0:
-        return max_memory
-    if max_memory != "auto":
-        raise ValueError(f"max_memory is {max_memory!r}, expected 'auto' or a positive number of bytes.")
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] // 4
-    try:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):
-        free = 2**33
-    return min(free // 4, 2**31)
+    return tuple(sorted(set(chosen))), tuple(sorted(set(wanted)))

@@ -55,6 +55,11 @@ class HeadEffects:
         return self.model_ref() if self.model_ref is not None else None
 
     @property
+    def method(self) -> str:
+        """The engine that ran: another one than was asked for where that could not do it right."""
+        return str(self.settings["method"])
+
+    @property
     def aie(self) -> Float[Tensor, "n_layers n_heads"]:
         """Average indirect effect of each head: the mean of `cie` over prompts; NaN where it was not measured."""
         return self.cie.mean(0)

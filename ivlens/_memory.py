@@ -1,0 +1,46 @@
+"""How much memory a pass may use: from what the machine has, never from what happens to be free."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+def memory_budget(max_memory: Any, device: torch.device) -> int:
+    """Bytes that the activations of one pass may use.
+
+    Args:
+        max_memory: a number of bytes, or `auto`: an eighth of a GPU's memory; 1/64 of the machine's on a CPU, where
+            larger passes are no faster, between 128 MiB and 1 GiB. So the same machine always works in the same
+            portions, whatever else it is doing, and gives the same bits.
+
+    Raises:
+        ValueError: neither of them.
+    """
+    if isinstance(max_memory, int) and not isinstance(max_memory, bool) and max_memory > 0:
+        return max_memory
+    if max_memory != "auto":
+        raise ValueError(f"max_memory is {max_memory!r}, expected 'auto' or a positive number of bytes.")
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory // 8
+    return min(max(_total_memory() // 64, 2**27), 2**30)
+
+
+def _total_memory() -> int:
+    """The machine's memory, or the part of it that this process's container may use."""
+    sizes = [_limit(path) for path in _CGROUP_LIMITS]
+    try:
+        sizes.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    except (ValueError, OSError, AttributeError):
+        sizes.append(2**34)
+    return min(size for size in sizes if size is not None)
+
+
+def _limit(path: str) -> int | None:
+    try:
+        return int(Path(path).read_text())
+    except (OSError, ValueError):  # no such file, or "max"
+        return None

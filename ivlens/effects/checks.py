@@ -1,0 +1,109 @@
+"""Whether a fast engine gives what the reference gives, on the prompts at hand and before anything is believed."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ivlens.effects.reference import patched_logits
+from ivlens.effects.request import EffectRequest, Unsuitable
+from ivlens.hooks import is_hooked
+from ivlens.models import TransformerBridge
+
+_TOLERANCES = {torch.float64: 1e-6, torch.float32: 2e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+
+Logits = Float[Tensor, "prompts answer_len d_vocab"]
+LogitsOf = Callable[[int, int, Int[Tensor, " prompts"]], Logits]
+
+# what was found for each shape: nothing, or the reason why the engine cannot be used
+_FOUND: WeakKeyDictionary[TransformerBridge, dict[tuple[object, ...], str | None]] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Check:
+    """The check of one engine on prompts of one shape, which need not be repeated for that shape.
+
+    What can go wrong (a mask, a window, positions) depends on the model and on the shapes, not on the prompts. A model
+    that carries somebody's hooks is checked every time.
+    """
+
+    model: TransformerBridge
+    request: EffectRequest
+    method: str
+    n_heads: int
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        request = self.request
+        shapes = (*request.tokens.shape[1:], *request.answers.shape[1:], request.layers, self.n_heads)
+        return self.method, shapes, request.mean_z.dtype
+
+    def is_due(self) -> bool:
+        """Whether this shape has not been checked yet.
+
+        Raises:
+            Unsuitable: it has been, and failed.
+        """
+        found = _FOUND.get(self.model, {})
+        if self.key not in found or is_hooked(self.model):
+            return True
+        reason = found[self.key]
+        if reason is not None:
+            raise Unsuitable(reason, known=True)
+        return False
+
+    def passed(self) -> None:
+        self._remember(None)
+
+    def failed(self, reason: str) -> Unsuitable:
+        """The error to raise."""
+        self._remember(reason)
+        return Unsuitable(reason)
+
+    def _remember(self, reason: str | None) -> None:
+        if not is_hooked(self.model):
+            _FOUND.setdefault(self.model, {})[self.key] = reason
+
+    def plain(self, copied: Float[Tensor, "tokens d_vocab"], plain: Float[Tensor, "tokens d_vocab"]) -> None:
+        """Unpatched copies must give the logits of the tokens themselves.
+
+        Raises:
+            Unsuitable: it does not.
+        """
+        error = _error(copied, plain, self.request.mean_z.dtype)
+        if error:
+            raise self.failed(f"an unpatched copy's logits are off by {error:.3g}")
+
+    def patched(self, rows: slice, logits_of: LogitsOf) -> None:
+        """Heads of the first, middle and last layer must give the reference's logits at every answer token.
+
+        Args:
+            rows: the prompts that the engine has run. The longest and the shortest, which is padded most, are compared.
+            logits_of: the engine's logits for `(layer, head, prompts)`, prompts counted from the first of `rows`.
+
+        Raises:
+            Unsuitable: one of them does not.
+        """
+        lengths = self.request.attention_mask[rows].sum(1)
+        prompts = torch.stack([lengths.argmax(), lengths.argmin()]).unique()
+        real = self.request.answers[rows][prompts] != -100
+        for layer, head in self._picked():
+            want = patched_logits(self.model, self.request, prompts + rows.start, layer, head)
+            error = _error(logits_of(layer, head, prompts)[real], want[real], self.request.mean_z.dtype)
+            if error:
+                raise self.failed(f"with L{layer}H{head} patched its logits are off by {error:.3g}")
+
+    def _picked(self) -> list[tuple[int, int]]:
+        layers, heads = self.request.layers, self.request.heads
+        places = [(0, len(heads) // 2), (len(layers) // 2, len(heads) - 1), (len(layers) - 1, 0)]
+        return list(dict.fromkeys((layers[layer], heads[head]) for layer, head in places))
+
+
+def _error(got: Tensor, want: Tensor, dtype: torch.dtype) -> float:
+    """Largest difference of the logits, 0 if it is within rounding."""
+    error = float((got.float() - want.float()).abs().max())
+    within = error <= _TOLERANCES.get(dtype, 2e-4) * max(1.0, float(want.abs().max()))  # False for NaN
+    return 0.0 if within else error

@@ -1,0 +1,233 @@
+"""The exact engine: all heads of all layers for little more than one forward pass.
+
+A patch touches one head at the last prompt token. Nothing before that token changes, so the keys and values of the
+prompt are the same under every patch; nor does anything below the patched layer. So one plain pass over the prompt is
+enough, if copies of its last token travel along, one for every patched head, each from its own layer upward:
+
+    block 2   prompt . . . . . t   a0' a1'  b0' b1'  c0 c1     c: patched here, in head 0 and in head 1
+    block 1   prompt . . . . . t   a0' a1'  b0 b1              b: patched one block lower
+    block 0   prompt . . . . . t   a0 a1                       a: patched in the first block
+
+After the model has run block `l` on the prompt, the engine runs the same block once more, on all copies: those from
+below as they come, and `n_heads` new ones, equal to `t` as it entered the block, whose head outputs are replaced on
+the way. The copies are positions of one sequence. Each sees the prompt's keys and values and its own, see
+`ivlens.effects.copies`. With several answer tokens `t` is the last prompt token and the answer tokens that follow it.
+
+Cost, in forward passes over a prompt of T tokens with an answer of A:
+
+    1 + A (n_layers + 1) n_heads / 2T,  and the unembedding of A tokens for every copy
+
+against `n_layers * n_heads` with one pass for every head.
+
+One more copy, never patched, stands last, where it would see all the others if anything were wrong with what copies
+see: in every pass its logits must be those of `t`. The first pass over prompts of a new shape is also compared with the
+reference engine (see `ivlens.effects.checks`).
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ivlens._inputs import forced, row_slices
+from ivlens._prefix import blocks_left_out, output_form
+from ivlens.effects.checks import Check
+from ivlens.effects.chunks import ChunkSize, chunk_size, is_out_of_memory
+from ivlens.effects.copies import BlockArguments, PromptKeys, named_arguments
+from ivlens.effects.request import EffectRequest, Measured, Unsuitable
+from ivlens.effects.routers import RouterWatch
+from ivlens.hooks import model_lock, patched_heads
+from ivlens.models import TransformerBridge
+
+
+def measure(model: TransformerBridge, request: EffectRequest) -> Measured:
+    """CIE of each asked head on each prompt, and the scores of the unpatched prompts.
+
+    Progress is counted in blocks, of every prompt.
+
+    Raises:
+        Unsuitable: a family whose blocks cannot take copies, or make something else of them than the reference does.
+        MemoryError: one prompt with copies for one head does not fit in memory.
+    """
+    found = Measured.nothing_yet(model, request, "exact")
+    watch = RouterWatch(model)
+    size, start = chunk_size(model, request), 0
+    with model_lock(model), torch.no_grad():
+        while start < len(request.tokens):
+            rows = slice(start, min(start + size.n_prompts, len(request.tokens)))
+            try:
+                _Pass(model, request, rows, size, watch).enter_into(found)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                size = size.halved()
+            else:
+                start = rows.stop
+    found.record["chunk"] = asdict(size)
+    if watch.decisions:
+        found.record["router_flips"] = f"{watch.flips} of {watch.decisions}"
+    return found
+
+
+@dataclass
+class _Copies:
+    """Copies for some of the heads: `n_patched` of them, and behind them, with `witness`, one that stays unpatched."""
+
+    heads: tuple[int, ...]
+    witness: bool
+    stream: Float[Tensor, "batch copies answer_len d_model"] | None = None
+
+    @property
+    def n_patched(self) -> int:
+        return 0 if self.stream is None else self.stream.shape[1] - self.witness
+
+    def join(self, token: Float[Tensor, "batch answer_len d_model"]) -> Int[Tensor, " heads"]:
+        """Add an unpatched copy of `token` for every head; where they stand."""
+        first = self.n_patched
+        new = token[:, None].expand(-1, len(self.heads), -1, -1)
+        if self.stream is not None:
+            self.stream = torch.cat([self.stream[:, :first], new, self.stream[:, first:]], 1)
+        else:
+            self.stream = torch.cat([new, token[:, None]], 1) if self.witness else new
+        return torch.arange(first, first + len(self.heads))
+
+
+class _Pass:
+    """A plain pass over some prompts, with the patched copies of their last tokens travelling along."""
+
+    def __init__(
+        self, model: TransformerBridge, request: EffectRequest, rows: slice, size: ChunkSize, watch: RouterWatch
+    ) -> None:
+        self._model, self._request, self._rows, self._size, self._watch = model, request, rows, size, watch
+        self._inputs = forced(request.tokens[rows], request.attention_mask[rows], request.answers[rows])
+        self._check = Check(model, request, "exact", size.n_heads)
+        self._is_due = self._check.is_due()
+        groups = [request.heads[part] for part in row_slices(len(request.heads), size.n_heads)]
+        # always there, so that a pass that is checked gives the same bits as one that is not
+        self._groups = [_Copies(heads, witness=number == 0) for number, heads in enumerate(groups)]
+        self._keys = PromptKeys(self._inputs.last)
+        most = len(request.layers) * size.n_heads + 1
+        self._arguments = BlockArguments(self._inputs.last, self._inputs.n_answer, most, request.tokens.device)
+        self._form = 0
+
+    def enter_into(self, found: Measured) -> None:
+        plain = self._run()
+        self._check_copies(plain)
+        found.base[self._rows] = self._request.scores(plain, self._rows)
+        for copies in self._groups:
+            scores = self._scores(copies)
+            found.enter(self._rows, self._request.layers, copies.heads, scores - found.base[self._rows, None, None])
+
+    def _run(self) -> Float[Tensor, "batch answer_len d_vocab"]:
+        """The pass itself, and its logits for the unpatched prompts."""
+        with ExitStack() as stack:
+            stack.enter_context(self._watch.open())
+            for layer in range(min(self._request.layers), self._model.cfg.n_layers):
+                after = self._model.blocks[layer].register_forward_hook(partial(self._after, layer), with_kwargs=True)
+                stack.callback(after.remove)
+            return self._model(
+                self._inputs.tokens,
+                attention_mask=self._inputs.attention_mask,
+                past_key_values=self._keys,
+                use_cache=True,
+                logits_to_keep=self._inputs.n_answer,
+            )
+
+    def _after(self, layer: int, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """Run a block, which has just been run on the prompts, on the copies."""
+        self._form = output_form(output)
+        given = named_arguments(block, args, kwargs)
+        entered = given.pop("hidden_states")
+        routed = self._watch.seen(block)
+        for copies in self._groups:
+            self._advance(copies, layer, block, entered[:, -self._inputs.n_answer :], given)
+            if copies.witness:
+                self._watch.compare(routed, self._watch.seen(block), len(entered), self._inputs.n_answer)
+        total = len(self._request.tokens) * (self._model.cfg.n_layers - min(self._request.layers))
+        done = total * self._rows.start // len(self._request.tokens)
+        self._request.progress(done + len(entered) * (layer + 1 - min(self._request.layers)), total)
+
+    def _advance(
+        self,
+        copies: _Copies,
+        layer: int,
+        block: nn.Module,
+        token: Float[Tensor, "batch answer_len d_model"],
+        given: dict[str, Any],
+    ) -> None:
+        with ExitStack() as stack:
+            if layer in self._request.layers:
+                places = copies.join(token)
+                stack.enter_context(patched_heads(self._model, self._patch(places, copies.heads), [layer]))
+            assert copies.stream is not None
+            stream = copies.stream.to(token.device)
+            n_copies = stream.shape[1]
+            with _refusals_explained(), self._keys.handed_on():
+                out = block.forward(stream.flatten(1, 2), **self._arguments.for_copies(given, n_copies))
+        out = out[0] if isinstance(out, tuple) else out
+        copies.stream = out.unflatten(1, (n_copies, -1))
+
+    def _patch(self, places: Int[Tensor, " heads"], heads: tuple[int, ...]) -> Any:
+        """Of every new copy, the head it stands for, at its first token: the last one of the prompt."""
+
+        def edit(z: Tensor, layer: int) -> Tensor:
+            z = z.unflatten(1, (-1, self._inputs.n_answer)).clone()
+            where = (slice(None), places, 0, torch.tensor(heads))
+            z[where] = self._request.patched(z[where], self._request.mean_z[layer, list(heads)].to(z.device))
+            return z.flatten(1, 2)
+
+        return edit
+
+    def _scores(self, copies: _Copies) -> Float[Tensor, "batch n_layers n_heads"]:
+        assert copies.stream is not None
+        stream = copies.stream[:, : copies.n_patched]
+        batch, n_copies = stream.shape[:2]
+        prompts = torch.arange(self._rows.start, self._rows.stop, device=stream.device).repeat_interleave(n_copies)
+        stream = stream.flatten(0, 1)
+        scores = [
+            self._request.scores(self._logits(stream[part]), prompts[part])
+            for part in row_slices(len(stream), self._size.n_logit_rows)
+        ]
+        return torch.cat(scores).reshape(batch, len(self._request.layers), len(copies.heads))
+
+    def _logits(self, stream: Float[Tensor, "copies answer_len d_model"]) -> Float[Tensor, "copies answer_len d_vocab"]:
+        """What the model makes of the stream after its last block: norm, unembedding, scale, softcap."""
+        nothing = torch.zeros(stream.shape[:2], dtype=torch.long, device=self._request.tokens.device)
+        with blocks_left_out(self._model, self._model.cfg.n_layers, stream, self._form):
+            return self._model(nothing, attention_mask=torch.ones_like(nothing), use_cache=False)
+
+    def _check_copies(self, plain: Float[Tensor, "batch answer_len d_vocab"]) -> None:
+        first = self._groups[0]
+        assert first.stream is not None
+        real = self._request.answers[self._rows] != -100
+        for part in row_slices(len(plain), self._size.n_logit_rows):
+            copied = self._logits(first.stream[part, -1])
+            self._check.plain(copied[real[part]], plain[part][real[part]])
+        if self._is_due:
+            self._check.patched(self._rows, self._logits_of)
+            self._check.passed()
+
+    def _logits_of(
+        self, layer: int, head: int, prompts: Int[Tensor, " prompts"]
+    ) -> Float[Tensor, "prompts answer_len d_vocab"]:
+        copies = next(copies for copies in self._groups if head in copies.heads)
+        assert copies.stream is not None
+        place = self._request.layers.index(layer) * len(copies.heads) + copies.heads.index(head)
+        return self._logits(copies.stream[prompts, place])
+
+
+@contextmanager
+def _refusals_explained() -> Iterator[None]:
+    """Whatever a block says to arguments it does not take means that another engine has to do it."""
+    try:
+        yield
+    except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError, AssertionError) as error:
+        if is_out_of_memory(error):
+            raise
+        what = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise Unsuitable(f"its blocks do not take copies ({what:.120})") from error
