@@ -45,6 +45,8 @@ class MeasureOptions:
         n_prompts: Corrupted prompts to measure on.
         corruption: What a prompt loses; by default what suits the task.
         score: What an effect is a difference of.
+        method: exact (or the next slower way that is right for the model), cached, reference (one pass for every head),
+            or attribution, an estimate from one gradient.
         template: How instruction and input become a prompt: plain, after, qa or chat.
         seed: Of everything that is drawn.
     """
@@ -52,6 +54,7 @@ class MeasureOptions:
     n_prompts: int = 32
     corruption: Literal["counterfactual", "drop", "shuffle", "none"] | None = None
     score: Literal["prob", "logprob", "logit_diff"] = "prob"
+    method: Literal["exact", "cached", "reference", "attribution"] = "exact"
     template: str = "plain"
     seed: int = 0
 
@@ -65,6 +68,7 @@ class MeasureOptions:
             n_prompts=self.n_prompts,
             corruption=self.corruption,
             score=self.score,
+            method=self.method,
             template=self.template,
             seed=self.seed,
             progress=progress,

@@ -56,9 +56,10 @@ def effects(
 def _print(found: "HeadEffects", top: int) -> None:
     print(f"{found.task} on {found.model}")
     corruptions = ", ".join(sorted(set(found.corruptions)))
-    print(f"{len(found.corruptions)} corrupted prompts ({corruptions}), score: {found.settings.get('score')}\n")
+    how = f"score: {found.settings.get('score')}, method: {found.method}"
+    print(f"{len(found.corruptions)} corrupted prompts ({corruptions}), {how}\n")
     rows = [
-        [row["label"], f"{row['aie']:+.4f}", f"{row['low']:+.4f} to {row['high']:+.4f}"]
+        [row["label"], f"{row['aie']:+.4g}", f"{row['low']:+.4g} to {row['high']:+.4g}"]
         for row in found.to_frame().head(top).to_dict("records")
     ]
     print_table(["head", "AIE", "95 % interval"], rows)
