@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ivlens._boot import TransformerBridge, boot, check_config, check_supported
+from ivlens._plain import plain_origin, remember_plain
 from ivlens._weights import weights_hash
 from ivlens.hub import without_retries
 
@@ -100,7 +101,9 @@ def load_model(
     check_supported(hf_model, label)
     if asked is not None or next(hf_model.parameters()).device != place:
         hf_model = hf_model.to(device=place, dtype=asked)
+    origin = plain_origin(hf_model)
     model = boot(hf_model, tokenizer, label)
+    remember_plain(model, origin)
     _ORIGINS[model] = _Origin(label, getattr(hf_model.config, "_commit_hash", None) or revision)
     return model
 

@@ -28,7 +28,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = [
     "_files hub records loaders tasks",
     "_tokens templates prompts",
-    "_weights _boot models _artefacts _memory",
+    "_weights _boot _plain models _artefacts _memory",
     "hooks",
     "_inputs _prefix scoring",
     "activations",
