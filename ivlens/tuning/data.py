@@ -1,0 +1,120 @@
+"""Training examples: prompts that all end in one column, followed by the answer that is to be learned."""
+
+import inspect
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ivlens._inputs import check_answers, check_length, check_prompts, forced
+from ivlens.models import TransformerBridge
+from ivlens.prompts import PromptBatch, PromptTemplate, build_prompts
+from ivlens.tasks import Task, TaskExample
+
+IGNORED = -100
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingSet:
+    """Left-padded prompts, and answers padded on the right with -100, ended by the end-of-text token."""
+
+    tokens: Int[Tensor, "n pos"]
+    attention_mask: Int[Tensor, "n pos"]
+    answers: Int[Tensor, "n answer_len"]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def rows(self, index: Int[Tensor, " rows"]) -> "TrainingSet":
+        """Some of the examples."""
+        return TrainingSet(self.tokens[index], self.attention_mask[index], self.answers[index])
+
+    def to(self, device: torch.device) -> "TrainingSet":
+        """The same on another device."""
+        return TrainingSet(self.tokens.to(device), self.attention_mask.to(device), self.answers.to(device))
+
+    def portions(self, size: int) -> Iterator[tuple[Int[Tensor, " rows"], "TrainingSet"]]:
+        """All examples in order, a few at a time, with their numbers."""
+        for index in torch.arange(len(self), device=self.tokens.device).split(size):
+            yield index, self.rows(index)
+
+    @classmethod
+    def joined(cls, parts: "Sequence[TrainingSet]") -> "TrainingSet":
+        """One after the other, padded to one width."""
+        pos, answer_len = (max(part.tokens.shape[1] for part in parts), max(part.answers.shape[1] for part in parts))
+        return cls(
+            torch.cat([_wider(part.tokens, pos, 0, left=True) for part in parts]),
+            torch.cat([_wider(part.attention_mask, pos, 0, left=True) for part in parts]),
+            torch.cat([_wider(part.answers, answer_len, IGNORED, left=False) for part in parts]),
+        )
+
+
+def training_set(
+    model: TransformerBridge,
+    task: Task,
+    examples: Sequence[TaskExample],
+    *,
+    n_samples: int | None = None,
+    template: str | PromptTemplate = "plain",
+    seed: int = 0,
+) -> TrainingSet:
+    """Prompts of `task` with instructions drawn for each, to be answered by the first listed answer.
+
+    Args:
+        n_samples: how many; more than there are examples repeat them with other instructions. None: each once.
+
+    Raises:
+        ValueError: no examples, or one that does not fit the model's context.
+    """
+    n_samples = len(examples) if n_samples is None else n_samples
+    batches: list[PromptBatch] = []
+    while (missing := n_samples - sum(map(len, batches))) > 0:
+        round_seed = seed * 1_000_003 + len(batches)
+        batches.append(build_prompts(model.tokenizer, task, examples[:missing], template=template, seed=round_seed))
+    return TrainingSet.joined([as_training_set(model, batch) for batch in batches])
+
+
+def as_training_set(model: TransformerBridge, batch: PromptBatch) -> TrainingSet:
+    """The prompts of a batch with their first answers and the end-of-text token.
+
+    Raises:
+        ValueError: a prompt that with its answer does not fit the model's context.
+    """
+    tokens, mask = check_prompts(model, batch.tokens, batch.attention_mask)
+    answers = check_answers(model, batch.answer_tokens, len(batch))
+    end = model.tokenizer.eos_token_id
+    if end is not None:
+        answers = torch.cat([answers, answers.new_full((len(answers), 1), IGNORED)], 1)
+        answers[torch.arange(len(answers)), (answers != IGNORED).sum(1)] = end
+    check_length(model, mask, answers.shape[1])
+    return TrainingSet(tokens, mask, answers)
+
+
+def answer_logits(plain: nn.Module, data: TrainingSet) -> Float[Tensor, "n answer_len d_vocab"]:
+    """Teacher-forced logits of a plain Hugging Face model at the positions that predict the answers, with gradients."""
+    inputs = forced(data.tokens, data.attention_mask, data.answers)
+    options: dict[str, Any] = {}
+    if "position_ids" in inspect.signature(base_model(plain).forward).parameters:
+        # some families count padding where they are not told
+        options["position_ids"] = (inputs.attention_mask.cumsum(1) - 1).clamp(min=0)
+    given = {"attention_mask": inputs.attention_mask, "use_cache": False, "logits_to_keep": inputs.n_answer}
+    return cast(Any, plain)(input_ids=inputs.tokens, **given, **options).logits
+
+
+def base_model(plain: nn.Module) -> Any:
+    """The Hugging Face model inside a peft wrapper, or the model itself."""
+    wrapper: Any = plain
+    return wrapper.get_base_model() if hasattr(plain, "get_base_model") else plain
+
+
+def last_column(data: TrainingSet) -> int:
+    """Where the last prompt token of every example stands in the model's input."""
+    return data.tokens.shape[1] - 1
+
+
+def _wider(tensor: Tensor, width: int, fill: int, *, left: bool) -> Tensor:
+    missing = width - tensor.shape[1]
+    return nn.functional.pad(tensor, (missing, 0) if left else (0, missing), value=fill)

@@ -1,0 +1,158 @@
+"""`Learner`: one model that learns task after task. `finetune`: one task, in one call."""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import nn
+
+from ivlens._files import filling
+from ivlens._plain import plain_model
+from ivlens.models import TransformerBridge, check_model, load_model
+from ivlens.tasks import Task
+from ivlens.tuning.data import TrainingSet, training_set
+from ivlens.tuning.guidance import Guidance
+from ivlens.tuning.loop import Row, Trainer, TuneOptions
+from ivlens.tuning.methods import Method, new_method
+from ivlens.tuning.sites import Sites
+
+
+class Learner:
+    """A model on its way through a sequence of tasks. The bridge it began as stays as it is.
+
+    Args:
+        model: From `load_model`.
+        method: Name of a method, or one with options of its own; it remembers what the method remembers.
+        seed: Of new adapters, of the order of examples, of everything drawn.
+    """
+
+    def __init__(self, model: TransformerBridge, method: str | Method = "lora", *, seed: int = 0) -> None:
+        self._first = check_model(model)
+        self.method = new_method(method) if isinstance(method, str) else copy.deepcopy(method)
+        self.seed, self.n_tasks = seed, 0
+        self.sites = Sites(model)
+        self.trained: nn.Module = plain_model(model)
+
+    def learn(
+        self,
+        data: TrainingSet,
+        options: TuneOptions | None = None,
+        guidance: Guidance | None = None,
+        *,
+        folder: str | Path | None = None,
+        on_step: Callable[[Row], None] = lambda row: None,
+    ) -> pd.DataFrame:
+        """Train on one task; the log, a row for every step with the terms of the loss as they are weighted.
+
+        Args:
+            folder: Keeps the state of the training there; a call like the one that was interrupted goes on from it.
+
+        Raises:
+            ValueError: guidance at a place that does not exist, or a folder with the state of another training.
+        """
+        guides = self._guides(guidance)
+        seed = self.seed + 7_907 * self.n_tasks
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)  # of a new adapter's weights
+            self.trained = self.method.begin(self.trained)
+        trainer = Trainer(
+            model=self.trained,
+            sites=self.sites,
+            data=self.method.data(data, seed),
+            options=options or TuneOptions(),
+            guides=guides,
+            penalty=lambda: self.method.penalty(self.trained),
+            seed=seed,
+            folder=None if folder is None else Path(folder),
+            on_step=on_step,
+        )
+        rows = trainer.run()
+        self.method.finish(self.trained, data, seed)
+        self.n_tasks += 1
+        return pd.DataFrame(rows)
+
+    def bridge(self, name: str = "") -> TransformerBridge:
+        """The model as it is now, adapters merged, ready for hooks; a copy.
+
+        Args:
+            name: What results call it.
+        """
+        plain: Any = copy.deepcopy(self.trained)
+        if hasattr(plain, "merge_and_unload"):
+            plain = plain.merge_and_unload()
+        plain.requires_grad_(False)
+        name = name or f"{self._first.cfg.model_name} + {self.n_tasks} tasks ({self.method.name})"
+        return load_model(name, hf_model=plain.eval(), tokenizer=self._first.tokenizer)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the adapters in peft's own format, or the whole model where there are none."""
+        target = Path(folder)
+        with filling(target) as scratch:
+            model: Any = self.trained
+            model.save_pretrained(scratch)
+        return target
+
+    def _guides(self, guidance: Guidance | None) -> Sequence[Guidance]:
+        guides = [] if guidance is None else [guidance]
+        own = self.method.distillation()
+        if own is not None:
+            guides.append(Guidance(theta=torch.zeros(self._first.cfg.d_model), kl=own))
+        for guide in guides:
+            self.sites.check(guide.layer, guide.site, guide.heads.heads if guide.heads else ())
+            if guide.theta is not None and len(guide.theta) != self._first.cfg.d_model:
+                raise ValueError(
+                    f"theta has {len(guide.theta)} entries, expected {self._first.cfg.d_model}, the model's d_model; "
+                    "use a vector of this model."
+                )
+        return guides
+
+
+@dataclass(frozen=True, eq=False)
+class TuneResult:
+    """What `finetune` made.
+
+    Attributes:
+        model: The tuned model, adapters merged.
+        log: One row for every step: loss and its terms as they are weighted, lr, gradient norm, seconds.
+        learner: Goes on to the next task, or saves the adapters.
+    """
+
+    model: TransformerBridge
+    log: pd.DataFrame
+    learner: Learner
+
+
+def finetune(
+    model: TransformerBridge,
+    task: Task,
+    *,
+    method: str | Method = "lora",
+    guidance: Guidance | None = None,
+    options: TuneOptions | None = None,
+    n_samples: int | None = None,
+    template: str = "plain",
+    seed: int = 0,
+    folder: str | Path | None = None,
+    on_step: Callable[[Row], None] = lambda row: None,
+) -> TuneResult:
+    """Teach `model` one task, from the inputs of its `fit` split. The model given stays as it is.
+
+    Args:
+        method: `full`, `lora`, ... see `METHODS`.
+        guidance: What keeps the old computation alive; see `iv_guidance`.
+        n_samples: Prompts, with instructions drawn for each; None: one for every input.
+        folder: Keeps the state of the training there (see `Learner.learn`).
+
+    Raises:
+        ValueError: an option that does not exist or does not suit the model, or prompts that do not fit it.
+    """
+    learner = Learner(model, method, seed=seed)
+    data = training_set(model, task, list(task.split("fit", seed)), n_samples=n_samples, template=template, seed=seed)
+    log = learner.learn(data, options, guidance, folder=folder, on_step=on_step)
+    if folder is not None:
+        learner.save(Path(folder) / "model")
+    return TuneResult(learner.bridge(f"{model.cfg.model_name} + {task.name}"), log, learner)

@@ -1,0 +1,222 @@
+"""The training loop: answer-only loss, guidance, the method's penalty; resumes after a kill to the same weights."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from ivlens.tuning.data import TrainingSet, answer_logits, last_column
+from ivlens.tuning.guidance import Guidance, strength
+from ivlens.tuning.losses import answer_loss, head_distance, iv_kl
+from ivlens.tuning.sites import Sites
+from ivlens.tuning.state import TrainingState
+from ivlens.tuning.teacher import Teacher, ask_teacher, chosen_heads
+
+DECAYS = ("linear", "cosine", "constant")
+PRECISIONS = ("float32", "bfloat16")
+Row = dict[str, float | int]
+
+
+@dataclass(frozen=True)
+class TuneOptions:
+    """How a task is trained.
+
+    Attributes:
+        lr: Learning rate after warm-up.
+        n_steps: Optimiser steps.
+        batch_size: Examples in a step; with `accumulate`, in that many passes.
+        accumulate: Passes for each step.
+        decay: How the learning rate falls to 0 after warm-up, or `constant`.
+        warmup: Share of the steps in which it rises.
+        weight_decay: Of AdamW.
+        max_grad_norm: Gradients are scaled down to this norm.
+        precision: `bfloat16` computes in it (autocast) and keeps weights as they are; `float32`: as they are.
+        gradient_checkpointing: Compute activations twice rather than keep them.
+        save_every: Steps between two states on disk, where a folder is given.
+    """
+
+    lr: float = 1e-4
+    n_steps: int = 200
+    batch_size: int = 16
+    accumulate: int = 1
+    decay: str = "linear"
+    warmup: float = 0.05
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    precision: str = "float32"
+    gradient_checkpointing: bool = False
+    save_every: int = 50
+
+    def __post_init__(self) -> None:
+        if min(self.n_steps, self.batch_size, self.accumulate, self.save_every) < 1:
+            raise ValueError(
+                f"n_steps is {self.n_steps}, batch_size {self.batch_size}, accumulate {self.accumulate}, save_every "
+                f"{self.save_every}, expected 1 or more of each."
+            )
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"batch_size {self.batch_size} is no multiple of accumulate {self.accumulate}.")
+        for name, known in (("decay", DECAYS), ("precision", PRECISIONS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(known)}.")
+        if not self.lr > 0:
+            raise ValueError(f"lr is {self.lr}, expected a number above 0.")
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        n_warm = math.ceil(self.warmup * self.n_steps)
+        if step < n_warm:
+            return self.lr * (step + 1) / n_warm
+        progress = (step - n_warm) / max(1, self.n_steps - n_warm)
+        falls = {"linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2, "constant": 1.0}
+        return self.lr * falls[self.decay]
+
+
+@dataclass
+class Trainer:
+    """Trains what is trainable in `model` on `data`.
+
+    Attributes:
+        guides: each with its own teacher, asked when training begins.
+        penalty: a term of the loss for the present weights.
+        folder: where the state is kept; None: nowhere.
+        on_step: called with the log's row after every step.
+    """
+
+    model: nn.Module
+    sites: Sites
+    data: TrainingSet
+    options: TuneOptions
+    guides: Sequence[Guidance] = ()
+    penalty: Callable[[], Tensor | None] = lambda: None
+    seed: int = 0
+    folder: Path | None = None
+    on_step: Callable[[Row], None] = lambda row: None
+
+    def run(self) -> list[Row]:
+        """The whole training, or what is left of it; one row for every step.
+
+        Raises:
+            ValueError: the folder holds the state of another training.
+            FloatingPointError: the loss is not finite; the last state on disk is kept.
+        """
+        teachers = [ask_teacher(self.model, self.sites, self.data, guide) for guide in self.guides]
+        trained = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
+        optimizer = torch.optim.AdamW(trained.values(), lr=self.options.lr, weight_decay=self.options.weight_decay)
+        state = TrainingState(self.folder, self._fingerprint(), trained, optimizer)
+        rows = state.restore()
+        self._prepare()
+        try:
+            with torch.random.fork_rng(), torch.enable_grad():
+                for step in range(len(rows), self.options.n_steps):
+                    rows.append(self._step(step, optimizer, list(trained.values()), teachers))
+                    self.on_step(rows[-1])
+                    if (step + 1) % self.options.save_every == 0 or step + 1 == self.options.n_steps:
+                        state.save(rows)
+        finally:
+            self.model.eval()
+        return rows
+
+    def _prepare(self) -> None:
+        self.model.train()
+        if self.options.gradient_checkpointing:
+            model: Any = self.model
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def _step(
+        self, step: int, optimizer: torch.optim.Optimizer, trained: list[Tensor], teachers: Sequence[Teacher]
+    ) -> Row:
+        started = time.perf_counter()
+        # every draw depends on the step alone, so that a resumed training draws the same
+        torch.manual_seed(_mixed(self.seed, step))
+        for group in optimizer.param_groups:
+            group["lr"] = self.options.rate(step)
+        optimizer.zero_grad(set_to_none=True)
+        sums: Row = {}
+        for index in self._batch(step).chunk(self.options.accumulate):
+            for name, value in self._backward(index, step, teachers).items():
+                sums[name] = sums.get(name, 0.0) + value / self.options.accumulate
+        penalty = self.penalty()
+        if penalty is not None and penalty.requires_grad:
+            penalty.backward()
+            sums["penalty"] = float(penalty.detach())
+        loss = sum(sums.values())
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"the loss is {loss} in step {step}; use a smaller lr, or precision='float32'.")
+        norm = nn.utils.clip_grad_norm_(trained, self.options.max_grad_norm)
+        optimizer.step()
+        about = {"lr": self.options.rate(step), "grad_norm": float(norm), "seconds": time.perf_counter() - started}
+        return {"step": step + 1, "loss": loss, **sums, **about}
+
+    def _backward(self, index: Int[Tensor, " rows"], step: int, teachers: Sequence[Teacher]) -> Row:
+        """Add the gradients of one pass; its terms, already weighted."""
+        rows, column = self.data.rows(index), last_column(self.data)
+        with ExitStack() as stack:
+            # open during backward as well: checkpointed blocks are run again there
+            self._intervene(stack, column, step / self.options.n_steps)
+            layers = sorted({layer for guide in self.guides if guide.heads for layer, _ in guide.heads.heads})
+            z = stack.enter_context(self.sites.head_outputs(self.model, layers, column))
+            with self._autocast():
+                logits = answer_logits(self.model, rows)
+            terms = {"lm": answer_loss(logits, rows.answers)}
+            for number, (guide, teacher) in enumerate(zip(self.guides, teachers, strict=True)):
+                wanted, suffix = teacher.rows(index), "" if number == 0 else f"_{number + 1}"
+                if guide.kl is not None and wanted.soft is not None:
+                    terms[f"kl{suffix}"] = guide.kl.weight * iv_kl(logits, wanted.soft, rows.answers, guide.kl)
+                if guide.heads is not None and wanted.z is not None:
+                    distance = head_distance(chosen_heads(z, guide.heads.heads), wanted.z)
+                    terms[f"heads{suffix}"] = guide.heads.weight * distance
+            (torch.stack(list(terms.values())).sum() / self.options.accumulate).backward()
+        return {name: float(term.detach()) for name, term in terms.items()}
+
+    def _intervene(self, stack: ExitStack, column: int, progress: float) -> None:
+        for guide in self.guides:
+            if guide.progressive is None:
+                continue
+            g = guide.progressive.sign * strength(guide.progressive.schedule, progress)
+            if g:
+                stack.enter_context(self.sites.shifted(self.model, guide.layer, guide.site, column, g * guide.delta))
+
+    def _autocast(self) -> Any:
+        if self.options.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.data.tokens.device.type, dtype=torch.bfloat16)
+
+    def _batch(self, step: int) -> Int[Tensor, " batch_size"]:
+        """Examples of a step: all of them in a new order in every epoch."""
+        first = step * self.options.batch_size
+        numbers = [n for _, n in zip(range(self.options.batch_size), self._order(first), strict=False)]
+        return torch.tensor(numbers, device=self.data.tokens.device)
+
+    def _order(self, first: int) -> Iterator[int]:
+        epoch, skipped = divmod(first, len(self.data))
+        while True:
+            generator = torch.Generator().manual_seed(_mixed(self.seed, -1 - epoch))
+            yield from torch.randperm(len(self.data), generator=generator)[skipped:].tolist()
+            epoch, skipped = epoch + 1, 0
+
+    def _fingerprint(self) -> dict[str, Any]:
+        """What must be the same for a state to be gone on from."""
+        content = [self.data.tokens.cpu(), self.data.answers.cpu()]
+        return {
+            "options": asdict(self.options),
+            "guides": [guide.describe() for guide in self.guides],
+            "seed": self.seed,
+            "data": [int(_checksum(tensor)) for tensor in content],
+        }
+
+
+def _mixed(seed: int, number: int) -> int:
+    """One seed for each pair."""
+    return (seed * 1_000_003 + number * 7_919) % 2**63
+
+
+def _checksum(tensor: Int[Tensor, "n width"]) -> Tensor:
+    weights = torch.arange(1, tensor.numel() + 1)
+    return (tensor.flatten() * weights % 1_000_003).sum()

@@ -1,0 +1,82 @@
+"""Reading heads and moving the stream inside a plain Hugging Face model, with gradients."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ivlens._plain import ModulePaths, module_paths
+from ivlens.hooks import check_layers, check_site
+from ivlens.models import TransformerBridge
+from ivlens.tuning.data import base_model
+
+
+class Sites:
+    """Where an Instruction Vector enters a plain model, and where its heads are read.
+
+    The places are those of `ivlens.hooks`, found by the names that the modules had before the bridge was made.
+    """
+
+    def __init__(self, model: TransformerBridge) -> None:
+        self.paths: ModulePaths = module_paths(model)
+        self._model = model
+        self._n_heads, self._d_head = model.cfg.n_heads, model.cfg.d_head
+
+    def check(self, layer: int, site: str, heads: Iterable[tuple[int, int]] = ()) -> None:
+        """Raise ValueError if there is no such place, or no such head."""
+        check_site(site)
+        check_layers(self._model, [layer, *(of for of, _ in heads)])
+        missing = [f"L{of}H{head}" for of, head in heads if not 0 <= head < self._n_heads]
+        if missing:
+            raise ValueError(f"heads {', '.join(missing)} do not exist: the model has {self._n_heads} in a layer.")
+
+    @contextmanager
+    def shifted(
+        self, plain: nn.Module, layer: int, site: str, column: int, delta: Float[Tensor, " d_model"]
+    ) -> Iterator[None]:
+        """Run the body with `delta` added to the stream at `site` of `layer`, in one column of every pass."""
+        names = {"resid_post": self.paths.blocks, "attn_out": self.paths.attn_out}[check_site(site)]
+        module = base_model(plain).get_submodule(names[layer])
+
+        def shift(_: nn.Module, given: object, out: Any) -> Any:
+            stream = out[0] if isinstance(out, tuple) else out
+            stream = stream + _in_column(stream, column, delta)
+            return (stream, *out[1:]) if isinstance(out, tuple) else stream
+
+        handle = module.register_forward_hook(shift)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    @contextmanager
+    def head_outputs(
+        self, plain: nn.Module, layers: Iterable[int], column: int
+    ) -> Iterator[dict[int, Float[Tensor, "batch n_heads d_head"]]]:
+        """Keep `z` of every head in one column: `layer -> z`, filled by each pass."""
+        kept: dict[int, Tensor] = {}
+        base, handles = base_model(plain), []
+        try:
+            for layer in layers:
+                projection = base.get_submodule(self.paths.projections[layer])
+                handles.append(projection.register_forward_pre_hook(self._keep(kept, layer, column)))
+            yield kept
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _keep(self, kept: dict[int, Tensor], layer: int, column: int) -> Callable[[nn.Module, Any], None]:
+        def keep(_: nn.Module, given: Any) -> None:
+            kept[layer] = given[0][:, column].unflatten(-1, (self._n_heads, self._d_head))
+
+        return keep
+
+
+def _in_column(stream: Float[Tensor, "batch pos d_model"], column: int, delta: Tensor) -> Tensor:
+    """`delta` in one column, zeros elsewhere: adding it keeps autograd happy where an edit in place would not."""
+    where = torch.zeros(stream.shape[1], 1, dtype=stream.dtype, device=stream.device)
+    where[column] = 1
+    return where * delta.to(stream)

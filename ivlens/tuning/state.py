@@ -1,0 +1,84 @@
+"""The state of a training on disk: safetensors and JSON, whole or absent, and only for the training it belongs to."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ivlens._files import write_whole
+
+_NAME = "state.safetensors"
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+
+class TrainingState:
+    """Trained weights, AdamW's moments, and the log so far.
+
+    Args:
+        folder: None keeps nothing.
+        fingerprint: what the training is; a state with another one is refused.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None,
+        fingerprint: Mapping[str, Any],
+        trained: Mapping[str, Tensor],
+        optimizer: torch.optim.Optimizer,
+    ) -> None:
+        self._path = None if folder is None else folder / _NAME
+        self._fingerprint = json.loads(json.dumps(fingerprint, default=str))
+        self._trained, self._optimizer = dict(trained), optimizer
+
+    def save(self, rows: list[dict[str, float | int]]) -> None:
+        """Put the present state in the place of the last one."""
+        if self._path is None:
+            return
+        tensors = {f"weight/{name}": weight.detach() for name, weight in self._trained.items()}
+        for name, weight in self._trained.items():
+            moments = self._optimizer.state.get(weight, {})
+            tensors |= {f"{moment}/{name}": moments[moment] for moment in _MOMENTS if moment in moments}
+        metadata = {"ivlens": json.dumps({"fingerprint": self._fingerprint, "log": rows})}
+        data = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
+        write_whole(self._path, lambda partial: partial.write_bytes(data))
+
+    def restore(self) -> list[dict[str, float | int]]:
+        """Go on where the folder's state was saved; the log so far, empty if there is no state.
+
+        Raises:
+            ValueError: a state of another training, or a damaged one.
+        """
+        if self._path is None or not self._path.exists():
+            return []
+        tensors, about = self._read(self._path)
+        if about["fingerprint"] != self._fingerprint or {f"weight/{name}" for name in self._trained} - set(tensors):
+            raise ValueError(
+                f"{str(self._path)!r} is the state of another training, expected one with the same data, options, "
+                "guidance, method and seed; use another folder, or remove the file to begin anew."
+            )
+        for name, weight in self._trained.items():
+            with torch.no_grad():
+                weight.copy_(tensors[f"weight/{name}"])
+            moments = {moment: tensors[f"{moment}/{name}"] for moment in _MOMENTS if f"{moment}/{name}" in tensors}
+            if moments:
+                self._optimizer.state[weight] = {
+                    moment: value if moment == "step" else value.to(weight) for moment, value in moments.items()
+                }
+        return about["log"]
+
+    def _read(self, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        try:
+            with safe_open(path, framework="pt") as opened:
+                metadata = opened.metadata() or {}
+                tensors = {name: opened.get_tensor(name) for name in opened.keys()}
+            about = json.loads(metadata["ivlens"])
+            return tensors, {"fingerprint": about["fingerprint"], "log": list(about["log"])}
+        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(
+                f"{str(path)!r} is no whole training state ({type(error).__name__}); remove it to begin anew."
+            ) from error

@@ -1,0 +1,63 @@
+"""The frozen model before the task: what it says with the vector in it, and what its heads put out without.
+
+It never changes, so it is asked once per example, before the first step, by the very model that is about to be
+trained; no second model is held, and a step costs no teacher pass.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ivlens.tuning.data import TrainingSet, answer_logits, last_column
+from ivlens.tuning.guidance import Guidance
+from ivlens.tuning.losses import SoftTargets
+from ivlens.tuning.sites import Sites
+
+
+@dataclass(frozen=True, eq=False)
+class Teacher:
+    """Targets of every training example; None for a part that is not in use."""
+
+    soft: SoftTargets | None
+    z: Float[Tensor, "n heads d_head"] | None
+
+    def rows(self, index: Int[Tensor, " rows"]) -> "Teacher":
+        """Those of some examples."""
+        return Teacher(None if self.soft is None else self.soft.rows(index), None if self.z is None else self.z[index])
+
+    @property
+    def n_bytes(self) -> int:
+        """What the targets take in memory."""
+        return (0 if self.soft is None else self.soft.n_bytes) + (0 if self.z is None else self.z.nbytes)
+
+
+def ask_teacher(
+    plain: nn.Module, sites: Sites, data: TrainingSet, guidance: Guidance, *, batch_size: int = 64
+) -> Teacher:
+    """Run the model as it is now over all examples, once for each part of the guidance that needs it."""
+    soft: list[SoftTargets] = []
+    z: list[Tensor] = []
+    was_training = plain.training
+    plain.eval()
+    with torch.no_grad():
+        for _, rows in data.portions(batch_size):
+            column = last_column(rows)
+            if guidance.kl is not None:
+                with sites.shifted(plain, guidance.layer, guidance.site, column, guidance.delta):
+                    soft.append(SoftTargets.of(answer_logits(plain, rows), guidance.kl))
+            if guidance.heads is not None:
+                layers = sorted({layer for layer, _ in guidance.heads.heads})
+                with sites.head_outputs(plain, layers, column) as kept:
+                    answer_logits(plain, rows)
+                z.append(chosen_heads(kept, guidance.heads.heads))
+    plain.train(was_training)
+    return Teacher(SoftTargets.joined(soft) if soft else None, torch.cat(z) if z else None)
+
+
+def chosen_heads(
+    kept: dict[int, Float[Tensor, "batch n_heads d_head"]], heads: tuple[tuple[int, int], ...]
+) -> Float[Tensor, "batch heads d_head"]:
+    """The outputs of these heads side by side."""
+    return torch.stack([kept[layer][:, head] for layer, head in heads], 1)
