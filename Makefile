@@ -48,7 +48,7 @@ $(VENV)/.test: $(VENV)/.demo
 	@$(PIP) install --quiet -c constraints.txt -e '.[dev]'
 	@rm $(STARTED) && touch $@
 
-.PHONY: demo figures test lint types wheel wheel-test install clean help
+.PHONY: demo figures test parity families lint types wheel wheel-test install clean help
 
 demo: $(VENV)/.demo  ## the main job on the built-in model, at most 2 minutes; report in out/demo/index.html
 	@$(PY) -m ivlens demo $(ARGS)
@@ -59,6 +59,12 @@ figures: demo  ## the figures of the README, drawn from what the demo wrote
 
 test: $(VENV)/.test  ## the tests; ARGS="-k name" chooses
 	@$(PY) -m pytest $(ARGS)
+
+parity: $(VENV)/.test  ## all of the parity matrix; `make test` runs the most used families
+	@$(PY) -m pytest tests/test_parity.py -m "families or not families" $(ARGS)
+
+families: $(VENV)/.test  ## docs/families.md: which engine every family of models takes
+	@$(PY) tests/parity_table.py docs/families.md
 
 lint: $(VENV)/.test  ## ruff
 	@$(PY) -m ruff check .

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from families import N_WORDS, hf_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from ivlens.tasks import Task, TaskExample
 
-N_WORDS = 400
 FAMILIES = ("gpt2", "neox", "llama", "gemma2", "qwen3")
 
 # enough text for the tokenizers to learn words, pieces and spaces from
@@ -88,49 +88,6 @@ def metaspace() -> PreTrainedTokenizerFast:
 @pytest.fixture(scope="session")
 def words() -> PreTrainedTokenizerFast:
     return word_tokenizer()
-
-
-def hf_model(family: str, *, n_vocab: int = N_WORDS, n_layers: int = 3, seed: int = 0, n_ctx: int = 128):
-    """A tiny random model in float32, its weights scaled up so that what heads do shows in the logits.
-
-    d_model 32; 4 heads, of which the grouped families share 2 keys and values, with `d_head` 12 and not 32 / 4.
-    """
-    import transformers
-
-    shape = {
-        "vocab_size": n_vocab,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": n_layers,
-        "num_attention_heads": 4,
-        "max_position_embeddings": n_ctx,
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-    }
-    grouped = {**shape, "num_key_value_heads": 2, "head_dim": 12, "tie_word_embeddings": False}
-    configs = {
-        "gpt2": lambda: transformers.GPT2Config(
-            vocab_size=n_vocab, n_embd=32, n_layer=n_layers, n_head=4, n_positions=n_ctx, bos_token_id=1, eos_token_id=2
-        ),
-        "neox": lambda: transformers.GPTNeoXConfig(**shape),
-        "llama": lambda: transformers.LlamaConfig(**grouped),
-        "gemma2": lambda: transformers.Gemma2Config(**grouped),
-        "qwen3": lambda: transformers.Qwen3Config(**grouped),
-        "olmo2": lambda: transformers.Olmo2Config(**{k: v for k, v in grouped.items() if k != "head_dim"}),
-        "granite": lambda: transformers.GraniteConfig(
-            **{k: v for k, v in grouped.items() if k != "head_dim"}, residual_multiplier=0.3
-        ),
-    }
-    torch.manual_seed(seed)
-    model = transformers.AutoModelForCausalLM.from_config(configs[family](), attn_implementation="eager").float()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(6.0)
-            else:
-                parameter.add_(0.3 * torch.randn_like(parameter))
-    return model.eval()
 
 
 @pytest.fixture(scope="session")

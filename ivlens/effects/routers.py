@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
-import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
@@ -59,5 +58,5 @@ def _last(experts: Int[Tensor, "tokens n_chosen"], batch: int, n: int) -> Int[Te
 
 
 def _is_router(module: nn.Module) -> bool:
-    # the bridge wraps modules, so a router is met by the name of its own class
-    return "Router" in type(module).__name__ and not isinstance(module, torch.jit.ScriptModule)
+    # by the name of its class, which is all that families have in common; what the bridge wraps it in is another module
+    return "Router" in type(module).__name__ and not hasattr(module, "original_component")
