@@ -39,13 +39,18 @@ def chunk_size(model: TransformerBridge, request: EffectRequest) -> ChunkSize:
     n_layers, n_answer = len(request.layers), request.answers.shape[1]
     per_head = n_layers * n_answer
     at_most = max(1, _linear(model) // (3 * model.cfg.n_heads * per_head))
-    n_heads = -(-len(request.heads) // -(-len(request.heads) // at_most))  # groups of one size, as far as it goes
-    half = request.max_memory // 2  # the other half is for logits, which are made when the rest is gone, and for slack
-    while n_heads > 1 and prompt_bytes(model, request, n_heads) > half:
+    n_heads = _even(len(request.heads), at_most)
+    usable = request.max_memory * 3 // 4  # logits are made when the rest is gone; what is left is slack
+    while n_heads > 1 and prompt_bytes(model, request, n_heads) > usable:
         n_heads //= 2
-    n_prompts = min(_MOST_PROMPTS, len(request.tokens), half // prompt_bytes(model, request, n_heads))
-    n_logit_rows = half // (_logit_bytes(model) * n_answer)
-    return ChunkSize(max(1, n_prompts), n_heads, max(1, n_logit_rows))
+    n_prompts = max(1, min(_MOST_PROMPTS, usable // prompt_bytes(model, request, n_heads)))
+    n_logit_rows = usable // (_logit_bytes(model) * n_answer)
+    return ChunkSize(_even(len(request.tokens), n_prompts), n_heads, max(1, n_logit_rows))
+
+
+def _even(n: int, at_most: int) -> int:
+    """The size of equal parts of `n` that are as large as they may be: 4 in parts of at most 3 makes 2 and 2."""
+    return -(-n // -(-n // at_most))
 
 
 def prompt_bytes(model: TransformerBridge, request: EffectRequest, n_heads: int = 0) -> int:
