@@ -60,7 +60,7 @@ def compare(model: Any, request: Any, *, n_sampled: int, rounds: int) -> dict[st
         "b": partial(ways.per_layer, model, one, layers),
         "d": partial(ways.engine, model, request, "attribution"),
     }
-    timed |= seconds(slower, 1)
+    timed |= seconds(slower, 2)
     n_prompts = len(request.tokens)
     for name in ("a", "a_last"):
         timed[name] *= n_prompts * n_heads / len(places)
@@ -130,7 +130,7 @@ def run(quick: bool) -> dict[str, Any]:
     cases, model = {}, gpt2_small()
     for n_tokens in (64,) if quick else (64, 256):
         request = random_request(model, N_PROMPTS, n_tokens)
-        found = compare(model, request, n_sampled=3, rounds=1 if quick else 7)
+        found = compare(model, request, n_sampled=3, rounds=1 if quick else 15 if n_tokens < 100 else 7)
         memory = {} if quick else {"memory_mb": memory_over_plain(n_tokens)}
         cases[f"GPT-2-small shape, T = {n_tokens}"] = found | memory
     pocket = load_model("pocket")
@@ -179,7 +179,7 @@ def report(result: dict[str, Any]) -> str:
 
 
 def _number(value: float) -> str:
-    return "—" if value != value else f"{value:.1e}" if value < 0.01 else f"{value:.3g}"
+    return "—" if value != value else "0" if value == 0 else f"{value:.1e}" if value < 0.01 else f"{value:.3g}"
 
 
 def _bar(name: str) -> str:

@@ -94,8 +94,8 @@ def scored_columns(score: str, answers: Int[Tensor, "batch answer_len"]) -> Int[
 def _log_probs(logits: Float[Tensor, "*rows d_vocab"], ids: Int[Tensor, "*rows ids"]) -> Float[Tensor, "*rows ids"]:
     # a few rows at a time: logits are the largest tensors there are, and a copy of all would double the memory
     rows = max(1, _NUMBERS_AT_ONCE // logits[0].numel())
-    totals = torch.cat([_full(part).logsumexp(-1, keepdim=True) for part in logits.split(rows)])
-    return _full(logits.gather(-1, ids)) - totals
+    parts = zip(logits.split(rows), ids.split(rows), strict=True)
+    return torch.cat([_full(part).log_softmax(-1).gather(-1, chosen) for part, chosen in parts])
 
 
 def _full(logits: Tensor) -> Tensor:

@@ -117,11 +117,14 @@ class _Pass:
 
     def enter_into(self, found: Measured) -> None:
         plain = self._run()
-        self._check_copies(plain)
         found.base[self._rows] = self._request.scores(plain, self._rows)
-        for copies in self._groups:
-            scores = self._scores(copies)
-            found.enter(self._rows, self._request.layers, copies.heads, scores - found.base[self._rows, None, None])
+        scores = [self._scores(copies, plain) for copies in self._groups]
+        if self._is_due:
+            self._check.patched(self._rows, self._logits_of)
+            self._check.passed()
+        for copies, each in zip(self._groups, scores, strict=True):
+            effects = each - found.base[self._rows, None, None]
+            found.enter(self._rows, self._request.layers, copies.heads, effects)
 
     def _run(self) -> Float[Tensor, "batch answer_len d_vocab"]:
         """The pass itself, and its logits for the unpatched prompts."""
@@ -183,34 +186,38 @@ class _Pass:
 
         return edit
 
-    def _scores(self, copies: _Copies) -> Float[Tensor, "batch n_layers n_heads"]:
+    def _scores(
+        self, copies: _Copies, plain: Float[Tensor, "batch answer_len d_vocab"]
+    ) -> Float[Tensor, "batch n_layers n_heads"]:
+        """Of every patched copy; the unpatched one goes through the unembedding with them and must be as `plain`."""
         assert copies.stream is not None
-        stream = copies.stream[:, : copies.n_patched]
-        batch, n_copies = stream.shape[:2]
-        prompts = torch.arange(self._rows.start, self._rows.stop, device=stream.device).repeat_interleave(n_copies)
-        stream = stream.flatten(0, 1)
-        scores = [
-            self._request.scores(self._logits(stream[part]), prompts[part])
-            for part in row_slices(len(stream), self._size.n_logit_rows)
-        ]
-        return torch.cat(scores).reshape(batch, len(self._request.layers), len(copies.heads))
+        batch, n_copies = copies.stream.shape[:2]
+        stream = copies.stream.flatten(0, 1)
+        prompts = torch.arange(batch, device=stream.device).repeat_interleave(n_copies)
+        is_witness = (torch.arange(n_copies, device=stream.device) >= copies.n_patched).repeat(batch)
+        scores = []
+        for part in row_slices(len(stream), self._size.n_logit_rows):
+            logits = self._logits(stream[part])
+            scores.append(self._request.scores(logits, prompts[part] + self._rows.start))
+            self._check_witness(logits[is_witness[part]], plain, prompts[part][is_witness[part]])
+        kept = torch.cat(scores).reshape(batch, n_copies)[:, : copies.n_patched]
+        return kept.reshape(batch, len(self._request.layers), len(copies.heads))
+
+    def _check_witness(
+        self,
+        copied: Float[Tensor, "rows answer_len d_vocab"],
+        plain: Float[Tensor, "batch answer_len d_vocab"],
+        prompts: Int[Tensor, " rows"],
+    ) -> None:
+        if len(prompts):
+            real = self._request.answers[self._rows][prompts] != -100
+            self._check.plain(copied[real], plain[prompts][real])
 
     def _logits(self, stream: Float[Tensor, "copies answer_len d_model"]) -> Float[Tensor, "copies answer_len d_vocab"]:
         """What the model makes of the stream after its last block: norm, unembedding, scale, softcap."""
         nothing = torch.zeros(stream.shape[:2], dtype=torch.long, device=self._request.tokens.device)
         with blocks_left_out(self._model, self._model.cfg.n_layers, stream, self._form):
             return self._model(nothing, attention_mask=torch.ones_like(nothing), use_cache=False)
-
-    def _check_copies(self, plain: Float[Tensor, "batch answer_len d_vocab"]) -> None:
-        first = self._groups[0]
-        assert first.stream is not None
-        real = self._request.answers[self._rows] != -100
-        for part in row_slices(len(plain), self._size.n_logit_rows):
-            copied = self._logits(first.stream[part, -1])
-            self._check.plain(copied[real[part]], plain[part][real[part]])
-        if self._is_due:
-            self._check.patched(self._rows, self._logits_of)
-            self._check.passed()
 
     def _logits_of(
         self, layer: int, head: int, prompts: Int[Tensor, " prompts"]

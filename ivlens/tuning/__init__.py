@@ -1,13 +1,17 @@
 """Fine-tuning that keeps the old computation alive, and the methods it is compared with."""
 
+from ivlens.tuning.builder import CONTROLS, control, iv_guidance
+from ivlens.tuning.exams import Exam, make_exam, mean_score
 from ivlens.tuning.guidance import IVKL, Guidance, HeadConsistency, Progressive, strength
 from ivlens.tuning.learner import Learner, TuneResult, finetune
 from ivlens.tuning.loop import TuneOptions
 from ivlens.tuning.methods import METHODS, Method, new_method
 
 __all__ = [
+    "CONTROLS",
     "IVKL",
     "METHODS",
+    "Exam",
     "Guidance",
     "HeadConsistency",
     "Learner",
@@ -15,7 +19,11 @@ __all__ = [
     "Progressive",
     "TuneOptions",
     "TuneResult",
+    "control",
     "finetune",
+    "iv_guidance",
+    "make_exam",
+    "mean_score",
     "new_method",
     "strength",
 ]

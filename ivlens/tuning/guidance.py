@@ -11,9 +11,13 @@ are named where the papers leave one open.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from jaxtyping import Float
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from ivlens.tuning.rehearsal import Rehearsal
 
 
 def _staircase(progress: float, r: float = 0.25) -> float:
@@ -127,6 +131,7 @@ class Guidance:
         layer: where it enters.
         site: `resid_post` or `attn_out`.
         alpha: its strength.
+        rehearsal: see `ivlens.tuning.rehearsal`; any number of them.
     """
 
     theta: Float[Tensor, " d_model"] | None = None
@@ -136,6 +141,7 @@ class Guidance:
     progressive: Progressive | None = None
     kl: IVKL | None = None
     heads: HeadConsistency | None = None
+    rehearsal: "tuple[Rehearsal, ...]" = ()
 
     def __post_init__(self) -> None:
         if self.theta is None and (self.progressive or self.kl):
@@ -159,4 +165,5 @@ class Guidance:
             ("heads", self.heads),
         )
         place = {"layer": self.layer, "site": self.site, "alpha": self.alpha} if self.theta is not None else {}
-        return {**place, **{name: None if part is None else vars(part) for name, part in parts}}
+        rehearsal = [part.describe() for part in self.rehearsal]
+        return {**place, **{name: None if part is None else vars(part) for name, part in parts}, "rehearsal": rehearsal}

@@ -1,7 +1,7 @@
 """`Learner`: one model that learns task after task. `finetune`: one task, in one call."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ from torch import nn
 from ivlens._files import filling
 from ivlens._plain import plain_model
 from ivlens.models import TransformerBridge, check_model, load_model
-from ivlens.tasks import Task
+from ivlens.tasks import SplitName, Task
 from ivlens.tuning.data import TrainingSet, training_set
+from ivlens.tuning.exams import Exam, make_exam, mean_score
 from ivlens.tuning.guidance import Guidance
 from ivlens.tuning.loop import Row, Trainer, TuneOptions
 from ivlens.tuning.methods import Method, new_method
@@ -45,11 +46,17 @@ class Learner:
         *,
         folder: str | Path | None = None,
         on_step: Callable[[Row], None] = lambda row: None,
+        judge: Callable[[nn.Module], Mapping[str, float]] | None = None,
+        stop: Callable[[Row], bool] = lambda row: False,
     ) -> pd.DataFrame:
         """Train on one task; the log, a row for every step with the terms of the loss as they are weighted.
 
         Args:
             folder: Keeps the state of the training there; a call like the one that was interrupted goes on from it.
+            on_step: Gets every row of the log as it is made.
+            judge: Asked about the model in training every `options.judge_every` steps and at the end; what it says
+                goes into the log.
+            stop: Whether a judged row ends the training early.
 
         Raises:
             ValueError: guidance at a place that does not exist, or a folder with the state of another training.
@@ -59,16 +66,22 @@ class Learner:
         with torch.random.fork_rng():
             torch.manual_seed(seed)  # of a new adapter's weights
             self.trained = self.method.begin(self.trained)
+        rehearsals = [part for guide in guides for part in guide.rehearsal]
+        rehearsed = {
+            f"rehearsal{n}": part.term(self.trained, self.sites, seed + n) for n, part in enumerate(rehearsals)
+        }
         trainer = Trainer(
             model=self.trained,
             sites=self.sites,
             data=self.method.data(data, seed),
             options=options or TuneOptions(),
             guides=guides,
-            penalty=lambda: self.method.penalty(self.trained),
+            terms={"penalty": lambda step: self.method.penalty(self.trained)} | rehearsed,
             seed=seed,
             folder=None if folder is None else Path(folder),
             on_step=on_step,
+            judge=None if judge is None else lambda: judge(self.trained),
+            stop=stop,
         )
         rows = trainer.run()
         self.method.finish(self.trained, data, seed)
@@ -93,7 +106,10 @@ class Learner:
         target = Path(folder)
         with filling(target) as scratch:
             model: Any = self.trained
-            model.save_pretrained(scratch)
+            # peft would ask the Hub whether the vocabulary has grown; it has not
+            model.save_pretrained(
+                scratch, **({"save_embedding_layers": False} if hasattr(model, "peft_config") else {})
+            )
         return target
 
     def _guides(self, guidance: Guidance | None) -> Sequence[Guidance]:
@@ -103,6 +119,8 @@ class Learner:
             guides.append(Guidance(theta=torch.zeros(self._first.cfg.d_model), kl=own))
         for guide in guides:
             self.sites.check(guide.layer, guide.site, guide.heads.heads if guide.heads else ())
+            for part in guide.rehearsal:
+                self.sites.check(part.layer, part.site)
             if guide.theta is not None and len(guide.theta) != self._first.cfg.d_model:
                 raise ValueError(
                     f"theta has {len(guide.theta)} entries, expected {self._first.cfg.d_model}, the model's d_model; "
@@ -117,13 +135,18 @@ class TuneResult:
 
     Attributes:
         model: The tuned model, adapters merged.
-        log: One row for every step: loss and its terms as they are weighted, lr, gradient norm, seconds.
+        log: One row for every step: loss and its terms as they are weighted, lr, gradient norm, seconds; `new` and
+            `watched`, accuracies on *select*, in every judged one.
+        scores: Accuracy on *test* inputs, `before` and `after`, of the new task and of every watched one.
         learner: Goes on to the next task, or saves the adapters.
+        checkpoints: Folders written on the way, by step.
     """
 
     model: TransformerBridge
     log: pd.DataFrame
+    scores: pd.DataFrame
     learner: Learner
+    checkpoints: Mapping[int, Path]
 
 
 def finetune(
@@ -133,10 +156,13 @@ def finetune(
     method: str | Method = "lora",
     guidance: Guidance | None = None,
     options: TuneOptions | None = None,
+    watch: Sequence[Task] = (),
+    n_watched: int = 32,
     n_samples: int | None = None,
     template: str = "plain",
     seed: int = 0,
     folder: str | Path | None = None,
+    checkpoint_every: int | None = None,
     on_step: Callable[[Row], None] = lambda row: None,
 ) -> TuneResult:
     """Teach `model` one task, from the inputs of its `fit` split. The model given stays as it is.
@@ -144,15 +170,52 @@ def finetune(
     Args:
         method: `full`, `lora`, ... see `METHODS`.
         guidance: What keeps the old computation alive; see `iv_guidance`.
+        watch: Tasks that the model should not forget.
+        n_watched: Prompts of each task in every judgement.
         n_samples: Prompts, with instructions drawn for each; None: one for every input.
-        folder: Keeps the state of the training there (see `Learner.learn`).
+        folder: Keeps the state of the training there (see `Learner.learn`), and the model in the end.
+        checkpoint_every: Also write the model every so many steps, under `folder`.
 
     Raises:
         ValueError: an option that does not exist or does not suit the model, or prompts that do not fit it.
     """
+    if checkpoint_every is not None and (folder is None or checkpoint_every < 1):
+        raise ValueError(f"checkpoint_every is {checkpoint_every}, expected 1 or more, and a folder beside it.")
     learner = Learner(model, method, seed=seed)
     data = training_set(model, task, list(task.split("fit", seed)), n_samples=n_samples, template=template, seed=seed)
-    log = learner.learn(data, options, guidance, folder=folder, on_step=on_step)
+    final, along = (_exams(model, task, watch, split, n_watched, template, seed) for split in ("test", "select"))
+    before = final.sit(learner.trained)
+    checkpoints: dict[int, Path] = {}
+
+    def step_done(row: Row) -> None:
+        step = int(row["step"])
+        if checkpoint_every is not None and folder is not None and step % checkpoint_every == 0:
+            checkpoints[step] = learner.save(Path(folder) / f"step-{step:06d}")
+        on_step(row)
+
+    log = learner.learn(
+        data,
+        options,
+        guidance,
+        folder=folder,
+        on_step=step_done,
+        judge=lambda plain: _summed_up(along.sit(plain), task),
+    )
     if folder is not None:
         learner.save(Path(folder) / "model")
-    return TuneResult(learner.bridge(f"{model.cfg.model_name} + {task.name}"), log, learner)
+    after = final.sit(learner.trained)
+    roles = ["new" if name == task.name else "watched" for name in after]
+    scores = pd.DataFrame({"task": [*after], "role": roles, "before": [*before.values()], "after": [*after.values()]})
+    return TuneResult(learner.bridge(f"{model.cfg.model_name} + {task.name}"), log, scores, learner, checkpoints)
+
+
+def _exams(
+    model: TransformerBridge, task: Task, watch: Sequence[Task], split: SplitName, n: int, template: str, seed: int
+) -> Exam:
+    asked = [task, *(one for one in watch if one.name != task.name)]
+    return make_exam(model, [(one, one.split(split, seed)) for one in asked], n=n, template=template, seed=seed)
+
+
+def _summed_up(scores: Mapping[str, float], task: Task) -> dict[str, float]:
+    watched = {name: score for name, score in scores.items() if name != task.name}
+    return {"new": scores[task.name]} | ({"watched": mean_score(watched)} if watched else {})

@@ -2,9 +2,10 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ class TuneOptions:
         precision: `bfloat16` computes in it (autocast) and keeps weights as they are; `float32`: as they are.
         gradient_checkpointing: Compute activations twice rather than keep them.
         save_every: Steps between two states on disk, where a folder is given.
+        judge_every: Steps between two judgements, where there is a judge.
     """
 
     lr: float = 1e-4
@@ -53,13 +55,12 @@ class TuneOptions:
     precision: str = "float32"
     gradient_checkpointing: bool = False
     save_every: int = 50
+    judge_every: int = 20
 
     def __post_init__(self) -> None:
-        if min(self.n_steps, self.batch_size, self.accumulate, self.save_every) < 1:
-            raise ValueError(
-                f"n_steps is {self.n_steps}, batch_size {self.batch_size}, accumulate {self.accumulate}, save_every "
-                f"{self.save_every}, expected 1 or more of each."
-            )
+        for name in ("n_steps", "batch_size", "accumulate", "save_every", "judge_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected 1 or more.")
         if self.batch_size % self.accumulate:
             raise ValueError(f"batch_size {self.batch_size} is no multiple of accumulate {self.accumulate}.")
         for name, known in (("decay", DECAYS), ("precision", PRECISIONS)):
@@ -84,9 +85,12 @@ class Trainer:
 
     Attributes:
         guides: each with its own teacher, asked when training begins.
-        penalty: a term of the loss for the present weights.
+        terms: further terms of the loss by name, already weighted, for the present weights in a step; each is
+            backpropagated by itself.
         folder: where the state is kept; None: nowhere.
         on_step: called with the log's row after every step.
+        judge: what else goes into the row of every `judge_every`-th step and of the last one.
+        stop: whether a judged row ends the training.
     """
 
     model: nn.Module
@@ -94,10 +98,12 @@ class Trainer:
     data: TrainingSet
     options: TuneOptions
     guides: Sequence[Guidance] = ()
-    penalty: Callable[[], Tensor | None] = lambda: None
+    terms: Mapping[str, Callable[[int], Tensor | None]] = field(default_factory=dict)
     seed: int = 0
     folder: Path | None = None
     on_step: Callable[[Row], None] = lambda row: None
+    judge: Callable[[], Mapping[str, float]] | None = None
+    stop: Callable[[Row], bool] = lambda row: False
 
     def run(self) -> list[Row]:
         """The whole training, or what is left of it; one row for every step.
@@ -114,14 +120,25 @@ class Trainer:
         self._prepare()
         try:
             with torch.random.fork_rng(), torch.enable_grad():
-                for step in range(len(rows), self.options.n_steps):
-                    rows.append(self._step(step, optimizer, list(trained.values()), teachers))
+                while len(rows) < self.options.n_steps and not (rows and self._is_over(rows[-1])):
+                    rows.append(self._step(len(rows), optimizer, list(trained.values()), teachers))
+                    self._judge(rows[-1])
                     self.on_step(rows[-1])
-                    if (step + 1) % self.options.save_every == 0 or step + 1 == self.options.n_steps:
+                    if len(rows) % self.options.save_every == 0 or self._is_over(rows[-1]):
                         state.save(rows)
         finally:
             self.model.eval()
         return rows
+
+    def _judge(self, row: Row) -> None:
+        is_last = row["step"] == self.options.n_steps
+        if self.judge is not None and (is_last or row["step"] % self.options.judge_every == 0):
+            self.model.eval()
+            row.update(self.judge(), judged=1)
+            self.model.train()
+
+    def _is_over(self, row: Row) -> bool:
+        return row["step"] == self.options.n_steps or ("judged" in row and self.stop(row))
 
     def _prepare(self) -> None:
         self.model.train()
@@ -142,10 +159,11 @@ class Trainer:
         for index in self._batch(step).chunk(self.options.accumulate):
             for name, value in self._backward(index, step, teachers).items():
                 sums[name] = sums.get(name, 0.0) + value / self.options.accumulate
-        penalty = self.penalty()
-        if penalty is not None and penalty.requires_grad:
-            penalty.backward()
-            sums["penalty"] = float(penalty.detach())
+        for name, term in self.terms.items():
+            value = term(step)
+            if value is not None and value.requires_grad:
+                value.backward()
+                sums[name] = float(value.detach())
         loss = sum(sums.values())
         if not math.isfinite(loss):
             raise FloatingPointError(f"the loss is {loss} in step {step}; use a smaller lr, or precision='float32'.")
@@ -203,12 +221,13 @@ class Trainer:
 
     def _fingerprint(self) -> dict[str, Any]:
         """What must be the same for a state to be gone on from."""
-        content = [self.data.tokens.cpu(), self.data.answers.cpu()]
+        content = [self.data.tokens, self.data.attention_mask, self.data.answers]
         return {
             "options": asdict(self.options),
-            "guides": [guide.describe() for guide in self.guides],
+            "guides": [[guide.describe(), _digest([guide.theta])] for guide in self.guides],
             "seed": self.seed,
-            "data": [int(_checksum(tensor)) for tensor in content],
+            "data": _digest(content),
+            "start": _digest(self.model.state_dict().values()),
         }
 
 
@@ -217,6 +236,10 @@ def _mixed(seed: int, number: int) -> int:
     return (seed * 1_000_003 + number * 7_919) % 2**63
 
 
-def _checksum(tensor: Int[Tensor, "n width"]) -> Tensor:
-    weights = torch.arange(1, tensor.numel() + 1)
-    return (tensor.flatten() * weights % 1_000_003).sum()
+def _digest(tensors: Iterable[Tensor | None]) -> str:
+    """One short text for the content of all of them."""
+    digest = sha256()
+    for tensor in tensors:
+        if tensor is not None:
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]

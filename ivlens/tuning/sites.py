@@ -35,9 +35,9 @@ class Sites:
 
     @contextmanager
     def shifted(
-        self, plain: nn.Module, layer: int, site: str, column: int, delta: Float[Tensor, " d_model"]
+        self, plain: nn.Module, layer: int, site: str, column: int, delta: Float[Tensor, "*batch d_model"]
     ) -> Iterator[None]:
-        """Run the body with `delta` added to the stream at `site` of `layer`, in one column of every pass."""
+        """Run the body with `delta`, one for all rows or one for each, added to the stream in one column."""
         names = {"resid_post": self.paths.blocks, "attn_out": self.paths.attn_out}[check_site(site)]
         module = base_model(plain).get_submodule(names[layer])
 
@@ -79,4 +79,4 @@ def _in_column(stream: Float[Tensor, "batch pos d_model"], column: int, delta: T
     """`delta` in one column, zeros elsewhere: adding it keeps autograd happy where an edit in place would not."""
     where = torch.zeros(stream.shape[1], 1, dtype=stream.dtype, device=stream.device)
     where[column] = 1
-    return where * delta.to(stream)
+    return where * delta.to(stream).unsqueeze(-2)

@@ -1,0 +1,47 @@
+"""Benchmarks of continual learning: the suites of tasks, how answers are scored, what a whole sequence comes to."""
+
+from ivlens.benchmarks.cells import GUIDANCE, BenchOptions, Cell, CellResult, run_cell
+from ivlens.benchmarks.metrics import (
+    Interval,
+    SequenceMetrics,
+    Verdict,
+    forget_verdict,
+    paired_interval,
+    sequence_metrics,
+    verdict,
+)
+from ivlens.benchmarks.report import latex, markdown, summary, write_report
+from ivlens.benchmarks.rouge import Metric, accuracy, mean_score, metric_of, rouge_l
+from ivlens.benchmarks.runner import Grid, all_cells
+from ivlens.benchmarks.suites import Suite, load_suite, n_orders, split_examples, suite_names
+
+__all__ = [
+    "GUIDANCE",
+    "BenchOptions",
+    "Cell",
+    "CellResult",
+    "Grid",
+    "Interval",
+    "Metric",
+    "SequenceMetrics",
+    "Suite",
+    "Verdict",
+    "accuracy",
+    "all_cells",
+    "forget_verdict",
+    "latex",
+    "load_suite",
+    "markdown",
+    "mean_score",
+    "metric_of",
+    "n_orders",
+    "paired_interval",
+    "rouge_l",
+    "run_cell",
+    "sequence_metrics",
+    "split_examples",
+    "suite_names",
+    "summary",
+    "verdict",
+    "write_report",
+]

@@ -1,0 +1,262 @@
+"""One cell of a benchmark: a model led through a suite's tasks by one method, one kind of guidance, one seed."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from ivlens.benchmarks.metrics import SequenceMetrics, sequence_metrics
+from ivlens.benchmarks.scores import Scorer
+from ivlens.benchmarks.suites import Suite, split_examples
+from ivlens.effects import HeadEffects, head_effects
+from ivlens.models import TransformerBridge
+from ivlens.tasks import Task
+from ivlens.tuning import Guidance, Learner, TuneOptions, control, iv_guidance
+from ivlens.tuning.data import training_set
+from ivlens.tuning.exams import make_exam, mean_score
+from ivlens.tuning.guidance import IVKL, Progressive
+from ivlens.tuning.loop import Row
+
+# names of guidance, and what they ask of iv_guidance; "NAME/CONTROL" replaces what should make NAME work
+GUIDANCE: dict[str, dict[str, Any]] = {
+    "none": {},
+    "iv": {"kl": IVKL(weight=0.1), "heads_weight": 30.0, "progressive": Progressive(sign=-1)},
+    "kl": {"kl": IVKL(weight=0.1), "heads_weight": 0.0, "progressive": None},
+    "heads": {"kl": None, "heads_weight": 30.0, "progressive": None},
+    "progressive": {"kl": None, "heads_weight": 0.0, "progressive": Progressive()},
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is varied.
+
+    Attributes:
+        method: Of `ivlens.tuning.METHODS`.
+        guidance: Of `GUIDANCE`, with a control behind a slash: `iv/zero_vector`.
+        order: Number of the suite's order.
+        seed: Of everything that is drawn.
+        lr: Learning rate; None: that of the options.
+    """
+
+    method: str
+    guidance: str = "none"
+    order: int = 0
+    seed: int = 0
+    lr: float | None = None
+
+    @property
+    def name(self) -> str:
+        """Unique, and fit for a file."""
+        guidance = self.guidance.replace("/", "~")
+        rate = "" if self.lr is None else f"-lr{self.lr:g}"
+        return f"{self.method}-{guidance}-order{self.order}-seed{self.seed}{rate}"
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What all cells have in common.
+
+    Attributes:
+        tune: How each task is trained.
+        n_samples: Training prompts of each task.
+        target: A task's training ends as soon as its score on *select* reaches this; None: after all steps.
+        n_test: Prompts of each task in a judgement.
+        n_general: Prompts of each general task.
+        n_earlier: General tasks whose heads guidance keeps.
+        few_shots: Demonstrations in the prompts for IP; 0 leaves IP out.
+        template: Of prompts.
+    """
+
+    tune: TuneOptions = field(default_factory=TuneOptions)
+    n_samples: int = 400
+    target: float | None = None
+    n_test: int = 64
+    n_general: int = 16
+    n_earlier: int = 6
+    few_shots: int = 3
+    template: str = "plain"
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """What one cell came to.
+
+    Attributes:
+        cell: Which.
+        tasks: In the order in which they were learned.
+        scores: `a[i][j]`: score of task `j` after task `i`, on *test*; first row: before any training.
+        gp, ip: Scores of general tasks, before training and after the last task; empty where there are none.
+        curves: For every task the judged rows of its training: step, `new` and `old` on *select*.
+        seconds: How long it took.
+    """
+
+    cell: Cell
+    tasks: tuple[str, ...]
+    scores: list[list[float]]
+    gp: list[dict[str, float]]
+    ip: list[dict[str, float]]
+    curves: list[list[Row]]
+    seconds: float
+
+    @property
+    def metrics(self) -> SequenceMetrics:
+        """AP, FP, Forget, BWT, GP and IP."""
+        gp, ip = (np.array([list(row.values()) for row in rows]) if rows else None for rows in (self.gp, self.ip))
+        return sequence_metrics(np.array(self.scores[1:]), gp=gp, ip=ip)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "CellResult":
+        """Back from JSON."""
+        return cls(**{**values, "cell": Cell(**values["cell"]), "tasks": tuple(values["tasks"])})
+
+
+def run_cell(
+    model: TransformerBridge,
+    suite: Suite,
+    cell: Cell,
+    options: BenchOptions | None = None,
+    *,
+    on_step: Callable[[Row], None] = lambda row: None,
+) -> CellResult:
+    """Train on every task of the suite in turn, and judge after each.
+
+    Raises:
+        ValueError: a method, guidance or option that does not exist or does not suit the model.
+    """
+    options = options or BenchOptions()
+    parse_guidance(cell.guidance)
+    started = time.perf_counter()
+    run = _Run(model, suite, cell, options)
+    scores, gp, ip = [run.scores()], [run.gp()], [run.ip()]
+    curves = []
+    for number, task in enumerate(suite.tasks):
+        curves.append(run.learn(number, task, on_step))
+        scores.append(run.scores())
+    gp.append(run.gp())
+    ip.append(run.ip())
+    kept_gp, kept_ip = (rows if all(rows) else [] for rows in (gp, ip))
+    names = tuple(task.name for task in suite.tasks)
+    rows = [[row[name] for name in names] for row in scores]
+    return CellResult(cell, names, rows, kept_gp, kept_ip, curves, time.perf_counter() - started)
+
+
+def parse_guidance(name: str) -> tuple[dict[str, Any], str | None]:
+    """The options of `iv_guidance` behind a name, and the control behind its slash.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    known, _, other = name.partition("/")
+    if known not in GUIDANCE or (known == "none" and other):
+        raise ValueError(f"guidance is {name!r}, expected one of {', '.join(GUIDANCE)}, or one of them with a control.")
+    return GUIDANCE[known], other or None
+
+
+def guidance_by_name(
+    name: str, model: TransformerBridge, task: Task, *, seed: int = 0, **earlier: Any
+) -> Guidance | None:
+    """Guidance for training `model`, as it is now, on `task`.
+
+    Args:
+        name: Of `GUIDANCE`, with a control behind a slash where one is wanted.
+        earlier: `earlier` tasks, or `earlier_effects`, as `iv_guidance` takes them.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    asked, other = parse_guidance(name)
+    if not asked:
+        return None
+    made = iv_guidance(model, task, seed=seed, **earlier, **asked)
+    return made if other is None else control(made, other, model, seed=seed)
+
+
+class _Run:
+    """A cell on its way."""
+
+    def __init__(self, model: TransformerBridge, suite: Suite, cell: Cell, options: BenchOptions) -> None:
+        self._model, self._suite, self._cell, self._options = model, suite, cell, options
+        self._learner = Learner(model, cell.method, seed=cell.seed)
+        self._test = Scorer(model, suite, suite.tasks, n=options.n_test, template=options.template)
+        self._general = Scorer(model, suite, suite.general, n=options.n_general, template=options.template)
+        self._few_shot = Scorer(
+            model, suite, suite.general, n=options.n_general, template=options.template, n_shots=options.few_shots
+        )
+        self._effects: list[HeadEffects] = []
+
+    def scores(self) -> dict[str, float]:
+        return self._test.scores(self._learner)
+
+    def gp(self) -> dict[str, float]:
+        return self._general.scores(self._learner) if self._suite.general else {}
+
+    def ip(self) -> dict[str, float]:
+        return self._few_shot.scores(self._learner) if self._suite.general and self._options.few_shots else {}
+
+    def learn(self, number: int, task: Task, on_step: Callable[[Row], None]) -> list[Row]:
+        """Train on one task; the judged rows of its log."""
+        options, seed = self._options, self._cell.seed
+        rate = options.tune.lr if self._cell.lr is None else self._cell.lr
+        data = training_set(
+            self._model,
+            task,
+            split_examples(task, "train"),
+            n_samples=options.n_samples,
+            template=options.template,
+            seed=seed,
+        )
+        log = self._learner.learn(
+            data,
+            _with_rate(options.tune, rate),
+            self._guidance(number, task),
+            on_step=on_step,
+            judge=self._judge(number, task),
+            stop=lambda row: options.target is not None and row["new"] >= options.target,
+        )
+        judged = log[log["judged"] == 1]
+        columns = {name: judged[name].tolist() for name in ("step", "new", "old")}
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+    def _judge(self, number: int, task: Task) -> Callable[[nn.Module], dict[str, float]]:
+        """Accuracy on *select*, of the new task and of all that came before it."""
+        old = [*self._suite.tasks[:number], *self._suite.general]
+        n, template = self._options.n_general, self._options.template
+        ask = {
+            "new": make_exam(
+                self._model, [(task, split_examples(task, "select"))], n=self._options.n_test, template=template
+            ),
+            "old": make_exam(self._model, [(one, split_examples(one, "select")) for one in old], n=n, template=template)
+            if old
+            else None,
+        }
+        return lambda plain: {
+            name: float("nan") if exam is None else mean_score(exam.sit(plain)) for name, exam in ask.items()
+        }
+
+    def _guidance(self, number: int, task: Task) -> Guidance | None:
+        if not parse_guidance(self._cell.guidance)[0]:
+            return None
+        before = self._learner.bridge()
+        effects = self._earlier(before, number)
+        return guidance_by_name(self._cell.guidance, before, task, earlier_effects=effects, seed=self._cell.seed)
+
+    def _earlier(self, before: TransformerBridge, number: int) -> Sequence[HeadEffects]:
+        """Effects of tasks that shall be kept: some general ones, and those learned so far, each measured once."""
+        if not self._effects:
+            kept = self._suite.general[:: max(1, len(self._suite.general) // self._options.n_earlier)]
+            self._effects = [head_effects(self._model, one) for one in kept[: self._options.n_earlier]]
+        if number:
+            self._effects.append(head_effects(before, self._suite.tasks[number - 1]))
+        return self._effects
+
+
+def _with_rate(tune: TuneOptions, lr: float) -> TuneOptions:
+    return TuneOptions(**{**asdict(tune), "lr": lr})

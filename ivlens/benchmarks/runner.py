@@ -1,0 +1,124 @@
+"""A grid of cells, each kept as soon as it is done, so that an interrupted grid goes on where it stopped."""
+
+import json
+import logging
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import ivlens
+from ivlens._files import write_whole
+from ivlens.benchmarks.cells import BenchOptions, Cell, CellResult, run_cell
+from ivlens.benchmarks.suites import Suite
+from ivlens.models import TransformerBridge, model_identity
+from ivlens.tasks import hash_of_tasks
+
+logger = logging.getLogger("ivlens")
+
+SuiteOf = Callable[[int], Suite]
+OnStep = Callable[[Cell, dict[str, Any]], None]
+
+
+@dataclass
+class Grid:
+    """Cells of one suite on one model.
+
+    Attributes:
+        model: From `load_model`.
+        suite_of: The suite in one of its orders.
+        options: What all cells have in common.
+        folder: Where results are kept, under `cells/`, and the tracebacks of failed cells, under `failed/`.
+        on_step: Told of every training step.
+        on_cell: Told of every cell that is done, was done before, or failed.
+    """
+
+    model: TransformerBridge
+    suite_of: SuiteOf
+    options: BenchOptions
+    folder: Path
+    on_step: OnStep = lambda cell, row: None
+    on_cell: Callable[[Cell], None] = lambda cell: None
+    failed: list[Cell] = field(default_factory=list)
+
+    def run(self, cells: Iterable[Cell]) -> list[CellResult]:
+        """Results of all cells, those that are there and those that have to be run; failed ones are left out.
+
+        Raises:
+            ValueError: a kept result of another benchmark: another model, tasks, options or version of the format.
+        """
+        results = []
+        for cell in cells:
+            kept = self.kept(cell)
+            if kept is None:
+                kept = self._run(cell)
+            if kept is not None:
+                results.append(kept)
+            self.on_cell(cell)
+        return results
+
+    def kept(self, cell: Cell) -> CellResult | None:
+        """The result on disk; None where there is none, or a damaged one, which is run again.
+
+        Raises:
+            ValueError: see `run`.
+        """
+        path = self._path(cell)
+        if not path.exists():
+            return None
+        try:
+            read = json.loads(path.read_text(encoding="utf-8"))
+            key, result = read["key"], CellResult.from_dict(read["result"])
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            logger.warning("%s is damaged (%s); the cell is run again.", path, type(error).__name__)
+            return None
+        if key != self._key(cell):
+            raise ValueError(
+                f"{str(path)!r} is the result of another benchmark, expected the same model, tasks and options; use "
+                "another folder, or remove the file."
+            )
+        return result
+
+    def _run(self, cell: Cell) -> CellResult | None:
+        try:
+            result = run_cell(
+                self.model, self.suite_of(cell.order), cell, self.options, on_step=lambda row: self.on_step(cell, row)
+            )
+        except Exception as error:
+            self.failed.append(cell)
+            report = self.folder / "failed" / f"{cell.name}.txt"
+            write_whole(report, lambda partial: partial.write_text(traceback.format_exc(), encoding="utf-8"))
+            logger.warning("%s failed: %s (%s)", cell.name, " ".join(str(error).split())[:300], report)
+            return None
+        record = {"ivlens": ivlens.__version__, "key": self._key(cell), "result": result.to_dict()}
+        text = json.dumps(record, indent=1)
+        write_whole(self._path(cell), lambda partial: partial.write_text(text, encoding="utf-8"))
+        return result
+
+    def _path(self, cell: Cell) -> Path:
+        return self.folder / "cells" / f"{cell.name}.json"
+
+    def _key(self, cell: Cell) -> str:
+        suite = self.suite_of(cell.order)
+        tasks = [hash_of_tasks([task]) for task in suite.tasks]
+        what = [suite.name, tasks, hash_of_tasks(suite.general), model_identity(self.model).weights_hash]
+        return sha256(json.dumps([*what, asdict(self.options)], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def all_cells(
+    methods: Sequence[str],
+    guidance: Sequence[str],
+    orders: Sequence[int],
+    seeds: Sequence[int],
+    lr: float | None = None,
+) -> list[Cell]:
+    """Every combination; the first order and seed of all methods come first, so that a first table is there early."""
+    return [
+        Cell(method, kind, order, seed, lr)
+        for order in orders
+        for seed in seeds
+        for method in methods
+        for kind in guidance
+    ]

@@ -1,0 +1,154 @@
+"""`ivlens tune`: teach a model one task and see what it forgets."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from ivlens.cli._options import AsJson, ModelOptions
+from ivlens.cli._output import print_json, print_table, shows_progress
+
+if TYPE_CHECKING:
+    from ivlens.tuning import TuneOptions, TuneResult
+
+MethodName = Literal["full", "lora", "inclora", "ewc", "olora", "lwf", "replay"]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class TrainOptions:
+    """How a task is trained.
+
+    Attributes:
+        lr: Learning rate after warm-up.
+        steps: Optimiser steps.
+        batch_size: Examples in a step.
+        accumulate: Passes for each step.
+        decay: How the learning rate falls.
+        precision: bfloat16 computes in it and keeps weights as they are.
+        gradient_checkpointing: Compute activations twice rather than keep them.
+    """
+
+    lr: float = 1e-4
+    steps: int = 200
+    batch_size: int = 16
+    accumulate: int = 1
+    decay: Literal["linear", "cosine", "constant"] = "linear"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    gradient_checkpointing: Annotated[bool, Parameter(negative="")] = False
+
+    def options(self, **more: Any) -> "TuneOptions":
+        """As the loop takes them."""
+        from ivlens.tuning import TuneOptions
+
+        return TuneOptions(
+            lr=self.lr,
+            n_steps=self.steps,
+            batch_size=self.batch_size,
+            accumulate=self.accumulate,
+            decay=self.decay,
+            precision=self.precision,
+            gradient_checkpointing=self.gradient_checkpointing,
+            **more,
+        )
+
+
+def tune(
+    *,
+    task: str,
+    out: Path,
+    where: ModelOptions | None = None,
+    how: TrainOptions | None = None,
+    method: MethodName = "lora",
+    guidance: str = "none",
+    watch: list[str] | None = None,
+    n_samples: int | None = None,
+    checkpoint_every: int | None = None,
+    seed: int = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Teach a model one task, with or without guidance, and see what it forgets.
+
+    An interrupted run goes on where it stopped when the same command is given again.
+
+    Example: `ivlens tune --model pocket --task second_letter --guidance heads --out out/second_letter`
+
+    Args:
+        task: Name of a built-in task, or a path: a task file or folder, CSV, JSON, JSONL.
+        out: Folder for the state of the training, the log (log.csv), the scores (scores.csv) and the model (model/:
+            adapters in peft's format, or the whole model with `--method full`).
+        method: full fine-tuning, or one of the methods on low-rank adapters.
+        guidance: none, iv, kl, heads or progressive; with a control behind a slash: iv/zero_vector, iv/random_vector,
+            heads/random_heads, heads/all_heads.
+        watch: Tasks that should not be forgotten; by default, with the built-in model, six of those it was trained on.
+            Guidance keeps their heads.
+        n_samples: Training prompts; by default one for every input.
+        checkpoint_every: Also write the model every so many steps.
+        seed: Of everything that is drawn.
+    """
+    from ivlens.benchmarks.cells import guidance_by_name, parse_guidance
+    from ivlens.tasks import load_task
+    from ivlens.tuning import finetune
+
+    parse_guidance(guidance)
+    loaded = load_task(task)
+    chosen = where or ModelOptions()
+    watched = [load_task(name) for name in (_default_watch(chosen) if watch is None else watch)]
+    model, train = chosen.load(), how or TrainOptions()
+    guides = guidance_by_name(guidance, model, loaded, earlier=watched, seed=seed)
+    with _bar(train.steps, loaded.name, shows_progress(as_json)) as step_done:
+        result = finetune(
+            model,
+            loaded,
+            method=method,
+            guidance=guides,
+            options=train.options(),
+            watch=watched,
+            n_samples=n_samples,
+            seed=seed,
+            folder=out,
+            checkpoint_every=checkpoint_every,
+            on_step=step_done,
+        )
+    _write(result, out)
+    if as_json:
+        print_json({"scores": result.scores.to_dict("records"), "out": str(out)})
+        return
+    print_table(
+        ["task", "role", "before", "after"],
+        [[row["task"], row["role"], row["before"], row["after"]] for row in result.scores.to_dict("records")],
+    )
+    print(f"\naccuracy on test inputs; written: {out}")
+
+
+def _default_watch(chosen: ModelOptions) -> list[str]:
+    from ivlens.tasks import list_tasks
+
+    return list_tasks(in_training=True)[::6][:6] if chosen.model in (None, "pocket") else []
+
+
+def _write(result: "TuneResult", out: Path) -> None:
+    from ivlens._files import write_whole
+
+    write_whole(out / "log.csv", lambda partial: result.log.to_csv(partial, index=False))
+    write_whole(out / "scores.csv", lambda partial: result.scores.to_csv(partial, index=False))
+
+
+def _bar(total: int, name: str, shown: bool) -> Any:
+    """A progress bar that takes rows of the log."""
+    from contextlib import contextmanager
+
+    from tqdm import tqdm
+
+    @contextmanager
+    def bar() -> Any:
+        with tqdm(total=total, desc=name, disable=not shown, leave=False) as progress:
+
+            def step_done(row: dict[str, Any]) -> None:
+                progress.set_postfix(loss=f"{row['loss']:.3f}", refresh=False)
+                progress.update(int(row["step"]) - progress.n)
+
+            yield step_done
+
+    return bar()

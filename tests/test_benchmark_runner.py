@@ -1,0 +1,126 @@
+"""Cells and grids: what they measure, that they are kept, and that they go on where they stopped."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import tiny_task
+
+from ivlens.benchmarks import BenchOptions, Cell, CellResult, Grid, Suite, all_cells, latex, markdown, run_cell, summary
+from ivlens.benchmarks.cells import parse_guidance
+from ivlens.benchmarks.report import write_report
+from ivlens.tuning import TuneOptions
+
+OPTIONS = BenchOptions(
+    tune=TuneOptions(lr=1e-2, n_steps=4, batch_size=4, judge_every=2), n_samples=8, n_test=4, n_general=4, n_earlier=1
+)
+
+
+@pytest.fixture(scope="module")
+def suite():
+    tasks = (
+        tiny_task("antonym", "Give the opposite of the word.", 1, kind="lexical"),
+        tiny_task("second", "Give another word.", 2, kind="lexical"),
+    )
+    general = (tiny_task("third", "Give a third word.", 3, kind="lexical"),)
+    return Suite("pocket", tasks, dict.fromkeys(("antonym", "second", "third"), "accuracy"), general)
+
+
+def test_a_cell_measures_every_task_at_every_stage(llama, suite):
+    result = run_cell(llama, suite, Cell("lora"), OPTIONS)
+    assert np.array(result.scores).shape == (3, 2)
+    assert [row["step"] for row in result.curves[0]] == [2, 4]
+    assert [sorted(rows) for rows in (result.gp[0], result.ip[-1])] == [["third"], ["third"]]
+    assert result.metrics.forget == pytest.approx(result.metrics.ap - result.metrics.fp)
+    assert CellResult.from_dict(json.loads(json.dumps(result.to_dict()))) == result
+
+
+@pytest.mark.parametrize("guidance", ["iv", "kl/zero_vector", "heads/random_heads", "progressive/random_vector"])
+def test_every_guidance_runs_and_changes_the_training(llama, suite, guidance):
+    result = run_cell(llama, suite, Cell("full", guidance), OPTIONS)
+    assert len(result.curves) == 2
+
+
+def test_training_ends_at_the_target(llama, suite):
+    from dataclasses import replace
+
+    result = run_cell(llama, suite, Cell("full"), replace(OPTIONS, target=0.0))
+    assert [len(curve) for curve in result.curves] == [1, 1]
+
+
+def test_unknown_guidance_is_named():
+    with pytest.raises(ValueError, match="guidance is 'vi', expected one of none, iv"):
+        parse_guidance("vi")
+    with pytest.raises(ValueError, match="guidance is 'none/zero_vector'"):
+        parse_guidance("none/zero_vector")
+
+
+def test_a_grid_is_kept_cell_by_cell_and_goes_on(llama, suite, tmp_path):
+    cells = all_cells(["full", "lora"], ["none"], [0], [0])
+    first = Grid(llama, lambda order: suite, OPTIONS, tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+
+        def interrupt(cell, row):
+            if cell.method == "lora":
+                raise KeyboardInterrupt
+
+        Grid(llama, lambda order: suite, OPTIONS, tmp_path, on_step=interrupt).run(cells)
+    assert first.kept(cells[0]) is not None and first.kept(cells[1]) is None
+    steps = []
+    again = Grid(llama, lambda order: suite, OPTIONS, tmp_path, on_step=lambda cell, row: steps.append(cell.method))
+    results = again.run(cells)
+    assert set(steps) == {"lora"} and len(results) == 2
+    alone = run_cell(llama, suite, cells[1], OPTIONS)
+    assert results[1].scores == alone.scores and results[1].curves == alone.curves
+
+
+def test_results_of_another_benchmark_are_refused(llama, suite, tmp_path):
+    from dataclasses import replace
+
+    Grid(llama, lambda order: suite, OPTIONS, tmp_path).run([Cell("full")])
+    with pytest.raises(ValueError, match="is the result of another benchmark"):
+        Grid(llama, lambda order: suite, replace(OPTIONS, n_samples=9), tmp_path).run([Cell("full")])
+
+
+def test_a_damaged_result_is_run_again(llama, suite, tmp_path, caplog):
+    grid = Grid(llama, lambda order: suite, OPTIONS, tmp_path)
+    before = grid.run([Cell("full")])
+    path = tmp_path / "cells" / f"{Cell('full').name}.json"
+    path.write_text(path.read_text()[:100])
+    assert grid.run([Cell("full")])[0].scores == before[0].scores
+    assert "is damaged" in caplog.text
+
+
+def test_a_failing_cell_is_recorded_and_the_rest_goes_on(llama, suite, tmp_path):
+    grid = Grid(llama, lambda order: suite, OPTIONS, tmp_path)
+    results = grid.run([Cell("no such method"), Cell("full")])
+    assert len(results) == 1 and grid.failed == [Cell("no such method")]
+    assert "method is 'no such method'" in (tmp_path / "failed" / "no such method-none-order0-seed0.txt").read_text()
+
+
+def result_of(method, guidance, seed, forget, gp_lost):
+    scores = [[0.0, 0.0], [0.9, 0.0], [0.9 - 2 * forget, 0.9]]
+    gp = [{"a": 1.0}, {"a": 1.0 - gp_lost}]
+    return CellResult(Cell(method, guidance, seed=seed), ("x", "y"), scores, gp, gp, [[], []], 1.0)
+
+
+def test_the_summary_judges_guidance_run_by_run():
+    results = [result_of("lora", "none", seed, 0.2 + 0.01 * seed, 0.4) for seed in range(3)]
+    results += [result_of("lora", "heads", seed, 0.05, 0.1) for seed in range(3)]
+    results += [result_of("lora", "kl", seed, 0.3, 0.4) for seed in range(3)]
+    table = summary(results).set_index("guidance")
+    assert table.loc["none", "forget"] == pytest.approx(0.21)
+    assert table.loc["heads", "forget_verdict"] == "holds" and table.loc["heads", "gp_verdict"] == "holds"
+    assert table.loc["kl", "forget_verdict"] == "does not hold" and table.loc["kl", "gp_verdict"] == "does not hold"
+    assert pd.isna(table.loc["none", "forget_verdict"])
+
+
+def test_reports_hold_the_whole_matrix(tmp_path):
+    results = [result_of("lora", kind, 0, 0.1, 0.1) for kind in ("none", "iv/zero_vector")]
+    table = write_report(results, tmp_path)
+    scores = pd.read_parquet(tmp_path / "scores.parquet")
+    assert len(scores) == 2 * 3 * 2 and set(scores.stage) == {0, 1, 2}
+    assert len(pd.read_parquet(tmp_path / "cells.parquet")) == 2
+    assert markdown(table).count("\n") == 4 and r"iv/zero\_vector" in latex(table)
+    assert (tmp_path / "table.tex").read_text() == latex(table)

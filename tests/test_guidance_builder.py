@@ -1,0 +1,129 @@
+"""Guidance built from a model, its controls, and rehearsal of old tasks."""
+
+import dataclasses
+
+import pytest
+import torch
+from conftest import tiny_task
+
+from ivlens.tuning import IVKL, Guidance, HeadConsistency, Learner, Progressive, TuneOptions, control, iv_guidance
+from ivlens.tuning.data import training_set
+from ivlens.tuning.rehearsal import instruction_rehearsal, vector_rehearsal
+from ivlens.vectors import InstructionVector
+
+
+@pytest.fixture(scope="module")
+def task():
+    return tiny_task()
+
+
+@pytest.fixture(scope="module")
+def made(llama, task):
+    old = tiny_task("synonym", "Give a synonym.", 2)
+    return iv_guidance(llama, task, earlier=[old], k=3, n_prompts=6)
+
+
+def test_theta_is_the_vector_of_the_task_in_the_model_before(llama, task, made):
+    from ivlens.effects import head_effects
+
+    effects = head_effects(llama, task, n_prompts=6)
+    torch.testing.assert_close(made.theta, InstructionVector.from_effects(effects, 3, model=llama).theta)
+
+
+def test_s_are_the_heads_of_the_earlier_tasks(llama, made):
+    from ivlens.effects import head_effects
+
+    old = tiny_task("synonym", "Give a synonym.", 2)
+    assert made.heads.heads == tuple(head_effects(llama, old, n_prompts=6).top_heads(3))
+
+
+def test_parts_can_be_left_out(llama, task):
+    only_heads = iv_guidance(llama, task, kl=None, progressive=None, k=2, n_prompts=4)
+    assert only_heads.theta is None and only_heads.heads is not None
+    only_vector = iv_guidance(llama, task, heads_weight=0.0, k=2, n_prompts=4)
+    assert only_vector.theta is not None and only_vector.heads is None
+
+
+def test_controls_replace_what_should_work_and_nothing_else(llama, made):
+    zero = control(made, "zero_vector", llama)
+    assert not zero.theta.any() and zero.heads == made.heads and zero.kl == made.kl
+    random = control(made, "random_vector", llama, seed=1)
+    torch.testing.assert_close(random.theta.norm(), made.theta.norm())
+    assert abs(torch.cosine_similarity(random.theta, made.theta, 0)) < 0.9
+    heads = control(made, "random_heads", llama).heads
+    assert len(heads.heads) == 3 and not set(heads.heads) & set(made.heads.heads)
+    everyone = control(made, "all_heads", llama).heads
+    assert len(everyone.heads) == llama.cfg.n_layers * llama.cfg.n_heads
+    assert everyone.weight * len(everyone.heads) == pytest.approx(made.heads.weight * 3)
+
+
+def test_controls_are_refused_where_there_is_nothing_to_replace(llama):
+    with pytest.raises(ValueError, match="control is 'none', expected one of zero_vector"):
+        control(Guidance(theta=torch.zeros(32)), "none", llama)
+    with pytest.raises(ValueError, match="replaces the heads, but this guidance has none"):
+        control(Guidance(theta=torch.zeros(32)), "all_heads", llama)
+    everyone = tuple((layer, head) for layer in range(3) for head in range(4))
+    with pytest.raises(ValueError, match="has no heads left to draw from"):
+        control(Guidance(heads=HeadConsistency(everyone)), "random_heads", llama)
+
+
+def rehearsal_terms(llama, task, rehearsal, n_steps=3):
+    learner = Learner(llama, "full", seed=0)
+    data = training_set(llama, task, list(task.examples)[:8])
+    options = TuneOptions(n_steps=n_steps, batch_size=4, lr=1e-2, decay="constant", warmup=0.0)
+    return learner, learner.learn(data, options, Guidance(rehearsal=(rehearsal,)))
+
+
+def test_rehearsal_begins_at_zero_and_grows_as_the_model_moves(llama, task):
+    deltas = torch.randn(2, llama.cfg.d_model, generator=torch.Generator().manual_seed(0))
+    rehearsal = vector_rehearsal(llama, task.examples, task, deltas, layer=1, n=20)
+    _, log = rehearsal_terms(llama, task, rehearsal)
+    assert log.rehearsal0[0] == pytest.approx(0.0, abs=1e-5)
+    assert log.rehearsal0[2] > 1e-4
+
+
+def test_rehearsal_holds_the_answers_under_the_vectors(llama, task):
+    """With a large weight the model's answers under the vectors move less than without it."""
+    deltas = torch.randn(2, llama.cfg.d_model, generator=torch.Generator().manual_seed(0))
+    moved = {}
+    for weight in (1e-6, 100.0):
+        kl = IVKL(weight=weight, answers=0.0)
+        rehearsal = vector_rehearsal(llama, task.examples, task, deltas, layer=1, n=20, kl=kl)
+        _, log = rehearsal_terms(llama, task, rehearsal, n_steps=12)
+        moved[weight] = log.rehearsal0.iloc[-1] / weight
+    assert moved[100.0] < moved[1e-6] / 2
+
+
+def test_each_pair_is_asked_with_its_own_vector(llama, task):
+    """The teacher's answer to a pair is what the model says with that vector added by hand."""
+    from ivlens.tuning.data import answer_logits, last_column
+    from ivlens.tuning.rehearsal import Rehearsal
+
+    learner = Learner(llama, "full")
+    deltas = 3 * torch.randn(2, llama.cfg.d_model, generator=torch.Generator().manual_seed(0))
+    both = vector_rehearsal(llama, task.examples, task, deltas, layer=1, n=6)
+    index = torch.arange(6)
+    together = both._logits(learner.trained, learner.sites, index)
+    for n in range(6):
+        alone = both.prompts.rows(torch.tensor([n]))
+        with learner.sites.shifted(learner.trained, 1, "resid_post", last_column(alone), both.deltas[n]):
+            torch.testing.assert_close(answer_logits(learner.trained, alone)[0], together[n], atol=1e-4, rtol=1e-4)
+    assert isinstance(both, Rehearsal)
+
+
+def test_instruction_rehearsal_asks_old_tasks_about_new_inputs(llama, task):
+    old = tiny_task("synonym", "Give a synonym.", 2)
+    rehearsal = instruction_rehearsal(llama, task.examples, task, [old], n=6)
+    text = llama.tokenizer.decode(rehearsal.prompts.tokens[0], skip_special_tokens=True)
+    assert "Give a synonym." in text and rehearsal.deltas is None
+
+
+def test_a_vector_at_a_place_that_does_not_exist(llama, task):
+    rehearsal = vector_rehearsal(llama, task.examples, task, torch.zeros(1, llama.cfg.d_model), n=4)
+    with pytest.raises(ValueError, match="layer 9"):
+        rehearsal_terms(llama, task, dataclasses.replace(rehearsal, layer=9))
+
+
+def test_progressive_and_kl_describe_themselves(made):
+    said = made.describe()
+    assert said["progressive"] == vars(Progressive()) and said["kl"] == vars(IVKL())
