@@ -1,0 +1,62 @@
+"""A training that is killed, and goes on as if nothing had happened."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+SCRIPT = """
+import sys
+import torch
+from conftest import byte_level_tokenizer, tiny_task
+from families import hf_model
+from ivlens import load_model
+from ivlens.tuning import TuneOptions, finetune, iv_guidance
+
+torch.set_num_threads(1)
+model = load_model(hf_model=hf_model("llama"), tokenizer=byte_level_tokenizer())
+task, old = tiny_task(), tiny_task("synonym", "Give a synonym.", 2)
+guidance = iv_guidance(model, task, earlier=[old], k=3, n_prompts=4)
+options = TuneOptions(lr=1e-2, n_steps=150, batch_size=8, save_every=3, judge_every=10)
+finetune(model, task, method="lora", folder=sys.argv[1], options=options, guidance=guidance, watch=[old])
+"""
+
+
+def start(folder: Path) -> subprocess.Popen:
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder)], env=environment, stderr=subprocess.DEVNULL)
+
+
+def finish(folder: Path) -> dict[str, torch.Tensor]:
+    assert start(folder).wait(timeout=300) == 0
+    return safetensors.torch.load_file(folder / "model" / "adapter_model.safetensors")
+
+
+def kill_in_the_middle(folder: Path, delay: float) -> None:
+    """SIGKILL some time after a state has been written."""
+    process = start(folder)
+    state = folder / "state.safetensors"
+    before = state.stat().st_mtime_ns if state.exists() else 0
+    while process.poll() is None and (not state.exists() or state.stat().st_mtime_ns == before):
+        time.sleep(0.005)
+    time.sleep(delay)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+@pytest.mark.slow
+def test_three_kills_change_no_bit_of_the_weights(tmp_path):
+    draw = random.Random(0)
+    for _ in range(3):
+        kill_in_the_middle(tmp_path / "killed", draw.uniform(0.0, 0.3))
+    assert not (tmp_path / "killed" / "model").exists(), "the training was over before it could be killed"
+    killed, whole = finish(tmp_path / "killed"), finish(tmp_path / "whole")
+    assert killed.keys() == whole.keys()
+    assert all(torch.equal(killed[name], whole[name]) for name in whole)
