@@ -103,7 +103,7 @@ def test_each_pair_is_asked_with_its_own_vector(llama, task):
     deltas = 3 * torch.randn(2, llama.cfg.d_model, generator=torch.Generator().manual_seed(0))
     both = vector_rehearsal(llama, task.examples, task, deltas, layer=1, n=6)
     index = torch.arange(6)
-    together = both._logits(learner.trained, learner.sites, index)
+    together = both._ask(learner.trained, learner.sites, index).logits
     for n in range(6):
         alone = both.prompts.rows(torch.tensor([n]))
         with learner.sites.shifted(learner.trained, 1, "resid_post", last_column(alone), both.deltas[n]):
@@ -116,6 +116,20 @@ def test_instruction_rehearsal_asks_old_tasks_about_new_inputs(llama, task):
     rehearsal = instruction_rehearsal(llama, task.examples, task, [old], n=6)
     text = llama.tokenizer.decode(rehearsal.prompts.tokens[0], skip_special_tokens=True)
     assert "Give a synonym." in text and rehearsal.deltas is None
+
+
+def test_rehearsal_can_hold_heads_alone(llama, task):
+    old = tiny_task("synonym", "Give a synonym.", 2)
+    moved = {}
+    for weight in (1e-6, 100.0):
+        heads = HeadConsistency(((0, 1), (2, 3)), weight)
+        rehearsal = instruction_rehearsal(llama, task.examples, task, [old], n=20, kl=None, heads=heads)
+        _, log = rehearsal_terms(llama, task, rehearsal, n_steps=12)
+        assert log.rehearsal0[0] == pytest.approx(0.0, abs=1e-4 * weight)
+        moved[weight] = log.rehearsal0.iloc[-1] / weight
+    assert moved[100.0] < moved[1e-6] / 2
+    with pytest.raises(ValueError, match="neither kl nor heads"):
+        dataclasses.replace(rehearsal, heads=None)
 
 
 def test_a_vector_at_a_place_that_does_not_exist(llama, task):

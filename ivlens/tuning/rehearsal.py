@@ -4,26 +4,32 @@ A prompt of the new task's inputs is asked for an old task in one of two ways: b
 added to a prompt that has no instruction, or by the old task's instruction. The model in training must answer as the
 frozen model before the task does:
 
-    L = weight · T² KL(M⁰(x; θ_j) ‖ M(x; θ_j))   at the last prompt token, averaged over pairs of input x and old task j
+    L = kl.weight · T² KL(M⁰(x, j) ‖ M(x, j))  +  heads.weight · Σ_S ‖z(x, j) - z⁰(x, j)‖² / d_head
 
-Under the vector this guards how the model *reads* an Instruction Vector; the new task's own prompts, which carry an
-instruction and no vector, are not held back.
+at the last prompt token, averaged over pairs of an input `x` and an old task `j`. Under a vector the first term guards
+how the model *reads* an Instruction Vector; under an instruction the second one guards how its heads *write* it. The
+new task's own prompts are not held back.
+
+Source: ivlens; the papers hold the new task's prompts only.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ivlens.models import TransformerBridge
 from ivlens.prompts import PromptTemplate, build_prompts
 from ivlens.tasks import Task, TaskExample
 from ivlens.tuning.data import IGNORED, TrainingSet, answer_logits, as_training_set, last_column
-from ivlens.tuning.guidance import IVKL
-from ivlens.tuning.losses import SoftTargets, iv_kl
+from ivlens.tuning.guidance import IVKL, HeadConsistency
+from ivlens.tuning.losses import SoftTargets, head_distance, iv_kl
 from ivlens.tuning.sites import Sites
+from ivlens.tuning.teacher import chosen_heads
 
 REHEARSED = IVKL(weight=1.0, answers=0.0)
 
@@ -36,7 +42,8 @@ class Rehearsal:
         prompts: New inputs, asked for old tasks. Of the answers nothing is read.
         deltas: What is added to each of them at its last token, `α θ_j`; None: nothing.
         layer, site: Where.
-        kl: Weight and temperature.
+        kl: The first term; None leaves it out.
+        heads: The second term; None leaves it out.
         per_step: Prompts in every step.
     """
 
@@ -44,38 +51,59 @@ class Rehearsal:
     deltas: Float[Tensor, "n d_model"] | None
     layer: int = 0
     site: str = "resid_post"
-    kl: IVKL = REHEARSED
+    kl: IVKL | None = REHEARSED
+    heads: HeadConsistency | None = None
     per_step: int = 32
+
+    def __post_init__(self) -> None:
+        if self.kl is None and self.heads is None:
+            raise ValueError("Rehearsal got neither kl nor heads, expected at least one of its terms.")
 
     def describe(self) -> dict[str, object]:
         """Every option, as it goes into logs."""
         place = None if self.deltas is None else {"layer": self.layer, "site": self.site}
-        return {"n": len(self.prompts), "deltas": place, "kl": vars(self.kl), "per_step": self.per_step}
+        parts = {name: part and vars(part) for name, part in (("kl", self.kl), ("heads", self.heads))}
+        return {"n": len(self.prompts), "deltas": place, **parts, "per_step": self.per_step}
 
     def term(self, plain: nn.Module, sites: Sites, seed: int) -> Callable[[int], Tensor]:
-        """Ask the model as it is now; what its divergence from that is in a later step, weighted."""
+        """Ask the model as it is now; how far it is from that in a later step, weighted."""
         was_training = plain.training
         plain.eval()
         with torch.no_grad():
             parts = torch.arange(len(self.prompts)).split(128)
-            targets = SoftTargets.joined([SoftTargets.of(self._logits(plain, sites, part), self.kl) for part in parts])
+            answers = [self._ask(plain, sites, part) for part in parts]
         plain.train(was_training)
+        soft = None if self.kl is None else SoftTargets.joined([SoftTargets.of(one.logits, self.kl) for one in answers])
+        before = None if self.heads is None else torch.cat([one.z for one in answers if one.z is not None])
 
-        def divergence(step: int) -> Tensor:
+        def distance(step: int) -> Tensor:
             generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
-            index = torch.randint(len(self.prompts), (self.per_step,), generator=generator)
-            logits = self._logits(plain, sites, index)
-            nothing = torch.full(logits.shape[:2], IGNORED, device=logits.device)
-            return self.kl.weight * iv_kl(logits, targets.rows(index.to(logits.device)), nothing, self.kl)
+            drawn = torch.randint(len(self.prompts), (self.per_step,), generator=generator)
+            now, index = self._ask(plain, sites, drawn), drawn.to(self.prompts.tokens.device)
+            terms = []
+            if self.kl is not None and soft is not None:
+                nothing = torch.full(now.logits.shape[:2], IGNORED, device=index.device)
+                terms.append(self.kl.weight * iv_kl(now.logits, soft.rows(index), nothing, self.kl))
+            if self.heads is not None and before is not None and now.z is not None:
+                terms.append(self.heads.weight * head_distance(now.z, before[index]))
+            return torch.stack(terms).sum()
 
-        return divergence
+        return distance
 
-    def _logits(self, plain: nn.Module, sites: Sites, index: Tensor) -> Float[Tensor, "rows 1 d_vocab"]:
-        rows = self.prompts.rows(index.to(self.prompts.tokens.device))
-        if self.deltas is None:
-            return answer_logits(plain, rows)
-        with sites.shifted(plain, self.layer, self.site, last_column(rows), self.deltas[index]):
-            return answer_logits(plain, rows)
+    def _ask(self, plain: nn.Module, sites: Sites, drawn: Int[Tensor, " rows"]) -> "_Answer":
+        rows = self.prompts.rows(drawn.to(self.prompts.tokens.device))
+        column, chosen = last_column(rows), () if self.heads is None else self.heads.heads
+        with ExitStack() as stack:
+            if self.deltas is not None:
+                stack.enter_context(sites.shifted(plain, self.layer, self.site, column, self.deltas[drawn]))
+            z = stack.enter_context(sites.head_outputs(plain, sorted({layer for layer, _ in chosen}), column))
+            logits = answer_logits(plain, rows)
+        return _Answer(logits, chosen_heads(z, chosen) if chosen else None)
+
+
+class _Answer(NamedTuple):
+    logits: Float[Tensor, "rows 1 d_vocab"]
+    z: Float[Tensor, "rows heads d_head"] | None
 
 
 def vector_rehearsal(
@@ -113,7 +141,8 @@ def instruction_rehearsal(
     earlier: Sequence[Task],
     *,
     n: int = 800,
-    kl: IVKL = REHEARSED,
+    kl: IVKL | None = REHEARSED,
+    heads: HeadConsistency | None = None,
     template: str | PromptTemplate = "plain",
     seed: int = 0,
 ) -> Rehearsal:
@@ -127,7 +156,7 @@ def instruction_rehearsal(
             model.tokenizer, task, drawn, template=template, instruction=old.instructions, seed=seed + number
         )
         sets.append(_first_token(as_training_set(model, batch)))
-    return Rehearsal(TrainingSet.joined(sets), None, kl=kl)
+    return Rehearsal(TrainingSet.joined(sets), None, kl=kl, heads=heads)
 
 
 def _first_token(data: TrainingSet) -> TrainingSet:
