@@ -8,9 +8,8 @@ import pytest
 from conftest import tiny_task
 
 from ivlens.benchmarks import BenchOptions, Cell, CellResult, Grid, Suite, all_cells, latex, markdown, run_cell, summary
-from ivlens.benchmarks.cells import parse_guidance
 from ivlens.benchmarks.report import write_report
-from ivlens.tuning import TuneOptions
+from ivlens.tuning import TuneOptions, find_recipe
 
 OPTIONS = BenchOptions(
     tune=TuneOptions(lr=1e-2, n_steps=4, batch_size=4, judge_every=2), n_samples=8, n_test=4, n_general=4, n_earlier=1
@@ -36,7 +35,17 @@ def test_a_cell_measures_every_task_at_every_stage(llama, suite):
     assert CellResult.from_dict(json.loads(json.dumps(result.to_dict()))) == result
 
 
-@pytest.mark.parametrize("guidance", ["iv", "kl/zero_vector", "heads/random_heads", "progressive/random_vector"])
+@pytest.mark.parametrize(
+    "guidance",
+    [
+        "iv",
+        "kl/zero_vector",
+        "heads/random_heads",
+        "vectors/random_vector",
+        "instructions",
+        "instruction_heads/all_heads",
+    ],
+)
 def test_every_guidance_runs_and_changes_the_training(llama, suite, guidance):
     result = run_cell(llama, suite, Cell("full", guidance), OPTIONS)
     assert len(result.curves) == 2
@@ -51,9 +60,9 @@ def test_training_ends_at_the_target(llama, suite):
 
 def test_unknown_guidance_is_named():
     with pytest.raises(ValueError, match="guidance is 'vi', expected one of none, iv"):
-        parse_guidance("vi")
+        find_recipe("vi")
     with pytest.raises(ValueError, match="guidance is 'none/zero_vector'"):
-        parse_guidance("none/zero_vector")
+        find_recipe("none/zero_vector")
 
 
 def test_a_grid_is_kept_cell_by_cell_and_goes_on(llama, suite, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import tiny_task
 
-from ivlens.tuning import IVKL, Guidance, HeadConsistency, Learner, Progressive, TuneOptions, control, iv_guidance
+from ivlens.tuning import IVKL, RECIPES, Guidance, HeadConsistency, Learner, Recipe, TuneOptions, control, iv_guidance
 from ivlens.tuning.data import training_set
 from ivlens.tuning.rehearsal import instruction_rehearsal, vector_rehearsal
 from ivlens.vectors import InstructionVector
@@ -20,7 +20,7 @@ def task():
 @pytest.fixture(scope="module")
 def made(llama, task):
     old = tiny_task("synonym", "Give a synonym.", 2)
-    return iv_guidance(llama, task, earlier=[old], k=3, n_prompts=6)
+    return iv_guidance(llama, task, dataclasses.replace(RECIPES["iv"], k=3, n_prompts=6), earlier=[old])
 
 
 def test_theta_is_the_vector_of_the_task_in_the_model_before(llama, task, made):
@@ -38,9 +38,9 @@ def test_s_are_the_heads_of_the_earlier_tasks(llama, made):
 
 
 def test_parts_can_be_left_out(llama, task):
-    only_heads = iv_guidance(llama, task, kl=None, progressive=None, k=2, n_prompts=4)
+    only_heads = iv_guidance(llama, task, Recipe(heads_weight=1.0, k=2, n_prompts=4))
     assert only_heads.theta is None and only_heads.heads is not None
-    only_vector = iv_guidance(llama, task, heads_weight=0.0, k=2, n_prompts=4)
+    only_vector = iv_guidance(llama, task, Recipe(kl=IVKL(), k=2, n_prompts=4))
     assert only_vector.theta is not None and only_vector.heads is None
 
 
@@ -60,7 +60,7 @@ def test_controls_replace_what_should_work_and_nothing_else(llama, made):
 def test_controls_are_refused_where_there_is_nothing_to_replace(llama):
     with pytest.raises(ValueError, match="control is 'none', expected one of zero_vector"):
         control(Guidance(theta=torch.zeros(32)), "none", llama)
-    with pytest.raises(ValueError, match="replaces the heads, but this guidance has none"):
+    with pytest.raises(ValueError, match="replaces heads, but this guidance has none"):
         control(Guidance(theta=torch.zeros(32)), "all_heads", llama)
     everyone = tuple((layer, head) for layer in range(3) for head in range(4))
     with pytest.raises(ValueError, match="has no heads left to draw from"):
@@ -72,6 +72,23 @@ def rehearsal_terms(llama, task, rehearsal, n_steps=3):
     data = training_set(llama, task, list(task.examples)[:8])
     options = TuneOptions(n_steps=n_steps, batch_size=4, lr=1e-2, decay="constant", warmup=0.0)
     return learner, learner.learn(data, options, Guidance(rehearsal=(rehearsal,)))
+
+
+def test_controls_reach_into_rehearsal(llama, task):
+    old = [tiny_task("synonym", "Give a synonym.", 2), tiny_task("third", "Give a third.", 3)]
+    made = iv_guidance(llama, task, Recipe(rehearse="vectors", rehearse_heads=1.0, k=3, n_prompts=4), earlier=old)
+    (before,) = made.rehearsal
+    (zero,) = control(made, "zero_vector", llama).rehearsal
+    assert not zero.deltas.any() and zero.heads == before.heads
+    (random,) = control(made, "random_vector", llama).rehearsal
+    torch.testing.assert_close(random.deltas.norm(dim=-1), before.deltas.norm(dim=-1))
+    assert len(random.deltas.unique(dim=0)) == 2
+    (other,) = control(made, "random_heads", llama).rehearsal
+    assert not set(other.heads.heads) & set(before.heads.heads)
+    with pytest.raises(ValueError, match="rehearsal of vectors got no earlier tasks"):
+        iv_guidance(llama, task, Recipe(rehearse="vectors"))
+    with pytest.raises(ValueError, match="rehearse is 'vector', expected instructions or vectors"):
+        Recipe(rehearse="vector")
 
 
 def test_rehearsal_begins_at_zero_and_grows_as_the_model_moves(llama, task):
@@ -140,4 +157,4 @@ def test_a_vector_at_a_place_that_does_not_exist(llama, task):
 
 def test_progressive_and_kl_describe_themselves(made):
     said = made.describe()
-    assert said["progressive"] == vars(Progressive()) and said["kl"] == vars(IVKL())
+    assert said["progressive"] == vars(RECIPES["iv"].progressive) and said["kl"] == vars(RECIPES["iv"].kl)

@@ -1,6 +1,6 @@
 """Benchmarks of continual learning: the suites of tasks, how answers are scored, what a whole sequence comes to."""
 
-from ivlens.benchmarks.cells import GUIDANCE, BenchOptions, Cell, CellResult, run_cell
+from ivlens.benchmarks.cells import BenchOptions, Cell, CellResult, run_cell
 from ivlens.benchmarks.metrics import (
     Interval,
     SequenceMetrics,
@@ -16,7 +16,6 @@ from ivlens.benchmarks.runner import Grid, all_cells
 from ivlens.benchmarks.suites import Suite, load_suite, n_orders, split_examples, suite_names
 
 __all__ = [
-    "GUIDANCE",
     "BenchOptions",
     "Cell",
     "CellResult",

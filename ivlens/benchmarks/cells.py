@@ -1,7 +1,7 @@
 """One cell of a benchmark: a model led through a suite's tasks by one method, one kind of guidance, one seed."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -14,20 +14,10 @@ from ivlens.benchmarks.suites import Suite, split_examples
 from ivlens.effects import HeadEffects, head_effects
 from ivlens.models import TransformerBridge
 from ivlens.tasks import Task
-from ivlens.tuning import Guidance, Learner, TuneOptions, control, iv_guidance
+from ivlens.tuning import Guidance, Learner, TuneOptions, find_recipe, guidance_by_name
 from ivlens.tuning.data import training_set
 from ivlens.tuning.exams import make_exam, mean_score
-from ivlens.tuning.guidance import IVKL, Progressive
 from ivlens.tuning.loop import Row
-
-# names of guidance, and what they ask of iv_guidance; "NAME/CONTROL" replaces what should make NAME work
-GUIDANCE: dict[str, dict[str, Any]] = {
-    "none": {},
-    "iv": {"kl": IVKL(weight=0.1), "heads_weight": 30.0, "progressive": Progressive(sign=-1)},
-    "kl": {"kl": IVKL(weight=0.1), "heads_weight": 0.0, "progressive": None},
-    "heads": {"kl": None, "heads_weight": 30.0, "progressive": None},
-    "progressive": {"kl": None, "heads_weight": 0.0, "progressive": Progressive()},
-}
 
 
 @dataclass(frozen=True)
@@ -36,7 +26,7 @@ class Cell:
 
     Attributes:
         method: Of `ivlens.tuning.METHODS`.
-        guidance: Of `GUIDANCE`, with a control behind a slash: `iv/zero_vector`.
+        guidance: Of `ivlens.tuning.RECIPES`, with a control behind a slash: `iv/zero_vector`.
         order: Number of the suite's order.
         seed: Of everything that is drawn.
         lr: Learning rate; None: that of the options.
@@ -132,7 +122,7 @@ def run_cell(
         ValueError: a method, guidance or option that does not exist or does not suit the model.
     """
     options = options or BenchOptions()
-    parse_guidance(cell.guidance)
+    find_recipe(cell.guidance)
     started = time.perf_counter()
     run = _Run(model, suite, cell, options)
     scores, gp, ip = [run.scores()], [run.gp()], [run.ip()]
@@ -148,37 +138,6 @@ def run_cell(
     return CellResult(cell, names, rows, kept_gp, kept_ip, curves, time.perf_counter() - started)
 
 
-def parse_guidance(name: str) -> tuple[dict[str, Any], str | None]:
-    """The options of `iv_guidance` behind a name, and the control behind its slash.
-
-    Raises:
-        ValueError: there is none of that name.
-    """
-    known, _, other = name.partition("/")
-    if known not in GUIDANCE or (known == "none" and other):
-        raise ValueError(f"guidance is {name!r}, expected one of {', '.join(GUIDANCE)}, or one of them with a control.")
-    return GUIDANCE[known], other or None
-
-
-def guidance_by_name(
-    name: str, model: TransformerBridge, task: Task, *, seed: int = 0, **earlier: Any
-) -> Guidance | None:
-    """Guidance for training `model`, as it is now, on `task`.
-
-    Args:
-        name: Of `GUIDANCE`, with a control behind a slash where one is wanted.
-        earlier: `earlier` tasks, or `earlier_effects`, as `iv_guidance` takes them.
-
-    Raises:
-        ValueError: there is none of that name.
-    """
-    asked, other = parse_guidance(name)
-    if not asked:
-        return None
-    made = iv_guidance(model, task, seed=seed, **earlier, **asked)
-    return made if other is None else control(made, other, model, seed=seed)
-
-
 class _Run:
     """A cell on its way."""
 
@@ -190,7 +149,7 @@ class _Run:
         self._few_shot = Scorer(
             model, suite, suite.general, n=options.n_general, template=options.template, n_shots=options.few_shots
         )
-        self._effects: list[HeadEffects] = []
+        self._effects: dict[str, HeadEffects] = {}
 
     def scores(self) -> dict[str, float]:
         return self._test.scores(self._learner)
@@ -242,20 +201,24 @@ class _Run:
         }
 
     def _guidance(self, number: int, task: Task) -> Guidance | None:
-        if not parse_guidance(self._cell.guidance)[0]:
+        """From the model as it is now; it keeps some general tasks, and all that were learned so far."""
+        if find_recipe(self._cell.guidance)[0] is None:
             return None
         before = self._learner.bridge()
-        effects = self._earlier(before, number)
-        return guidance_by_name(self._cell.guidance, before, task, earlier_effects=effects, seed=self._cell.seed)
-
-    def _earlier(self, before: TransformerBridge, number: int) -> Sequence[HeadEffects]:
-        """Effects of tasks that shall be kept: some general ones, and those learned so far, each measured once."""
-        if not self._effects:
-            kept = self._suite.general[:: max(1, len(self._suite.general) // self._options.n_earlier)]
-            self._effects = [head_effects(self._model, one) for one in kept[: self._options.n_earlier]]
-        if number:
-            self._effects.append(head_effects(before, self._suite.tasks[number - 1]))
-        return self._effects
+        general, n = self._suite.general, self._options.n_earlier
+        earlier = [*general[:: max(1, len(general) // n)][:n], *self._suite.tasks[:number]]
+        for one in earlier:  # each once, when it has just been learned
+            if one.name not in self._effects:
+                self._effects[one.name] = head_effects(before, one, seed=self._cell.seed)
+        return guidance_by_name(
+            self._cell.guidance,
+            before,
+            task,
+            earlier=earlier,
+            examples=split_examples(task, "train"),
+            effects=self._effects,
+            seed=self._cell.seed,
+        )
 
 
 def _with_rate(tune: TuneOptions, lr: float) -> TuneOptions:

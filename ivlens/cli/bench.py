@@ -23,7 +23,7 @@ def bench(
     where: ModelOptions | None = None,
     how: TrainOptions | None = None,
     methods: str = "lora,ewc",
-    guidance: str = "none,heads",
+    guidance: str = "none,instructions",
     orders: str = "0",
     tasks: str | None = None,
     seeds: int = 1,
@@ -38,15 +38,15 @@ def bench(
     Every finished cell (one method, one guidance, one order, one seed) is kept in `--out`; the same command goes on
     where it was interrupted.
 
-    Example: `ivlens bench --suite pocket --methods lora,ewc --guidance none,heads --seeds 3 --out out/bench`
+    Example: `ivlens bench --suite pocket --methods lora,ewc --guidance none,instructions --seeds 3 --out out/bench`
 
     Args:
         out: Folder for the cells, table.md, table.tex, and cells.parquet, scores.parquet and curves.parquet.
         suite: pocket, trace, func, long, ni-c1, ni-g1 or ni-m1.
         data: Folder with the suite's files; none for pocket.
         methods: Separated by commas: full, lora, inclora, ewc, olora, lwf, replay.
-        guidance: Separated by commas: none, iv, kl, heads, progressive; with a control behind a slash
-            (iv/zero_vector, heads/random_heads).
+        guidance: Separated by commas: none, iv (the paper's), kl, heads, progressive, vectors, instructions,
+            instruction_heads; with a control behind a slash (iv/zero_vector, heads/random_heads).
         orders: Numbers of the suite's orders, separated by commas, or all.
         tasks: Only these tasks of the suite, separated by commas, in this order.
         seeds: So many seeds, from 0.
@@ -56,8 +56,8 @@ def bench(
         quick: Two tasks, 60 steps, few test prompts: to see it work.
     """
     from ivlens.benchmarks import Grid, all_cells, markdown, write_report
-    from ivlens.benchmarks.cells import BenchOptions, parse_guidance
-    from ivlens.tuning import METHODS
+    from ivlens.benchmarks.cells import BenchOptions
+    from ivlens.tuning import METHODS, find_recipe
 
     train = how or TrainOptions(lr=1e-3, batch_size=32, decay="constant")
     wanted, kinds = _listed("methods", methods), _listed("guidance", guidance)
@@ -65,7 +65,7 @@ def bench(
     if unknown:
         raise ValueError(f"--methods has {', '.join(unknown)}, expected some of {', '.join(METHODS)}.")
     for kind in kinds:
-        parse_guidance(kind)
+        find_recipe(kind)
     names = None if tasks is None else _listed("tasks", tasks)
     suites = _Suites(suite, data, names, partial, 2 if quick else None)
     cells = all_cells(wanted, kinds, suites.orders(orders), range(1 if quick else seeds))

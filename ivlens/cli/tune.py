@@ -72,26 +72,25 @@ def tune(
 
     An interrupted run goes on where it stopped when the same command is given again.
 
-    Example: `ivlens tune --model pocket --task second_letter --guidance heads --out out/second_letter`
+    Example: `ivlens tune --model pocket --task second_letter --guidance instructions --out out/second_letter`
 
     Args:
         task: Name of a built-in task, or a path: a task file or folder, CSV, JSON, JSONL.
         out: Folder for the state of the training, the log (log.csv), the scores (scores.csv) and the model (model/:
             adapters in peft's format, or the whole model with `--method full`).
         method: full fine-tuning, or one of the methods on low-rank adapters.
-        guidance: none, iv, kl, heads or progressive; with a control behind a slash: iv/zero_vector, iv/random_vector,
-            heads/random_heads, heads/all_heads.
+        guidance: none, iv (the paper's), kl, heads, progressive, vectors, instructions or instruction_heads; with a
+            control behind a slash: iv/zero_vector, iv/random_vector, heads/random_heads, heads/all_heads.
         watch: Tasks that should not be forgotten; by default, with the built-in model, six of those it was trained on.
             Guidance keeps their heads.
         n_samples: Training prompts; by default one for every input.
         checkpoint_every: Also write the model every so many steps.
         seed: Of everything that is drawn.
     """
-    from ivlens.benchmarks.cells import guidance_by_name, parse_guidance
     from ivlens.tasks import load_task
-    from ivlens.tuning import finetune
+    from ivlens.tuning import find_recipe, finetune, guidance_by_name
 
-    parse_guidance(guidance)
+    find_recipe(guidance)
     loaded = load_task(task)
     chosen = where or ModelOptions()
     watched = [load_task(name) for name in (_default_watch(chosen) if watch is None else watch)]

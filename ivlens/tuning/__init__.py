@@ -1,6 +1,6 @@
 """Fine-tuning that keeps the old computation alive, and the methods it is compared with."""
 
-from ivlens.tuning.builder import CONTROLS, control, iv_guidance
+from ivlens.tuning.builder import CONTROLS, RECIPES, Recipe, control, find_recipe, guidance_by_name, iv_guidance
 from ivlens.tuning.exams import Exam, make_exam, mean_score
 from ivlens.tuning.guidance import IVKL, Guidance, HeadConsistency, Progressive, strength
 from ivlens.tuning.learner import Learner, TuneResult, finetune
@@ -11,16 +11,20 @@ __all__ = [
     "CONTROLS",
     "IVKL",
     "METHODS",
+    "RECIPES",
     "Exam",
     "Guidance",
     "HeadConsistency",
     "Learner",
     "Method",
     "Progressive",
+    "Recipe",
     "TuneOptions",
     "TuneResult",
     "control",
+    "find_recipe",
     "finetune",
+    "guidance_by_name",
     "iv_guidance",
     "make_exam",
     "mean_score",

@@ -1,36 +1,105 @@
 """`iv_guidance`: guidance for a task from the model as it is before it, and the controls that it has to beat."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from ivlens._heads import choose_heads
 from ivlens.effects import HeadEffects, head_effects
 from ivlens.models import TransformerBridge
-from ivlens.tasks import Task
+from ivlens.tasks import Task, TaskExample
 from ivlens.tuning.guidance import IVKL, Guidance, HeadConsistency, Progressive
+from ivlens.tuning.rehearsal import REHEARSED, Rehearsal, instruction_rehearsal, vector_rehearsal
 from ivlens.vectors import InstructionVector
 
 CONTROLS = ("zero_vector", "random_vector", "random_heads", "all_heads")
-_DEFAULT_KL, _DEFAULT_PROGRESSIVE = IVKL(), Progressive()
+REHEARSALS = ("instructions", "vectors")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What guidance is made of; `iv_guidance` makes it for one model and task.
+
+    Attributes:
+        progressive, kl: Act through the vector of the task in training; None leaves one out.
+        heads_weight: Of head consistency on the task's own prompts; 0 leaves it out.
+        rehearse: Ask the new inputs for old tasks: by their `instructions`, or by their `vectors`; empty for neither.
+        rehearse_kl: Weight of the answers there; None leaves them out.
+        rehearse_heads: Weight of the heads there; 0 leaves them out.
+        layer, site, alpha: Where vectors enter, and how strongly.
+        k: Heads in every vector, and in `S`.
+        n_prompts: Prompts that effects are measured on, from the `fit` split.
+    """
+
+    progressive: Progressive | None = None
+    kl: IVKL | None = None
+    heads_weight: float = 0.0
+    rehearse: str = ""
+    rehearse_kl: IVKL | None = REHEARSED
+    rehearse_heads: float = 0.0
+    layer: int = 0
+    site: str = "resid_post"
+    alpha: float = 1.0
+    k: int = 10
+    n_prompts: int = 32
+
+    def __post_init__(self) -> None:
+        if self.rehearse not in ("", *REHEARSALS):
+            raise ValueError(f"rehearse is {self.rehearse!r}, expected {' or '.join(REHEARSALS)}, or '' for neither.")
+
+
+RECIPES: dict[str, Recipe | None] = {
+    "none": None,
+    "iv": Recipe(progressive=Progressive(sign=-1), kl=IVKL(weight=0.1), heads_weight=1.0),
+    "progressive": Recipe(progressive=Progressive()),
+    "kl": Recipe(kl=IVKL(weight=0.1)),
+    "heads": Recipe(heads_weight=1.0),
+    "vectors": Recipe(rehearse="vectors", alpha=2.0),
+    "instructions": Recipe(rehearse="instructions"),
+    "instruction_heads": Recipe(rehearse="instructions", rehearse_kl=None, rehearse_heads=10.0),
+}
+
+
+def find_recipe(name: str) -> tuple[Recipe | None, str]:
+    """The recipe behind a name (None for `none`), and the control behind its slash (`iv/zero_vector`), "" for none.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    known, _, other = name.partition("/")
+    if known not in RECIPES or other not in ("", *CONTROLS) or name.endswith("/") or (known == "none" and other):
+        raise ValueError(
+            f"guidance is {name!r}, expected one of {', '.join(RECIPES)}, or one of them with a control: "
+            f"NAME/{', NAME/'.join(CONTROLS)}."
+        )
+    return RECIPES[known], other
+
+
+def guidance_by_name(name: str, model: TransformerBridge, task: Task, *, seed: int = 0, **more: Any) -> Guidance | None:
+    """`iv_guidance` by the name of a recipe, with a control where one is named; None for `none`.
+
+    Raises:
+        ValueError: as `find_recipe`, `iv_guidance` and `control`.
+    """
+    recipe, other = find_recipe(name)
+    if recipe is None:
+        return None
+    made = iv_guidance(model, task, recipe, seed=seed, **more)
+    return control(made, other, model, seed=seed) if other else made
 
 
 def iv_guidance(
     model: TransformerBridge,
     task: Task,
+    recipe: Recipe | None = None,
     *,
     earlier: Sequence[Task] = (),
-    progressive: Progressive | None = _DEFAULT_PROGRESSIVE,
-    kl: IVKL | None = _DEFAULT_KL,
-    heads_weight: float = 30.0,
-    layer: int = 0,
-    site: str = "resid_post",
-    alpha: float = 1.0,
-    k: int = 10,
-    n_prompts: int = 32,
+    examples: Sequence[TaskExample] | None = None,
+    effects: Mapping[str, HeadEffects] | None = None,
     seed: int = 0,
-    earlier_effects: Sequence[HeadEffects] = (),
 ) -> Guidance:
     """Guidance for training `model` on `task`.
 
@@ -40,55 +109,97 @@ def iv_guidance(
 
     Args:
         model: The model as it is now: of a `Learner`, its `bridge()`.
-        earlier: Tasks whose heads shall be kept.
-        progressive, kl: Parts of the guidance; None leaves one out.
-        heads_weight: Of head consistency; 0 leaves it out.
-        layer, site, alpha: Where and how strongly `θ` is added.
-        k: Heads in the vector, and in `S`.
-        n_prompts: Prompts that effects are measured on, from the `fit` split.
-        earlier_effects: Effects of `earlier` tasks where they have been measured before: `earlier` is not read then.
+        recipe: What the guidance is made of; None: that of the paper, `RECIPES["iv"]`.
+        earlier: Tasks that shall be kept. Of these only instructions and heads are used, never examples in training.
+        examples: Whose inputs are rehearsed on; None: the task's `fit` split.
+        effects: Of earlier tasks, by name, where they have been measured before, of whatever stage of the model: `S` is
+            chosen by them. Vectors are always those of `model`.
+        seed: Of everything that is drawn.
 
     Raises:
-        ValueError: an option that does not exist, or a task that effects cannot be measured on.
+        ValueError: an option that does not exist, a task that effects cannot be measured on, or rehearsal without
+            earlier tasks.
     """
-    theta = None
-    own: HeadEffects | None = None
-    if progressive is not None or kl is not None or not (earlier or earlier_effects):
-        own = head_effects(model, task, n_prompts=n_prompts, seed=seed)
-    if own is not None and (progressive is not None or kl is not None):
-        theta = InstructionVector.from_effects(own, k, model=model).theta
+    plan = recipe or RECIPES["iv"]
+    assert plan is not None
+    if plan.rehearse and not earlier:
+        raise ValueError(f"rehearsal of {plan.rehearse} got no earlier tasks, expected those that shall be kept.")
+    before, now = dict(effects or {}), {}
+
+    def measured(one: Task) -> HeadEffects:
+        if one.name not in now:
+            now[one.name] = head_effects(model, one, n_prompts=plan.n_prompts, seed=seed)
+        return now[one.name]
+
+    def vector(one: Task) -> Tensor:
+        return InstructionVector.from_effects(measured(one), plan.k, model=model).theta
+
     heads = None
-    if heads_weight:
-        known = list(earlier_effects) or [head_effects(model, one, n_prompts=n_prompts, seed=seed) for one in earlier]
-        pool = known or [effects for effects in (own,) if effects is not None]
-        heads = HeadConsistency(choose_heads(pool, k), heads_weight)
-    return Guidance(theta=theta, layer=layer, site=site, alpha=alpha, progressive=progressive, kl=kl, heads=heads)
+    if plan.heads_weight or (plan.rehearse and plan.rehearse_heads):
+        heads = choose_heads([before.get(one.name) or measured(one) for one in earlier or [task]], plan.k)
+    inputs = list(task.split("fit", seed) if examples is None else examples)
+    rehearsal: tuple[Rehearsal, ...] = ()
+    if plan.rehearse:
+        held = HeadConsistency(heads, plan.rehearse_heads) if heads and plan.rehearse_heads else None
+        if plan.rehearse == "instructions":
+            part = instruction_rehearsal(model, inputs, task, earlier, kl=plan.rehearse_kl, heads=held, seed=seed)
+        else:
+            deltas = plan.alpha * torch.stack([vector(one) for one in earlier])
+            place = {"layer": plan.layer, "site": plan.site}
+            part = vector_rehearsal(model, inputs, task, deltas, kl=plan.rehearse_kl, heads=held, seed=seed, **place)
+        rehearsal = (part,)
+    return Guidance(
+        theta=vector(task) if plan.progressive or plan.kl else None,
+        layer=plan.layer,
+        site=plan.site,
+        alpha=plan.alpha,
+        progressive=plan.progressive,
+        kl=plan.kl,
+        heads=HeadConsistency(heads, plan.heads_weight) if heads and plan.heads_weight else None,
+        rehearsal=rehearsal,
+    )
 
 
 def control(guidance: Guidance, kind: str, model: TransformerBridge, *, seed: int = 0) -> Guidance:
     """The same guidance without what should make it work.
 
     Args:
-        kind: `zero_vector`: `θ` is zeros; `random_vector`: a random direction of `θ`'s norm; `random_heads`: as many
-            heads, drawn from those not in `S`; `all_heads`: every head, at the same total weight.
+        kind: `zero_vector`: vectors are zeros; `random_vector`: random directions of the same norms; `random_heads`: as
+            many heads, drawn from those not in `S`; `all_heads`: every head, at the same total weight.
 
     Raises:
         ValueError: there is no such control, or the guidance lacks what it replaces.
     """
     if kind not in CONTROLS:
         raise ValueError(f"control is {kind!r}, expected one of {', '.join(CONTROLS)}.")
-    needed = guidance.theta if kind.endswith("vector") else guidance.heads
-    if needed is None:
-        what = "vector" if kind.endswith("vector") else "heads"
-        raise ValueError(f"control {kind!r} replaces the {what}, but this guidance has none; use another control.")
-    if guidance.theta is not None and kind == "zero_vector":
-        return replace(guidance, theta=torch.zeros_like(guidance.theta))
     generator = torch.Generator().manual_seed(seed)
-    if guidance.theta is not None and kind == "random_vector":
-        drawn = torch.randn(guidance.theta.shape, generator=generator).to(guidance.theta)
-        return replace(guidance, theta=drawn * (guidance.theta.norm() / drawn.norm()))
-    assert guidance.heads is not None
-    return replace(guidance, heads=_other_heads(guidance.heads, kind, model, generator))
+    if kind.endswith("vector"):
+        if guidance.theta is None and all(part.deltas is None for part in guidance.rehearsal):
+            raise ValueError(f"control {kind!r} replaces vectors, but this guidance has none; use another control.")
+
+        def other(vectors: Tensor | None) -> Tensor | None:
+            return None if vectors is None else _other_vectors(vectors, kind, generator)
+
+        rehearsal = tuple(replace(part, deltas=other(part.deltas)) for part in guidance.rehearsal)
+        return replace(guidance, theta=other(guidance.theta), rehearsal=rehearsal)
+    if guidance.heads is None and all(part.heads is None for part in guidance.rehearsal):
+        raise ValueError(f"control {kind!r} replaces heads, but this guidance has none; use another control.")
+
+    def others(heads: HeadConsistency | None) -> HeadConsistency | None:
+        return None if heads is None else _other_heads(heads, kind, model, generator)
+
+    rehearsal = tuple(replace(part, heads=others(part.heads)) for part in guidance.rehearsal)
+    return replace(guidance, heads=others(guidance.heads), rehearsal=rehearsal)
+
+
+def _other_vectors(vectors: Tensor, kind: str, generator: torch.Generator) -> Tensor:
+    if kind == "zero_vector":
+        return torch.zeros_like(vectors)
+    # of vectors that are the same the random ones are the same too
+    distinct, which = vectors.reshape(-1, vectors.shape[-1]).unique(dim=0, return_inverse=True)
+    drawn = torch.randn(distinct.shape, generator=generator).to(vectors)
+    drawn = drawn * (distinct.norm(dim=-1, keepdim=True) / drawn.norm(dim=-1, keepdim=True))
+    return drawn[which].reshape(vectors.shape)
 
 
 def _other_heads(

@@ -115,7 +115,8 @@ def vector_rehearsal(
     layer: int = 0,
     site: str = "resid_post",
     n: int = 800,
-    kl: IVKL = REHEARSED,
+    kl: IVKL | None = REHEARSED,
+    heads: HeadConsistency | None = None,
     template: str | PromptTemplate = "plain",
     seed: int = 0,
 ) -> Rehearsal:
@@ -131,7 +132,7 @@ def vector_rehearsal(
     drawn = torch.randint(len(prompts), (n,), generator=generator).to(prompts.tokens.device)
     chosen = torch.randint(len(deltas), (n,), generator=generator)
     given = deltas[chosen].to(prompts.tokens.device)
-    return Rehearsal(prompts.rows(drawn), given, layer, site, kl)
+    return Rehearsal(prompts.rows(drawn), given, layer, site, kl, heads)
 
 
 def instruction_rehearsal(
