@@ -128,7 +128,8 @@ class SharedPrefix:
             resumed = self.logits(prompts, answers, stacked[middle - 1], middle)
         except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):
             return False  # a family whose blocks hand on more than the stream
-        return torch.allclose(resumed, plain, rtol=1e-3, atol=1e-3 * float(plain.abs().max()))
+        off = (resumed - plain).abs()  # of NaN nothing is within bounds, and allclose would raise
+        return bool((off <= 1e-3 * (plain.abs() + plain.abs().max())).all())
 
 
 def output_form(out: Tensor | tuple[Any, ...]) -> int:

@@ -71,8 +71,19 @@ def check_unsteered(model: TransformerBridge) -> None:
 
 
 def is_hooked(model: TransformerBridge) -> bool:
-    """Whether anybody's hooks are on the model at present."""
-    return any(point.fwd_hooks for point in check_model(model).hook_dict.values())
+    """Whether anybody's hooks are on the model: at a hook point or on any module. The bridge's own do not count."""
+    points = check_model(model).hook_dict.values()
+    at_points = (handle.user_hook for point in points for handle in point.fwd_hooks)
+    at_modules = (hook for module in model.modules() for hooks in _hooks_of(module) for hook in hooks.values())
+    return not all(_is_bridges(hook) for hook in (*at_points, *at_modules))
+
+
+def _is_bridges(hook: Any) -> bool:
+    return (getattr(hook, "__module__", None) or "").startswith("transformer_lens")
+
+
+def _hooks_of(module: torch.nn.Module) -> tuple[Mapping[int, Any], ...]:
+    return module._forward_pre_hooks, module._forward_hooks
 
 
 def _head_name(layer: int) -> str:
@@ -90,13 +101,13 @@ def _site_name(layer: int, site: Site) -> str:
 
 def whole_numbers(name: str, values: Iterable[Any]) -> tuple[int, ...]:
     """`values` as ints; TypeError for texts, truth values and fractions, which `int` would take for something else."""
-    values = tuple(values)
     try:
-        if any(isinstance(value, bool) for value in values):
+        values = tuple(values)
+        if any(isinstance(value, bool) or getattr(value, "dtype", None) == torch.bool for value in values):
             raise TypeError
         return tuple(index(value) for value in values)
     except TypeError:
-        raise TypeError(f"{name} are {values!r}, expected whole numbers, counted from 0.") from None
+        raise TypeError(f"{name} are {values!r}, expected whole numbers in a list, counted from 0.") from None
 
 
 def check_layers(model: TransformerBridge, layers: Iterable[SupportsIndex]) -> tuple[int, ...]:

@@ -302,6 +302,56 @@ def test_a_users_hook_is_honoured(fresh):
     assert run_engine(fresh, request, "exact").method == "exact"
 
 
+@pytest.mark.parametrize("where", ["hook point", "module"])
+def test_hooks_at_a_fixed_position_or_for_each_prompt(fresh, where):
+    """Positions and rows are other ones in copies, so that such a model is measured by the reference."""
+    request = request_for(fresh, score="logprob")
+    METHODS["exact"](fresh, request)  # a shape that is known to be right without the hooks
+    rows = torch.randn(len(request.tokens), 1, fresh.cfg.d_model)
+
+    def edited(x):
+        x = x.clone()
+        x[:, 3] = 0
+        return x + rows if len(x) == len(rows) else x
+
+    request = dataclasses.replace(request, max_memory=2**40)
+    handle = None
+    if where == "module":
+        handle = fresh.blocks[1].mlp.register_forward_hook(lambda module, args, out: edited(out))
+        hooks = []
+    else:
+        hooks = [("blocks.1.hook_out", lambda x, hook: edited(x))]
+    with fresh.hooks(fwd_hooks=hooks):
+        found, want = run_engine(fresh, request, "exact"), METHODS["reference"](fresh, request)
+    assert found.method == "reference" and torch.equal(found.cie, want.cie)
+    if handle is not None:
+        handle.remove()
+    assert run_engine(fresh, request, "exact").method == "exact"
+
+
+def test_a_model_in_train_mode_is_refused(fresh):
+    fresh.train()
+    try:
+        with pytest.raises(ValueError, match=r"in train mode, expected eval mode.*model.eval"):
+            request_for(fresh)
+    finally:
+        fresh.eval()
+
+
+def test_a_model_whose_logits_are_nan_is_refused(fresh):
+    request = request_for(fresh)
+    for method in METHODS:
+        with torch.no_grad():
+            kept = fresh.ln_final.weight.clone()
+            fresh.ln_final.weight.fill_(torch.nan)
+        try:
+            with pytest.raises(ValueError, match="logits are NaN on"):
+                run_engine(fresh, request, method)
+        finally:
+            with torch.no_grad():
+                fresh.ln_final.weight.copy_(kept)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_every_engine_tells_how_far_it_is(llama, method):
     told = []

@@ -115,6 +115,16 @@ def test_padding_and_company_change_nothing(bridges, family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_the_first_answer_is_the_shortest(bridges, family):
+    """What stands in the last column of the first row is padding then."""
+    model = bridges(family)
+    request = request_on(model)
+    request.answers[0, 1:] = -100
+    method = NOT_EXACT.get(family, "exact")
+    check_equal(METHODS[method](model, request).cie, METHODS["reference"](model, request).cie)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_prompt_of_one_token(bridges, family):
     model = bridges(family)
     request = request_on(model, lengths=(1, 1))

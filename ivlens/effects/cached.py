@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ivlens._inputs import row_slices
 from ivlens._prefix import SharedPrefix
-from ivlens.effects.checks import Check
+from ivlens.effects.checks import Check, check_unhooked
 from ivlens.effects.chunks import prompt_bytes
 from ivlens.effects.request import EffectRequest, Measured
 from ivlens.hooks import model_lock, patched_heads
@@ -24,7 +24,7 @@ def measure(model: TransformerBridge, request: EffectRequest) -> Measured:
     """CIE of each asked head on each prompt, and the scores of the unpatched prompts. Progress: layers of a prompt.
 
     Raises:
-        Unsuitable: with a cache, the model gives something else than without.
+        Unsuitable: a model with hooks of its own; or with a cache, the model gives something else than without.
     """
     found = Measured.nothing_yet(model, request, "cached")
     cache = 2 * model.cfg.n_layers * model.cfg.n_heads * model.cfg.d_head * request.tokens.shape[1]
@@ -35,6 +35,7 @@ def measure(model: TransformerBridge, request: EffectRequest) -> Measured:
     n_rows = max(1, request.max_memory // (8 * row))
     found.record["chunk"] = {"n_prompts": n_prompts, "n_rows": n_rows}
     with model_lock(model):
+        check_unhooked(model)
         for rows in row_slices(len(request.tokens), n_prompts):
             _Portion(model, request, rows, n_rows).enter_into(found)
     return found

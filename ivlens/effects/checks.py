@@ -22,12 +22,21 @@ LogitsOf = Callable[[int, int, Int[Tensor, " prompts"]], Logits]
 _FOUND: WeakKeyDictionary[TransformerBridge, dict[tuple[object, ...], str | None]] = WeakKeyDictionary()
 
 
+def check_unhooked(model: TransformerBridge) -> None:
+    """For engines whose passes have other positions than the prompt: a hook may act on the fourth token, or on a row.
+
+    Raises:
+        Unsuitable: somebody's hooks are on the model.
+    """
+    if is_hooked(model):
+        raise Unsuitable("the model carries hooks, which would meet other positions than those of the prompt")
+
+
 @dataclass(frozen=True)
 class Check:
     """The check of one engine on prompts of one shape, which need not be repeated for that shape.
 
-    What can go wrong (a mask, a window, positions) depends on the model and on the shapes, not on the prompts. A model
-    that carries somebody's hooks is checked every time.
+    What can go wrong (a mask, a window, positions) depends on the model and on the shapes, not on the prompts.
     """
 
     model: TransformerBridge
@@ -39,7 +48,7 @@ class Check:
     def key(self) -> tuple[object, ...]:
         request = self.request
         shapes = (*request.tokens.shape[1:], *request.answers.shape[1:], request.layers, self.n_heads)
-        return self.method, shapes, request.mean_z.dtype
+        return self.method, shapes, request.mean_z.dtype, torch.is_autocast_enabled(request.tokens.device.type)
 
     def is_due(self) -> bool:
         """Whether this shape has not been checked yet.
@@ -48,7 +57,7 @@ class Check:
             Unsuitable: it has been, and failed.
         """
         found = _FOUND.get(self.model, {})
-        if self.key not in found or is_hooked(self.model):
+        if self.key not in found:
             return True
         reason = found[self.key]
         if reason is not None:
@@ -64,8 +73,7 @@ class Check:
         return Unsuitable(reason)
 
     def _remember(self, reason: str | None) -> None:
-        if not is_hooked(self.model):
-            _FOUND.setdefault(self.model, {})[self.key] = reason
+        _FOUND.setdefault(self.model, {})[self.key] = reason
 
     def plain(self, copied: Float[Tensor, "tokens d_vocab"], plain: Float[Tensor, "tokens d_vocab"]) -> None:
         """Unpatched copies must give the logits of the tokens themselves.

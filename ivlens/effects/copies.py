@@ -106,7 +106,8 @@ class BlockArguments:
         wide = mask[..., queries, :][..., keys]
         own = torch.arange(len(queries), device=mask.device) // self._n_answer
         # of a mask of truth values some models hide what is true and some what is false: a token sees itself
-        hidden = not bool(mask[0, 0, -1, -1]) if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+        itself = mask[0, 0, self._n_shared, self._n_shared]  # of the last prompt token, which is never padding
+        hidden = not bool(itself) if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
         wide[..., self._n_shared :].masked_fill_(own[:, None] != own, hidden)
         return wide
 

@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 from ivlens._inputs import forced, row_slices
 from ivlens._prefix import blocks_left_out, output_form
-from ivlens.effects.checks import Check
+from ivlens.effects.checks import Check, check_unhooked
 from ivlens.effects.chunks import ChunkSize, chunk_size, is_out_of_memory
 from ivlens.effects.copies import BlockArguments, PromptKeys, named_arguments
 from ivlens.effects.request import EffectRequest, Measured, Unsuitable
@@ -51,13 +51,15 @@ def measure(model: TransformerBridge, request: EffectRequest) -> Measured:
     Progress is counted in blocks, of every prompt.
 
     Raises:
-        Unsuitable: a family whose blocks cannot take copies, or make something else of them than the reference does.
+        Unsuitable: a model with hooks of its own; or a family whose blocks cannot take copies, or make something else
+            of them than the reference does.
         MemoryError: one prompt with copies for one head does not fit in memory.
     """
     found = Measured.nothing_yet(model, request, "exact")
     watch = RouterWatch(model)
     size, start = chunk_size(model, request), 0
     with model_lock(model), torch.no_grad():
+        check_unhooked(model)
         while start < len(request.tokens):
             rows = slice(start, min(start + size.n_prompts, len(request.tokens)))
             try:

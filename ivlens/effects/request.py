@@ -42,9 +42,20 @@ class EffectRequest:
     def scores(
         self, logits: Float[Tensor, "rows answer_len d_vocab"], prompts: slice | Int[Tensor, " rows"]
     ) -> Float[Tensor, " rows"]:
-        """The score of each row, which continues one of `prompts`."""
+        """The score of each row, which continues one of `prompts`.
+
+        Raises:
+            ValueError: the model's logits are NaN.
+        """
         foils = None if self.foils is None else self.foils[prompts]
-        return score_answers(self.score, logits, self.answers[prompts], foils)
+        found = score_answers(self.score, logits, self.answers[prompts], foils)
+        if bool(found.isnan().any()):
+            raise ValueError(
+                f"the model's logits are NaN on {int(found.isnan().sum())} of {len(found)} prompts, expected numbers; "
+                "some families do that on padded prompts in float64 or under autocast, and any may in float16: load "
+                "the model in float32 or bfloat16."
+            )
+        return found
 
     def patched(self, z: Float[Tensor, "*rows d_head"], mean: Float[Tensor, "... d_head"]) -> Tensor:
         """What stands in the place of head outputs `z`."""
@@ -108,6 +119,10 @@ def make_request(
 ) -> EffectRequest:
     """A request, or the error that `causal_indirect_effect` documents."""
     check_unsteered(check_model(model))
+    if model.training:
+        raise ValueError(
+            "the model is in train mode, expected eval mode: dropout would count as effects; model.eval()."
+        )
     check_mode(mode)
     check_score(score, has_foils=foil_tokens is not None)
     chosen_layers, chosen_heads = check_selection(model, layers, heads)
