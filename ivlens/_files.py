@@ -26,3 +26,19 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
     with filling(path.parent) as scratch:
         write(scratch / path.name)
     return path
+
+
+def ready_folder(path: str | Path) -> Path:
+    """A folder that can be written to, made if need be.
+
+    Raises:
+        OSError: there is none, and none can be made.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=".writing-", dir=folder):
+            return folder
+    except OSError as error:
+        what = error.strerror or type(error).__name__
+        raise type(error)(f"{str(folder)!r} is no folder that can be written to ({what}); name another one.") from error

@@ -70,22 +70,6 @@ def check_unsteered(model: TransformerBridge) -> None:
             )
 
 
-def is_hooked(model: TransformerBridge) -> bool:
-    """Whether anybody's hooks are on the model: at a hook point or on any module. The bridge's own do not count."""
-    points = check_model(model).hook_dict.values()
-    at_points = (handle.user_hook for point in points for handle in point.fwd_hooks)
-    at_modules = (hook for module in model.modules() for hooks in _hooks_of(module) for hook in hooks.values())
-    return not all(_is_bridges(hook) for hook in (*at_points, *at_modules))
-
-
-def _is_bridges(hook: Any) -> bool:
-    return (getattr(hook, "__module__", None) or "").startswith("transformer_lens")
-
-
-def _hooks_of(module: torch.nn.Module) -> tuple[Mapping[int, Any], ...]:
-    return module._forward_pre_hooks, module._forward_hooks
-
-
 def _head_name(layer: int) -> str:
     return f"blocks.{layer}.attn.hook_z"
 

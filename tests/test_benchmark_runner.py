@@ -133,3 +133,12 @@ def test_reports_hold_the_whole_matrix(tmp_path):
     assert len(pd.read_parquet(tmp_path / "cells.parquet")) == 2
     assert markdown(table).count("\n") == 4 and r"iv/zero\_vector" in latex(table)
     assert (tmp_path / "table.tex").read_text() == latex(table)
+
+
+def test_a_result_of_another_cell_is_not_taken_for_this_one(llama, suite, tmp_path):
+    grid = Grid(llama, lambda order: suite, OPTIONS, tmp_path)
+    grid.run([Cell("full")])
+    cells = tmp_path / "cells"
+    (cells / f"{Cell('full').name}.json").rename(cells / f"{Cell('full', seed=1).name}.json")
+    with pytest.raises(ValueError, match="is the result of another benchmark"):
+        grid.run([Cell("full", seed=1)])

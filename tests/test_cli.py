@@ -235,3 +235,28 @@ def test_interrupted_command_writes_nothing(
     monkeypatch.setattr(InstructionVector, "save", interrupt)
     status, _, err = run(capsys, *vector_command(place, "--out", tmp_path / "v.safetensors"))
     assert status == 130 and "interrupted" in err and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["tune", "--task", "second_letter", "--out", "o", "--lr", "inf"], "lr is inf, expected a finite number"),
+        (["tune", "--task", "second_letter", "--out", "o", "--guidance", "vi"], "guidance is 'vi', expected one of none"),
+        (["bench", "--out", "o", "--seeds", "0"], "--seeds is 0, expected 1 or more"),
+        (["bench", "--out", "o", "--methods", "lora,lara"], "--methods has lara, expected some of full"),
+        (["bench", "--out", "o", "--orders", "0,9"], "got order=9"),
+        (["bench", "--out", "o", "--suite", "trace"], "Suite 'trace': got folder=None"),
+    ],
+)
+def test_tune_and_bench_refuse_in_one_line(words, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and said in err, err
+
+
+def test_bench_has_its_own_defaults_whatever_else_is_given():
+    from ivlens.cli.bench import SuiteTrainOptions
+
+    options = SuiteTrainOptions(steps=10)
+    assert (options.lr, options.batch_size, options.decay) == (1e-3, 32, "constant")

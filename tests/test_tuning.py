@@ -436,3 +436,52 @@ def test_pocket_learns_a_task_it_was_not_trained_on():
     options = TuneOptions(lr=2e-3, n_steps=80, batch_size=32)
     tuned = finetune(model, task, options=options, n_samples=400).model
     assert greedy_accuracy(tuned, batch).float().mean() > 0.5
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "inclora"])
+def test_an_interrupted_call_can_be_repeated(llama, tmp_path, method):
+    """In a notebook: the same learner, the same call; with a folder it goes on, without one it begins anew."""
+    data = training_set(llama, tiny_task(), list(tiny_task().examples)[:8])
+    options = TuneOptions(lr=1e-2, n_steps=8, batch_size=4, save_every=2)
+    want = Learner(llama, method)
+    want.learn(data, options)
+
+    def interrupt(row):
+        if row["step"] == 5:
+            raise KeyboardInterrupt
+
+    for folder in (None, tmp_path / method):
+        learner = Learner(llama, method)
+        with pytest.raises(KeyboardInterrupt):
+            learner.learn(data, options, folder=folder, on_step=interrupt)
+        log = learner.learn(data, options, folder=folder)
+        assert len(log) == 8 and learner.n_tasks == 1
+        for (name, got), weight in zip(
+            learner.trained.state_dict().items(), want.trained.state_dict().values(), strict=True
+        ):
+            assert torch.equal(got, weight), name
+
+
+def test_a_state_of_another_method_is_refused(llama, tmp_path):
+    from ivlens.tuning import new_method
+
+    data = training_set(llama, tiny_task(), list(tiny_task().examples)[:8])
+    options = TuneOptions(lr=1e-2, n_steps=4, batch_size=4)
+    Learner(llama, new_method("ewc", weight=1.0)).learn(data, options, folder=tmp_path)
+    with pytest.raises(ValueError, match="is the state of another training"):
+        Learner(llama, new_method("ewc", weight=2.0)).learn(data, options, folder=tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_training(llama, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="is no folder that can be written to"):
+        finetune(llama, tiny_task(), folder=tmp_path / "file")
+
+
+def test_finetune_says_what_was_learned_and_what_forgotten(llama, tmp_path):
+    old = tiny_task("synonym", "Give a synonym.", 2)
+    options = TuneOptions(lr=1e-2, n_steps=4, batch_size=4, judge_every=2)
+    result = finetune(llama, tiny_task(), watch=[old], options=options, folder=tmp_path, checkpoint_every=2)
+    assert result.scores[["task", "role"]].values.tolist() == [["antonym", "new"], ["synonym", "watched"]]
+    assert result.log.new.notna().tolist() == [False, True, False, True]
+    assert sorted(result.checkpoints) == [2, 4] and all(path.is_dir() for path in result.checkpoints.values())

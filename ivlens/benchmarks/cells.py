@@ -105,7 +105,12 @@ class CellResult:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "CellResult":
         """Back from JSON."""
-        return cls(**{**values, "cell": Cell(**values["cell"]), "tasks": tuple(values["tasks"])})
+        found = cls(**{**values, "cell": Cell(**values["cell"]), "tasks": tuple(values["tasks"])})
+        if [len(row) for row in found.scores] != [len(found.tasks)] * (len(found.tasks) + 1):
+            raise ValueError("scores are no matrix of stages and tasks")
+        if len(found.curves) != len(found.tasks):
+            raise ValueError("there is not one curve for each task")
+        return found
 
 
 def run_cell(

@@ -71,7 +71,7 @@ class Grid:
         try:
             read = json.loads(path.read_text(encoding="utf-8"))
             key, result = read["key"], CellResult.from_dict(read["result"])
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             logger.warning("%s is damaged (%s); the cell is run again.", path, type(error).__name__)
             return None
         if key != self._key(cell):
@@ -104,7 +104,7 @@ class Grid:
         suite = self.suite_of(cell.order)
         tasks = [hash_of_tasks([task]) for task in suite.tasks]
         what = [suite.name, tasks, hash_of_tasks(suite.general), model_identity(self.model).weights_hash]
-        return sha256(json.dumps([*what, asdict(self.options)], sort_keys=True).encode()).hexdigest()[:16]
+        return sha256(json.dumps([*what, asdict(self.options), asdict(cell)], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def all_cells(

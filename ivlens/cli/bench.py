@@ -1,9 +1,9 @@
 """`ivlens bench`: sequences of tasks, methods with and without guidance, and what they forget."""
 
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -15,13 +15,23 @@ if TYPE_CHECKING:
     from ivlens.benchmarks import Cell, Suite
 
 
+@Parameter(name="*")
+@dataclass(frozen=True)
+class SuiteTrainOptions(TrainOptions):
+    """How each task is trained: as for one task, with other defaults."""
+
+    lr: float = 1e-3
+    batch_size: int = 32
+    decay: Literal["linear", "cosine", "constant"] = "constant"
+
+
 def bench(
     *,
     out: Path,
     suite: str = "pocket",
     data: Path | None = None,
     where: ModelOptions | None = None,
-    how: TrainOptions | None = None,
+    how: SuiteTrainOptions | None = None,
     methods: str = "lora,ewc",
     guidance: str = "none,instructions",
     orders: str = "0",
@@ -53,22 +63,28 @@ def bench(
         n_samples: Training prompts of each task.
         target: End a task's training as soon as its score on *select* reaches this.
         partial: Take what there is where files of the suite are missing.
-        quick: Two tasks, 60 steps, few test prompts: to see it work.
+        quick: Two tasks, 60 steps, one seed, few test prompts: to see it work.
     """
+    from ivlens._files import ready_folder
     from ivlens.benchmarks import Grid, all_cells, markdown, write_report
     from ivlens.benchmarks.cells import BenchOptions
     from ivlens.tuning import METHODS, find_recipe
 
-    train = how or TrainOptions(lr=1e-3, batch_size=32, decay="constant")
+    train = how or SuiteTrainOptions()
     wanted, kinds = _listed("methods", methods), _listed("guidance", guidance)
     unknown = [name for name in wanted if name not in METHODS]
     if unknown:
         raise ValueError(f"--methods has {', '.join(unknown)}, expected some of {', '.join(METHODS)}.")
     for kind in kinds:
         find_recipe(kind)
+    if seeds < 1:
+        raise ValueError(f"--seeds is {seeds}, expected 1 or more.")
     names = None if tasks is None else _listed("tasks", tasks)
     suites = _Suites(suite, data, names, partial, 2 if quick else None)
     cells = all_cells(wanted, kinds, suites.orders(orders), range(1 if quick else seeds))
+    for cell in cells:
+        suites(cell.order)  # whatever is missing is said before anything is trained
+    ready_folder(out)
     options = BenchOptions(tune=train.options(), n_samples=n_samples, target=target)
     if quick:
         options = replace(options, tune=replace(options.tune, n_steps=60), n_general=8, n_test=32)
@@ -109,7 +125,8 @@ class _Suites:
 
         if order not in self._read:
             chosen = self._tasks or order
-            self._read[order] = load_suite(self._name, self._data, order=chosen, partial=self._partial, n=self._n)
+            n = self._n if self._tasks is None else None
+            self._read[order] = load_suite(self._name, self._data, order=chosen, partial=self._partial, n=n)
         return self._read[order]
 
     def orders(self, text: str) -> list[int]:

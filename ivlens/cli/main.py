@@ -101,7 +101,9 @@ def _called(words: list[str]) -> str | None:
 
 def _is_expected(error: Exception) -> bool:
     # torch's out-of-memory error is known by its name: importing torch to compare classes takes seconds.
-    return isinstance(error, ValueError | OSError | ImportError) or type(error).__name__ == "OutOfMemoryError"
+    return isinstance(error, ValueError | OSError | ImportError) or (
+        type(error).__name__ in ("OutOfMemoryError", "FloatingPointError")
+    )
 
 
 def _one_line(error: Exception) -> str:

@@ -1,16 +1,16 @@
 """Whether a fast engine gives what the reference gives, on the prompts at hand and before anything is believed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from ivlens.effects.reference import patched_logits
 from ivlens.effects.request import EffectRequest, Unsuitable
-from ivlens.hooks import is_hooked
 from ivlens.models import TransformerBridge
 
 _TOLERANCES = {torch.float64: 1e-6, torch.float32: 2e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -28,7 +28,7 @@ def check_unhooked(model: TransformerBridge) -> None:
     Raises:
         Unsuitable: somebody's hooks are on the model.
     """
-    if is_hooked(model):
+    if _is_hooked(model):
         raise Unsuitable("the model carries hooks, which would meet other positions than those of the prompt")
 
 
@@ -115,3 +115,19 @@ def _error(got: Tensor, want: Tensor, dtype: torch.dtype) -> float:
     error = float((got.float() - want.float()).abs().max())
     within = error <= _TOLERANCES.get(dtype, 2e-4) * max(1.0, float(want.abs().max()))  # False for NaN
     return 0.0 if within else error
+
+
+def _is_hooked(model: TransformerBridge) -> bool:
+    """Whether anybody's hooks are on the model: at a hook point or on any module. The bridge's own do not count."""
+    points = model.hook_dict.values()
+    at_points = (handle.user_hook for point in points for handle in point.fwd_hooks)
+    at_modules = (hook for module in model.modules() for hooks in _hooks_of(module) for hook in hooks.values())
+    return not all(_is_bridges(hook) for hook in (*at_points, *at_modules))
+
+
+def _is_bridges(hook: Any) -> bool:
+    return (getattr(hook, "__module__", None) or "").startswith("transformer_lens")
+
+
+def _hooks_of(module: nn.Module) -> tuple[Mapping[int, Any], ...]:
+    return module._forward_pre_hooks, module._forward_hooks

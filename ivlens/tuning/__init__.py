@@ -4,8 +4,8 @@ from ivlens.tuning.builder import CONTROLS, RECIPES, Recipe, control, find_recip
 from ivlens.tuning.exams import Exam, make_exam, mean_score
 from ivlens.tuning.guidance import IVKL, Guidance, HeadConsistency, Progressive, strength
 from ivlens.tuning.learner import Learner, TuneResult, finetune
-from ivlens.tuning.loop import TuneOptions
 from ivlens.tuning.methods import METHODS, Method, new_method
+from ivlens.tuning.options import TuneOptions
 
 __all__ = [
     "CONTROLS",

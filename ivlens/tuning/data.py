@@ -70,6 +70,8 @@ def training_set(
         ValueError: no examples, or one that does not fit the model's context.
     """
     n_samples = len(examples) if n_samples is None else n_samples
+    if n_samples < 1 or not examples:
+        raise ValueError(f"task {task.name!r}: {n_samples} samples of {len(examples)} examples, expected 1 or more.")
     batches: list[PromptBatch] = []
     while (missing := n_samples - sum(map(len, batches))) > 0:
         round_seed = seed * 1_000_003 + len(batches)

@@ -54,6 +54,11 @@ def strength(schedule: str, progress: float) -> float:
     return _STRENGTH[schedule](progress)
 
 
+def _check_weight(name: str, value: float) -> None:
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name} is {value}, expected a finite number, 0 or more.")
+
+
 @dataclass(frozen=True)
 class Progressive:
     """The student runs with `σ · g(p) · α · θ` added at the last prompt token, less and less of it.
@@ -98,8 +103,12 @@ class IVKL:
     def __post_init__(self) -> None:
         if self.direction not in ("forward", "reverse"):
             raise ValueError(f"direction is {self.direction!r}, expected 'forward' or 'reverse'.")
-        if not self.temperature > 0:
+        if not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature is {self.temperature}, expected a number above 0.")
+        for name in ("weight", "last", "answers"):
+            _check_weight(name, getattr(self, name))
+        if self.top_n is not None and self.top_n < 1:
+            raise ValueError(f"top_n is {self.top_n}, expected 1 or more, or None for all tokens.")
 
 
 @dataclass(frozen=True)
@@ -120,6 +129,7 @@ class HeadConsistency:
     def __post_init__(self) -> None:
         if not self.heads:
             raise ValueError("HeadConsistency got no heads, expected at least one (layer, head).")
+        _check_weight("weight", self.weight)
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,8 +158,14 @@ class Guidance:
             raise ValueError(
                 "Guidance got no theta, expected the vector that progressive and kl add; or leave both out."
             )
+        if self.theta is not None and self.theta.ndim != 1:
+            raise ValueError(
+                f"theta has shape {tuple(self.theta.shape)}, expected [d_model]; take InstructionVector.theta."
+            )
         if self.theta is not None and not bool(self.theta.isfinite().all()):
             raise ValueError("theta contains NaN or infinite values, expected finite ones.")
+        if not math.isfinite(self.alpha):
+            raise ValueError(f"alpha is {self.alpha}, expected a finite number.")
 
     @property
     def delta(self) -> Float[Tensor, " d_model"]:

@@ -1,7 +1,8 @@
 """`Learner`: one model that learns task after task. `finetune`: one task, in one call."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,15 +11,16 @@ import pandas as pd
 import torch
 from torch import nn
 
-from ivlens._files import filling
+from ivlens._files import filling, ready_folder
 from ivlens._plain import plain_model
 from ivlens.models import TransformerBridge, check_model, load_model
 from ivlens.tasks import SplitName, Task
 from ivlens.tuning.data import TrainingSet, training_set
 from ivlens.tuning.exams import Exam, make_exam, mean_score
 from ivlens.tuning.guidance import Guidance
-from ivlens.tuning.loop import Row, Trainer, TuneOptions
+from ivlens.tuning.loop import Row, Trainer
 from ivlens.tuning.methods import Method, new_method
+from ivlens.tuning.options import TuneOptions
 from ivlens.tuning.sites import Sites
 
 
@@ -37,6 +39,7 @@ class Learner:
         self.seed, self.n_tasks = seed, 0
         self.sites = Sites(model)
         self.trained: nn.Module = plain_model(model)
+        self._has_begun = False
 
     def learn(
         self,
@@ -60,12 +63,18 @@ class Learner:
 
         Raises:
             ValueError: guidance at a place that does not exist, or a folder with the state of another training.
+            OSError: a folder that cannot be written.
+
+        After an exception or an interruption the weights are those from before the call, which can be repeated.
         """
         guides = self._guides(guidance)
+        where = None if folder is None else ready_folder(folder)
         seed = self.seed + 7_907 * self.n_tasks
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)  # of a new adapter's weights
-            self.trained = self.method.begin(self.trained)
+        if not self._has_begun:
+            with torch.random.fork_rng():
+                torch.manual_seed(seed)  # of a new adapter's weights
+                self.trained = self.method.begin(self.trained)
+            self._has_begun = True
         rehearsals = [part for guide in guides for part in guide.rehearsal]
         rehearsed = {
             f"rehearsal{n}": part.term(self.trained, self.sites, seed + n) for n, part in enumerate(rehearsals)
@@ -78,14 +87,17 @@ class Learner:
             guides=guides,
             terms={"penalty": lambda step: self.method.penalty(self.trained)} | rehearsed,
             seed=seed,
-            folder=None if folder is None else Path(folder),
+            folder=where,
             on_step=on_step,
             judge=None if judge is None else lambda: judge(self.trained),
             stop=stop,
+            about={"method": self.method.describe()},
         )
-        rows = trainer.run()
+        with _undone_on_error(self.trained):
+            rows = trainer.run()
         self.method.finish(self.trained, data, seed)
         self.n_tasks += 1
+        self._has_begun = False
         return pd.DataFrame(rows)
 
     def bridge(self, name: str = "") -> TransformerBridge:
@@ -127,6 +139,20 @@ class Learner:
                     "use a vector of this model."
                 )
         return guides
+
+
+@contextmanager
+def _undone_on_error(model: nn.Module) -> Iterator[None]:
+    """Give the trained weights their values back if the body does not come to its end."""
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters() if weight.requires_grad}
+    try:
+        yield
+    except BaseException:
+        named = dict(model.named_parameters())
+        with torch.no_grad():
+            for name, weight in before.items():
+                named[name].copy_(weight)
+        raise
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,6 +207,8 @@ def finetune(
     """
     if checkpoint_every is not None and (folder is None or checkpoint_every < 1):
         raise ValueError(f"checkpoint_every is {checkpoint_every}, expected 1 or more, and a folder beside it.")
+    if folder is not None:
+        ready_folder(folder)  # before minutes of training, not after
     learner = Learner(model, method, seed=seed)
     data = training_set(model, task, list(task.split("fit", seed)), n_samples=n_samples, template=template, seed=seed)
     final, along = (_exams(model, task, watch, split, n_watched, template, seed) for split in ("test", "select"))

@@ -16,67 +16,12 @@ from torch import Tensor, nn
 from ivlens.tuning.data import TrainingSet, answer_logits, last_column
 from ivlens.tuning.guidance import Guidance, strength
 from ivlens.tuning.losses import answer_loss, head_distance, iv_kl
+from ivlens.tuning.options import TuneOptions
 from ivlens.tuning.sites import Sites
 from ivlens.tuning.state import TrainingState
 from ivlens.tuning.teacher import Teacher, ask_teacher, chosen_heads
 
-DECAYS = ("linear", "cosine", "constant")
-PRECISIONS = ("float32", "bfloat16")
 Row = dict[str, float | int]
-
-
-@dataclass(frozen=True)
-class TuneOptions:
-    """How a task is trained.
-
-    Attributes:
-        lr: Learning rate after warm-up.
-        n_steps: Optimiser steps.
-        batch_size: Examples in a step; with `accumulate`, in that many passes.
-        accumulate: Passes for each step.
-        decay: How the learning rate falls to 0 after warm-up, or `constant`.
-        warmup: Share of the steps in which it rises.
-        weight_decay: Of AdamW.
-        max_grad_norm: Gradients are scaled down to this norm.
-        precision: `bfloat16` computes in it (autocast) and keeps weights as they are; `float32`: as they are.
-        gradient_checkpointing: Compute activations twice rather than keep them.
-        save_every: Steps between two states on disk, where a folder is given.
-        judge_every: Steps between two judgements, where there is a judge.
-    """
-
-    lr: float = 1e-4
-    n_steps: int = 200
-    batch_size: int = 16
-    accumulate: int = 1
-    decay: str = "linear"
-    warmup: float = 0.05
-    weight_decay: float = 0.0
-    max_grad_norm: float = 1.0
-    precision: str = "float32"
-    gradient_checkpointing: bool = False
-    save_every: int = 50
-    judge_every: int = 20
-
-    def __post_init__(self) -> None:
-        for name in ("n_steps", "batch_size", "accumulate", "save_every", "judge_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected 1 or more.")
-        if self.batch_size % self.accumulate:
-            raise ValueError(f"batch_size {self.batch_size} is no multiple of accumulate {self.accumulate}.")
-        for name, known in (("decay", DECAYS), ("precision", PRECISIONS)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(known)}.")
-        if not self.lr > 0:
-            raise ValueError(f"lr is {self.lr}, expected a number above 0.")
-
-    def rate(self, step: int) -> float:
-        """The learning rate of a step, counted from 0."""
-        n_warm = math.ceil(self.warmup * self.n_steps)
-        if step < n_warm:
-            return self.lr * (step + 1) / n_warm
-        progress = (step - n_warm) / max(1, self.n_steps - n_warm)
-        falls = {"linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2, "constant": 1.0}
-        return self.lr * falls[self.decay]
 
 
 @dataclass
@@ -91,6 +36,7 @@ class Trainer:
         on_step: called with the log's row after every step.
         judge: what else goes into the row of every `judge_every`-th step and of the last one.
         stop: whether a judged row ends the training.
+        about: what else makes the training what it is, for the fingerprint of its state.
     """
 
     model: nn.Module
@@ -104,6 +50,7 @@ class Trainer:
     on_step: Callable[[Row], None] = lambda row: None
     judge: Callable[[], Mapping[str, float]] | None = None
     stop: Callable[[Row], bool] = lambda row: False
+    about: Mapping[str, Any] = field(default_factory=dict)
 
     def run(self) -> list[Row]:
         """The whole training, or what is left of it; one row for every step.
@@ -228,6 +175,7 @@ class Trainer:
             "seed": self.seed,
             "data": _digest(content),
             "start": _digest(self.model.state_dict().values()),
+            **self.about,
         }
 
 

@@ -46,6 +46,12 @@ class Method:
     def finish(self, model: nn.Module, data: TrainingSet, seed: int) -> None:
         """After a task; `data` are its own examples."""
 
+    def describe(self) -> dict[str, Any]:
+        """Its options; of what it remembers, nothing."""
+        return {
+            name: value for name, value in vars(self).items() if isinstance(value, str | int | float | tuple | None)
+        }
+
 
 @dataclass
 class Lora(Method):

@@ -61,6 +61,8 @@ class TrainingState:
                 f"{str(self._path)!r} is the state of another training, expected one with the same data, options, "
                 "guidance, method and seed; use another folder, or remove the file to begin anew."
             )
+        if any(tensors[f"weight/{name}"].shape != weight.shape for name, weight in self._trained.items()):
+            raise _damaged(self._path, "weights of other shapes")
         for name, weight in self._trained.items():
             with torch.no_grad():
                 weight.copy_(tensors[f"weight/{name}"])
@@ -77,8 +79,15 @@ class TrainingState:
                 metadata = opened.metadata() or {}
                 tensors = {name: opened.get_tensor(name) for name in opened.keys()}
             about = json.loads(metadata["ivlens"])
-            return tensors, {"fingerprint": about["fingerprint"], "log": list(about["log"])}
-        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
-            raise ValueError(
-                f"{str(path)!r} is no whole training state ({type(error).__name__}); remove it to begin anew."
-            ) from error
+            names = {name.split("/", 1)[1] for name in tensors if name.startswith("exp_avg/")}
+            if [row["step"] for row in about["log"]] != [*range(1, len(about["log"]) + 1)]:
+                raise KeyError("step")
+            if any(f"{moment}/{name}" not in tensors for name in names for moment in _MOMENTS):
+                raise KeyError("moment")
+            return tensors, {"fingerprint": about["fingerprint"], "log": about["log"]}
+        except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+            raise _damaged(path, type(error).__name__) from error
+
+
+def _damaged(path: Path, why: str) -> ValueError:
+    return ValueError(f"{str(path)!r} is no whole training state ({why}); remove it to begin anew.")

@@ -1,0 +1,80 @@
+"""`TuneOptions`: how a task is trained."""
+
+import math
+from dataclasses import dataclass
+
+DECAYS = ("linear", "cosine", "constant")
+PRECISIONS = ("float32", "bfloat16")
+
+_COUNTS = ("n_steps", "batch_size", "accumulate", "save_every", "judge_every")
+_RANGES = {
+    "lr": (0.0, math.inf),
+    "max_grad_norm": (0.0, math.inf),
+    "warmup": (-1e-300, 1.0),
+    "weight_decay": (-1e-300, math.inf),
+}
+
+
+@dataclass(frozen=True)
+class TuneOptions:
+    """How a task is trained.
+
+    Attributes:
+        lr: Learning rate after warm-up.
+        n_steps: Optimiser steps.
+        batch_size: Examples in a step; with `accumulate`, in that many passes.
+        accumulate: Passes for each step.
+        decay: How the learning rate falls to 0 after warm-up, or `constant`.
+        warmup: Share of the steps in which it rises.
+        weight_decay: Of AdamW.
+        max_grad_norm: Gradients are scaled down to this norm.
+        precision: `bfloat16` computes in it (autocast) and keeps weights as they are; `float32`: as they are.
+        gradient_checkpointing: Compute activations twice rather than keep them.
+        save_every: Steps between two states on disk, where a folder is given.
+        judge_every: Steps between two judgements, where there is a judge.
+    """
+
+    lr: float = 1e-4
+    n_steps: int = 200
+    batch_size: int = 16
+    accumulate: int = 1
+    decay: str = "linear"
+    warmup: float = 0.05
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    precision: str = "float32"
+    gradient_checkpointing: bool = False
+    save_every: int = 50
+    judge_every: int = 20
+
+    def __post_init__(self) -> None:
+        for name in _COUNTS:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} is {value!r}, expected a whole number, 1 or more.")
+        for name, (above, below) in _RANGES.items():
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not above < value < below:
+                raise ValueError(f"{name} is {value!r}, expected a finite number {_said(above, below)}.")
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"batch_size {self.batch_size} is no multiple of accumulate {self.accumulate}, expected parts of one "
+                "size; change one of them."
+            )
+        for name, known in (("decay", DECAYS), ("precision", PRECISIONS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(known)}.")
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        n_warm = math.ceil(self.warmup * self.n_steps)
+        if step < n_warm:
+            return self.lr * (step + 1) / n_warm
+        progress = (step - n_warm) / max(1, self.n_steps - n_warm)
+        falls = {"linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2, "constant": 1.0}
+        return self.lr * falls[self.decay]
+
+
+def _said(above: float, below: float) -> str:
+    least = "above 0" if above == 0 else "of at least 0"
+    return least if below == math.inf else f"{least} and below {below:g}"
