@@ -1,7 +1,7 @@
 """Does guidance help on the pocket suite? Every method and kind of guidance gets the same grid of learning rates.
 
     python benches/tuning.py run  --out out/tuning [--methods lora,full] [--guidance none,heads] [--tasks ...]
-    python benches/tuning.py show --out out/tuning
+    python benches/tuning.py show --out out/tuning [--write]
 
 `run` trains each of the tuning tasks from the built-in model; it keeps every cell, and can be interrupted. `show`
 prints, for scores of the new task that the plain method reaches, the highest score on old tasks that any learning rate
@@ -9,11 +9,12 @@ and any step had at that score or above: old tasks at equal new-task score. Both
 """
 
 import argparse
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pandas as pd
-from common import machine_line, table
+from common import machine_line, table, write_section
 
 from ivlens import load_model
 from ivlens.benchmarks import BenchOptions, Cell, CellResult, Grid, load_suite
@@ -42,6 +43,7 @@ OPTIONS = BenchOptions(
     n_earlier=8,
     few_shots=0,
 )
+CURVES = Path(__file__).parent / "tuning.parquet"
 LEVELS = (0.5, 0.75, 0.9)
 
 
@@ -60,8 +62,6 @@ def _said(cell: Cell) -> None:
 
 
 def kept(out: Path) -> list[CellResult]:
-    import json
-
     files = sorted(out.glob("*/cells/*.json"))
     return [CellResult.from_dict(json.loads(file.read_text())["result"]) for file in files]
 
@@ -84,10 +84,15 @@ def rows(curves: pd.DataFrame) -> Iterable[list[str]]:
             yield [str(task), str(method), str(guidance), f"{own['new'].max():.2f}", *cells]
 
 
-def show(out: Path) -> str:
-    curves = curve_frame(kept(out))
+def show(curves: pd.DataFrame) -> str:
     heads = [f"old at ≥ {level:g} of plain's best" for level in LEVELS]
-    return f"{machine_line()}\n\n" + table(["task", "method", "guidance", "best new", *heads], rows(curves))
+    about = (
+        "Old-task score (32 tasks of the built-in model) at equal new-task score, both on *select*, best over learning "
+        "rates and steps; one seed. `NAME/CONTROL` replaces what should make NAME work."
+    )
+    return f"## Guidance on the pocket suite (`benches/tuning.py`)\n\n{machine_line()} {about}\n\n" + table(
+        ["task", "method", "guidance", "best new", *heads], rows(curves)
+    )
 
 
 def main() -> None:
@@ -97,10 +102,15 @@ def main() -> None:
     parser.add_argument("--methods", default="lora,full")
     parser.add_argument("--guidance", default=",".join(GUIDANCE))
     parser.add_argument("--tasks", default=",".join(TASKS))
+    parser.add_argument("--write", action="store_true", help="into benches/RESULTS.md, and curves into tuning.parquet")
     options = parser.parse_args()
     if options.what == "run":
         run(options.out, *(getattr(options, name).split(",") for name in ("methods", "guidance", "tasks")))
-    print(show(options.out))
+    curves = curve_frame(kept(options.out))
+    print(show(curves))
+    if options.write:
+        write_section("tuning", show(curves))
+        curves.to_parquet(CURVES, index=False)
 
 
 if __name__ == "__main__":
