@@ -142,3 +142,33 @@ def test_a_result_of_another_cell_is_not_taken_for_this_one(llama, suite, tmp_pa
     (cells / f"{Cell('full').name}.json").rename(cells / f"{Cell('full', seed=1).name}.json")
     with pytest.raises(ValueError, match="is the result of another benchmark"):
         grid.run([Cell("full", seed=1)])
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_nothing_of_test_enters_guidance(llama, monkeypatch, seed):
+    """Neither by the hash of a seed's own splits, nor from a test file."""
+    from dataclasses import replace
+
+    from ivlens.benchmarks import cells, split_examples
+    from ivlens.tuning import builder
+
+    def parted(task):
+        parts = ["train"] * 12 + ["eval"] * 4 + ["test"] * (len(task.examples) - 16)
+        examples = tuple(replace(one, part=part) for one, part in zip(task.examples, parts, strict=True))
+        return replace(task, examples=examples)
+
+    tasks = [parted(tiny_task(f"task{n}", f"Do {n}.", n, kind="lexical")) for n in (1, 2, 3)]
+    suite = Suite("pocket", tuple(tasks[:2]), dict.fromkeys(("task1", "task2", "task3"), "accuracy"), tuple(tasks[2:]))
+    tested = {one.input for task in tasks for one in split_examples(task, "test")}
+    seen = []
+
+    def watched(model, task, **options):
+        seen.extend(one.input for one in task.examples)
+        return head_effects(model, task, **options)
+
+    from ivlens.effects import head_effects
+
+    for module in (cells, builder):
+        monkeypatch.setattr(module, "head_effects", watched)
+    run_cell(llama, suite, Cell("full", "iv", seed=seed), OPTIONS)
+    assert seen and not tested & set(seen)

@@ -273,7 +273,7 @@ def test_what_a_block_says_to_copies_is_passed_on(fresh, monkeypatch):
         return forward(self, hidden_states, *args, **kwargs)
 
     monkeypatch.setattr(layer, "forward", picky)
-    with pytest.raises(Unsuitable, match=r"its blocks do not take copies \(ValueError: too long\)$"):
+    with pytest.raises(Unsuitable, match=r"it does not take what this engine passes \(ValueError: too long\)$"):
         exact.measure(fresh, request_for(fresh))
 
 

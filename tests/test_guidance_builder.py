@@ -1,6 +1,7 @@
 """Guidance built from a model, its controls, and rehearsal of old tasks."""
 
 import dataclasses
+from contextlib import ExitStack
 
 import pytest
 import torch
@@ -120,7 +121,8 @@ def test_each_pair_is_asked_with_its_own_vector(llama, task):
     deltas = 3 * torch.randn(2, llama.cfg.d_model, generator=torch.Generator().manual_seed(0))
     both = vector_rehearsal(llama, task.examples, task, deltas, layer=1, n=6)
     index = torch.arange(6)
-    together = both._ask(learner.trained, learner.sites, index).logits
+    with ExitStack() as stack:
+        together = both._ask(learner.trained, learner.sites, index, TuneOptions(), stack).logits
     for n in range(6):
         alone = both.prompts.rows(torch.tensor([n]))
         with learner.sites.shifted(learner.trained, 1, "resid_post", last_column(alone), both.deltas[n]):

@@ -485,3 +485,63 @@ def test_finetune_says_what_was_learned_and_what_forgotten(llama, tmp_path):
     assert result.scores[["task", "role"]].values.tolist() == [["antonym", "new"], ["synonym", "watched"]]
     assert result.log.new.notna().tolist() == [False, True, False, True]
     assert sorted(result.checkpoints) == [2, 4] and all(path.is_dir() for path in result.checkpoints.values())
+
+
+@pytest.mark.parametrize("guidance", [None, "kl and heads"])
+def test_passes_of_a_step_weigh_tokens_not_passes(llama, guidance):
+    """Answers of uneven lengths: a step in four passes is the step in one."""
+    data = training_set(llama, tiny_task(), list(tiny_task().examples)[:8])
+    answers = torch.full((8, 11), -100)
+    for row in range(8):
+        answers[row, : 2 + row] = torch.arange(10, 12 + row)
+    data = dataclasses.replace(data, answers=answers)
+    guide = Guidance(theta=torch.ones(llama.cfg.d_model), kl=IVKL(), heads=HeadConsistency(((0, 1),)))
+    logs = []
+    for accumulate in (1, 4):
+        options = TuneOptions(lr=1e-2, n_steps=2, batch_size=8, accumulate=accumulate)
+        logs.append(Learner(llama, "full").learn(data, options, None if guidance is None else guide))
+    for name in ("loss", "grad_norm", *(() if guidance is None else ("kl", "heads"))):
+        assert logs[0][name].tolist() == pytest.approx(logs[1][name].tolist(), rel=1e-3, abs=1e-6), name
+
+
+def test_a_training_with_another_rehearsal_does_not_go_on_from_this_one(llama, tmp_path):
+    from ivlens.tuning import Recipe, control, iv_guidance
+
+    data = training_set(llama, tiny_task(), list(tiny_task().examples)[:8])
+    options = TuneOptions(lr=1e-2, n_steps=2, batch_size=4)
+    old = tiny_task("synonym", "Give a synonym.", 2)
+    made = iv_guidance(llama, tiny_task(), Recipe(rehearse="vectors", k=2, n_prompts=4), earlier=[old])
+    Learner(llama, "full").learn(data, options, made, folder=tmp_path)
+    with pytest.raises(ValueError, match="is the state of another training"):
+        Learner(llama, "full").learn(data, options, control(made, "zero_vector", llama), folder=tmp_path)
+
+
+def test_rehearsal_is_the_same_with_gradient_checkpointing(llama):
+    from ivlens.tuning.rehearsal import vector_rehearsal
+
+    data = training_set(llama, tiny_task(), list(tiny_task().examples)[:8])
+    deltas = 3 * torch.randn(2, llama.cfg.d_model, generator=torch.Generator().manual_seed(0))
+    part = vector_rehearsal(llama, tiny_task().examples, tiny_task(), deltas, layer=1, site="attn_out", n=20)
+    norms = []
+    for checkpointing in (False, True):
+        options = TuneOptions(lr=1e-2, n_steps=3, batch_size=4, gradient_checkpointing=checkpointing)
+        log = Learner(llama, "full").learn(data, options, Guidance(rehearsal=(part,)))
+        norms.append(log.grad_norm.tolist())
+    assert norms[0] == pytest.approx(norms[1], rel=1e-5)
+
+
+def test_in_bfloat16_an_unmoved_student_is_at_its_teacher(llama):
+    data = training_set(llama, tiny_task(), list(tiny_task().examples)[:8])
+    guide = Guidance(theta=torch.zeros(llama.cfg.d_model), kl=IVKL(), heads=HeadConsistency(((0, 1),)))
+    options = TuneOptions(lr=1e-2, n_steps=1, batch_size=8, precision="bfloat16")
+    log = Learner(llama, "full").learn(data, options, guide)
+    assert log.kl[0] < 1e-4 and log.heads[0] < 1e-4
+
+
+def test_answers_that_cannot_be_spelled_are_left_out_once(words):
+    model = load_model(hf_model=hf_model("llama"), tokenizer=words)
+    task = tiny_task()
+    first = dataclasses.replace(task.examples[0], answers=("xylophone",))
+    examples = [first, *task.examples[1:4]]
+    assert len(training_set(model, task, examples)) == 3
+    assert len(training_set(model, task, examples, n_samples=7)) == 7

@@ -10,7 +10,7 @@ from torch import nn
 
 from ivlens.benchmarks.metrics import SequenceMetrics, sequence_metrics
 from ivlens.benchmarks.scores import Scorer
-from ivlens.benchmarks.suites import Suite, split_examples
+from ivlens.benchmarks.suites import Suite, for_training, split_examples
 from ivlens.effects import HeadEffects, head_effects
 from ivlens.models import TransformerBridge
 from ivlens.tasks import Task
@@ -207,18 +207,21 @@ class _Run:
 
     def _guidance(self, number: int, task: Task) -> Guidance | None:
         """From the model as it is now; it keeps some general tasks, and all that were learned so far."""
-        if find_recipe(self._cell.guidance)[0] is None:
+        recipe, _ = find_recipe(self._cell.guidance)
+        if recipe is None:
             return None
         before = self._learner.bridge()
         general, n = self._suite.general, self._options.n_earlier
-        earlier = [*general[:: max(1, len(general) // n)][:n], *self._suite.tasks[:number]]
-        for one in earlier:  # each once, when it has just been learned
-            if one.name not in self._effects:
-                self._effects[one.name] = head_effects(before, one, seed=self._cell.seed)
+        kept = [*general[:: max(1, len(general) // n)][:n], *self._suite.tasks[:number]]
+        earlier = [for_training(one) for one in kept]
+        if recipe.heads_weight or recipe.rehearse_heads:
+            for one in earlier:  # each once, when it has just been learned
+                if one.name not in self._effects:
+                    self._effects[one.name] = head_effects(before, one, seed=self._cell.seed)
         return guidance_by_name(
             self._cell.guidance,
             before,
-            task,
+            for_training(task),
             earlier=earlier,
             examples=split_examples(task, "train"),
             effects=self._effects,

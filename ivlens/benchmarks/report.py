@@ -9,7 +9,7 @@ import pandas as pd
 
 from ivlens._files import filling
 from ivlens.benchmarks.cells import CellResult
-from ivlens.benchmarks.metrics import forget_verdict, paired_interval, verdict
+from ivlens.benchmarks.metrics import forget_verdict, paired_interval
 
 SHOWN = {"ap": "AP", "fp": "FP", "forget": "Forget", "bwt": "BWT", "gp_change": "GP change", "ip_change": "IP change"}
 
@@ -56,11 +56,17 @@ def _frame(rows: list[dict[str, object]]) -> pd.DataFrame:
 def summary(results: Sequence[CellResult]) -> pd.DataFrame:
     """Means over runs with 95 % intervals (runs resampled), and what guidance does for each method.
 
-    `forget_verdict`: see `ivlens.benchmarks.forget_verdict`. `gp_verdict`: whether guidance gets back at least half of
-    the points that the method loses on general tasks without it.
+    `forget_verdict`: see `ivlens.benchmarks.forget_verdict`. `gp_verdict`: the same rule for the points that are lost
+    on general tasks.
+
+    Raises:
+        ValueError: several learning rates for one method and guidance.
     """
     cells = cell_frame(results)
     rows = []
+    rates = {(one.cell.method, one.cell.guidance, one.cell.lr) for one in results}
+    if len(rates) > len({pair[:2] for pair in rates}):
+        raise ValueError("summary got cells of several learning rates for one method and guidance; choose one of each.")
     for method, guidance in dict.fromkeys(zip(cells["method"], cells["guidance"], strict=True)):
         group = cells.query("method == @method and guidance == @guidance")
         row: dict[str, object] = {"method": method, "guidance": guidance, "runs": len(group)}
@@ -82,7 +88,7 @@ def _verdicts(plain: pd.DataFrame, guided: pd.DataFrame) -> dict[str, object]:
     found: dict[str, object] = {"forget_verdict": forget_verdict(without, with_it).verdict}
     lost, left = (-both[f"gp_change_{which}"].to_numpy(float) for which in ("plain", "guided"))
     if np.isfinite(lost).all() and np.isfinite(left).all():
-        found["gp_verdict"] = verdict(paired_interval(left, lost / 2), 0.0)
+        found["gp_verdict"] = forget_verdict(lost, left).verdict
     return found
 
 

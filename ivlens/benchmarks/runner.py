@@ -15,10 +15,13 @@ from ivlens.benchmarks.cells import BenchOptions, Cell, CellResult, run_cell
 from ivlens.benchmarks.suites import Suite
 from ivlens.models import TransformerBridge, model_identity
 from ivlens.tasks import hash_of_tasks
+from ivlens.tuning import find_recipe, new_method
 
 logger = logging.getLogger("ivlens")
 
 SuiteOf = Callable[[int], Suite]
+_FORMAT = 1  # of kept cells
+
 OnStep = Callable[[Cell, dict[str, Any]], None]
 
 
@@ -103,8 +106,12 @@ class Grid:
     def _key(self, cell: Cell) -> str:
         suite = self.suite_of(cell.order)
         tasks = [hash_of_tasks([task]) for task in suite.tasks]
-        what = [suite.name, tasks, hash_of_tasks(suite.general), model_identity(self.model).weights_hash]
-        return sha256(json.dumps([*what, asdict(self.options), asdict(cell)], sort_keys=True).encode()).hexdigest()[:16]
+        what = [_FORMAT, suite.name, tasks, hash_of_tasks(suite.general), model_identity(self.model).weights_hash]
+        parts = [[example.part for example in task.examples] for task in (*suite.tasks, *suite.general)]
+        recipe, _ = find_recipe(cell.guidance)
+        made_of = [parts, None if recipe is None else asdict(recipe), new_method(cell.method).describe()]
+        all_of_it = json.dumps([*what, *made_of, asdict(self.options), asdict(cell)], sort_keys=True)
+        return sha256(all_of_it.encode()).hexdigest()[:16]
 
 
 def all_cells(

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ivlens.benchmarks.suites import Suite, split_examples
+from ivlens.benchmarks.suites import Suite, for_training, split_examples
 from ivlens.completions import complete, first_line
 from ivlens.models import TransformerBridge
 from ivlens.prompts import build_prompts
@@ -40,7 +40,7 @@ class Scorer:
     ) -> None:
         self._suite, self._n_shots, self._template = suite, n_shots, template
         self._max_new_tokens = max_new_tokens
-        asked = [(task, split_examples(task, "test")) for task in tasks]
+        asked = [(for_training(task), split_examples(task, "test")) for task in tasks]
         by_tokens = [(task, examples) for task, examples in asked if task.kind]
         self._exam: Exam | None = None
         if by_tokens:

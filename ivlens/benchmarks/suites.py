@@ -161,6 +161,11 @@ def split_examples(task: Task, side: Side | str, seed: int = 0) -> tuple[TaskExa
     return tuple(chosen)
 
 
+def for_training(task: Task) -> Task:
+    """The task with its training examples alone: what means, heads, vectors and demonstrations may come from."""
+    return replace(task, examples=split_examples(task, "train"))
+
+
 def _orders(suite: str, found: Sequence[str]) -> list[Sequence[str]]:
     """All orders by number; `found` are the tasks of suites that are told by what is there."""
     if suite == "pocket":

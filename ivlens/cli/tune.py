@@ -79,7 +79,7 @@ def tune(
         out: Folder for the state of the training, the log (log.csv), the scores (scores.csv) and the model (model/:
             adapters in peft's format, or the whole model with `--method full`).
         method: full fine-tuning, or one of the methods on low-rank adapters.
-        guidance: none, iv (the paper's), kl, heads, progressive, vectors, instructions or instruction_heads; with a
+        guidance: none, kl, heads, progressive, iv (all three), vectors, instructions or instruction_heads; with a
             control behind a slash: iv/zero_vector, iv/random_vector, heads/random_heads, heads/all_heads.
         watch: Tasks that should not be forgotten; by default, with the built-in model, six of those it was trained on.
             Guidance keeps their heads.

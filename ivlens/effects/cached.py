@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ivlens._inputs import row_slices
 from ivlens._prefix import SharedPrefix
-from ivlens.effects.checks import Check, check_unhooked
+from ivlens.effects.checks import Check, check_unhooked, refusals_explained
 from ivlens.effects.chunks import prompt_bytes
 from ivlens.effects.request import EffectRequest, Measured
 from ivlens.hooks import model_lock, patched_heads
@@ -47,7 +47,8 @@ class _Portion:
     def __init__(self, model: TransformerBridge, request: EffectRequest, rows: slice, n_rows: int) -> None:
         self._model, self._request, self._rows, self._n_rows = model, request, rows, n_rows
         self._given = request.answers[rows, :-1].clamp(min=0)
-        self._prefix = SharedPrefix(model, request.tokens[rows], request.attention_mask[rows])
+        with refusals_explained():
+            self._prefix = SharedPrefix(model, request.tokens[rows], request.attention_mask[rows])
         self._streams = self._prefix.streams(torch.arange(len(self._given)), self._given, n_rows)
 
     def enter_into(self, found: Measured) -> None:

@@ -1,6 +1,7 @@
 """Whether a fast engine gives what the reference gives, on the prompts at hand and before anything is believed."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -9,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ivlens.effects.chunks import is_out_of_memory
 from ivlens.effects.reference import patched_logits
 from ivlens.effects.request import EffectRequest, Unsuitable
 from ivlens.models import TransformerBridge
@@ -115,6 +117,18 @@ def _error(got: Tensor, want: Tensor, dtype: torch.dtype) -> float:
     error = float((got.float() - want.float()).abs().max())
     within = error <= _TOLERANCES.get(dtype, 2e-4) * max(1.0, float(want.abs().max()))  # False for NaN
     return 0.0 if within else error
+
+
+@contextmanager
+def refusals_explained() -> Iterator[None]:
+    """Whatever a model says to arguments or a cache it does not take means that another engine has to do it."""
+    try:
+        yield
+    except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError, AssertionError) as error:
+        if is_out_of_memory(error):
+            raise
+        what = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise Unsuitable(f"it does not take what this engine passes ({what:.120})") from error
 
 
 def _is_hooked(model: TransformerBridge) -> bool:

@@ -24,8 +24,7 @@ see: in every pass its logits must be those of `t`. The first pass over prompts 
 reference engine (see `ivlens.effects.checks`).
 """
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -36,10 +35,10 @@ from torch import Tensor, nn
 
 from ivlens._inputs import forced, row_slices
 from ivlens._prefix import blocks_left_out, output_form
-from ivlens.effects.checks import Check, check_unhooked
+from ivlens.effects.checks import Check, check_unhooked, refusals_explained
 from ivlens.effects.chunks import ChunkSize, chunk_size, is_out_of_memory
 from ivlens.effects.copies import BlockArguments, PromptKeys, named_arguments
-from ivlens.effects.request import EffectRequest, Measured, Unsuitable
+from ivlens.effects.request import EffectRequest, Measured
 from ivlens.effects.routers import RouterWatch
 from ivlens.hooks import model_lock, patched_heads
 from ivlens.models import TransformerBridge
@@ -135,6 +134,7 @@ class _Pass:
             for layer in range(min(self._request.layers), self._model.cfg.n_layers):
                 after = self._model.blocks[layer].register_forward_hook(partial(self._after, layer), with_kwargs=True)
                 stack.callback(after.remove)
+            stack.enter_context(refusals_explained())
             return self._model(
                 self._inputs.tokens,
                 attention_mask=self._inputs.attention_mask,
@@ -172,7 +172,7 @@ class _Pass:
             assert copies.stream is not None
             stream = copies.stream.to(token.device)
             n_copies = stream.shape[1]
-            with _refusals_explained(), self._keys.handed_on():
+            with refusals_explained(), self._keys.handed_on():
                 out = block.forward(stream.flatten(1, 2), **self._arguments.for_copies(given, n_copies))
         out = out[0] if isinstance(out, tuple) else out
         copies.stream = out.unflatten(1, (n_copies, -1))
@@ -218,7 +218,7 @@ class _Pass:
     def _logits(self, stream: Float[Tensor, "copies answer_len d_model"]) -> Float[Tensor, "copies answer_len d_vocab"]:
         """What the model makes of the stream after its last block: norm, unembedding, scale, softcap."""
         nothing = torch.zeros(stream.shape[:2], dtype=torch.long, device=self._request.tokens.device)
-        with blocks_left_out(self._model, self._model.cfg.n_layers, stream, self._form):
+        with refusals_explained(), blocks_left_out(self._model, self._model.cfg.n_layers, stream, self._form):
             return self._model(nothing, attention_mask=torch.ones_like(nothing), use_cache=False)
 
     def _logits_of(
@@ -228,15 +228,3 @@ class _Pass:
         assert copies.stream is not None
         place = self._request.layers.index(layer) * len(copies.heads) + copies.heads.index(head)
         return self._logits(copies.stream[prompts, place])
-
-
-@contextmanager
-def _refusals_explained() -> Iterator[None]:
-    """Whatever a block says to arguments it does not take means that another engine has to do it."""
-    try:
-        yield
-    except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError, AssertionError) as error:
-        if is_out_of_memory(error):
-            raise
-        what = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise Unsuitable(f"its blocks do not take copies ({what:.120})") from error

@@ -51,6 +51,7 @@ class Recipe:
             raise ValueError(f"rehearse is {self.rehearse!r}, expected {' or '.join(REHEARSALS)}, or '' for neither.")
 
 
+# Weights, sites and the sign are choices, made on the built-in model: the papers leave them open.
 RECIPES: dict[str, Recipe | None] = {
     "none": None,
     "iv": Recipe(progressive=Progressive(sign=-1), kl=IVKL(weight=0.1), heads_weight=1.0),
@@ -109,7 +110,8 @@ def iv_guidance(
 
     Args:
         model: The model as it is now: of a `Learner`, its `bridge()`.
-        recipe: What the guidance is made of; None: that of the paper, `RECIPES["iv"]`.
+        recipe: What the guidance is made of; None: `RECIPES["iv"]`, all parts of the
+            paper.
         earlier: Tasks that shall be kept. Of these only instructions and heads are used, never examples in training.
         examples: Whose inputs are rehearsed on; None: the task's `fit` split.
         effects: Of earlier tasks, by name, where they have been measured before, of whatever stage of the model: `S` is

@@ -72,10 +72,13 @@ def training_set(
     n_samples = len(examples) if n_samples is None else n_samples
     if n_samples < 1 or not examples:
         raise ValueError(f"task {task.name!r}: {n_samples} samples of {len(examples)} examples, expected 1 or more.")
+    # an answer that the tokenizer cannot spell is left out, once and for all
+    spelled = build_prompts(model.tokenizer, task, examples, template=template, seed=seed).examples
+    n_samples = min(n_samples, len(spelled)) if n_samples == len(examples) else n_samples
     batches: list[PromptBatch] = []
     while (missing := n_samples - sum(map(len, batches))) > 0:
         round_seed = seed * 1_000_003 + len(batches)
-        batches.append(build_prompts(model.tokenizer, task, examples[:missing], template=template, seed=round_seed))
+        batches.append(build_prompts(model.tokenizer, task, spelled[:missing], template=template, seed=round_seed))
     return TrainingSet.joined([as_training_set(model, batch) for batch in batches])
 
 

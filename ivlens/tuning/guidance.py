@@ -90,7 +90,8 @@ class IVKL:
         temperature: `T`.
         last: weight of the last prompt token, `α1`.
         answers: weight of the answer tokens, `α2`.
-        top_n: how many of the teacher's tokens are kept for each position; the others share one tail. None: all.
+        top_n: how many of the teacher's tokens are kept for each position; the others share one tail. Smaller
+            vocabularies are kept whole; None: all.
     """
 
     weight: float = 0.1
@@ -98,7 +99,7 @@ class IVKL:
     temperature: float = 2.0
     last: float = 1.0
     answers: float = 1.0
-    top_n: int | None = None
+    top_n: int | None = 4096
 
     def __post_init__(self) -> None:
         if self.direction not in ("forward", "reverse"):
@@ -172,6 +173,11 @@ class Guidance:
         """`α θ`."""
         assert self.theta is not None
         return self.alpha * self.theta
+
+    def tensors(self) -> "Sequence[Tensor | None]":
+        """Everything it consists of that `describe` does not say."""
+        rehearsed = (part for part in self.rehearsal for part in (*vars(part.prompts).values(), part.deltas))
+        return [self.theta, *rehearsed]
 
     def describe(self) -> dict[str, object]:
         """Every option, as it goes into logs and tables."""

@@ -67,6 +67,7 @@ class Learner:
 
         After an exception or an interruption the weights are those from before the call, which can be repeated.
         """
+        options = options or TuneOptions()
         guides = self._guides(guidance)
         where = None if folder is None else ready_folder(folder)
         seed = self.seed + 7_907 * self.n_tasks
@@ -77,15 +78,15 @@ class Learner:
             self._has_begun = True
         rehearsals = [part for guide in guides for part in guide.rehearsal]
         rehearsed = {
-            f"rehearsal{n}": part.term(self.trained, self.sites, seed + n) for n, part in enumerate(rehearsals)
+            f"rehearsal{n}": part.term(self.trained, self.sites, seed + n, options) for n, part in enumerate(rehearsals)
         }
         trainer = Trainer(
             model=self.trained,
             sites=self.sites,
             data=self.method.data(data, seed),
-            options=options or TuneOptions(),
+            options=options,
             guides=guides,
-            terms={"penalty": lambda step: self.method.penalty(self.trained)} | rehearsed,
+            terms={"penalty": lambda step, stack: self.method.penalty(self.trained)} | rehearsed,
             seed=seed,
             folder=where,
             on_step=on_step,
@@ -95,7 +96,7 @@ class Learner:
         )
         with _undone_on_error(self.trained):
             rows = trainer.run()
-        self.method.finish(self.trained, data, seed)
+            self.method.finish(self.trained, data, seed)
         self.n_tasks += 1
         self._has_begun = False
         return pd.DataFrame(rows)
@@ -132,7 +133,7 @@ class Learner:
         for guide in guides:
             self.sites.check(guide.layer, guide.site, guide.heads.heads if guide.heads else ())
             for part in guide.rehearsal:
-                self.sites.check(part.layer, part.site)
+                self.sites.check(part.layer, part.site, part.heads.heads if part.heads else ())
             if guide.theta is not None and len(guide.theta) != self._first.cfg.d_model:
                 raise ValueError(
                     f"theta has {len(guide.theta)} entries, expected {self._first.cfg.d_model}, the model's d_model; "
@@ -144,7 +145,9 @@ class Learner:
 @contextmanager
 def _undone_on_error(model: nn.Module) -> Iterator[None]:
     """Give the trained weights their values back if the body does not come to its end."""
-    before = {name: weight.detach().clone() for name, weight in model.named_parameters() if weight.requires_grad}
+    before = {
+        name: weight.detach().to("cpu", copy=True) for name, weight in model.named_parameters() if weight.requires_grad
+    }
     try:
         yield
     except BaseException:

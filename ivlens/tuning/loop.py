@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ivlens.tuning.data import TrainingSet, answer_logits, last_column
 from ivlens.tuning.guidance import Guidance, strength
-from ivlens.tuning.losses import answer_loss, head_distance, iv_kl
+from ivlens.tuning.losses import Totals, answer_loss, head_distance, iv_kl
 from ivlens.tuning.options import TuneOptions
 from ivlens.tuning.sites import Sites
 from ivlens.tuning.state import TrainingState
@@ -31,7 +31,7 @@ class Trainer:
     Attributes:
         guides: each with its own teacher, asked when training begins.
         terms: further terms of the loss by name, already weighted, for the present weights in a step; each is
-            backpropagated by itself.
+            backpropagated by itself, and what it puts on the stack is closed after that.
         folder: where the state is kept; None: nowhere.
         on_step: called with the log's row after every step.
         judge: what else goes into the row of every `judge_every`-th step and of the last one.
@@ -44,7 +44,7 @@ class Trainer:
     data: TrainingSet
     options: TuneOptions
     guides: Sequence[Guidance] = ()
-    terms: Mapping[str, Callable[[int], Tensor | None]] = field(default_factory=dict)
+    terms: Mapping[str, Callable[[int, ExitStack], Tensor | None]] = field(default_factory=dict)
     seed: int = 0
     folder: Path | None = None
     on_step: Callable[[Row], None] = lambda row: None
@@ -59,7 +59,8 @@ class Trainer:
             ValueError: the folder holds the state of another training.
             FloatingPointError: the loss is not finite; the last state on disk is kept.
         """
-        teachers = [ask_teacher(self.model, self.sites, self.data, guide) for guide in self.guides]
+        with self._autocast():
+            teachers = [ask_teacher(self.model, self.sites, self.data, guide) for guide in self.guides]
         trained = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
         optimizer = torch.optim.AdamW(trained.values(), lr=self.options.lr, weight_decay=self.options.weight_decay)
         state = TrainingState(self.folder, self._fingerprint(), trained, optimizer)
@@ -103,14 +104,17 @@ class Trainer:
             group["lr"] = self.options.rate(step)
         optimizer.zero_grad(set_to_none=True)
         sums: Row = {}
-        for index in self._batch(step).chunk(self.options.accumulate):
-            for name, value in self._backward(index, step, teachers).items():
-                sums[name] = sums.get(name, 0.0) + value / self.options.accumulate
+        batch = self._batch(step)
+        totals = Totals.of(self.data.answers[batch])
+        for index in batch.chunk(self.options.accumulate):
+            for name, value in self._backward(index, step, teachers, totals).items():
+                sums[name] = sums.get(name, 0.0) + value
         for name, term in self.terms.items():
-            value = term(step)
-            if value is not None and value.requires_grad:
-                value.backward()
-                sums[name] = float(value.detach())
+            with ExitStack() as stack:
+                value = term(step, stack)
+                if value is not None and value.requires_grad:
+                    value.backward()
+                    sums[name] = float(value.detach())
         loss = sum(sums.values())
         if not math.isfinite(loss):
             raise FloatingPointError(f"the loss is {loss} in step {step}; use a smaller lr, or precision='float32'.")
@@ -119,8 +123,8 @@ class Trainer:
         about = {"lr": self.options.rate(step), "grad_norm": float(norm), "seconds": time.perf_counter() - started}
         return {"step": step + 1, "loss": loss, **sums, **about}
 
-    def _backward(self, index: Int[Tensor, " rows"], step: int, teachers: Sequence[Teacher]) -> Row:
-        """Add the gradients of one pass; its terms, already weighted."""
+    def _backward(self, index: Int[Tensor, " rows"], step: int, teachers: Sequence[Teacher], totals: Totals) -> Row:
+        """Add the gradients of one pass; its share of every term, already weighted."""
         rows, column = self.data.rows(index), last_column(self.data)
         with ExitStack() as stack:
             # open during backward as well: checkpointed blocks are run again there
@@ -129,15 +133,15 @@ class Trainer:
             z = stack.enter_context(self.sites.head_outputs(self.model, layers, column))
             with self._autocast():
                 logits = answer_logits(self.model, rows)
-            terms = {"lm": answer_loss(logits, rows.answers)}
+            terms = {"lm": answer_loss(logits, rows.answers, totals)}
             for number, (guide, teacher) in enumerate(zip(self.guides, teachers, strict=True)):
                 wanted, suffix = teacher.rows(index), "" if number == 0 else f"_{number + 1}"
                 if guide.kl is not None and wanted.soft is not None:
-                    terms[f"kl{suffix}"] = guide.kl.weight * iv_kl(logits, wanted.soft, rows.answers, guide.kl)
+                    terms[f"kl{suffix}"] = guide.kl.weight * iv_kl(logits, wanted.soft, rows.answers, guide.kl, totals)
                 if guide.heads is not None and wanted.z is not None:
-                    distance = head_distance(chosen_heads(z, guide.heads.heads), wanted.z)
+                    distance = head_distance(chosen_heads(z, guide.heads.heads), wanted.z, totals)
                     terms[f"heads{suffix}"] = guide.heads.weight * distance
-            (torch.stack(list(terms.values())).sum() / self.options.accumulate).backward()
+            torch.stack(list(terms.values())).sum().backward()
         return {name: float(term.detach()) for name, term in terms.items()}
 
     def _intervene(self, stack: ExitStack, column: int, progress: float) -> None:
@@ -149,9 +153,7 @@ class Trainer:
                 stack.enter_context(self.sites.shifted(self.model, guide.layer, guide.site, column, g * guide.delta))
 
     def _autocast(self) -> Any:
-        if self.options.precision == "float32":
-            return nullcontext()
-        return torch.autocast(self.data.tokens.device.type, dtype=torch.bfloat16)
+        return self.options.autocast(self.data.tokens.device)
 
     def _batch(self, step: int) -> Int[Tensor, " batch_size"]:
         """Examples of a step: all of them in a new order in every epoch."""
@@ -171,7 +173,7 @@ class Trainer:
         content = [self.data.tokens, self.data.attention_mask, self.data.answers]
         return {
             "options": asdict(self.options),
-            "guides": [[guide.describe(), _digest([guide.theta])] for guide in self.guides],
+            "guides": [[guide.describe(), _digest(guide.tensors())] for guide in self.guides],
             "seed": self.seed,
             "data": _digest(content),
             "start": _digest(self.model.state_dict().values()),

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -11,11 +11,35 @@ from ivlens.tuning.data import IGNORED
 from ivlens.tuning.guidance import IVKL
 
 
+@dataclass(frozen=True)
+class Totals:
+    """What means are taken over: the counts of a whole step, of which a pass may be a part.
+
+    Attributes:
+        rows: examples.
+        tokens: their answer tokens.
+        after: those after the first of each.
+    """
+
+    rows: int
+    tokens: int
+    after: int
+
+    @classmethod
+    def of(cls, answers: Int[Tensor, "batch answer_len"]) -> "Totals":
+        """Those of these examples."""
+        real = answers != IGNORED
+        return cls(len(answers), max(1, int(real.sum())), max(1, int(real[:, 1:].sum())))
+
+
 def answer_loss(
-    logits: Float[Tensor, "batch answer_len d_vocab"], answers: Int[Tensor, "batch answer_len"]
+    logits: Float[Tensor, "batch answer_len d_vocab"],
+    answers: Int[Tensor, "batch answer_len"],
+    totals: Totals | None = None,
 ) -> Float[Tensor, ""]:
     """Mean negative log-likelihood (nats) of the answer tokens; prompts are not learned."""
-    return cross_entropy(logits.float().flatten(0, 1), answers.flatten(), ignore_index=IGNORED)
+    each = cross_entropy(logits.float().flatten(0, 1), answers.flatten(), ignore_index=IGNORED, reduction="sum")
+    return each / (totals or Totals.of(answers)).tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +92,7 @@ def iv_kl(
     targets: SoftTargets,
     answers: Int[Tensor, "batch answer_len"],
     term: IVKL,
+    totals: Totals | None = None,
 ) -> Float[Tensor, ""]:
     """`last · D(last prompt token) + answers · mean D over answer tokens` (nats), see `IVKL`; without its weight.
 
@@ -85,16 +110,16 @@ def iv_kl(
         each = _divergence(theirs, mine) * term.temperature**2
     else:
         each = _divergence(mine, theirs)
-    after = answers != IGNORED
-    after[:, 0] = False
-    return term.last * each[:, 0].mean() + term.answers * _mean_where(each, after)
+    totals = totals or Totals.of(answers)
+    after = (each[:, 1:] * (answers[:, 1:] != IGNORED)).sum()
+    return term.last * each[:, 0].sum() / totals.rows + term.answers * after / totals.after
 
 
 def head_distance(
-    z: Float[Tensor, "batch heads d_head"], before: Float[Tensor, "batch heads d_head"]
+    z: Float[Tensor, "batch heads d_head"], before: Float[Tensor, "batch heads d_head"], totals: Totals | None = None
 ) -> Float[Tensor, ""]:
     """`Σ_S ‖z - z⁰‖² / d_head`, averaged over the batch."""
-    return (z.float() - before.float()).square().mean(-1).sum(-1).mean()
+    return (z.float() - before.float()).square().mean(-1).sum() / (len(z) if totals is None else totals.rows)
 
 
 def _divergence(p: Float[Tensor, "*rows n"], q: Float[Tensor, "*rows n"]) -> Float[Tensor, "*rows"]:
@@ -105,7 +130,3 @@ def _divergence(p: Float[Tensor, "*rows n"], q: Float[Tensor, "*rows n"]) -> Flo
 def _log_rest(log_probs: Float[Tensor, "*rows n"]) -> Float[Tensor, "*rows"]:
     """Log of what is left of the probability, kept away from log 0 by the rounding of float32."""
     return torch.log1p(-log_probs.exp().sum(-1).clamp(max=1 - 1e-6))
-
-
-def _mean_where(values: Float[Tensor, "batch n"], where: Bool[Tensor, "batch n"]) -> Float[Tensor, ""]:
-    return (values * where).sum() / where.sum().clamp(min=1)

@@ -1,7 +1,10 @@
 """`TuneOptions`: how a task is trained."""
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+
+import torch
 
 DECAYS = ("linear", "cosine", "constant")
 PRECISIONS = ("float32", "bfloat16")
@@ -64,6 +67,12 @@ class TuneOptions:
         for name, known in (("decay", DECAYS), ("precision", PRECISIONS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(known)}.")
+
+    def autocast(self, device: torch.device) -> AbstractContextManager[object]:
+        """What every forward pass of the training runs in, the teacher's too."""
+        if self.precision == "float32":
+            return nullcontext()
+        return torch.autocast(device.type, dtype=torch.bfloat16)
 
     def rate(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""

@@ -28,6 +28,7 @@ from ivlens.tasks import Task, TaskExample
 from ivlens.tuning.data import IGNORED, TrainingSet, answer_logits, as_training_set, last_column
 from ivlens.tuning.guidance import IVKL, HeadConsistency
 from ivlens.tuning.losses import SoftTargets, head_distance, iv_kl
+from ivlens.tuning.options import TuneOptions
 from ivlens.tuning.sites import Sites
 from ivlens.tuning.teacher import chosen_heads
 
@@ -65,21 +66,30 @@ class Rehearsal:
         parts = {name: part and vars(part) for name, part in (("kl", self.kl), ("heads", self.heads))}
         return {"n": len(self.prompts), "deltas": place, **parts, "per_step": self.per_step}
 
-    def term(self, plain: nn.Module, sites: Sites, seed: int) -> Callable[[int], Tensor]:
-        """Ask the model as it is now; how far it is from that in a later step, weighted."""
+    def term(
+        self, plain: nn.Module, sites: Sites, seed: int, options: TuneOptions | None = None
+    ) -> Callable[[int, ExitStack], Tensor]:
+        """Ask the model as it is now; how far it is from that in a later step, weighted, all in one pass.
+
+        The hooks of that pass are left on the stack: checkpointed blocks are run again during backward.
+        """
+        options = options or TuneOptions()
         was_training = plain.training
         plain.eval()
         with torch.no_grad():
             parts = torch.arange(len(self.prompts)).split(128)
-            answers = [self._ask(plain, sites, part) for part in parts]
+            answers = []
+            for part in parts:
+                with ExitStack() as stack:
+                    answers.append(self._ask(plain, sites, part, options, stack))
         plain.train(was_training)
         soft = None if self.kl is None else SoftTargets.joined([SoftTargets.of(one.logits, self.kl) for one in answers])
         before = None if self.heads is None else torch.cat([one.z for one in answers if one.z is not None])
 
-        def distance(step: int) -> Tensor:
+        def distance(step: int, stack: ExitStack) -> Tensor:
             generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
             drawn = torch.randint(len(self.prompts), (self.per_step,), generator=generator)
-            now, index = self._ask(plain, sites, drawn), drawn.to(self.prompts.tokens.device)
+            now, index = self._ask(plain, sites, drawn, options, stack), drawn.to(self.prompts.tokens.device)
             terms = []
             if self.kl is not None and soft is not None:
                 nothing = torch.full(now.logits.shape[:2], IGNORED, device=index.device)
@@ -90,13 +100,15 @@ class Rehearsal:
 
         return distance
 
-    def _ask(self, plain: nn.Module, sites: Sites, drawn: Int[Tensor, " rows"]) -> "_Answer":
+    def _ask(
+        self, plain: nn.Module, sites: Sites, drawn: Int[Tensor, " rows"], options: TuneOptions, stack: ExitStack
+    ) -> "_Answer":
         rows = self.prompts.rows(drawn.to(self.prompts.tokens.device))
         column, chosen = last_column(rows), () if self.heads is None else self.heads.heads
-        with ExitStack() as stack:
-            if self.deltas is not None:
-                stack.enter_context(sites.shifted(plain, self.layer, self.site, column, self.deltas[drawn]))
-            z = stack.enter_context(sites.head_outputs(plain, sorted({layer for layer, _ in chosen}), column))
+        if self.deltas is not None:
+            stack.enter_context(sites.shifted(plain, self.layer, self.site, column, self.deltas[drawn]))
+        z = stack.enter_context(sites.head_outputs(plain, sorted({layer for layer, _ in chosen}), column))
+        with options.autocast(rows.tokens.device):
             logits = answer_logits(plain, rows)
         return _Answer(logits, chosen_heads(z, chosen) if chosen else None)
 

@@ -23,11 +23,18 @@ class Sites:
     def __init__(self, model: TransformerBridge) -> None:
         self.paths: ModulePaths = module_paths(model)
         self._model = model
+        self._config = getattr(getattr(model, "original_model", None), "config", None)
         self._n_heads, self._d_head = model.cfg.n_heads, model.cfg.d_head
 
     def check(self, layer: int, site: str, heads: Iterable[tuple[int, int]] = ()) -> None:
         """Raise ValueError if there is no such place, or no such head."""
         check_site(site)
+        multiplier = getattr(self._config, "residual_multiplier", None) or 1.0
+        if site == "attn_out" and multiplier != 1.0:
+            raise ValueError(
+                f"site 'attn_out' of {self._model.cfg.architecture} is scaled by {multiplier} after attention, where "
+                "training cannot reach it; use site='resid_post'."
+            )
         check_layers(self._model, [layer, *(of for of, _ in heads)])
         missing = [f"L{of}H{head}" for of, head in heads if not 0 <= head < self._n_heads]
         if missing:
