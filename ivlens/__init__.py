@@ -24,9 +24,11 @@ _MODULE_OF = {
     "build_prompts": "prompts",
     "causal_indirect_effect": "effects",
     "evaluate_intervention": "interventions",
+    "finetune": "tuning",
     "head_effects": "effects",
     "list_tasks": "tasks",
     "load_model": "models",
+    "load_suite": "benchmarks",
     "load_task": "tasks",
     "mean_head_outputs": "activations",
     "pocket_path": "models",
@@ -36,12 +38,14 @@ _MODULE_OF = {
 
 if TYPE_CHECKING:
     from ivlens.activations import mean_head_outputs
+    from ivlens.benchmarks import load_suite
     from ivlens.effects import HeadEffects, causal_indirect_effect, head_effects
     from ivlens.interventions import evaluate_intervention, steer
     from ivlens.models import load_model, pocket_path
     from ivlens.prompts import PromptTemplate, build_prompts
     from ivlens.sweeps import sweep_settings
     from ivlens.tasks import Task, TaskExample, list_tasks, load_task
+    from ivlens.tuning import finetune
     from ivlens.vectors import InstructionVector
 
 __all__ = [
@@ -54,9 +58,11 @@ __all__ = [
     "build_prompts",
     "causal_indirect_effect",
     "evaluate_intervention",
+    "finetune",
     "head_effects",
     "list_tasks",
     "load_model",
+    "load_suite",
     "load_task",
     "mean_head_outputs",
     "pocket_path",

@@ -77,7 +77,12 @@ class MeasureOptions:
 
 def quiet_libraries() -> None:
     """No bars and no advice from the libraries: stderr is for this program's own."""
+    import warnings
+
     from transformers.utils import logging
 
+    for package in ("transformers", "peft"):  # deprecations that only these two can act on
+        warnings.filterwarnings("ignore", category=FutureWarning, module=package)
+        warnings.filterwarnings("ignore", category=UserWarning, module=package)
     logging.disable_progress_bar()
     logging.set_verbosity_error()
