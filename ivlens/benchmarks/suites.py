@@ -115,7 +115,9 @@ def load_suite(
         raise wrong(f"Suite {name!r:.60}", "is unknown", f"one of {', '.join(suite_names())}", "name one of them")
     if (name == "pocket") != (folder is None):
         expected = "none, it is built in" if name == "pocket" else f"one with {LAYOUTS[name]}"
-        raise wrong(f"Suite {name!r}", f"got folder={folder and str(folder)!r}", expected, "correct the folder")
+        raise wrong(
+            f"Suite {name!r}", f"got folder={folder and str(folder)!r}", expected, "correct the folder (--data)"
+        )
     root = None if folder is None else Path(os.path.expanduser(folder))
     found = found_places(name, root)
     names = _ordered(name, order, sorted(found), n)

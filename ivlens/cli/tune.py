@@ -1,5 +1,6 @@
 """`ivlens tune`: teach a model one task and see what it forgets."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -83,7 +84,7 @@ def tune(
             control behind a slash: iv/zero_vector, iv/random_vector, heads/random_heads, heads/all_heads.
         watch: Tasks that should not be forgotten; by default, with the built-in model, six of those it was trained on.
             Guidance keeps their heads.
-        n_samples: Training prompts; by default one for every input.
+        n_samples: Training prompts; by default one for every training input.
         checkpoint_every: Also write the model every so many steps.
         seed: Of everything that is drawn.
     """
@@ -96,6 +97,8 @@ def tune(
     watched = [load_task(name) for name in (_default_watch(chosen) if watch is None else watch)]
     model, train = chosen.load(), how or TrainOptions()
     guides = guidance_by_name(guidance, model, loaded, earlier=watched, seed=seed)
+    if (out / "state.safetensors").exists():
+        print(f"ivlens: {out} has the state of a training; going on from it", file=sys.stderr)
     with _bar(train.steps, loaded.name, shows_progress(as_json)) as step_done:
         result = finetune(
             model,

@@ -1,6 +1,7 @@
 """`Learner`: one model that learns task after task. `finetune`: one task, in one call."""
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from torch import nn
 
 from ivlens._files import filling, ready_folder
 from ivlens._plain import plain_model
-from ivlens.models import TransformerBridge, check_model, load_model
+from ivlens.models import TransformerBridge, check_model, load_model, model_identity, pocket_path
 from ivlens.tasks import SplitName, Task
 from ivlens.tuning.data import TrainingSet, training_set
 from ivlens.tuning.exams import Exam, make_exam, mean_score
@@ -39,6 +40,9 @@ class Learner:
         self.seed, self.n_tasks = seed, 0
         self.sites = Sites(model)
         self.trained: nn.Module = plain_model(model)
+        name = model_identity(model).name
+        # peft writes it into its adapters as the model that they belong to
+        self.trained.__dict__["name_or_path"] = str(pocket_path()) if name == "pocket" else name
         self._has_begun = False
 
     def learn(
@@ -72,7 +76,8 @@ class Learner:
         where = None if folder is None else ready_folder(folder)
         seed = self.seed + 7_907 * self.n_tasks
         if not self._has_begun:
-            with torch.random.fork_rng():
+            with torch.random.fork_rng(), warnings.catch_warnings():
+                warnings.filterwarnings("ignore", category=FutureWarning)  # peft and transformers talk to each other
                 torch.manual_seed(seed)  # of a new adapter's weights
                 self.trained = self.method.begin(self.trained)
             self._has_begun = True
