@@ -89,7 +89,7 @@ class Grid:
             result = run_cell(
                 self.model, self.suite_of(cell.order), cell, self.options, on_step=lambda row: self.on_step(cell, row)
             )
-        except Exception as error:
+        except Exception as error:  # whatever it is, it is written down, and must not cost the other cells
             self.failed.append(cell)
             report = self.folder / "failed" / f"{cell.name}.txt"
             write_whole(report, lambda partial: partial.write_text(traceback.format_exc(), encoding="utf-8"))
