@@ -11,6 +11,7 @@ and any step had at that score or above: old tasks at equal new-task score. Both
 import argparse
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -19,27 +20,76 @@ from common import machine_line, table, write_section
 from ivlens import load_model
 from ivlens.benchmarks import BenchOptions, Cell, CellResult, Grid, load_suite
 from ivlens.benchmarks.report import curve_frame
-from ivlens.tuning import TuneOptions
+from ivlens.tuning import IVKL, RECIPES, Progressive, Recipe, TuneOptions
+from ivlens.tuning.rehearsal import REHEARSED
 
 TASKS = ("middle_of_three", "second_letter")  # the other three of the suite are for reports
-RATES = {"full": (1e-4, 3e-4, 1e-3, 2e-3), "": (3e-4, 1e-3, 2e-3, 4e-3)}
+RATES = {"full": (1e-4, 3e-4, 6e-4, 1e-3), "": (5e-4, 1e-3, 2e-3, 4e-3)}
+# Each takes one part of the method, or one of its choices, by itself; those of the library come without a change.
+ABLATIONS = {
+    "progressive_subtracted": Recipe(progressive=Progressive(sign=-1)),
+    "progressive_linear": Recipe(progressive=Progressive("linear")),
+    "progressive_cosine": Recipe(progressive=Progressive("cosine")),
+    "progressive_constant": Recipe(progressive=Progressive("constant")),
+    "kl_reverse": Recipe(kl=IVKL(weight=0.1, direction="reverse")),
+    "kl_strong": Recipe(kl=IVKL(weight=0.1), alpha=2.0),
+    "kl_attn_out": Recipe(kl=IVKL(weight=0.1), alpha=4.0, layer=1, site="attn_out"),
+    "kl_first_token": Recipe(kl=IVKL(weight=0.1, answers=0.0)),
+    "heads_light": Recipe(heads_weight=0.1),
+    "iv_added": Recipe(progressive=Progressive(), kl=IVKL(weight=0.1), heads_weight=1.0),
+    "vector": Recipe(heads_weight=1.0, as_vector=True),
+    "instructions_light": Recipe(rehearse="instructions", rehearse_kl=replace(REHEARSED, weight=0.3)),
+    "instructions_lighter": Recipe(rehearse="instructions", rehearse_kl=replace(REHEARSED, weight=0.1)),
+    "instruction_heads_light": Recipe(rehearse="instructions", rehearse_kl=None, rehearse_heads=1.0),
+}
 GUIDANCE = (
     "none",
-    "iv",
-    "heads",
-    "heads/random_heads",
+    "instructions",
+    "instructions_light",
+    "instructions_lighter",
     "kl",
     "kl/zero_vector",
+    "heads",
+    "heads/random_heads",
+    "iv",
+    "iv/zero_vector",
+    "instruction_vector",
+    "instruction_vector/random_heads",
+    "translations",
+    "translations/zero_vector",
     "vectors",
     "vectors/zero_vector",
-    "instructions",
     "instruction_heads",
     "instruction_heads/random_heads",
+    "heads/all_heads",
+    "heads_light",
+    "heads_light/random_heads",
+    "progressive",
+    "progressive_subtracted",
+    "kl_reverse",
+    "kl/random_vector",
+    "kl_strong",
+    "kl_attn_out",
+    "kl_first_token",
+    "progressive_linear",
+    "progressive_cosine",
+    "progressive_constant",
+    "iv_added",
+    "iv/random_vector",
+    "vector",
+    "vector/random_heads",
+    "instruction_vector/all_heads",
+    "instruction_heads/all_heads",
+    "instruction_heads_light",
+    "instruction_heads_light/random_heads",
+    "vectors/random_vector",
+    "translations/random_vector",
 )
 OPTIONS = BenchOptions(
-    tune=TuneOptions(n_steps=150, batch_size=32, decay="constant", judge_every=25),
-    n_samples=400,
-    n_general=8,
+    tune=TuneOptions(n_steps=240, batch_size=32, decay="constant", judge_every=20),
+    n_samples=3200,
+    target=0.9,
+    n_general=4,
     n_earlier=8,
     few_shots=0,
 )
@@ -48,6 +98,7 @@ LEVELS = (0.5, 0.75, 0.9)
 
 
 def run(out: Path, methods: Sequence[str], guidance: Sequence[str], tasks: Sequence[str]) -> None:
+    RECIPES.update(ABLATIONS)
     model = load_model("pocket")
     for task in tasks:
         suite = load_suite("pocket", order=[task])
@@ -59,8 +110,6 @@ def run(out: Path, methods: Sequence[str], guidance: Sequence[str], tasks: Seque
 
 def _said(cell: Cell) -> None:
     print(cell.name, flush=True)
-
-
 def kept(out: Path) -> list[CellResult]:
     files = sorted(out.glob("*/cells/*.json"))
     return [CellResult.from_dict(json.loads(file.read_text())["result"]) for file in files]
@@ -73,6 +122,49 @@ def best_old(curves: pd.DataFrame, wanted: float) -> tuple[float, float]:
         return float("nan"), float("nan")
     row = enough.loc[enough["old"].idxmax()]
     return float(row["old"]), float(row["lr"])
+
+
+def chosen(method: str, guidance: str) -> float:
+    """The learning rate for reports: the best for old tasks at 0.75 of the plain method's best new score, on average.
+
+    A rate at which that score was not reached on a task counts there by how far it came, below all that reached it.
+    `inclora`, `ewc` and `olora` begin as `lora` does, and take its rates; `lwf` begins as `lora` with a zero vector in
+    the teacher does.
+
+    Raises:
+        ValueError: nothing was tuned for that method and guidance.
+    """
+    curves = pd.read_parquet(CURVES)
+    guidance = "kl/zero_vector" if (method, guidance) == ("lwf", "none") else guidance
+    return _best_rate(method if method in set(curves["method"]) else "lora", guidance, curves)[0]
+
+
+def _best_rate(method: str, guidance: str, curves: pd.DataFrame) -> tuple[float, float]:
+    """The learning rate, and its merit."""
+    of_method = curves[curves["method"] == method]
+    own = of_method[of_method["guidance"] == guidance]
+    if own.empty:
+        raise ValueError(f"{method} with {guidance} was not tuned; run benches/tuning.py for it first.")
+    tops = of_method[of_method["guidance"] == "none"].groupby("task")["new"].max()
+
+    def merit(of_rate: pd.DataFrame) -> float:
+        each = []
+        for task, run in of_rate.groupby("task"):
+            wanted = 0.75 * tops[task]
+            old, _ = best_old(run, wanted)
+            each.append(run["new"].max() / wanted - 1 if old != old else old)
+        return sum(each) / len(each)
+
+    merits = {float(rate): merit(run) for rate, run in own.groupby("lr")}
+    return max(merits.items(), key=lambda item: item[1])
+
+
+def best_guidance(method: str) -> str:
+    """The kind of guidance that does best by the rule of `chosen`, controls left out."""
+    curves = pd.read_parquet(CURVES)
+    base = method if method in set(curves["method"]) else "lora"
+    kinds = [kind for kind in curves[curves["method"] == base]["guidance"].unique() if "/" not in kind]
+    return max((kind for kind in kinds if kind != "none"), key=lambda kind: _best_rate(base, kind, curves)[1])
 
 
 def rows(curves: pd.DataFrame) -> Iterable[list[str]]:

@@ -8,7 +8,7 @@ import torch
 from conftest import tiny_task
 
 from ivlens.tuning import IVKL, RECIPES, Guidance, HeadConsistency, Learner, Recipe, TuneOptions, control, iv_guidance
-from ivlens.tuning.data import training_set
+from ivlens.tuning.data import answer_logits, last_column, training_set
 from ivlens.tuning.rehearsal import instruction_rehearsal, vector_rehearsal
 from ivlens.vectors import InstructionVector
 
@@ -88,7 +88,7 @@ def test_controls_reach_into_rehearsal(llama, task):
     assert not set(other.heads.heads) & set(before.heads.heads)
     with pytest.raises(ValueError, match="rehearsal of vectors got no earlier tasks"):
         iv_guidance(llama, task, Recipe(rehearse="vectors"))
-    with pytest.raises(ValueError, match="rehearse is 'vector', expected instructions or vectors"):
+    with pytest.raises(ValueError, match="rehearse is 'vector', expected instructions, vectors, translations"):
         Recipe(rehearse="vector")
 
 
@@ -114,7 +114,6 @@ def test_rehearsal_holds_the_answers_under_the_vectors(llama, task):
 
 def test_each_pair_is_asked_with_its_own_vector(llama, task):
     """The teacher's answer to a pair is what the model says with that vector added by hand."""
-    from ivlens.tuning.data import answer_logits, last_column
     from ivlens.tuning.rehearsal import Rehearsal
 
     learner = Learner(llama, "full")
@@ -160,3 +159,48 @@ def test_a_vector_at_a_place_that_does_not_exist(llama, task):
 def test_progressive_and_kl_describe_themselves(made):
     said = made.describe()
     assert said["progressive"] == vars(RECIPES["iv"].progressive) and said["kl"] == vars(RECIPES["iv"].kl)
+
+
+def test_a_held_vector_is_what_the_heads_write_together(llama, task):
+    """`as_vector` reads Σ z W_O, on projections that are linear layers."""
+    learner = Learner(llama, "full")
+    data = training_set(llama, task, list(task.examples)[:4])
+    heads = ((0, 1), (2, 3))
+    with learner.sites.head_outputs(learner.trained, [0, 2], data.tokens.shape[1] - 1) as kept:
+        answer_logits(learner.trained, data)
+    each = learner.sites.held(learner.trained, kept, HeadConsistency(heads))
+    written = learner.sites.held(learner.trained, kept, HeadConsistency(heads, as_vector=True))
+    by_hand = sum(each[:, n] @ llama.blocks[layer].attn.W_O[head] for n, (layer, head) in enumerate(heads))
+    torch.testing.assert_close(written[:, 0], by_hand, atol=1e-5, rtol=1e-5)
+
+
+def test_holding_the_vector_leaves_heads_free(llama, task):
+    """All heads of a layer may change as long as what they write together does not."""
+    old = tiny_task("synonym", "Give a synonym.", 2)
+    moved = {}
+    for weight in (1e-6, 100.0):
+        held = HeadConsistency(((0, 1), (2, 3)), weight, as_vector=True)
+        rehearsal = instruction_rehearsal(llama, task.examples, task, [old], n=20, kl=None, heads=held)
+        _, log = rehearsal_terms(llama, task, rehearsal, n_steps=12)
+        assert log.rehearsal0[0] == pytest.approx(0.0, abs=1e-4 * weight)
+        moved[weight] = log.rehearsal0.iloc[-1] / weight
+    assert moved[100.0] < moved[1e-6] / 2
+
+
+def test_a_translation_asks_by_vector_what_the_model_in_training_is_asked_in_words(llama, task):
+    old = [tiny_task("synonym", "Give a synonym.", 2), tiny_task("third", "Give a third.", 3)]
+    deltas = 3 * torch.randn(2, llama.cfg.d_model, generator=torch.Generator().manual_seed(0))
+    made = instruction_rehearsal(llama, task.examples, task, old, n=6, deltas=deltas, layer=1)
+    learner, index = Learner(llama, "full"), torch.arange(6)
+    texts = [llama.tokenizer.decode(rows.tokens[0], skip_special_tokens=True) for rows in (made.prompts, made.teacher)]
+    assert "Give a synonym." in texts[0] and texts[0].endswith(texts[1])
+    with ExitStack() as stack:
+        taught = made._ask(learner.trained, learner.sites, index, TuneOptions(), stack, teacher=True).logits
+    with ExitStack() as stack:
+        student = made._ask(learner.trained, learner.sites, index, TuneOptions(), stack).logits
+    last = last_column(made.teacher)
+    with learner.sites.shifted(learner.trained, 1, "resid_post", last, deltas.repeat_interleave(3, 0)):
+        torch.testing.assert_close(answer_logits(learner.trained, made.teacher), taught, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(answer_logits(learner.trained, made.prompts), student, atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="got 2 prompts for its teacher, expected 6"):
+        dataclasses.replace(made, teacher=made.teacher.rows(torch.arange(2)))

@@ -119,9 +119,14 @@ def run_cell(
     cell: Cell,
     options: BenchOptions | None = None,
     *,
+    effects: dict[str, HeadEffects] | None = None,
     on_step: Callable[[Row], None] = lambda row: None,
 ) -> CellResult:
     """Train on every task of the suite in turn, and judge after each.
+
+    Args:
+        effects: Of general tasks in `model` with the cell's seed, by name; those that are missing are measured where
+            guidance needs them, and added.
 
     Raises:
         ValueError: a method, guidance or option that does not exist or does not suit the model.
@@ -129,7 +134,7 @@ def run_cell(
     options = options or BenchOptions()
     find_recipe(cell.guidance)
     started = time.perf_counter()
-    run = _Run(model, suite, cell, options)
+    run = _Run(model, suite, cell, options, {} if effects is None else effects)
     scores, gp, ip = [run.scores()], [run.gp()], [run.ip()]
     curves = []
     for number, task in enumerate(suite.tasks):
@@ -146,7 +151,14 @@ def run_cell(
 class _Run:
     """A cell on its way."""
 
-    def __init__(self, model: TransformerBridge, suite: Suite, cell: Cell, options: BenchOptions) -> None:
+    def __init__(
+        self,
+        model: TransformerBridge,
+        suite: Suite,
+        cell: Cell,
+        options: BenchOptions,
+        effects: dict[str, HeadEffects],
+    ) -> None:
         self._model, self._suite, self._cell, self._options = model, suite, cell, options
         self._learner = Learner(model, cell.method, seed=cell.seed)
         self._test = Scorer(model, suite, suite.tasks, n=options.n_test, template=options.template)
@@ -154,7 +166,7 @@ class _Run:
         self._few_shot = Scorer(
             model, suite, suite.general, n=options.n_general, template=options.template, n_shots=options.few_shots
         )
-        self._effects: dict[str, HeadEffects] = {}
+        self._effects, self._own_effects = effects, dict[str, HeadEffects]()
 
     def scores(self) -> dict[str, float]:
         return self._test.scores(self._learner)
@@ -215,16 +227,17 @@ class _Run:
         kept = [*general[:: max(1, len(general) // n)][:n], *self._suite.tasks[:number]]
         earlier = [for_training(one) for one in kept]
         if recipe.heads_weight or recipe.rehearse_heads:
-            for one in earlier:  # each once, when it has just been learned
-                if one.name not in self._effects:
-                    self._effects[one.name] = head_effects(before, one, seed=self._cell.seed)
+            for place, one in enumerate(earlier):  # each once: in the first model, or when it has just been learned
+                known = self._effects if place < len(kept) - number else self._own_effects
+                if one.name not in known:
+                    known[one.name] = head_effects(before, one, seed=self._cell.seed)
         return guidance_by_name(
             self._cell.guidance,
             before,
             for_training(task),
             earlier=earlier,
             examples=split_examples(task, "train"),
-            effects=self._effects,
+            effects=self._effects | self._own_effects,
             seed=self._cell.seed,
         )
 

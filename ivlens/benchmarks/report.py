@@ -54,18 +54,24 @@ def _frame(rows: list[dict[str, object]]) -> pd.DataFrame:
 
 
 def summary(results: Sequence[CellResult]) -> pd.DataFrame:
+    """`summary_of` these results."""
+    return summary_of(cell_frame(results))
+
+
+def summary_of(cells: pd.DataFrame) -> pd.DataFrame:
     """Means over runs with 95 % intervals (runs resampled), and what guidance does for each method.
 
     `forget_verdict`: see `ivlens.benchmarks.forget_verdict`. `gp_verdict`: the same rule for the points that are lost
     on general tasks.
 
+    Args:
+        cells: As from `cell_frame`.
+
     Raises:
         ValueError: several learning rates for one method and guidance.
     """
-    cells = cell_frame(results)
     rows = []
-    rates = {(one.cell.method, one.cell.guidance, one.cell.lr) for one in results}
-    if len(rates) > len({pair[:2] for pair in rates}):
+    if (cells.groupby(["method", "guidance"])["lr"].nunique(dropna=False) > 1).any():
         raise ValueError("summary got cells of several learning rates for one method and guidance; choose one of each.")
     for method, guidance in dict.fromkeys(zip(cells["method"], cells["guidance"], strict=True)):
         group = cells.query("method == @method and guidance == @guidance")

@@ -13,6 +13,7 @@ import ivlens
 from ivlens._files import write_whole
 from ivlens.benchmarks.cells import BenchOptions, Cell, CellResult, run_cell
 from ivlens.benchmarks.suites import Suite
+from ivlens.effects import HeadEffects
 from ivlens.models import TransformerBridge, model_identity
 from ivlens.tasks import hash_of_tasks
 from ivlens.tuning import find_recipe, new_method
@@ -45,6 +46,7 @@ class Grid:
     on_step: OnStep = lambda cell, row: None
     on_cell: Callable[[Cell], None] = lambda cell: None
     failed: list[Cell] = field(default_factory=list)
+    _effects: dict[int, dict[str, HeadEffects]] = field(default_factory=dict)  # by seed
 
     def run(self, cells: Iterable[Cell]) -> list[CellResult]:
         """Results of all cells, those that are there and those that have to be run; failed ones are left out.
@@ -87,7 +89,12 @@ class Grid:
     def _run(self, cell: Cell) -> CellResult | None:
         try:
             result = run_cell(
-                self.model, self.suite_of(cell.order), cell, self.options, on_step=lambda row: self.on_step(cell, row)
+                self.model,
+                self.suite_of(cell.order),
+                cell,
+                self.options,
+                effects=self._effects.setdefault(cell.seed, {}),
+                on_step=lambda row: self.on_step(cell, row),
             )
         except Exception as error:  # whatever it is, it is written down, and must not cost the other cells
             self.failed.append(cell)

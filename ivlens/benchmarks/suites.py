@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
 
+from ivlens.benchmarks.drills import drilled
 from ivlens.benchmarks.places import HELD_PARTS, LAYOUTS, TASKS, canonical, found_places, incomplete, picked_place
 from ivlens.benchmarks.rouge import SCORERS, Metric, accuracy, metric_of
 from ivlens.records import wrong
@@ -94,7 +95,7 @@ def load_suite(
     | func | every function-vectors file of the folder, or of its `abstractive` and `extractive` | 0: by name |
     | long | the 15 sets of the long-sequence benchmark | 0: as here; 1 to 3 (4 sets), 4 to 6 (15): O-LoRA's |
     | ni-c1, ni-g1, ni-m1 | five tasks of Natural Instructions | 0: as listed |
-    | pocket | the five tasks the built-in model never saw | 0 to 4: each task once at each place |
+    | pocket | five tasks the built-in model never saw, `drilled` | 0 to 4: each task once at each place |
 
     TRACE itself scores Py150 by edit similarity and 20Minuten by SARI; Rouge-L stands for both here, as for
     MeetingBank. Natural-Instructions, and general tasks from files, are scored by `metric_of`, others by accuracy.
@@ -127,6 +128,8 @@ def load_suite(
         raise incomplete(name, root, missing, len(names))
     # prompts depend on a task's name, and should not depend on how a folder is spelled
     tasks = tuple(replace(load_task(place), name=one) for one, (place, _) in picked.items() if place is not None)
+    if name == "pocket":
+        tasks = tuple(map(drilled, tasks))
     if general is None:
         general = list_tasks(in_training=True) if name == "pocket" else []
     others = tuple(load_task(one) for one in general)

@@ -16,7 +16,7 @@ from ivlens.tuning.rehearsal import REHEARSED, Rehearsal, instruction_rehearsal,
 from ivlens.vectors import InstructionVector
 
 CONTROLS = ("zero_vector", "random_vector", "random_heads", "all_heads")
-REHEARSALS = ("instructions", "vectors")
+REHEARSALS = ("instructions", "vectors", "translations")
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,11 @@ class Recipe:
     Attributes:
         progressive, kl: Act through the vector of the task in training; None leaves one out.
         heads_weight: Of head consistency on the task's own prompts; 0 leaves it out.
-        rehearse: Ask the new inputs for old tasks: by their `instructions`, or by their `vectors`; empty for neither.
+        rehearse: Ask the new inputs for old tasks: by their `instructions`, by their `vectors`, or by instructions that
+            the frozen model gets as vectors (`translations`); empty for neither.
         rehearse_kl: Weight of the answers there; None leaves them out.
         rehearse_heads: Weight of the heads there; 0 leaves them out.
+        as_vector: Where heads are held, hold the vector that they write together instead of each.
         layer, site, alpha: Where vectors enter, and how strongly.
         k: Heads in every vector, and in `S`.
         n_prompts: Prompts that effects are measured on, from the `fit` split.
@@ -40,6 +42,7 @@ class Recipe:
     rehearse: str = ""
     rehearse_kl: IVKL | None = REHEARSED
     rehearse_heads: float = 0.0
+    as_vector: bool = False
     layer: int = 0
     site: str = "resid_post"
     alpha: float = 1.0
@@ -48,7 +51,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.rehearse not in ("", *REHEARSALS):
-            raise ValueError(f"rehearse is {self.rehearse!r}, expected {' or '.join(REHEARSALS)}, or '' for neither.")
+            raise ValueError(f"rehearse is {self.rehearse!r}, expected {', '.join(REHEARSALS)}, or '' for neither.")
 
 
 # Weights, sites and the sign are choices, made on the built-in model: the papers leave them open.
@@ -61,6 +64,8 @@ RECIPES: dict[str, Recipe | None] = {
     "vectors": Recipe(rehearse="vectors", alpha=2.0),
     "instructions": Recipe(rehearse="instructions"),
     "instruction_heads": Recipe(rehearse="instructions", rehearse_kl=None, rehearse_heads=10.0),
+    "instruction_vector": Recipe(rehearse="instructions", rehearse_kl=None, rehearse_heads=1.0, as_vector=True),
+    "translations": Recipe(rehearse="translations", alpha=2.0),
 }
 
 
@@ -142,14 +147,16 @@ def iv_guidance(
     inputs = list(task.split("fit", seed) if examples is None else examples)
     rehearsal: tuple[Rehearsal, ...] = ()
     if plan.rehearse:
-        held = HeadConsistency(heads, plan.rehearse_heads) if heads and plan.rehearse_heads else None
-        if plan.rehearse == "instructions":
-            part = instruction_rehearsal(model, inputs, task, earlier, kl=plan.rehearse_kl, heads=held, seed=seed)
-        else:
+        held = HeadConsistency(heads, plan.rehearse_heads, plan.as_vector) if heads and plan.rehearse_heads else None
+        deltas = None
+        if plan.rehearse != "instructions":
             deltas = plan.alpha * torch.stack([vector(one) for one in earlier])
-            place = {"layer": plan.layer, "site": plan.site}
-            part = vector_rehearsal(model, inputs, task, deltas, kl=plan.rehearse_kl, heads=held, seed=seed, **place)
-        rehearsal = (part,)
+        how = {"kl": plan.rehearse_kl, "heads": held, "layer": plan.layer, "site": plan.site, "seed": seed}
+        if plan.rehearse == "vectors":
+            assert deltas is not None
+            rehearsal = (vector_rehearsal(model, inputs, task, deltas, **how),)
+        else:
+            rehearsal = (instruction_rehearsal(model, inputs, task, earlier, deltas=deltas, **how),)
     return Guidance(
         theta=vector(task) if plan.progressive or plan.kl else None,
         layer=plan.layer,
@@ -157,7 +164,7 @@ def iv_guidance(
         alpha=plan.alpha,
         progressive=plan.progressive,
         kl=plan.kl,
-        heads=HeadConsistency(heads, plan.heads_weight) if heads and plan.heads_weight else None,
+        heads=HeadConsistency(heads, plan.heads_weight, plan.as_vector) if heads and plan.heads_weight else None,
         rehearsal=rehearsal,
     )
 
@@ -209,9 +216,11 @@ def _other_heads(
 ) -> HeadConsistency:
     everyone = [(layer, head) for layer in range(model.cfg.n_layers) for head in range(model.cfg.n_heads)]
     if kind == "all_heads":
-        return HeadConsistency(tuple(everyone), heads.weight * len(heads.heads) / len(everyone))
+        # one vector weighs the same whatever writes it
+        weight = heads.weight if heads.as_vector else heads.weight * len(heads.heads) / len(everyone)
+        return replace(heads, heads=tuple(everyone), weight=weight)
     free = [place for place in everyone if place not in heads.heads]
     drawn = torch.randperm(len(free), generator=generator)[: len(heads.heads)].tolist()
     if not drawn:
         raise ValueError("control 'random_heads' has no heads left to draw from: S holds all of them; use fewer.")
-    return HeadConsistency(tuple(free[n] for n in drawn), heads.weight)
+    return replace(heads, heads=tuple(free[n] for n in drawn))

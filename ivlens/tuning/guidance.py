@@ -119,13 +119,18 @@ class HeadConsistency:
     `z⁰` is the frozen model before the task, without the vector. In total weight `|S|` counts: a set twice as large
     weighs twice as much at the same `weight`.
 
+    With `as_vector` the heads are free, and the vector that they write together is held instead:
+    `‖Σ_S z_{l,h} W_O^{l,h} - Σ_S z⁰_{l,h} W_O^{l,h}‖² / d_model`.
+
     Attributes:
         heads: `S`.
         weight: `β_head`.
+        as_vector: Hold what the heads write together, not each of them.
     """
 
     heads: tuple[tuple[int, int], ...]
     weight: float = 30.0
+    as_vector: bool = False
 
     def __post_init__(self) -> None:
         if not self.heads:
@@ -176,8 +181,7 @@ class Guidance:
 
     def tensors(self) -> "Sequence[Tensor | None]":
         """Everything it consists of that `describe` does not say."""
-        rehearsed = (part for part in self.rehearsal for part in (*vars(part.prompts).values(), part.deltas))
-        return [self.theta, *rehearsed]
+        return [self.theta, *(tensor for part in self.rehearsal for tensor in part.tensors())]
 
     def describe(self) -> dict[str, object]:
         """Every option, as it goes into logs and tables."""

@@ -19,7 +19,7 @@ from ivlens.tuning.losses import Totals, answer_loss, head_distance, iv_kl
 from ivlens.tuning.options import TuneOptions
 from ivlens.tuning.sites import Sites
 from ivlens.tuning.state import TrainingState
-from ivlens.tuning.teacher import Teacher, ask_teacher, chosen_heads
+from ivlens.tuning.teacher import Teacher, ask_teacher
 
 Row = dict[str, float | int]
 
@@ -139,7 +139,7 @@ class Trainer:
                 if guide.kl is not None and wanted.soft is not None:
                     terms[f"kl{suffix}"] = guide.kl.weight * iv_kl(logits, wanted.soft, rows.answers, guide.kl, totals)
                 if guide.heads is not None and wanted.z is not None:
-                    distance = head_distance(chosen_heads(z, guide.heads.heads), wanted.z, totals)
+                    distance = head_distance(self.sites.held(self.model, z, guide.heads), wanted.z, totals)
                     terms[f"heads{suffix}"] = guide.heads.weight * distance
             torch.stack(list(terms.values())).sum().backward()
         return {name: float(term.detach()) for name, term in terms.items()}

@@ -116,9 +116,9 @@ def iv_kl(
 
 
 def head_distance(
-    z: Float[Tensor, "batch heads d_head"], before: Float[Tensor, "batch heads d_head"], totals: Totals | None = None
+    z: Float[Tensor, "batch parts width"], before: Float[Tensor, "batch parts width"], totals: Totals | None = None
 ) -> Float[Tensor, ""]:
-    """`Σ_S ‖z - z⁰‖² / d_head`, averaged over the batch."""
+    """`Σ ‖z - z⁰‖² / width` over the parts (heads, or the vector they write), averaged over the batch."""
     return (z.float() - before.float()).square().mean(-1).sum() / (len(z) if totals is None else totals.rows)
 
 

@@ -1,8 +1,8 @@
 """Rehearsal: old tasks are kept alive on the inputs of the new one, without any old example.
 
-A prompt of the new task's inputs is asked for an old task in one of two ways: by the old task's Instruction Vector,
-added to a prompt that has no instruction, or by the old task's instruction. The model in training must answer as the
-frozen model before the task does:
+A prompt of the new task's inputs is asked for an old task in one of three ways: by the old task's Instruction Vector,
+added to a prompt that has no instruction; by the old task's instruction; or by the instruction in the model in training
+and by the vector in the frozen one. The model in training must answer as the frozen model before the task does:
 
     L = kl.weight · T² KL(M⁰(x, j) ‖ M(x, j))  +  heads.weight · Σ_S ‖z(x, j) - z⁰(x, j)‖² / d_head
 
@@ -30,7 +30,6 @@ from ivlens.tuning.guidance import IVKL, HeadConsistency
 from ivlens.tuning.losses import SoftTargets, head_distance, iv_kl
 from ivlens.tuning.options import TuneOptions
 from ivlens.tuning.sites import Sites
-from ivlens.tuning.teacher import chosen_heads
 
 REHEARSED = IVKL(weight=1.0, answers=0.0)
 
@@ -42,6 +41,7 @@ class Rehearsal:
     Attributes:
         prompts: New inputs, asked for old tasks. Of the answers nothing is read.
         deltas: What is added to each of them at its last token, `α θ_j`; None: nothing.
+        teacher: What the frozen model is asked, one for each of `prompts`; it alone gets `deltas` then. None: the same.
         layer, site: Where.
         kl: The first term; None leaves it out.
         heads: The second term; None leaves it out.
@@ -50,6 +50,7 @@ class Rehearsal:
 
     prompts: TrainingSet
     deltas: Float[Tensor, "n d_model"] | None
+    teacher: TrainingSet | None = None
     layer: int = 0
     site: str = "resid_post"
     kl: IVKL | None = REHEARSED
@@ -59,12 +60,21 @@ class Rehearsal:
     def __post_init__(self) -> None:
         if self.kl is None and self.heads is None:
             raise ValueError("Rehearsal got neither kl nor heads, expected at least one of its terms.")
+        if self.teacher is not None and len(self.teacher) != len(self.prompts):
+            n_asked, n_prompts = len(self.teacher), len(self.prompts)
+            raise ValueError(f"Rehearsal got {n_asked} prompts for its teacher, expected {n_prompts}.")
 
     def describe(self) -> dict[str, object]:
         """Every option, as it goes into logs."""
         place = None if self.deltas is None else {"layer": self.layer, "site": self.site}
         parts = {name: part and vars(part) for name, part in (("kl", self.kl), ("heads", self.heads))}
-        return {"n": len(self.prompts), "deltas": place, **parts, "per_step": self.per_step}
+        of_its_own = self.teacher is not None
+        return {"n": len(self.prompts), "deltas": place, "teacher": of_its_own, **parts, "per_step": self.per_step}
+
+    def tensors(self) -> Sequence[Tensor | None]:
+        """Everything it consists of that `describe` does not say."""
+        asked = [] if self.teacher is None else vars(self.teacher).values()
+        return [*vars(self.prompts).values(), self.deltas, *asked]
 
     def term(
         self, plain: nn.Module, sites: Sites, seed: int, options: TuneOptions | None = None
@@ -81,7 +91,7 @@ class Rehearsal:
             answers = []
             for part in parts:
                 with ExitStack() as stack:
-                    answers.append(self._ask(plain, sites, part, options, stack))
+                    answers.append(self._ask(plain, sites, part, options, stack, teacher=True))
         plain.train(was_training)
         soft = None if self.kl is None else SoftTargets.joined([SoftTargets.of(one.logits, self.kl) for one in answers])
         before = None if self.heads is None else torch.cat([one.z for one in answers if one.z is not None])
@@ -101,21 +111,29 @@ class Rehearsal:
         return distance
 
     def _ask(
-        self, plain: nn.Module, sites: Sites, drawn: Int[Tensor, " rows"], options: TuneOptions, stack: ExitStack
+        self,
+        plain: nn.Module,
+        sites: Sites,
+        drawn: Int[Tensor, " rows"],
+        options: TuneOptions,
+        stack: ExitStack,
+        *,
+        teacher: bool = False,
     ) -> "_Answer":
-        rows = self.prompts.rows(drawn.to(self.prompts.tokens.device))
+        asked = self.teacher if teacher and self.teacher is not None else self.prompts
+        rows = asked.rows(drawn.to(asked.tokens.device))
         column, chosen = last_column(rows), () if self.heads is None else self.heads.heads
-        if self.deltas is not None:
+        if self.deltas is not None and (teacher or self.teacher is None):
             stack.enter_context(sites.shifted(plain, self.layer, self.site, column, self.deltas[drawn]))
         z = stack.enter_context(sites.head_outputs(plain, sorted({layer for layer, _ in chosen}), column))
         with options.autocast(rows.tokens.device):
             logits = answer_logits(plain, rows)
-        return _Answer(logits, chosen_heads(z, chosen) if chosen else None)
+        return _Answer(logits, None if self.heads is None else sites.held(plain, z, self.heads))
 
 
 class _Answer(NamedTuple):
     logits: Float[Tensor, "rows 1 d_vocab"]
-    z: Float[Tensor, "rows heads d_head"] | None
+    z: Float[Tensor, "rows parts width"] | None
 
 
 def vector_rehearsal(
@@ -144,7 +162,7 @@ def vector_rehearsal(
     drawn = torch.randint(len(prompts), (n,), generator=generator).to(prompts.tokens.device)
     chosen = torch.randint(len(deltas), (n,), generator=generator)
     given = deltas[chosen].to(prompts.tokens.device)
-    return Rehearsal(prompts.rows(drawn), given, layer, site, kl, heads)
+    return Rehearsal(prompts.rows(drawn), given, layer=layer, site=site, kl=kl, heads=heads)
 
 
 def instruction_rehearsal(
@@ -157,19 +175,33 @@ def instruction_rehearsal(
     kl: IVKL | None = REHEARSED,
     heads: HeadConsistency | None = None,
     template: str | PromptTemplate = "plain",
+    deltas: Float[Tensor, "n_earlier d_model"] | None = None,
+    layer: int = 0,
+    site: str = "resid_post",
     seed: int = 0,
 ) -> Rehearsal:
-    """Inputs of `task` with the instructions of `earlier` tasks, and no vector: what a vector has to be as good as."""
+    """Inputs of `task` with the instructions of `earlier` tasks.
+
+    Args:
+        deltas: `α θ_j` of every earlier task: the frozen model gets it in place of the instruction. None: it gets the
+            instruction too, which is what a vector has to be as good as.
+        n: Pairs of input and earlier task, drawn with the seed.
+    """
     share = -(-n // len(earlier))
     generator = torch.Generator().manual_seed(seed)
-    sets = []
+    sets, bare = [], []
     for number, old in enumerate(earlier):
         drawn = [examples[i] for i in torch.randint(len(examples), (share,), generator=generator).tolist()]
-        batch = build_prompts(
-            model.tokenizer, task, drawn, template=template, instruction=old.instructions, seed=seed + number
-        )
-        sets.append(_first_token(as_training_set(model, batch)))
-    return Rehearsal(TrainingSet.joined(sets), None, kl=kl, heads=heads)
+        for kept, instruction in ((sets, old.instructions), (bare, "")):
+            batch = build_prompts(
+                model.tokenizer, task, drawn, template=template, instruction=instruction, seed=seed + number
+            )
+            kept.append(_first_token(as_training_set(model, batch)))
+    prompts = TrainingSet.joined(sets)
+    if deltas is None:
+        return Rehearsal(prompts, None, kl=kl, heads=heads)
+    given = deltas.repeat_interleave(share, 0).to(prompts.tokens.device)
+    return Rehearsal(prompts, given, TrainingSet.joined(bare), layer, site, kl=kl, heads=heads)
 
 
 def _first_token(data: TrainingSet) -> TrainingSet:

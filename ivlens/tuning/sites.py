@@ -12,6 +12,7 @@ from ivlens._plain import ModulePaths, module_paths
 from ivlens.hooks import check_layers, check_site
 from ivlens.models import TransformerBridge
 from ivlens.tuning.data import base_model
+from ivlens.tuning.guidance import HeadConsistency
 
 
 class Sites:
@@ -74,6 +75,24 @@ class Sites:
         finally:
             for handle in handles:
                 handle.remove()
+
+    def held(
+        self, plain: nn.Module, kept: dict[int, Float[Tensor, "batch n_heads d_head"]], part: HeadConsistency
+    ) -> Float[Tensor, "batch parts width"]:
+        """What `part` holds, side by side: the outputs of its heads, or the one vector that they write together."""
+        if not part.as_vector:
+            return torch.stack([kept[layer][:, head] for layer, head in part.heads], 1)
+        each = [self._written(plain, kept[layer], layer, head) for layer, head in part.heads]
+        return torch.stack(each).sum(0)[:, None]
+
+    def _written(
+        self, plain: nn.Module, z: Float[Tensor, "batch n_heads d_head"], layer: int, head: int
+    ) -> Float[Tensor, "batch d_model"]:
+        """`z W_O` of one head, with the weights as they are now."""
+        module: Any = base_model(plain).get_submodule(self.paths.projections[layer])
+        module = getattr(module, "base_layer", module)
+        by_input = module.weight.T if isinstance(module, nn.Linear) else module.weight  # GPT-2's is the other way round
+        return z[:, head] @ by_input.unflatten(0, (self._n_heads, self._d_head))[head]
 
     def _keep(self, kept: dict[int, Tensor], layer: int, column: int) -> Callable[[nn.Module, Any], None]:
         def keep(_: nn.Module, given: Any) -> None:

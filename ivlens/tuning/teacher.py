@@ -21,7 +21,7 @@ class Teacher:
     """Targets of every training example; None for a part that is not in use."""
 
     soft: SoftTargets | None
-    z: Float[Tensor, "n heads d_head"] | None
+    z: Float[Tensor, "n parts width"] | None
 
     def rows(self, index: Int[Tensor, " rows"]) -> "Teacher":
         """Those of some examples."""
@@ -51,13 +51,6 @@ def ask_teacher(
                 layers = sorted({layer for layer, _ in guidance.heads.heads})
                 with sites.head_outputs(plain, layers, column) as kept:
                     answer_logits(plain, rows)
-                z.append(chosen_heads(kept, guidance.heads.heads))
+                z.append(sites.held(plain, kept, guidance.heads))
     plain.train(was_training)
     return Teacher(SoftTargets.joined(soft) if soft else None, torch.cat(z) if z else None)
-
-
-def chosen_heads(
-    kept: dict[int, Float[Tensor, "batch n_heads d_head"]], heads: tuple[tuple[int, int], ...]
-) -> Float[Tensor, "batch heads d_head"]:
-    """The outputs of these heads side by side."""
-    return torch.stack([kept[layer][:, head] for layer, head in heads], 1)

@@ -1,0 +1,98 @@
+"""What every method forgets along a sequence of tasks, with and without guidance, at equal scores on the new tasks.
+
+    python benches/sequences.py run  --out out/sequences [--methods full,lora,ewc] [--orders 0] [--seeds 3]
+    python benches/sequences.py show [--out out/sequences] [--write]
+
+The three tasks of the pocket suite on which nothing was tuned, in all six orders. Every task is trained until its score
+on *select* reaches TARGET, so that methods are compared at equal scores on the new tasks; what is shown is on *test*.
+Learning rates and guidance are those that `benches/tuning.py` chose on the other two tasks. `run` keeps every cell and
+can be interrupted; `show` without `--out` reads the cells that are committed.
+"""
+
+import argparse
+import json
+from dataclasses import replace
+from itertools import permutations
+from pathlib import Path
+
+import pandas as pd
+from common import machine_line, write_section
+from tuning import ABLATIONS, best_guidance, chosen
+
+from ivlens import load_model
+from ivlens.benchmarks import BenchOptions, CellResult, Grid, all_cells, load_suite
+from ivlens.benchmarks.report import cell_frame, markdown, summary_of
+from ivlens.tuning import RECIPES, TuneOptions
+
+TASKS = ("first_and_last_letter", "shortest_of_three", "swap_pair")
+ORDERS = list(permutations(TASKS))
+METHODS = ("full", "lora", "inclora", "ewc", "olora", "lwf")
+TARGET = 0.6
+OPTIONS = BenchOptions(
+    tune=TuneOptions(n_steps=360, batch_size=32, decay="constant", judge_every=20),
+    n_samples=3200,
+    target=TARGET,
+    n_general=8,
+    n_earlier=8,
+)
+CELLS = Path(__file__).parent / "sequences.parquet"
+
+
+def run(out: Path, methods: list[str], guidance: list[str], orders: list[int], seeds: list[int]) -> None:
+    RECIPES.update(ABLATIONS)
+    model = load_model("pocket")
+    suites = [load_suite("pocket", order=list(names)) for names in ORDERS]
+    grid = Grid(model, lambda order: suites[order], OPTIONS, out, on_cell=lambda cell: print(cell.name, flush=True))
+    cells = [
+        replace(cell, guidance=best_guidance(cell.method) if cell.guidance == "best" else cell.guidance)
+        for cell in all_cells(methods, guidance, orders, seeds)
+    ]
+    grid.run(replace(cell, lr=chosen(cell.method, cell.guidance)) for cell in cells)
+
+
+def kept(out: Path) -> pd.DataFrame:
+    """One row for each cell, and how many of its tasks reached the target."""
+    read = [json.loads(file.read_text()) for file in sorted(out.glob("cells/*.json"))]
+    results = [CellResult.from_dict(one["result"]) for one in read]
+    cells = cell_frame(results)
+    cells["reached"] = [sum(curve[-1]["new"] >= TARGET for curve in one.curves) for one in results]
+    cells["steps"] = [sum(int(curve[-1]["step"]) for curve in one.curves) for one in results]
+    return cells
+
+
+def show(cells: pd.DataFrame) -> str:
+    reached = cells.groupby(["method", "guidance"])[["reached", "steps"]].mean()
+    lines = [
+        f"{method} with {guidance}: {row.reached:.2f} of {len(TASKS)} tasks reached {TARGET}, in {row.steps:.0f} steps."
+        for (method, guidance), row in reached.iterrows()
+    ]
+    about = (
+        f"Tasks {', '.join(TASKS)} in {cells['order'].nunique()} orders with {cells['seed'].nunique()} seeds, each "
+        f"trained until its score on *select* is {TARGET}; scores on *test*, intervals over runs."
+    )
+    head = f"## Sequences on the pocket suite (`benches/sequences.py`)\n\n{machine_line()} {about}"
+    return "\n\n".join([head, markdown(summary_of(cells)), " ".join(lines)])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("run", "show"))
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--guidance", default="none,best")
+    parser.add_argument("--orders", default=",".join(map(str, range(len(ORDERS)))))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--write", action="store_true", help="into RESULTS.md, and cells into sequences.parquet")
+    given = parser.parse_args()
+    if given.what == "run":
+        orders = [int(number) for number in given.orders.split(",")]
+        run(given.out, given.methods.split(","), given.guidance.split(","), orders, list(range(given.seeds)))
+    cells = pd.read_parquet(CELLS) if given.out is None else kept(given.out)
+    print(show(cells))
+    if given.write:
+        write_section("sequences", show(cells))
+        cells.to_parquet(CELLS, index=False)
+
+
+if __name__ == "__main__":
+    main()
