@@ -39,7 +39,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt
 	@$(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -c constraints.txt torch
 	@$(PY) -c 'import torch; print("== torch", torch.__version__, "built for", torch.version.cuda and "CUDA " + torch.version.cuda or "CPU")'
 	@echo "== installing ivlens"
-	@$(PIP) install --quiet -c constraints.txt -e .
+	@$(PIP) install --quiet -c constraints.txt -e '.[tune]'
 	@rm $(STARTED) && touch $@
 
 $(VENV)/.test: $(VENV)/.demo

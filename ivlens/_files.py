@@ -1,9 +1,30 @@
 """Files that are whole or absent, whenever a program is interrupted."""
 
+import json
+import logging
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from errno import EACCES, EAGAIN, EDEADLK
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
+
+logger = logging.getLogger("ivlens")
+
+LOCK, LIST = ".lock", "ivlens.json"
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _hold(file: Any) -> None:
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+
+else:
+    import fcntl
+
+    def _hold(file: Any) -> None:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @contextmanager
@@ -26,6 +47,59 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
     with filling(path.parent) as scratch:
         write(scratch / path.name)
     return path
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """As `filling`, for a folder whose files belong together: what was put there this way before goes.
+
+    A list of what was written (`ivlens.json`) stays beside it, so that nothing else is ever removed.
+    """
+    with filling(folder) as scratch:
+        yield scratch
+        new = sorted(path.relative_to(scratch).as_posix() for path in scratch.rglob("*") if path.is_file())
+        for name in _listed(folder / LIST) - {*new, LIST}:
+            file = folder / name
+            file.unlink(missing_ok=True)
+            if file.parent != folder and file.parent.is_dir() and not any(file.parent.iterdir()):
+                file.parent.rmdir()
+        (scratch / LIST).write_text(json.dumps({"files": new}, indent=1) + "\n", encoding="utf-8")
+
+
+def _listed(path: Path) -> set[str]:
+    """Names in a list, as far as it can be read and they lead to nowhere else."""
+    try:
+        names = {Path(name) for name in json.loads(path.read_text(encoding="utf-8"))["files"]}
+    except (OSError, ValueError, TypeError, KeyError):
+        return set()
+    return {name.as_posix() for name in names if not name.is_absolute() and ".." not in name.parts}
+
+
+@contextmanager
+def held(folder: Path, what: str) -> Iterator[None]:
+    """Keep everyone else out of `folder` (made if need be) while the body runs.
+
+    The system takes the lock back when its owner ends, however that happens. Where the file system knows no locks, the
+    body runs without one, and a warning says so.
+
+    Args:
+        what: What another owner is doing there, for the message.
+
+    Raises:
+        BlockingIOError: someone else holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / LOCK, "a", encoding="utf-8") as file:
+        try:
+            _hold(file)
+        except OSError as error:
+            if error.errno in (EAGAIN, EACCES, EDEADLK):
+                raise BlockingIOError(
+                    f"{str(folder)!r} is in use by {what} that is still running, expected a folder of its own for "
+                    "each; wait until it has ended, or use another folder."
+                ) from error
+            logger.warning("%s cannot be locked (%s): see to it that only one program uses it.", folder, error.strerror)
+        yield
 
 
 def ready_folder(path: str | Path) -> Path:

@@ -1,4 +1,5 @@
-"""The main job on several tasks: effects, vectors, the best setting, the judgement with controls, completions.
+"""The main job on several tasks: effects, vectors, the best setting, the judgement with controls, completions; and,
+with the built-in model, a short training.
 
 `run_demo` computes, `write_demo` writes. Nothing is on disk before everything is computed, and no file is ever half
 written, so an interrupted demo leaves the last complete one alone.
@@ -18,6 +19,7 @@ from tqdm.auto import tqdm
 from ivlens._files import filling
 from ivlens.completions import complete, first_line
 from ivlens.controls import HeadMeans
+from ivlens.demo_tuning import TuningDemo, can_tune, run_tuning
 from ivlens.effects import HeadEffects, head_effects
 from ivlens.hooks import SITES
 from ivlens.interventions import evaluate_intervention, steer
@@ -55,6 +57,7 @@ class DemoOptions:
         k: heads per vector.
         n_draws: random vectors, and random sets of heads, per task.
         n_examples: test inputs per task that are completed with and without the vector.
+        n_steps: of the training at the end; 0 leaves it out, and so does any other model than the built-in one.
         seed: of everything that is drawn.
     """
 
@@ -64,6 +67,7 @@ class DemoOptions:
     k: int = 10
     n_draws: int = 5
     n_examples: int = 6
+    n_steps: int = 60
     seed: int = 0
 
 
@@ -77,6 +81,7 @@ class DemoResult:
         examples: task, input, prompt, answers, before, after, and whether each is right.
         decoded: `(token, logit)` pairs per task, largest logit first.
         seconds: wall time.
+        tuning: what teaching a new task did; None where nothing was trained.
     """
 
     options: DemoOptions
@@ -89,6 +94,7 @@ class DemoResult:
     examples: pd.DataFrame
     decoded: dict[str, list[tuple[str, float]]]
     seconds: float
+    tuning: TuningDemo | None = None
 
     def table(self) -> pd.DataFrame:
         """Accuracy on *test*: one row per task, one column per condition, and the setting of the vector."""
@@ -130,6 +136,9 @@ def _measured(
             swept.append(sweep_settings(model, task, vector, grid=grid, seed=options.seed).assign(task=task.name))
         judged.append(_judge(model, task, vector, vectors, found, options).assign(task=task.name))
         shown.append(_examples(model, task, vector, judged[-1], options))
+    tuning = None
+    if options.n_steps and can_tune(options.model):
+        tuning = run_tuning(model, n_steps=options.n_steps, seed=options.seed, bar=bar)
     return DemoResult(
         options=options,
         model=model_identity(model),
@@ -141,6 +150,7 @@ def _measured(
         examples=_tasks_first(shown),
         decoded={vector.task: vector.decode(model, k=N_DECODED) for vector in vectors},
         seconds=time.perf_counter() - start,
+        tuning=tuning,
     )
 
 
@@ -159,6 +169,9 @@ def write_demo(result: DemoResult, folder: str | Path, *, also: Callable[[Path],
     with filling(root) as scratch:
         for name in ("conditions", "sweep", "examples"):
             getattr(result, name).to_parquet(scratch / f"{name}.parquet")
+        if result.tuning is not None:
+            result.tuning.scores.to_parquet(scratch / "tuning.parquet")
+            result.tuning.curves.to_parquet(scratch / "tuning_curves.parquet")
         heads = pd.concat([found.to_frame() for found in result.effects], ignore_index=True)
         heads.to_parquet(scratch / "effects.parquet")
         for found, vector in zip(result.effects, result.vectors, strict=True):
@@ -182,6 +195,7 @@ def summary(result: DemoResult) -> dict[str, Any]:
         "options": asdict(result.options),
         "seconds": round(result.seconds, 1),
         "tasks": result.table().to_dict("records"),
+        "tuning": None if result.tuning is None else result.tuning.scores.to_dict("records"),
     }
 
 

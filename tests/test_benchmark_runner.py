@@ -58,6 +58,63 @@ def test_training_ends_at_the_target(llama, suite):
     assert [len(curve) for curve in result.curves] == [1, 1]
 
 
+def test_training_ends_when_patience_does(llama, suite):
+    from dataclasses import replace
+
+    tune = replace(OPTIONS.tune, n_steps=12, lr=1e-12, patience=2)  # which learns nothing
+    result = run_cell(llama, suite, Cell("full"), replace(OPTIONS, tune=tune))
+    assert [[row["step"] for row in curve] for curve in result.curves] == [[2, 4, 6], [2, 4, 6]]
+
+
+def test_a_task_scored_by_rouge_is_judged_by_rouge_on_the_way(llama, monkeypatch):
+    """Target, patience and curves see what the suite scores, and the other tasks' answers are not written out."""
+    from dataclasses import replace
+
+    from ivlens.benchmarks import rouge_l, scores, split_examples
+
+    names = ("summary", "labels", "bank")
+    tasks = [tiny_task(name, f"Do {name}.", shift) for shift, name in enumerate(names, 1)]
+    tasks[2] = replace(tasks[2], kind="lexical")
+    suite = Suite(
+        "trace", tuple(tasks[:2]), dict(zip(names, ("rouge_l", "accuracy", "accuracy"), strict=True)), (tasks[2],)
+    )
+
+    inputs = {side: split_examples(tasks[0], side) for side in ("select", "test")}
+    text, asked = " ".join(one.answer for one in inputs["select"][:3]), []
+
+    def written(bridge, prompts, **options):
+        asked.extend(prompts)
+        return [text] * len(prompts)
+
+    monkeypatch.setattr(scores, "complete", written)
+    options = replace(OPTIONS, n_test=50)
+    result = run_cell(llama, suite, Cell("lora"), options)
+    want = {side: np.mean([rouge_l(text, one.answers) for one in listed]) for side, listed in inputs.items()}
+    assert 0 < want["select"] < 1
+    assert [row["new"] for row in result.curves[0]] == pytest.approx([want["select"]] * 2)
+    assert result.scores[1][0] == pytest.approx(want["test"])
+    assert not any("Do bank" in prompt for prompt in asked)
+    labelled = {one.input for one in split_examples(tasks[1], "select")}
+    assert not any("Do labels" in prompt and f"Input: {word}\n" in prompt for prompt in asked for word in labelled)
+    stopped = run_cell(llama, suite, Cell("lora"), replace(options, target=want["select"] - 1e-6))
+    assert len(stopped.curves[0]) == 1
+
+
+def test_results_stay_good_where_nothing_concerns_them(llama, suite, tmp_path):
+    """A cell's key says patience only where there is some, and what was revised only where it matters."""
+    from dataclasses import replace
+
+    from ivlens.benchmarks.runner import _revised
+
+    grid = Grid(llama, lambda order: suite, OPTIONS, tmp_path)
+    patient = Grid(llama, lambda order: suite, replace(OPTIONS, tune=replace(OPTIONS.tune, patience=2)), tmp_path)
+    assert grid._key(Cell("lora")) != patient._key(Cell("lora"))
+    assert _revised(suite, Cell("lora", "iv")) == _revised(suite, Cell("replay")) == []
+    assert _revised(suite, Cell("replay", "iv")) == ["replayed prompts unguided"]
+    rouge = replace(suite, metrics={**suite.metrics, "antonym": "rouge_l"})
+    assert _revised(rouge, Cell("lora")) == ["judged by Rouge-L"]
+
+
 def test_unknown_guidance_is_named():
     with pytest.raises(ValueError, match="guidance is 'vi', expected one of none, iv"):
         find_recipe("vi")

@@ -242,6 +242,27 @@ def test_interrupted_command_writes_nothing(
     [
         (["tune", "--task", "second_letter", "--out", "o", "--lr", "inf"], "lr is inf, expected a finite number"),
         (["tune", "--task", "second_letter", "--out", "o", "--guidance", "vi"], "guidance is 'vi', expected one of"),
+        *(
+            (["tune", "--task", "second_letter", "--out", "o", *words.split()], said)
+            for words, said in (
+                ("--schedule linear", "--schedule is given, but --guidance is none"),
+                ("--guidance kl --schedule linear", "--guidance kl has no progressive intervention"),
+                ("--guidance kl --heads-weight 1", "--heads-weight is given, but --guidance kl has no heads to hold"),
+                ("--guidance instructions --layer 1", "--layer is given, but --guidance instructions has no vector"),
+                ("--guidance heads --kl-weight 1", "--guidance heads has no divergence from a teacher"),
+                ("--guidance heads --temperature 1", "--guidance heads has no divergence from a teacher"),
+                ("--guidance kl --rehearsal-weight 1", "--guidance kl has no rehearsal of answers"),
+                ("--guidance kl --kl-weight -1", "--kl-weight is -1.0, expected a finite number, 0 or more"),
+                ("--guidance iv --heads-weight nan", "--heads-weight is nan, expected a finite number, 0 or more"),
+                ("--guidance instructions --temperature 0", "--temperature is 0.0, expected a number above 0"),
+                ("--guidance iv --sign 2", "--sign is 2, expected 1"),
+                ("--guidance iv --alpha inf", "--alpha is inf, expected a finite number"),
+                ("--guidance kl --top-n 0", "--top-n is 0, expected 1 or more"),
+                ("--guidance kl --layer 6", "--layer is 6, expected 0 to 5 for this model"),
+                ("--guidance heads --k 49", "--k is 49, expected 1 to 48 for this model"),
+                ("--guidance heads/zero_vector --k 4", "replaces vectors, but this guidance has none"),
+            )
+        ),
         (["bench", "--out", "o", "--seeds", "0"], "--seeds is 0, expected 1 or more"),
         (["bench", "--out", "o", "--methods", "lora,lara"], "--methods has lara, expected some of full"),
         (["bench", "--out", "o", "--orders", "0,9"], "got order=9"),
@@ -253,6 +274,43 @@ def test_tune_and_bench_refuse_in_one_line(words, said, tmp_path, monkeypatch, c
     assert main(words) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and said in err, err
+
+
+def test_what_a_guidance_is_made_of_can_be_changed():
+    from dataclasses import replace
+
+    from ivlens.cli._guidance import GuidanceOptions
+    from ivlens.tuning import RECIPES
+
+    whole, control = GuidanceOptions(
+        schedule="linear", sign=1, layer=3, site="attn_out", alpha=0.5, direction="reverse", temperature=1.0, top_n=9,
+        kl_weight=0.3, last_weight=0.4, answers_weight=0.6, heads_weight=7.0, k=4,
+    ).recipe("iv/zero_vector")  # fmt: skip
+    was = RECIPES["iv"]
+    kl = replace(was.kl, direction="reverse", temperature=1.0, top_n=9, weight=0.3, last=0.4, answers=0.6)
+    progressive = replace(was.progressive, schedule="linear", sign=1)
+    place = {"layer": 3, "site": "attn_out", "alpha": 0.5}
+    assert whole == replace(was, kl=kl, progressive=progressive, heads_weight=7.0, k=4, **place)
+    assert control == "zero_vector" and GuidanceOptions().recipe("iv") == (was, "")
+    rehearsed, _ = GuidanceOptions(temperature=1.0, rehearsal_weight=3.0).recipe("instructions")
+    was = RECIPES["instructions"]
+    assert rehearsed == replace(was, rehearse_kl=replace(was.rehearse_kl, temperature=1.0, weight=3.0))
+    held, _ = GuidanceOptions(heads_weight=3.0, k=2).recipe("instruction_heads")
+    assert held == replace(RECIPES["instruction_heads"], rehearse_heads=3.0, k=2)
+
+
+def test_tune_trains_with_the_guidance_that_was_asked_for(tmp_path, capsys):
+    """The options reach the training: a subtracted vector at another layer is another loss from the first step on."""
+    import pandas as pd
+
+    words = ["tune", "--task", "middle_of_three", "--steps", "2", "--batch-size", "8", "--guidance", "progressive"]
+    logs = []
+    for number, more in enumerate(([], ["--sign", "-1"], ["--layer", "3", "--alpha", "2"])):
+        out = tmp_path / str(number)
+        status, _, err = run(capsys, *words, *more, "--watch", "antonym", "--out", out)
+        assert status == 0, err
+        logs.append(pd.read_csv(out / "log.csv").lm[0])
+    assert len(set(logs)) == 3
 
 
 def test_bench_has_its_own_defaults_whatever_else_is_given():

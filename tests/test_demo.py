@@ -203,6 +203,30 @@ def test_page_escapes_what_a_model_writes(result: DemoResult) -> None:
     assert "without a vector" in own
 
 
+def test_the_built_in_model_is_taught_a_task_with_and_without_guidance(result: DemoResult, tmp_path: Path) -> None:
+    from ivlens.demo_tuning import GUIDANCE, NEW_TASK, OLD_TASKS, can_tune, run_tuning
+    from ivlens.models import load_model
+
+    assert can_tune("pocket") and not can_tune("./checkpoint") and result.tuning is None
+    bank = load_bank()
+    assert not bank[NEW_TASK].in_training and all(bank[name].in_training for name in OLD_TASKS)
+    tuning = run_tuning(load_model("pocket"), n_steps=5, seed=0, bar=lambda what, items: items)
+    assert tuning.scores["task"].tolist() == [NEW_TASK, *OLD_TASKS]
+    assert tuning.scores["role"].tolist() == ["new", "watched", "watched", "watched"]
+    assert tuning.curves[["guidance", "step"]].values.tolist() == [[name, 5] for name in GUIDANCE]
+    whole = replace(result, tuning=tuning)
+    own = without_plotly(page(whole))
+    assert "Teaching it one more task" in own and 'data-figure="tuning"' in own and NEW_TASK in own
+    figures = json.loads(re.search(r'id="figures">(.*?)</script>', own, flags=re.DOTALL)[1])
+    lines = figures["tuning"]["dark"]["data"]
+    assert [line["name"] for line in lines] == ["plain LoRA", "old instructions rehearsed"]
+    assert "Teaching it" not in without_plotly(page(result))
+    write_demo(whole, tmp_path)
+    assert len(pd.read_parquet(tmp_path / "tuning.parquet")) == 4
+    assert len(pd.read_parquet(tmp_path / "tuning_curves.parquet")) == 2
+    assert len(summary(whole)["tuning"]) == 4
+
+
 # --- completions -----------------------------------------------------------------------------------------------------
 
 

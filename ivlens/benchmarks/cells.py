@@ -16,7 +16,7 @@ from ivlens.models import TransformerBridge
 from ivlens.tasks import Task
 from ivlens.tuning import Guidance, Learner, TuneOptions, find_recipe, guidance_by_name
 from ivlens.tuning.data import training_set
-from ivlens.tuning.exams import make_exam, mean_score
+from ivlens.tuning.exams import mean_score
 from ivlens.tuning.loop import Row
 
 
@@ -51,7 +51,7 @@ class BenchOptions:
     """What all cells have in common.
 
     Attributes:
-        tune: How each task is trained.
+        tune: How each task is trained, `patience` on *select* included.
         n_samples: Training prompts of each task.
         target: A task's training ends as soon as its score on *select* reaches this; None: after all steps.
         n_test: Prompts of each task in a judgement.
@@ -80,7 +80,7 @@ class CellResult:
         tasks: In the order in which they were learned.
         scores: `a[i][j]`: score of task `j` after task `i`, on *test*; first row: before any training.
         gp, ip: Scores of general tasks, before training and after the last task; empty where there are none.
-        curves: For every task the judged rows of its training: step, `new` and `old` on *select*.
+        curves: For every task the judged rows of its training: step, `new` and `old` on *select*, as the suite scores.
         seconds: How long it took.
     """
 
@@ -202,20 +202,19 @@ class _Run:
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
     def _judge(self, number: int, task: Task) -> Callable[[nn.Module], dict[str, float]]:
-        """Accuracy on *select*, of the new task and of all that came before it."""
+        """Scores on *select* by the suite's metrics, of the new task and of all that came before it."""
         old = [*self._suite.tasks[:number], *self._suite.general]
-        n, template = self._options.n_general, self._options.template
+        options = self._options
         ask = {
-            "new": make_exam(
-                self._model, [(task, split_examples(task, "select"))], n=self._options.n_test, template=template
-            ),
-            "old": make_exam(self._model, [(one, split_examples(one, "select")) for one in old], n=n, template=template)
-            if old
-            else None,
+            name: Scorer(self._model, self._suite, tasks, n=n, side="select", template=options.template)
+            for name, tasks, n in (("new", [task], options.n_test), ("old", old, options.n_general))
         }
-        return lambda plain: {
-            name: float("nan") if exam is None else mean_score(exam.sit(plain)) for name, exam in ask.items()
-        }
+
+        def judge(plain: nn.Module) -> dict[str, float]:
+            scores = {name: scorer.scores(self._learner) for name, scorer in ask.items()}
+            return {name: mean_score(found) if found else float("nan") for name, found in scores.items()}
+
+        return judge
 
     def _guidance(self, number: int, task: Task) -> Guidance | None:
         """From the model as it is now; it keeps some general tasks, and all that were learned so far."""

@@ -71,7 +71,8 @@ def summary_of(cells: pd.DataFrame) -> pd.DataFrame:
         ValueError: several learning rates for one method and guidance.
     """
     rows = []
-    if (cells.groupby(["method", "guidance"])["lr"].nunique(dropna=False) > 1).any():
+    rates = set(zip(cells["method"], cells["guidance"], cells["lr"].fillna(-1.0), strict=True))
+    if len(rates) > len({rate[:2] for rate in rates}):
         raise ValueError("summary got cells of several learning rates for one method and guidance; choose one of each.")
     for method, guidance in dict.fromkeys(zip(cells["method"], cells["guidance"], strict=True)):
         group = cells.query("method == @method and guidance == @guidance")

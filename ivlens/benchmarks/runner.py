@@ -117,8 +117,20 @@ class Grid:
         parts = [[example.part for example in task.examples] for task in (*suite.tasks, *suite.general)]
         recipe, _ = find_recipe(cell.guidance)
         made_of = [parts, None if recipe is None else asdict(recipe), new_method(cell.method).describe()]
-        all_of_it = json.dumps([*what, *made_of, asdict(self.options), asdict(cell)], sort_keys=True)
+        options = asdict(self.options)
+        if self.options.tune.patience is None:
+            del options["tune"]["patience"]  # results from before there was patience are still good
+        all_of_it = json.dumps([*what, *made_of, options, asdict(cell), *_revised(suite, cell)], sort_keys=True)
         return sha256(all_of_it.encode()).hexdigest()[:16]
+
+
+def _revised(suite: Suite, cell: Cell) -> list[str]:
+    """What this cell is made of that cells of the same format were not at first."""
+    revised = {
+        "judged by Rouge-L": any(suite.metrics[task.name] == "rouge_l" for task in (*suite.tasks, *suite.general)),
+        "replayed prompts unguided": cell.method == "replay" and find_recipe(cell.guidance)[0] is not None,
+    }
+    return [what for what, concerns_it in revised.items() if concerns_it]
 
 
 def all_cells(

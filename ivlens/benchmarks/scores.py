@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ivlens.benchmarks.suites import Suite, for_training, split_examples
+from ivlens.benchmarks.suites import Side, Suite, for_training, split_examples
 from ivlens.completions import complete, first_line
 from ivlens.models import TransformerBridge
 from ivlens.prompts import build_prompts
@@ -16,12 +16,14 @@ _WRITTEN_AT_ONCE = 32
 
 
 class Scorer:
-    """Asks the same prompts of *test* again and again.
+    """Asks the same prompts again and again.
 
     Tasks scored by accuracy on a word-level basis (the bank's) are judged by their answers' tokens, which needs one
-    pass and no generation; all others by what the model writes.
+    pass and no generation; all others by what the model writes. On *select*, which is asked many times in a training,
+    only tasks that are not scored by accuracy are: tokens say nothing of Rouge-L, and nearly all of accuracy.
 
     Args:
+        side: *test*, or *select* for judgements on the way.
         n: at most so many prompts of each task.
         n_shots: demonstrations in each prompt; without an instruction then.
         max_new_tokens: of what is written.
@@ -34,18 +36,23 @@ class Scorer:
         tasks: Sequence[Task],
         *,
         n: int,
+        side: Side = "test",
         template: str = "plain",
         n_shots: int = 0,
         max_new_tokens: int = 64,
     ) -> None:
         self._suite, self._n_shots, self._template = suite, n_shots, template
         self._max_new_tokens = max_new_tokens
-        asked = [(for_training(task), split_examples(task, "test")) for task in tasks]
-        by_tokens = [(task, examples) for task, examples in asked if task.kind]
+        asked = [(for_training(task), split_examples(task, side)) for task in tasks]
+
+        def is_by_tokens(task: Task) -> bool:
+            return bool(task.kind) or (side == "select" and suite.metrics[task.name] == "accuracy")
+
+        by_tokens = [(task, examples) for task, examples in asked if is_by_tokens(task)]
         self._exam: Exam | None = None
         if by_tokens:
             self._exam = make_exam(model, by_tokens, n=n, n_shots=n_shots, template=template, instructed=not n_shots)
-        self._written = [(task, examples[:n]) for task, examples in asked if not task.kind]
+        self._written = [(task, examples[:n]) for task, examples in asked if not is_by_tokens(task)]
 
     def scores(self, learner: Learner) -> dict[str, float]:
         """Mean score of each task, from 0 to 1."""

@@ -33,11 +33,13 @@ class Amounts:
     Attributes:
         n_prompts: Corrupted prompts per task to measure effects on.
         k: Heads per vector.
+        n_steps: Of the training at the end; 0 leaves it out.
         seed: Of everything that is drawn.
     """
 
     n_prompts: int = 24
     k: int = 10
+    n_steps: int = 60
     seed: int = 0
 
 
@@ -51,7 +53,8 @@ def demo(
 ) -> None:
     """Measure effects, build vectors, judge them beside their controls; write a report.
 
-    Takes about a minute on two cores. Writes index.html (works offline), the results as parquet, effects and vectors as
+    With the built-in model it also teaches one new task, with and without guidance, to show what is forgotten. Takes
+    about a minute on two cores. Writes index.html (works offline), the results as parquet, effects and vectors as
     safetensors.
 
     Example: `ivlens demo`, or `ivlens demo --model ./checkpoint --task tasks/antonym.json --task tasks/synonym.json`
@@ -74,6 +77,7 @@ def demo(
         return
     print(f"Accuracy on test inputs, {result.model}\n")
     _print_result(result)
+    _print_tuning(result)
     print(f"\nreport: {page} ({result.seconds:.0f} s)")
 
 
@@ -86,3 +90,13 @@ def _print_result(result: "DemoResult") -> None:
     ]
     means = ["mean", *(sum(record[name] for record in records) / len(records) for name in columns[1:]), ""]
     print_table([*(COLUMNS[name] for name in columns), "IV added at"], [*rows, means])
+
+
+def _print_tuning(result: "DemoResult") -> None:
+    if result.tuning is None:
+        if result.options.n_steps and result.options.model == "pocket":
+            print("\nNo task was taught: LoRA needs the package peft; pip install 'ivlens[tune]'.")
+        return
+    names = {"task": "task", "role": "role", "before": "before", "none": "plain LoRA", "instructions": "guided LoRA"}
+    print(f"\nTaught one more task in {result.tuning.n_steps} steps; guided: asked for old tasks meanwhile\n")
+    print_table([*names.values()], [[row[name] for name in names] for row in result.tuning.scores.to_dict("records")])

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from ivlens.cli._guidance import GuidanceOptions
 from ivlens.cli._options import AsJson, ModelOptions
 from ivlens.cli._output import print_json, print_table, shows_progress
 
@@ -28,6 +29,9 @@ class TrainOptions:
         accumulate: Passes for each step.
         decay: How the learning rate falls.
         precision: bfloat16 computes in it and keeps weights as they are.
+        judge_every: Steps between two judgements on *select*.
+        patience: Judgements without a better score on the new task after which training ends; the best weights are
+            kept. By default all steps are made.
         gradient_checkpointing: Compute activations twice rather than keep them.
     """
 
@@ -37,6 +41,8 @@ class TrainOptions:
     accumulate: int = 1
     decay: Literal["linear", "cosine", "constant"] = "linear"
     precision: Literal["float32", "bfloat16"] = "float32"
+    judge_every: int = 20
+    patience: int | None = None
     gradient_checkpointing: Annotated[bool, Parameter(negative="")] = False
 
     def options(self, **more: Any) -> "TuneOptions":
@@ -50,6 +56,8 @@ class TrainOptions:
             accumulate=self.accumulate,
             decay=self.decay,
             precision=self.precision,
+            judge_every=self.judge_every,
+            patience=self.patience,
             gradient_checkpointing=self.gradient_checkpointing,
             **more,
         )
@@ -63,6 +71,7 @@ def tune(
     how: TrainOptions | None = None,
     method: MethodName = "lora",
     guidance: str = "none",
+    made_of: GuidanceOptions | None = None,
     watch: list[str] | None = None,
     n_samples: int | None = None,
     checkpoint_every: int | None = None,
@@ -73,7 +82,8 @@ def tune(
 
     An interrupted run goes on where it stopped when the same command is given again.
 
-    Example: `ivlens tune --model pocket --task second_letter --guidance instructions --out out/second_letter`
+    Example: `ivlens tune --model pocket --task second_letter --guidance instructions --out out/second_letter`, or
+    `ivlens tune --task second_letter --guidance kl --layer 2 --direction reverse --kl-weight 0.3 --out out/kl`
 
     Args:
         task: Name of a built-in task, or a path: a task file or folder, CSV, JSON, JSONL.
@@ -81,7 +91,8 @@ def tune(
             adapters in peft's format, or the whole model with `--method full`).
         method: full fine-tuning, or one of the methods on low-rank adapters.
         guidance: none, kl, heads, progressive, iv (all three), vectors, instructions or instruction_heads; with a
-            control behind a slash: iv/zero_vector, iv/random_vector, heads/random_heads, heads/all_heads.
+            control behind a slash: iv/zero_vector, iv/random_vector, heads/random_heads, heads/all_heads. The options
+            below change what it is made of.
         watch: Tasks that should not be forgotten; by default, with the built-in model, six of those it was trained on.
             Guidance keeps their heads.
         n_samples: Training prompts; by default one for every training input.
@@ -89,14 +100,15 @@ def tune(
         seed: Of everything that is drawn.
     """
     from ivlens.tasks import load_task
-    from ivlens.tuning import find_recipe, finetune, guidance_by_name
+    from ivlens.tuning import finetune
 
-    find_recipe(guidance)
+    parts = made_of or GuidanceOptions()
+    parts.recipe(guidance)  # what is wrong with it is said before anything is loaded
     loaded = load_task(task)
     chosen = where or ModelOptions()
     watched = [load_task(name) for name in (_default_watch(chosen) if watch is None else watch)]
     model, train = chosen.load(), how or TrainOptions()
-    guides = guidance_by_name(guidance, model, loaded, earlier=watched, seed=seed)
+    guides = parts.guidance(guidance, model, loaded, earlier=watched, seed=seed)
     if (out / "state.safetensors").exists():
         print(f"ivlens: {out} has the state of a training; going on from it", file=sys.stderr)
     with _bar(train.steps, loaded.name, shows_progress(as_json)) as step_done:

@@ -20,6 +20,7 @@ from ivlens.figures.heads import head_heatmap, unit_of
 from ivlens.figures.similarity import similarity_matrix
 from ivlens.figures.sweeps import strength_curves
 from ivlens.figures.theme import DARK, LIGHT, Theme
+from ivlens.figures.tuning import tuning_figures, tuning_section
 from ivlens.tasks import Task
 from ivlens.vectors import InstructionVector
 
@@ -60,6 +61,7 @@ def page(result: DemoResult) -> str:
         maps="".join(_map_card(index, task) for index, task in enumerate(result.tasks)),
         sweep_options=_sweep_options(result.tasks),
         decoded=_decoded(result),
+        tuning=tuning_section(result.tuning),
         settings=_settings(result),
         files=_files(result),
         plotly=get_plotlyjs(),
@@ -91,7 +93,7 @@ def _figures(result: DemoResult, theme: Theme) -> dict[str, go.Figure]:
         figures[f"heads-{index}"] = head_heatmap(
             found, top=result.options.k, limit=_limit(result), show_scale=False, theme=theme
         )
-    return figures
+    return figures | tuning_figures(result.tuning, theme)
 
 
 def _of_task(frame: pd.DataFrame, task: str) -> pd.DataFrame:
@@ -275,7 +277,7 @@ def _settings(result: DemoResult) -> str:
 
 
 def _files(result: DemoResult) -> str:
-    names = ("conditions", "sweep", "effects", "examples")
+    names = ("conditions", "sweep", "effects", "examples", *(("tuning", "tuning_curves") if result.tuning else ()))
     tables = ", ".join(f'<a href="{name}.parquet">{name}.parquet</a>' for name in names)
     first = file_name(result.tasks[0].name)
     return (

@@ -28,7 +28,7 @@ class TrainingSet:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def rows(self, index: Int[Tensor, " rows"]) -> "TrainingSet":
+    def rows(self, index: Int[Tensor, " rows"] | slice) -> "TrainingSet":
         """Some of the examples."""
         return TrainingSet(self.tokens[index], self.attention_mask[index], self.answers[index])
 

@@ -3,7 +3,7 @@
 import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from ivlens._files import filling, ready_folder
+from ivlens._files import held, ready_folder, replacing
 from ivlens._plain import plain_model
 from ivlens.models import TransformerBridge, check_model, load_model, model_identity, pocket_path
 from ivlens.tasks import SplitName, Task
@@ -67,44 +67,77 @@ class Learner:
 
         Raises:
             ValueError: guidance at a place that does not exist, or a folder with the state of another training.
-            OSError: a folder that cannot be written.
+            OSError: a folder that cannot be written, or that another training is using.
 
         After an exception or an interruption the weights are those from before the call, which can be repeated.
         """
+        where = None if folder is None else ready_folder(folder)
+        with _alone_in(where):
+            return self._learn(data, options, guidance, folder=where, on_step=on_step, judge=judge, stop=stop)
+
+    def _learn(
+        self,
+        data: TrainingSet,
+        options: TuneOptions | None,
+        guidance: Guidance | None,
+        *,
+        folder: Path | None,
+        on_step: Callable[[Row], None],
+        judge: Callable[[nn.Module], Mapping[str, float]] | None,
+        stop: Callable[[Row], bool] = lambda row: False,
+    ) -> pd.DataFrame:
+        """`learn` in a folder that is held already."""
+        trainer = self.trainer(data, options, guidance)
+        trainer.folder, trainer.on_step, trainer.stop = folder, on_step, stop
+        trainer.judge = None if judge is None else lambda: judge(self.trained)
+        with _undone_on_error(self.trained):
+            rows = trainer.run()
+            self.method.finish(self.trained, data, trainer.seed)
+        self.n_tasks += 1
+        self._has_begun = False
+        return pd.DataFrame(rows)
+
+    def trainer(
+        self, data: TrainingSet, options: TuneOptions | None = None, guidance: Guidance | None = None
+    ) -> Trainer:
+        """What `learn` runs, before its first step: for loops of one's own, and to time a step.
+
+        Raises:
+            ValueError: guidance at a place that does not exist.
+        """
         options = options or TuneOptions()
         guides = self._guides(guidance)
-        where = None if folder is None else ready_folder(folder)
         seed = self.seed + 7_907 * self.n_tasks
+        self._begin(seed)
+        rehearsals = [part for guide in guides for part in guide.rehearsal]
+        rehearsed = {
+            f"rehearsal{n}": part.term(self.trained, self.sites, seed + n, options) for n, part in enumerate(rehearsals)
+        }
+        return Trainer(
+            model=self.trained,
+            sites=self.sites,
+            data=self.method.data(data, seed),
+            n_own=len(data),
+            options=options,
+            guides=guides,
+            terms={"penalty": self._penalty} | rehearsed,
+            seed=seed,
+            about={"method": self.method.describe()},
+        )
+
+    def _penalty(self, step: int) -> Iterator[torch.Tensor]:
+        value = self.method.penalty(self.trained)
+        if value is not None:
+            yield value
+
+    def _begin(self, seed: int) -> None:
+        """Ask the method for what is trained on the next task, once."""
         if not self._has_begun:
             with torch.random.fork_rng(), warnings.catch_warnings():
                 warnings.filterwarnings("ignore", category=FutureWarning)  # peft and transformers talk to each other
                 torch.manual_seed(seed)  # of a new adapter's weights
                 self.trained = self.method.begin(self.trained)
             self._has_begun = True
-        rehearsals = [part for guide in guides for part in guide.rehearsal]
-        rehearsed = {
-            f"rehearsal{n}": part.term(self.trained, self.sites, seed + n, options) for n, part in enumerate(rehearsals)
-        }
-        trainer = Trainer(
-            model=self.trained,
-            sites=self.sites,
-            data=self.method.data(data, seed),
-            options=options,
-            guides=guides,
-            terms={"penalty": lambda step, stack: self.method.penalty(self.trained)} | rehearsed,
-            seed=seed,
-            folder=where,
-            on_step=on_step,
-            judge=None if judge is None else lambda: judge(self.trained),
-            stop=stop,
-            about={"method": self.method.describe()},
-        )
-        with _undone_on_error(self.trained):
-            rows = trainer.run()
-            self.method.finish(self.trained, data, seed)
-        self.n_tasks += 1
-        self._has_begun = False
-        return pd.DataFrame(rows)
 
     def bridge(self, name: str = "") -> TransformerBridge:
         """The model as it is now, adapters merged, ready for hooks; a copy.
@@ -120,9 +153,12 @@ class Learner:
         return load_model(name, hf_model=plain.eval(), tokenizer=self._first.tokenizer)
 
     def save(self, folder: str | Path) -> Path:
-        """Write the adapters in peft's own format, or the whole model where there are none."""
+        """Write the adapters in peft's own format, or the whole model where there are none.
+
+        What an earlier call wrote into the folder is replaced, whichever of the two it was.
+        """
         target = Path(folder)
-        with filling(target) as scratch:
+        with replacing(target) as scratch:
             model: Any = self.trained
             # peft would ask the Hub whether the vocabulary has grown; it has not
             model.save_pretrained(
@@ -145,6 +181,11 @@ class Learner:
                     "use a vector of this model."
                 )
         return guides
+
+
+def _alone_in(folder: str | Path | None) -> AbstractContextManager[None]:
+    """No other training in the same folder meanwhile."""
+    return nullcontext() if folder is None else held(Path(folder), "a training")
 
 
 @contextmanager
@@ -212,6 +253,7 @@ def finetune(
 
     Raises:
         ValueError: an option that does not exist or does not suit the model, or prompts that do not fit it.
+        OSError: a folder that cannot be written, or that another training is using.
     """
     if checkpoint_every is not None and (folder is None or checkpoint_every < 1):
         raise ValueError(f"checkpoint_every is {checkpoint_every}, expected 1 or more, and a folder beside it.")
@@ -229,16 +271,17 @@ def finetune(
             checkpoints[step] = learner.save(Path(folder) / f"step-{step:06d}")
         on_step(row)
 
-    log = learner.learn(
-        data,
-        options,
-        guidance,
-        folder=folder,
-        on_step=step_done,
-        judge=lambda plain: _summed_up(along.sit(plain), task),
-    )
-    if folder is not None:
-        learner.save(Path(folder) / "model")
+    with _alone_in(folder):  # until the model is written as well
+        log = learner._learn(
+            data,
+            options,
+            guidance,
+            folder=None if folder is None else Path(folder),
+            on_step=step_done,
+            judge=lambda plain: _summed_up(along.sit(plain), task),
+        )
+        if folder is not None:
+            learner.save(Path(folder) / "model")
     after = final.sit(learner.trained)
     roles = ["new" if name == task.name else "watched" for name in after]
     scores = pd.DataFrame({"task": [*after], "role": roles, "before": [*before.values()], "after": [*after.values()]})

@@ -1,5 +1,6 @@
 """The training loop: answer-only loss, guidance, the method's penalty; resumes after a kill to the same weights."""
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ivlens.tuning.data import TrainingSet, answer_logits, last_column
@@ -21,6 +22,8 @@ from ivlens.tuning.sites import Sites
 from ivlens.tuning.state import TrainingState
 from ivlens.tuning.teacher import Teacher, ask_teacher
 
+logger = logging.getLogger("ivlens")
+
 Row = dict[str, float | int]
 
 
@@ -29,9 +32,11 @@ class Trainer:
     """Trains what is trainable in `model` on `data`.
 
     Attributes:
+        n_own: how many of the first examples are the task's own; guidance acts on these alone, since its vector is the
+            task's. None: all.
         guides: each with its own teacher, asked when training begins.
-        terms: further terms of the loss by name, already weighted, for the present weights in a step; each is
-            backpropagated by itself, and what it puts on the stack is closed after that.
+        terms: further terms of the loss by name, already weighted, for the present weights in a step: their shares, a
+            pass at a time. Each share is backpropagated before the next one is asked for.
         folder: where the state is kept; None: nowhere.
         on_step: called with the log's row after every step.
         judge: what else goes into the row of every `judge_every`-th step and of the last one.
@@ -43,8 +48,9 @@ class Trainer:
     sites: Sites
     data: TrainingSet
     options: TuneOptions
+    n_own: int | None = None
     guides: Sequence[Guidance] = ()
-    terms: Mapping[str, Callable[[int, ExitStack], Tensor | None]] = field(default_factory=dict)
+    terms: Mapping[str, Callable[[int], Iterator[Tensor]]] = field(default_factory=dict)
     seed: int = 0
     folder: Path | None = None
     on_step: Callable[[Row], None] = lambda row: None
@@ -56,27 +62,44 @@ class Trainer:
         """The whole training, or what is left of it; one row for every step.
 
         Raises:
-            ValueError: the folder holds the state of another training.
+            ValueError: the folder holds the state of another training, or patience without a judge that gives `new`.
             FloatingPointError: the loss is not finite; the last state on disk is kept.
         """
-        with self._autocast():
-            teachers = [ask_teacher(self.model, self.sites, self.data, guide) for guide in self.guides]
+        if self.options.patience is not None and self.judge is None:
+            raise self._no_score("nothing judges the training")
+        teachers = self.teachers()
         trained = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
         optimizer = torch.optim.AdamW(trained.values(), lr=self.options.lr, weight_decay=self.options.weight_decay)
         state = TrainingState(self.folder, self._fingerprint(), trained, optimizer)
-        rows = state.restore()
+        rows, best = state.restore()
         self._prepare()
         try:
             with torch.random.fork_rng(), torch.enable_grad():
-                while len(rows) < self.options.n_steps and not (rows and self._is_over(rows[-1])):
+                while not self._is_over(rows):
                     rows.append(self._step(len(rows), optimizer, list(trained.values()), teachers))
                     self._judge(rows[-1])
+                    if self._best(rows) == len(rows):
+                        best = {name: weight.detach().to("cpu", copy=True) for name, weight in trained.items()}
                     self.on_step(rows[-1])
-                    if len(rows) % self.options.save_every == 0 or self._is_over(rows[-1]):
-                        state.save(rows)
+                    if len(rows) % self.options.save_every == 0 or self._is_over(rows):
+                        state.save(rows, best)
         finally:
             self.model.eval()
-        return rows
+        with torch.no_grad():
+            for name, weight in best.items():
+                trained[name].copy_(weight)
+        return [{**row, "kept": 1} if row["step"] == self._best(rows) else row for row in rows]
+
+    def teachers(self) -> list[Teacher]:
+        """Ask the model as it is now about the task's own examples, once for each guide."""
+        own = self.data.rows(slice(self.n_own))
+        with self._autocast():
+            teachers = [ask_teacher(self.model, self.sites, own, guide) for guide in self.guides]
+        n_bytes = sum(teacher.n_bytes for teacher in teachers)
+        if n_bytes:
+            each = f"{n_bytes / len(own) / 1e3:.1f} kB each"
+            logger.info("the teacher keeps %.1f MB for %d examples (%s)", n_bytes / 1e6, len(own), each)
+        return teachers
 
     def _judge(self, row: Row) -> None:
         is_last = row["step"] == self.options.n_steps
@@ -84,9 +107,29 @@ class Trainer:
             self.model.eval()
             row.update(self.judge(), judged=1)
             self.model.train()
+            if self.options.patience is not None and "new" not in row:
+                raise self._no_score("the judge gives no score `new`")
 
-    def _is_over(self, row: Row) -> bool:
-        return row["step"] == self.options.n_steps or ("judged" in row and self.stop(row))
+    def _is_over(self, rows: Sequence[Row]) -> bool:
+        if not rows or len(rows) == self.options.n_steps:
+            return bool(rows)
+        if "judged" not in rows[-1]:
+            return False
+        since = sum("judged" in row for row in rows[self._best(rows) :])
+        return bool(self.stop(rows[-1])) or (self.options.patience is not None and since >= self.options.patience)
+
+    def _best(self, rows: Sequence[Row]) -> int:
+        """The step whose weights are kept, as far as it is known; 0 where it is the last."""
+        if self.options.patience is None:
+            return 0
+        judged = [row for row in rows if "judged" in row]
+        return int(max(judged, key=lambda row: row["new"])["step"]) if judged else 0
+
+    def _no_score(self, why: str) -> ValueError:
+        return ValueError(
+            f"patience is {self.options.patience}, but {why}, expected judge= with a score `new`; pass one, or leave "
+            "patience out."
+        )
 
     def _prepare(self) -> None:
         self.model.train()
@@ -105,16 +148,15 @@ class Trainer:
         optimizer.zero_grad(set_to_none=True)
         sums: Row = {}
         batch = self._batch(step)
-        totals = Totals.of(self.data.answers[batch])
+        totals = self._totals(batch)
         for index in batch.chunk(self.options.accumulate):
             for name, value in self._backward(index, step, teachers, totals).items():
                 sums[name] = sums.get(name, 0.0) + value
         for name, term in self.terms.items():
-            with ExitStack() as stack:
-                value = term(step, stack)
-                if value is not None and value.requires_grad:
-                    value.backward()
-                    sums[name] = float(value.detach())
+            for share in term(step):
+                if share.requires_grad:
+                    share.backward()
+                    sums[name] = sums.get(name, 0.0) + float(share.detach())
         loss = sum(sums.values())
         if not math.isfinite(loss):
             raise FloatingPointError(f"the loss is {loss} in step {step}; use a smaller lr, or precision='float32'.")
@@ -123,34 +165,65 @@ class Trainer:
         about = {"lr": self.options.rate(step), "grad_norm": float(norm), "seconds": time.perf_counter() - started}
         return {"step": step + 1, "loss": loss, **sums, **about}
 
-    def _backward(self, index: Int[Tensor, " rows"], step: int, teachers: Sequence[Teacher], totals: Totals) -> Row:
+    def _totals(self, batch: Int[Tensor, " batch_size"]) -> tuple[Totals, Totals]:
+        """Of a step: of all its examples, and of those that guidance acts on."""
+        return Totals.of(self.data.answers[batch]), Totals.of(self.data.answers[batch[self._own(batch)]])
+
+    def _own(self, index: Int[Tensor, " rows"]) -> Bool[Tensor, " rows"]:
+        return index < (len(self.data) if self.n_own is None else self.n_own)
+
+    def _backward(
+        self, index: Int[Tensor, " rows"], step: int, teachers: Sequence[Teacher], totals: tuple[Totals, Totals]
+    ) -> Row:
         """Add the gradients of one pass; its share of every term, already weighted."""
-        rows, column = self.data.rows(index), last_column(self.data)
+        rows, column, own = self.data.rows(index), last_column(self.data), self._own(index)
         with ExitStack() as stack:
             # open during backward as well: checkpointed blocks are run again there
-            self._intervene(stack, column, step / self.options.n_steps)
+            self._intervene(stack, column, step / self.options.n_steps, own)
             layers = sorted({layer for guide in self.guides if guide.heads for layer, _ in guide.heads.heads})
             z = stack.enter_context(self.sites.head_outputs(self.model, layers, column))
             with self._autocast():
                 logits = answer_logits(self.model, rows)
-            terms = {"lm": answer_loss(logits, rows.answers, totals)}
-            for number, (guide, teacher) in enumerate(zip(self.guides, teachers, strict=True)):
-                wanted, suffix = teacher.rows(index), "" if number == 0 else f"_{number + 1}"
-                if guide.kl is not None and wanted.soft is not None:
-                    terms[f"kl{suffix}"] = guide.kl.weight * iv_kl(logits, wanted.soft, rows.answers, guide.kl, totals)
-                if guide.heads is not None and wanted.z is not None:
-                    distance = head_distance(self.sites.held(self.model, z, guide.heads), wanted.z, totals)
-                    terms[f"heads{suffix}"] = guide.heads.weight * distance
+            terms = {"lm": answer_loss(logits, rows.answers, totals[0])}
+            if bool(own.any()):
+                terms |= self._held(logits, z, rows.answers, index, teachers, totals[1])
             torch.stack(list(terms.values())).sum().backward()
         return {name: float(term.detach()) for name, term in terms.items()}
 
-    def _intervene(self, stack: ExitStack, column: int, progress: float) -> None:
+    def _held(
+        self,
+        logits: Float[Tensor, "rows answer_len d_vocab"],
+        z: Mapping[int, Float[Tensor, "rows n_heads d_head"]],
+        answers: Int[Tensor, "rows answer_len"],
+        index: Int[Tensor, " rows"],
+        teachers: Sequence[Teacher],
+        totals: Totals,
+    ) -> dict[str, Tensor]:
+        """Guidance's terms of one pass, on the task's own examples in it."""
+        own = self._own(index)
+        if not bool(own.all()):
+            logits, answers, index = logits[own], answers[own], index[own]
+            z = {layer: outputs[own] for layer, outputs in z.items()}
+        terms = {}
+        for number, (guide, teacher) in enumerate(zip(self.guides, teachers, strict=True)):
+            wanted, suffix = teacher.rows(index), "" if number == 0 else f"_{number + 1}"
+            if guide.kl is not None and wanted.soft is not None:
+                terms[f"kl{suffix}"] = guide.kl.weight * iv_kl(logits, wanted.soft, answers, guide.kl, totals)
+            if guide.heads is not None and wanted.z is not None:
+                distance = head_distance(self.sites.held(self.model, z, guide.heads), wanted.z, totals)
+                terms[f"heads{suffix}"] = guide.heads.weight * distance
+        return terms
+
+    def _intervene(self, stack: ExitStack, column: int, progress: float, own: Bool[Tensor, " rows"]) -> None:
         for guide in self.guides:
             if guide.progressive is None:
                 continue
             g = guide.progressive.sign * strength(guide.progressive.schedule, progress)
+            delta = g * guide.delta
+            if not bool(own.all()):
+                delta = own[:, None].to(delta) * delta.to(own.device)
             if g:
-                stack.enter_context(self.sites.shifted(self.model, guide.layer, guide.site, column, g * guide.delta))
+                stack.enter_context(self.sites.shifted(self.model, guide.layer, guide.site, column, delta))
 
     def _autocast(self) -> Any:
         return self.options.autocast(self.data.tokens.device)

@@ -35,6 +35,9 @@ class TuneOptions:
         gradient_checkpointing: Compute activations twice rather than keep them.
         save_every: Steps between two states on disk, where a folder is given.
         judge_every: Steps between two judgements, where there is a judge.
+        patience: Judgements in a row whose `new` score is not above the best one, after which the training ends; the
+            weights of the best judgement, the first if there are several, are kept. None: all steps are made, and the
+            last weights kept.
     """
 
     lr: float = 1e-4
@@ -49,9 +52,10 @@ class TuneOptions:
     gradient_checkpointing: bool = False
     save_every: int = 50
     judge_every: int = 20
+    patience: int | None = None
 
     def __post_init__(self) -> None:
-        for name in _COUNTS:
+        for name in (*_COUNTS, *(() if self.patience is None else ("patience",))):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} is {value!r}, expected a whole number, 1 or more.")

@@ -13,7 +13,7 @@ new task's own prompts are not held back.
 Source: ivlens; the papers hold the new task's prompts only.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -27,7 +27,7 @@ from ivlens.prompts import PromptTemplate, build_prompts
 from ivlens.tasks import Task, TaskExample
 from ivlens.tuning.data import IGNORED, TrainingSet, answer_logits, as_training_set, last_column
 from ivlens.tuning.guidance import IVKL, HeadConsistency
-from ivlens.tuning.losses import SoftTargets, head_distance, iv_kl
+from ivlens.tuning.losses import SoftTargets, Totals, head_distance, iv_kl
 from ivlens.tuning.options import TuneOptions
 from ivlens.tuning.sites import Sites
 
@@ -45,7 +45,7 @@ class Rehearsal:
         layer, site: Where.
         kl: The first term; None leaves it out.
         heads: The second term; None leaves it out.
-        per_step: Prompts in every step.
+        per_step: Prompts in every step, in `accumulate` passes.
     """
 
     prompts: TrainingSet
@@ -78,37 +78,49 @@ class Rehearsal:
 
     def term(
         self, plain: nn.Module, sites: Sites, seed: int, options: TuneOptions | None = None
-    ) -> Callable[[int, ExitStack], Tensor]:
-        """Ask the model as it is now; how far it is from that in a later step, weighted, all in one pass.
+    ) -> Callable[[int], Iterator[Tensor]]:
+        """Ask the model as it is now; how far it is from that in a later step, weighted, a pass at a time.
 
-        The hooks of that pass are left on the stack: checkpointed blocks are run again during backward.
+        A step's prompts are divided into as many passes as the task's own. The hooks of a pass stay until the next one
+        is asked for: checkpointed blocks are run again during backward.
         """
         options = options or TuneOptions()
+        soft, before = self._before(plain, sites, options)
+
+        def distance(step: int) -> Iterator[Tensor]:
+            generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
+            drawn = torch.randint(len(self.prompts), (self.per_step,), generator=generator)
+            totals = Totals(rows=len(drawn), tokens=1, after=1)
+            for part in drawn.tensor_split(min(options.accumulate, len(drawn))):
+                with ExitStack() as stack:
+                    now, index = self._ask(plain, sites, part, options, stack), part.to(self.prompts.tokens.device)
+                    terms = []
+                    if self.kl is not None and soft is not None:
+                        nothing = torch.full(now.logits.shape[:2], IGNORED, device=index.device)
+                        terms.append(self.kl.weight * iv_kl(now.logits, soft.rows(index), nothing, self.kl, totals))
+                    if self.heads is not None and before is not None and now.z is not None:
+                        terms.append(self.heads.weight * head_distance(now.z, before[index], totals))
+                    yield torch.stack(terms).sum()
+
+        return distance
+
+    def _before(
+        self, plain: nn.Module, sites: Sites, options: TuneOptions
+    ) -> tuple[SoftTargets | None, Float[Tensor, "n parts width"] | None]:
+        """What the model says and what its heads put out for every prompt now."""
+        soft, z = [], []
         was_training = plain.training
         plain.eval()
         with torch.no_grad():
-            parts = torch.arange(len(self.prompts)).split(128)
-            answers = []
-            for part in parts:
+            for part in torch.arange(len(self.prompts)).split(128):
                 with ExitStack() as stack:
-                    answers.append(self._ask(plain, sites, part, options, stack, teacher=True))
+                    answer = self._ask(plain, sites, part, options, stack, teacher=True)
+                if self.kl is not None:
+                    soft.append(SoftTargets.of(answer.logits, self.kl))
+                if answer.z is not None:
+                    z.append(answer.z)
         plain.train(was_training)
-        soft = None if self.kl is None else SoftTargets.joined([SoftTargets.of(one.logits, self.kl) for one in answers])
-        before = None if self.heads is None else torch.cat([one.z for one in answers if one.z is not None])
-
-        def distance(step: int, stack: ExitStack) -> Tensor:
-            generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
-            drawn = torch.randint(len(self.prompts), (self.per_step,), generator=generator)
-            now, index = self._ask(plain, sites, drawn, options, stack), drawn.to(self.prompts.tokens.device)
-            terms = []
-            if self.kl is not None and soft is not None:
-                nothing = torch.full(now.logits.shape[:2], IGNORED, device=index.device)
-                terms.append(self.kl.weight * iv_kl(now.logits, soft.rows(index), nothing, self.kl))
-            if self.heads is not None and before is not None and now.z is not None:
-                terms.append(self.heads.weight * head_distance(now.z, before[index]))
-            return torch.stack(terms).sum()
-
-        return distance
+        return SoftTargets.joined(soft) if soft else None, torch.cat(z) if z else None
 
     def _ask(
         self,

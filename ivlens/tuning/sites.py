@@ -1,6 +1,6 @@
 """Reading heads and moving the stream inside a plain Hugging Face model, with gradients."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,18 +24,13 @@ class Sites:
     def __init__(self, model: TransformerBridge) -> None:
         self.paths: ModulePaths = module_paths(model)
         self._model = model
-        self._config = getattr(getattr(model, "original_model", None), "config", None)
+        config = getattr(getattr(model, "original_model", None), "config", None)
+        self._multiplier = float(getattr(config, "residual_multiplier", None) or 1.0)
         self._n_heads, self._d_head = model.cfg.n_heads, model.cfg.d_head
 
     def check(self, layer: int, site: str, heads: Iterable[tuple[int, int]] = ()) -> None:
         """Raise ValueError if there is no such place, or no such head."""
         check_site(site)
-        multiplier = getattr(self._config, "residual_multiplier", None) or 1.0
-        if site == "attn_out" and multiplier != 1.0:
-            raise ValueError(
-                f"site 'attn_out' of {self._model.cfg.architecture} is scaled by {multiplier} after attention, where "
-                "training cannot reach it; use site='resid_post'."
-            )
         check_layers(self._model, [layer, *(of for of, _ in heads)])
         missing = [f"L{of}H{head}" for of, head in heads if not 0 <= head < self._n_heads]
         if missing:
@@ -48,6 +43,8 @@ class Sites:
         """Run the body with `delta`, one for all rows or one for each, added to the stream in one column."""
         names = {"resid_post": self.paths.blocks, "attn_out": self.paths.attn_out}[check_site(site)]
         module = base_model(plain).get_submodule(names[layer])
+        if site == "attn_out":
+            delta = delta / self._multiplier  # Granite scales what attention adds only after this module
 
         def shift(_: nn.Module, given: object, out: Any) -> Any:
             stream = out[0] if isinstance(out, tuple) else out
@@ -77,7 +74,7 @@ class Sites:
                 handle.remove()
 
     def held(
-        self, plain: nn.Module, kept: dict[int, Float[Tensor, "batch n_heads d_head"]], part: HeadConsistency
+        self, plain: nn.Module, kept: Mapping[int, Float[Tensor, "batch n_heads d_head"]], part: HeadConsistency
     ) -> Float[Tensor, "batch parts width"]:
         """What `part` holds, side by side: the outputs of its heads, or the one vector that they write together."""
         if not part.as_vector:

@@ -17,7 +17,7 @@ _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 class TrainingState:
-    """Trained weights, AdamW's moments, and the log so far.
+    """Trained weights, AdamW's moments, the best weights so far where they are kept, and the log so far.
 
     Args:
         folder: None keeps nothing.
@@ -35,7 +35,7 @@ class TrainingState:
         self._fingerprint = json.loads(json.dumps(fingerprint, default=str))
         self._trained, self._optimizer = dict(trained), optimizer
 
-    def save(self, rows: list[dict[str, float | int]]) -> None:
+    def save(self, rows: list[dict[str, float | int]], best: Mapping[str, Tensor] | None = None) -> None:
         """Put the present state in the place of the last one."""
         if self._path is None:
             return
@@ -43,18 +43,19 @@ class TrainingState:
         for name, weight in self._trained.items():
             moments = self._optimizer.state.get(weight, {})
             tensors |= {f"{moment}/{name}": moments[moment] for moment in _MOMENTS if moment in moments}
+        tensors |= {f"best/{name}": weight for name, weight in (best or {}).items()}
         metadata = {"ivlens": json.dumps({"fingerprint": self._fingerprint, "log": rows})}
         data = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
         write_whole(self._path, lambda partial: partial.write_bytes(data))
 
-    def restore(self) -> list[dict[str, float | int]]:
-        """Go on where the folder's state was saved; the log so far, empty if there is no state.
+    def restore(self) -> tuple[list[dict[str, float | int]], dict[str, Tensor]]:
+        """Go on where the folder's state was saved; the log so far and the best weights, empty if there are none.
 
         Raises:
             ValueError: a state of another training, or a damaged one.
         """
         if self._path is None or not self._path.exists():
-            return []
+            return [], {}
         tensors, about = self._read(self._path)
         if about["fingerprint"] != self._fingerprint or {f"weight/{name}" for name in self._trained} - set(tensors):
             raise ValueError(
@@ -71,7 +72,8 @@ class TrainingState:
                 self._optimizer.state[weight] = {
                     moment: value if moment == "step" else value.to(weight) for moment, value in moments.items()
                 }
-        return about["log"]
+        best = {name: tensors[f"best/{name}"] for name in self._trained if f"best/{name}" in tensors}
+        return about["log"], best
 
     def _read(self, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         try:

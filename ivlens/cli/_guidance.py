@@ -1,0 +1,156 @@
+"""Options that change what a named guidance is made of."""
+
+import math
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from cyclopts import Parameter
+
+if TYPE_CHECKING:
+    from ivlens.models import TransformerBridge
+    from ivlens.tasks import Task
+    from ivlens.tuning import Guidance, Recipe
+
+# where each option goes: the parts of a recipe that may have it, and its name there
+_PLACES: dict[str, tuple[tuple[str, ...], str]] = {
+    "schedule": (("progressive",), "schedule"),
+    "sign": (("progressive",), "sign"),
+    "kl_weight": (("kl",), "weight"),
+    "last_weight": (("kl",), "last"),
+    "answers_weight": (("kl",), "answers"),
+    "rehearsal_weight": (("rehearse_kl",), "weight"),
+    "direction": (("kl", "rehearse_kl"), "direction"),
+    "temperature": (("kl", "rehearse_kl"), "temperature"),
+    "top_n": (("kl", "rehearse_kl"), "top_n"),
+}
+_LACKS = {
+    "progressive": "no progressive intervention",
+    "kl": "no divergence from a teacher with the task's vector",
+    "rehearse_kl": "no rehearsal of answers",
+    "heads": "no heads to hold",
+    "vector": "no vector",
+}
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class GuidanceOptions:
+    """What the guidance is made of, where it shall differ from what its name says.
+
+    Attributes:
+        schedule: How much of the vector is in the student, over training.
+        sign: 1 adds the vector to the student, -1 subtracts it.
+        layer: Where vectors enter.
+        site: Where in that layer.
+        alpha: Strength of vectors.
+        direction: KL of teacher and student (forward), or of student and teacher.
+        temperature: That both are softened by.
+        top_n: Tokens of the teacher that are kept for each position.
+        kl_weight: Of the divergence on the task's own prompts.
+        last_weight: In it, of the last prompt token.
+        answers_weight: In it, of the answer tokens.
+        heads_weight: Of the heads that are held.
+        rehearsal_weight: Of the divergence on rehearsed prompts.
+        k: Heads in every vector, and heads that are held.
+    """
+
+    schedule: Literal["staircase", "linear", "cosine", "constant", "off"] | None = None
+    sign: int | None = None
+    layer: int | None = None
+    site: Literal["resid_post", "attn_out"] | None = None
+    alpha: float | None = None
+    direction: Literal["forward", "reverse"] | None = None
+    temperature: float | None = None
+    top_n: int | None = None
+    kl_weight: float | None = None
+    last_weight: float | None = None
+    answers_weight: float | None = None
+    heads_weight: float | None = None
+    rehearsal_weight: float | None = None
+    k: int | None = None
+
+    def recipe(self, name: str) -> "tuple[Recipe | None, str]":
+        """The recipe of that name with the options that were given, and the control behind its slash.
+
+        Raises:
+            ValueError: there is none, it has no part that an option is about, or a value is impossible.
+        """
+        from ivlens.tuning import find_recipe
+
+        recipe, control = find_recipe(name)
+        for option in fields(self):
+            value = getattr(self, option.name)
+            if value is None:
+                continue
+            if recipe is None:
+                raise ValueError(f"{_flag(option.name)} is given, but --guidance is none; name one, or leave it out.")
+            recipe = _changed(recipe, name, option.name, value)
+        return recipe, control
+
+    def guidance(
+        self, name: str, model: "TransformerBridge", task: "Task", *, earlier: "list[Task]", seed: int
+    ) -> "Guidance | None":
+        """For one model and task; None for `none`.
+
+        Raises:
+            ValueError: as `recipe`, or the model has no such layer or too few heads.
+        """
+        from ivlens.tuning import control, iv_guidance
+
+        recipe, other = self.recipe(name)
+        if recipe is None:
+            return None
+        n_heads = model.cfg.n_layers * model.cfg.n_heads
+        for flag, value, least, most in (
+            ("--layer", recipe.layer, 0, model.cfg.n_layers - 1),
+            ("--k", recipe.k, 1, n_heads),
+        ):
+            if not least <= value <= most:
+                raise ValueError(f"{flag} is {value}, expected {least} to {most} for this model; choose one of these.")
+        made = iv_guidance(model, task, recipe, earlier=earlier, seed=seed)
+        return control(made, other, model, seed=seed) if other else made
+
+
+def _changed(recipe: "Recipe", name: str, option: str, value: Any) -> "Recipe":
+    from ivlens.tuning import HeadConsistency
+
+    holds = [key for key in ("heads_weight", "rehearse_heads") if getattr(recipe, key)]
+    has_vector = bool(recipe.progressive or recipe.kl or recipe.rehearse not in ("", "instructions"))
+    if option in _PLACES:
+        parts, key = _PLACES[option]
+        there = [part for part in parts if getattr(recipe, part) and (part != "rehearse_kl" or recipe.rehearse)]
+        if not there:
+            raise _lacks(option, name, parts[0])
+        new = [
+            _checked(option, key, lambda part=part: replace(getattr(recipe, part), **{key: value})) for part in there
+        ]
+        return replace(recipe, **dict(zip(there, new, strict=True)))
+    if option == "heads_weight":
+        if not holds:
+            raise _lacks(option, name, "heads")
+        _checked(option, "weight", lambda: HeadConsistency(((0, 0),), value))
+        return replace(recipe, **dict.fromkeys(holds, value))
+    if not has_vector and not (option == "k" and holds):
+        raise _lacks(option, name, "vector")
+    if option == "alpha" and not math.isfinite(value):
+        raise ValueError(f"--alpha is {value}, expected a finite number.")
+    return replace(recipe, **{option: value})
+
+
+def _checked(option: str, key: str, make: Any) -> Any:
+    """What `make` makes; its complaint about `key` is one about the flag."""
+    try:
+        return make()
+    except ValueError as error:
+        raise ValueError(f"{_flag(option)} {str(error).removeprefix(f'{key} ')}") from error
+
+
+def _lacks(option: str, name: str, part: str) -> ValueError:
+    return ValueError(
+        f"{_flag(option)} is given, but --guidance {name} has {_LACKS[part]} that it could change; leave it out, or "
+        "use another guidance."
+    )
+
+
+def _flag(option: str) -> str:
+    return f"--{option.replace('_', '-')}"
