@@ -123,7 +123,7 @@ class Trainer:
         if self.options.patience is None:
             return 0
         judged = [row for row in rows if "judged" in row]
-        return int(max(judged, key=lambda row: row["new"])["step"]) if judged else 0
+        return int(max(judged, key=lambda row: row.get("merit", row["new"]))["step"]) if judged else 0
 
     def _no_score(self, why: str) -> ValueError:
         return ValueError(
