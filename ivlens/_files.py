@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,15 +32,33 @@ else:
 def filling(folder: Path) -> Iterator[Path]:
     """A scratch folder inside `folder` (made if need be); what the body puts there is moved to `folder` at its end.
 
-    After an exception nothing is moved, and the scratch folder is gone.
+    After an exception nothing is moved, and the scratch folder is gone. Every file is on the disk before it gets its
+    name, so that a power failure leaves the old one or the new one.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".writing-", dir=folder) as temporary:
         scratch = Path(temporary)
         yield scratch
-        for file in sorted(path.relative_to(scratch) for path in scratch.rglob("*") if path.is_file()):
+        files = sorted(path.relative_to(scratch) for path in scratch.rglob("*") if path.is_file())
+        for file in files:
+            flush(scratch / file)
+        for file in files:
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             (scratch / file).replace(folder / file)
+        for parent in {(folder / file).parent for file in files}:
+            flush(parent)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk."""
+    if path.is_dir() and sys.platform == "win32":
+        return  # folders cannot be opened there
+    # a file must be open for writing on some systems, a folder cannot be
+    number = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> Path:

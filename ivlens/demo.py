@@ -67,7 +67,7 @@ class DemoOptions:
     k: int = 10
     n_draws: int = 5
     n_examples: int = 6
-    n_steps: int = 60
+    n_steps: int = 120
     seed: int = 0
 
 

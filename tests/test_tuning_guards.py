@@ -193,7 +193,7 @@ def test_rehearsal_is_divided_into_as_many_passes(llama, accumulate, monkeypatch
     logs = []
     for passes in (1, accumulate):
         sizes.clear()
-        options = TuneOptions(lr=1e-2, n_steps=3, batch_size=6, accumulate=passes)
+        options = TuneOptions(lr=1e-3, n_steps=3, batch_size=6, accumulate=passes)
         logs.append(Learner(llama, "full").learn(data_of(llama), options, Guidance(rehearsal=(part,))))
         assert len(sizes) == 3 * passes and sum(sizes) == 3 * 14 and max(sizes) - min(sizes) <= 1
     for name in ("rehearsal0", "grad_norm"):
