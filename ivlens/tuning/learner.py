@@ -239,6 +239,8 @@ def finetune(
     folder: str | Path | None = None,
     checkpoint_every: int | None = None,
     on_step: Callable[[Row], None] = lambda row: None,
+    record: Callable[[int, TransformerBridge], object] | None = None,
+    record_every: int = 50,
 ) -> TuneResult:
     """Teach `model` one task, from the inputs of its `fit` split. The model given stays as it is.
 
@@ -250,6 +252,8 @@ def finetune(
         n_samples: Prompts, with instructions drawn for each; None: one for every input.
         folder: Keeps the state of the training there (see `Learner.learn`), and the model in the end.
         checkpoint_every: Also write the model every so many steps, under `folder`.
+        record: Given the step and the model as it is then every `record_every` steps, to measure it rather than write
+            it; `ivlens.dynamics.Recorder` is made for that. The training goes on as if nobody had looked.
 
     Raises:
         ValueError: an option that does not exist or does not suit the model, or prompts that do not fit it.
@@ -257,6 +261,8 @@ def finetune(
     """
     if checkpoint_every is not None and (folder is None or checkpoint_every < 1):
         raise ValueError(f"checkpoint_every is {checkpoint_every}, expected 1 or more, and a folder beside it.")
+    if record_every < 1:
+        raise ValueError(f"record_every is {record_every}, expected 1 or more.")
     if folder is not None:
         ready_folder(folder)  # before minutes of training, not after
     learner = Learner(model, method, seed=seed)
@@ -269,6 +275,8 @@ def finetune(
         step = int(row["step"])
         if checkpoint_every is not None and folder is not None and step % checkpoint_every == 0:
             checkpoints[step] = learner.save(Path(folder) / f"step-{step:06d}")
+        if record is not None and step % record_every == 0:
+            record(step, learner.bridge())
         on_step(row)
 
     with _alone_in(folder):  # until the model is written as well
