@@ -30,7 +30,7 @@ ORDERS = list(permutations(TASKS))
 METHODS = ("full", "lora", "inclora", "ewc", "olora", "lwf")
 TARGET = 0.6
 OPTIONS = BenchOptions(
-    tune=TuneOptions(n_steps=360, batch_size=32, decay="constant", judge_every=20, patience=5),
+    tune=TuneOptions(n_steps=300, batch_size=32, decay="constant", judge_every=20, patience=4),
     n_samples=3200,
     target=TARGET,
     n_general=8,

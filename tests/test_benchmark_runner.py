@@ -72,13 +72,14 @@ def test_with_patience_the_step_that_forgets_least_at_the_target_is_kept(llama, 
 
     from ivlens.benchmarks import cells
 
-    rows = iter([(0.2, 1.0), (0.6, 0.1), (0.5, 0.7), (0.9, 0.3), (0.8, 0.2), (0.3, 0.9), (0.9, 0.1)])
+    rows = iter([(0.2, 1.0), (0.6, 0.1), (0.5, 0.7), (0.9, 0.3), (0.8, 0.2), (0.3, 0.9), (0.9, 0.1), (0.6, 0.7)])
     monkeypatch.setattr(cells.Scorer, "scores", lambda self, learner: {"one": next(values)})
     values = (score for row in rows for score in row)
     options = replace(OPTIONS, tune=replace(OPTIONS.tune, n_steps=20, patience=4), target=0.5)
     run = cells._Run(llama, suite, Cell("full"), options, {})
     curve = run.learn(1, suite.tasks[1], lambda row: None)
-    assert [row["new"] for row in curve] == [0.2, 0.6, 0.5, 0.9, 0.8, 0.3, 0.9]  # four after the third, which is kept
+    # four at the target after the third, which is kept
+    assert [row["new"] for row in curve] == [0.2, 0.6, 0.5, 0.9, 0.8, 0.3, 0.9, 0.6]
     assert not options.ends_at(0.9) and replace(options, tune=OPTIONS.tune).ends_at(0.5)
 
 

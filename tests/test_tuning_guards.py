@@ -279,7 +279,7 @@ def test_more_patience_finds_the_later_best(llama):
 
 def test_merit_decides_where_the_judge_gives_one(llama):
     watch = judged()
-    falling = {**watch, "judge": lambda plain: watch["judge"](plain) | {"merit": -watch["judge"](plain)["new"]}}
+    falling = {**watch, "judge": lambda plain: watch["judge"](plain) | {"merit": 1 - watch["judge"](plain)["new"]}}
     log = Learner(llama).learn(data_of(llama), PATIENT, **falling)
     assert log.kept.notna().tolist() == [step == 2 for step in range(1, 9)]
 

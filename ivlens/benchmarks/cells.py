@@ -54,8 +54,9 @@ class BenchOptions:
         tune: How each task is trained, `patience` on *select* included.
         n_samples: Training prompts of each task.
         target: A task's training ends as soon as its score on *select* reaches this; None: after all steps. With
-            `patience` it goes on instead, and of the judgements at this score or above, the one with the highest score
-            on old tasks is kept: methods are compared at one score on the new task, each where it forgets least.
+            `patience`, which only begins there, it goes on instead, and of the judgements at this score or above, the
+            one with the highest score on old tasks is kept: methods are compared at one score on the new task, each
+            where it forgets least.
         n_test: Prompts of each task in a judgement.
         n_general: Prompts of each general task.
         n_earlier: General tasks whose heads guidance keeps.
@@ -249,8 +250,8 @@ class _Run:
 
 
 def _merit(row: Mapping[str, float], target: float) -> float:
-    """The score on the new task as long as it is below the target; above all of these, that on old tasks."""
-    return row["new"] if row["new"] < target else target + (row["old"] if row["old"] == row["old"] else 0.0)
+    """The score on old tasks where that on the new one is at the target; else below 0, by what is missing."""
+    return row["new"] - target if row["new"] < target else row["old"] if row["old"] == row["old"] else 0.0
 
 
 def _with_rate(tune: TuneOptions, lr: float) -> TuneOptions:

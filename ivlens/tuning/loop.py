@@ -115,7 +115,7 @@ class Trainer:
             return bool(rows)
         if "judged" not in rows[-1]:
             return False
-        since = sum("judged" in row for row in rows[self._best(rows) :])
+        since = sum("judged" in row and row.get("merit", 0.0) >= 0 for row in rows[self._best(rows) :])
         return bool(self.stop(rows[-1])) or (self.options.patience is not None and since >= self.options.patience)
 
     def _best(self, rows: Sequence[Row]) -> int:

@@ -36,8 +36,9 @@ class TuneOptions:
         save_every: Steps between two states on disk, where a folder is given.
         judge_every: Steps between two judgements, where there is a judge.
         patience: Judgements in a row that are not better than the best one, after which the training ends; the
-            weights of the best judgement, the first if there are several, are kept. They are compared by their score
-            `merit` where the judge gives one, else by `new`. None: all steps are made, and the last weights kept.
+            weights of the best judgement, the first if there are several, are kept. They are compared by `merit` where
+            the judge gives one, else by `new`; those of negative merit do not try it. None: all steps are made, and
+            the last weights kept.
     """
 
     lr: float = 1e-4
