@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ivlens._adapters import adapter_folders, is_adapter, named_base
-from ivlens.models import TransformerBridge, check_model, load_model, model_identity
-
-Source = "str | Path | TransformerBridge"
+from ivlens.models import TransformerBridge, check_model, load_model, model_identity, pocket_path
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +31,16 @@ class Checkpoint:
         if isinstance(self.source, str | Path):
             return load_model(self.source, base=self.base if is_adapter(self.source) else None)
         return self.source
+
+    def key(self) -> dict[str, Any]:
+        """What tells the model apart from others, without opening it: a bridge's weights, or a folder's files."""
+        if not isinstance(self.source, str | Path):
+            return {"weights": model_identity(self.source).weights_hash}
+        folder = pocket_path() if self.source == "pocket" else Path(self.source).expanduser()
+        files = sorted(path for path in folder.rglob("*.safetensors")) if folder.is_dir() else []
+        sizes = [[path.relative_to(folder).as_posix(), *_state(path)] for path in files]
+        on = None if not is_adapter(self.source) or self.base is None else Checkpoint("base", self.base).key()
+        return {"source": str(self.source), "files": sizes, "base": on}
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +123,10 @@ def _checked(name: str, source: Any, base: Any) -> Checkpoint:
 
 def _is_checkpoint(folder: Path) -> bool:
     return (folder / "config.json").is_file() or bool(adapter_folders(folder))
+
+
+def _state(path: Path) -> tuple[int, int]:
+    return path.stat().st_size, path.stat().st_mtime_ns
 
 
 def _name_of(source: Any, number: int) -> str:
