@@ -1,0 +1,1 @@
+"""The lab: heads, vectors and completions of a live model on one page, in a notebook and in the browser."""
