@@ -28,6 +28,7 @@ COMMANDS = {
     "effects": Command("ivlens.cli.effects:effects", "Measure the causal effect of every attention head on a task."),
     "vector": Command("ivlens.cli.vector:vector", "Build the Instruction Vector of a task and judge it."),
     "steer": Command("ivlens.cli.steer:steer_text", "Complete a text with and without an Instruction Vector."),
+    "lab": Command("ivlens.cli.lab:lab", "Open a live page: click heads into the vector, read both completions."),
     "tune": Command("ivlens.cli.tune:tune", "Teach a model a task, with or without guidance, and see what it forgets."),
     "bench": Command("ivlens.cli.bench:bench", "Lead a model through a sequence of tasks by several methods."),
     "figures": Command("ivlens.cli.figures:figures", "Draw stored results as figures and tables for a paper."),
