@@ -30,6 +30,7 @@ COMMANDS = {
     "steer": Command("ivlens.cli.steer:steer_text", "Complete a text with and without an Instruction Vector."),
     "tune": Command("ivlens.cli.tune:tune", "Teach a model a task, with or without guidance, and see what it forgets."),
     "bench": Command("ivlens.cli.bench:bench", "Lead a model through a sequence of tasks by several methods."),
+    "sweep": Command("ivlens.cli.sweep:sweep", "Make every result of a grid, resumable, here or on a cluster."),
     "store": Command("ivlens.cli.store:app", "Look into a store of results, check it, clean it, export it."),
     "pocket": Command("ivlens.cli.pocket:app", "Train the built-in model, or write its model card."),
     "doctor": Command("ivlens.cli.doctor:doctor", "Show versions, hardware and what is missing here."),
