@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import random
+import shutil
 import signal
 import time
 from dataclasses import replace
@@ -19,7 +20,7 @@ from sweeping import digests, fingerprints, kill_in_the_middle, start, write_gri
 import ivlens.store.entries
 from ivlens.cli.main import main
 from ivlens.effects import HeadEffects
-from ivlens.models import load_model
+from ivlens.models import pocket_path
 from ivlens.store import Store, StoreError, content_key, verify
 from ivlens.sweep import KINDS, Cell, LocalExecutor, ModelSpec, Setting, Survey, make_plan, read_grid, run_sweep
 from ivlens.sweep.cells import forget_tasks
@@ -236,8 +237,7 @@ def test_a_full_disk_ends_the_sweep_and_harms_nothing(tmp_path: Path, monkeypatc
 
 
 def test_weights_that_change_meanwhile_are_noticed(tmp_path: Path):
-    load_model("pocket").original_model.save_pretrained(tmp_path / "model")
-    load_model("pocket").tokenizer.save_pretrained(tmp_path / "model")
+    shutil.copytree(pocket_path(), tmp_path / "model")
     grid = read_grid(write_grid(tmp_path, 'models = ["model"]\n' + SMALL))
     store = Store(tmp_path / "store")
     plan = make_plan(grid, store, LocalExecutor(store))
@@ -342,7 +342,8 @@ def test_workers_keep_their_model_warm(tmp_path: Path):
         for cell in read_grid(write_grid(tmp_path, SMALL.replace("[2, 4]", "[2, 4, 6]"))).cells
         for cell in [replace(cell, model=ModelSpec(name))]
     ]
-    dispatch = _Dispatch(None, "", [(cell, None) for cell in cells], lambda: None)  # pyright: ignore
+    survey = Survey("0" * 64, None, "Llama", "cpu", 10, 1, 1, 1, 1)
+    dispatch = _Dispatch(None, "", [(cell, survey) for cell in cells], lambda: None)
     seen: dict[str, list[str]] = {"w1": [], "w2": []}
     while dispatch._queue:
         for worker, models in seen.items():

@@ -18,14 +18,14 @@ CHARS_PER_TOKEN = 4
 BACKWARD = 2  # a backward pass in forward passes; adapters alone need no gradients of weights, but those of activations
 
 
-def forward(model: "Survey", n_tokens: float, n_unembedded: float | None = None) -> float:
+def forward(model: "Survey", n_tokens: float | int, n_unembedded: float | int | None = None) -> float:
     """A pass over `n_tokens`, with logits at `n_unembedded` of them (None: at all)."""
     unembedding = model.d_model * model.d_vocab
     columns = n_tokens if n_unembedded is None else n_unembedded
     return 2.0 * max(model.n_params - unembedding, unembedding) * n_tokens + 2.0 * unembedding * columns
 
 
-def all_heads(model: "Survey", n_tokens: float) -> float:
+def all_heads(model: "Survey", n_tokens: float | int) -> float:
     """Effects of all heads on one prompt, exactly: a copy of the last token for each head, from its layer up."""
     n_copies = model.n_layers * model.n_heads
     return forward(model, n_tokens + n_copies / 2, n_copies + 1)

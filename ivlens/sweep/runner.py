@@ -72,7 +72,7 @@ class Plan:
     @property
     def seconds(self) -> float:
         """Of all that is left, on one worker."""
-        return sum(estimate.seconds for estimate in self.estimates)
+        return sum((estimate.seconds for estimate in self.estimates), 0.0)
 
 
 @dataclass
@@ -144,8 +144,8 @@ def _estimate(
     rates: dict[tuple[str, str], float],
 ) -> Estimate:
     left = [jobs[key][0] for key in keys if key not in done]
-    operations = sum(costs[cell] for cell in left)
-    seconds = sum(costs[cell] / _rate(rates, cell) for cell in left)
+    operations = sum((costs[cell] for cell in left), 0.0)
+    seconds = sum((costs[cell] / _rate(rates, cell) for cell in left), 0.0)
     n_done = len(keys) - len(left)
     return Estimate(kind, model, len(keys), n_done, operations, seconds, (kind, model) in rates)
 
@@ -175,7 +175,7 @@ def run_sweep(
         KeyboardInterrupt: the second signal.
     """
     outcome, started, spent = Outcome(plan.n_done, n_left=len(plan.todo)), time.monotonic(), 0.0
-    whole = sum(plan.weights.values())
+    whole = sum(plan.weights.values(), 0.0)
     with _asked_to_stop() as stop:
         for (cell, _), report in executor.run(plan.todo, stop):
             if report.status == "full":

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import transformers
 
-from ivlens._files import write_whole
+from ivlens._files import read_small, write_whole
 from ivlens.models import TransformerBridge, _device, _source, load_model, model_identity
 from ivlens.store import Entry, Store, StoreError, content_key
 from ivlens.sweep.cells import Cell, ModelSpec, Survey, open_task, survey_from
@@ -65,7 +65,7 @@ class Workshop:
         path = self._known(spec, setting)
         try:
             if _is_fixed(spec):
-                return survey_from(json.loads(path.read_bytes()))
+                return survey_from(json.loads(read_small(path)))
         except (OSError, ValueError, TypeError, RecursionError):
             pass
         if not load:
