@@ -53,9 +53,9 @@ $(VENV)/.test: $(VENV)/.demo
 demo: $(VENV)/.demo  ## the main job on the built-in model, at most 2 minutes; report in out/demo/index.html
 	@$(PY) -m ivlens demo $(ARGS)
 
-figures: demo  ## the figures of the README, drawn from what the demo wrote
+figures: demo  ## figures/ for the built-in model, from what the demo wrote and from the benches' kept results
 	@$(PIP) install --quiet -c constraints.txt -e '.[export]'
-	@$(PY) figures/make.py $(OUT)/demo figures
+	@$(PY) -m ivlens figures --from $(OUT)/demo --from benches --out figures --format pdf,png
 
 test: $(VENV)/.test  ## the tests; ARGS="-k name" chooses
 	@$(PY) -m pytest $(ARGS)

@@ -11,7 +11,6 @@ and any step had at that score or above: old tasks at equal new-task score. Both
 import argparse
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -21,7 +20,6 @@ from ivlens import load_model
 from ivlens.benchmarks import BenchOptions, Cell, CellResult, Grid, load_suite
 from ivlens.benchmarks.report import curve_frame
 from ivlens.tuning import IVKL, RECIPES, Progressive, Recipe, TuneOptions
-from ivlens.tuning.rehearsal import REHEARSED
 
 TASKS = ("middle_of_three", "second_letter")  # the other three of the suite are for reports
 RATES = {"full": (1e-4, 3e-4, 6e-4, 1e-3), "": (5e-4, 1e-3, 2e-3, 4e-3)}
@@ -38,8 +36,6 @@ ABLATIONS = {
     "heads_light": Recipe(heads_weight=0.1),
     "iv_added": Recipe(progressive=Progressive(), kl=IVKL(weight=0.1), heads_weight=1.0),
     "vector": Recipe(heads_weight=1.0, as_vector=True),
-    "instructions_light": Recipe(rehearse="instructions", rehearse_kl=replace(REHEARSED, weight=0.3)),
-    "instructions_lighter": Recipe(rehearse="instructions", rehearse_kl=replace(REHEARSED, weight=0.1)),
     "instruction_heads_light": Recipe(rehearse="instructions", rehearse_kl=None, rehearse_heads=1.0),
 }
 GUIDANCE = (

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ivlens.effects import HeadEffects
-from ivlens.hooks import output_projection
+from ivlens.hooks import output_projection, whole_numbers
 from ivlens.models import TransformerBridge, model_identity
 
 Heads = tuple[tuple[int, int], ...]
@@ -87,3 +87,27 @@ def choose_heads(pool: Sequence[HeadEffects], k: int) -> Heads:
         raise ValueError(f"k is {k}, expected 1 to {measured}, the number of heads with a measured effect.")
     order = aie.nan_to_num(nan=float("-inf")).flatten().argsort(descending=True, stable=True)[:k].tolist()
     return tuple(divmod(index, aie.shape[1]) for index in order)
+
+
+def named_heads(effects: HeadEffects, heads: Sequence[tuple[int, int]], *, alone: bool) -> Heads:
+    """`heads`, checked, in the order given.
+
+    Raises:
+        TypeError: something else than pairs of whole numbers.
+        ValueError: none, one twice, one the model does not have, or a choice by other results beside it.
+    """
+    if not alone:
+        raise ValueError("from_effects got heads and universal, which are two ways to choose heads; leave one out.")
+    if any(not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2 for pair in heads):
+        raise TypeError(f"heads are {list(heads)!r:.80}, expected pairs (layer, head) such as (0, 7).")
+    layers, numbers = (whole_numbers("heads", part) for part in zip(*heads, strict=True)) if heads else ((), ())
+    pairs = tuple(zip(layers, numbers, strict=True))
+    n_layers, n_heads = effects.cie.shape[1:]
+    off = [pair for pair in pairs if not (0 <= pair[0] < n_layers and 0 <= pair[1] < n_heads)]
+    if off or not pairs or len(set(pairs)) < len(pairs):
+        what = f"{off[0]} among them" if off else "one of them twice" if pairs else "none of them"
+        raise ValueError(
+            f"heads are {list(pairs)!r:.80} with {what}, expected one or more different (layer, head) of "
+            f"{n_layers} layers and {n_heads} heads, counted from 0."
+        )
+    return pairs

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ivlens._heads import Heads, checked_model, choose_heads, choosing, head_writes
+from ivlens._heads import Heads, checked_model, choose_heads, choosing, head_writes, named_heads
 from ivlens._tokens import token_text
 from ivlens._vectorfile import check_weights, read_vector, write_vector
 from ivlens.effects import HeadEffects
@@ -66,15 +66,17 @@ class InstructionVector:
         effects: HeadEffects,
         k: int = 10,
         *,
+        heads: Sequence[tuple[int, int]] | None = None,
         model: TransformerBridge | None = None,
         contrast: bool = False,
         universal: bool | Sequence[HeadEffects] = False,
     ) -> "InstructionVector":
-        """The vector of the `k` heads with the largest average effect.
+        """The vector of the `k` heads with the largest average effect, or of the heads that are named.
 
         Args:
             effects: measured effects and head means of the task.
             k: how many heads; 10 suits models of 7B parameters.
+            heads: exactly these `(layer, head)` instead, whatever their effect; `k` is then their number.
             model: the bridge the effects were measured on; needed only where it is no longer in memory (loaded
                 effects).
             contrast: subtract the same sum over corrupted prompts, so that `θ` holds what the instruction adds.
@@ -82,8 +84,9 @@ class InstructionVector:
                 own; their settings are recorded.
 
         Raises:
-            ValueError: `k` is not between 1 and the number of measured heads; no model; another model than measured;
-                `universal` results that do not fit each other (weights, seed, score, mode), or `universal=True`.
+            ValueError: `k` is not between 1 and the number of measured heads; `heads` that are none, twice there or not
+                in the model, or given beside `universal`; no model; another model than measured; `universal` results
+                that do not fit each other (weights, seed, score, mode), or `universal=True`.
 
         Source:
             arXiv 2406.12227 and 2310.15213. Departure: without the projection's bias, which the reference code of the
@@ -91,13 +94,14 @@ class InstructionVector:
         """
         live = checked_model(effects, model)
         pool = choosing(effects, universal)
-        heads = choose_heads(pool, k)
+        chosen = choose_heads(pool, k) if heads is None else named_heads(effects, heads, alone=not universal)
         values = effects.mean_z - effects.mean_z_corrupted if contrast else effects.mean_z
-        layers, numbers = (list(part) for part in zip(*heads, strict=True))
+        layers, numbers = (list(part) for part in zip(*chosen, strict=True))
         means = effects.mean_z[layers, numbers].detach().float().cpu()
         theta = head_writes(live, values, effects.write_scale)[layers, numbers].sum(0)
         settings = {
-            "k": k,
+            "k": len(chosen),
+            **({} if heads is None else {"heads": "named"}),
             "contrast": contrast,
             "universal": [{"task": at.task, "effects": dict(at.settings)} for at in pool] if universal else False,
             "bias": False,
@@ -106,7 +110,7 @@ class InstructionVector:
             "corruptions": dict(sorted(Counter(effects.corruptions).items())),
             "effects": dict(effects.settings),
         }
-        return cls(theta, heads, means, effects.task, effects.model, settings, weakref.ref(live))
+        return cls(theta, chosen, means, effects.task, effects.model, settings, weakref.ref(live))
 
     @property
     def k(self) -> int:

@@ -26,9 +26,9 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # The rooms of the house from the ground up, each with the modules it is made of: a module imports only from its own
 # room and from those before it. The lazy names of `ivlens` itself belong to no room and are for users only.
 ROOMS = [
-    "_files hub records loaders tasks",
+    "_files _bootstrap _kept hub records loaders tasks",
     "_tokens templates prompts",
-    "_weights _boot _plain models _artefacts _memory",
+    "_weights _boot _plain _adapters models checkpoints _artefacts _memory",
     "hooks",
     "_inputs _prefix scoring",
     "activations",
@@ -41,7 +41,7 @@ ROOMS = [
     "benchmarks",
     "store",
     "sweep",
-    "demo_tuning demo",
+    "demo_curves demo_tuning demo",
     "figures",
     "workbench",
     "study",

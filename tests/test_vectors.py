@@ -317,3 +317,25 @@ def test_settings_that_are_no_json_are_refused_when_saving(tmp_path, iv):
     with pytest.raises(ValueError, match="do not fit in JSON"):
         replace(iv, settings={"model": object()}).save(tmp_path / "iv.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+def test_named_heads_in_their_order_instead_of_the_strongest(llama, effects):
+    named = [(1, 0), (0, 1)]
+    vector = InstructionVector.from_effects(effects, heads=named)
+    w_o = output_projection(llama)
+    by_hand = sum(effects.mean_z[layer, head] @ w_o[layer, head] for layer, head in named)
+    torch.testing.assert_close(vector.theta, by_hand, atol=1e-5, rtol=1e-5)
+    assert vector.heads == ((1, 0), (0, 1)) and vector.settings["k"] == 2 and vector.settings["heads"] == "named"
+    strongest = InstructionVector.from_effects(effects, heads=effects.top_heads(3))
+    assert torch.equal(strongest.theta, InstructionVector.from_effects(effects, k=3).theta)
+
+
+@pytest.mark.parametrize(
+    ("heads", "what"),
+    [([], "none of them"), ([(0, 1), (0, 1)], "one of them twice"), ([(0, 99)], r"\(0, 99\) among them")],
+)
+def test_named_heads_that_do_not_exist(effects, heads, what):
+    with pytest.raises(ValueError, match=f"heads are .* with {what}, expected one or more different"):
+        InstructionVector.from_effects(effects, heads=heads)
+    with pytest.raises(ValueError, match="two ways to choose heads"):
+        InstructionVector.from_effects(effects, heads=[(0, 0)], universal=[effects])

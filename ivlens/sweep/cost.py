@@ -59,6 +59,21 @@ def interventions(cell: "Cell", model: "Survey") -> float:
     return prefix + rows * forward(model, 2)  # the last prompt token and the answer
 
 
+def forgetting(cell: "Cell", model: "Survey") -> float:
+    """Every prompt, instructed and by each cloze: once for its answer, once for greedy decoding."""
+    options, task = cell.options, _task(cell.task)
+    n_forms = 1 + min(len(task.clozes), options.n_clozes or len(task.clozes))
+    return 2 * n_forms * _n(cell.task, "test", cell.seed, options.n_prompts) * forward(model, prompt_tokens(task) + 2)
+
+
+def dynamics(cell: "Cell", model: "Survey") -> float:
+    """The effects, and means of two halves; instructed prompts for performance and hidden states."""
+    n_tokens, n_fit = prompt_tokens(_task(cell.task)), _n(cell.task, "fit", cell.seed)
+    scored = 3 * _n(cell.task, "select", cell.seed, cell.options.n_scored) * forward(model, n_tokens)
+    means = 6 * min(100, n_fit) * forward(model, n_tokens)
+    return means + scored + min(cell.options.n_prompts, n_fit) * all_heads(model, n_tokens)
+
+
 def tuning(cell: "Cell", model: "Survey") -> float:
     """Steps forward and backward, twice with rehearsal; judgements; the effects that guidance needs."""
     options, n_tokens = cell.options, prompt_tokens(_task(cell.task)) + 2

@@ -7,12 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ivlens.dynamics import TrackOptions, measure_stage
 from ivlens.effects import HeadEffects, head_effects
+from ivlens.forgetting import ProbeOptions, probe
 from ivlens.interventions import evaluate_intervention
 from ivlens.models import TransformerBridge
 from ivlens.store.entries import TABLE
 from ivlens.sweep import cost
-from ivlens.sweep.options import EffectsOptions, InterventionOptions, TuningOptions, VectorOptions
+from ivlens.sweep.options import (
+    DynamicsOptions,
+    EffectsOptions,
+    ForgettingOptions,
+    InterventionOptions,
+    TuningOptions,
+    VectorOptions,
+)
 from ivlens.sweeps import Grid as SettingsGrid
 from ivlens.tasks import Task
 from ivlens.tuning import finetune, guidance_by_name
@@ -25,6 +34,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ivlens")
 
 EFFECTS_FILE, VECTOR_FILE, LOG_FILE = "effects.safetensors", "vector.safetensors", "log.parquet"
+STAGE_FILE = "stage.safetensors"
 
 
 @dataclass(frozen=True)
@@ -163,6 +173,26 @@ def _trained(making: Making, folder: Path) -> None:
         shutil.copytree(making.work / "model", folder / "model")
 
 
+def _forgetting(making: Making, folder: Path) -> None:
+    options = ProbeOptions(**vars(making.cell.options), seed=making.cell.seed)
+    found = probe(making.model, [making.open_task(making.cell.task)], options)
+    found.drop(columns="task").rename(columns={"kind": "probe"}).to_parquet(folder / TABLE, index=False)
+
+
+def _dynamics(making: Making, folder: Path) -> None:
+    import pandas as pd
+
+    task = making.open_task(making.cell.task)
+    options = TrackOptions(**vars(making.cell.options), seed=making.cell.seed)
+    stage = measure_stage(making.model, [task], options)
+    stage.save(folder / STAGE_FILE)
+    found = stage.tasks[task.name]
+    scores = {name: float(getattr(found, name).mean()) for name in ("accuracy", "prob", "logprob")}
+    norm = float(found.theta(found.top_heads(options.k)).norm())
+    row = scores | {"split_half": float(found.split_half), "norm": norm}
+    pd.DataFrame([row]).to_parquet(folder / TABLE, index=False)
+
+
 # in the order in which they are made: what others are made from comes first
 KINDS: dict[str, Kind] = {
     "effects": Kind(EffectsOptions, _effects, cost.effects),
@@ -170,5 +200,7 @@ KINDS: dict[str, Kind] = {
     "interventions": Kind(
         InterventionOptions, _interventions, cost.interventions, made_from=("effects", "vectors"), uses_others=True
     ),
+    "forgetting": Kind(ForgettingOptions, _forgetting, cost.forgetting),
+    "dynamics": Kind(DynamicsOptions, _dynamics, cost.dynamics),
     "tuning": Kind(TuningOptions, _tuning, cost.tuning),
 }

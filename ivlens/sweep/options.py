@@ -107,6 +107,33 @@ class TuningOptions:
 
 
 @dataclass(frozen=True)
+class ForgettingOptions:
+    """Of `probe`: what a model does under the instruction, and what it knows without."""
+
+    n_prompts: int | None = None
+    n_clozes: int | None = 4
+    template: str = "plain"
+
+    def __post_init__(self) -> None:
+        _check_counts(self, n_prompts=1, n_clozes=1)
+        find_template(self.template)
+
+
+@dataclass(frozen=True)
+class DynamicsOptions:
+    """Of `measure_stage`: all that is kept of one checkpoint, to be compared with others without opening it again."""
+
+    n_prompts: int = 24
+    k: int = 10
+    n_scored: int | None = None
+    template: str = "plain"
+
+    def __post_init__(self) -> None:
+        _check_counts(self, n_prompts=1, k=1, n_scored=1)
+        find_template(self.template)
+
+
+@dataclass(frozen=True)
 class Setting:
     """What all cells of a sweep have in common: how the machine computes. All of it belongs to a result's key.
 

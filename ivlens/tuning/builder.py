@@ -63,6 +63,8 @@ RECIPES: dict[str, Recipe | None] = {
     "heads": Recipe(heads_weight=1.0),
     "vectors": Recipe(rehearse="vectors", alpha=2.0),
     "instructions": Recipe(rehearse="instructions"),
+    "instructions_light": Recipe(rehearse="instructions", rehearse_kl=replace(REHEARSED, weight=0.3)),
+    "instructions_lighter": Recipe(rehearse="instructions", rehearse_kl=replace(REHEARSED, weight=0.1)),
     "instruction_heads": Recipe(rehearse="instructions", rehearse_kl=None, rehearse_heads=10.0),
     "instruction_vector": Recipe(rehearse="instructions", rehearse_kl=None, rehearse_heads=1.0, as_vector=True),
     "translations": Recipe(rehearse="translations", alpha=2.0),
