@@ -6,7 +6,6 @@ from ivlens.tuning.finetuning import TuneResult, finetune
 from ivlens.tuning.guidance import IVKL, Guidance, HeadConsistency, Progressive, strength
 from ivlens.tuning.learner import Learner
 from ivlens.tuning.methods import METHODS, Method, new_method
-from ivlens.tuning.one_task import TuneResult, finetune
 from ivlens.tuning.options import TuneOptions
 
 __all__ = [
