@@ -31,6 +31,9 @@ COMMANDS = {
     "tune": Command("ivlens.cli.tune:tune", "Teach a model a task, with or without guidance, and see what it forgets."),
     "bench": Command("ivlens.cli.bench:bench", "Lead a model through a sequence of tasks by several methods."),
     "store": Command("ivlens.cli.store:app", "Look into a store of results, check it, clean it, export it."),
+    "forget": Command("ivlens.cli.forget:forget", "Take apart what checkpoints forgot: instruction or knowledge."),
+    "dynamics": Command("ivlens.cli.dynamics:dynamics", "Follow Instruction Vectors through a series of checkpoints."),
+    "study": Command("ivlens.cli.study:study", "Test the paper's claims on one model; write a report."),
     "pocket": Command("ivlens.cli.pocket:app", "Train the built-in model, or write its model card."),
     "doctor": Command("ivlens.cli.doctor:doctor", "Show versions, hardware and what is missing here."),
 }
