@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import stat
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -88,8 +89,8 @@ def replacing(folder: Path) -> Iterator[Path]:
 def _listed(path: Path) -> set[str]:
     """Names in a list, as far as it can be read and they lead to nowhere else."""
     try:
-        names = {Path(name) for name in json.loads(path.read_text(encoding="utf-8"))["files"]}
-    except (OSError, ValueError, TypeError, KeyError):
+        names = {Path(name) for name in json.loads(read_small(path))["files"]}
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return set()
     return {name.as_posix() for name in names if not name.is_absolute() and ".." not in name.parts}
 
@@ -119,6 +120,18 @@ def held(folder: Path, what: str) -> Iterator[None]:
                 ) from error
             logger.warning("%s cannot be locked (%s): see to it that only one program uses it.", folder, error.strerror)
         yield
+
+
+def read_small(path: Path, limit: int = 2**20) -> bytes:
+    """The content of a regular file of at most `limit` bytes; a pipe or a link is not opened.
+
+    Raises:
+        OSError: it is no such file, or too large.
+    """
+    about = path.lstat()
+    if not stat.S_ISREG(about.st_mode) or about.st_size > limit:
+        raise OSError(f"{str(path)!r} is no regular file of at most {limit:,} bytes, expected one; remove it.")
+    return path.read_bytes()
 
 
 def ready_folder(path: str | Path) -> Path:

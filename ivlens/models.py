@@ -44,6 +44,7 @@ class _Origin:
     revision: str | None
 
 
+_LONGEST_NAME = 4096  # of a path, on most systems
 _ORIGINS: WeakKeyDictionary[TransformerBridge, _Origin] = WeakKeyDictionary()
 
 
@@ -200,7 +201,12 @@ def _source(name: str | Path) -> str | Path:
     if name == "pocket":
         folder = pocket_path()
     else:
-        folder = Path(name).expanduser()
+        if not str(name).strip() or len(str(name)) > _LONGEST_NAME or not str(name).isprintable():
+            raise ValueError(
+                f"model is {str(name)!r:.80}, expected a checkpoint folder, a Hub name 'owner/name', or 'pocket'; "
+                "check the name."
+            )
+        folder = Path(os.path.expanduser(name))
         looks_local = isinstance(name, Path) or name.startswith((".", "~", os.sep)) or name.count("/") > 1
         if not folder.exists() and not looks_local:
             return str(name)

@@ -85,7 +85,8 @@ class InstructionVector:
 
         Raises:
             ValueError: `k` is not between 1 and the number of measured heads; `heads` that are none, twice there or not
-                in the model, or given beside `universal`; no model; another model than measured; `universal` results that do not fit each other (weights, seed, score, mode), or `universal=True`.
+                in the model, or given beside `universal`; no model; another model than measured; `universal` results
+                that do not fit each other (weights, seed, score, mode), or `universal=True`.
 
         Source:
             arXiv 2406.12227 and 2310.15213. Departure: without the projection's bias, which the reference code of the

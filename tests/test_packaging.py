@@ -41,7 +41,7 @@ ROOMS = [
     "benchmarks",
     "store",
     "sweep",
-    "demo_tuning demo",
+    "demo_curves demo_tuning demo",
     "figures",
     "workbench",
     "study",

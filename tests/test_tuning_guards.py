@@ -277,6 +277,13 @@ def test_more_patience_finds_the_later_best(llama):
     assert len(log) == 14 and log.kept.notna().tolist() == [step == 12 for step in range(1, 15)]
 
 
+def test_merit_decides_where_the_judge_gives_one(llama):
+    watch = judged()
+    falling = {**watch, "judge": lambda plain: watch["judge"](plain) | {"merit": 1 - watch["judge"](plain)["new"]}}
+    log = Learner(llama).learn(data_of(llama), PATIENT, **falling)
+    assert log.kept.notna().tolist() == [step == 2 for step in range(1, 9)]
+
+
 @pytest.mark.parametrize("stop", [3, 5, 8, 10])
 def test_patience_is_resumed_to_the_same_weights(llama, stop, tmp_path):
     data, whole, resumed = data_of(llama), Learner(llama), Learner(llama)

@@ -331,7 +331,8 @@ def test_named_heads_in_their_order_instead_of_the_strongest(llama, effects):
 
 
 @pytest.mark.parametrize(
-    ("heads", "what"), [([], "none of them"), ([(0, 1), (0, 1)], "twice"), ([(0, 99)], r"\(0, 99\) among them")]
+    ("heads", "what"),
+    [([], "none of them"), ([(0, 1), (0, 1)], "one of them twice"), ([(0, 99)], r"\(0, 99\) among them")],
 )
 def test_named_heads_that_do_not_exist(effects, heads, what):
     with pytest.raises(ValueError, match=f"heads are .* with {what}, expected one or more different"):

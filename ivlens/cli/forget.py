@@ -87,6 +87,7 @@ def forget(
     from ivlens.figures.forgetting import forgetting_plot
     from ivlens.figures.theme import write_figure
     from ivlens.forgetting import ProbeOptions, decomposition, probe
+    from ivlens.tasks import hash_of_tasks
 
     chosen = which or SeriesOptions()
     tasks, series = chosen.tasks(), chosen.series(checkpoints)

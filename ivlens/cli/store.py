@@ -9,7 +9,7 @@ from ivlens.cli._options import AsJson
 from ivlens.cli._output import print_json, print_table
 
 if TYPE_CHECKING:
-    from ivlens.store import Finding, Store
+    from ivlens.store import Entry, Finding, Store
 
 app = App(name="store", help="Look into a store of results, check it, clean it, export it.", help_format="markdown")
 
@@ -43,7 +43,10 @@ def list_entries(store: Folder, /, *, kind: str | None = None, as_json: AsJson =
     if as_json:
         print_json({"entries": rows, "failed": failed})
         return
-    lines = [[row["key"][:12], row["kind"], _said(row["labels"]), f"{row['bytes'] / 1e3:.0f} kB"] for row in rows]
+    varied = _varied(found)
+    lines = [
+        [row["key"][:12], row["kind"], _said(row["labels"], varied), f"{row['bytes'] / 1e3:.0f} kB"] for row in rows
+    ]
     print_table(["entry", "kind", "labels", "size"], lines)
     print(f"\n{len(found)} results, {sum(entry.n_bytes for entry in found) / 1e6:.1f} MB")
     for key, about in failed.items():
@@ -123,8 +126,20 @@ def _opened(folder: Path) -> "Store":
     return Store(folder)
 
 
-def _said(labels: dict[str, object]) -> str:
-    return " ".join(f"{name}={value}" for name, value in labels.items() if value is not None)
+def _varied(found: "list[Entry]") -> set[tuple[str, str]]:
+    """Labels (with the kind) that have more than one value: the others tell no results apart."""
+    values: dict[tuple[str, str], set[object]] = {}
+    for entry in found:
+        for name, value in entry.labels.items():
+            values.setdefault((entry.kind, name), set()).add(value)
+    return {each for each, seen in values.items() if len(seen) > 1}
+
+
+def _said(labels: dict[str, object], varied: set[tuple[str, str]]) -> str:
+    kind = str(labels.get("kind", ""))
+    first = [str(labels[name]) for name in ("model", "task") if name in labels]
+    others = [name for name in labels if name not in ("kind", "model", "task")]
+    return " ".join([*first, *(f"{name}={labels[name]}" for name in others if (kind, name) in varied or not first)])
 
 
 def _plain(findings: "list[Finding]") -> list[dict[str, object]]:

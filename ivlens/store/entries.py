@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import ivlens
-from ivlens._files import flush
+from ivlens._files import flush, read_small
 from ivlens.store.keys import KEY, canonical, content_key
 
 if TYPE_CHECKING:
@@ -138,11 +138,12 @@ def read_entry(folder: Path) -> Entry:
 
 
 def _described(folder: Path) -> Entry:
-    path = folder / MANIFEST
-    if not path.is_file() or path.is_symlink() or path.stat().st_size > _MAX_MANIFEST:
-        raise DamagedEntry(f"{folder} has no {MANIFEST} of its own")
     try:
-        about = json.loads(path.read_bytes())
+        text = read_small(folder / MANIFEST, _MAX_MANIFEST)
+    except OSError:
+        raise DamagedEntry(f"{folder} has no {MANIFEST} of its own") from None
+    try:
+        about = json.loads(text)
         seal = about.pop("seal")
         if about["format"] != FORMAT or seal != _seal(about):
             raise DamagedEntry(f"{folder}: its manifest is not what was written")

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ivlens._files import flush, held, ready_folder, write_whole
+from ivlens._files import flush, held, read_small, ready_folder, write_whole
 from ivlens.store.entries import FORMAT, DamagedEntry, Entry, Scalar, is_key, read_entry, write_entry
 from ivlens.store.keys import content_key
 
@@ -67,7 +67,7 @@ class Store:
 
     def _check_mark(self, mark: Path) -> None:
         try:
-            found = json.loads(mark.read_bytes()[:1000])["format"]
+            found = json.loads(read_small(mark, 1000))["format"]
         except (OSError, ValueError, TypeError, KeyError, RecursionError):
             found = "something else"
         if found != FORMAT:
@@ -181,7 +181,7 @@ class Store:
         found = {}
         for path in sorted((self.folder / "failed").glob("*.json")):
             try:
-                about = json.loads(path.read_bytes())
+                about = json.loads(read_small(path))
             except (OSError, ValueError, RecursionError):
                 about = {}
             found[path.stem] = about if isinstance(about, dict) else {}
