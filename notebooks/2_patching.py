@@ -51,7 +51,7 @@ columns = {"input": words, "plain": plain, "steered": steered, "random vector, s
 pd.DataFrame({name: [first_line(text) for text in texts] for name, texts in columns.items()})
 
 # %% [markdown]
-# The control matters: a push of the same length in a random direction leaves the answers about where they were, so it is the
+# The control matters: a push of the same length in a random direction gives other words too, but not the opposites. It is the
 # *direction* that does it.
 #
 # ## What it does to the next token
@@ -81,7 +81,7 @@ bars.update_yaxes(title_text="probability", range=[0, 1])
 
 # %% [markdown]
 # **The bars.** Grey: what the model would say. Blue: the same model, a moment later, with the vector. The mass moves to the
-# opposite; what had it before is still there, but small.
+# opposite, and hardly anything is left of what had it before.
 #
 # ## How strongly, and where?
 #
@@ -123,8 +123,9 @@ columns = {"input": words, "as told": following, "+ opposite": overruled, "+ opp
 pd.DataFrame({name: [first_line(text) for text in texts] for name, texts in columns.items()})
 
 # %% [markdown]
-# The instruction in the prompt keeps writing through the model's own heads; whether a vector can outweigh it depends on the
-# strength and on the layer. Try `ALPHA = 8`.
+# The instruction in the prompt keeps writing through the model's own heads, so that the two pull in different directions: some
+# words turn into their opposites, others into something between. Taking the translation's vector away helps, but not
+# everywhere. Try other strengths and layers.
 #
 # ## The heads instead of their sum
 #

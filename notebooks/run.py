@@ -40,21 +40,27 @@ def run(source: Path, target: Path) -> float:
     notebook.metadata["jupytext"] = {"formats": "ipynb,py:percent"}
     notebook.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
     start = time.perf_counter()
-    NotebookClient(notebook, timeout=5 * SECONDS, kernel_name="python3", resources={"metadata": {"path": HERE}}).execute()
+    client = NotebookClient(
+        notebook, timeout=5 * SECONDS, kernel_name="python3", resources={"metadata": {"path": str(HERE)}}
+    )
+    client.config.KernelManager.transport = "ipc"  # a socket file rather than ports
+    client.execute()
     seconds = time.perf_counter() - start
     for number, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{number}"  # the same in every run
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if not _is_bar(output)]
-    notebook.metadata.pop("language_info", None)
+    for name in ("language_info", "widgets"):
+        notebook.metadata.pop(name, None)
     jupytext.write(notebook, target, fmt="ipynb")
     return seconds
 
 
 def _is_bar(output: Any) -> bool:
     """A progress bar of a library."""
-    return output.output_type == "stream" and output.name == "stderr" and "it/s]" in output.text
+    text = output.text if output.output_type == "stream" else output.get("data", {}).get("text/plain", "")
+    return "?it/s]" in text
 
 
 def main() -> int:
