@@ -3,7 +3,7 @@
     python notebooks/run.py [--out FOLDER] [NAME ...]
 
 Each `NAME.py` (percent format, what is edited) becomes `NAME.ipynb` beside it, or in FOLDER, with what running it
-showed; figures are PNGs. Under CI (the variable is set) outputs go to out/notebooks: only whether they run counts there.
+showed; figures are PNGs. Under CI (the variable is set) outputs go to out/notebooks: there only running counts.
 """
 
 import argparse
