@@ -60,7 +60,7 @@ class Page {
     this.model = model;
     this.id = `ivlens-${++n_pages}`;
     this.facts = JSON.parse(model.facts);
-    this.key = Math.random().toString(36).slice(2);
+    this.own = Math.random().toString(36).slice(2);
     this.sent = 0;
     this.cursor = [0, 0];
     this.cells = [];
@@ -72,14 +72,15 @@ class Page {
     this.listen();
     for (const name of ["state", "task", "result", "code", "status"]) this.receive(name);
     this.dress();
+    this.send("hello");
   }
 
   read(name) {
-    return this.model[name] ? JSON.parse(this.model[name]) : null;
+    return this.model[name] ? JSON.parse(this.model[name]).value : null;
   }
 
   send(kind, values = {}) {
-    this.model.send_msg(JSON.stringify({ kind, page: this.key, seq: ++this.sent, ...values }));
+    this.model.send_msg(JSON.stringify({ kind, page: this.own, seq: ++this.sent, ...values }));
   }
 
   set(values) {
@@ -116,7 +117,7 @@ class Page {
   receive(name) {
     const value = this.read(name);
     if (value === null) return;
-    if (name === "state" && (value.seen[this.key] ?? 0) < this.sent) return; // an event of ours is still under way
+    if (name === "state" && (value.seen[this.own] ?? 0) < this.sent) return; // an event of ours is still under way
     this[name] = value;
     this[`show_${name}`](value);
   }
