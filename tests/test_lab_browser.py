@@ -98,7 +98,7 @@ _SETTLED = """() => {
   };
   const status = find(document, '.status');
   return status && !status.classList.contains('busy') && /in all|^$/.test(status.textContent)
-    && (find(document, '[data-column]') || find(document, '.error')?.textContent) && !find(document, '.writing');
+    && (find(document, '.card') || find(document, '.error')?.textContent) && !find(document, '.writing');
 }"""
 
 

@@ -72,7 +72,14 @@ class Page {
     this.listen();
     for (const name of ["state", "task", "result", "code", "status"]) this.receive(name);
     this.dress();
+    this.greet();
+  }
+
+  // a notebook's page may stand before anyone listens to it
+  greet() {
+    if (this.heard) return;
     this.send("hello");
+    setTimeout(() => this.greet(), 700);
   }
 
   read(name) {
@@ -117,6 +124,7 @@ class Page {
   receive(name) {
     const value = this.read(name);
     if (value === null) return;
+    this.heard ||= name === "state" && this.own in value.seen;
     if (name === "state" && (value.seen[this.own] ?? 0) < this.sent) return; // an event of ours is still under way
     this[name] = value;
     this[`show_${name}`](value);
