@@ -48,7 +48,7 @@ $(VENV)/.test: $(VENV)/.demo
 	@$(PIP) install --quiet -c constraints.txt -e '.[dev]'
 	@rm $(STARTED) && touch $@
 
-.PHONY: demo lab screenshots browser figures test parity families lint types wheel wheel-test install clean help
+.PHONY: demo lab screenshots browser figures docs notebooks test parity families lint types wheel wheel-test install clean help
 
 demo: $(VENV)/.demo  ## the main job on the built-in model, at most 2 minutes; report in out/demo/index.html
 	@$(PY) -m ivlens demo $(ARGS)
@@ -66,9 +66,19 @@ browser:  ## Chromium for the browser tests and for images (Debian, as root)
 	DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium fonts-dejavu-core >/dev/null; } || \
 	{ echo "make: no Chromium, and it cannot be installed from here; install Chrome or Chromium" >&2; exit 1; }
 
-figures: demo  ## the figures of the README, drawn from what the demo wrote
+figures: demo  ## figures/ for the built-in model, from what the demo wrote and from the benches' kept results
 	@$(PIP) install --quiet -c constraints.txt -e '.[export]'
-	@$(PY) figures/make.py $(OUT)/demo figures
+	@$(PY) -m ivlens figures --from $(OUT)/demo --from benches --out figures --format pdf,png
+
+docs: $(VENV)/.test  ## the documentation, in out/docs/index.html; warnings are errors
+	@$(PIP) install --quiet -c constraints.txt -e '.[docs]'
+	@$(PY) -m sphinx --builder html --fail-on-warning --keep-going --quiet --doctree-dir $(OUT)/docs-trees docs $(OUT)/docs
+	@! grep -rlE '<(script|link|img)[^>]+(src|href)="https?://' $(OUT)/docs --include='*.html' || { echo "make: these pages load something from the network" >&2; exit 1; }
+	@echo "$(OUT)/docs/index.html"
+
+notebooks: $(VENV)/.test  ## run all notebooks (two minutes each at most) and keep their outputs; ARGS=1_heads chooses
+	@$(PIP) install --quiet -c constraints.txt -e '.[notebook,export,tune]'
+	@$(PY) notebooks/run.py $(ARGS)
 
 test: $(VENV)/.test  ## the tests; ARGS="-k name" chooses
 	@$(PY) -m pytest $(ARGS)

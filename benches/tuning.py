@@ -1,17 +1,17 @@
 """Does guidance help on the pocket suite? Every method and kind of guidance gets the same grid of learning rates.
 
     python benches/tuning.py run  --out out/tuning [--methods lora,full] [--guidance none,heads] [--tasks ...]
-    python benches/tuning.py show --out out/tuning [--write]
+    python benches/tuning.py show [--out out/tuning] [--write]
 
-`run` trains each of the tuning tasks from the built-in model; it keeps every cell, and can be interrupted. `show`
-prints, for scores of the new task that the plain method reaches, the highest score on old tasks that any learning rate
-and any step had at that score or above: old tasks at equal new-task score. Both scores are on *select*.
+`run` trains each of the tuning tasks from the built-in model; it keeps every cell, and can be interrupted. `show` takes
+the committed cells, and in place of some of them or beside them those in `--out`; it prints, for scores of the new task
+that the plain method reaches, the highest score on old tasks that any learning rate and any step had at that score or
+above: old tasks at equal new-task score. Both scores are on *select*.
 """
 
 import argparse
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -21,7 +21,6 @@ from ivlens import load_model
 from ivlens.benchmarks import BenchOptions, Cell, CellResult, Grid, load_suite
 from ivlens.benchmarks.report import curve_frame
 from ivlens.tuning import IVKL, RECIPES, Progressive, Recipe, TuneOptions
-from ivlens.tuning.rehearsal import REHEARSED
 
 TASKS = ("middle_of_three", "second_letter")  # the other three of the suite are for reports
 RATES = {"full": (1e-4, 3e-4, 6e-4, 1e-3), "": (5e-4, 1e-3, 2e-3, 4e-3)}
@@ -38,8 +37,6 @@ ABLATIONS = {
     "heads_light": Recipe(heads_weight=0.1),
     "iv_added": Recipe(progressive=Progressive(), kl=IVKL(weight=0.1), heads_weight=1.0),
     "vector": Recipe(heads_weight=1.0, as_vector=True),
-    "instructions_light": Recipe(rehearse="instructions", rehearse_kl=replace(REHEARSED, weight=0.3)),
-    "instructions_lighter": Recipe(rehearse="instructions", rehearse_kl=replace(REHEARSED, weight=0.1)),
     "instruction_heads_light": Recipe(rehearse="instructions", rehearse_kl=None, rehearse_heads=1.0),
 }
 GUIDANCE = (
@@ -47,6 +44,8 @@ GUIDANCE = (
     "instructions",
     "instructions_light",
     "instructions_lighter",
+    "answers",
+    "answers_light",
     "kl",
     "kl/zero_vector",
     "heads",
@@ -113,6 +112,16 @@ def _said(cell: Cell) -> None:
 def kept(out: Path) -> list[CellResult]:
     files = sorted(out.glob("*/cells/*.json"))
     return [CellResult.from_dict(json.loads(file.read_text())["result"]) for file in files]
+
+
+def with_committed(results: Sequence[CellResult]) -> pd.DataFrame:
+    """The curves of the committed cells, those that were made again replaced."""
+    committed = pd.read_parquet(CURVES)
+    if not results:
+        return committed
+    new, cell = curve_frame(results), ["task", "method", "guidance", "seed", "lr"]
+    is_new = pd.MultiIndex.from_frame(committed[cell]).isin(pd.MultiIndex.from_frame(new[cell]))
+    return pd.concat([committed[~is_new], new], ignore_index=True)
 
 
 def best_old(curves: pd.DataFrame, wanted: float) -> tuple[float, float]:
@@ -190,7 +199,7 @@ def show(curves: pd.DataFrame) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("run", "show"))
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path)
     parser.add_argument("--methods", default="lora,full")
     parser.add_argument("--guidance", default=",".join(GUIDANCE))
     parser.add_argument("--tasks", default=",".join(TASKS))
@@ -198,7 +207,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.what == "run":
         run(options.out, *(getattr(options, name).split(",") for name in ("methods", "guidance", "tasks")))
-    curves = curve_frame(kept(options.out))
+    curves = with_committed([] if options.out is None else kept(options.out))
     print(show(curves))
     if options.write:
         write_section("tuning", show(curves))

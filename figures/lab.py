@@ -29,9 +29,11 @@ def photograph(url: str, target: Path) -> None:
         browser = play.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1440, "height": 600}, device_scale_factor=1.5)
         page.goto(url)
+        page.get_by_text("s in all").wait_for(timeout=60_000)
         page.get_by_role("checkbox", name="Random vector of equal norm").check()
         page.locator('[data-column="random"] .text:not(.writing)').wait_for(timeout=60_000)
         page.get_by_text("s in all").wait_for()
+        page.wait_for_timeout(300)
         page.screenshot(path=target, full_page=True)
         browser.close()
 

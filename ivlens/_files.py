@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import stat
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,15 +33,33 @@ else:
 def filling(folder: Path) -> Iterator[Path]:
     """A scratch folder inside `folder` (made if need be); what the body puts there is moved to `folder` at its end.
 
-    After an exception nothing is moved, and the scratch folder is gone.
+    After an exception nothing is moved, and the scratch folder is gone. Every file is on the disk before it gets its
+    name, so that a power failure leaves the old one or the new one.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".writing-", dir=folder) as temporary:
         scratch = Path(temporary)
         yield scratch
-        for file in sorted(path.relative_to(scratch) for path in scratch.rglob("*") if path.is_file()):
+        files = sorted(path.relative_to(scratch) for path in scratch.rglob("*") if path.is_file())
+        for file in files:
+            flush(scratch / file)
+        for file in files:
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             (scratch / file).replace(folder / file)
+        for parent in {(folder / file).parent for file in files}:
+            flush(parent)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk."""
+    if path.is_dir() and sys.platform == "win32":
+        return  # folders cannot be opened there
+    # a file must be open for writing on some systems, a folder cannot be
+    number = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
@@ -69,8 +89,8 @@ def replacing(folder: Path) -> Iterator[Path]:
 def _listed(path: Path) -> set[str]:
     """Names in a list, as far as it can be read and they lead to nowhere else."""
     try:
-        names = {Path(name) for name in json.loads(path.read_text(encoding="utf-8"))["files"]}
-    except (OSError, ValueError, TypeError, KeyError):
+        names = {Path(name) for name in json.loads(read_small(path))["files"]}
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return set()
     return {name.as_posix() for name in names if not name.is_absolute() and ".." not in name.parts}
 
@@ -100,6 +120,18 @@ def held(folder: Path, what: str) -> Iterator[None]:
                 ) from error
             logger.warning("%s cannot be locked (%s): see to it that only one program uses it.", folder, error.strerror)
         yield
+
+
+def read_small(path: Path, limit: int = 2**20) -> bytes:
+    """The content of a regular file of at most `limit` bytes; a pipe or a link is not opened.
+
+    Raises:
+        OSError: it is no such file, or too large.
+    """
+    about = path.lstat()
+    if not stat.S_ISREG(about.st_mode) or about.st_size > limit:
+        raise OSError(f"{str(path)!r} is no regular file of at most {limit:,} bytes, expected one; remove it.")
+    return path.read_bytes()
 
 
 def ready_folder(path: str | Path) -> Path:

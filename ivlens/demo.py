@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from ivlens._files import filling
 from ivlens.completions import complete, first_line
 from ivlens.controls import HeadMeans
+from ivlens.demo_curves import swept_controls
 from ivlens.demo_tuning import TuningDemo, can_tune, run_tuning
 from ivlens.effects import HeadEffects, head_effects
 from ivlens.hooks import SITES
@@ -67,7 +68,7 @@ class DemoOptions:
     k: int = 10
     n_draws: int = 5
     n_examples: int = 6
-    n_steps: int = 60
+    n_steps: int = 120
     seed: int = 0
 
 
@@ -78,6 +79,7 @@ class DemoResult:
     Attributes:
         conditions: `evaluate_intervention` of every task on *test*, with a column `task`.
         sweep: `sweep_settings` of every task's own vector on *select*, with a column `task`; strength 0 is no vector.
+        curves: the same beside that of the controls, told apart by a column `condition`.
         examples: task, input, prompt, answers, before, after, and whether each is right.
         decoded: `(token, logit)` pairs per task, largest logit first.
         seconds: wall time.
@@ -91,6 +93,7 @@ class DemoResult:
     vectors: tuple[InstructionVector, ...]
     conditions: pd.DataFrame
     sweep: pd.DataFrame
+    curves: pd.DataFrame
     examples: pd.DataFrame
     decoded: dict[str, list[tuple[str, float]]]
     seconds: float
@@ -129,11 +132,12 @@ def _measured(
         for task in bar("measuring effects", tasks)
     ]
     vectors = [InstructionVector.from_effects(found, k=options.k, model=model) for found in effects]
-    judged, swept, shown = [], [], []
+    judged, swept, controls, shown = [], [], [], []
     for task, found in bar("judging vectors", list(zip(tasks, effects, strict=True))):
         vector = vectors[len(judged)]
         for grid in (GRID, NO_VECTOR):
             swept.append(sweep_settings(model, task, vector, grid=grid, seed=options.seed).assign(task=task.name))
+        controls.append(swept_controls(model, task, vector, vectors, found, grid=GRID, seed=options.seed))
         judged.append(_judge(model, task, vector, vectors, found, options).assign(task=task.name))
         shown.append(_examples(model, task, vector, judged[-1], options))
     tuning = None
@@ -147,6 +151,7 @@ def _measured(
         vectors=tuple(vectors),
         conditions=_tasks_first(judged),
         sweep=_tasks_first(swept),
+        curves=_tasks_first([*(frame.assign(condition="iv") for frame in swept), *controls]),
         examples=_tasks_first(shown),
         decoded={vector.task: vector.decode(model, k=N_DECODED) for vector in vectors},
         seconds=time.perf_counter() - start,
@@ -167,7 +172,7 @@ def write_demo(result: DemoResult, folder: str | Path, *, also: Callable[[Path],
     """
     root = Path(folder)
     with filling(root) as scratch:
-        for name in ("conditions", "sweep", "examples"):
+        for name in ("conditions", "sweep", "curves", "examples"):
             getattr(result, name).to_parquet(scratch / f"{name}.parquet")
         if result.tuning is not None:
             result.tuning.scores.to_parquet(scratch / "tuning.parquet")

@@ -8,14 +8,15 @@ from typing import Any
 
 import pandas as pd
 
+from ivlens.benchmarks import drilled
 from ivlens.models import TransformerBridge
 from ivlens.tasks import load_task
 from ivlens.tuning import TuneOptions, finetune, guidance_by_name
 
 NEW_TASK = "middle_of_three"  # not among those that the model was trained on
 OLD_TASKS = ("antonym", "english_french", "capitalize")
-GUIDANCE = ("none", "instructions")
-LR, BATCH_SIZE, JUDGE_EVERY, N_WATCHED = 4e-3, 16, 10, 16
+GUIDANCE = ("none", "instructions_lighter")
+LR, BATCH_SIZE, JUDGE_EVERY, N_WATCHED = 4e-3, 32, 10, 32
 
 Bar = Callable[[str, Sequence[Any]], Iterable[Any]]
 
@@ -46,7 +47,7 @@ def can_tune(model: str) -> bool:
 def run_tuning(model: TransformerBridge, *, n_steps: int, seed: int, bar: Bar) -> TuningDemo:
     """Train once for each guidance; the model given stays as it is."""
     start = time.perf_counter()
-    new, old = load_task(NEW_TASK), [load_task(name) for name in OLD_TASKS]
+    new, old = drilled(load_task(NEW_TASK)), [load_task(name) for name in OLD_TASKS]
     options = TuneOptions(lr=LR, n_steps=n_steps, batch_size=BATCH_SIZE, judge_every=JUDGE_EVERY)
     scores, curves = pd.DataFrame(), list[dict[str, Any]]()
     for name in bar("teaching a task", GUIDANCE):

@@ -204,7 +204,7 @@ def evaluate_intervention(
     judged = [
         Judged("clean", prompts.trials(split, corrupted=False).unsteered()),
         Judged("baseline", judge.unsteered()),
-        *_judged_vectors(vectors, prompts, judge, settings),
+        *judged_vectors(vectors, prompts, judge, settings),
         *_judged_heads(iv, judge),
         _judged_constant(prompts, judge),
     ]
@@ -240,9 +240,10 @@ def _random_heads(
     return random_head_vectors(prompts.model, iv, means, n_draws, prompts.seed)
 
 
-def _judged_vectors(
+def judged_vectors(
     vectors: dict[str, list[InstructionVector]], prompts: PromptSource, judge: Trials, settings: Sequence[Setting]
 ) -> list[Judged]:
+    """Every vector at its own best setting on *select*, judged by `judge`; one result for each condition."""
     every = [vector for several in vectors.values() for vector in several]
     thetas = torch.stack([vector.theta for vector in every])
     if len(settings) == 1:

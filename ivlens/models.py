@@ -11,8 +11,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from ivlens._adapters import is_adapter, named_base, with_adapters
 from ivlens._boot import TransformerBridge, boot, check_config, check_supported
-from ivlens._plain import plain_origin, remember_plain
+from ivlens._plain import plain_model, plain_origin, remember_plain
 from ivlens._weights import weights_hash
 from ivlens.hub import without_retries
 
@@ -43,6 +44,7 @@ class _Origin:
     revision: str | None
 
 
+_LONGEST_NAME = 4096  # of a path, on most systems
 _ORIGINS: WeakKeyDictionary[TransformerBridge, _Origin] = WeakKeyDictionary()
 
 
@@ -59,6 +61,7 @@ def load_model(
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
     revision: str | None = None,
+    base: "str | Path | TransformerBridge | None" = None,
 ) -> TransformerBridge:
     """Open a decoder-only language model, ready for hooks.
 
@@ -68,13 +71,16 @@ def load_model(
     only there. LoRA adapters inside a given model (`peft_model.get_base_model()`) stay as trainable as they were.
 
     Args:
-        name: `"pocket"` (the built-in model), a folder, or a name on the Hugging Face Hub.
+        name: `"pocket"` (the built-in model), a folder, or a name on the Hugging Face Hub. A folder of adapters written
+            by peft is merged into the model that they name.
         hf_model: A model in memory; it is wrapped in place. `name` is then only what results call it.
         tokenizer: Its tokenizer. None: the checkpoint's; for a model in memory, that of the folder it was read from, or
             none, which is enough for calls that take tokens.
         device: `"auto"`: where a given model is, otherwise the GPU if there is one.
         dtype: `"auto"`: as stored, but float16 becomes float32 on a CPU.
         revision: Branch, tag or commit on the Hub.
+        base: For a folder of adapters: the model they belong to, by name or as a bridge (which stays as it is); None:
+            the one they name.
 
     Raises:
         FileNotFoundError: The folder does not exist or holds no checkpoint.
@@ -86,7 +92,13 @@ def load_model(
     if hf_model is not None and not (isinstance(hf_model, nn.Module) and hasattr(hf_model, "config")):
         raise TypeError(f"hf_model is {type(hf_model).__name__}, expected a transformers model (LlamaForCausalLM ...).")
     asked, place = _dtype(dtype), _device(device, hf_model)
-    if hf_model is None:
+    adapters = hf_model is None and is_adapter(name)
+    if base is not None and not adapters:
+        raise ValueError(f"load_model got base= for {str(name)!r}, which is no folder of adapters; leave base out.")
+    if adapters:
+        label = str(name)
+        hf_model, tokenizer = _adapted(Path(name).expanduser(), base, tokenizer, asked, revision)
+    elif hf_model is None:
         source, label = _source(name), str(name)
         with without_retries() if isinstance(source, str) else nullcontext():
             hf_model = _download(source, asked, revision)
@@ -106,6 +118,25 @@ def load_model(
     remember_plain(model, origin)
     _ORIGINS[model] = _Origin(label, getattr(hf_model.config, "_commit_hash", None) or revision)
     return model
+
+
+def _adapted(
+    folder: Path,
+    base: "str | Path | TransformerBridge | None",
+    tokenizer: Any,
+    dtype: torch.dtype | None,
+    revision: str | None,
+) -> tuple[Any, Any]:
+    """The plain model with the adapters of a folder merged, and its tokenizer."""
+    if base is None or isinstance(base, str | Path):
+        source = _source(named_base(folder) if base is None else base)
+        with without_retries() if isinstance(source, str) else nullcontext():
+            plain = _download(source, dtype, revision)
+            tokenizer = _own_tokenizer(source, revision) if tokenizer is None else tokenizer
+    else:
+        plain = plain_model(check_model(base))
+        tokenizer = base.tokenizer if tokenizer is None else tokenizer
+    return with_adapters(plain, folder).requires_grad_(False).eval(), tokenizer
 
 
 def check_model(model: Any) -> TransformerBridge:
@@ -170,7 +201,12 @@ def _source(name: str | Path) -> str | Path:
     if name == "pocket":
         folder = pocket_path()
     else:
-        folder = Path(name).expanduser()
+        if not str(name).strip() or len(str(name)) > _LONGEST_NAME or not str(name).isprintable():
+            raise ValueError(
+                f"model is {str(name)!r:.80}, expected a checkpoint folder, a Hub name 'owner/name', or 'pocket'; "
+                "check the name."
+            )
+        folder = Path(os.path.expanduser(name))
         looks_local = isinstance(name, Path) or name.startswith((".", "~", os.sep)) or name.count("/") > 1
         if not folder.exists() and not looks_local:
             return str(name)

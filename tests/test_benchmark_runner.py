@@ -66,6 +66,23 @@ def test_training_ends_when_patience_does(llama, suite):
     assert [[row["step"] for row in curve] for curve in result.curves] == [[2, 4, 6], [2, 4, 6]]
 
 
+def test_with_patience_the_step_that_forgets_least_at_the_target_is_kept(llama, suite, monkeypatch):
+    """Of all judgements the best new score counts below the target, and only the old score above it."""
+    from dataclasses import replace
+
+    from ivlens.benchmarks import cells
+
+    rows = iter([(0.2, 1.0), (0.6, 0.1), (0.5, 0.7), (0.9, 0.3), (0.8, 0.2), (0.3, 0.9), (0.9, 0.1), (0.6, 0.7)])
+    monkeypatch.setattr(cells.Scorer, "scores", lambda self, learner: {"one": next(values)})
+    values = (score for row in rows for score in row)
+    options = replace(OPTIONS, tune=replace(OPTIONS.tune, n_steps=20, patience=4), target=0.5)
+    run = cells._Run(llama, suite, Cell("full"), options, {})
+    curve = run.learn(1, suite.tasks[1], lambda row: None)
+    # four at the target after the third, which is kept
+    assert [row["new"] for row in curve] == [0.2, 0.6, 0.5, 0.9, 0.8, 0.3, 0.9, 0.6]
+    assert not options.ends_at(0.9) and replace(options, tune=OPTIONS.tune).ends_at(0.5)
+
+
 def test_a_task_scored_by_rouge_is_judged_by_rouge_on_the_way(llama, monkeypatch):
     """Target, patience and curves see what the suite scores, and the other tasks' answers are not written out."""
     from dataclasses import replace

@@ -59,6 +59,11 @@ def test_every_task_is_judged_beside_every_control(result: DemoResult) -> None:
     assert list(table["task"]) == ["next", "second"] and conditions < set(table)
     assert table["layer"].between(0, 2).all() and not table["alpha"].isna().any()
     assert (result.sweep["alpha"] == 0).groupby(result.sweep["task"]).sum().tolist() == [1, 1]
+    assert set(result.curves["condition"]) == {"iv", "random", "random_heads", "other_tasks"}
+    settings = result.curves.groupby(["task", "condition", "vector"]).size()
+    assert settings["next", "random"].tolist() == settings["next", "random_heads"].tolist() == [24, 24]
+    own = result.curves.query("condition == 'iv'")
+    assert own["accuracy"].tolist() == result.sweep["accuracy"].tolist()
     assert [iv.k for iv in result.vectors] == [3, 3]
 
 
@@ -82,12 +87,12 @@ def test_files_are_complete_and_open_again(result: DemoResult, tmp_path: Path) -
     written = write_demo(result, tmp_path / "out", also=lambda folder: (folder / "index.html").write_text("page"))
     names = sorted(str(path.relative_to(tmp_path / "out")) for path in written)
     assert names == sorted(
-        ["conditions.parquet", "effects.parquet", "examples.parquet", "index.html", "sweep.parquet"]
+        ["conditions.parquet", "curves.parquet", "effects.parquet", "examples.parquet", "index.html", "sweep.parquet"]
         + [f"{kind}/{task}.safetensors" for kind in ("effects", "vectors") for task in ("next", "second")]
     )
     found = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
     assert sorted(found) == sorted(written)
-    for name in ("conditions", "sweep", "examples"):
+    for name in ("conditions", "sweep", "curves", "examples"):
         read = pd.read_parquet(tmp_path / "out" / f"{name}.parquet")
         assert len(read) == len(getattr(result, name))
     assert len(pd.read_parquet(tmp_path / "out" / "effects.parquet")) == 2 * 3 * 4

@@ -193,7 +193,7 @@ def test_rehearsal_is_divided_into_as_many_passes(llama, accumulate, monkeypatch
     logs = []
     for passes in (1, accumulate):
         sizes.clear()
-        options = TuneOptions(lr=1e-2, n_steps=3, batch_size=6, accumulate=passes)
+        options = TuneOptions(lr=1e-3, n_steps=3, batch_size=6, accumulate=passes)
         logs.append(Learner(llama, "full").learn(data_of(llama), options, Guidance(rehearsal=(part,))))
         assert len(sizes) == 3 * passes and sum(sizes) == 3 * 14 and max(sizes) - min(sizes) <= 1
     for name in ("rehearsal0", "grad_norm"):
@@ -275,6 +275,13 @@ def test_training_ends_when_patience_does_and_the_best_weights_are_kept(llama):
 def test_more_patience_finds_the_later_best(llama):
     log = Learner(llama).learn(data_of(llama), dataclasses.replace(PATIENT, patience=4), **judged())
     assert len(log) == 14 and log.kept.notna().tolist() == [step == 12 for step in range(1, 15)]
+
+
+def test_merit_decides_where_the_judge_gives_one(llama):
+    watch = judged()
+    falling = {**watch, "judge": lambda plain: watch["judge"](plain) | {"merit": 1 - watch["judge"](plain)["new"]}}
+    log = Learner(llama).learn(data_of(llama), PATIENT, **falling)
+    assert log.kept.notna().tolist() == [step == 2 for step in range(1, 9)]
 
 
 @pytest.mark.parametrize("stop", [3, 5, 8, 10])

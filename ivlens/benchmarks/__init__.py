@@ -1,6 +1,7 @@
 """Benchmarks of continual learning: the suites of tasks, how answers are scored, what a whole sequence comes to."""
 
 from ivlens.benchmarks.cells import BenchOptions, Cell, CellResult, run_cell
+from ivlens.benchmarks.drills import drilled
 from ivlens.benchmarks.metrics import (
     Interval,
     SequenceMetrics,
@@ -27,6 +28,7 @@ __all__ = [
     "Verdict",
     "accuracy",
     "all_cells",
+    "drilled",
     "forget_verdict",
     "latex",
     "load_suite",

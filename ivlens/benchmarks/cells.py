@@ -53,7 +53,10 @@ class BenchOptions:
     Attributes:
         tune: How each task is trained, `patience` on *select* included.
         n_samples: Training prompts of each task.
-        target: A task's training ends as soon as its score on *select* reaches this; None: after all steps.
+        target: A task's training ends as soon as its score on *select* reaches this; None: after all steps. With
+            `patience`, which only begins there, it goes on instead, and of the judgements at this score or above, the
+            one with the highest score on old tasks is kept: methods are compared at one score on the new task, each
+            where it forgets least.
         n_test: Prompts of each task in a judgement.
         n_general: Prompts of each general task.
         n_earlier: General tasks whose heads guidance keeps.
@@ -69,6 +72,10 @@ class BenchOptions:
     n_earlier: int = 6
     few_shots: int = 3
     template: str = "plain"
+
+    def ends_at(self, new: float) -> bool:
+        """Whether a score on the new task ends its training."""
+        return self.target is not None and self.tune.patience is None and bool(new >= self.target)
 
 
 @dataclass(frozen=True)
@@ -195,7 +202,7 @@ class _Run:
             self._guidance(number, task),
             on_step=on_step,
             judge=self._judge(number, task),
-            stop=lambda row: options.target is not None and row["new"] >= options.target,
+            stop=lambda row: options.ends_at(row["new"]),
         )
         judged = log[log["judged"] == 1]
         columns = {name: judged[name].tolist() for name in ("step", "new", "old")}
@@ -212,33 +219,41 @@ class _Run:
 
         def judge(plain: nn.Module) -> dict[str, float]:
             scores = {name: scorer.scores(self._learner) for name, scorer in ask.items()}
-            return {name: mean_score(found) if found else float("nan") for name, found in scores.items()}
+            row = {name: mean_score(found) if found else float("nan") for name, found in scores.items()}
+            return row if options.target is None else row | {"merit": _merit(row, options.target)}
 
         return judge
 
     def _guidance(self, number: int, task: Task) -> Guidance | None:
-        """From the model as it is now; it keeps some general tasks, and all that were learned so far."""
+        """From the model as it is now; it keeps some general tasks, and all that were learned so far.
+
+        Each of these counts for as much as half of the general ones together.
+        """
         recipe, _ = find_recipe(self._cell.guidance)
         if recipe is None:
             return None
         before = self._learner.bridge()
         general, n = self._suite.general, self._options.n_earlier
-        kept = [*general[:: max(1, len(general) // n)][:n], *self._suite.tasks[:number]]
-        earlier = [for_training(one) for one in kept]
-        if recipe.heads_weight or recipe.rehearse_heads:
-            for place, one in enumerate(earlier):  # each once: in the first model, or when it has just been learned
-                known = self._effects if place < len(kept) - number else self._own_effects
-                if one.name not in known:
-                    known[one.name] = head_effects(before, one, seed=self._cell.seed)
+        general = [for_training(one) for one in general[:: max(1, len(general) // n)][:n]]
+        own = [for_training(one) for one in self._suite.tasks[:number]]
+        if recipe.heads_weight or recipe.rehearse_heads:  # measured once: in the first model, or when just learned
+            for known, tasks in ((self._effects, general), (self._own_effects, own)):
+                missing = [one for one in tasks if one.name not in known]
+                known |= {one.name: head_effects(before, one, seed=self._cell.seed) for one in missing}
         return guidance_by_name(
             self._cell.guidance,
             before,
             for_training(task),
-            earlier=earlier,
+            earlier=general + own * max(1, len(general) // 2),
             examples=split_examples(task, "train"),
             effects=self._effects | self._own_effects,
             seed=self._cell.seed,
         )
+
+
+def _merit(row: Mapping[str, float], target: float) -> float:
+    """The score on old tasks where that on the new one is at the target; else below 0, by what is missing."""
+    return row["new"] - target if row["new"] < target else row["old"] if row["old"] == row["old"] else 0.0
 
 
 def _with_rate(tune: TuneOptions, lr: float) -> TuneOptions:

@@ -60,8 +60,8 @@ def bench(
         suite: pocket, trace, func, long, ni-c1, ni-g1 or ni-m1.
         data: Folder with the suite's files; none for pocket.
         methods: Separated by commas: full, lora, inclora, ewc, olora, lwf, replay.
-        guidance: Separated by commas: none, kl, heads, progressive, iv (all three), vectors, instructions,
-            instruction_heads; with a control behind a slash (iv/zero_vector, heads/random_heads).
+        guidance: Separated by commas: none, or the names that `ivlens tune --help` lists; with a control behind a slash
+            (iv/zero_vector, heads/random_heads).
         orders: Numbers of the suite's orders, separated by commas, or all.
         tasks: Only these tasks of the suite, separated by commas, in this order.
         seeds: So many seeds, from 0.

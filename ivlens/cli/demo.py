@@ -39,7 +39,7 @@ class Amounts:
 
     n_prompts: int = 24
     k: int = 10
-    n_steps: int = 60
+    n_steps: int = 120
     seed: int = 0
 
 
@@ -97,6 +97,7 @@ def _print_tuning(result: "DemoResult") -> None:
         if result.options.n_steps and result.options.model == "pocket":
             print("\nNo task was taught: LoRA needs the package peft; pip install 'ivlens[tune]'.")
         return
-    names = {"task": "task", "role": "role", "before": "before", "none": "plain LoRA", "instructions": "guided LoRA"}
+    guided = {"none": "plain LoRA", "instructions_lighter": "guided LoRA"}
+    names = {"task": "task", "role": "role", "before": "before", **guided}
     print(f"\nTaught one more task in {result.tuning.n_steps} steps; guided: asked for old tasks meanwhile\n")
     print_table([*names.values()], [[row[name] for name in names] for row in result.tuning.scores.to_dict("records")])

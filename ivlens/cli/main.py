@@ -31,6 +31,9 @@ COMMANDS = {
     "lab": Command("ivlens.cli.lab:lab", "Open a live page: click heads into the vector, read both completions."),
     "tune": Command("ivlens.cli.tune:tune", "Teach a model a task, with or without guidance, and see what it forgets."),
     "bench": Command("ivlens.cli.bench:bench", "Lead a model through a sequence of tasks by several methods."),
+    "sweep": Command("ivlens.cli.sweep:sweep", "Make every result of a grid, resumable, here or on a cluster."),
+    "figures": Command("ivlens.cli.figures:figures", "Draw stored results as figures and tables for a paper."),
+    "store": Command("ivlens.cli.store:app", "Look into a store of results, check it, clean it, export it."),
     "pocket": Command("ivlens.cli.pocket:app", "Train the built-in model, or write its model card."),
     "doctor": Command("ivlens.cli.doctor:doctor", "Show versions, hardware and what is missing here."),
 }

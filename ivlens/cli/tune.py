@@ -90,9 +90,12 @@ def tune(
         out: Folder for the state of the training, the log (log.csv), the scores (scores.csv) and the model (model/:
             adapters in peft's format, or the whole model with `--method full`).
         method: full fine-tuning, or one of the methods on low-rank adapters.
-        guidance: none, kl, heads, progressive, iv (all three), vectors, instructions or instruction_heads; with a
-            control behind a slash: iv/zero_vector, iv/random_vector, heads/random_heads, heads/all_heads. The options
-            below change what it is made of.
+        guidance: none; iv, or one of its parts: progressive, kl, heads; or what is rehearsed on the new inputs:
+            instructions, the same with less weight (instructions_light, best with full fine-tuning;
+            instructions_lighter, best with adapters), answers and answers_light (whole answers),
+            instruction_heads, instruction_vector, vectors, translations.
+            With a control behind a slash: iv/zero_vector, iv/random_vector, heads/random_heads, heads/all_heads. The
+            options below change what it is made of.
         watch: Tasks that should not be forgotten; by default, with the built-in model, six of those it was trained on.
             Guidance keeps their heads.
         n_samples: Training prompts; by default one for every training input.

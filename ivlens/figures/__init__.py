@@ -1,19 +1,31 @@
 """Results as plotly figures: each function takes a result and returns a `Figure`, for the screen and for paper."""
 
+from ivlens.figures.benchmarks import method_summary, score_matrices
 from ivlens.figures.conditions import condition_plot
 from ivlens.figures.heads import head_heatmap
+from ivlens.figures.interventions import intervention_curves
+from ivlens.figures.maps import head_maps
+from ivlens.figures.paper import for_paper
 from ivlens.figures.similarity import similarity_matrix, similarity_order
 from ivlens.figures.sweeps import strength_curves
 from ivlens.figures.theme import DARK, LIGHT, Theme, write_figure
+from ivlens.figures.training import forgetting_against_learning, training_curves
 
 __all__ = [
     "DARK",
     "LIGHT",
     "Theme",
     "condition_plot",
+    "for_paper",
+    "forgetting_against_learning",
     "head_heatmap",
+    "head_maps",
+    "intervention_curves",
+    "method_summary",
+    "score_matrices",
     "similarity_matrix",
     "similarity_order",
     "strength_curves",
+    "training_curves",
     "write_figure",
 ]

@@ -2,11 +2,12 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 
 Row = dict[str, Any]
+Item = TypeVar("Item")
 
 
 def rows_of(frame: pd.DataFrame, needed: Sequence[str], maker: str) -> list[Row]:
@@ -22,9 +23,9 @@ def rows_of(frame: pd.DataFrame, needed: Sequence[str], maker: str) -> list[Row]
     return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
 
 
-def grouped(rows: Iterable[Row], key: Callable[[Row], Hashable]) -> dict[Any, list[Row]]:
-    """Rows by key, in the order in which keys first occur."""
-    groups: dict[Any, list[Row]] = defaultdict(list)
+def grouped(rows: Iterable[Item], key: Callable[[Item], Hashable]) -> dict[Any, list[Item]]:
+    """Rows, or whatever else, by key, in the order in which keys first occur."""
+    groups: dict[Any, list[Item]] = defaultdict(list)
     for row in rows:
         groups[key(row)].append(row)
     return dict(groups)

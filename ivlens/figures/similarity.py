@@ -4,9 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import plotly.graph_objects as go
-from scipy.cluster.hierarchy import leaves_list, linkage
-from scipy.spatial.distance import squareform
 
+from ivlens.dynamics.cosines import hierarchical_order
 from ivlens.figures.theme import LIGHT, Theme, colour_at, colour_bar, readable_on, styled
 from ivlens.vectors import InstructionVector
 
@@ -39,11 +38,7 @@ def similarity_matrix(vectors: Sequence[InstructionVector], *, theme: Theme = LI
 
 def similarity_order(vectors: Sequence[InstructionVector]) -> list[int]:
     """Order of the leaves of an average-linkage tree over `1 - cosine`, turned so that neighbours are most alike."""
-    distances = 1.0 - _cosines(vectors)
-    distances = np.clip((distances + distances.T) / 2, 0.0, None)
-    np.fill_diagonal(distances, 0.0)
-    tree = linkage(squareform(distances, checks=False), method="average", optimal_ordering=True)
-    return leaves_list(tree).tolist()
+    return hierarchical_order(_cosines(vectors))
 
 
 def _cosines(vectors: Sequence[InstructionVector]) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import warnings
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -120,6 +121,11 @@ def colour_at(scale: Scale, position: float) -> str:
     return scale[-1][1]
 
 
+def translucent(colour: str, opacity: float) -> str:
+    """The colour with an opacity."""
+    return f"rgba({', '.join(map(str, _channels(colour)))}, {opacity:g})"
+
+
 def readable_on(colour: str) -> str:
     """Black or white, whichever contrasts more with the colour (WCAG relative luminance)."""
     linear = [(part / 255) ** 2.2 for part in _channels(colour)]
@@ -149,16 +155,24 @@ def write_figure(figure: go.Figure, path: str | Path, *, scale: float = 2.0) -> 
     return write_whole(target, lambda path: path.write_bytes(content))
 
 
+def find_browser() -> str | None:
+    """Where Chrome is, told to kaleido by BROWSER_PATH; None: kaleido is left to find one."""
+    browser = os.environ.get("BROWSER_PATH") or shutil.which("chromium") or shutil.which("chromium-browser")
+    if browser:
+        os.environ["BROWSER_PATH"] = browser
+    return browser
+
+
 def _image(figure: go.Figure, kind: str, scale: float) -> bytes:
     if find_spec("kaleido") is None:  # plotly's own message does not say which extra has it
         raise ImportError(
             "images need the package kaleido, which is not installed; pip install 'ivlens[export]', or write .html."
         )
-    browser = os.environ.get("BROWSER_PATH") or shutil.which("chromium") or shutil.which("chromium-browser")
-    if browser and "BROWSER_PATH" not in os.environ:
-        os.environ["BROWSER_PATH"] = browser
+    find_browser()
     try:
-        return figure.to_image(format=kind, scale=scale)
+        with warnings.catch_warnings():  # plotly hands a running browser options that only a new one takes
+            warnings.filterwarnings("ignore", message="The kopts argument is ignored")
+            return figure.to_image(format=kind, scale=scale)
     except Exception as error:
         if type(error).__name__ not in ("ChromeNotFoundError", "BrowserFailedError", "RuntimeError"):
             raise

@@ -8,7 +8,7 @@ from ivlens.demo_tuning import TuningDemo
 from ivlens.figures._rows import Row, grouped, rows_of
 from ivlens.figures.theme import LIGHT, Theme, styled
 
-NAMES = {"none": "plain LoRA", "instructions": "old instructions rehearsed"}
+NAMES = {"none": "plain LoRA", "instructions_lighter": "old instructions rehearsed"}
 
 
 def forgetting_curves(

@@ -1,10 +1,9 @@
-"""`Learner`: one model that learns task after task. `finetune`: one task, in one call."""
+"""`Learner`: one model that learns task after task."""
 
 import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,7 @@ from torch import nn
 from ivlens._files import held, ready_folder, replacing
 from ivlens._plain import plain_model
 from ivlens.models import TransformerBridge, check_model, load_model, model_identity, pocket_path
-from ivlens.tasks import SplitName, Task
-from ivlens.tuning.data import TrainingSet, training_set
-from ivlens.tuning.exams import Exam, make_exam, mean_score
+from ivlens.tuning.data import TrainingSet
 from ivlens.tuning.guidance import Guidance
 from ivlens.tuning.loop import Row, Trainer
 from ivlens.tuning.methods import Method, new_method
@@ -72,7 +69,7 @@ class Learner:
         After an exception or an interruption the weights are those from before the call, which can be repeated.
         """
         where = None if folder is None else ready_folder(folder)
-        with _alone_in(where):
+        with alone_in(where):
             return self._learn(data, options, guidance, folder=where, on_step=on_step, judge=judge, stop=stop)
 
     def _learn(
@@ -183,7 +180,7 @@ class Learner:
         return guides
 
 
-def _alone_in(folder: str | Path | None) -> AbstractContextManager[None]:
+def alone_in(folder: str | Path | None) -> AbstractContextManager[None]:
     """No other training in the same folder meanwhile."""
     return nullcontext() if folder is None else held(Path(folder), "a training")
 
@@ -202,99 +199,3 @@ def _undone_on_error(model: nn.Module) -> Iterator[None]:
             for name, weight in before.items():
                 named[name].copy_(weight)
         raise
-
-
-@dataclass(frozen=True, eq=False)
-class TuneResult:
-    """What `finetune` made.
-
-    Attributes:
-        model: The tuned model, adapters merged.
-        log: One row for every step: loss and its terms as they are weighted, lr, gradient norm, seconds; `new` and
-            `watched`, accuracies on *select*, in every judged one.
-        scores: Accuracy on *test* inputs, `before` and `after`, of the new task and of every watched one.
-        learner: Goes on to the next task, or saves the adapters.
-        checkpoints: Folders written on the way, by step.
-    """
-
-    model: TransformerBridge
-    log: pd.DataFrame
-    scores: pd.DataFrame
-    learner: Learner
-    checkpoints: Mapping[int, Path]
-
-
-def finetune(
-    model: TransformerBridge,
-    task: Task,
-    *,
-    method: str | Method = "lora",
-    guidance: Guidance | None = None,
-    options: TuneOptions | None = None,
-    watch: Sequence[Task] = (),
-    n_watched: int = 32,
-    n_samples: int | None = None,
-    template: str = "plain",
-    seed: int = 0,
-    folder: str | Path | None = None,
-    checkpoint_every: int | None = None,
-    on_step: Callable[[Row], None] = lambda row: None,
-) -> TuneResult:
-    """Teach `model` one task, from the inputs of its `fit` split. The model given stays as it is.
-
-    Args:
-        method: `full`, `lora`, ... see `METHODS`.
-        guidance: What keeps the old computation alive; see `iv_guidance`.
-        watch: Tasks that the model should not forget.
-        n_watched: Prompts of each task in every judgement.
-        n_samples: Prompts, with instructions drawn for each; None: one for every input.
-        folder: Keeps the state of the training there (see `Learner.learn`), and the model in the end.
-        checkpoint_every: Also write the model every so many steps, under `folder`.
-
-    Raises:
-        ValueError: an option that does not exist or does not suit the model, or prompts that do not fit it.
-        OSError: a folder that cannot be written, or that another training is using.
-    """
-    if checkpoint_every is not None and (folder is None or checkpoint_every < 1):
-        raise ValueError(f"checkpoint_every is {checkpoint_every}, expected 1 or more, and a folder beside it.")
-    if folder is not None:
-        ready_folder(folder)  # before minutes of training, not after
-    learner = Learner(model, method, seed=seed)
-    data = training_set(model, task, list(task.split("fit", seed)), n_samples=n_samples, template=template, seed=seed)
-    final, along = (_exams(model, task, watch, split, n_watched, template, seed) for split in ("test", "select"))
-    before = final.sit(learner.trained)
-    checkpoints: dict[int, Path] = {}
-
-    def step_done(row: Row) -> None:
-        step = int(row["step"])
-        if checkpoint_every is not None and folder is not None and step % checkpoint_every == 0:
-            checkpoints[step] = learner.save(Path(folder) / f"step-{step:06d}")
-        on_step(row)
-
-    with _alone_in(folder):  # until the model is written as well
-        log = learner._learn(
-            data,
-            options,
-            guidance,
-            folder=None if folder is None else Path(folder),
-            on_step=step_done,
-            judge=lambda plain: _summed_up(along.sit(plain), task),
-        )
-        if folder is not None:
-            learner.save(Path(folder) / "model")
-    after = final.sit(learner.trained)
-    roles = ["new" if name == task.name else "watched" for name in after]
-    scores = pd.DataFrame({"task": [*after], "role": roles, "before": [*before.values()], "after": [*after.values()]})
-    return TuneResult(learner.bridge(f"{model.cfg.model_name} + {task.name}"), log, scores, learner, checkpoints)
-
-
-def _exams(
-    model: TransformerBridge, task: Task, watch: Sequence[Task], split: SplitName, n: int, template: str, seed: int
-) -> Exam:
-    asked = [task, *(one for one in watch if one.name != task.name)]
-    return make_exam(model, [(one, one.split(split, seed)) for one in asked], n=n, template=template, seed=seed)
-
-
-def _summed_up(scores: Mapping[str, float], task: Task) -> dict[str, float]:
-    watched = {name: score for name, score in scores.items() if name != task.name}
-    return {"new": scores[task.name]} | ({"watched": mean_score(watched)} if watched else {})

@@ -115,7 +115,7 @@ class Trainer:
             return bool(rows)
         if "judged" not in rows[-1]:
             return False
-        since = sum("judged" in row for row in rows[self._best(rows) :])
+        since = sum("judged" in row and row.get("merit", 0.0) >= 0 for row in rows[self._best(rows) :])
         return bool(self.stop(rows[-1])) or (self.options.patience is not None and since >= self.options.patience)
 
     def _best(self, rows: Sequence[Row]) -> int:
@@ -123,7 +123,7 @@ class Trainer:
         if self.options.patience is None:
             return 0
         judged = [row for row in rows if "judged" in row]
-        return int(max(judged, key=lambda row: row["new"])["step"]) if judged else 0
+        return int(max(judged, key=lambda row: row.get("merit", row["new"]))["step"]) if judged else 0
 
     def _no_score(self, why: str) -> ValueError:
         return ValueError(

@@ -35,9 +35,10 @@ class TuneOptions:
         gradient_checkpointing: Compute activations twice rather than keep them.
         save_every: Steps between two states on disk, where a folder is given.
         judge_every: Steps between two judgements, where there is a judge.
-        patience: Judgements in a row whose `new` score is not above the best one, after which the training ends; the
-            weights of the best judgement, the first if there are several, are kept. None: all steps are made, and the
-            last weights kept.
+        patience: Judgements in a row that are not better than the best one, after which the training ends; the
+            weights of the best judgement, the first if there are several, are kept. They are compared by `merit` where
+            the judge gives one, else by `new`; those of negative merit do not try it. None: all steps are made, and
+            the last weights kept.
     """
 
     lr: float = 1e-4

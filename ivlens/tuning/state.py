@@ -87,7 +87,7 @@ class TrainingState:
             if any(f"{moment}/{name}" not in tensors for name in names for moment in _MOMENTS):
                 raise KeyError("moment")
             return tensors, {"fingerprint": about["fingerprint"], "log": about["log"]}
-        except (SafetensorError, OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise _damaged(path, type(error).__name__) from error
 
 

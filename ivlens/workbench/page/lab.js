@@ -315,13 +315,14 @@ class Page {
   }
 
   card(column, answers) {
-    const title = { plain: "Plain", patched: "With the vector", random: "With a random vector" }[column.name];
+    const title = { plain: "Plain", patched: "With the vector", random: "Random vector" }[column.name];
     const mark = column.right === null || !column.done ? [] :
-      [make("span", { class: `mark ${column.right ? "right" : "wrong"}` }, column.right ? "✓ the task’s answer" : `expected: ${answers[0]}`)];
+      [make("p", { class: `mark ${column.right ? "right" : "wrong"}` }, column.right ? "✓ the task’s answer" : `expected ${answers[0].trim()}`)];
     const firsts = answers.map((answer) => answer.trim());
     return make("article", { class: `card ${column.name}`, "data-column": column.name },
-      ...mark, make("h3", {}, title),
+      make("h3", {}, title),
       make("p", { class: column.done ? "text" : "text writing" }, column.text.trim() || (column.done ? "(nothing)" : "")),
+      make("div", { class: "judged" }, ...mark),
       this.bars(`Next tokens, ${title.toLowerCase()}`, column.top, 1, (p) => `${(100 * p).toFixed(p < 0.0995 ? 1 : 0)} %`,
         (token) => token.trim() && firsts.some((answer) => answer === token.trim())));
   }

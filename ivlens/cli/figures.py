@@ -1,0 +1,54 @@
+"""`ivlens figures`: stored results as figures and tables for a paper."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from ivlens.cli._options import AsJson
+from ivlens.cli._output import print_json, print_table
+
+
+def figures(
+    *,
+    results: Annotated[list[Path], Parameter(name="--from", negative="")],
+    out: Path = Path("figures"),
+    formats: Annotated[str, Parameter(name="--format")] = "pdf,png",
+    as_json: AsJson = False,
+) -> int:
+    """Draw stored results as figures and LaTeX tables, at the size at which a paper prints them.
+
+    Files are recognised by what they hold: head effects, vectors, sweeps, judged conditions, logs of trainings and
+    benchmark grids, as `ivlens demo`, `effects`, `vector`, `tune` and `bench` write them. Figures are one column (3.3
+    inches) or a page (6.8) wide, with fonts of 7 points or more and no titles; captions.md says what each shows.
+
+    Example: `ivlens figures --from out/demo --out figures --format pdf,png,svg,html`
+
+    Args:
+        results: Folder with results, searched with all folders in it; each of them is a run of its own. Given several
+            times, names start with the folder's.
+        out: Folder to write to.
+        formats: Separated by commas: pdf, png (300 dpi), svg, html (works offline), json.
+    """
+    from ivlens.figures.export import write_set
+    from ivlens.figures.found import find_results
+    from ivlens.figures.kinds import draw_all
+
+    drawings, unknown = draw_all(find_results(*results))
+    if not drawings:
+        raise ValueError(
+            f"--from {', '.join(map(repr, map(str, results)))} has {len(unknown)} tables or artefacts, none of a known "
+            "kind, expected results of ivlens demo, effects, vector, tune or bench; run one of them with --out there."
+        )
+    files, trouble = write_set(drawings, out, [part.strip() for part in formats.split(",") if part.strip()])
+    if as_json:
+        names = {"files": files, "left_out": [file.path for file in unknown]}
+        print_json({key: [str(path) for path in paths] for key, paths in names.items()} | {"trouble": trouble or None})
+    else:
+        rows = [[one.name, "table" if one.table else one.width, one.caption.split(".")[0]] for one in drawings]
+        print_table(["name", "size", "shows"], rows)
+        print(f"\nwritten: {len(files)} files in {out}")
+    if trouble:
+        print(f"ivlens: {trouble} HTML was written instead.", file=sys.stderr)
+    return 1 if trouble else 0

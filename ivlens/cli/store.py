@@ -1,0 +1,151 @@
+"""`ivlens store`: what a store of results holds, whether it is whole, what can go, and one table of it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import App, Parameter
+
+from ivlens.cli._options import AsJson
+from ivlens.cli._output import print_json, print_table
+
+if TYPE_CHECKING:
+    from ivlens.store import Entry, Finding, Store
+
+app = App(name="store", help="Look into a store of results, check it, clean it, export it.", help_format="markdown")
+
+Folder = Annotated[Path, Parameter(help="Folder of the store.")]
+
+
+@app.command(name="ls")
+def list_entries(store: Folder, /, *, kind: str | None = None, as_json: AsJson = False) -> None:
+    """List the results, and the cells that failed.
+
+    Example: `ivlens store ls out/store --kind effects`
+
+    Args:
+        kind: Only results of this kind.
+    """
+    opened = _opened(store)
+    found = [entry for entry in opened.entries(kind)]
+    failed = opened.failures()
+    rows = [
+        {
+            "key": entry.key,
+            "kind": entry.kind,
+            "labels": dict(entry.labels),
+            "bytes": entry.n_bytes,
+            "digest": entry.digest,
+            "seconds": entry.made.get("seconds"),
+            "at": entry.made.get("at"),
+        }
+        for entry in found
+    ]
+    if as_json:
+        print_json({"entries": rows, "failed": failed})
+        return
+    varied = _varied(found)
+    lines = [
+        [row["key"][:12], row["kind"], _said(row["labels"], varied), f"{row['bytes'] / 1e3:.0f} kB"] for row in rows
+    ]
+    print_table(["entry", "kind", "labels", "size"], lines)
+    print(f"\n{len(found)} results, {sum(entry.n_bytes for entry in found) / 1e6:.1f} MB")
+    for key, about in failed.items():
+        print(f"failed: {key[:12]} {about.get('cell', '')}: {about.get('error', '')}"[:200])
+
+
+@app.command
+def verify(store: Folder, /, *, as_json: AsJson = False) -> int:
+    """Compare every file with its checksum; status 1 if something is not whole. Nothing is changed.
+
+    Example: `ivlens store verify out/store`
+    """
+    from ivlens.store import verify
+
+    whole, findings = verify(_opened(store))
+    if as_json:
+        print_json({"whole": whole, "findings": _plain(findings)})
+    else:
+        _print(findings)
+        print(f"{whole} results are whole, {len(findings)} findings")
+    return 1 if findings else 0
+
+
+@app.command
+def gc(
+    store: Folder,
+    /,
+    *,
+    other_versions: Annotated[bool, Parameter(negative="")] = False,
+    dry_run: Annotated[bool, Parameter(negative="")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove damaged results, what killed processes left behind, and locks that no one holds.
+
+    Example: `ivlens store gc out/store --dry-run`
+
+    Args:
+        other_versions: Also the results of other versions of ivlens.
+        dry_run: Only say what would go.
+    """
+    from ivlens.store import collect_garbage
+
+    findings = collect_garbage(_opened(store), other_versions=other_versions, dry_run=dry_run)
+    if as_json:
+        print_json({"removed": [] if dry_run else _plain(findings), "found": _plain(findings)})
+        return
+    _print(findings)
+    size = sum(finding.n_bytes for finding in findings) / 1e6
+    print(f"{len(findings)} things, {size:.1f} MB, {'would be removed' if dry_run else 'removed'}")
+
+
+@app.command
+def export(store: Folder, /, *, out: Path, kind: str | None = None, as_json: AsJson = False) -> None:
+    """Write the rows of all results as one table.
+
+    Example: `ivlens store export out/store --kind interventions --out interventions.parquet`
+
+    Args:
+        out: A .parquet, .csv or .json file.
+        kind: Only results of this kind; their columns then fit together.
+    """
+    from ivlens.store import export
+
+    n_rows = export(_opened(store), out, kind)
+    if as_json:
+        print_json({"rows": n_rows, "out": str(out)})
+    else:
+        print(f"written: {out} ({n_rows} rows)")
+
+
+def _opened(folder: Path) -> "Store":
+    from ivlens.store import Store
+    from ivlens.store.store import MARK
+
+    if not (folder / MARK).is_file():
+        raise FileNotFoundError(f"{str(folder)!r} is no store, expected a folder that `ivlens sweep --store` made.")
+    return Store(folder)
+
+
+def _varied(found: "list[Entry]") -> set[tuple[str, str]]:
+    """Labels (with the kind) that have more than one value: the others tell no results apart."""
+    values: dict[tuple[str, str], set[object]] = {}
+    for entry in found:
+        for name, value in entry.labels.items():
+            values.setdefault((entry.kind, name), set()).add(value)
+    return {each for each, seen in values.items() if len(seen) > 1}
+
+
+def _said(labels: dict[str, object], varied: set[tuple[str, str]]) -> str:
+    kind = str(labels.get("kind", ""))
+    first = [str(labels[name]) for name in ("model", "task") if name in labels]
+    others = [name for name in labels if name not in ("kind", "model", "task")]
+    return " ".join([*first, *(f"{name}={labels[name]}" for name in others if (kind, name) in varied or not first)])
+
+
+def _plain(findings: "list[Finding]") -> list[dict[str, object]]:
+    return [{"what": each.what, "path": str(each.path), "bytes": each.n_bytes} for each in findings]
+
+
+def _print(findings: "list[Finding]") -> None:
+    for finding in findings:
+        print(f"{finding.path}: {finding.what}")

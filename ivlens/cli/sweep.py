@@ -1,0 +1,118 @@
+"""`ivlens sweep`: a grid of results, kept one by one."""
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from ivlens.cli._options import AsJson, quiet_libraries
+from ivlens.cli._output import print_json, print_table
+
+if TYPE_CHECKING:
+    from ivlens.store import Store
+    from ivlens.sweep import Outcome, Plan, Progress
+
+
+def sweep(
+    grid: Path,
+    /,
+    *,
+    store: Path,
+    dry_run: Annotated[bool, Parameter(negative="")] = False,
+    scheduler: str | None = None,
+    workers: int | None = None,
+    as_json: AsJson = False,
+) -> int:
+    """Make every result of a grid, models x tasks x options x seeds, and keep each as soon as it is done.
+
+    The same command goes on where it was interrupted, and finds what is there: results are kept by the key of their
+    content. Ctrl-C ends it after the cells under way. A cell that fails is written down with its traceback, and the
+    others go on. Status: 0 all done, 1 some cells failed, 2 the grid or the disk is wrong, 130 interrupted.
+
+    Example: `ivlens sweep grid.toml --store out/store`, with this `grid.toml`:
+    `tasks = ["antonym", "synonym"]`, `[interventions]`, `k = [5, 10]`
+
+    Args:
+        grid: What is multiplied with what, in TOML; see docs/cluster.md.
+        store: Folder of the results; `ivlens store` looks into it.
+        dry_run: Say what there is to do and what it costs; no weights are loaded.
+        scheduler: Address of a dask scheduler (tcp://host:8786): its workers make the cells.
+        workers: Start so many worker processes here, one GPU each where there are GPUs.
+    """
+    from ivlens.store import Store
+    from ivlens.sweep import make_plan, read_grid, run_sweep
+
+    if workers is not None and (scheduler is not None or not 1 <= workers <= 256):
+        raise ValueError(f"--workers is {workers}, expected 1 to 256, and no --scheduler beside it.")
+    quiet_libraries()
+    read = read_grid(grid)
+    opened = Store(store)
+    executor = _executor(opened, scheduler, workers)
+    try:
+        plan = make_plan(read, opened, executor, load=not dry_run)
+        if dry_run:
+            _print_plan(plan, as_json)
+            return 0
+        outcome = run_sweep(plan, executor, on_cell=_say)
+    finally:
+        executor.close()
+    _print_outcome(outcome, opened, as_json)
+    return 130 if outcome.interrupted else 1 if outcome.failed else 0
+
+
+def _executor(store: "Store", scheduler: str | None, workers: int | None) -> Any:
+    from ivlens.sweep import ClusterExecutor, LocalExecutor
+
+    if scheduler is None and workers is None:
+        return LocalExecutor(store)
+    return ClusterExecutor(store, scheduler=scheduler, n_workers=workers)
+
+
+def _say(progress: "Progress") -> None:
+    report, left = progress.report, "" if progress.left is None else f", about {_duration(progress.left)} left"
+    what = f"failed: {report.error}" if report.status == "failed" else f"{report.status} in {report.seconds:.1f} s"
+    print(f"ivlens: {progress.n} of {progress.total}: {progress.cell.name}: {what}{left}", file=sys.stderr, flush=True)
+
+
+def _duration(seconds: float) -> str:
+    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _print_plan(plan: "Plan", as_json: bool) -> None:
+    if as_json:
+        rows = [asdict(estimate) for estimate in plan.estimates]
+        print_json({"cells": len(plan.todo) + plan.n_done, "done": plan.n_done, "seconds": plan.seconds, "kinds": rows})
+        return
+    rows = [
+        [
+            each.kind,
+            each.model,
+            each.n_cells,
+            each.n_done,
+            f"{each.operations / 1e12:.3g}",
+            _duration(each.seconds),
+            "cells in the store" if each.measured else "arithmetic, a lower bound",
+        ]
+        for each in plan.estimates
+    ]
+    print_table(["kind", "model", "cells", "done", "Tflop left", "time left", "by"], rows)
+    print(f"\n{len(plan.todo)} cells to make, about {_duration(plan.seconds)} on one worker")
+
+
+def _print_outcome(outcome: "Outcome", store: "Store", as_json: bool) -> None:
+    if as_json:
+        failed = [{"cell": cell.name, "error": error} for cell, error in outcome.failed]
+        facts = {name: getattr(outcome, name) for name in ("n_done", "n_made", "n_left", "interrupted")}
+        print_json({**facts, "failed": failed, "store": str(store.folder)})
+        return
+    counts = f"{outcome.n_made} made, {outcome.n_done} were there, {len(outcome.failed)} failed, {outcome.n_left} left"
+    print(f"{counts}; store: {store.folder}")
+    for cell, error in outcome.failed[:20]:
+        print(f"failed: {cell.name}: {error}")
+    if outcome.failed:
+        print(f"tracebacks: {store.folder / 'failed'}")

@@ -1,0 +1,122 @@
+"""`finetune`: one task, in one call."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from ivlens._files import ready_folder
+from ivlens.models import TransformerBridge
+from ivlens.tasks import SplitName, Task
+from ivlens.tuning.data import training_set
+from ivlens.tuning.exams import Exam, make_exam, mean_score
+from ivlens.tuning.guidance import Guidance
+from ivlens.tuning.learner import Learner, alone_in
+from ivlens.tuning.loop import Row
+from ivlens.tuning.methods import Method
+from ivlens.tuning.options import TuneOptions
+
+
+@dataclass(frozen=True, eq=False)
+class TuneResult:
+    """What `finetune` made.
+
+    Attributes:
+        model: The tuned model, adapters merged.
+        log: One row for every step: loss and its terms as they are weighted, lr, gradient norm, seconds; `new` and
+            `watched`, accuracies on *select*, in every judged one.
+        scores: Accuracy on *test* inputs, `before` and `after`, of the new task and of every watched one.
+        learner: Goes on to the next task, or saves the adapters.
+        checkpoints: Folders written on the way, by step.
+    """
+
+    model: TransformerBridge
+    log: pd.DataFrame
+    scores: pd.DataFrame
+    learner: Learner
+    checkpoints: Mapping[int, Path]
+
+
+def finetune(
+    model: TransformerBridge,
+    task: Task,
+    *,
+    method: str | Method = "lora",
+    guidance: Guidance | None = None,
+    options: TuneOptions | None = None,
+    watch: Sequence[Task] = (),
+    n_watched: int = 32,
+    n_samples: int | None = None,
+    template: str = "plain",
+    seed: int = 0,
+    folder: str | Path | None = None,
+    checkpoint_every: int | None = None,
+    on_step: Callable[[Row], None] = lambda row: None,
+    record: Callable[[int, TransformerBridge], object] | None = None,
+    record_every: int = 50,
+) -> TuneResult:
+    """Teach `model` one task, from the inputs of its `fit` split. The model given stays as it is.
+
+    Args:
+        method: `full`, `lora`, ... see `METHODS`.
+        guidance: What keeps the old computation alive; see `iv_guidance`.
+        watch: Tasks that the model should not forget.
+        n_watched: Prompts of each task in every judgement.
+        n_samples: Prompts, with instructions drawn for each; None: one for every input.
+        folder: Keeps the state of the training there (see `Learner.learn`), and the model in the end.
+        checkpoint_every: Also write the model every so many steps, under `folder`.
+        record: Given the step and the model as it is then every `record_every` steps, to measure it rather than write
+            it; `ivlens.dynamics.Recorder` is made for that. The training goes on as if nobody had looked.
+
+    Raises:
+        ValueError: an option that does not exist or does not suit the model, or prompts that do not fit it.
+        OSError: a folder that cannot be written, or that another training is using.
+    """
+    if checkpoint_every is not None and (folder is None or checkpoint_every < 1):
+        raise ValueError(f"checkpoint_every is {checkpoint_every}, expected 1 or more, and a folder beside it.")
+    if record_every < 1:
+        raise ValueError(f"record_every is {record_every}, expected 1 or more.")
+    if folder is not None:
+        ready_folder(folder)  # before minutes of training, not after
+    learner = Learner(model, method, seed=seed)
+    data = training_set(model, task, list(task.split("fit", seed)), n_samples=n_samples, template=template, seed=seed)
+    final, along = (_exams(model, task, watch, split, n_watched, template, seed) for split in ("test", "select"))
+    before = final.sit(learner.trained)
+    checkpoints: dict[int, Path] = {}
+
+    def step_done(row: Row) -> None:
+        step = int(row["step"])
+        if checkpoint_every is not None and folder is not None and step % checkpoint_every == 0:
+            checkpoints[step] = learner.save(Path(folder) / f"step-{step:06d}")
+        if record is not None and step % record_every == 0:
+            record(step, learner.bridge())
+        on_step(row)
+
+    with alone_in(folder):  # until the model is written as well
+        log = learner._learn(
+            data,
+            options,
+            guidance,
+            folder=None if folder is None else Path(folder),
+            on_step=step_done,
+            judge=lambda plain: _summed_up(along.sit(plain), task),
+        )
+        if folder is not None:
+            learner.save(Path(folder) / "model")
+    after = final.sit(learner.trained)
+    roles = ["new" if name == task.name else "watched" for name in after]
+    scores = pd.DataFrame({"task": [*after], "role": roles, "before": [*before.values()], "after": [*after.values()]})
+    return TuneResult(learner.bridge(f"{model.cfg.model_name} + {task.name}"), log, scores, learner, checkpoints)
+
+
+def _exams(
+    model: TransformerBridge, task: Task, watch: Sequence[Task], split: SplitName, n: int, template: str, seed: int
+) -> Exam:
+    asked = [task, *(one for one in watch if one.name != task.name)]
+    return make_exam(model, [(one, one.split(split, seed)) for one in asked], n=n, template=template, seed=seed)
+
+
+def _summed_up(scores: Mapping[str, float], task: Task) -> dict[str, float]:
+    watched = {name: score for name, score in scores.items() if name != task.name}
+    return {"new": scores[task.name]} | ({"watched": mean_score(watched)} if watched else {})

@@ -1,0 +1,117 @@
+"""Adapters and whole models from disk, in order, and each the model that was saved."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_task
+
+from ivlens import load_model
+from ivlens._adapters import adapter_folders, named_base
+from ivlens._bootstrap import grouped_interval
+from ivlens.checkpoints import checkpoint_series
+from ivlens.tuning import Learner, TuneOptions, finetune
+from ivlens.tuning.data import training_set
+
+OPTIONS = TuneOptions(lr=1e-2, n_steps=4, batch_size=4, judge_every=4)
+PROBE = torch.arange(8)[None] + 5
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(PROBE, use_cache=False)
+
+
+@pytest.fixture(scope="module", params=["lora", "inclora", "full"])
+def tuned(request, llama, tmp_path_factory):
+    """A training that wrote its model twice: (folder, final bridge, base)."""
+    folder = tmp_path_factory.mktemp(request.param)
+    task = tiny_task()
+    result = finetune(llama, task, method=request.param, options=OPTIONS, folder=folder, checkpoint_every=2)
+    for path in [folder / "model", *result.checkpoints.values()]:
+        if request.param == "full":
+            llama.tokenizer.save_pretrained(path)
+    return folder, result.model, llama
+
+
+def test_what_was_saved_is_what_is_loaded(tuned):
+    folder, final, base = tuned
+    is_adapter = bool(adapter_folders(folder / "model"))
+    loaded = load_model(folder / "model", **({"base": base} if is_adapter else {}))
+    torch.testing.assert_close(logits(loaded), logits(final), atol=2e-5, rtol=1e-4)
+    assert (logits(loaded) - logits(base)).abs().max() > 1e-3, "the training changed nothing"
+
+
+def test_a_folder_in_the_order_of_its_steps(tuned):
+    folder, final, base = tuned
+    series = checkpoint_series(folder, first=base, base=base)
+    assert [(one.name, one.step) for one in series] == [
+        ("before", 0), ("step-000002", 2), ("step-000004", 4), ("model", None),
+    ]  # fmt: skip
+    assert series.first.open() is base
+    torch.testing.assert_close(logits(series.later[-1].open()), logits(final), atol=2e-5, rtol=1e-4)
+
+
+def test_adapters_of_every_task_are_one_model(llama, tmp_path):
+    learner = Learner(llama, "inclora")
+    for shift in (1, 2):
+        task = tiny_task(shift=shift)
+        learner.learn(training_set(llama, task, task.examples[:8]), OPTIONS)
+    folder = learner.save(tmp_path / "both")
+    assert list(adapter_folders(folder)) == ["task0", "task1"]
+    loaded = load_model(folder, base=llama)
+    torch.testing.assert_close(logits(loaded), logits(learner.bridge()), atol=2e-5, rtol=1e-4)
+    shutil.rmtree(folder / "task1")
+    assert (logits(load_model(folder, base=llama)) - logits(learner.bridge())).abs().max() > 1e-3
+
+
+def test_adapters_name_the_built_in_model(tmp_path):
+    model = load_model("pocket")
+    folder = Learner(model)
+    folder._begin(0)
+    saved = folder.save(tmp_path / "step-1")
+    assert (load_model("pocket")(PROBE) - load_model(saved)(PROBE)).abs().max() < 1e-4
+    assert named_base(saved).endswith("pocket")
+    series = checkpoint_series(tmp_path)
+    assert [one.name for one in series] == ["before", "step-1"]
+
+
+def test_models_in_memory(llama, new_model):
+    other = new_model("llama")
+    series = checkpoint_series({"before": llama, "after": other})
+    assert [one.open() for one in series] == [llama, other]
+    assert len(checkpoint_series([llama, other])) == 2
+
+
+def test_what_is_no_series(llama, tmp_path):
+    with pytest.raises(FileNotFoundError, match="is no folder"):
+        checkpoint_series(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="holds no checkpoints, expected subfolders"):
+        checkpoint_series(tmp_path)
+    with pytest.raises(ValueError, match="expected two or more with distinct names"):
+        checkpoint_series({"one": llama})
+    with pytest.raises(TypeError, match="expected the TransformerBridge"):
+        checkpoint_series({"one": llama, "two": 5})
+    with pytest.raises(ValueError, match="no folder of adapters; leave base out"):
+        load_model("pocket", base=llama)
+
+
+def test_adapters_that_do_not_fit(llama, new_model, byte_level, tmp_path):
+    learner = Learner(llama)
+    learner._begin(0)
+    folder = learner.save(tmp_path / "adapters")
+    with pytest.raises(ValueError, match="do not fit the model"):
+        load_model(folder, base=new_model("gpt2", byte_level))
+    (folder / "adapter_config.json").write_text("{")
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_model(folder)
+
+
+def test_interval_of_groups():
+    mean, low, high = grouped_interval([[0.0, 0.0], [1.0, 1.0]])
+    assert (mean, low, high) == (0.5, 0.0, 1.0)  # groups are what varies
+    drawn = np.random.default_rng(0).normal(size=(40, 30))
+    mean, low, high = grouped_interval(list(drawn))
+    assert low < mean < high and (high - low) / 2 == pytest.approx(1.96 * (2 / 30 / 40) ** 0.5, rel=0.2)
+    assert np.isnan(grouped_interval([])).all() and np.isnan(grouped_interval([[1.0], [np.nan]])[1])
