@@ -192,7 +192,7 @@ def test_toggled_heads_make_the_vector(opened_lab):
     assert session.wait()
     assert session.vectors() == [None] and screen.texts()["patched"] == screen.texts()["plain"]
     assert screen["result"]["models"][0]["vector"] is None
-    session.strongest(10)
+    session.change(k=10)
     assert session.vectors()[0].heads == strongest.heads
 
 
