@@ -36,13 +36,13 @@ new, old = ivlens.load_task(NEW), [ivlens.load_task(name) for name in OLD]
 # %% [markdown]
 # ## Teach it, and watch
 #
-# LoRA on the query and value projections, as in the papers. A *recorder* measures the vectors of the old tasks every 15
+# LoRA on the query and value projections, as in the papers. A *recorder* measures the vectors of the old tasks every 16
 # steps while the training runs; no checkpoint is written. The model that we hold stays as it is: `finetune` trains a copy.
 
 # %%
 recorder = Recorder(model, old, TrackOptions(n_prompts=12, n_scored=32))
-options = TuneOptions(lr=1e-3, n_steps=60, batch_size=32, judge_every=5)
-result = ivlens.finetune(model, new, options=options, watch=old, record=recorder, record_every=15)
+options = TuneOptions(lr=1e-3, n_steps=48, batch_size=32, judge_every=6)
+result = ivlens.finetune(model, new, options=options, watch=old, record=recorder, record_every=16)
 result.scores.round(2)
 
 # %%

@@ -46,7 +46,7 @@ print(*RECIPES, sep=", ")
 
 # %%
 results = {}
-options = TuneOptions(lr=2e-3, n_steps=60, batch_size=32, judge_every=6)
+options = TuneOptions(lr=2e-3, n_steps=48, batch_size=32, judge_every=8)
 for kind in KINDS:
     guidance = guidance_by_name(kind, model, new, earlier=old)
     results[kind] = ivlens.finetune(model, new, guidance=guidance, options=options, watch=old)
@@ -78,7 +78,7 @@ forgetting_against_learning(curves, kinds=KINDS)
 
 # %%
 terms = results["heads"].log
-terms[[name for name in terms if name not in ("lr", "seconds", "judged", "new", "watched")]].iloc[[0, 9, 29, 59]].round(4)
+terms[[name for name in terms if name not in ("lr", "seconds", "judged", "new", "watched")]].iloc[[0, 7, 23, 47]].round(4)
 
 # %% [markdown]
 # ## What you get

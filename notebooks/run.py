@@ -41,7 +41,7 @@ def run(source: Path, target: Path) -> float:
     notebook.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
     start = time.perf_counter()
     place = {"metadata": {"path": str(HERE)}}
-    NotebookClient(notebook, timeout=5 * SECONDS, startup_timeout=300, kernel_name="python3", resources=place).execute()
+    NotebookClient(notebook, timeout=10 * SECONDS, startup_timeout=300, kernel_name="python3", resources=place).execute()
     seconds = time.perf_counter() - start
     for number, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{number}"  # the same in every run
@@ -85,6 +85,7 @@ def main() -> int:
         (startup.parent / "ipython_kernel_config.py").write_text("c.IPKernelApp.log_level = 40\n", encoding="utf-8")
         (startup / "00-figures.py").write_text(STARTUP, encoding="utf-8")
         os.environ["IPYTHONDIR"] = profile
+        os.environ.setdefault("OMP_NUM_THREADS", "1")  # a second thread makes a small model slower on a busy machine
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")]))
         failed = 0
         for name in given.names or found:
