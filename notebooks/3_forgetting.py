@@ -41,7 +41,7 @@ new, old = ivlens.load_task(NEW), [ivlens.load_task(name) for name in OLD]
 
 # %%
 recorder = Recorder(model, old, TrackOptions(n_prompts=12, n_scored=32))
-options = TuneOptions(lr=1e-3, n_steps=48, batch_size=32, judge_every=6)
+options = TuneOptions(lr=2e-3, n_steps=48, batch_size=32, judge_every=6)
 result = ivlens.finetune(model, new, options=options, watch=old, record=recorder, record_every=16)
 result.scores.round(2)
 
@@ -136,7 +136,8 @@ for name, (label, symbol, colour) in names.items():
     dots.add_scatter(x=table[name], y=table.index, name=label, mode="markers",
                      marker={"symbol": symbol, "size": 12, "color": colour, "line": {"width": 2, "color": colour}})  # fmt: skip
 styled(dots, LIGHT, "Is the vector written, read, and does it restore?", "means over tasks, test inputs", height=300)
-dots.update_xaxes(title_text="accuracy (share of prompts)", range=[-0.03, 1.03]).update_yaxes(autorange="reversed")
+dots.update_xaxes(title_text="accuracy (share of prompts)", range=[-0.03, 1.03])
+dots.update_yaxes(autorange="reversed", automargin=True)
 
 # %% [markdown]
 # **The marks.** In each row the blue circle has to be clearly right of the orange square, which is the best of all controls

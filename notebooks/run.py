@@ -47,17 +47,17 @@ def run(source: Path, target: Path) -> float:
         cell["id"] = f"cell-{number}"  # the same in every run
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if not _is_bar(output)]
+            cell.outputs = [output for output in cell.outputs if not _is_noise(output)]
     for name in ("language_info", "widgets"):
         notebook.metadata.pop(name, None)
     jupytext.write(notebook, target, fmt="ipynb")
     return seconds
 
 
-def _is_bar(output: Any) -> bool:
-    """A progress bar of a library."""
+def _is_noise(output: Any) -> bool:
+    """A progress bar of a library, or advice that only another library can act on."""
     text = output.text if output.output_type == "stream" else output.get("data", {}).get("text/plain", "")
-    return "?it/s]" in text
+    return "?it/s]" in text or ("transformers" in text and "FutureWarning" in text)
 
 
 def main() -> int:
