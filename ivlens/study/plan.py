@@ -24,8 +24,8 @@ class StudyOptions:
         new: Tasks it is trained on, one after the other.
         guidance: Kinds of guidance (`ivlens.tuning.RECIPES`); the first is `none`, whose model is taken apart.
         method: Of training.
-        n_steps: For each new task. The default was chosen by how much it makes the built-in model lose, about half of its
-            accuracy on old tasks: with twice as many steps nothing is left to compare.
+        n_steps: For each new task. The default was chosen by how much it makes the built-in model lose, about half of
+            its accuracy on old tasks: with twice as many steps nothing is left to compare.
         lr, batch_size, n_samples: Of each training.
         n_records: Checkpoints that are measured during each new task.
         n_prompts: Test and select prompts of each old task in every judgement.
