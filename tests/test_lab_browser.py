@@ -374,8 +374,13 @@ def test_same_page_in_jupyterlab(browser, tmp_path: Path):
         page = context.new_page()
         page.goto(url.replace("/lab?", "/lab/tree/lab.ipynb?"))
         page.locator(".jp-Notebook .jp-Cell").first.wait_for(timeout=60_000)
-        page.locator(".jp-Notebook .jp-Cell .cm-content").first.click()
-        page.keyboard.press("Shift+Enter")
+        page.get_by_text("(ipykernel) | Idle").first.wait_for(timeout=60_000)
+        for _ in range(5):  # JupyterLab drops a run that it is asked for before its kernel is there
+            page.locator(".jp-Notebook .jp-Cell .cm-content").first.click()
+            page.keyboard.press("Control+Enter")
+            page.wait_for_timeout(2000)
+            if "*" in page.locator(".jp-Notebook .jp-InputPrompt").first.inner_text():
+                break
         patched = page.locator('[data-column="patched"] .text:not(.writing)')
         patched.wait_for(timeout=120_000)
         page.wait_for_function(_SETTLED, timeout=60_000)
