@@ -4,8 +4,8 @@
     python benches/study.py show [--out out/study] [--write]
 
 A cell is one `ivlens study` without its page. `run` keeps every cell and can be interrupted, or told to stop after some
-new cells; `show` pools them: runs are resampled, and the tasks of each. Margins are in `ivlens/study/claims.py`, and were
-written down before the first cell was run. `show` without `--out` reads the cells that are committed.
+new cells; `show` pools them: runs are resampled, and the tasks of each. Margins are in `ivlens/study/claims.py`, and
+were written down before the first cell was run. `show` without `--out` reads the cells that are committed.
 """
 
 import argparse
@@ -39,8 +39,8 @@ TABLES = ("evidence", "tasks", "new_scores")
 def run(out: Path, orders: Sequence[int], seeds: Sequence[int], n_cells: int | None) -> None:
     torch.set_num_threads(1)
     model = load_model("pocket")
-    for order in orders:
-        for seed in seeds:
+    for seed in seeds:
+        for order in orders:
             options = replace(StudyOptions(), new=ORDERS[order], seed=seed)
             folder = out / f"order{order}-seed{seed}"
             key = digest([asdict(options), model_identity(model).weights_hash])
@@ -88,25 +88,32 @@ def show(cells: dict[str, pd.DataFrame]) -> str:
         for run, one in each.items()
     ]  # fmt: skip
     names = [row["claim"] for row in claims.to_dict("records") if row["claim"] not in ("prediction", "large")]
-    scores = cells["new_scores"].drop(columns="run").groupby("guidance", sort=False).mean().mean(axis=1)
-    new = ", ".join(f"{kind} {value:.2f}" for kind, value in scores.items())
+    scores: dict[str, list[float]] = {}
+    for row in cells["new_scores"].to_dict("records"):
+        values = [value for name, value in row.items() if name not in ("guidance", "run") and value == value]
+        scores.setdefault(row["guidance"], []).extend(values)
+    new = ", ".join(f"{kind} {sum(values) / len(values):.2f}" for kind, values in scores.items())
     about = (
-        f"{len(evidence)} runs ({', '.join(' then '.join(order) for order in ORDERS)}; three seeds each), six old tasks. "
+        f"{len(evidence)} runs (new tasks {', '.join(' then '.join(order) for order in ORDERS)}), six old tasks. "
         "Number: mean, and 95 % interval over runs and tasks. Pocket is built so that Instruction Vectors work: this "
         "demonstrates, it is no evidence about large models, and the intervals cover one base model."
     )
-    return (
-        f"## The paper's claims on the pocket model (`benches/study.py`)\n\n{machine_line()} {about}\n\n"
-        + table(["claim", "paper", "here", "beside it", "verdict"], rows)
-        + f"\nAccuracy on the new tasks after training, by guidance: {new}.\n\n"
-        + table(["run", *names], per_run)
-        + "\n"
-        + table(
-            ["predictor of performance", "R², runs left out in turn", "R² in sample"],
-            [[row["predictor"], f"{row['r2']:.2f} [{row['r2_lo']:.2f}, {row['r2_hi']:.2f}]", f"{row['r2_in_sample']:.2f}"]
-             for row in found.to_dict("records")],
-        )
-    )  # fmt: skip
+    r2 = [
+        [
+            row["predictor"],
+            f"{row['r2']:.2f} [{row['r2_lo']:.2f}, {row['r2_hi']:.2f}]",
+            f"{row['r2_in_sample']:.2f}",
+        ]
+        for row in found.to_dict("records")
+    ]
+    parts = [
+        f"## The paper's claims on the pocket model (`benches/study.py`)\n\n{machine_line()} {about}",
+        table(["claim", "paper", "here", "beside it", "verdict"], rows),
+        f"Accuracy on the new tasks after training, by guidance: {new}.",
+        table(["run", *names], per_run),
+        table(["predictor of performance", "R², runs left out in turn", "R² in sample"], r2),
+    ]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
 def main() -> None:

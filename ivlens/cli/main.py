@@ -34,6 +34,9 @@ COMMANDS = {
     "sweep": Command("ivlens.cli.sweep:sweep", "Make every result of a grid, resumable, here or on a cluster."),
     "figures": Command("ivlens.cli.figures:figures", "Draw stored results as figures and tables for a paper."),
     "store": Command("ivlens.cli.store:app", "Look into a store of results, check it, clean it, export it."),
+    "forget": Command("ivlens.cli.forget:forget", "Take apart what checkpoints forgot: instruction or knowledge."),
+    "dynamics": Command("ivlens.cli.dynamics:dynamics", "Follow Instruction Vectors through a series of checkpoints."),
+    "study": Command("ivlens.cli.study:study", "Test the paper's claims on one model; write a report."),
     "pocket": Command("ivlens.cli.pocket:app", "Train the built-in model, or write its model card."),
     "doctor": Command("ivlens.cli.doctor:doctor", "Show versions, hardware and what is missing here."),
 }

@@ -115,8 +115,8 @@ def causal_tests(
 
     Beside each: random vectors of equal norm, vectors of as many random heads of the model that the vector is from, and
     the other tasks' vectors from there; every vector with its own search on *select*. Where one control is quoted
-    (`control`) it is the kind whose vectors did best on *select* on average; `best_draw` is the best single vector there,
-    which of some 40 may be made of the very heads that matter.
+    (`control`) it is the kind whose vectors did best on *select* on average; `best_draw` is the best single vector
+    there, which of some 40 may be made of the very heads that matter.
 
     *Overlaid* is what is still written and still read while the instructed model fails; success of re-injection alone
     does not tell it from erased.
@@ -161,17 +161,15 @@ def leads(tests: Sequence[CausalTest], over: str = "control") -> dict[str, dict[
     """For each test, over tasks: mean and 95 % interval (tasks and prompts resampled) of accuracies and differences.
 
     Returns:
-        By test: `clean`, `baseline`, `iv`, `control`, `best_draw`, and `lead`, the IV's accuracy less that of `over` on the same
-        prompts (`control` or a condition), and `gain`, less the baseline's.
+        By test: `clean`, `baseline`, `iv`, `control`, `best_draw`; `lead`, the IV's accuracy less that of `over` on the
+        same prompts (`control` or a condition), and `gain`, less the baseline's.
     """
     found: dict[str, dict[str, tuple[float, float, float]]] = {}
     for name in dict.fromkeys(test.test for test in tests):
         own = [test for test in tests if test.test == name]
         seed = own[0].seed
-        parts = {
-            what: [test.accuracy(what) for test in own] for what in ("clean", "baseline", "iv", "control", "best_draw")
-        }
-        values = dict(parts)
+        names = ("clean", "baseline", "iv", "control", "best_draw")
+        values = {what: [test.accuracy(what) for test in own] for what in names}
         values["lead"] = [test.accuracy("iv") - test.accuracy(over) for test in own]
         values["gain"] = [test.accuracy("iv") - test.accuracy("baseline") for test in own]
         found[name] = {what: grouped_interval(groups, seed) for what, groups in values.items()}

@@ -45,6 +45,10 @@ class Claim:
     command: str = "ivlens study"
 
 
+def _beside(test: str, *more: str) -> tuple[str, ...]:
+    return tuple(f"{test}_{what}" for what in (*more, "iv", "control", "best_draw"))
+
+
 _DYNAMICS = "ivlens dynamics CHECKPOINTS --causal"
 _TUNE = "ivlens tune --guidance"
 CLAIMS = (
@@ -61,18 +65,17 @@ CLAIMS = (
     Claim(
         "reinjection", "Re-injecting the first model's vector restores performance beyond its controls.",
         "0.03 → 0.47, without controls", ("reinjection_lead",), LEAD, "accuracy over the strongest kind of control",
-        ("reinjection_baseline", "reinjection_iv", "reinjection_control", "reinjection_best_draw", "reinjection_own_lead"),
-        ("accuracy_drop", FORGOTTEN), _DYNAMICS,
+        (*_beside("reinjection", "baseline"), "reinjection_own_lead"), ("accuracy_drop", FORGOTTEN), _DYNAMICS,
     ),
     Claim(
         "overlaid", "Overlaid, not erased: the vector is still written and read while the instructed model fails.",
         "claimed; not tested apart", ("write_lead", "read_lead"), LEAD, "accuracy over the strongest kind of control",
-        ("write_iv", "write_control", "write_best_draw", "read_iv", "read_control", "read_best_draw"), ("accuracy_drop", FORGOTTEN), _DYNAMICS,
+        (*_beside("write"), *_beside("read")), ("accuracy_drop", FORGOTTEN), _DYNAMICS,
     ),
     Claim(
         "subtraction", "Taking the new task's vector away restores performance beyond its controls.",
         "claimed; no number", ("subtraction_lead",), LEAD, "accuracy over the strongest kind of control",
-        ("subtraction_baseline", "subtraction_iv", "subtraction_control", "subtraction_best_draw"), ("accuracy_drop", FORGOTTEN), _DYNAMICS,
+        _beside("subtraction", "baseline"), ("accuracy_drop", FORGOTTEN), _DYNAMICS,
     ),
     Claim(
         "guidance", "IV-guided training keeps the instruction's probability.",

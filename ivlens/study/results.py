@@ -59,7 +59,7 @@ def evidence(
     - `instruction_drop`, `knowledge_drop` (of `seq_prob`), `excess` (log-odds, nats);
     - `iv_cosine`, `accuracy_drop`: at the end of the training, on *select*;
     - `<test>_baseline`, `<test>_iv`, `<test>_control`, `<test>_best_draw`, `<test>_clean`: accuracies on *test*;
-      `<test>_lead`: of the IV over the strongest kind of control; `reinjection_own_lead`: over the tuned model's own vector;
+      `<test>_lead`: of the IV over the strongest kind of control; `reinjection_own_lead`: over the tuned model's own;
     - `kept_<guidance>`: log-odds of the instruction probability less those after training without guidance;
       `instruction_<guidance>`: the probability.
     """
