@@ -180,8 +180,9 @@ def test_map_by_keyboard(new_tab):
     assert tab.page.evaluate(focused) == 1, "the map was drawn anew and lost the focus"
 
 
-def test_three_tabs_at_once(new_tab):
+def test_three_tabs_at_once(new_tab, monkeypatch):
     model = ivlens.load_model("pocket")
+    monkeypatch.setattr(ivlens, "load_model", lambda name: model)  # the codes below need not load it three times
     tabs = [new_tab() for _ in range(3)]
     for tab, task in zip(tabs, ("antonym", "english_french", "synonym"), strict=True):
         tab.control("task").select_option(task)
