@@ -107,6 +107,30 @@ def test_paths_are_those_of_the_grid(tmp_path: Path, monkeypatch):
     assert cell.task == str((tmp_path / "mine.json").resolve())
 
 
+def test_the_grid_of_the_docs(tmp_path: Path):
+    text = (Path(__file__).parent.parent / "docs" / "cluster.md").read_text().split("```toml")[1].split("```")[0]
+    for step in (2, 10, 9):
+        (tmp_path / "runs" / f"step-{step}").mkdir(parents=True)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "my-task.json").write_text(json.dumps([{"input": f"w{n}", "output": "x"} for n in range(9)]))
+    grid = read_grid(write_grid(tmp_path, text))
+    names = [Path(spec.name).name for spec in grid.models]
+    assert names == ["pocket", "step-2", "step-9", "step-10", "Llama-2-7b-hf"] and len(grid.models[-1].revision) == 40
+    assert len(grid.cells) == 5 * 3 * 3 * (2 + 3) + 3 * 2 * 4 * 3
+    with pytest.raises(FileNotFoundError, match="no folder is 'runs/end-.'"):
+        read_grid(write_grid(tmp_path, text.replace("step-*", "end-*")))
+
+
+def test_adapters_are_models(whole: Path, tmp_path: Path):
+    adapters = Store(whole).entries("tuning")[0].folder / "model"
+    store = Store(tmp_path / "store")
+    text = f'models = ["pocket", {json.dumps(str(adapters))}]\ntasks = ["antonym"]\n[effects]\nn_prompts = 2\n'
+    grid, executor = read_grid(write_grid(tmp_path, text)), LocalExecutor(store)
+    assert all(not survey.weights_hash for _, survey in make_plan(grid, store, executor, load=False).todo)
+    assert run_sweep(make_plan(grid, store, executor), executor).n_made == 2
+    assert len({entry.what["model"][0] for entry in store.entries()}) == 2
+
+
 # --- keys ------------------------------------------------------------------------------------------------------------
 
 
