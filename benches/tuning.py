@@ -1,11 +1,12 @@
 """Does guidance help on the pocket suite? Every method and kind of guidance gets the same grid of learning rates.
 
     python benches/tuning.py run  --out out/tuning [--methods lora,full] [--guidance none,heads] [--tasks ...]
-    python benches/tuning.py show --out out/tuning [--write]
+    python benches/tuning.py show [--out out/tuning] [--write]
 
-`run` trains each of the tuning tasks from the built-in model; it keeps every cell, and can be interrupted. `show`
-prints, for scores of the new task that the plain method reaches, the highest score on old tasks that any learning rate
-and any step had at that score or above: old tasks at equal new-task score. Both scores are on *select*.
+`run` trains each of the tuning tasks from the built-in model; it keeps every cell, and can be interrupted. `show` takes
+the committed cells, and in place of some of them or beside them those in `--out`; it prints, for scores of the new task
+that the plain method reaches, the highest score on old tasks that any learning rate and any step had at that score or
+above: old tasks at equal new-task score. Both scores are on *select*.
 """
 
 import argparse
@@ -43,6 +44,8 @@ GUIDANCE = (
     "instructions",
     "instructions_light",
     "instructions_lighter",
+    "answers",
+    "answers_light",
     "kl",
     "kl/zero_vector",
     "heads",
@@ -109,6 +112,16 @@ def _said(cell: Cell) -> None:
 def kept(out: Path) -> list[CellResult]:
     files = sorted(out.glob("*/cells/*.json"))
     return [CellResult.from_dict(json.loads(file.read_text())["result"]) for file in files]
+
+
+def with_committed(results: Sequence[CellResult]) -> pd.DataFrame:
+    """The curves of the committed cells, those that were made again replaced."""
+    committed = pd.read_parquet(CURVES)
+    if not results:
+        return committed
+    new, cell = curve_frame(results), ["task", "method", "guidance", "seed", "lr"]
+    is_new = pd.MultiIndex.from_frame(committed[cell]).isin(pd.MultiIndex.from_frame(new[cell]))
+    return pd.concat([committed[~is_new], new], ignore_index=True)
 
 
 def best_old(curves: pd.DataFrame, wanted: float) -> tuple[float, float]:
@@ -186,7 +199,7 @@ def show(curves: pd.DataFrame) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("run", "show"))
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path)
     parser.add_argument("--methods", default="lora,full")
     parser.add_argument("--guidance", default=",".join(GUIDANCE))
     parser.add_argument("--tasks", default=",".join(TASKS))
@@ -194,7 +207,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.what == "run":
         run(options.out, *(getattr(options, name).split(",") for name in ("methods", "guidance", "tasks")))
-    curves = curve_frame(kept(options.out))
+    curves = with_committed([] if options.out is None else kept(options.out))
     print(show(curves))
     if options.write:
         write_section("tuning", show(curves))

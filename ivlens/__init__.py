@@ -26,6 +26,7 @@ _MODULE_OF = {
     "evaluate_intervention": "interventions",
     "finetune": "tuning",
     "head_effects": "effects",
+    "lab": "workbench",
     "list_tasks": "tasks",
     "load_model": "models",
     "load_suite": "benchmarks",
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from ivlens.tasks import Task, TaskExample, list_tasks, load_task
     from ivlens.tuning import finetune
     from ivlens.vectors import InstructionVector
+    from ivlens.workbench import lab
 
 __all__ = [
     "HeadEffects",
@@ -60,6 +62,7 @@ __all__ = [
     "evaluate_intervention",
     "finetune",
     "head_effects",
+    "lab",
     "list_tasks",
     "load_model",
     "load_suite",

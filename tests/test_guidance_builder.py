@@ -136,6 +136,38 @@ def test_instruction_rehearsal_asks_old_tasks_about_new_inputs(llama, task):
     assert "Give a synonym." in text and rehearsal.deltas is None
 
 
+@pytest.mark.parametrize("ends", [True, False])
+def test_whole_answers_are_those_that_the_frozen_model_writes(llama, task, ends):
+    """The answers compared at are greedy ones, ended by the end-of-text token; nothing is compared behind it."""
+    old = tiny_task("synonym", "Give a synonym.", 2)
+    rehearsal = instruction_rehearsal(llama, task.examples, task, [old], n=6, n_tokens=4)
+    learner = Learner(llama, "full")
+    plain, prompts = learner.trained, rehearsal.prompts
+    ask = {"attention_mask": prompts.attention_mask, "max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+    want = plain.generate(prompts.tokens, eos_token_id=None, **ask)[:, -4:]
+    plain.config.eos_token_id = int(want[0, 1]) if ends else None
+    got = rehearsal._answered(plain, learner.sites, TuneOptions()).prompts.answers
+    for mine, theirs in zip(got.tolist(), want.tolist(), strict=True):
+        stop = theirs.index(plain.config.eos_token_id) + 1 if plain.config.eos_token_id in theirs else 4
+        assert mine == theirs[:stop] + [-100] * (4 - stop)
+    assert (got == -100).any() == ends
+
+
+def test_whole_answers_are_held_beyond_their_first_token(llama, task):
+    """With the later tokens alone in the loss the model still stays where it was."""
+    old = tiny_task("synonym", "Give a synonym.", 2)
+    moved = {}
+    for weight in (1e-6, 100.0):
+        kl = IVKL(weight=weight, last=0.0)
+        rehearsal = instruction_rehearsal(llama, task.examples, task, [old], n=20, kl=kl, n_tokens=3)
+        _, log = rehearsal_terms(llama, task, rehearsal, n_steps=12)
+        assert log.rehearsal0[0] == pytest.approx(0.0, abs=1e-5 * weight)
+        moved[weight] = log.rehearsal0.iloc[-1] / weight
+    assert moved[100.0] < moved[1e-6] / 2
+    with pytest.raises(ValueError, match="n_tokens is 0, expected 1 or more"):
+        dataclasses.replace(rehearsal, n_tokens=0)
+
+
 def test_rehearsal_can_hold_heads_alone(llama, task):
     old = tiny_task("synonym", "Give a synonym.", 2)
     moved = {}

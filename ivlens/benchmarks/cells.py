@@ -225,24 +225,26 @@ class _Run:
         return judge
 
     def _guidance(self, number: int, task: Task) -> Guidance | None:
-        """From the model as it is now; it keeps some general tasks, and all that were learned so far."""
+        """From the model as it is now; it keeps some general tasks, and all that were learned so far.
+
+        Each of these counts for as much as half of the general ones together.
+        """
         recipe, _ = find_recipe(self._cell.guidance)
         if recipe is None:
             return None
         before = self._learner.bridge()
         general, n = self._suite.general, self._options.n_earlier
-        kept = [*general[:: max(1, len(general) // n)][:n], *self._suite.tasks[:number]]
-        earlier = [for_training(one) for one in kept]
-        if recipe.heads_weight or recipe.rehearse_heads:
-            for place, one in enumerate(earlier):  # each once: in the first model, or when it has just been learned
-                known = self._effects if place < len(kept) - number else self._own_effects
-                if one.name not in known:
-                    known[one.name] = head_effects(before, one, seed=self._cell.seed)
+        general = [for_training(one) for one in general[:: max(1, len(general) // n)][:n]]
+        own = [for_training(one) for one in self._suite.tasks[:number]]
+        if recipe.heads_weight or recipe.rehearse_heads:  # measured once: in the first model, or when just learned
+            for known, tasks in ((self._effects, general), (self._own_effects, own)):
+                missing = [one for one in tasks if one.name not in known]
+                known |= {one.name: head_effects(before, one, seed=self._cell.seed) for one in missing}
         return guidance_by_name(
             self._cell.guidance,
             before,
             for_training(task),
-            earlier=earlier,
+            earlier=general + own * max(1, len(general) // 2),
             examples=split_examples(task, "train"),
             effects=self._effects | self._own_effects,
             seed=self._cell.seed,

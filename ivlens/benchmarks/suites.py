@@ -89,13 +89,11 @@ def load_suite(
 ) -> Suite:
     """A benchmark's sequence of tasks.
 
-    | suite | tasks | orders |
-    |---|---|---|
-    | trace | the 8 of TRACE | 0: the paper's |
-    | func | every function-vectors file of the folder, or of its `abstractive` and `extractive` | 0: by name |
-    | long | the 15 sets of the long-sequence benchmark | 0: as here; 1 to 3 (4 sets), 4 to 6 (15): O-LoRA's |
-    | ni-c1, ni-g1, ni-m1 | five tasks of Natural Instructions | 0: as listed |
-    | pocket | five tasks the built-in model never saw, `drilled` | 0 to 4: each task once at each place |
+    - trace: the 8 tasks of TRACE; order 0 is the paper's.
+    - func: every function-vectors file of the folder, or of its `abstractive` and `extractive`; order 0: by name.
+    - long: the 15 sets of the long-sequence benchmark; order 0: as here, 1 to 3 (4 sets) and 4 to 6 (15): O-LoRA's.
+    - ni-c1, ni-g1, ni-m1: five tasks of Natural Instructions each; order 0: as listed.
+    - pocket: five tasks the built-in model never saw, `drilled`; orders 0 to 4: each task once at each place.
 
     TRACE itself scores Py150 by edit similarity and 20Minuten by SARI; Rouge-L stands for both here, as for
     MeetingBank. Natural-Instructions, and general tasks from files, are scored by `metric_of`, others by accuracy.

@@ -60,35 +60,37 @@ class CausalTest:
         test, task: Which.
         conditions: By name, the judged prompts: `clean` (with the instruction), `baseline` (what the vectors are added
             to), `iv`, `own` (re-injection of the tuned model's own vector), the controls. One row for each vector.
-        strongest: The control vector that does best on *select*, at its best setting there: condition and row.
+        strongest: The kind of control whose vectors do best on *select*, on average; None where there are none.
+        best_draw: The single control vector that does best there: its kind and row.
         seed: Of intervals.
     """
 
     test: str
     task: str
     conditions: Mapping[str, Judged]
-    strongest: tuple[str, int] | None
+    strongest: str | None
+    best_draw: tuple[str, int] | None
     seed: int = 0
 
     def accuracy(self, condition: str) -> np.ndarray:
-        """Of every prompt; over vectors their mean. `control`: the strongest one's."""
-        if condition == "control":
-            if self.strongest is None:
-                return self.accuracy("baseline")
-            name, row = self.strongest
+        """Of every prompt; over vectors their mean. `control`: of the strongest kind; `best_draw`: that vector's."""
+        if condition == "best_draw" and self.best_draw is not None:
+            name, row = self.best_draw
             return self.conditions[name].scores.accuracy[row].numpy()
+        if condition in ("control", "best_draw"):
+            condition = self.strongest or "baseline"
         return self.conditions[condition].scores.accuracy.mean(0).numpy()
 
     def frame(self) -> "pd.DataFrame":
         """One row for each condition, as of `evaluate_intervention`, with `test` and `task`; `n_as_good` counts the
-        vectors that reach the IV's accuracy, `strongest` marks the control that did best on *select*."""
+        vectors that reach the IV's accuracy, `strongest` marks the kind of control that did best on *select*."""
         import pandas as pd
 
         mean = float(self.accuracy("iv").mean())
         rows = []
         for name, judged in self.conditions.items():
             as_good = int((judged.scores.accuracy.mean(1) >= mean).sum()) if name in CONTROLS else None
-            chosen = self.strongest is not None and self.strongest[0] == name
+            chosen = self.strongest == name
             about = {"test": self.test, "task": self.task}
             rows.append({**about, **summary(judged, self.seed), "n_as_good": as_good, "strongest": chosen})
         return pd.DataFrame(rows)
@@ -112,8 +114,9 @@ def causal_tests(
     - **subtraction**: `-θ_new` into the tuned model, with the instruction.
 
     Beside each: random vectors of equal norm, vectors of as many random heads of the model that the vector is from, and
-    the other tasks' vectors from there; every vector with its own search on *select*. A control that is quoted alone
-    (`control`) is the one that did best on *select*, of all of them.
+    the other tasks' vectors from there; every vector with its own search on *select*. Where one control is quoted
+    (`control`) it is the kind whose vectors did best on *select* on average; `best_draw` is the best single vector
+    there, which of some 40 may be made of the very heads that matter.
 
     *Overlaid* is what is still written and still read while the instructed model fails; success of re-injection alone
     does not tell it from erased.
@@ -158,15 +161,15 @@ def leads(tests: Sequence[CausalTest], over: str = "control") -> dict[str, dict[
     """For each test, over tasks: mean and 95 % interval (tasks and prompts resampled) of accuracies and differences.
 
     Returns:
-        By test: `clean`, `baseline`, `iv`, `control`, and `lead`, the IV's accuracy less that of `over` on the same
-        prompts (`control` or a condition), and `gain`, less the baseline's.
+        By test: `clean`, `baseline`, `iv`, `control`, `best_draw`; `lead`, the IV's accuracy less that of `over` on the
+        same prompts (`control` or a condition), and `gain`, less the baseline's.
     """
     found: dict[str, dict[str, tuple[float, float, float]]] = {}
     for name in dict.fromkeys(test.test for test in tests):
         own = [test for test in tests if test.test == name]
         seed = own[0].seed
-        parts = {what: [test.accuracy(what) for test in own] for what in ("clean", "baseline", "iv", "control")}
-        values = dict(parts)
+        names = ("clean", "baseline", "iv", "control", "best_draw")
+        values = {what: [test.accuracy(what) for test in own] for what in names}
         values["lead"] = [test.accuracy("iv") - test.accuracy(over) for test in own]
         values["gain"] = [test.accuracy("iv") - test.accuracy("baseline") for test in own]
         found[name] = {what: grouped_interval(groups, seed) for what, groups in values.items()}
@@ -218,15 +221,20 @@ def _judged(
     }
     judged |= {one.condition: one for one in judged_vectors(groups, prompts, judge, settings)}
     judged = {name: one for name, one in judged.items() if name not in groups or groups[name]}
-    return CausalTest(test, task.name, judged, _strongest(judged, groups, prompts), options.seed)
+    return CausalTest(test, task.name, judged, *_strongest(judged, groups, prompts), options.seed)
 
 
-def _strongest(judged: Mapping[str, Judged], groups: _Groups, prompts: PromptSource) -> tuple[str, int] | None:
-    """The control that does best on *select*."""
+def _strongest(
+    judged: Mapping[str, Judged], groups: _Groups, prompts: PromptSource
+) -> tuple[str | None, tuple[str, int] | None]:
+    """The kind of control that does best on *select*, on average over its vectors, and the best single vector."""
     places = [(name, row) for name in CONTROLS for row in range(len(groups.get(name, [])))]
     if not places:
-        return None
+        return None, None
     select: Trials = prompts.trials("select")
     thetas = torch.stack([groups[name][row].theta for name, row in places])
     scores: Scores = select.at([judged[name].settings[row] for name, row in places], thetas, brief=True)
-    return places[int(scores.goodness().argmax())]
+    goodness = scores.goodness().tolist()
+    each = {name: [value for (at, _), value in zip(places, goodness, strict=True) if at == name] for name in CONTROLS}
+    means = {name: sum(values) / len(values) for name, values in each.items() if values}
+    return max(means, key=lambda name: means[name]), places[goodness.index(max(goodness))]

@@ -1,7 +1,10 @@
 """Results as plotly figures: each function takes a result and returns a `Figure`, for the screen and for paper."""
 
 from ivlens.figures.benchmarks import method_summary, score_matrices
+from ivlens.figures.causal import causal_plot, guidance_plot
 from ivlens.figures.conditions import condition_plot
+from ivlens.figures.dynamics import drift_heatmap, dynamics_curves, prediction_plot
+from ivlens.figures.forgetting import forgetting_plot
 from ivlens.figures.heads import head_heatmap
 from ivlens.figures.interventions import intervention_curves
 from ivlens.figures.maps import head_maps
@@ -15,13 +18,19 @@ __all__ = [
     "DARK",
     "LIGHT",
     "Theme",
+    "causal_plot",
     "condition_plot",
+    "drift_heatmap",
+    "dynamics_curves",
     "for_paper",
     "forgetting_against_learning",
+    "forgetting_plot",
+    "guidance_plot",
     "head_heatmap",
     "head_maps",
     "intervention_curves",
     "method_summary",
+    "prediction_plot",
     "score_matrices",
     "similarity_matrix",
     "similarity_order",

@@ -1,12 +1,9 @@
 """The demo's report: one HTML file that needs nothing else, with plotly.js inside once, for light and dark screens."""
 
-import json
 import math
 from collections.abc import Iterable, Sequence
 from html import escape
-from importlib import resources
 from pathlib import Path
-from string import Template
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -17,9 +14,10 @@ from ivlens.demo import DemoResult, file_name
 from ivlens.figures._rows import Row, grouped, mean, rows_of
 from ivlens.figures.conditions import LOOKS, condition_plot
 from ivlens.figures.heads import head_heatmap, unit_of
+from ivlens.figures.html import embedded, style, template
 from ivlens.figures.similarity import similarity_matrix
 from ivlens.figures.sweeps import strength_curves
-from ivlens.figures.theme import DARK, LIGHT, Theme
+from ivlens.figures.theme import Theme
 from ivlens.figures.tuning import tuning_figures, tuning_section
 from ivlens.tasks import Task
 from ivlens.vectors import InstructionVector
@@ -42,7 +40,7 @@ def write_page(result: DemoResult, path: str | Path) -> Path:
 
 def page(result: DemoResult) -> str:
     """The report as one HTML text; it loads nothing from anywhere."""
-    skeleton = Template((resources.files("ivlens.figures") / "page.html").read_text(encoding="utf-8"))
+    skeleton = template("page.html")
     name = escape(Path(result.model.name).name)
     return skeleton.substitute(
         title=f"Instruction Vectors of {name}",
@@ -56,8 +54,7 @@ def page(result: DemoResult) -> str:
         k=result.options.k,
         limit=f"{_limit(result):.2f}",
         unit=escape(unit_of(result.effects[0])),
-        gradient_light=_gradient(LIGHT),
-        gradient_dark=_gradient(DARK),
+        style=style(),
         maps="".join(_map_card(index, task) for index, task in enumerate(result.tasks)),
         sweep_options=_sweep_options(result.tasks),
         decoded=_decoded(result),
@@ -65,21 +62,11 @@ def page(result: DemoResult) -> str:
         settings=_settings(result),
         files=_files(result),
         plotly=get_plotlyjs(),
-        figures=_embedded(result),
+        figures=embedded(lambda theme: _figures(result, theme)),
     )
 
 
 # --- figures ---------------------------------------------------------------------------------------------------------
-
-
-def _embedded(result: DemoResult) -> str:
-    """All figures for both themes as JSON that may stand inside a script element."""
-    themes = {theme.name: _figures(result, theme) for theme in (LIGHT, DARK)}
-    by_id = {
-        key: {name: json.loads(str(_bare(figures[key]).to_json())) for name, figures in themes.items()}
-        for key in themes["light"]
-    }
-    return json.dumps(by_id, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _figures(result: DemoResult, theme: Theme) -> dict[str, go.Figure]:
@@ -104,17 +91,6 @@ def _limit(result: DemoResult) -> float:
     """One colour scale for all maps, ending at a round number."""
     largest = max(float(found.aie.nan_to_num(0.0).abs().max()) for found in result.effects)
     return max(0.01, math.ceil(100 * largest) / 100)
-
-
-def _gradient(theme: Theme) -> str:
-    return f"linear-gradient(to right, {', '.join(f'{colour} {100 * at:.0f}%' for at, colour in theme.diverging)})"
-
-
-def _bare(figure: go.Figure) -> go.Figure:
-    """Without its title, which the page sets as text, and without dragging, which would catch a finger that scrolls."""
-    figure.update_layout(title=None, margin_t=10, margin_r=8, dragmode=False)
-    height = figure.layout.height
-    return figure.update_layout(height=height - 40 if height else None)
 
 
 # --- text ------------------------------------------------------------------------------------------------------------

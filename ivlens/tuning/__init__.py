@@ -2,10 +2,10 @@
 
 from ivlens.tuning.builder import CONTROLS, RECIPES, Recipe, control, find_recipe, guidance_by_name, iv_guidance
 from ivlens.tuning.exams import Exam, make_exam, mean_score
+from ivlens.tuning.finetuning import TuneResult, finetune
 from ivlens.tuning.guidance import IVKL, Guidance, HeadConsistency, Progressive, strength
 from ivlens.tuning.learner import Learner
 from ivlens.tuning.methods import METHODS, Method, new_method
-from ivlens.tuning.one_task import TuneResult, finetune
 from ivlens.tuning.options import TuneOptions
 
 __all__ = [

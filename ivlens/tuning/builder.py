@@ -30,6 +30,7 @@ class Recipe:
             the frozen model gets as vectors (`translations`); empty for neither.
         rehearse_kl: Weight of the answers there; None leaves them out.
         rehearse_heads: Weight of the heads there; 0 leaves them out.
+        rehearse_tokens: Of the frozen model's own answers that are rehearsed.
         as_vector: Where heads are held, hold the vector that they write together instead of each.
         layer, site, alpha: Where vectors enter, and how strongly.
         k: Heads in every vector, and in `S`.
@@ -42,6 +43,7 @@ class Recipe:
     rehearse: str = ""
     rehearse_kl: IVKL | None = REHEARSED
     rehearse_heads: float = 0.0
+    rehearse_tokens: int = 1
     as_vector: bool = False
     layer: int = 0
     site: str = "resid_post"
@@ -65,6 +67,8 @@ RECIPES: dict[str, Recipe | None] = {
     "instructions": Recipe(rehearse="instructions"),
     "instructions_light": Recipe(rehearse="instructions", rehearse_kl=replace(REHEARSED, weight=0.3)),
     "instructions_lighter": Recipe(rehearse="instructions", rehearse_kl=replace(REHEARSED, weight=0.1)),
+    "answers": Recipe(rehearse="instructions", rehearse_kl=IVKL(weight=0.3), rehearse_tokens=4),
+    "answers_light": Recipe(rehearse="instructions", rehearse_kl=IVKL(weight=0.1), rehearse_tokens=4),
     "instruction_heads": Recipe(rehearse="instructions", rehearse_kl=None, rehearse_heads=10.0),
     "instruction_vector": Recipe(rehearse="instructions", rehearse_kl=None, rehearse_heads=1.0, as_vector=True),
     "translations": Recipe(rehearse="translations", alpha=2.0),
@@ -153,7 +157,8 @@ def iv_guidance(
         deltas = None
         if plan.rehearse != "instructions":
             deltas = plan.alpha * torch.stack([vector(one) for one in earlier])
-        how = {"kl": plan.rehearse_kl, "heads": held, "layer": plan.layer, "site": plan.site, "seed": seed}
+        how: dict[str, Any] = {"layer": plan.layer, "site": plan.site, "seed": seed}
+        how |= {"kl": plan.rehearse_kl, "heads": held, "n_tokens": plan.rehearse_tokens}
         if plan.rehearse == "vectors":
             assert deltas is not None
             rehearsal = (vector_rehearsal(model, inputs, task, deltas, **how),)

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -107,6 +108,17 @@ def answer_logits(plain: nn.Module, data: TrainingSet) -> Float[Tensor, "n answe
         options["position_ids"] = (inputs.attention_mask.cumsum(1) - 1).clamp(min=0)
     given = {"attention_mask": inputs.attention_mask, "use_cache": False, "logits_to_keep": inputs.n_answer}
     return cast(Any, plain)(input_ids=inputs.tokens, **given, **options).logits
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Run the body in eval mode: no dropout."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def base_model(plain: nn.Module) -> Any:

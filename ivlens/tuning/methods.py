@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ivlens.tuning.data import TrainingSet, answer_logits
+from ivlens.tuning.data import TrainingSet, answer_logits, evaluating
 from ivlens.tuning.guidance import IVKL
 from ivlens.tuning.losses import answer_loss
 
@@ -247,14 +247,12 @@ def diagonal_fisher(model: nn.Module, data: TrainingSet) -> dict[str, Tensor]:
     """`E[(∂ log p(y|x) / ∂φ)²]` of every trainable weight; `log p(y|x)` is the sum over the answer's tokens."""
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     fisher = {name: torch.zeros_like(parameter) for name, parameter in trained.items()}
-    was_training = model.training
-    model.eval()
-    for _, row in data.portions(1):
-        n_tokens = int((row.answers >= 0).sum())
-        loss = answer_loss(answer_logits(model, row), row.answers) * n_tokens
-        slopes = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
-        for name, slope in zip(trained, slopes, strict=True):
-            if slope is not None:
-                fisher[name] += slope.square() / len(data)
-    model.train(was_training)
+    with evaluating(model):
+        for _, row in data.portions(1):
+            n_tokens = int((row.answers >= 0).sum())
+            loss = answer_loss(answer_logits(model, row), row.answers) * n_tokens
+            slopes = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
+            for name, slope in zip(trained, slopes, strict=True):
+                if slope is not None:
+                    fisher[name] += slope.square() / len(data)
     return fisher

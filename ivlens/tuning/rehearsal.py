@@ -6,7 +6,8 @@ and by the vector in the frozen one. The model in training must answer as the fr
 
     L = kl.weight · T² KL(M⁰(x, j) ‖ M(x, j))  +  heads.weight · Σ_S ‖z(x, j) - z⁰(x, j)‖² / d_head
 
-at the last prompt token, averaged over pairs of an input `x` and an old task `j`. Under a vector the first term guards
+at the last prompt token, averaged over pairs of an input `x` and an old task `j`; the first term also at the tokens of
+the frozen model's own greedy answer, where more than its first token is rehearsed. Under a vector the first term guards
 how the model *reads* an Instruction Vector; under an instruction the second one guards how its heads *write* it. The
 new task's own prompts are not held back.
 
@@ -15,7 +16,7 @@ Source: ivlens; the papers hold the new task's prompts only.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -25,7 +26,15 @@ from torch import Tensor, nn
 from ivlens.models import TransformerBridge
 from ivlens.prompts import PromptTemplate, build_prompts
 from ivlens.tasks import Task, TaskExample
-from ivlens.tuning.data import IGNORED, TrainingSet, answer_logits, as_training_set, last_column
+from ivlens.tuning.data import (
+    IGNORED,
+    TrainingSet,
+    answer_logits,
+    as_training_set,
+    base_model,
+    evaluating,
+    last_column,
+)
 from ivlens.tuning.guidance import IVKL, HeadConsistency
 from ivlens.tuning.losses import SoftTargets, Totals, head_distance, iv_kl
 from ivlens.tuning.options import TuneOptions
@@ -46,6 +55,7 @@ class Rehearsal:
         kl: The first term; None leaves it out.
         heads: The second term; None leaves it out.
         per_step: Prompts in every step, in `accumulate` passes.
+        n_tokens: Of the frozen model's greedy answers, its end included, that `kl` compares at; 1: the first alone.
     """
 
     prompts: TrainingSet
@@ -56,8 +66,11 @@ class Rehearsal:
     kl: IVKL | None = REHEARSED
     heads: HeadConsistency | None = None
     per_step: int = 32
+    n_tokens: int = 1
 
     def __post_init__(self) -> None:
+        if self.n_tokens < 1:
+            raise ValueError(f"n_tokens is {self.n_tokens}, expected 1 or more.")
         if self.kl is None and self.heads is None:
             raise ValueError("Rehearsal got neither kl nor heads, expected at least one of its terms.")
         if self.teacher is not None and len(self.teacher) != len(self.prompts):
@@ -69,7 +82,8 @@ class Rehearsal:
         place = None if self.deltas is None else {"layer": self.layer, "site": self.site}
         parts = {name: part and vars(part) for name, part in (("kl", self.kl), ("heads", self.heads))}
         of_its_own = self.teacher is not None
-        return {"n": len(self.prompts), "deltas": place, "teacher": of_its_own, **parts, "per_step": self.per_step}
+        size = {"n": len(self.prompts), "per_step": self.per_step, "n_tokens": self.n_tokens}
+        return {**size, "deltas": place, "teacher": of_its_own, **parts}
 
     def tensors(self) -> Sequence[Tensor | None]:
         """Everything it consists of that `describe` does not say."""
@@ -85,33 +99,63 @@ class Rehearsal:
         is asked for: checkpointed blocks are run again during backward.
         """
         options = options or TuneOptions()
+        asked = self if self.n_tokens == 1 else self._answered(plain, sites, options)
+        return asked._distance(plain, sites, seed, options)
+
+    def _distance(
+        self, plain: nn.Module, sites: Sites, seed: int, options: TuneOptions
+    ) -> Callable[[int], Iterator[Tensor]]:
+        answers = self.prompts.answers
         soft, before = self._before(plain, sites, options)
 
         def distance(step: int) -> Iterator[Tensor]:
             generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
             drawn = torch.randint(len(self.prompts), (self.per_step,), generator=generator)
-            totals = Totals(rows=len(drawn), tokens=1, after=1)
+            totals = Totals.of(answers[drawn.to(answers.device)])
             for part in drawn.tensor_split(min(options.accumulate, len(drawn))):
                 with ExitStack() as stack:
-                    now, index = self._ask(plain, sites, part, options, stack), part.to(self.prompts.tokens.device)
+                    now, index = self._ask(plain, sites, part, options, stack), part.to(answers.device)
                     terms = []
                     if self.kl is not None and soft is not None:
-                        nothing = torch.full(now.logits.shape[:2], IGNORED, device=index.device)
-                        terms.append(self.kl.weight * iv_kl(now.logits, soft.rows(index), nothing, self.kl, totals))
+                        distance = iv_kl(now.logits, soft.rows(index), answers[index], self.kl, totals)
+                        terms.append(self.kl.weight * distance)
                     if self.heads is not None and before is not None and now.z is not None:
                         terms.append(self.heads.weight * head_distance(now.z, before[index], totals))
                     yield torch.stack(terms).sum()
 
         return distance
 
+    def _answered(self, plain: nn.Module, sites: Sites, options: TuneOptions) -> "Rehearsal":
+        """The same with answers that the model as it is now writes by itself."""
+        name = "prompts" if self.teacher is None else "teacher"
+        asked: TrainingSet = getattr(self, name)
+        end = base_model(plain).config.eos_token_id
+        ends = torch.tensor([] if end is None else end, dtype=torch.long, device=asked.tokens.device).reshape(-1)
+        written = asked.answers.new_empty(len(asked), 0)
+        for _ in range(self.n_tokens):
+            # the last column of answers says where one is asked for; it is never read
+            with_room = replace(asked, answers=torch.cat([written, written.new_zeros(len(written), 1)], 1))
+            likeliest = replace(self, **{name: with_room})._likeliest(plain, sites, options)
+            over = (written == IGNORED).any(1) | torch.isin(written[:, -1:], ends).any(1)
+            written = torch.cat([written, likeliest.masked_fill(over, IGNORED)[:, None]], 1)
+        teacher = None if self.teacher is None else replace(self.teacher, answers=written)
+        return replace(self, prompts=replace(self.prompts, answers=written), teacher=teacher)
+
+    def _likeliest(self, plain: nn.Module, sites: Sites, options: TuneOptions) -> Int[Tensor, " n"]:
+        """The token that the frozen model's answers go on with."""
+        found = []
+        with torch.no_grad(), evaluating(plain):
+            for part in torch.arange(len(self.prompts)).split(128):
+                with ExitStack() as stack:
+                    found.append(self._ask(plain, sites, part, options, stack, teacher=True).logits[:, -1].argmax(-1))
+        return torch.cat(found)
+
     def _before(
         self, plain: nn.Module, sites: Sites, options: TuneOptions
     ) -> tuple[SoftTargets | None, Float[Tensor, "n parts width"] | None]:
         """What the model says and what its heads put out for every prompt now."""
         soft, z = [], []
-        was_training = plain.training
-        plain.eval()
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(plain):
             for part in torch.arange(len(self.prompts)).split(128):
                 with ExitStack() as stack:
                     answer = self._ask(plain, sites, part, options, stack, teacher=True)
@@ -119,7 +163,6 @@ class Rehearsal:
                     soft.append(SoftTargets.of(answer.logits, self.kl))
                 if answer.z is not None:
                     z.append(answer.z)
-        plain.train(was_training)
         return SoftTargets.joined(soft) if soft else None, torch.cat(z) if z else None
 
     def _ask(
@@ -159,6 +202,7 @@ def vector_rehearsal(
     n: int = 800,
     kl: IVKL | None = REHEARSED,
     heads: HeadConsistency | None = None,
+    n_tokens: int = 1,
     template: str | PromptTemplate = "plain",
     seed: int = 0,
 ) -> Rehearsal:
@@ -174,7 +218,7 @@ def vector_rehearsal(
     drawn = torch.randint(len(prompts), (n,), generator=generator).to(prompts.tokens.device)
     chosen = torch.randint(len(deltas), (n,), generator=generator)
     given = deltas[chosen].to(prompts.tokens.device)
-    return Rehearsal(prompts.rows(drawn), given, layer=layer, site=site, kl=kl, heads=heads)
+    return Rehearsal(prompts.rows(drawn), given, layer=layer, site=site, kl=kl, heads=heads, n_tokens=n_tokens)
 
 
 def instruction_rehearsal(
@@ -186,6 +230,7 @@ def instruction_rehearsal(
     n: int = 800,
     kl: IVKL | None = REHEARSED,
     heads: HeadConsistency | None = None,
+    n_tokens: int = 1,
     template: str | PromptTemplate = "plain",
     deltas: Float[Tensor, "n_earlier d_model"] | None = None,
     layer: int = 0,
@@ -211,11 +256,13 @@ def instruction_rehearsal(
             kept.append(_first_token(as_training_set(model, batch)))
     prompts = TrainingSet.joined(sets)
     if deltas is None:
-        return Rehearsal(prompts, None, kl=kl, heads=heads)
+        return Rehearsal(prompts, None, kl=kl, heads=heads, n_tokens=n_tokens)
     given = deltas.repeat_interleave(share, 0).to(prompts.tokens.device)
-    return Rehearsal(prompts, given, TrainingSet.joined(bare), layer, site, kl=kl, heads=heads)
+    return Rehearsal(
+        prompts, given, TrainingSet.joined(bare), layer, site, kl=kl, heads=heads, n_tokens=n_tokens
+    )
 
 
 def _first_token(data: TrainingSet) -> TrainingSet:
-    """The last prompt token alone is looked at."""
+    """What the answer is does not matter, and of its tokens the first alone is asked for."""
     return TrainingSet(data.tokens, data.attention_mask, data.answers[:, :1])

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ivlens.tuning.data import TrainingSet, answer_logits, last_column
+from ivlens.tuning.data import TrainingSet, answer_logits, evaluating, last_column
 from ivlens.tuning.guidance import Guidance
 from ivlens.tuning.losses import SoftTargets
 from ivlens.tuning.sites import Sites
@@ -43,9 +43,7 @@ def ask_teacher(
     """Run the model as it is now over all examples, once for each part of the guidance that needs it."""
     soft: list[SoftTargets] = []
     z: list[Tensor] = []
-    was_training = plain.training
-    plain.eval()
-    with torch.no_grad():
+    with torch.no_grad(), evaluating(plain):
         for _, rows in data.portions(batch_size):
             column = last_column(rows)
             if guidance.kl is not None:
@@ -56,5 +54,4 @@ def ask_teacher(
                 with sites.head_outputs(plain, layers, column) as kept:
                     answer_logits(plain, rows)
                 z.append(sites.held(plain, kept, guidance.heads))
-    plain.train(was_training)
     return Teacher(SoftTargets.joined(soft) if soft else None, torch.cat(z) if z else None)

@@ -1,0 +1,141 @@
+"""The claims of the Instruction Vector paper on the built-in model: three orders of new tasks with three seeds each.
+
+    python benches/study.py run  --out out/study [--orders 0,1,2] [--seeds 3] [--cells N]
+    python benches/study.py show [--out out/study] [--write]
+
+A cell is one `ivlens study` without its page. `run` keeps every cell and can be interrupted, or told to stop after some
+new cells; `show` pools them: runs are resampled, and the tasks of each. Margins are in `ivlens/study/claims.py`, and
+were written down before the first cell was run. `show` without `--out` reads the cells that are committed.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pandas as pd
+import torch
+from common import machine_line, table, write_section
+
+from ivlens import load_model
+from ivlens._files import filling
+from ivlens._kept import digest
+from ivlens.dynamics import predictors
+from ivlens.models import model_identity
+from ivlens.study import StudyOptions, claim_table, run_study
+from ivlens.study.claims import interval_text
+
+# pairs of the pocket suite's five tasks; every task is in one pair at least
+ORDERS = (
+    ("middle_of_three", "second_letter"),
+    ("swap_pair", "first_and_last_letter"),
+    ("second_letter", "shortest_of_three"),
+)
+HERE = Path(__file__).parent
+TABLES = ("evidence", "tasks", "new_scores")
+
+
+def run(out: Path, orders: Sequence[int], seeds: Sequence[int], n_cells: int | None) -> None:
+    torch.set_num_threads(1)
+    model = load_model("pocket")
+    for seed in seeds:
+        for order in orders:
+            options = replace(StudyOptions(), new=ORDERS[order], seed=seed)
+            folder = out / f"order{order}-seed{seed}"
+            key = digest([asdict(options), model_identity(model).weights_hash])
+            about = folder / "about.json"
+            if about.exists():
+                if json.loads(about.read_text())["key"] != key:
+                    raise SystemExit(f"{folder} was run with other options; use another folder, or remove it.")
+                continue
+            if n_cells == 0:
+                return
+            n_cells = None if n_cells is None else n_cells - 1
+            found = run_study(options, model=model)
+            with filling(folder) as scratch:
+                for name in TABLES:
+                    frame = found.dynamics.tasks if name == "tasks" else getattr(found, name)
+                    frame.assign(run=folder.name).to_parquet(scratch / f"{name}.parquet")
+                (scratch / "about.json").write_text(json.dumps({"key": key, "seconds": found.seconds}))
+            print(f"{folder.name}: {found.seconds:.0f} s", flush=True)
+
+
+def kept(out: Path) -> dict[str, pd.DataFrame]:
+    """All cells, one below the other."""
+    folders = sorted(path.parent for path in out.glob("*/about.json"))
+    return {name: pd.concat([pd.read_parquet(one / f"{name}.parquet") for one in folders]) for name in TABLES}
+
+
+def committed() -> dict[str, pd.DataFrame]:
+    frame = pd.read_parquet(HERE / "study.parquet")
+    return {name: frame[frame["table"] == name].dropna(axis=1, how="all") for name in TABLES}
+
+
+def show(cells: dict[str, pd.DataFrame]) -> str:
+    evidence = {str(run): rows for run, rows in cells["evidence"].groupby("run")}
+    points = cells["tasks"][cells["tasks"]["step"] > 0]
+    found = predictors(points, leave_out="run")
+    claims = claim_table(evidence, found)
+    rows = [
+        [row["text"], row["paper"], interval_text(row), row["beside"], f"**{row['verdict']}**"]
+        for row in claims.to_dict("records")
+    ]
+    each = {run: claim_table({run: rows}, found) for run, rows in evidence.items()}
+    per_run = [
+        [run, *(f"{row['value']:.2f}, {row['verdict'].replace(' in pocket', '')}" for row in one.to_dict("records")
+                if row["claim"] not in ("prediction", "large"))]
+        for run, one in each.items()
+    ]  # fmt: skip
+    names = [row["claim"] for row in claims.to_dict("records") if row["claim"] not in ("prediction", "large")]
+    scores: dict[str, list[float]] = {}
+    for row in cells["new_scores"].to_dict("records"):
+        values = [value for name, value in row.items() if name not in ("guidance", "run") and value == value]
+        scores.setdefault(row["guidance"], []).extend(values)
+    new = ", ".join(f"{kind} {sum(values) / len(values):.2f}" for kind, values in scores.items())
+    about = (
+        f"{len(evidence)} runs (new tasks {', '.join(' then '.join(order) for order in ORDERS)}), six old tasks. "
+        "Number: mean, and 95 % interval over runs and tasks. Pocket is built so that Instruction Vectors work: this "
+        "demonstrates, it is no evidence about large models, and the intervals cover one base model."
+    )
+    r2 = [
+        [
+            row["predictor"],
+            f"{row['r2']:.2f} [{row['r2_lo']:.2f}, {row['r2_hi']:.2f}]",
+            f"{row['r2_in_sample']:.2f}",
+        ]
+        for row in found.to_dict("records")
+    ]
+    parts = [
+        f"## The paper's claims on the pocket model (`benches/study.py`)\n\n{machine_line()} {about}",
+        table(["claim", "paper", "here", "beside it", "verdict"], rows),
+        f"Accuracy on the new tasks after training, by guidance: {new}.",
+        table(["run", *names], per_run),
+        table(["predictor of performance", "R², runs left out in turn", "R² in sample"], r2),
+    ]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("run", "show"))
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--orders", default="0,1,2")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--cells", type=int, help="stop after so many new cells")
+    parser.add_argument("--write", action="store_true", help="into RESULTS.md, and cells into study.parquet")
+    given = parser.parse_args()
+    if given.what == "run":
+        run(given.out, [int(n) for n in given.orders.split(",")], range(given.seeds), given.cells)
+        return
+    cells = committed() if given.out is None else kept(given.out)
+    print(show(cells))
+    if given.write:
+        write_section("study", show(cells))
+        pd.concat([frame.assign(table=name) for name, frame in cells.items()]).to_parquet(
+            HERE / "study.parquet", index=False
+        )
+
+
+if __name__ == "__main__":
+    main()

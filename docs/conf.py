@@ -1,0 +1,84 @@
+"""Sphinx: `make docs` builds out/docs, offline, with warnings as errors."""
+
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+import ivlens  # noqa: E402
+
+# Sphinx reads documents below this folder only. Notebooks are kept with their outputs and are never run here.
+for notebook in sorted((HERE.parent / "notebooks").glob("*.ipynb")):
+    copy = HERE / "notebooks" / notebook.name
+    if not copy.exists() or copy.read_bytes() != notebook.read_bytes():
+        shutil.copyfile(notebook, copy)
+
+# What links of the repository's own pages mean here.
+PAGES = {"../benches/RESULTS.md": "/benchmarks.md", "../LOG.md": "/log.md"}
+
+
+def with_links(app: object, name: str, source: list[str]) -> None:
+    """Let pages that link to files of the repository link to the pages made of them."""
+    for file, page in PAGES.items():
+        source[0] = source[0].replace(f"]({file}", f"]({page}")
+
+
+def with_bridge(app: object, what: str, name: str, of: object, options: object, arguments: Any, returned: Any) -> Any:
+    """Signatures say TransformerBridge, which is nn.Module until the class is needed (its import takes seconds)."""
+    return tuple(text and re.sub(r"\bModule\b", "TransformerBridge", text) for text in (arguments, returned))
+
+
+def setup(app: Any) -> None:
+    """Called by Sphinx."""
+    app.connect("source-read", with_links)
+    app.connect("autodoc-process-signature", with_bridge)
+
+
+project = "ivlens"
+author = "the ivlens authors"
+copyright = author
+version = release = ivlens.__version__
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+]
+exclude_patterns = ["_build"]
+templates_path = ["_templates"]
+source_suffix = {".rst": "restructuredtext", ".md": "myst-nb", ".ipynb": "myst-nb"}  # stubs are the first kind
+myst_enable_extensions = ["colon_fence"]
+myst_heading_anchors = 3
+nb_execution_mode = "off"
+nb_merge_streams = True
+
+html_theme = "furo"
+html_title = "ivlens"
+html_static_path = ["_static"]
+html_css_files = ["ivlens.css"]
+html_theme_options = {
+    "light_css_variables": {"color-brand-primary": "#0b62a8", "color-brand-content": "#0b62a8"},
+    "dark_css_variables": {"color-brand-primary": "#62b0f0", "color-brand-content": "#62b0f0"},
+}
+html_show_sphinx = False
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+
+# The package writes docstrings in Markdown's manner: a word in single backquotes is code.
+default_role = "code"
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+autosummary_generate = True
+autoclass_content = "class"
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+napoleon_use_rtype = False
+napoleon_custom_sections = [("Source", "notes_style")]
+python_use_unqualified_type_names = True

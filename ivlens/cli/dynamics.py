@@ -1,0 +1,138 @@
+"""`ivlens dynamics`: over a folder of checkpoints, what Instruction Vectors do."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from ivlens.cli._options import AsJson, quiet_libraries
+from ivlens.cli._output import print_json, print_table
+from ivlens.cli.forget import SeriesOptions, said
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from ivlens.checkpoints import CheckpointSeries
+    from ivlens.dynamics import Dynamics
+    from ivlens.tasks import Task
+
+SHOWN = {
+    "checkpoint": "checkpoint",
+    "task": "task",
+    "accuracy": "accuracy",
+    "iv_cosine_fixed": "IV cosine",
+    "iv_cosine_rechosen": "heads re-chosen",
+    "head_overlap": "head overlap",
+    "aie_rank_correlation": "AIE ranks",
+    "activation_cosine": "hidden state",
+}
+
+
+def dynamics(
+    checkpoints: Path,
+    *,
+    which: SeriesOptions | None = None,
+    out: Path = Path("out/dynamics"),
+    k: int = 10,
+    n_effects: int = 24,
+    causal: Annotated[bool, Parameter(negative="")] = False,
+    new: str | None = None,
+    n_draws: int = 19,
+    figures: str = "html",
+    as_json: AsJson = False,
+) -> None:
+    """Follow the Instruction Vectors of old tasks through checkpoints: do they stay, and are they written and read?
+
+    Every checkpoint's measurements are kept in `--out`; the same command goes on where it was interrupted, and measures
+    checkpoints that have come since.
+
+    Example: `ivlens dynamics out/second_letter --task antonym --task english_french --causal --out out/dynamics`
+
+    Args:
+        checkpoints: Folder with whole models or peft adapters in its subfolders, as `ivlens tune --checkpoint-every N`
+            writes it; or one checkpoint.
+        out: Folder for stages/, tasks.parquet, heads.parquet, layers.parquet, similarity.parquet, and the figures.
+        k: Heads in a vector.
+        n_effects: Corrupted prompts of each task to measure effects on.
+        causal: Also put vectors of the first model into the last and the other way round, beside their controls
+            (causal.parquet): write test, read test, re-injection.
+        new: The task that was trained: with `--causal`, its vector is also taken away from the last model.
+        n_draws: Random vectors, and sets of random heads, beside every vector.
+        figures: Suffix of the figures: html, png, svg, pdf, json.
+    """
+    quiet_libraries()
+    from ivlens._files import ready_folder, write_whole
+    from ivlens.dynamics import TrackOptions, similarity, track
+    from ivlens.figures import drift_heatmap, dynamics_curves, similarity_matrix, write_figure
+
+    chosen = which or SeriesOptions()
+    tasks, series = chosen.tasks(), chosen.series(checkpoints)
+    options = TrackOptions(n_prompts=n_effects, k=k, n_scored=chosen.n_prompts, seed=chosen.seed)
+    ready_folder(out)
+    found = track(series, tasks, options, folder=out / "stages", on_checkpoint=said)
+    for name in ("tasks", "heads", "layers"):
+        write_whole(out / f"{name}.parquet", getattr(found, name).to_parquet)
+    vectors = {
+        f"{task.name} · {stage.name}": stage.vector(task.name) for stage in (found.stages[0], found.stages[-1])
+        for task in tasks
+    }  # fmt: skip
+    write_whole(out / "similarity.parquet", similarity(vectors).to_parquet)
+    named = [replace(vector, task=name) for name, vector in vectors.items()]
+    drawn = {
+        "curves": dynamics_curves(found.tasks),
+        "drift": drift_heatmap(found),
+        "similarity": similarity_matrix(named),
+    }
+    tests = _causal(series, found, tasks, new, n_draws, chosen, out) if causal else None
+    if tests is not None:
+        from ivlens.figures import causal_plot
+
+        drawn["causal"] = causal_plot(tests)
+    for name, figure in drawn.items():
+        write_figure(figure, out / f"{name}.{figures}")
+    rows = found.tasks.to_dict("records")
+    if as_json:
+        print_json({"tasks": rows, "causal": [] if tests is None else tests.to_dict("records"), "out": str(out)})
+        return
+    print_table([*SHOWN.values()], [[row[name] for name in SHOWN] for row in rows])
+    if tests is not None:
+        print()
+        print_table(
+            ["test", "task", "condition", "accuracy", "95 %"],
+            [[row["test"], row["task"], row["condition"], row["accuracy"],
+              f"{row['accuracy_lo']:.2f} to {row['accuracy_hi']:.2f}"] for row in tests.to_dict("records")],
+        )  # fmt: skip
+    print(f"\naccuracy on select inputs, of causal tests on test inputs; written: {out}")
+
+
+def _causal(
+    series: "CheckpointSeries",
+    found: "Dynamics",
+    tasks: "list[Task]",
+    new: str | None,
+    n_draws: int,
+    chosen: SeriesOptions,
+    out: Path,
+) -> "pd.DataFrame":
+    """All causal tests between the first and the last model, measured once."""
+    import pandas as pd
+
+    from ivlens._kept import kept_table
+    from ivlens.dynamics import CausalOptions, TrackOptions, causal_tests, measure_stage
+    from ivlens.tasks import load_task
+
+    options = CausalOptions(n_prompts=chosen.n_prompts, n_draws=n_draws, seed=chosen.seed)
+    last = series.later[-1]
+
+    def measured() -> "pd.DataFrame":
+        before, after, vector = series.first.open(), last.open(), None
+        if new is not None:
+            track = TrackOptions(n_prompts=24, k=int(found.stages[0].settings["k"]), seed=chosen.seed)
+            vector = measure_stage(after, [load_task(new)], track, first=before).vector(load_task(new).name)
+        tests = causal_tests(before, after, (found.stages[0], found.stages[-1]), tasks, new=vector, options=options)
+        return pd.concat([test.frame() for test in tests], ignore_index=True)
+
+    settings = [dict(stage.settings) for stage in (found.stages[0], found.stages[-1])]
+    key = {"models": [series.first.key(), last.key()], "options": str(options), "stages": settings, "new": new}
+    return kept_table(out / "causal.parquet", key, measured)

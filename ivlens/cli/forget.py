@@ -1,0 +1,121 @@
+"""`ivlens forget`: over a folder of checkpoints, what became of the instruction and what of the knowledge."""
+
+import sys
+from collections.abc import Hashable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from ivlens.cli._options import AsJson, quiet_libraries
+from ivlens.cli._output import print_json, print_table
+
+if TYPE_CHECKING:
+    from ivlens.checkpoints import Checkpoint, CheckpointSeries
+    from ivlens.tasks import Task
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class SeriesOptions:
+    """Which models and tasks.
+
+    Attributes:
+        before: The model to compare with: "pocket", a folder or a Hub name. By default the one that adapters name, or
+            else the first checkpoint.
+        task: A task the first model knows, built in or a path; give it several times. By default, for the built-in
+            model, six of those it was trained on.
+        n_prompts: At most so many prompts of each task.
+        seed: Of everything that is drawn.
+    """
+
+    before: str | None = None
+    task: Annotated[tuple[str, ...], Parameter(negative="")] = ()
+    n_prompts: int | None = None
+    seed: int = 0
+
+    def series(self, checkpoints: Path) -> "CheckpointSeries":
+        """In order."""
+        from ivlens.checkpoints import checkpoint_series
+
+        return checkpoint_series(checkpoints, first=self.before)
+
+    def tasks(self) -> "list[Task]":
+        """Opened."""
+        from ivlens.study.plan import OLD_TASKS
+        from ivlens.tasks import load_task
+
+        return [load_task(name) for name in self.task or OLD_TASKS]
+
+
+def said(checkpoint: "Checkpoint") -> None:
+    """A line for each checkpoint."""
+    print(f"ivlens: {checkpoint.name}", file=sys.stderr, flush=True)
+
+
+def forget(
+    checkpoints: Path,
+    *,
+    which: SeriesOptions | None = None,
+    out: Path = Path("out/forget"),
+    split: Literal["select", "test"] = "test",
+    measure: Literal["prob", "seq_prob", "greedy", "ranked"] = "seq_prob",
+    figures: str = "html",
+    as_json: AsJson = False,
+) -> None:
+    """Take apart what checkpoints have forgotten: instruction probability and knowledge probability of old tasks.
+
+    Every checkpoint's measurements are kept in `--out`; the same command goes on where it was interrupted, and measures
+    checkpoints that have come since.
+
+    Example: `ivlens forget out/second_letter --task antonym --task country_capital --out out/forget`
+
+    Args:
+        checkpoints: Folder with whole models or peft adapters in its subfolders, as `ivlens tune --checkpoint-every N`
+            writes it; or one checkpoint.
+        out: Folder for probes/ (every example), forgetting.parquet (both drops, with intervals) and the figure.
+        split: Inputs to judge on.
+        measure: What the table and the figure show: probability of the first token or of the whole answer, or accuracy.
+        figures: Suffix of the figure: html, png, svg, pdf, json.
+    """
+    quiet_libraries()
+    import pandas as pd
+
+    from ivlens._files import ready_folder, write_whole
+    from ivlens._kept import kept_table
+    from ivlens.figures.forgetting import forgetting_plot
+    from ivlens.figures.theme import write_figure
+    from ivlens.forgetting import ProbeOptions, decomposition, probe
+    from ivlens.tasks import hash_of_tasks
+
+    chosen = which or SeriesOptions()
+    tasks, series = chosen.tasks(), chosen.series(checkpoints)
+    options = ProbeOptions(split=split, n_prompts=chosen.n_prompts, seed=chosen.seed)
+    ready_folder(out)
+    probes: list[tuple[str, pd.DataFrame]] = []
+    for checkpoint in series:
+        said(checkpoint)
+        key = {"model": checkpoint.key(), "options": asdict(options), "tasks": hash_of_tasks(tasks)}
+        path = out / "probes" / f"{checkpoint.name}.parquet"
+        found = kept_table(path, key, lambda checkpoint=checkpoint: probe(checkpoint.open(), tasks, options))
+        probes.append((checkpoint.name, found))
+    before = probes[0][1]
+    tables = [decomposition(before, after).assign(checkpoint=name) for name, after in probes[1:]]
+    table = pd.concat(tables, ignore_index=True)
+    write_whole(out / "forgetting.parquet", table.to_parquet)
+    figure = write_figure(forgetting_plot(tables[-1], measure=measure), out / f"forgetting.{figures}")
+    rows = [row for row in table.to_dict("records") if row["measure"] == measure]
+    if as_json:
+        print_json({"measure": measure, "before": series.first.name, "rows": rows, "out": str(out)})
+        return
+    names = ("checkpoint", "task", "instruction_before", "instruction_after", "knowledge_before", "knowledge_after")
+    head = ["checkpoint", "task", "instruction before", "after", "knowledge before", "after", "excess", "95 %"]
+    print_table(head, [[*(row[name] for name in names), row["excess"], _between(row)] for row in rows])
+    unit = "nats of log-odds" if measure.endswith("prob") else "points"
+    print(f"\n{measure}; excess: by how much more the instruction's falls, in {unit}; figure: {figure}")
+
+
+def _between(row: Mapping[Hashable, Any]) -> str:
+    low, high = row["excess_lo"], row["excess_hi"]
+    return "–" if low != low else f"{low:.2f} to {high:.2f}"

@@ -1,0 +1,130 @@
+"""`run_study`: train, watch, take apart, intervene, train again with guidance."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pandas as pd
+
+from ivlens.benchmarks.suites import for_training, load_suite, split_examples
+from ivlens.dynamics import Recorder, causal_tests, measure_stage, predictors
+from ivlens.effects import HeadEffects
+from ivlens.forgetting import decomposition, probe
+from ivlens.models import TransformerBridge, load_model, model_identity
+from ivlens.study.plan import PLAIN, StudyOptions
+from ivlens.study.results import StudyResult, evidence
+from ivlens.tasks import Task, load_task
+from ivlens.tuning import Learner, find_recipe, guidance_by_name, make_exam
+from ivlens.tuning.data import training_set
+
+Say = Callable[[str], None]
+
+
+def run_study(
+    options: StudyOptions | None = None, *, model: TransformerBridge | None = None, say: Say = lambda text: None
+) -> StudyResult:
+    """The whole argument on one model and one sequence of new tasks.
+
+    1. Train on the new tasks, without guidance, and measure vectors, heads and performance of the old ones on the way.
+    2. Take apart what was forgotten: instruction or knowledge.
+    3. Causal tests between the first model and the last: write, read, re-injection, subtraction of the new task.
+    4. Train again with each kind of guidance, and see what that keeps.
+
+    Args:
+        model: One that is open already; None: `options.model` is loaded.
+        say: Told what is being done.
+
+    Raises:
+        ValueError: tasks that are unknown or cannot be measured, an option that does not suit the model.
+    """
+    start = time.perf_counter()
+    options = options or StudyOptions()
+    first = load_model(options.model) if model is None else model
+    run = _Run(first, [load_task(name) for name in options.old], _new_tasks(options), options)
+    say("the model before training")
+    recorder = Recorder(first, run.old, options.track)
+    tuned, scores = run.train(PLAIN, recorder, say)
+    dynamics = recorder.dynamics()
+    say("instruction and knowledge")
+    probes = {"before": probe(first, run.old, options.probe), PLAIN: probe(tuned, run.old, options.probe)}
+    say("causal tests")
+    stages = dynamics.stages[0], dynamics.stages[-1]
+    new = measure_stage(tuned, [for_training(run.new[-1])], options.track, first=first)
+    tests = causal_tests(first, tuned, stages, run.old, new=new.vector(run.new[-1].name), options=options.causal)
+    for name in options.guidance[1:]:
+        guided, found = run.train(name, None, say)
+        scores |= found
+        probes[name] = probe(guided, run.old, options.probe)
+    table = pd.concat([one.assign(run=name) for name, one in probes.items()], ignore_index=True)
+    return StudyResult(
+        options=options,
+        model=model_identity(first),
+        dynamics=dynamics,
+        probes=table,
+        forgetting=decomposition(probes["before"], probes[PLAIN]),
+        causal=pd.concat([test.frame() for test in tests], ignore_index=True),
+        predictors=predictors(_after_the_start(dynamics.tasks)),
+        new_scores=pd.DataFrame([{"guidance": name, **row} for name, row in scores.items()]),
+        evidence=evidence(dynamics, probes, tests, options.guidance),
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _after_the_start(tasks: pd.DataFrame) -> pd.DataFrame:
+    """Without the first model, which is at cosine 1 and full performance by construction."""
+    return tasks.loc[tasks["step"].to_numpy() > 0]
+
+
+def _new_tasks(options: StudyOptions) -> list[Task]:
+    """The pocket suite's tasks have more to train on than the bank's; others are what `load_task` opens."""
+    suite = {task.name for task in load_suite("pocket").tasks}
+    drilled = {
+        task.name: task for task in load_suite("pocket", order=[n for n in options.new if n in suite] or 0).tasks
+    }
+    return [drilled[name] if name in suite else load_task(name) for name in options.new]
+
+
+@dataclass
+class _Run:
+    """One model, led through the new tasks as often as there are kinds of guidance."""
+
+    model: TransformerBridge
+    old: list[Task]
+    new: list[Task]
+    options: StudyOptions
+
+    def train(
+        self, name: str, recorder: Recorder | None, say: Say
+    ) -> tuple[TransformerBridge, dict[str, dict[str, float]]]:
+        """The model after all new tasks, and its accuracy on each of them on *test*."""
+        options = self.options
+        learner = Learner(self.model, options.method, seed=options.seed)
+        every = max(1, options.n_steps // options.n_records)
+        effects: dict[str, HeadEffects] = {}
+        for number, task in enumerate(self.new):
+            say(f"training on {task.name}, guidance {name}")
+            guidance = None
+            if find_recipe(name)[0] is not None:
+                guidance = guidance_by_name(
+                    name,
+                    learner.bridge(),
+                    for_training(task),
+                    earlier=[*self.old, *map(for_training, self.new[:number])],
+                    effects=effects,
+                    seed=options.seed,
+                )
+            data = training_set(
+                self.model, task, split_examples(task, "train"), n_samples=options.n_samples, seed=options.seed
+            )
+            if recorder is not None:
+                recorder.offset = number * options.n_steps
+
+            def look(row: dict[str, float | int]) -> None:
+                if recorder is not None and int(row["step"]) % every == 0:
+                    recorder(int(row["step"]), learner.bridge())
+
+            learner.learn(data, options.tune, guidance, on_step=look)
+        exam = make_exam(
+            self.model, [(task, split_examples(task, "test")) for task in self.new], n=64, seed=options.seed
+        )
+        return learner.bridge(), {name: exam.sit(learner.trained)}

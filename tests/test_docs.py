@@ -1,0 +1,37 @@
+"""The code of the guides runs, and every public name has its place in the reference."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+import ivlens
+
+DOCS = Path(__file__).parent.parent / "docs"
+PAGES = [DOCS / "index.md", *sorted((DOCS / "guide").glob("*.md"))]
+RUNNABLE = [page for page in PAGES if "```python" in page.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("page", RUNNABLE, ids=lambda page: page.stem)
+def test_code_of_the_guides_runs(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All blocks of one page, in order, as a reader would paste them; illustrations are `{code-block}`s."""
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    exec(compile("\n".join(blocks), str(page), "exec"), {})
+    printed = capsys.readouterr().out
+    assert "print(" not in "".join(blocks) or printed.strip()
+
+
+def test_production_guide_steers() -> None:
+    text = (DOCS / "guide" / "production.md").read_text(encoding="utf-8")
+    assert "assert torch.allclose(same, logits" in text, "the plain hook is compared with steer"
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    text = (DOCS / "api" / "index.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^   (\w+)$", text, re.MULTILINE))
+    assert not set(ivlens.__all__) - listed - {"__version__"}
+
+
+def test_the_start_page_leads_to_every_guide() -> None:
+    start = (DOCS / "index.md").read_text(encoding="utf-8")
+    assert not [page.stem for page in PAGES[1:] if f"guide/{page.stem}\n" not in start]
