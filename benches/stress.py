@@ -39,6 +39,8 @@ from ivlens.store import Store, collect_garbage, verify  # noqa: E402
 NUMBERS, PAGE = Path(__file__).parent / "stress.json", ROOT / "docs" / "reliability.md"
 SLOW = {"store, bytes": 150, "store, content": 150, "store, tricks": 150, "checkpoint": 250, "command line": 500}
 
+WAYS = ("", "/scratch/", "state.safetensors", "/entries/")  # a kill comes soon after such a file
+
 TRAINING = """
 [[tuning]]
 tasks = ["middle_of_three"]
@@ -93,7 +95,7 @@ def killed_sweeps(n: int, seed: int, grid_text: str | None = None) -> dict[str, 
             number += 1
             store = Path(folder) / f"store-{number}"
             killed_here = 0
-            while n_killed < n and killed_here < 6 and kill_in_the_middle(grid, store, draw):
+            while n_killed < n and killed_here < 6 and kill_in_the_middle(grid, store, draw, until=draw.choice(WAYS)):
                 n_killed, killed_here = n_killed + 1, killed_here + 1
                 n_damaged += sum(finding.what.startswith("damaged") for finding in verify(Store(store))[1])
                 print(f"killed {n_killed} of {n}, {len(Store(store).places())} results kept", flush=True)

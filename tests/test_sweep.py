@@ -303,9 +303,9 @@ def test_a_damaged_training_state_begins_anew(whole: Path, tmp_path: Path, monke
 
 @pytest.mark.slow
 def test_three_kills_lose_nothing(whole: Path, tmp_path: Path):
-    """In cells of every kind, trainings too: the last kill comes after most of them are done."""
+    """Among effects, wherever it happens, and in a training."""
     grid, store, draw = write_grid(tmp_path), tmp_path / "store", random.Random(0)
-    n_killed = sum(kill_in_the_middle(grid, store, draw) for _ in range(3))
+    n_killed = sum(kill_in_the_middle(grid, store, draw, until=what) for what in ("", "/scratch/", "state.safetensors"))
     assert n_killed >= 2
     before = digests(store)
     out, err = (job := start(grid, store)).communicate(timeout=300)
