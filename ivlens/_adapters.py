@@ -7,6 +7,7 @@ from typing import Any
 from ivlens._files import LIST
 
 CONFIG = "adapter_config.json"
+_SETS = {"target_modules", "modules_to_save", "exclude_modules", "target_parameters"}
 
 
 def adapter_folders(folder: str | Path) -> dict[str, Path]:
@@ -67,7 +68,7 @@ def with_adapters(plain: Any, folder: str | Path) -> Any:
         wrapped: Any = PeftModel.from_pretrained(plain, path, adapter_name=first)
         for name, path in others:
             wrapped.load_adapter(path, name)
-    except (RuntimeError, ValueError, KeyError) as error:
+    except Exception as error:  # peft's, torch's and safetensors' own
         raise ValueError(
             f"the adapters in {str(folder)!r} do not fit the model ({' '.join(str(error).split()):.300}), expected the "
             "model they were trained on; name it with base=."
@@ -76,10 +77,20 @@ def with_adapters(plain: Any, folder: str | Path) -> Any:
     return wrapped.merge_and_unload()
 
 
+def put_in_order(folder: Path) -> None:
+    """Sort what peft keeps as sets, and writes in an order of the moment: the same adapters are the same bytes."""
+    for config in sorted(folder.rglob(CONFIG)):
+        about = json.loads(config.read_text(encoding="utf-8"))
+        for name in _SETS & about.keys():
+            if isinstance(about[name], list):
+                about[name] = sorted(about[name])
+        config.write_text(json.dumps(about, indent=2, sort_keys=True), encoding="utf-8")
+
+
 def _described(config: Path) -> str:
     try:
         name = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"{str(config)!r} cannot be read ({type(error).__name__}); save the adapters again.") from None
     if not name:
         raise ValueError(f"{str(config)!r} names no model, expected base_model_name_or_path; name one with base=.")

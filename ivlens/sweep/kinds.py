@@ -170,13 +170,15 @@ def _trained(making: Making, folder: Path) -> None:
     result.log.drop(columns="seconds").to_parquet(folder / LOG_FILE, index=False)
     result.scores.rename(columns={"task": "judged"}).to_parquet(folder / TABLE, index=False)
     if options.keep_model:
-        shutil.copytree(making.work / "model", folder / "model")
+        # a process that was killed while it wrote the model has left its scratch folder there
+        shutil.copytree(making.work / "model", folder / "model", ignore=shutil.ignore_patterns(".*"))
 
 
 def _forgetting(making: Making, folder: Path) -> None:
     options = ProbeOptions(**vars(making.cell.options), seed=making.cell.seed)
     found = probe(making.model, [making.open_task(making.cell.task)], options)
-    found.drop(columns="task").rename(columns={"kind": "probe"}).to_parquet(folder / TABLE, index=False)
+    renamed = found.drop(columns="task").rename(columns={"kind": "probe", "n_prompts": "n_asked"})
+    renamed.to_parquet(folder / TABLE, index=False)
 
 
 def _dynamics(making: Making, folder: Path) -> None:
