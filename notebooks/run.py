@@ -41,7 +41,8 @@ def run(source: Path, target: Path) -> float:
     notebook.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
     start = time.perf_counter()
     place = {"metadata": {"path": str(HERE)}}
-    NotebookClient(notebook, timeout=10 * SECONDS, startup_timeout=300, kernel_name="python3", resources=place).execute()
+    limits = {"timeout": 10 * SECONDS, "startup_timeout": 300}
+    NotebookClient(notebook, kernel_name="python3", resources=place, **limits).execute()
     seconds = time.perf_counter() - start
     for number, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{number}"  # the same in every run
