@@ -82,8 +82,8 @@ bars.update_yaxes(title_text="drop of the answer's probability")
 # %% [markdown]
 # **The bars.** How far the right answer's probability fell, asked with the instruction (blue) and in clozes (orange). If
 # the blue bars are longer, the model forgot to do what it is told more than it forgot what it knew. Read `excess` for the
-# verdict: an interval that includes zero leaves it open. In `pocket`, clozes and instructions were trained in the same
-# manner, so both may fall together, unlike in the large models of the papers.
+# verdict: an interval that includes zero leaves it open. In `pocket` knowledge falls too, unlike in the large models of the
+# papers, but much less.
 #
 # ## Is the vector still there?
 #
@@ -110,7 +110,8 @@ lines.update_yaxes(title_text="accuracy (share of prompts)", row=1, col=2)
 
 # %% [markdown]
 # **Two panels.** Left: how far each task's vector has turned away from where it was. Right: what the model still does. The
-# papers found, in large models, that the left stays high while the right collapses: the vector survives, unused.
+# papers found, in large models, that the left stays high while the right collapses: the vector survives, unused. Here, with
+# a high learning rate, it turns as well.
 #
 # ## Written, read, restored?
 #
