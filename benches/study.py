@@ -78,8 +78,8 @@ def show(cells: dict[str, pd.DataFrame]) -> str:
     about = (
         "Six old tasks; the new ones: "
         + ", ".join(f"{number} {' then '.join(order)}" for number, order in enumerate(ORDERS))
-        + ". Numbers: mean, and 95 % interval over runs and tasks. Pocket is built so that Instruction Vectors work: this "
-        "demonstrates, it is no evidence about large models, and the intervals cover one base model."
+        + ". Numbers: mean, and 95 % interval over runs and tasks. Pocket is built so that Instruction Vectors work: "
+        "this demonstrates, it is no evidence about large models, and the intervals cover one base model."
     )
     parts = ["## The paper's claims on the pocket model (`benches/study.py`)", f"{machine_line()} {about}"]
     for regime, options in REGIMES.items():
