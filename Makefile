@@ -48,12 +48,25 @@ $(VENV)/.test: $(VENV)/.demo
 	@$(PIP) install --quiet -c constraints.txt -e '.[dev]'
 	@rm $(STARTED) && touch $@
 
-.PHONY: demo figures docs notebooks test parity families lint types wheel wheel-test install clean help
+.PHONY: demo lab screenshots browser figures docs notebooks test parity families lint types wheel wheel-test install clean help
 
 demo: $(VENV)/.demo  ## the main job on the built-in model, at most 2 minutes; report in out/demo/index.html
 	@$(PY) -m ivlens demo $(ARGS)
 
-figures: demo  ## figures/ for the built-in model, from what the demo wrote and from the benches' kept results
+lab: $(VENV)/.demo  ## the live page on the built-in model; ARGS="--model ./my-checkpoint" for your own
+	@$(PIP) install --quiet -c constraints.txt -e '.[lab]'
+	@$(PY) -m ivlens lab $(ARGS)
+
+screenshots: $(VENV)/.test browser  ## figures/lab.png, of the running page
+	@$(PY) figures/lab.py figures/lab.png
+
+# Only where it is missing and can be installed without asking; elsewhere the tests that need it skip and say so.
+browser:  ## Chromium for the browser tests and for images (Debian, as root)
+	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq && \
+	DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium fonts-dejavu-core >/dev/null; } || \
+	{ echo "make: no Chromium, and it cannot be installed from here; install Chrome or Chromium" >&2; exit 1; }
+
+figures: demo browser  ## figures/ for the built-in model, from what the demo wrote and from the benches' kept results
 	@$(PIP) install --quiet -c constraints.txt -e '.[export]'
 	@$(PY) -m ivlens figures --from $(OUT)/demo --from benches --out figures --format pdf,png
 
@@ -63,7 +76,7 @@ docs: $(VENV)/.test  ## the documentation, in out/docs/index.html; warnings are 
 	@! grep -rlE '<(script|link|img)[^>]+(src|href)="https?://' $(OUT)/docs --include='*.html' || { echo "make: these pages load something from the network" >&2; exit 1; }
 	@echo "$(OUT)/docs/index.html"
 
-notebooks: $(VENV)/.test  ## run all notebooks (two minutes each at most) and keep their outputs; ARGS=1_heads chooses
+notebooks: $(VENV)/.test browser  ## run all notebooks (two minutes each at most) and keep their outputs; ARGS=1_heads chooses
 	@$(PIP) install --quiet -c constraints.txt -e '.[notebook,export,tune]'
 	@$(PY) notebooks/run.py $(ARGS)
 

@@ -67,7 +67,7 @@ def with_adapters(plain: Any, folder: str | Path) -> Any:
         wrapped: Any = PeftModel.from_pretrained(plain, path, adapter_name=first)
         for name, path in others:
             wrapped.load_adapter(path, name)
-    except (RuntimeError, ValueError, KeyError) as error:
+    except Exception as error:  # peft's, torch's and safetensors' own
         raise ValueError(
             f"the adapters in {str(folder)!r} do not fit the model ({' '.join(str(error).split()):.300}), expected the "
             "model they were trained on; name it with base=."
@@ -79,7 +79,7 @@ def with_adapters(plain: Any, folder: str | Path) -> Any:
 def _described(config: Path) -> str:
     try:
         name = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"{str(config)!r} cannot be read ({type(error).__name__}); save the adapters again.") from None
     if not name:
         raise ValueError(f"{str(config)!r} names no model, expected base_model_name_or_path; name one with base=.")

@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ivlens._opening import opened_by
+
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 else:  # importing transformer_lens takes seconds; at run time a bridge is checked as what it is, a module
@@ -73,7 +75,7 @@ def boot(hf_model: Any, tokenizer: Any, label: str) -> TransformerBridge:
     parameter = next(hf_model.parameters())
     n_words = hf_model.get_input_embeddings().num_embeddings
     probe = torch.arange(_PROBE_LENGTH, device=parameter.device)[None] * 7 % n_words
-    with torch.no_grad():
+    with torch.no_grad(), opened_by("transformers", f"model {label!r}", "expected one that runs; check its config"):
         want = hf_model(probe, use_cache=False).logits
     try:
         model = Bridge.boot_transformers(
@@ -83,7 +85,7 @@ def boot(hf_model: Any, tokenizer: Any, label: str) -> TransformerBridge:
             device=str(parameter.device),
             dtype=parameter.dtype,
         )
-    except (ValueError, KeyError, AttributeError) as error:
+    except Exception as error:  # whatever the wrapping stumbles over
         raise ValueError(
             f"model {label!r} ({type(hf_model).__name__}) cannot be wrapped by transformer_lens "
             f"({str(error).splitlines()[0]:.160}); use an architecture it supports."

@@ -13,6 +13,7 @@ from torch import nn
 
 from ivlens._adapters import is_adapter, named_base, with_adapters
 from ivlens._boot import TransformerBridge, boot, check_config, check_supported
+from ivlens._opening import check_all_there, check_name, check_sizes, opened_by
 from ivlens._plain import plain_model, plain_origin, remember_plain
 from ivlens._weights import weights_hash
 from ivlens.hub import without_retries
@@ -44,7 +45,7 @@ class _Origin:
     revision: str | None
 
 
-_LONGEST_NAME = 4096  # of a path, on most systems
+_SAVE_AGAIN = "expected a checkpoint written by save_pretrained; save or download it again"
 _ORIGINS: WeakKeyDictionary[TransformerBridge, _Origin] = WeakKeyDictionary()
 
 
@@ -92,6 +93,7 @@ def load_model(
     if hf_model is not None and not (isinstance(hf_model, nn.Module) and hasattr(hf_model, "config")):
         raise TypeError(f"hf_model is {type(hf_model).__name__}, expected a transformers model (LlamaForCausalLM ...).")
     asked, place = _dtype(dtype), _device(device, hf_model)
+    check_name(name)
     adapters = hf_model is None and is_adapter(name)
     if base is not None and not adapters:
         raise ValueError(f"load_model got base= for {str(name)!r}, which is no folder of adapters; leave base out.")
@@ -201,11 +203,6 @@ def _source(name: str | Path) -> str | Path:
     if name == "pocket":
         folder = pocket_path()
     else:
-        if not str(name).strip() or len(str(name)) > _LONGEST_NAME or not str(name).isprintable():
-            raise ValueError(
-                f"model is {str(name)!r:.80}, expected a checkpoint folder, a Hub name 'owner/name', or 'pocket'; "
-                "check the name."
-            )
         folder = Path(os.path.expanduser(name))
         looks_local = isinstance(name, Path) or name.startswith((".", "~", os.sep)) or name.count("/") > 1
         if not folder.exists() and not looks_local:
@@ -223,16 +220,24 @@ def _download(source: str | Path, dtype: torch.dtype | None, revision: str | Non
     from transformers import AutoConfig, AutoModelForCausalLM
 
     if isinstance(source, Path):
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        with opened_by("transformers", f"model {str(source)!r}", _SAVE_AGAIN):
+            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         check_config(config, str(source))
+        check_sizes(config, source)
+    local = opened_by("transformers", f"model {str(source)!r}", _SAVE_AGAIN)
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            source,
-            revision=revision or "main",
-            dtype=dtype or "auto",
-            trust_remote_code=False,
-            attn_implementation="eager",
-        )
+        with local if isinstance(source, Path) else nullcontext():
+            opened: Any = AutoModelForCausalLM.from_pretrained(
+                source,
+                revision=revision or "main",
+                dtype=dtype or "auto",
+                trust_remote_code=False,
+                attn_implementation="eager",
+                output_loading_info=True,
+            )
+        loaded, about = opened
+        check_all_there(loaded, about["missing_keys"], str(source))
+        return loaded
     except OSError as error:
         if isinstance(source, Path):
             raise
@@ -254,16 +259,20 @@ def _unreachable(source: str, error: Exception) -> ConnectionError:
     )
 
 
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
 def _own_tokenizer(source: str | Path, revision: str | None) -> Any:
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision or "main", trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of three libraries, one of them not in Python
         if isinstance(source, str):
             raise _unreachable(source, error) from None
         raise FileNotFoundError(
             f"model {str(source)!r} has no tokenizer beside its weights that transformers can open "
-            f"({str(error).splitlines()[0]:.200}); save one there, or pass tokenizer=."
+            f"({_first_line(error)}); save one there, or pass tokenizer=."
         ) from None
     return tokenizer

@@ -196,7 +196,8 @@ def attempt(call: Callable[[], Any], tally: Tally) -> None:
         raise AssertionError(f"not finished after {SECONDS} s") from None
     except (ValueError, OSError, TypeError) as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
-        assert PACKAGE in frame.filename, f"{type(error).__name__} of {frame.filename}:{frame.lineno}: {error!s:.300}"
+        is_ours = PACKAGE in frame.filename and "raise " in (frame.line or "")
+        assert is_ours, f"{type(error).__name__} of {frame.filename}:{frame.lineno}: {error!s:.300}"
         assert len(str(error)) > 20 and not isinstance(error, UnicodeError), f"says too little: {error!r:.300}"
         tally.refused[type(error).__name__] += 1
     tally.slowest = max(tally.slowest, time.perf_counter() - started)
@@ -284,17 +285,29 @@ guidance = "kl"
 """
 
 
+COMMANDS = [
+    ("effects", "--task", "antonym"), ("vector", "vector.safetensors"), ("vector", "--effects", "effects.safetensors"),
+    ("steer", "--text", "big", "--vector", "vector.safetensors"), ("tune", "--task", "task.json", "--out", "tuned"),
+    ("bench", "--out", "bench"), ("sweep", "grid.toml", "--store", "new", "--dry-run"), ("store", "ls", "store"),
+    ("store", "verify", "store"), ("store", "gc", "store"), ("store", "export", "store", "--out", "all.csv"),
+    ("figures", "store"), ("pocket",), (),
+]  # fmt: skip
+
+
 class Targets:
     """Everything that reads what others wrote, each as a strategy of inputs and a function that tries one.
 
     Args:
         sandbox: Where.
         store: A store with some results, copied for every case.
-        vector, effects: Files that ivlens wrote.
+        vector, effects, stage: Files that ivlens wrote.
+        checkpoint: Folder of a small model.
     """
 
-    def __init__(self, sandbox: Sandbox, store: Path, vector: Path, effects: Path) -> None:
-        self._sandbox, self._store = sandbox, store
+    def __init__(
+        self, sandbox: Sandbox, store: Path, *, vector: Path, effects: Path, stage: Path, checkpoint: Path
+    ) -> None:
+        self._sandbox, self._store, self._checkpoint, self._stage = sandbox, store, checkpoint, stage.read_bytes()
         self._safetensors = {"vector": vector.read_bytes(), "effects": effects.read_bytes()}
         self.tallies: dict[str, Tally] = {}
 
@@ -302,7 +315,10 @@ class Targets:
         """By name."""
         names = st.sampled_from(sorted(TASK_FILES))
         kinds, numbers = st.sampled_from(sorted(self._safetensors)), st.sampled_from(NUMBERS)
-        words = st.lists(st.one_of(st.sampled_from(self._words()), st.text(max_size=8), st.sampled_from(NAMES)))
+        word = st.one_of(st.sampled_from(self._words()), st.text(max_size=8), st.sampled_from(NAMES))
+        words = st.tuples(
+            st.one_of(st.sampled_from(COMMANDS), word.map(lambda one: (one,))), st.lists(word, max_size=6)
+        )
         files = st.sampled_from(sorted(path.relative_to(self._store).as_posix() for path in _files(self._store)))
         tricks = st.sampled_from(["link", "folder", "gone", "name", "fifo"])
         return {
@@ -321,6 +337,8 @@ class Targets:
             "grid, bytes": (mutations, self.grid_bytes),
             "grid, content": (edits, self.grid_content),
             "training state": (st.one_of(mutations, edits), self.training_state),
+            "checkpoint": (st.tuples(st.sampled_from(self._parts()), st.one_of(mutations, edits)), self.checkpoint),
+            "stage": (st.one_of(mutations, edits), self.stage),
             "command line": (words, self.command_line),
         }
 
@@ -500,24 +518,64 @@ class Targets:
             path.write_bytes(safetensors_file(header, tensors))
         self._tried("training state", state.restore)
 
+    def _parts(self) -> list[str]:
+        return sorted(path.name for path in self._checkpoint.iterdir())
+
+    def checkpoint(self, drawn: tuple[str, Any]) -> None:
+        import warnings
+
+        from ivlens.models import load_model
+
+        self._sandbox.empty()
+        folder = Path(shutil.copytree(self._checkpoint, self._sandbox.target / "model"))
+        path = folder / drawn[0]
+        if isinstance(drawn[1][0][0], str):
+            path.write_bytes(broken(path.read_bytes(), drawn[1]))
+        elif path.suffix == ".json":
+            path.write_bytes(as_json(edited(json.loads(path.read_bytes()), drawn[1])))
+        else:
+            header, tensors = safetensors_parts(path.read_bytes())
+            path.write_bytes(safetensors_file(edited(header, drawn[1]), tensors))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self._tried("checkpoint", lambda: load_model(folder))
+
+    def stage(self, drawn: Any) -> None:
+        from ivlens.dynamics import Stage
+
+        if isinstance(drawn[0][0], str):
+            data = broken(self._stage, drawn)
+        else:
+            header, tensors = safetensors_parts(self._stage)
+            about = edited(json.loads(header["__metadata__"]["ivlens"]), drawn)
+            header["__metadata__"]["ivlens"] = as_json(about).decode()
+            data = safetensors_file(header, tensors)
+        path = self._write("stage.safetensors", data)
+        self._tried("stage", lambda: [Stage.load(path)[0].vector(name) for name in Stage.load(path)[0].tasks])
+
     def _words(self) -> list[str]:
         here = self._sandbox.target
         files = [str(here / name) for name in ("task.json", "vector.safetensors", "grid.toml", "store", "nowhere")]
-        commands = "effects vector steer tune bench sweep store ls verify gc export pocket card doctor".split()
         options = [
             "--task", "--model", "--out", "--store", "--json", "--k", "--n-prompts", "--score", "--layer", "--alpha",
             "--kind", "--dry-run", "--method", "--guidance", "--seed", "--help", "--version", "--debug", "--lr=nan",
             "--effects", "--vector", "--text", "--workers", "--scheduler", "--suite", "--data", "--top", "-1", "1e999",
         ]  # fmt: skip
         # a model that is not there: nothing is computed, all that is before that is reached
-        return [*files, *commands, *options, str(here / "no-model"), "./no-model", "antonym"]
+        return [*files, *options, str(here / "no-model"), "./no-model", "antonym"]
 
-    def command_line(self, words: list[str]) -> None:
+    def command_line(self, words: tuple[tuple[str, ...], list[str]]) -> None:
         from ivlens.cli.main import main
 
-        self._sandbox.empty()
-        command = [word for word in words if word not in ("doctor", "--debug", "demo", "train", "card")]
-        if command[:1] in (["effects"], ["vector"], ["steer"], ["tune"], ["bench"]):
+        self._copied_store()
+        self._write("task.json", as_json(RECORDS))
+        self._write("grid.toml", GRID.encode())
+        self._write("vector.safetensors", self._safetensors["vector"])
+        self._write("effects.safetensors", self._safetensors["effects"])
+        command = [
+            word for word in (*words[0], *words[1]) if word not in ("doctor", "--debug", "demo", "train", "card")
+        ]
+        if command[:1] in (["effects"], ["steer"], ["tune"], ["bench"]) or "--effects" in command:
             command += ["--model", str(self._sandbox.target / "no-model")]
 
         def use() -> None:

@@ -15,8 +15,9 @@ from ivlens.figures.export import write_set
 from ivlens.figures.found import find_results
 from ivlens.figures.interventions import intervention_curves
 from ivlens.figures.kinds import KINDS_OF_RESULTS, draw_all
+from ivlens.figures.knowledge import drift_of_table, knowledge_curves
 from ivlens.figures.paper import INCHES, PX_PER_INCH, SMALLEST, for_paper
-from ivlens.figures.tables import condition_table
+from ivlens.figures.tables import claims_table, condition_table
 from ivlens.figures.theme import find_browser
 from ivlens.figures.training import forgetting_against_learning, front
 
@@ -68,6 +69,36 @@ def moments() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def study_tables() -> dict[str, pd.DataFrame]:
+    """What `ivlens forget`, `dynamics` and `study` write, two checkpoints and two tasks."""
+    tasks, kinds = ("one", "two", "all tasks"), ("instruction", "knowledge")
+    lost = [
+        {"task": task, "measure": "seq_prob", "n": 8, "checkpoint": name}
+        | {"excess": 0.5, "excess_lo": 0.1, "excess_hi": 1.0}
+        | {f"{kind}_before": 0.9 for kind in kinds}
+        | {f"{kind}_after": after for kind in kinds} | {f"{kind}_drop": 0.9 - after for kind in kinds}
+        | {f"{kind}_drop_lo": 0.8 - after for kind in kinds} | {f"{kind}_drop_hi": 1.0 - after for kind in kinds}
+        for name, after in (("step-10", 0.7), ("step-20", 0.4)) for task in tasks
+    ]  # fmt: skip
+    stages = [{"checkpoint": f"step-{step}", "step": step, "task": task} for step in (0, 20) for task in tasks[:2]]
+    measured = {"accuracy": 0.5, "prob": 0.5, "iv_cosine_fixed": 0.9, "split_half": 0.99, "between_mean": 0.1}
+    heads = [
+        {**stage, "layer": layer, "head": head, "drift": stage["step"] * (layer + head) / 100}
+        for stage in stages for layer in range(2) for head in range(3)
+    ]  # fmt: skip
+    tests = [
+        {"test": test, "task": task, "condition": name, "accuracy": 0.5, "accuracy_lo": 0.4, "accuracy_hi": 0.6}
+        for test in ("write", "read") for task in tasks[:2] for name in ("baseline", "iv", "random")
+    ]  # fmt: skip
+    claim = {"claim": "a", "text": "It falls_more.", "paper": "5 %", "value": 0.7, "low": 0.5, "high": 0.9}
+    return {
+        "l": pd.DataFrame(lost), "m": pd.DataFrame([{**stage, **measured} for stage in stages]),
+        "n": pd.DataFrame(heads), "o": pd.DataFrame(tests),
+        "q": pd.DataFrame([{**claim, "margin": 0.5, "verdict": "seen in pocket"}]),
+        "p": pd.DataFrame([{"name": f"instruction_{kind}", "task": "one", "value": 0.5} for kind in ("none", "iv")]),
+    }  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One file of every kind, under names that say nothing."""
@@ -80,7 +111,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "b": effects().to_frame(), "c": swept_beside_controls(), "d": judged(), "e": swept(), "f": cells(),
         "g": scores(), "h": moments(), "i": log,
         "j": pd.DataFrame({"task": ["x_y"], "role": ["new"], "before": [0.1], "after": [0.75]}),
-        "k": pd.DataFrame({"something": ["else"]}),
+        "k": pd.DataFrame({"something": ["else"]}), **study_tables(),
     }  # fmt: skip
     (root / "run").mkdir()
     for name, table in tables.items():
@@ -101,9 +132,10 @@ def test_every_kind_of_file_is_known_by_its_content(folder: Path) -> None:
     assert [file.path.name for file in unknown] == ["k.parquet"]
     assert {one.name for one in drawings if one.figure is not None} == {
         "heads", "similarity", "run-heads", "run-intervention", "run-conditions", "run-strengths", "run-methods",
-        "run-scores", "run-forgetting", "run-training",
+        "run-scores", "run-forgetting", "run-training", "run-forgotten", "run-forgotten-along", "run-dynamics",
+        "run-drift", "run-causal", "run-guidance",
     }  # fmt: skip
-    assert {one.name for one in drawings if one.table} == {"run-conditions", "run-methods", "run-tuning"}
+    assert {one.name for one in drawings if one.table} == {"run-conditions", "run-methods", "run-tuning", "run-claims"}
     assert all(one.caption.endswith(".") for one in drawings)
 
 
@@ -116,7 +148,7 @@ def test_a_table_of_heads_is_left_out_beside_the_effects_themselves(folder: Path
 
 def test_figures_are_the_same_every_time(folder: Path) -> None:
     first, second = figures_of(folder), figures_of(folder)
-    assert len(first) == 10
+    assert len(first) == 16
     assert {name: figure.to_json() for name, figure in first.items()} == {
         name: figure.to_json() for name, figure in second.items()
     }
@@ -188,6 +220,18 @@ def test_tables_escape_names_and_carry_an_interval() -> None:
     assert r"a\_b\&c & 0.90 & 0.80 {\scriptsize [0.70, 0.90]}" in table
     assert table.count(r"\\") == 2 and "mean" not in table
     assert r"\midrule" + "\nmean & 0.90" in condition_table(judged())
+
+
+def test_the_study_in_figures() -> None:
+    tables = study_tables()
+    curves = {trace.name: list(trace.y) for trace in knowledge_curves(tables["l"]).data if trace.name}
+    assert curves == {"with the instruction": [0.9, 0.7, 0.4], "in clozes without it": [0.9, 0.7, 0.4]}
+    with pytest.raises(ValueError, match="measure is 'speed', expected one of seq_prob"):
+        knowledge_curves(tables["l"], measure="speed")
+    moved = drift_of_table(tables["n"]).data[0].z
+    assert moved.shape == (2, 3) and moved[1, 2] == pytest.approx(0.6) and moved[0, 0] == 0
+    table = claims_table(tables["q"])
+    assert r"It falls\_more. & 5 \% & 0.70 {\scriptsize [0.50, 0.90]} & 0.50 & seen in pocket" in table
 
 
 def test_a_damaged_file_is_left_out_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

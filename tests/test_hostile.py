@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import byte_level_tokenizer
+from families import hf_model
 from fuzzing import NAMES, Sandbox, Tally, Targets, attempt, broken, run_cases
 from sweeping import write_grid
 
@@ -20,13 +22,16 @@ n_mean_prompts = 4
 n_prompts = 2
 n_mean_prompts = 4
 seeds = [1]
+[dynamics]
+n_prompts = 2
+n_scored = 2
 """
 N = {"command line": 150, "task and model names": 60}
 TARGETS = [
     "task file, bytes", "task file, content", "task table, bytes", "task folder", "task and model names",
     "vector and effects, bytes", "vector and effects, header", "vector and effects, content",
     "vector and effects, numbers", "store, bytes", "store, content", "store, tricks", "grid, bytes", "grid, content",
-    "training state", "command line",
+    "training state", "checkpoint", "stage", "command line",
 ]  # fmt: skip
 
 
@@ -36,12 +41,12 @@ def make_targets(folder: Path) -> Targets:
     executor = LocalExecutor(store)
     run_sweep(make_plan(read_grid(write_grid(folder, GRID)), store, executor), executor)
     store.fail("0" * 64, {"cell": "a cell", "error": "ValueError: no"})
-    vector, effects = (
-        next(iter(store.entries(kind))).path(name)
-        for kind, name in (("vectors", "vector.safetensors"), ("effects", "effects.safetensors"))
-    )
+    kinds = {"vector": "vectors", "effects": "effects", "stage": "dynamics"}
+    files = {name: store.entries(kind)[0].path(f"{name}.safetensors") for name, kind in kinds.items()}
+    hf_model("llama", n_ctx=64).save_pretrained(folder / "model")
+    byte_level_tokenizer().save_pretrained(folder / "model")
     (folder / "sandbox").mkdir()
-    return Targets(Sandbox(folder / "sandbox"), store.folder, vector, effects)
+    return Targets(Sandbox(folder / "sandbox"), store.folder, **files, checkpoint=folder / "model")
 
 
 @pytest.fixture(scope="module")

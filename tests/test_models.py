@@ -1,12 +1,14 @@
 """Opening models: from memory, a folder or the (mocked) Hub, checked, with their own tokenizer, and told apart."""
 
 import copy
+import json
 import shutil
 
 import pytest
 import torch
 import transformers
 from conftest import FAMILIES, TOKENIZERS, hf_model
+from safetensors.torch import load_file, save_file
 
 from ivlens import _boot, models
 from ivlens.models import load_model, model_identity, pocket_path
@@ -86,7 +88,7 @@ def test_hub_names_are_downloaded_once_and_without_remote_code(monkeypatch, byte
 
     def download(name, **options):
         calls.append((name, options))
-        return hf_model("llama")
+        return hf_model("llama"), {"missing_keys": set()}
 
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", download)
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", lambda name, **options: byte_level)
@@ -96,6 +98,30 @@ def test_hub_names_are_downloaded_once_and_without_remote_code(monkeypatch, byte
     assert name == "someone/some-model" and options["revision"] == "v1" and options["trust_remote_code"] is False
     identity = model_identity(model)
     assert (identity.name, identity.revision) == ("someone/some-model", "v1")
+
+
+def test_weights_that_are_not_there_are_not_made_up(checkpoint):
+    weights = load_file(checkpoint / "model.safetensors")
+    weights["model.layers.0.mlp.other.weight"] = weights.pop("model.layers.0.mlp.up_proj.weight")
+    save_file(weights, checkpoint / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks 1 weights \(model.layers.0.mlp.up_proj.weight"):
+        load_model(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("num_hidden_layers", 10**9), ("vocab_size", 2**40), ("hidden_size", -1), ("vocab_size", "9")]
+)
+def test_impossible_sizes_cost_no_memory(checkpoint, name, value):
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(config | {name: value}))
+    with pytest.raises(ValueError, match="config.json|cannot be opened by transformers"):
+        load_model(checkpoint)
+
+
+@pytest.mark.parametrize("name", ["", "x" * 1_000_000, "a\0b"])
+def test_no_names(name):
+    with pytest.raises(ValueError, match="expected a checkpoint folder, a Hub name"):
+        load_model(name)
 
 
 @pytest.mark.parametrize("name", ["someone/some-model", "some-model"])

@@ -28,7 +28,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = [
     "_files _bootstrap _kept hub records loaders tasks",
     "_tokens templates prompts",
-    "_weights _boot _plain _adapters models checkpoints _artefacts _memory",
+    "_opening _weights _boot _plain _adapters models checkpoints _artefacts _memory",
     "hooks",
     "_inputs _prefix scoring",
     "activations",

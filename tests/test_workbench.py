@@ -2,6 +2,9 @@
 
 import contextlib
 import io
+import json
+import socket
+import sys
 import threading
 import time
 from dataclasses import asdict, replace
@@ -10,6 +13,7 @@ import pytest
 import torch
 
 import ivlens
+from ivlens.cli import main as cli
 from ivlens.completions import complete
 from ivlens.hooks import model_lock
 from ivlens.interventions import steer
@@ -192,7 +196,7 @@ def test_toggled_heads_make_the_vector(opened_lab):
     assert session.wait()
     assert session.vectors() == [None] and screen.texts()["patched"] == screen.texts()["plain"]
     assert screen["result"]["models"][0]["vector"] is None
-    session.strongest(10)
+    session.change(k=10)
     assert session.vectors()[0].heads == strongest.heads
 
 
@@ -350,3 +354,61 @@ def test_answers_and_prompts(engine):
     asked = engine.prompt(replace(STATE, instruction="Say the opposite."))
     assert asked == "Instruction: Say the opposite.\nInput: big\nOutput:"
     assert set(asdict(STATE)) == set(Limits(("antonym",), 6, 8)._checks())
+
+
+def test_lab_from_python(pocket):
+    pytest.importorskip("panel")
+    lab = ivlens.lab(pocket, tasks=["antonym", "english_french"], text="big", n_prompts=8, n_search=8)
+    assert lab.wait() and lab.texts[0]["patched"].split()[:1] == ["small"]
+    assert lab.iv is not None and list(lab.iv.heads) == lab.effects.top_heads(10)
+    lab.set(task="english_french", random=True)
+    assert set(lab.texts[0]) == {"plain", "patched", "random"} and lab.state.text == "big"
+    assert lab.texts[0]["patched"].split()[:1] == ["grand"] and "load_task('english_french')" in lab.code()
+    with pytest.raises(ValueError, match="alpha is 1000.0, expected a strength"):
+        lab.set(alpha=1000.0)
+    # effects that are there are not measured again, and those of another task are refused
+    effects = lab.effects
+    assert ivlens.lab(pocket, tasks=["english_french"], effects=[effects]).effects is effects
+    with pytest.raises(ValueError, match="'english_french' .* belong to none of the lab's tasks"):
+        ivlens.lab(pocket, tasks=["antonym"], effects=[effects])
+
+
+def test_lab_refuses_what_does_not_fit(pocket, new_model, byte_level):
+    pytest.importorskip("panel")
+    with pytest.raises(ValueError, match="lab got 'strength', expected its own arguments or one of task, text"):
+        ivlens.lab(pocket, tasks=["antonym"], strength=2)
+    with pytest.raises(ValueError, match="every name once"):
+        ivlens.lab(pocket, tasks=["antonym", "antonym"])
+    with pytest.raises(ValueError, match="layer is 6, expected a whole number from 0 to 5"):
+        ivlens.lab(pocket, tasks=["antonym"], layer=6)
+    with pytest.raises(ValueError, match="compare two checkpoints of one architecture"):
+        ivlens.lab(pocket, tasks=["antonym"], compare=new_model("llama", byte_level))
+
+
+def test_lab_on_the_command_line_says_what_is_wrong(monkeypatch, capsys):
+    pytest.importorskip("panel")
+    assert cli.main(["lab", "--task", "antonym", "--layer", "6", "--no-browser"]) == 2
+    assert "layer is 6, expected a whole number from 0 to 5" in capsys.readouterr().err
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert cli.main(["lab", "--task", "antonym", "--port", port, "--no-browser"]) == 2
+    assert f"port {port} cannot be used" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "panel", None)
+    assert cli.main(["lab", "--no-browser"]) == 2
+    assert "the lab needs panel, which is not installed; pip install 'ivlens[lab]'" in capsys.readouterr().err
+
+
+def test_page_survives_any_event(pocket):
+    pytest.importorskip("panel")
+    lab = ivlens.lab(pocket, tasks=["antonym"], n_prompts=8, n_search=0)
+    assert lab.wait()
+    before = lab.state
+    events = [None, "{", "[]", "3", '{"kind": "set"}', '{"kind": "set", "page": "a", "seq": 1}']
+    events += [json.dumps({"kind": kind, "page": "a", "seq": 2}) for kind in ("set", "toggle", "load", "run", "save")]
+    events += [json.dumps({"kind": "set", "page": "a", "seq": 3, "values": bad}) for bad in ([], 3, {"layer": [1]})]
+    events += [json.dumps({"kind": "toggle", "page": "a", "seq": 4, "head": head}) for head in (None, [9, 9], "L0H1")]
+    events += [json.dumps({"kind": "load", "page": "a", "seq": 5, "name": "x", "content": "!"})]
+    for event in events:
+        lab._hear(event)
+    assert lab.wait() and lab.state == before
+    assert json.loads(lab._view.status)["value"]["error"]

@@ -20,6 +20,7 @@ _REMEDIES = {
     "transformer-lens": "pip install 'transformer-lens>=4.3,<5'",
     "transformers": "pip install transformers",
     "pocket": "ivlens pocket train, or reinstall ivlens: the wheel contains the checkpoint",
+    "panel": "pip install 'ivlens[lab]'; only needed for ivlens.lab and ivlens lab",
     "kaleido": "pip install 'ivlens[export]'; only needed for PNG, SVG and PDF figures",
     "chrome": "install Chrome or Chromium (Debian: apt-get install --no-install-recommends chromium fonts-dejavu-core),"
     " or set BROWSER_PATH; only needed for PNG, SVG and PDF figures",
@@ -59,6 +60,7 @@ def survey() -> dict[str, Any]:
         "transformer-lens": _version("transformer-lens"),
         "transformers": _version("transformers"),
         "plotly": _version("plotly"),
+        "panel": _version("panel"),
         "kaleido": _version("kaleido"),
         "chrome": _chrome(),
         "cores": _cores(),

@@ -1,15 +1,14 @@
 """Which figures and tables each kind of result becomes. A new kind is one entry of `KINDS_OF_RESULTS`."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-
-import pandas as pd
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from ivlens._vectorfile import FILE as VECTOR_FILE
 from ivlens.benchmarks.report import latex, summary_of
 from ivlens.effects import HeadEffects
 from ivlens.effects.files import FILE as EFFECTS_FILE
+from ivlens.figures._kind import Kind, count, each
 from ivlens.figures._rows import grouped, rows_of
 from ivlens.figures.benchmarks import COLUMNS, method_summary, score_matrices
 from ivlens.figures.conditions import condition_plot
@@ -19,29 +18,13 @@ from ivlens.figures.interventions import intervention_curves
 from ivlens.figures.maps import head_maps
 from ivlens.figures.paper import Drawing
 from ivlens.figures.similarity import similarity_matrix
+from ivlens.figures.study_kinds import STUDY_KINDS
 from ivlens.figures.sweeps import strength_curves
 from ivlens.figures.tables import condition_table, tuning_table
 from ivlens.figures.training import forgetting_against_learning, shown_kinds, trained_once, training_curves
 from ivlens.vectors import InstructionVector
 
 PANELS = 12  # head maps on one page
-
-
-@dataclass(frozen=True)
-class Kind:
-    """One kind of result.
-
-    Attributes:
-        name: first part of its drawings' names.
-        holds: whether a file is of this kind; the first kind that says so gets the file.
-        draw: drawings of one run's files of this kind.
-        unless: left out where the same run has files of this other kind, which say more.
-    """
-
-    name: str
-    holds: Callable[[Found], bool]
-    draw: Callable[[Sequence[Found]], Iterator[Drawing]]
-    unless: str = ""
 
 
 def draw_all(files: Sequence[Found]) -> tuple[list[Drawing], list[Found]]:
@@ -65,20 +48,6 @@ def draw_all(files: Sequence[Found]) -> tuple[list[Drawing], list[Found]]:
 
 def _kind_of(file: Found) -> Kind | None:
     return next((kind for kind in KINDS_OF_RESULTS if kind.holds(file)), None)
-
-
-def _each(name: str, draw: Callable[[str, Found], Iterator[Drawing]]) -> Callable[[Sequence[Found]], Iterator[Drawing]]:
-    """One set of drawings for each file, named after the file where there are several."""
-
-    def drawn(files: Sequence[Found]) -> Iterator[Drawing]:
-        for file in files:
-            yield from draw(name if len(files) == 1 else f"{name}-{file.path.stem}", file)
-
-    return drawn
-
-
-def _count(frame: pd.DataFrame, column: str) -> int:
-    return len(set(frame[column])) if column in frame else 1
 
 
 # --- one function for each kind --------------------------------------------------------------------------------------
@@ -109,7 +78,7 @@ def _heads(files: Sequence[Found]) -> Iterator[Drawing]:
 
 
 def _head_table(name: str, file: Found) -> Iterator[Drawing]:
-    n_tasks = _count(file.frame, "task")
+    n_tasks = count(file.frame, "task")
     caption = f"Average indirect effect of every head on {n_tasks} task(s); dots: the five strongest heads."
     width = "column" if n_tasks < 3 else "page"
     inches = 0.5 + 1.3 * math.ceil(n_tasks / COLUMNS)
@@ -132,7 +101,7 @@ def _similarity(files: Sequence[Found]) -> Iterator[Drawing]:
 
 def _conditions(name: str, file: Found) -> Iterator[Drawing]:
     frame = file.frame
-    n_tasks = _count(frame, "task")
+    n_tasks = count(frame, "task")
     caption = (
         "Accuracy on test inputs without instruction under every condition, with 95 % intervals over prompts; settings "
         "were searched on other inputs, for controls as for the vector."
@@ -162,7 +131,7 @@ def _training(name: str, file: Found) -> Iterator[Drawing]:
 
 def _trade_off(name: str, file: Found) -> Iterator[Drawing]:
     frame = file.frame
-    kinds, shown = _count(frame, "guidance"), len(shown_kinds(frame["guidance"]))
+    kinds, shown = count(frame, "guidance"), len(shown_kinds(frame["guidance"]))
     once = trained_once(rows_of(frame, ("guidance", "new"), "ivlens bench"))
     shows = (
         "the way of each training"
@@ -172,7 +141,7 @@ def _trade_off(name: str, file: Found) -> Iterator[Drawing]:
     )
     caption = f"Forgetting against learning: {shows}, on select inputs."
     caption += f" {shown} of {kinds} kinds of guidance are shown." if shown < kinds else ""
-    wide = _count(frame, "method") > 1
+    wide = count(frame, "method") > 1
     yield Drawing(
         name, caption, forgetting_against_learning(frame), width="page" if wide else "column", inches=2.7
     )  # fmt: skip
@@ -202,29 +171,30 @@ def _tuning_scores(name: str, file: Found) -> Iterator[Drawing]:
 
 
 KINDS_OF_RESULTS = (
+    *STUDY_KINDS,
     Kind("heads", lambda file: file.format == EFFECTS_FILE.format, _heads),
     Kind("similarity", lambda file: file.format == VECTOR_FILE.format, _similarity),
-    Kind("head_table", lambda file: file.has("task", "layer", "head", "aie"), _each("heads", _head_table), "heads"),
+    Kind("head_table", lambda file: file.has("task", "layer", "head", "aie"), each("heads", _head_table), "heads"),
     Kind(
         "curves",
         lambda file: (
             file.has("condition", "vector", "layer", "alpha", "site", "accuracy", "n") and not file.has("accuracy_lo")
         ),
-        _each("intervention", _curves),
+        each("intervention", _curves),
     ),
-    Kind("conditions", lambda file: file.has("condition", "accuracy", "accuracy_lo"), _each("conditions", _conditions)),
-    Kind("strengths", lambda file: file.has("layer", "alpha", "site", "accuracy"), _each("strengths", _strengths)),
-    Kind("methods", lambda file: file.has("method", "guidance", "ap", "fp", "forget"), _each("methods", _methods)),
+    Kind("conditions", lambda file: file.has("condition", "accuracy", "accuracy_lo"), each("conditions", _conditions)),
+    Kind("strengths", lambda file: file.has("layer", "alpha", "site", "accuracy"), each("strengths", _strengths)),
+    Kind("methods", lambda file: file.has("method", "guidance", "ap", "fp", "forget"), each("methods", _methods)),
     Kind(
         "matrices",
         lambda file: file.has("method", "guidance", "order", "stage", "trained", "task", "score"),
-        _each("scores", _matrices),
+        each("scores", _matrices),
     ),
     Kind(
         "trade_off",
         lambda file: file.has("guidance", "new", "old") or file.has("guidance", "new", "watched"),
-        _each("forgetting", _trade_off),
+        each("forgetting", _trade_off),
     ),
-    Kind("training", lambda file: file.has("step", "new", "loss"), _each("training", _training)),
-    Kind("tuning_scores", lambda file: file.has("task", "role", "before"), _each("tuning", _tuning_scores)),
+    Kind("training", lambda file: file.has("step", "new", "loss"), each("training", _training)),
+    Kind("tuning_scores", lambda file: file.has("task", "role", "before"), each("tuning", _tuning_scores)),
 )

@@ -45,6 +45,19 @@ def tuning_table(scores: pd.DataFrame) -> str:
     return latex_table(head, lines, texts=2)
 
 
+def claims_table(claims: pd.DataFrame) -> str:
+    """One row for each claim of the study: its number with its interval, the margin, the verdict."""
+    lines = []
+    for row in rows_of(claims, ("text", "paper", "value", "low", "high", "margin", "verdict"), "ivlens study"):
+        number = _number(row["value"])
+        reach = "" if row["low"] != row["low"] else f" {{\\scriptsize [{row['low']:.2f}, {row['high']:.2f}]}}"
+        texts = _escaped(row["text"]), _escaped(row["paper"])
+        lines.append([*texts, f"{number}{reach}", _number(row["margin"]), _escaped(row["verdict"])])
+    head = ["claim", "paper", "here", "margin", "verdict"]
+    wide = latex_table(head, lines, texts=2)
+    return wide.replace("{llrrr}", "{p{0.36\\linewidth}p{0.22\\linewidth}rrl}", 1)
+
+
 def latex_table(head: Sequence[str], rows: Iterable[Sequence[str]], *, texts: int = 1) -> str:
     """Cells as they are, in booktabs' rules; the first `texts` columns to the left, the others to the right."""
     columns = "l" * texts + "r" * (len(head) - texts)

@@ -176,7 +176,8 @@ def _trained(making: Making, folder: Path) -> None:
 def _forgetting(making: Making, folder: Path) -> None:
     options = ProbeOptions(**vars(making.cell.options), seed=making.cell.seed)
     found = probe(making.model, [making.open_task(making.cell.task)], options)
-    found.drop(columns="task").rename(columns={"kind": "probe"}).to_parquet(folder / TABLE, index=False)
+    renamed = found.drop(columns="task").rename(columns={"kind": "probe", "n_prompts": "n_asked"})
+    renamed.to_parquet(folder / TABLE, index=False)
 
 
 def _dynamics(making: Making, folder: Path) -> None:

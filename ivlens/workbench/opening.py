@@ -108,8 +108,8 @@ def check_panel() -> None:
     """Raise ImportError, with the remedy, if the lab's own packages are missing."""
     try:
         import panel  # noqa: F401
-    except ImportError as error:
-        raise ImportError("the lab needs panel, which is not installed; pip install 'ivlens[lab]'.") from error
+    except ImportError:
+        raise ImportError("the lab needs panel, which is not installed; pip install 'ivlens[lab]'.") from None
 
 
 def _bridge(model: TransformerBridge | str | Path) -> TransformerBridge:

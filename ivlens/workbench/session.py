@@ -66,6 +66,8 @@ class Session:
                 after = self._with_text(replace(after, **fresh))
             if after.source == "file" and self._loaded is None:
                 raise ValueError("source is 'file', but no vector was loaded; load one first.")
+            if "k" in values and "heads" not in values:
+                after = replace(after, heads=None)  # so many strongest, whatever was chosen by hand
             if after.heads != before.heads or after.k != before.k:
                 after = replace(after, source="heads")
             self.state = after
@@ -76,10 +78,6 @@ class Session:
         with self._guard:
             if self.engines[0].knows(self.state):
                 self.change(heads=self.limits.toggled(self.engines[0].heads(self.state), head))
-
-    def strongest(self, k: Any) -> None:
-        """The vector of the `k` strongest heads."""
-        self.change(k=k, heads=None)
 
     def search(self) -> None:
         """Layer, strength and site that are best on *select* for the `k` strongest heads."""

@@ -51,13 +51,17 @@ class Lab(pn.viewable.Viewer):
 
     def __init__(self, engines: Sequence[Engine], state: LabState, *, page: bool = False) -> None:
         super().__init__()
+        self._document = pn.state.curdoc if page else None
         self._showing = threading.RLock()
         self._seen: dict[str, int] = {}
         self._last: dict[str, Any] = {}
+        self._waiting: dict[str, None] = {}
+        self._scheduled, self._count, self._begun = False, 0, not page
         self._view = LabView(sizing_mode="stretch_width", facts=json.dumps(_facts(engines, page)))
         self._view.on_msg(lambda event: self._hear(event.data))
         self.session = Session(engines, state, self._show)
-        self.session.refresh()
+        if not page:
+            self.session.refresh()
 
     def __panel__(self) -> LabView:
         return self._view
@@ -105,11 +109,37 @@ class Lab(pn.viewable.Viewer):
         return self.session.wait(timeout)
 
     def _show(self, channel: str, value: Any) -> None:
+        """Put a value on the page, from any thread; of several that follow quickly only the last may be seen."""
         with self._showing:
             self._last[channel] = value
-            if channel == "state":
-                value = {**value, "seen": dict(self._seen)}
-            setattr(self._view, channel, json.dumps(value))
+            self._waiting[channel] = None
+            if self._document is None:
+                self._flush()
+            elif not self._scheduled:
+                # a server's document belongs to the server's thread
+                self._scheduled = True
+                self._document.add_next_tick_callback(self._flush)
+
+    def _flush(self) -> None:
+        with self._showing:
+            self._scheduled = False
+            channels, self._waiting = list(self._waiting), {}
+            for channel in channels:
+                value = self._last[channel]
+                if channel == "state":
+                    value = {**value, "seen": self._seen}
+                self._count += 1
+                # numbered, so that a value said twice is sent twice: the first time it may have missed the page
+                setattr(self._view, channel, json.dumps({"number": self._count, "value": value}))
+
+    def _begin(self) -> None:
+        """A page is there: begin the work, or say everything again, as what was said meanwhile may have missed it."""
+        if not self._begun:
+            self._begun = True
+            self.session.refresh()
+            return
+        for channel in list(self._last):
+            self._show(channel, self._last[channel])
 
     def _hear(self, message: Any) -> None:
         """One event of a page; whatever is wrong with it is shown there."""
@@ -127,7 +157,9 @@ class Lab(pn.viewable.Viewer):
             self.session.say_error(error)
 
     def _do(self, kind: str, event: Mapping[str, Any]) -> None:
-        if kind == "set":
+        if kind == "hello":
+            self._begin()
+        elif kind == "set":
             self.session.change(**event["values"])
         elif kind == "toggle":
             self.session.toggle(event["head"])
@@ -139,7 +171,7 @@ class Lab(pn.viewable.Viewer):
             name, content = self.session.saved()
             self._view._send_msg(json.dumps({"name": name, "content": base64.b64encode(content).decode()}))
         else:
-            raise ValueError(f"the page asked for {kind!r:.40}, expected set, toggle, search, load or save; reload it.")
+            raise ValueError(f"the page asked for {kind!r:.40}, expected an event it knows; reload it.")
 
 
 def _facts(engines: Sequence[Engine], page: bool) -> dict[str, Any]:

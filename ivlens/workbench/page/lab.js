@@ -60,7 +60,7 @@ class Page {
     this.model = model;
     this.id = `ivlens-${++n_pages}`;
     this.facts = JSON.parse(model.facts);
-    this.key = Math.random().toString(36).slice(2);
+    this.own = Math.random().toString(36).slice(2);
     this.sent = 0;
     this.cursor = [0, 0];
     this.cells = [];
@@ -72,14 +72,22 @@ class Page {
     this.listen();
     for (const name of ["state", "task", "result", "code", "status"]) this.receive(name);
     this.dress();
+    this.greet();
+  }
+
+  // a notebook's page may stand before anyone listens to it
+  greet() {
+    if (this.heard) return;
+    this.send("hello");
+    setTimeout(() => this.greet(), 700);
   }
 
   read(name) {
-    return this.model[name] ? JSON.parse(this.model[name]) : null;
+    return this.model[name] ? JSON.parse(this.model[name]).value : null;
   }
 
   send(kind, values = {}) {
-    this.model.send_msg(JSON.stringify({ kind, page: this.key, seq: ++this.sent, ...values }));
+    this.model.send_msg(JSON.stringify({ kind, page: this.own, seq: ++this.sent, ...values }));
   }
 
   set(values) {
@@ -116,7 +124,8 @@ class Page {
   receive(name) {
     const value = this.read(name);
     if (value === null) return;
-    if (name === "state" && (value.seen[this.key] ?? 0) < this.sent) return; // an event of ours is still under way
+    this.heard ||= name === "state" && this.own in value.seen;
+    if (name === "state" && (value.seen[this.own] ?? 0) < this.sent) return; // an event of ours is still under way
     this[name] = value;
     this[`show_${name}`](value);
   }
@@ -306,13 +315,14 @@ class Page {
   }
 
   card(column, answers) {
-    const title = { plain: "Plain", patched: "With the vector", random: "With a random vector" }[column.name];
+    const title = { plain: "Plain", patched: "With the vector", random: "Random vector" }[column.name];
     const mark = column.right === null || !column.done ? [] :
-      [make("span", { class: `mark ${column.right ? "right" : "wrong"}` }, column.right ? "✓ the task’s answer" : `expected: ${answers[0]}`)];
+      [make("p", { class: `mark ${column.right ? "right" : "wrong"}` }, column.right ? "✓ the task’s answer" : `expected ${answers[0].trim()}`)];
     const firsts = answers.map((answer) => answer.trim());
     return make("article", { class: `card ${column.name}`, "data-column": column.name },
-      ...mark, make("h3", {}, title),
+      make("h3", {}, title),
       make("p", { class: column.done ? "text" : "text writing" }, column.text.trim() || (column.done ? "(nothing)" : "")),
+      make("div", { class: "judged" }, ...mark),
       this.bars(`Next tokens, ${title.toLowerCase()}`, column.top, 1, (p) => `${(100 * p).toFixed(p < 0.0995 ? 1 : 0)} %`,
         (token) => token.trim() && firsts.some((answer) => answer === token.trim())));
   }

@@ -1,0 +1,108 @@
+"""Run the notebooks and keep their outputs: `make notebooks`.
+
+    python notebooks/run.py [--out FOLDER] [NAME ...]
+
+Each `NAME.py` (percent format, what is edited) becomes `NAME.ipynb` beside it, or in FOLDER, with what running it
+showed; figures are PNGs. Under CI (the variable is set) outputs go to out/notebooks: there only running counts.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jupytext
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+from ivlens.figures.theme import find_browser
+
+HERE = Path(__file__).parent
+SECONDS = 120  # for one notebook, on two cores
+MOST_BYTES = 1_000_000
+
+# In a reader's Jupyter figures are live; what is kept are images, drawn by one browser.
+STARTUP = """
+import kaleido, plotly.io as pio, warnings
+warnings.filterwarnings("ignore", message="The kopts argument is ignored")
+pio.renderers["png"].width, pio.renderers["png"].scale = 760, 1.5
+pio.renderers.default = "png"
+kaleido.start_sync_server(silence_warnings=True)
+"""
+
+
+def run(source: Path, target: Path) -> float:
+    """Run one notebook; return its seconds."""
+    notebook = jupytext.read(source)
+    notebook.metadata["jupytext"] = {"formats": "ipynb,py:percent"}
+    notebook.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    start = time.perf_counter()
+    client = NotebookClient(
+        notebook, timeout=5 * SECONDS, kernel_name="python3", resources={"metadata": {"path": str(HERE)}}
+    )
+    client.config.KernelManager.transport = "ipc"  # a socket file rather than ports
+    client.execute()
+    seconds = time.perf_counter() - start
+    for number, cell in enumerate(notebook.cells):
+        cell["id"] = f"cell-{number}"  # the same in every run
+        cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if not _is_bar(output)]
+    for name in ("language_info", "widgets"):
+        notebook.metadata.pop(name, None)
+    jupytext.write(notebook, target, fmt="ipynb")
+    return seconds
+
+
+def _is_bar(output: Any) -> bool:
+    """A progress bar of a library."""
+    text = output.text if output.output_type == "stream" else output.get("data", {}).get("text/plain", "")
+    return "?it/s]" in text
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="stems of notebooks; all by default")
+    parser.add_argument("--out", type=Path, default=Path("out/notebooks") if os.environ.get("CI") else HERE)
+    given = parser.parse_args()
+    found = {path.stem: path for path in sorted(HERE.glob("[0-9]*.py"))}
+    unknown = [name for name in given.names if name not in found]
+    if unknown:
+        print(f"there is no notebook {', '.join(unknown)}, expected some of {', '.join(found)}.", file=sys.stderr)
+        return 2
+    if not find_browser():
+        print(
+            "notebooks keep their figures as images, which need Chromium, and none was found; install it (Debian: "
+            "apt-get install --no-install-recommends chromium fonts-dejavu-core) or set BROWSER_PATH.",
+            file=sys.stderr,
+        )
+        return 2
+    given.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as profile:
+        startup = Path(profile) / "profile_default" / "startup"
+        startup.mkdir(parents=True)
+        (startup / "00-figures.py").write_text(STARTUP, encoding="utf-8")
+        os.environ["IPYTHONDIR"] = profile
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")]))
+        failed = 0
+        for name in given.names or found:
+            target = given.out / f"{name}.ipynb"
+            try:
+                seconds = run(found[name], target)
+            except CellExecutionError as error:
+                print(f"{name}: failed\n{error}", file=sys.stderr)
+                failed += 1
+                continue
+            size = target.stat().st_size
+            late = f", more than {SECONDS}" if seconds > SECONDS else ""
+            large = f", more than {MOST_BYTES}" if size > MOST_BYTES else ""
+            print(f"{name}: {seconds:.0f} s{late}, {size} bytes{large}", flush=True)
+            failed += bool(large)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
