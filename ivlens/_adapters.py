@@ -7,6 +7,7 @@ from typing import Any
 from ivlens._files import LIST
 
 CONFIG = "adapter_config.json"
+_SETS = {"target_modules", "modules_to_save", "exclude_modules", "target_parameters"}
 
 
 def adapter_folders(folder: str | Path) -> dict[str, Path]:
@@ -74,6 +75,16 @@ def with_adapters(plain: Any, folder: str | Path) -> Any:
         ) from None
     wrapped.base_model.set_adapter(list(found))
     return wrapped.merge_and_unload()
+
+
+def put_in_order(folder: Path) -> None:
+    """Sort what peft keeps as sets, and writes in an order of the moment: the same adapters are the same bytes."""
+    for config in sorted(folder.rglob(CONFIG)):
+        about = json.loads(config.read_text(encoding="utf-8"))
+        for name in _SETS & about.keys():
+            if isinstance(about[name], list):
+                about[name] = sorted(about[name])
+        config.write_text(json.dumps(about, indent=2, sort_keys=True), encoding="utf-8")
 
 
 def _described(config: Path) -> str:

@@ -60,12 +60,14 @@ def kill_at(job: subprocess.Popen[str], seconds: float, number: int = signal.SIG
         return True
 
 
-def kill_in_the_middle(grid: Path, folder: Path, draw: random.Random, *more: str) -> bool:
-    """SIGKILL at a random moment after the sweep has begun to write; whether it was still running."""
-    job = start(grid, folder, *more)
+def kill_in_the_middle(grid: Path, folder: Path, draw: random.Random, *, until: str = "") -> bool:
+    """SIGKILL at a random moment after the sweep has begun to write (`until`: such a file); whether it still ran."""
+    job = start(grid, folder)
     before = fingerprints(folder)
     limit = time.monotonic() + 120
-    while job.poll() is None and fingerprints(folder) == before and time.monotonic() < limit:
+    while job.poll() is None and time.monotonic() < limit:
+        if any(until in name for name in fingerprints(folder) - before):
+            break
         time.sleep(0.02)
     return kill_at(job, draw.uniform(0.0, 1.5))
 

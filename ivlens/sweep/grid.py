@@ -2,9 +2,11 @@
 
 import math
 import os
+import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from glob import glob
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -38,7 +40,7 @@ def read_grid(path: str | Path) -> SweepGrid:
     At the top: `models`, `tasks`, `seeds` (lists), and `device`, `dtype`, `threads`, `max_memory`. Then a table, or
     several, for each kind: `[effects]`, `[[tuning]]`; an option with a list of values is tried with each of them.
     `models`, `tasks` and `seeds` in such a table stand in the place of those at the top. Paths are relative to the
-    file; a model may be `name@revision`.
+    file; a model may be `name@revision`, or a pattern such as `runs/step-*`.
 
     Raises:
         FileNotFoundError: no such file, task or checkpoint folder.
@@ -86,7 +88,7 @@ def _axes_of(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _section(kind: str, table: Mapping[str, Any], setting: Setting, source: Path, where: str) -> Iterator[Cell]:
     made = KINDS[kind].options
-    models = [_model(name, source) for name in _texts(table, "models", ["pocket"], where)]
+    models = [spec for name in _texts(table, "models", ["pocket"], where) for spec in _models(name, source)]
     tasks = [_task(name, source) for name in _texts(table, "tasks", None, where)]
     seeds = table.get("seeds", [0])
     if not (isinstance(seeds, list) and seeds and all(type(seed) is int and 0 <= seed < 2**31 for seed in seeds)):
@@ -133,9 +135,18 @@ def _tasks_in(value: list[Any], source: Path) -> list[Any]:
     return [_task(item, source) if isinstance(item, str) else item for item in value]
 
 
-def _model(name: str, source: Path) -> ModelSpec:
+def _models(name: str, source: Path) -> list[ModelSpec]:
+    """One model, or the folders that a pattern stands for, in the order of the numbers in their names."""
     label, _, revision = name.partition("@")
-    return ModelSpec(_beside(label, source), revision or None)
+    if not set("*?[") & set(label):
+        return [ModelSpec(_beside(label, source), revision or None)]
+    found = [path for path in glob(os.path.join(source.parent, os.path.expanduser(label))) if os.path.isdir(path)]
+    if not found:
+        raise FileNotFoundError(f"{source}: no folder is {name!r:.200}, expected checkpoints; check the pattern.")
+    order = sorted(
+        found, key=lambda path: [(int(n), "") if n.isdecimal() else (-1, n) for n in re.split(r"(\d+)", path)]
+    )
+    return [ModelSpec(str(Path(path).resolve())) for path in order]
 
 
 def _task(name: str, source: Path) -> str:

@@ -170,7 +170,8 @@ def _trained(making: Making, folder: Path) -> None:
     result.log.drop(columns="seconds").to_parquet(folder / LOG_FILE, index=False)
     result.scores.rename(columns={"task": "judged"}).to_parquet(folder / TABLE, index=False)
     if options.keep_model:
-        shutil.copytree(making.work / "model", folder / "model")
+        # a process that was killed while it wrote the model has left its scratch folder there
+        shutil.copytree(making.work / "model", folder / "model", ignore=shutil.ignore_patterns(".*"))
 
 
 def _forgetting(making: Making, folder: Path) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import transformers
 
+from ivlens._adapters import is_adapter, named_base
 from ivlens._files import read_small, write_whole
 from ivlens.models import TransformerBridge, _device, _source, load_model, model_identity
 from ivlens.store import Entry, Store, StoreError, content_key
@@ -193,17 +194,30 @@ def _same_bits(cell: Cell) -> Iterator[None]:
 
 def _is_fixed(spec: ModelSpec) -> bool:
     """Whether the name will mean the same weights tomorrow, as far as one can see: a branch of the Hub may move on."""
-    return isinstance(_source(spec.name), Path) or len(spec.revision or "") == 40
+    return all(isinstance(source, Path) for source in _sources(spec.name)) or len(spec.revision or "") == 40
+
+
+def _sources(name: str) -> list[Path | str]:
+    """Where the weights are: adapters first, then the model that they belong to."""
+    if is_adapter(name):
+        return [Path(name), *_sources(named_base(name))]
+    return [_source(name)]
 
 
 def _fingerprint(spec: ModelSpec, setting: Setting, device: str) -> str:
     """Changes with anything that could change the weights: the files' names, sizes and times."""
-    source = _source(spec.name)
-    files: list[Any] = []
-    if isinstance(source, Path):
-        found = sorted(path for path in source.rglob("*") if path.is_file())
-        files = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in found]
-    facts = [asdict(spec), str(source), files, setting.dtype, device, torch.__version__, transformers.__version__]
+    sources = _sources(spec.name)
+    found = [path for source in sources if isinstance(source, Path) for path in source.rglob("*") if path.is_file()]
+    files = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(found)]
+    facts = [
+        asdict(spec),
+        [*map(str, sources)],
+        files,
+        setting.dtype,
+        device,
+        torch.__version__,
+        transformers.__version__,
+    ]
     return sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
 
@@ -211,7 +225,7 @@ def _sized(spec: ModelSpec, device: str) -> Survey:
     """The size of a model from its configuration, without its weights."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    config: Any = AutoConfig.from_pretrained(_source(spec.name), revision=spec.revision, trust_remote_code=False)
+    config: Any = AutoConfig.from_pretrained(_sources(spec.name)[-1], revision=spec.revision, trust_remote_code=False)
     with torch.device("meta"):
         n_params = sum(parameter.numel() for parameter in AutoModelForCausalLM.from_config(config).parameters())
     text = config.get_text_config()

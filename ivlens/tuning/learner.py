@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+from ivlens._adapters import put_in_order
 from ivlens._files import held, ready_folder, replacing
 from ivlens._plain import plain_model
 from ivlens.models import TransformerBridge, check_model, load_model, model_identity, pocket_path
@@ -161,6 +162,7 @@ class Learner:
             model.save_pretrained(
                 scratch, **({"save_embedding_layers": False} if hasattr(model, "peft_config") else {})
             )
+            put_in_order(scratch)
         return target
 
     def _guides(self, guidance: Guidance | None) -> Sequence[Guidance]:

@@ -1,0 +1,249 @@
+"""What ivlens survives: hostile input by the thousand, and SIGKILL at random moments.
+
+    python benches/stress.py fuzz [--cases 20000]     hostile input
+    python benches/stress.py sweeps [--n 30]          sweeps that are killed
+    python benches/stress.py trainings [--n 30]       trainings that are killed
+    python benches/stress.py saves [--n 30]           results that are killed while they are written
+    python benches/stress.py workers [--n 3]          workers of dask.distributed that are killed
+    python benches/stress.py all --write              all of it, and docs/reliability.md
+
+Every part ends with an error if something was lost, made twice, served damaged, or ended in another library's
+traceback. With `--write` its numbers go into docs/reliability.md.
+"""
+
+import argparse
+import json
+import logging
+import random
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+
+from common import machine_line, table  # noqa: E402
+from fuzzing import run_cases  # noqa: E402
+from sweeping import digests, fingerprints, kill_in_the_middle, start, write_grid  # noqa: E402
+from test_hostile import make_targets  # noqa: E402
+from test_store import KILLED, fill_with  # noqa: E402
+
+from ivlens.store import Store, collect_garbage, verify  # noqa: E402
+
+NUMBERS, PAGE = Path(__file__).parent / "stress.json", ROOT / "docs" / "reliability.md"
+SLOW = {"store, bytes": 150, "store, content": 150, "store, tricks": 150, "checkpoint": 250, "command line": 500}
+
+WAYS = ("", "/scratch/", "state.safetensors", "/entries/")  # a kill comes soon after such a file
+
+TRAINING = """
+[[tuning]]
+tasks = ["middle_of_three"]
+watch = ["antonym"]
+guidance = ["none", "heads"]
+steps = 60
+n_samples = 16
+batch_size = 4
+save_every = 1
+keep_model = true
+"""
+
+
+def fuzz(n: int, seed: int) -> dict[str, Any]:
+    """At least `n` cases over all targets."""
+    import huggingface_hub.constants
+
+    huggingface_hub.constants.HF_HUB_OFFLINE = True
+    logging.getLogger("ivlens").setLevel(logging.ERROR)
+    with tempfile.TemporaryDirectory() as folder:
+        targets = make_targets(Path(folder))
+        every = targets.all()
+        quick = [name for name in every if name not in SLOW]
+        each = -(-max(0, n - sum(SLOW.values())) // len(quick))
+        before, started, rows = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter(), {}
+        for name, (strategy, case) in every.items():
+            tally = None
+            wanted = SLOW.get(name, each)
+            for more in range(20):  # hypothesis leaves out inputs that it has had
+                if tally is not None and tally.n >= wanted:
+                    break
+                run_cases(wanted, strategy, case, seed=seed + more)
+                tally = targets.tallies[name]
+            assert tally is not None
+            rows[name] = {"cases": tally.n, "results": tally.results, "refused": tally.refused.total()}
+            rows[name]["slowest"] = round(tally.slowest, 2)
+            print(name, rows[name], flush=True)
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
+    total = sum(row["cases"] for row in rows.values())
+    assert total >= n and grown < 1, f"{total} cases, memory grew by {grown:.2f} GB"
+    return {"targets": rows, "cases": total, "grown_gb": round(grown, 2), "seconds": time.perf_counter() - started}
+
+
+def killed_sweeps(n: int, seed: int, grid_text: str | None = None) -> dict[str, Any]:
+    """Kill sweeps `n` times; each that comes to its end is compared with one that was left alone."""
+    draw, started = random.Random(seed), time.perf_counter()
+    n_killed = n_ends = n_damaged = 0
+    with tempfile.TemporaryDirectory() as folder:
+        grid = write_grid(Path(folder)) if grid_text is None else write_grid(Path(folder), grid_text)
+        whole, number = _finished(grid, Path(folder) / "whole"), 0
+        while n_killed < n:
+            number += 1
+            store = Path(folder) / f"store-{number}"
+            killed_here = 0
+            while n_killed < n and killed_here < 6 and kill_in_the_middle(grid, store, draw, until=draw.choice(WAYS)):
+                n_killed, killed_here = n_killed + 1, killed_here + 1
+                n_damaged += sum(finding.what.startswith("damaged") for finding in verify(Store(store))[1])
+                print(f"killed {n_killed} of {n}, {len(Store(store).places())} results kept", flush=True)
+            assert _finished(grid, store) == whole, "a resumed sweep ended with other results"
+            n_ends += 1
+    assert n_damaged == 0
+    seconds = time.perf_counter() - started
+    return {
+        "killed": n_killed,
+        "resumed_equal": n_ends,
+        "damaged": n_damaged,
+        "results": len(whole),
+        "seconds": seconds,
+    }
+
+
+def killed_trainings(n: int, seed: int) -> dict[str, Any]:
+    """The same with nothing but trainings, which keep their state after every step."""
+    return killed_sweeps(n, seed, TRAINING)
+
+
+def killed_saves(n: int, seed: int) -> dict[str, Any]:
+    """Kill processes that are writing a result."""
+    draw, started, kept = random.Random(seed), time.perf_counter(), 0
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(Path(folder) / "store")
+        for number in range(n):
+            command = [sys.executable, "-c", KILLED, str(store.folder), str(number)]
+            pipe = subprocess.PIPE
+            job = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, cwd=ROOT)
+            assert job.stdin and job.stdout and job.stdout.readline() == b"up\n"
+            job.stdin.write(b"\n")
+            job.stdin.flush()
+            time.sleep(draw.uniform(0.0, 0.12))
+            job.send_signal(signal.SIGKILL)
+            job.wait()
+            whole, findings = verify(store)
+            kept += whole > number
+            assert all(finding.what == "left by a killed process" for finding in findings), findings
+            collect_garbage(store)
+            store.put({"kind": "numbers", "n": number}, fill_with())
+            assert verify(store) == (number + 1, [])
+    return {"killed": n, "kept": kept, "damaged": 0, "seconds": time.perf_counter() - started}
+
+
+def killed_workers(n: int, seed: int) -> dict[str, Any]:
+    """Kill one of two workers in the middle of a cell."""
+    import psutil
+
+    draw, started = random.Random(seed), time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        grid = write_grid(Path(folder))
+        whole = _finished(grid, Path(folder) / "whole")
+        for number in range(n):
+            store = Path(folder) / f"store-{number}"
+            job = start(grid, store, "--workers", "2")
+            limit = time.monotonic() + 200
+            while not any("/scratch/" in path for path in fingerprints(store)) and time.monotonic() < limit:
+                time.sleep(0.02)
+            children = psutil.Process(job.pid).children(recursive=True)
+            workers = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+            draw.choice(workers).kill()
+            out, err = job.communicate(timeout=500)
+            assert job.returncode == 0 and digests(store) == whole, err
+            print(f"worker {number + 1} of {n}: {out.splitlines()[0]}", flush=True)
+    return {"killed": n, "resumed_equal": n, "seconds": time.perf_counter() - started}
+
+
+def _finished(grid: Path, store: Path) -> dict[str, str]:
+    job = start(grid, store)
+    _, err = job.communicate(timeout=900)
+    assert job.returncode == 0, err
+    found = Store(store)
+    assert verify(found)[0] == len(found.places()), "a damaged result"
+    return digests(store)
+
+
+PARTS: dict[str, tuple[Callable[[int, int], dict[str, Any]], int]] = {
+    "fuzz": (fuzz, 20_000),
+    "sweeps": (killed_sweeps, 30),
+    "trainings": (killed_trainings, 30),
+    "saves": (killed_saves, 30),
+    "workers": (killed_workers, 3),
+}
+
+
+def page(numbers: dict[str, Any]) -> str:
+    """The measured part of docs/reliability.md."""
+    lines = []
+    if "fuzz" in numbers:
+        found = numbers["fuzz"]
+        lines += [f"{found['cases']:,} hostile inputs, memory grown by {found['grown_gb']} GB ({found['machine']})", ""]
+        rows = [
+            [name, f"{row['cases']:,}", f"{row['results']:,}", f"{row['refused']:,}", "0"]
+            for name, row in found["targets"].items()
+        ]
+        head = ["input", "cases", "right result", "refused in one sentence", "anything else"]
+        lines += [table(head, rows)]
+    killed = {
+        "sweeps": "sweep",
+        "trainings": "training, state kept after every step",
+        "saves": "while a result is written",
+    }
+    killed["workers"] = "one of two dask workers"
+    rows = []
+    for part, what in killed.items():
+        if part in numbers:
+            found = numbers[part]
+            ends = str(found.get("resumed_equal", "–"))
+            rows.append([what, str(found["killed"]), ends, str(found.get("damaged", 0)), "0", "0"])
+    head = [
+        "SIGKILL at a random moment",
+        "times",
+        "resumed, all bytes equal",
+        "damaged results served",
+        "lost",
+        "twice",
+    ]
+    return "\n".join([*lines, table(head, rows)])
+
+
+def write_page(numbers: dict[str, Any]) -> None:
+    """Put the measured part between its marks."""
+    begin, end = "<!-- measured -->", "<!-- end of measured -->"
+    text = PAGE.read_text(encoding="utf-8")
+    head, rest = text.split(begin)
+    PAGE.write_text(f"{head}{begin}\n{page(numbers).strip()}\n{end}{rest.split(end)[1]}", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=[*PARTS, "all", "page"])
+    parser.add_argument("--cases", type=int)
+    parser.add_argument("--n", type=int)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--write", action="store_true")
+    options = parser.parse_args()
+    numbers = json.loads(NUMBERS.read_text()) if NUMBERS.exists() else {}
+    for part in PARTS if options.part == "all" else [options.part] if options.part != "page" else []:
+        run, default = PARTS[part]
+        wanted = (options.cases if part == "fuzz" else options.n) or default
+        numbers[part] = run(wanted, options.seed) | {"machine": machine_line(), "seed": options.seed}
+        print(part, json.dumps(numbers[part]))
+        if options.write:
+            NUMBERS.write_text(json.dumps(numbers, indent=1) + "\n")
+    if options.write:
+        write_page(numbers)
+
+
+if __name__ == "__main__":
+    main()
