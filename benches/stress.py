@@ -37,7 +37,7 @@ from test_store import KILLED, fill_with  # noqa: E402
 from ivlens.store import Store, collect_garbage, verify  # noqa: E402
 
 NUMBERS, PAGE = Path(__file__).parent / "stress.json", ROOT / "docs" / "reliability.md"
-SLOW = {"store, bytes": 150, "store, content": 150, "store, tricks": 150, "checkpoint": 250, "command line": 500}
+SLOW = {"store, bytes": 100, "store, content": 100, "store, tricks": 100, "checkpoint": 150, "command line": 300}
 
 WAYS = ("", "/scratch/", "state.safetensors", "/entries/")  # a kill comes soon after such a file
 
