@@ -1,7 +1,7 @@
 """Hostile input: files broken in every way, arguments of every type. For the tests and for benches/stress.py.
 
-Every case must end in a right result or in an error that ivlens itself raises, within five seconds of computing, without
-a file outside of the target folder.
+Every case must end in a right result or in an error that ivlens itself raises, within five seconds of computing,
+without a file outside of the target folder.
 """
 
 import contextlib
