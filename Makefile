@@ -66,7 +66,7 @@ browser:  ## Chromium for the browser tests and for images (Debian, as root)
 	DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium fonts-dejavu-core >/dev/null; } || \
 	{ echo "make: no Chromium, and it cannot be installed from here; install Chrome or Chromium" >&2; exit 1; }
 
-figures: demo browser  ## figures/ for the built-in model, from what the demo wrote and from the benches' kept results
+figures: demo  ## figures/ for the built-in model, from what the demo wrote and from the benches' kept results
 	@$(PIP) install --quiet -c constraints.txt -e '.[export]'
 	@$(PY) -m ivlens figures --from $(OUT)/demo --from benches --out figures --format pdf,png
 
@@ -76,7 +76,7 @@ docs: $(VENV)/.test  ## the documentation, in out/docs/index.html; warnings are 
 	@! grep -rlE '<(script|link|img)[^>]+(src|href)="https?://' $(OUT)/docs --include='*.html' || { echo "make: these pages load something from the network" >&2; exit 1; }
 	@echo "$(OUT)/docs/index.html"
 
-notebooks: $(VENV)/.test browser  ## run all notebooks (two minutes each at most) and keep their outputs; ARGS=1_heads chooses
+notebooks: $(VENV)/.test  ## run all notebooks (two minutes each at most) and keep their outputs; ARGS=1_heads chooses
 	@$(PIP) install --quiet -c constraints.txt -e '.[notebook,export,tune]'
 	@$(PY) notebooks/run.py $(ARGS)
 

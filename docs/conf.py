@@ -17,14 +17,23 @@ for notebook in sorted((HERE.parent / "notebooks").glob("*.ipynb")):
     if not copy.exists() or copy.read_bytes() != notebook.read_bytes():
         shutil.copyfile(notebook, copy)
 
-# What links of the repository's own pages mean here.
-PAGES = {"../benches/RESULTS.md": "/benchmarks.md", "../LOG.md": "/log.md"}
+# Files of the repository that are pages here.
+PAGES = {"benches/RESULTS.md": "/benchmarks.md", "LOG.md": "/log.md"}
 
 
 def with_links(app: object, name: str, source: list[str]) -> None:
-    """Let pages that link to files of the repository link to the pages made of them."""
-    for file, page in PAGES.items():
-        source[0] = source[0].replace(f"]({file}", f"]({page}")
+    """Let links to files of the repository lead to the pages made of them; without a page, only the name is left."""
+    place = (HERE / name).parent
+
+    def linked(found: re.Match[str]) -> str:
+        text, target, anchor = found.groups("")
+        path = (place / target).resolve()
+        if path.is_relative_to(HERE) or not path.is_relative_to(HERE.parent):
+            return found[0]
+        page = PAGES.get(path.relative_to(HERE.parent).as_posix())
+        return f"[{text}]({page}{anchor})" if page else f"`{text}`"
+
+    source[0] = re.sub(r"(?<!!)\[([^\]\[]+)\]\(([\w./-]+?)(#[\w-]*)?\)", linked, source[0])
 
 
 def with_bridge(app: object, what: str, name: str, of: object, options: object, arguments: Any, returned: Any) -> Any:

@@ -40,11 +40,8 @@ def run(source: Path, target: Path) -> float:
     notebook.metadata["jupytext"] = {"formats": "ipynb,py:percent"}
     notebook.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
     start = time.perf_counter()
-    client = NotebookClient(
-        notebook, timeout=5 * SECONDS, kernel_name="python3", resources={"metadata": {"path": str(HERE)}}
-    )
-    client.config.KernelManager.transport = "ipc"  # a socket file rather than ports
-    client.execute()
+    place = {"metadata": {"path": str(HERE)}}
+    NotebookClient(notebook, timeout=5 * SECONDS, startup_timeout=300, kernel_name="python3", resources=place).execute()
     seconds = time.perf_counter() - start
     for number, cell in enumerate(notebook.cells):
         cell["id"] = f"cell-{number}"  # the same in every run
@@ -84,6 +81,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as profile:
         startup = Path(profile) / "profile_default" / "startup"
         startup.mkdir(parents=True)
+        # a kernel on ports of this machine, whose warning about that would stand in every log
+        (startup.parent / "ipython_kernel_config.py").write_text("c.IPKernelApp.log_level = 40\n", encoding="utf-8")
         (startup / "00-figures.py").write_text(STARTUP, encoding="utf-8")
         os.environ["IPYTHONDIR"] = profile
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")]))

@@ -30,7 +30,7 @@ class StudyAmounts:
     """
 
     method: str = "lora"
-    n_steps: int = 120
+    n_steps: int = 50
     lr: float = 1e-3
     n_prompts: int = 32
     n_draws: int = 19

@@ -44,8 +44,9 @@ def dynamics_curves(tasks: pd.DataFrame, *, theme: Theme = LIGHT) -> go.Figure:
     _references(figure, rows, theme)
     styled(figure, theme, "Does the vector stay while performance goes?", "select inputs", height=380)
     figure.update_xaxes(title_text=_axis(rows))
-    for column, title in enumerate(PANELS.values(), 1):
-        figure.update_yaxes(title_text=title, range=[-0.03, 1.06], dtick=0.2, row=1, col=column)
+    for column, (value, title) in enumerate(PANELS.items(), 1):
+        low = min(0.0, *(row[value] for row in rows))
+        figure.update_yaxes(title_text=title, range=[low - 0.03, 1.06], dtick=0.2, row=1, col=column)
     legend = {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom", "font": {"color": theme.text}}
     return figure.update_layout(legend=legend, margin_t=92)
 
@@ -142,6 +143,6 @@ def _references(figure: go.Figure, rows: Sequence[Row], theme: Theme) -> None:
             at = {"xref": "x2 domain", "yref": "y2", "y0": level, "y1": level, "x0": 0, "x1": 1}
             figure.add_shape(type="line", **at, line={"dash": "dash", "width": 1.2, "color": theme.reference})
             figure.add_annotation(
-                x=0, xref="x2 domain", xanchor="left", y=level, yref="y2", yanchor="top" if level > 0.9 else "bottom",
+                x=1, xref="x2 domain", xanchor="right", y=level, yref="y2", yanchor="top" if level > 0.9 else "bottom",
                 text=label, showarrow=False, font={"size": 11, "color": theme.muted},
             )  # fmt: skip

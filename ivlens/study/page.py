@@ -82,7 +82,7 @@ def page(result: StudyResult) -> str:
         forgetting_text=_said(numbers["instruction"]),
         dynamics_text=_said(numbers["cosine"]),
         maps_text="Drift: how far what a head writes on average has moved, as a share of what it wrote at first (1, "
-        "for one, where it fell silent). R²: of a line that was fitted on the other tasks; step and weight distance are "
+        "for one, where it fell silent). R²: of a line fitted on the other tasks; step and weight distance are "
         "rivals that know nothing of vectors.",
         causal_text=_said(numbers["reinjection"]) + " " + _said(numbers["overlaid"]),
         guidance_text="The same training again, guided. <b>iv</b> is the method of the papers (progressive "

@@ -227,9 +227,10 @@ class Page {
     this.againButton = make("button", { type: "button", onclick: () => this.set({ random: true, seed: this.state.seed + 1 }) }, "Draw another");
     return this.panel("Heads and vector", "middle",
       this.maps, this.legend, this.about,
-      this.label("Strongest heads ", this.kRange, this.k_value),
-      this.label("Layer ", this.layerRange, this.layer_value),
-      this.label("Strength ", this.alphaRange, this.alpha_value),
+      make("div", { class: "sliders" },
+        this.label("Strongest ", this.kRange, this.k_value),
+        this.label("Layer ", this.layerRange, this.layer_value),
+        this.label("Strength ", this.alphaRange, this.alpha_value)),
       make("div", { class: "pair" }, this.label("Site", this.siteSelect), this.label("Positions", this.positionsSelect)),
       donor,
       make("div", { class: "row field" },
@@ -240,7 +241,7 @@ class Page {
   }
 
   right() {
-    this.models = make("div");
+    this.models = make("div", { class: "both" });
     this.fileInput = make("input", { type: "file", accept: ".safetensors", class: "sr", tabindex: "-1", "aria-hidden": "true", onchange: () => this.upload() });
     this.codeText = make("pre", { tabindex: "0", "aria-label": "Code" });
     this.copyButton = make("button", { type: "button", onclick: () => this.copy() }, "Copy as Python");
