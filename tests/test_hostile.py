@@ -26,7 +26,7 @@ seeds = [1]
 n_prompts = 2
 n_scored = 2
 """
-N = {"command line": 150, "task and model names": 60}
+N = {"command line": 150, "store, bytes": 40, "store, content": 40, "store, tricks": 40, "checkpoint": 40}
 TARGETS = [
     "task file, bytes", "task file, content", "task table, bytes", "task folder", "task and model names",
     "vector and effects, bytes", "vector and effects, header", "vector and effects, content",
@@ -67,7 +67,7 @@ def test_hostile(targets: Targets, name: str):
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown / (2**30 if sys.platform == "darwin" else 2**20) < 1, "grew by more than 1 GB"
     tally = targets.tallies[name]
-    assert tally.n >= 60 and tally.refused.total() > 0
+    assert tally.n >= N.get(name, 80) // 2 and tally.refused.total() > 0
 
 
 def test_every_target_is_tried(targets: Targets):
