@@ -15,7 +15,8 @@
 # *told*? And the Instruction Vector: is it gone, or is it still there and no longer used? Each question has a measurement.
 #
 # The training here is short and rough on purpose (one seed, a high learning rate), so that something is forgotten within
-# seconds. For another model choose tasks that it does well, and a learning rate that suits it.
+# seconds: at half the rate, 1e-3, accuracy on the old tasks stayed at 1.00. For another model choose tasks that it does
+# well, and a learning rate that suits it.
 
 # %%
 MODEL = "pocket"

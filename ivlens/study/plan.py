@@ -1,4 +1,4 @@
-"""What a study trains, watches and asks; fixed before anything is measured."""
+"""What a study trains, watches and asks."""
 
 from dataclasses import dataclass, field
 
