@@ -230,7 +230,7 @@ def page(numbers: dict[str, Any]) -> str:
         "lost",
         "twice",
     ]
-    return "\n".join([*lines, table(head, rows)])
+    return "\n".join([*lines, *([table(head, rows)] if rows else [])])
 
 
 def write_page(numbers: dict[str, Any]) -> None:
