@@ -89,7 +89,7 @@ def checkpoint_series(
     if len(found) < 2 or len(set(names)) < len(names):
         raise ValueError(
             f"the series has the checkpoints {', '.join(names) or 'none'}, expected two or more with distinct names; "
-            "name the model before training with first=."
+            "name the model before training (first=, on the command line --before)."
         )
     return CheckpointSeries(found[0], tuple(found[1:]))
 

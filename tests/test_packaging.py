@@ -26,7 +26,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # The rooms of the house from the ground up, each with the modules it is made of: a module imports only from its own
 # room and from those before it. The lazy names of `ivlens` itself belong to no room and are for users only.
 ROOMS = [
-    "_files _bootstrap _kept hub records loaders tasks",
+    "_counts _files _bootstrap _kept hub records loaders tasks",
     "_tokens templates prompts",
     "_opening _weights _boot _plain _adapters models checkpoints _artefacts _memory",
     "hooks",

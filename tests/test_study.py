@@ -225,3 +225,36 @@ def test_commands_say_what_is_missing(tmp_path, capsys):
     assert "holds no checkpoints" in capsys.readouterr().err
     assert main(["study", "--old", "antonym", "--out", str(tmp_path)]) == 2
     assert "two or more old ones" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ("study --n-draws -1", "n_draws is -1, expected a whole number, 1 or more"),
+        ("study --k 0", "k is 0, expected a whole number, 1 or more"),
+        ("study --n-prompts 0", "n_prompts is 0, expected a whole number, 1 or more"),
+        ("study --n-steps 2", "n_steps is 2 and n_records 3, expected no more records than steps"),
+        ("study --lr nan", "lr is nan, expected a finite number"),
+        ("study --method magic", "method is 'magic', expected one of full"),
+        ("study --figures gif", "has suffix '.gif', expected one of .html"),
+        ("forget CHECKPOINTS --figures gif", "has suffix '.gif', expected one of .html"),
+        ("dynamics CHECKPOINTS --figures gif", "has suffix '.gif', expected one of .html"),
+        ("dynamics CHECKPOINTS --k 0", "--k is 0, expected a whole number, 1 or more"),
+        ("dynamics CHECKPOINTS --n-effects 0", "--n-effects is 0, expected a whole number, 1 or more"),
+        ("dynamics CHECKPOINTS --causal --n-draws 0", "n_draws is 0, expected a whole number, 1 or more"),
+        ("dynamics CHECKPOINTS --causal --new nosuch", "Task 'nosuch' is unknown"),
+        ("dynamics CHECKPOINTS --new second_letter", "expected it together with --causal"),
+    ],
+)
+def test_commands_refuse_before_they_measure(checkpoints, words, said, tmp_path, capsys):
+    command = [str(checkpoints) if word == "CHECKPOINTS" else word for word in words.split()]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and said in err, err
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_more_heads_than_the_model_has(checkpoints, tmp_path, capsys):
+    command = ["dynamics", str(checkpoints), "--task", "antonym", "--k", "49", "--out", str(tmp_path)]
+    assert main(command) == 2
+    assert "k is 49, expected 1 to 48 for this model" in capsys.readouterr().err

@@ -389,6 +389,8 @@ def test_lab_on_the_command_line_says_what_is_wrong(monkeypatch, capsys):
     pytest.importorskip("panel")
     assert cli.main(["lab", "--task", "antonym", "--layer", "6", "--no-browser"]) == 2
     assert "layer is 6, expected a whole number from 0 to 5" in capsys.readouterr().err
+    assert cli.main(["lab", "--task", "antonym", "--n-prompts", "0", "--no-browser"]) == 2
+    assert "n_prompts is 0, expected a whole number, 1 or more" in capsys.readouterr().err
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         assert cli.main(["lab", "--task", "antonym", "--port", port, "--no-browser"]) == 2

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from ivlens.checkpoints import CheckpointSeries
-    from ivlens.dynamics import Dynamics
+    from ivlens.dynamics import CausalOptions, Dynamics
     from ivlens.tasks import Task
 
 SHOWN = {
@@ -62,13 +62,23 @@ def dynamics(
         figures: Suffix of the figures: html, png, svg, pdf, json.
     """
     quiet_libraries()
+    from ivlens._counts import check_count
     from ivlens._files import ready_folder, write_whole
-    from ivlens.dynamics import TrackOptions, similarity, track
+    from ivlens.dynamics import CausalOptions, TrackOptions, similarity, track
     from ivlens.figures import drift_heatmap, dynamics_curves, similarity_matrix, write_figure
+    from ivlens.figures.theme import check_suffix
+    from ivlens.tasks import load_task
 
     chosen = which or SeriesOptions()
     tasks, series = chosen.tasks(), chosen.series(checkpoints)
+    for name, count in (("--n-prompts", chosen.n_prompts), ("--n-effects", n_effects), ("--k", k)):
+        check_count(name, count, 1)
     options = TrackOptions(n_prompts=n_effects, k=k, n_scored=chosen.n_prompts, seed=chosen.seed)
+    check_suffix(out / f"curves.{figures}")
+    if new is not None and not causal:
+        raise ValueError(f"--new is {new!r}, expected it together with --causal; add that, or leave it out.")
+    asked = CausalOptions(n_prompts=chosen.n_prompts, n_draws=n_draws, seed=chosen.seed) if causal else None
+    taught = None if new is None else load_task(new)
     ready_folder(out)
     found = track(series, tasks, options, folder=out / "stages", on_checkpoint=said)
     for name in ("tasks", "heads", "layers"):
@@ -84,7 +94,7 @@ def dynamics(
         "drift": drift_heatmap(found),
         "similarity": similarity_matrix(named),
     }
-    tests = _causal(series, found, tasks, new, n_draws, chosen, out) if causal else None
+    tests = None if asked is None else _causal(series, found, tasks, taught, asked, out)
     if tests is not None:
         from ivlens.figures import causal_plot
 
@@ -110,29 +120,27 @@ def _causal(
     series: "CheckpointSeries",
     found: "Dynamics",
     tasks: "list[Task]",
-    new: str | None,
-    n_draws: int,
-    chosen: SeriesOptions,
+    new: "Task | None",
+    options: "CausalOptions",
     out: Path,
 ) -> "pd.DataFrame":
     """All causal tests between the first and the last model, measured once."""
     import pandas as pd
 
     from ivlens._kept import kept_table
-    from ivlens.dynamics import CausalOptions, TrackOptions, causal_tests, measure_stage
-    from ivlens.tasks import load_task
+    from ivlens.dynamics import TrackOptions, causal_tests, measure_stage
 
-    options = CausalOptions(n_prompts=chosen.n_prompts, n_draws=n_draws, seed=chosen.seed)
     last = series.later[-1]
 
     def measured() -> "pd.DataFrame":
         before, after, vector = series.first.open(), last.open(), None
         if new is not None:
-            track = TrackOptions(n_prompts=24, k=int(found.stages[0].settings["k"]), seed=chosen.seed)
-            vector = measure_stage(after, [load_task(new)], track, first=before).vector(load_task(new).name)
+            track = TrackOptions(n_prompts=24, k=int(found.stages[0].settings["k"]), seed=options.seed)
+            vector = measure_stage(after, [new], track, first=before).vector(new.name)
         tests = causal_tests(before, after, (found.stages[0], found.stages[-1]), tasks, new=vector, options=options)
         return pd.concat([test.frame() for test in tests], ignore_index=True)
 
     settings = [dict(stage.settings) for stage in (found.stages[0], found.stages[-1])]
-    key = {"models": [series.first.key(), last.key()], "options": str(options), "stages": settings, "new": new}
+    key = {"models": [series.first.key(), last.key()], "options": str(options), "stages": settings}
+    key["new"] = None if new is None else [new.name, new.content_hash()]
     return kept_table(out / "causal.parquet", key, measured)

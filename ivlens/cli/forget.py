@@ -85,13 +85,14 @@ def forget(
     from ivlens._files import ready_folder, write_whole
     from ivlens._kept import kept_table
     from ivlens.figures.forgetting import forgetting_plot
-    from ivlens.figures.theme import write_figure
+    from ivlens.figures.theme import check_suffix, write_figure
     from ivlens.forgetting import ProbeOptions, decomposition, probe
     from ivlens.tasks import hash_of_tasks
 
     chosen = which or SeriesOptions()
     tasks, series = chosen.tasks(), chosen.series(checkpoints)
     options = ProbeOptions(split=split, n_prompts=chosen.n_prompts, seed=chosen.seed)
+    check_suffix(out / f"forgetting.{figures}")
     ready_folder(out)
     probes: list[tuple[str, pd.DataFrame]] = []
     for checkpoint in series:

@@ -67,10 +67,12 @@ def study(
     quiet_libraries()
     from ivlens._files import ready_folder
     from ivlens.figures import LIGHT, write_figure
+    from ivlens.figures.theme import check_suffix
     from ivlens.study import run_study, write_study
     from ivlens.study.page import about, claims_of, study_figures, write_page
 
     options = _options(model, old, new, amounts or StudyAmounts())
+    check_suffix(out / f"figures.{figures}")
     ready_folder(out)
     result = run_study(options, say=lambda text: print(f"ivlens: {text}", file=sys.stderr, flush=True))
 

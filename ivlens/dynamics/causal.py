@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from ivlens._bootstrap import grouped_interval
+from ivlens._counts import check_counts
 from ivlens._summary import Judged, Scores, summary
 from ivlens._trials import Trials
 from ivlens.controls import HeadMeans, random_head_vectors, random_vectors
@@ -50,6 +51,9 @@ class CausalOptions:
     n_draws: int = 19
     template: str | PromptTemplate = "plain"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_counts(self, n_prompts=1, n_draws=1)
 
 
 @dataclass(frozen=True, eq=False)

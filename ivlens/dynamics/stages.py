@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ivlens._artefacts import Artefact
+from ivlens._counts import check_counts
 from ivlens._heads import Heads, head_writes
 from ivlens.activations import mean_head_outputs
 from ivlens.effects import HeadEffects, head_effects
@@ -42,6 +43,9 @@ class TrackOptions:
     n_scored: int | None = None
     template: str = "plain"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_counts(self, n_prompts=1, k=1, n_scored=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,6 +163,9 @@ def measure_stage(
     """
     options = options or TrackOptions()
     check_unsteered(model)
+    n_heads = model.cfg.n_layers * model.cfg.n_heads
+    if options.k > n_heads:
+        raise ValueError(f"k is {options.k}, expected 1 to {n_heads} for this model, which has no more heads.")
     names = [task.name for task in tasks]
     if not tasks or len(set(names)) < len(names):
         raise ValueError(f"tasks are {names}, expected one or more with distinct names.")

@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass, field
 
+from ivlens._counts import check_counts
 from ivlens.dynamics import CausalOptions, TrackOptions
 from ivlens.forgetting import ProbeOptions
 from ivlens.sweeps import Grid
-from ivlens.tuning import TuneOptions, find_recipe
+from ivlens.tuning import TuneOptions, find_recipe, new_method
 
 # old to the built-in model, and things to know: every one has clozes, so that both kinds of probability are defined
 OLD_TASKS = ("antonym", "english_french", "comparative", "country_capital", "present_past", "singular_plural")
@@ -65,8 +66,14 @@ class StudyOptions:
             raise ValueError(f"guidance is {', '.join(self.guidance)}, expected {PLAIN} first.")
         for name in self.guidance:
             find_recipe(name)
+        new_method(self.method)
+        check_counts(self, n_prompts=1, n_effects=1, n_draws=1, k=1, n_samples=1, n_records=1)
+        _ = self.tune  # which checks its own, here and not after the first measurements
         if not 1 <= self.n_records <= self.n_steps:
-            raise ValueError(f"n_records is {self.n_records}, expected 1 to n_steps ({self.n_steps}).")
+            raise ValueError(
+                f"n_steps is {self.n_steps} and n_records {self.n_records}, expected no more records than steps, and 1 "
+                "or more; take more steps."
+            )
 
     @property
     def tune(self) -> TuneOptions:

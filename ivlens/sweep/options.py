@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from functools import cache
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from ivlens._counts import check_counts
 from ivlens._edits import POSITIONS
 from ivlens.effects.engines import find_engine
 from ivlens.effects.request import check_mode
@@ -33,7 +34,7 @@ class EffectsOptions:
     correct_only: bool = False
 
     def __post_init__(self) -> None:
-        _check_counts(self, n_prompts=1, n_mean_prompts=1, n_shots=0)
+        check_counts(self, n_prompts=1, n_mean_prompts=1, n_shots=0)
         _check_choice("corruption", self.corruption, (None, *CORRUPTIONS))
         check_score(self.score, has_foils=True)
         check_mode(self.mode)
@@ -50,7 +51,7 @@ class VectorOptions(EffectsOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_counts(self, k=1)
+        check_counts(self, k=1)
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class InterventionOptions(VectorOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_counts(self, n_draws=0, n_judged=1)
+        check_counts(self, n_draws=0, n_judged=1)
         _check_choice("judged_on", self.judged_on, CORRUPTIONS)
         _check_choice("positions", self.positions, POSITIONS)
         for site in self.sites:
@@ -94,7 +95,7 @@ class TuningOptions:
     keep_model: bool = False
 
     def __post_init__(self) -> None:
-        _check_counts(self, n_samples=1)
+        check_counts(self, n_samples=1)
         _check_choice("method", self.method, tuple(METHODS))
         find_recipe(self.guidance)
         find_template(self.template)
@@ -115,7 +116,7 @@ class ForgettingOptions:
     template: str = "plain"
 
     def __post_init__(self) -> None:
-        _check_counts(self, n_prompts=1, n_clozes=1)
+        check_counts(self, n_prompts=1, n_clozes=1)
         find_template(self.template)
 
 
@@ -129,7 +130,7 @@ class DynamicsOptions:
     template: str = "plain"
 
     def __post_init__(self) -> None:
-        _check_counts(self, n_prompts=1, k=1, n_scored=1)
+        check_counts(self, n_prompts=1, k=1, n_scored=1)
         find_template(self.template)
 
 
@@ -150,7 +151,7 @@ class Setting:
     max_memory: int = field(default=2**28)
 
     def __post_init__(self) -> None:
-        _check_counts(self, threads=1, max_memory=2**20)
+        check_counts(self, threads=1, max_memory=2**20)
 
 
 def checked(made: type[Any], values: Mapping[str, Any], where: str) -> Any:
@@ -210,13 +211,6 @@ def _as(value: Any, hint: Any) -> Any:
         (inner,) = (get_args(one)[0] for one in _members(hint) if get_origin(one) is tuple)
         return tuple(float(item) if inner is float else item for item in value)
     return float(value) if float in _members(hint) and not isinstance(value, bool) else value
-
-
-def _check_counts(options: Any, **least: int) -> None:
-    for name, low in least.items():
-        value = getattr(options, name)
-        if value is not None and not low <= value < 2**53:
-            raise ValueError(f"{name} is {value}, expected a whole number, {low} or more.")
 
 
 def _check_choice(name: str, value: object, known: tuple[object, ...]) -> None:

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 
+from ivlens._counts import check_counts
 from ivlens._edits import Positions
 from ivlens._summary import Setting
 from ivlens.effects import HeadEffects, head_effects
@@ -35,6 +36,9 @@ class EngineOptions:
     n_prompts: int = 32
     n_search: int = 24
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_counts(self, n_prompts=1, n_search=0)
 
 
 class Engine:
