@@ -223,5 +223,10 @@ def test_commands_say_what_is_missing(tmp_path, capsys):
     assert "is no folder, expected one with checkpoints" in capsys.readouterr().err
     assert main(["dynamics", str(tmp_path)]) == 2
     assert "holds no checkpoints" in capsys.readouterr().err
+    assert main(["dynamics", str(tmp_path), "--new", "second_letter"]) == 2
+    assert "--new is 'second_letter' without --causal" in capsys.readouterr().err
+    for command in (["forget", "x"], ["dynamics", "x"], ["study"]):
+        assert main([*command, "--figures", "gif"]) == 2
+        assert "gif" in capsys.readouterr().err, "a suffix is refused before anything is measured"
     assert main(["study", "--old", "antonym", "--out", str(tmp_path)]) == 2
     assert "two or more old ones" in capsys.readouterr().err

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from ivlens.cli._options import AsJson, quiet_libraries
+from ivlens.cli._options import AsJson, FigureSuffix, quiet_libraries
 from ivlens.cli._output import print_json, print_table
 from ivlens.cli.forget import SeriesOptions, said
 
@@ -39,7 +39,7 @@ def dynamics(
     causal: Annotated[bool, Parameter(negative="")] = False,
     new: str | None = None,
     n_draws: int = 19,
-    figures: str = "html",
+    figures: FigureSuffix = "html",
     as_json: AsJson = False,
 ) -> None:
     """Follow the Instruction Vectors of old tasks through checkpoints: do they stay, and are they written and read?
@@ -59,8 +59,10 @@ def dynamics(
             (causal.parquet): write test, read test, re-injection.
         new: The task that was trained: with `--causal`, its vector is also taken away from the last model.
         n_draws: Random vectors, and sets of random heads, beside every vector.
-        figures: Suffix of the figures: html, png, svg, pdf, json.
+        figures: Suffix of the figures.
     """
+    if new is not None and not causal:
+        raise ValueError(f"--new is {new!r} without --causal, expected both: only causal tests use it; add --causal.")
     quiet_libraries()
     from ivlens._files import ready_folder, write_whole
     from ivlens.dynamics import TrackOptions, similarity, track
@@ -123,16 +125,17 @@ def _causal(
     from ivlens.tasks import load_task
 
     options = CausalOptions(n_prompts=chosen.n_prompts, n_draws=n_draws, seed=chosen.seed)
-    last = series.later[-1]
+    last, new_task = series.later[-1], None if new is None else load_task(new)
 
     def measured() -> "pd.DataFrame":
         before, after, vector = series.first.open(), last.open(), None
-        if new is not None:
-            track = TrackOptions(n_prompts=24, k=int(found.stages[0].settings["k"]), seed=chosen.seed)
-            vector = measure_stage(after, [load_task(new)], track, first=before).vector(load_task(new).name)
+        if new_task is not None:
+            alike = {name: found.stages[0].settings[name] for name in ("n_prompts", "k", "seed")}
+            vector = measure_stage(after, [new_task], TrackOptions(**alike), first=before).vector(new_task.name)
         tests = causal_tests(before, after, (found.stages[0], found.stages[-1]), tasks, new=vector, options=options)
         return pd.concat([test.frame() for test in tests], ignore_index=True)
 
     settings = [dict(stage.settings) for stage in (found.stages[0], found.stages[-1])]
-    key = {"models": [series.first.key(), last.key()], "options": str(options), "stages": settings, "new": new}
+    key = {"models": [series.first.key(), last.key()], "options": str(options), "stages": settings}
+    key |= {"new": None if new_task is None else new_task.content_hash()}
     return kept_table(out / "causal.parquet", key, measured)

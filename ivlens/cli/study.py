@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from ivlens.cli._options import AsJson, quiet_libraries
+from ivlens.cli._options import AsJson, FigureSuffix, quiet_libraries
 from ivlens.cli._output import print_json, print_table
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def study(
     new: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     amounts: StudyAmounts | None = None,
     out: Path = Path("out/study"),
-    figures: str = "json",
+    figures: FigureSuffix = "json",
     as_json: AsJson = False,
 ) -> None:
     """Train on new tasks, take apart what is forgotten, and test every claim of the paper beside its controls.
@@ -77,10 +77,11 @@ def study(
     def also(folder: Path) -> None:
         write_page(result, folder / "index.html")
         claims_of(result).to_parquet(folder / "claims.parquet")
-        for name, figure in study_figures(result, LIGHT).items():
-            write_figure(figure, folder / "figures" / f"{name}.{figures}")
 
     write_study(result, out, also=also)
+    # last: a machine without a browser for images must not cost minutes of training
+    for name, figure in study_figures(result, LIGHT).items():
+        write_figure(figure, out / "figures" / f"{name}.{figures}")
     if as_json:
         print_json({**about(result), "page": str(out / "index.html")})
         return
