@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ivlens._bootstrap import LEVEL, N_RESAMPLES
+
 METRICS = ("accuracy", "prob", "logprob")
-N_RESAMPLES = 2000
-LEVEL = 0.95
 
 
 class Setting(NamedTuple):

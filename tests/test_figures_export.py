@@ -230,6 +230,8 @@ def test_the_study_in_figures() -> None:
         knowledge_curves(tables["l"], measure="speed")
     moved = drift_of_table(tables["n"]).data[0].z
     assert moved.shape == (2, 3) and moved[1, 2] == pytest.approx(0.6) and moved[0, 0] == 0
+    tables["n"].loc[tables["n"]["step"] > 0, "step"] = -1  # as of a checkpoint whose name has no number
+    assert drift_of_table(tables["n"]).data[0].z[1, 2] == pytest.approx(0.6), "another one than the last is drawn"
     table = claims_table(tables["q"])
     assert r"It falls\_more. & 5 \% & 0.70 {\scriptsize [0.50, 0.90]} & 0.50 & seen in pocket" in table
 

@@ -223,6 +223,11 @@ def test_commands_say_what_is_missing(tmp_path, capsys):
     assert "is no folder, expected one with checkpoints" in capsys.readouterr().err
     assert main(["dynamics", str(tmp_path)]) == 2
     assert "holds no checkpoints" in capsys.readouterr().err
+    assert main(["dynamics", str(tmp_path), "--new", "second_letter"]) == 2
+    assert "--new is 'second_letter' without --causal" in capsys.readouterr().err
+    for command in (["forget", "x"], ["dynamics", "x"], ["study"]):
+        assert main([*command, "--figures", "gif"]) == 2
+        assert "gif" in capsys.readouterr().err, "a suffix is refused before anything is measured"
     assert main(["study", "--old", "antonym", "--out", str(tmp_path)]) == 2
     assert "two or more old ones" in capsys.readouterr().err
 
@@ -236,14 +241,11 @@ def test_commands_say_what_is_missing(tmp_path, capsys):
         ("study --n-steps 2", "n_steps is 2 and n_records 3, expected no more records than steps"),
         ("study --lr nan", "lr is nan, expected a finite number"),
         ("study --method magic", "method is 'magic', expected one of full"),
-        ("study --figures gif", "has suffix '.gif', expected one of .html"),
-        ("forget CHECKPOINTS --figures gif", "has suffix '.gif', expected one of .html"),
-        ("dynamics CHECKPOINTS --figures gif", "has suffix '.gif', expected one of .html"),
         ("dynamics CHECKPOINTS --k 0", "--k is 0, expected a whole number, 1 or more"),
         ("dynamics CHECKPOINTS --n-effects 0", "--n-effects is 0, expected a whole number, 1 or more"),
         ("dynamics CHECKPOINTS --causal --n-draws 0", "n_draws is 0, expected a whole number, 1 or more"),
         ("dynamics CHECKPOINTS --causal --new nosuch", "Task 'nosuch' is unknown"),
-        ("dynamics CHECKPOINTS --new second_letter", "expected it together with --causal"),
+        ("dynamics CHECKPOINTS --new second_letter", "without --causal, expected both"),
     ],
 )
 def test_commands_refuse_before_they_measure(checkpoints, words, said, tmp_path, capsys):

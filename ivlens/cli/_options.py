@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from ivlens.models import TransformerBridge
     from ivlens.tasks import Task
 
+FigureSuffix = Literal["html", "png", "svg", "pdf", "json"]
 AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object instead of text.")]
 
 

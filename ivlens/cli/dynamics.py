@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from ivlens.cli._options import AsJson, quiet_libraries
+from ivlens.cli._options import AsJson, FigureSuffix, quiet_libraries
 from ivlens.cli._output import print_json, print_table
 from ivlens.cli.forget import SeriesOptions, said
 
@@ -39,7 +39,7 @@ def dynamics(
     causal: Annotated[bool, Parameter(negative="")] = False,
     new: str | None = None,
     n_draws: int = 19,
-    figures: str = "html",
+    figures: FigureSuffix = "html",
     as_json: AsJson = False,
 ) -> None:
     """Follow the Instruction Vectors of old tasks through checkpoints: do they stay, and are they written and read?
@@ -59,14 +59,15 @@ def dynamics(
             (causal.parquet): write test, read test, re-injection.
         new: The task that was trained: with `--causal`, its vector is also taken away from the last model.
         n_draws: Random vectors, and sets of random heads, beside every vector.
-        figures: Suffix of the figures: html, png, svg, pdf, json.
+        figures: Suffix of the figures.
     """
+    if new is not None and not causal:
+        raise ValueError(f"--new is {new!r} without --causal, expected both: only causal tests use it; add --causal.")
     quiet_libraries()
     from ivlens._counts import check_count
     from ivlens._files import ready_folder, write_whole
     from ivlens.dynamics import CausalOptions, TrackOptions, similarity, track
     from ivlens.figures import drift_heatmap, dynamics_curves, similarity_matrix, write_figure
-    from ivlens.figures.theme import check_suffix
     from ivlens.tasks import load_task
 
     chosen = which or SeriesOptions()
@@ -74,9 +75,6 @@ def dynamics(
     for name, count in (("--n-prompts", chosen.n_prompts), ("--n-effects", n_effects), ("--k", k)):
         check_count(name, count, 1)
     options = TrackOptions(n_prompts=n_effects, k=k, n_scored=chosen.n_prompts, seed=chosen.seed)
-    check_suffix(out / f"curves.{figures}")
-    if new is not None and not causal:
-        raise ValueError(f"--new is {new!r}, expected it together with --causal; add that, or leave it out.")
     asked = CausalOptions(n_prompts=chosen.n_prompts, n_draws=n_draws, seed=chosen.seed) if causal else None
     taught = None if new is None else load_task(new)
     ready_folder(out)
@@ -135,12 +133,12 @@ def _causal(
     def measured() -> "pd.DataFrame":
         before, after, vector = series.first.open(), last.open(), None
         if new is not None:
-            track = TrackOptions(n_prompts=24, k=int(found.stages[0].settings["k"]), seed=options.seed)
-            vector = measure_stage(after, [new], track, first=before).vector(new.name)
+            alike = {name: found.stages[0].settings[name] for name in ("n_prompts", "k", "seed")}
+            vector = measure_stage(after, [new], TrackOptions(**alike), first=before).vector(new.name)
         tests = causal_tests(before, after, (found.stages[0], found.stages[-1]), tasks, new=vector, options=options)
         return pd.concat([test.frame() for test in tests], ignore_index=True)
 
     settings = [dict(stage.settings) for stage in (found.stages[0], found.stages[-1])]
     key = {"models": [series.first.key(), last.key()], "options": str(options), "stages": settings}
-    key["new"] = None if new is None else [new.name, new.content_hash()]
+    key |= {"new": None if new is None else new.content_hash()}
     return kept_table(out / "causal.parquet", key, measured)

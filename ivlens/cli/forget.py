@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from ivlens.cli._options import AsJson, quiet_libraries
+from ivlens.cli._options import AsJson, FigureSuffix, quiet_libraries
 from ivlens.cli._output import print_json, print_table
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def forget(
     out: Path = Path("out/forget"),
     split: Literal["select", "test"] = "test",
     measure: Literal["prob", "seq_prob", "greedy", "ranked"] = "seq_prob",
-    figures: str = "html",
+    figures: FigureSuffix = "html",
     as_json: AsJson = False,
 ) -> None:
     """Take apart what checkpoints have forgotten: instruction probability and knowledge probability of old tasks.
@@ -77,7 +77,7 @@ def forget(
         out: Folder for probes/ (every example), forgetting.parquet (both drops, with intervals) and the figure.
         split: Inputs to judge on.
         measure: What the table and the figure show: probability of the first token or of the whole answer, or accuracy.
-        figures: Suffix of the figure: html, png, svg, pdf, json.
+        figures: Suffix of the figure.
     """
     quiet_libraries()
     import pandas as pd
@@ -85,14 +85,13 @@ def forget(
     from ivlens._files import ready_folder, write_whole
     from ivlens._kept import kept_table
     from ivlens.figures.forgetting import forgetting_plot
-    from ivlens.figures.theme import check_suffix, write_figure
+    from ivlens.figures.theme import write_figure
     from ivlens.forgetting import ProbeOptions, decomposition, probe
     from ivlens.tasks import hash_of_tasks
 
     chosen = which or SeriesOptions()
     tasks, series = chosen.tasks(), chosen.series(checkpoints)
     options = ProbeOptions(split=split, n_prompts=chosen.n_prompts, seed=chosen.seed)
-    check_suffix(out / f"forgetting.{figures}")
     ready_folder(out)
     probes: list[tuple[str, pd.DataFrame]] = []
     for checkpoint in series:

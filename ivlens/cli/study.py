@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from ivlens.cli._options import AsJson, quiet_libraries
+from ivlens.cli._options import AsJson, FigureSuffix, quiet_libraries
 from ivlens.cli._output import print_json, print_table
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def study(
     new: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     amounts: StudyAmounts | None = None,
     out: Path = Path("out/study"),
-    figures: str = "json",
+    figures: FigureSuffix = "json",
     as_json: AsJson = False,
 ) -> None:
     """Train on new tasks, take apart what is forgotten, and test every claim of the paper beside its controls.
@@ -67,22 +67,21 @@ def study(
     quiet_libraries()
     from ivlens._files import ready_folder
     from ivlens.figures import LIGHT, write_figure
-    from ivlens.figures.theme import check_suffix
     from ivlens.study import run_study, write_study
     from ivlens.study.page import about, claims_of, study_figures, write_page
 
     options = _options(model, old, new, amounts or StudyAmounts())
-    check_suffix(out / f"figures.{figures}")
     ready_folder(out)
     result = run_study(options, say=lambda text: print(f"ivlens: {text}", file=sys.stderr, flush=True))
 
     def also(folder: Path) -> None:
         write_page(result, folder / "index.html")
         claims_of(result).to_parquet(folder / "claims.parquet")
-        for name, figure in study_figures(result, LIGHT).items():
-            write_figure(figure, folder / "figures" / f"{name}.{figures}")
 
     write_study(result, out, also=also)
+    # last: a machine without a browser for images must not cost minutes of training
+    for name, figure in study_figures(result, LIGHT).items():
+        write_figure(figure, out / "figures" / f"{name}.{figures}")
     if as_json:
         print_json({**about(result), "page": str(out / "index.html")})
         return

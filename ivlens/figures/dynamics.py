@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from jaxtyping import Float
 from plotly.subplots import make_subplots
 
 from ivlens.dynamics import Dynamics
@@ -57,19 +58,22 @@ def drift_heatmap(dynamics: Dynamics, *, checkpoint: str | None = None, theme: T
     Raises:
         KeyError: no such checkpoint.
     """
-    moved = dynamics.drift_map(checkpoint).numpy()
-    n_layers, n_heads = moved.shape
+    name = checkpoint or dynamics.stages[-1].name
+    return drift_map(dynamics.drift_map(checkpoint).numpy(), f"{name} against {dynamics.stages[0].name}", theme)
+
+
+def drift_map(drift: Float[np.ndarray, "n_layers n_heads"], note: str, theme: Theme) -> go.Figure:
+    """Drift of every head on a scale from 0 to the largest; NaN where it is not known."""
+    n_layers, n_heads = drift.shape
     scale = [[place, colour] for place, colour in ((0.0, theme.surface), (0.5, colour_at(theme.diverging, 0.75)),
                                                    (1.0, colour_at(theme.diverging, 1.0)))]  # fmt: skip
     figure = go.Figure(
         go.Heatmap(
-            z=moved, zmin=0, zmax=float(np.max(moved)) or 1.0, colorscale=scale, xgap=1, ygap=1,
-            hovertemplate="L%{y}H%{x}: %{z:.2f}<extra></extra>", colorbar=colour_bar(theme, "drift"),
+            z=drift, zmin=0, zmax=float(np.nanmax(drift)) or 1.0, colorscale=scale, xgap=1, ygap=1, hoverongaps=False,
+            hovertemplate="L%{y}H%{x}: %{z:.2f}<extra></extra>", colorbar=colour_bar(theme, "drift (share)"),
         )
     )  # fmt: skip
-    name = checkpoint or dynamics.stages[-1].name
-    styled(figure, theme, "Where heads write something else", f"{name} against {dynamics.stages[0].name}",
-           height=120 + max(170, min(34 * n_layers, 560)))  # fmt: skip
+    styled(figure, theme, "Where heads write something else", note, height=120 + max(170, min(34 * n_layers, 560)))
     ticks = {"tickmode": "linear", "tick0": 0, "dtick": 1 if n_heads <= 16 else 4 if n_heads <= 40 else 8}
     figure.update_xaxes(title_text="head", showgrid=False, **ticks, range=[-0.5, n_heads - 0.5])
     figure.update_yaxes(

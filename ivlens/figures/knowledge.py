@@ -5,7 +5,8 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from ivlens.figures._rows import grouped, mean, rows_of
-from ivlens.figures.theme import LIGHT, Theme, colour_at, colour_bar, styled, translucent
+from ivlens.figures.dynamics import drift_map
+from ivlens.figures.theme import LIGHT, Theme, styled, translucent
 
 KINDS = {"instruction": ("with the instruction", "accent", "solid", "circle"),
          "knowledge": ("in clozes without it", "control", "dash", "square")}  # fmt: skip
@@ -62,20 +63,11 @@ def drift_of_table(heads: pd.DataFrame, *, theme: Theme = LIGHT) -> go.Figure:
     Raises:
         ValueError: a column is missing, or there are no rows.
     """
-    rows = rows_of(heads, ("step", "layer", "head", "drift"), "ivlens.dynamics.track")
-    last = [row for row in rows if row["step"] == max(row["step"] for row in rows)]
+    rows = rows_of(heads, ("checkpoint", "layer", "head", "drift"), "ivlens.dynamics.track")
+    # the last in the order of the series: not every checkpoint has a step
+    last = [row for row in rows if row["checkpoint"] == rows[-1]["checkpoint"]]
     shape = 1 + max(int(row["layer"]) for row in last), 1 + max(int(row["head"]) for row in last)
     values = np.full(shape, np.nan)
     for (layer, head), group in grouped(last, lambda row: (int(row["layer"]), int(row["head"]))).items():
         values[layer, head] = mean(row["drift"] for row in group)
-    scale = [[place, colour_at(theme.diverging, 0.5 + place / 2)] for place in (0.0, 0.5, 1.0)]
-    figure = go.Figure(
-        go.Heatmap(
-            z=values, zmin=0, colorscale=scale, xgap=1, ygap=1, hoverongaps=False,
-            colorbar=colour_bar(theme, "drift (share)"), hovertemplate="L%{y}H%{x}: %{z:.2f}<extra></extra>",
-        )
-    )  # fmt: skip
-    styled(figure, theme, "Where heads write something else", "mean over tasks, last checkpoint", height=340)
-    figure.update_xaxes(title_text="head", showgrid=False, dtick=1 if shape[1] <= 16 else 4)
-    figure.update_yaxes(title_text="layer", showgrid=False, dtick=1 if shape[0] <= 16 else 4)
-    return figure
+    return drift_map(values, f"mean over tasks, {last[0]['checkpoint']}", theme)

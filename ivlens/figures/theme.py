@@ -142,26 +142,17 @@ def write_figure(figure: go.Figure, path: str | Path, *, scale: float = 2.0) -> 
         FileNotFoundError: an image was asked for, and there is no Chrome here.
     """
     target = Path(path)
-    suffix = check_suffix(target)
+    suffix = target.suffix.lower()
     if suffix == ".html":
         content = figure.to_html(include_plotlyjs=True, config={"displaylogo": False}).encode()
     elif suffix == ".json":
         content = str(figure.to_json()).encode()
-    else:
+    elif suffix in IMAGE_SUFFIXES:
         content = _image(figure, suffix.removeprefix("."), scale)
+    else:
+        known = ", ".join((".html", ".json", *IMAGE_SUFFIXES))
+        raise ValueError(f"{target} has suffix {suffix!r}, expected one of {known}; rename it.")
     return write_whole(target, lambda path: path.write_bytes(content))
-
-
-def check_suffix(path: str | Path) -> str:
-    """The suffix of a figure's file, in small letters; before anything is measured for it.
-
-    Raises:
-        ValueError: `write_figure` writes no such files.
-    """
-    suffix = Path(path).suffix.lower()
-    if suffix not in (known := (".html", ".json", *IMAGE_SUFFIXES)):
-        raise ValueError(f"{path} has suffix {suffix!r}, expected one of {', '.join(known)}; rename it.")
-    return suffix
 
 
 def find_browser() -> str | None:
