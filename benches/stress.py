@@ -37,7 +37,7 @@ from test_store import KILLED, fill_with  # noqa: E402
 from ivlens.store import Store, collect_garbage, verify  # noqa: E402
 
 NUMBERS, PAGE = Path(__file__).parent / "stress.json", ROOT / "docs" / "reliability.md"
-SLOW = {"store, bytes": 150, "store, content": 150, "store, tricks": 150, "checkpoint": 250, "command line": 500}
+SLOW = {"store, bytes": 100, "store, content": 100, "store, tricks": 100, "checkpoint": 150, "command line": 300}
 
 WAYS = ("", "/scratch/", "state.safetensors", "/entries/")  # a kill comes soon after such a file
 
@@ -54,7 +54,15 @@ keep_model = true
 """
 
 
-def fuzz(n: int, seed: int) -> dict[str, Any]:
+def keep(part: str, found: dict[str, Any], seed: int) -> None:
+    """Put the numbers of one part into the file of numbers, and all of them into the page."""
+    numbers = json.loads(NUMBERS.read_text()) if NUMBERS.exists() else {}
+    numbers[part] = found | {"machine": machine_line(), "seed": seed}
+    NUMBERS.write_text(json.dumps(numbers, indent=1) + "\n")
+    write_page(numbers)
+
+
+def fuzz(n: int, seed: int, write: bool = False) -> dict[str, Any]:
     """At least `n` cases over all targets."""
     import huggingface_hub.constants
 
@@ -78,10 +86,18 @@ def fuzz(n: int, seed: int) -> dict[str, Any]:
             rows[name] = {"cases": tally.n, "results": tally.results, "refused": tally.refused.total()}
             rows[name]["slowest"] = round(tally.slowest, 2)
             print(name, rows[name], flush=True)
+            if write:  # hours of an interrupted run are not lost
+                keep("fuzz", _summed(rows, before, started), seed)
+    found = _summed(rows, before, started)
+    assert found["cases"] >= n and found["grown_gb"] < 1, f"{found['cases']} cases, {found['grown_gb']} GB more"
+    return found
+
+
+def _summed(rows: dict[str, Any], before: int, started: float) -> dict[str, Any]:
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
     total = sum(row["cases"] for row in rows.values())
-    assert total >= n and grown < 1, f"{total} cases, memory grew by {grown:.2f} GB"
-    return {"targets": rows, "cases": total, "grown_gb": round(grown, 2), "seconds": time.perf_counter() - started}
+    seconds = round(time.perf_counter() - started, 1)
+    return {"targets": rows, "cases": total, "grown_gb": round(grown, 2), "seconds": seconds}
 
 
 def killed_sweeps(n: int, seed: int, grid_text: str | None = None) -> dict[str, Any]:
@@ -173,7 +189,7 @@ def _finished(grid: Path, store: Path) -> dict[str, str]:
     return digests(store)
 
 
-PARTS: dict[str, tuple[Callable[[int, int], dict[str, Any]], int]] = {
+PARTS: dict[str, tuple[Callable[..., dict[str, Any]], int]] = {
     "fuzz": (fuzz, 20_000),
     "sweeps": (killed_sweeps, 30),
     "trainings": (killed_trainings, 30),
@@ -214,7 +230,7 @@ def page(numbers: dict[str, Any]) -> str:
         "lost",
         "twice",
     ]
-    return "\n".join([*lines, table(head, rows)])
+    return "\n".join([*lines, *([table(head, rows)] if rows else [])])
 
 
 def write_page(numbers: dict[str, Any]) -> None:
@@ -233,16 +249,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
-    numbers = json.loads(NUMBERS.read_text()) if NUMBERS.exists() else {}
     for part in PARTS if options.part == "all" else [options.part] if options.part != "page" else []:
         run, default = PARTS[part]
         wanted = (options.cases if part == "fuzz" else options.n) or default
-        numbers[part] = run(wanted, options.seed) | {"machine": machine_line(), "seed": options.seed}
-        print(part, json.dumps(numbers[part]))
+        more = {"write": options.write} if part == "fuzz" else {}
+        found = run(wanted, options.seed, **more)
+        print(part, json.dumps(found))
         if options.write:
-            NUMBERS.write_text(json.dumps(numbers, indent=1) + "\n")
-    if options.write:
-        write_page(numbers)
+            keep(part, found, options.seed)
+    if options.part == "page":
+        write_page(json.loads(NUMBERS.read_text()))
 
 
 if __name__ == "__main__":

@@ -14,10 +14,11 @@ def check_name(name: str | Path) -> None:
     """Refuse what cannot be a model's name, before the system is asked about it.
 
     Raises:
-        ValueError: empty, of more than 4,096 letters, or with letters that no name has.
+        ValueError: empty, longer than a path or one of its parts can be, or with letters that no name has.
     """
     text = str(name)
-    if not text.strip() or len(text) > _LONGEST_NAME or not text.isprintable():
+    parts = text.encode("utf-8", "replace").split(b"/")
+    if not text.strip() or len(text) > _LONGEST_NAME or max(map(len, parts)) > 255 or not text.isprintable():
         raise ValueError(
             f"model is {text!r:.80}, expected a checkpoint folder, a Hub name 'owner/name', or 'pocket'; check it."
         )

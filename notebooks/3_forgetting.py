@@ -15,7 +15,8 @@
 # *told*? And the Instruction Vector: is it gone, or is it still there and no longer used? Each question has a measurement.
 #
 # The training here is short and rough on purpose (one seed, a high learning rate), so that something is forgotten within
-# seconds. For another model choose tasks that it does well, and a learning rate that suits it.
+# seconds: at half the rate, 1e-3, accuracy on the old tasks stayed at 1.00. For another model choose tasks that it does
+# well, and a learning rate that suits it.
 
 # %%
 MODEL = "pocket"
@@ -36,13 +37,13 @@ new, old = ivlens.load_task(NEW), [ivlens.load_task(name) for name in OLD]
 # %% [markdown]
 # ## Teach it, and watch
 #
-# LoRA on the query and value projections, as in the papers. A *recorder* measures the vectors of the old tasks every 15
+# LoRA on the query and value projections, as in the papers. A *recorder* measures the vectors of the old tasks every 16
 # steps while the training runs; no checkpoint is written. The model that we hold stays as it is: `finetune` trains a copy.
 
 # %%
 recorder = Recorder(model, old, TrackOptions(n_prompts=12, n_scored=32))
-options = TuneOptions(lr=1e-3, n_steps=60, batch_size=32, judge_every=5)
-result = ivlens.finetune(model, new, options=options, watch=old, record=recorder, record_every=15)
+options = TuneOptions(lr=2e-3, n_steps=48, batch_size=32, judge_every=6)
+result = ivlens.finetune(model, new, options=options, watch=old, record=recorder, record_every=16)
 result.scores.round(2)
 
 # %%
@@ -82,8 +83,8 @@ bars.update_yaxes(title_text="drop of the answer's probability")
 # %% [markdown]
 # **The bars.** How far the right answer's probability fell, asked with the instruction (blue) and in clozes (orange). If
 # the blue bars are longer, the model forgot to do what it is told more than it forgot what it knew. Read `excess` for the
-# verdict: an interval that includes zero leaves it open. In `pocket`, clozes and instructions were trained in the same
-# manner, so both may fall together, unlike in the large models of the papers.
+# verdict: an interval that includes zero leaves it open. In `pocket` knowledge falls too, unlike in the large models of the
+# papers, but much less.
 #
 # ## Is the vector still there?
 #
@@ -110,7 +111,8 @@ lines.update_yaxes(title_text="accuracy (share of prompts)", row=1, col=2)
 
 # %% [markdown]
 # **Two panels.** Left: how far each task's vector has turned away from where it was. Right: what the model still does. The
-# papers found, in large models, that the left stays high while the right collapses: the vector survives, unused.
+# papers found, in large models, that the left stays high while the right collapses: the vector survives, unused. Here, with
+# a high learning rate, it turns as well.
 #
 # ## Written, read, restored?
 #
@@ -136,7 +138,8 @@ for name, (label, symbol, colour) in names.items():
     dots.add_scatter(x=table[name], y=table.index, name=label, mode="markers",
                      marker={"symbol": symbol, "size": 12, "color": colour, "line": {"width": 2, "color": colour}})  # fmt: skip
 styled(dots, LIGHT, "Is the vector written, read, and does it restore?", "means over tasks, test inputs", height=300)
-dots.update_xaxes(title_text="accuracy (share of prompts)", range=[-0.03, 1.03]).update_yaxes(autorange="reversed")
+dots.update_xaxes(title_text="accuracy (share of prompts)", range=[-0.03, 1.03])
+dots.update_yaxes(autorange="reversed", automargin=True)
 
 # %% [markdown]
 # **The marks.** In each row the blue circle has to be clearly right of the orange square, which is the best of all controls

@@ -24,10 +24,12 @@ KINDS = ["none", "heads", "heads/random_heads", "instructions_lighter"]
 import pandas as pd
 
 import ivlens
+from ivlens.benchmarks import drilled
 from ivlens.tuning import RECIPES, TuneOptions, guidance_by_name
 
 model = ivlens.load_model(MODEL)
-new, old = ivlens.load_task(NEW), [ivlens.load_task(name) for name in OLD]
+new = drilled(ivlens.load_task(NEW))  # a rule, with inputs enough to learn it; for a task of your own leave drilled out
+old = [ivlens.load_task(name) for name in OLD]
 
 # %% [markdown]
 # ## Kinds of guidance
@@ -46,7 +48,7 @@ print(*RECIPES, sep=", ")
 
 # %%
 results = {}
-options = TuneOptions(lr=2e-3, n_steps=60, batch_size=32, judge_every=6)
+options = TuneOptions(lr=4e-3, n_steps=96, batch_size=32, judge_every=8)
 for kind in KINDS:
     guidance = guidance_by_name(kind, model, new, earlier=old)
     results[kind] = ivlens.finetune(model, new, guidance=guidance, options=options, watch=old)
@@ -69,7 +71,8 @@ forgetting_against_learning(curves, kinds=KINDS)
 # %% [markdown]
 # **The figure.** Each line is one training, from its first judgement on: to the right it learns, downward it forgets. The better
 # kind is the one that is *higher at the same distance to the right*. Where lines cannot be compared, because one never gets as
-# far to the right, nothing can be said about them; train longer.
+# far to the right, nothing can be said about them; train longer. In the run that is kept here, holding the strongest heads
+# keeps no more than holding random ones up to a score of 0.5 on the new task, and more beyond it.
 #
 # ## What is added to the loss?
 #
@@ -78,7 +81,7 @@ forgetting_against_learning(curves, kinds=KINDS)
 
 # %%
 terms = results["heads"].log
-terms[[name for name in terms if name not in ("lr", "seconds", "judged", "new", "watched")]].iloc[[0, 9, 29, 59]].round(4)
+terms[[name for name in terms if name not in ("lr", "seconds", "judged", "new", "watched")]].iloc[[0, 7, 47, 95]].round(4)
 
 # %% [markdown]
 # ## What you get

@@ -26,7 +26,7 @@ seeds = [1]
 n_prompts = 2
 n_scored = 2
 """
-N = {"command line": 150, "task and model names": 60}
+N = {"command line": 150, "store, bytes": 40, "store, content": 40, "store, tricks": 40, "checkpoint": 40}
 TARGETS = [
     "task file, bytes", "task file, content", "task table, bytes", "task folder", "task and model names",
     "vector and effects, bytes", "vector and effects, header", "vector and effects, content",
@@ -67,7 +67,7 @@ def test_hostile(targets: Targets, name: str):
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown / (2**30 if sys.platform == "darwin" else 2**20) < 1, "grew by more than 1 GB"
     tally = targets.tallies[name]
-    assert tally.n >= 60 and tally.refused.total() > 0
+    assert tally.n >= N.get(name, 80) // 2 and tally.refused.total() > 0
 
 
 def test_every_target_is_tried(targets: Targets):
@@ -77,7 +77,6 @@ def test_every_target_is_tried(targets: Targets):
 def test_what_is_not_ours_is_told_from_what_is(targets: Targets):
     """Of the harness itself: it must see errors of other libraries, hangs, and files outside."""
     import json
-    import time
 
     with pytest.raises(AssertionError, match="JSONDecodeError of"):
         attempt(lambda: json.loads("{"), Tally())
@@ -86,7 +85,7 @@ def test_what_is_not_ours_is_told_from_what_is(targets: Targets):
     with pytest.raises(KeyError):
         attempt(lambda: {}["x"], Tally())
     with pytest.raises(AssertionError, match="not finished"):
-        attempt(lambda: time.sleep(20), Tally())
+        attempt(lambda: sum(n for n in range(10**10)), Tally())
     outside = targets._sandbox.root / "x"
     outside.write_text("changed")
     with pytest.raises(AssertionError, match="outside"):

@@ -118,7 +118,7 @@ def test_impossible_sizes_cost_no_memory(checkpoint, name, value):
         load_model(checkpoint)
 
 
-@pytest.mark.parametrize("name", ["", "x" * 1_000_000, "a\0b"])
+@pytest.mark.parametrize("name", ["", "x" * 1_000_000, "a\0b", "ĺ" * 200, "a/" + "b" * 256])
 def test_no_names(name):
     with pytest.raises(ValueError, match="expected a checkpoint folder, a Hub name"):
         load_model(name)

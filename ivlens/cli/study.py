@@ -51,8 +51,8 @@ def study(
     """Train on new tasks, take apart what is forgotten, and test every claim of the paper beside its controls.
 
     The page (index.html, works offline) tells it in four steps: instruction or knowledge; does the vector stay; erased
-    or overlaid; does guidance keep it. Beside it lie all tables as parquet and all figures. Three to five minutes with
-    the built-in model on two cores.
+    or overlaid; does guidance keep it. Beside it lie all tables as parquet and all figures. A few minutes with the
+    built-in model on two cores.
 
     Example: `ivlens study --model pocket --out out/study`, or
     `ivlens study --model ./checkpoint --old tasks/antonym.json --old tasks/capital.json --new tasks/new.json`

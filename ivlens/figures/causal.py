@@ -15,7 +15,7 @@ TITLES = {
 LOOKS = {
     "baseline": ("as it is", "line-ns-open", "text"),
     "iv": ("the vector", "circle", "accent"),
-    "own": ("the tuned model's own vector", "circle-open", "accent"),
+    "own": ("the tuned model's", "circle-open", "accent"),
     "random": ("random vectors", "diamond", "control"),
     "random_heads": ("random heads", "square", "control"),
     "other_tasks": ("other tasks' vectors", "triangle-up", "control"),
@@ -74,8 +74,8 @@ def causal_plot(table: pd.DataFrame, *, theme: Theme = LIGHT) -> go.Figure:
     )  # fmt: skip
     for line in range(1, len(tests)):
         figure.add_hline(y=line - 0.5, line={"width": 1, "color": theme.grid})
-    legend = {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom", "font": {"color": theme.text}}
-    return figure.update_layout(legend=legend, margin_t=112)
+    legend = {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom"}
+    return figure.update_layout(legend=legend | {"font": {"color": theme.text}}, margin_t=132)
 
 
 def guidance_plot(evidence: pd.DataFrame, *, theme: Theme = LIGHT) -> go.Figure:

@@ -110,7 +110,8 @@ def claim_table(runs: Mapping[str, pd.DataFrame], predictors: pd.DataFrame, *, s
     """
     values = {run: _quantities(table) for run, table in runs.items()}
     rows = [_row(claim, values, seed) for claim in CLAIMS]
-    rows.insert(5, _prediction(predictors))
+    fell = grouped_interval([list(found["accuracy_drop"].values()) for found in values.values()], seed)[0]
+    rows.insert(5, _prediction(predictors) | ({} if fell >= FORGOTTEN else {"verdict": NOT_TESTABLE}))
     rows.append(
         _plain_row("large", LARGE, "LLaMA2-7B, Llama3-8B, Mistral-7B", NOT_TESTABLE, "ivlens study --model NAME")
     )
@@ -141,7 +142,8 @@ def _row(claim: Claim, values: Mapping[str, Mapping[str, Mapping[str, float]]], 
     if claim.needs is not None and not interval(claim.needs[0])[0] >= claim.needs[1]:
         verdict = NOT_TESTABLE
     shown = [*(claim.parts if len(claim.parts) > 1 else ()), *claim.beside]
-    beside = ", ".join(f"{name.replace('_', ' ')} {interval(name)[0]:.2f}" for name in shown)
+    means = {name: interval(name)[0] for name in shown}
+    beside = ", ".join(f"{name.replace('_', ' ')} {_two(value)}" for name, value in means.items() if value == value)
     return {
         "claim": claim.name, "text": claim.text, "paper": claim.paper, "value": mean, "low": low, "high": high,
         "unit": claim.unit, "margin": claim.margin, "beside": beside, "verdict": verdict, "command": claim.command,
@@ -178,4 +180,9 @@ def interval_text(row: Mapping[str, Any]) -> str:
     """A claim's number with its interval and unit."""
     if row["value"] != row["value"]:
         return "–"
-    return f"{row['value']:.2f} [{row['low']:.2f}, {row['high']:.2f}] {row['unit']}"
+    return f"{_two(row['value'])} [{_two(row['low'])}, {_two(row['high'])}] {row['unit']}"
+
+
+def _two(value: float) -> str:
+    """Two decimals, and no "-0.00"."""
+    return f"{round(value, 2) + 0.0:.2f}"

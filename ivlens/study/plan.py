@@ -1,4 +1,4 @@
-"""What a study trains, watches and asks; fixed before anything is measured."""
+"""What a study trains, watches and asks."""
 
 from dataclasses import dataclass, field
 
@@ -26,7 +26,7 @@ class StudyOptions:
         method: Of training.
         n_steps: For each new task. The default was chosen by how much it makes the built-in model lose, about half of
             its accuracy on old tasks: with twice as many steps nothing is left to compare.
-        lr, batch_size, n_samples: Of each training.
+        lr, batch_size, decay, n_samples: Of each training.
         n_records: Checkpoints that are measured during each new task.
         n_prompts: Test and select prompts of each old task in every judgement.
         n_effects: Corrupted prompts of each task that effects are measured on.
@@ -43,6 +43,7 @@ class StudyOptions:
     n_steps: int = 50
     lr: float = 1e-3
     batch_size: int = 32
+    decay: str = "linear"
     n_samples: int = 1600
     n_records: int = 3
     n_prompts: int = 32
@@ -70,7 +71,9 @@ class StudyOptions:
     @property
     def tune(self) -> TuneOptions:
         """Of each training."""
-        return TuneOptions(lr=self.lr, n_steps=self.n_steps, batch_size=self.batch_size, judge_every=self.n_steps)
+        return TuneOptions(
+            lr=self.lr, n_steps=self.n_steps, batch_size=self.batch_size, decay=self.decay, judge_every=self.n_steps
+        )
 
     @property
     def track(self) -> TrackOptions:

@@ -82,6 +82,8 @@ class TrainingState:
                 tensors = {name: opened.get_tensor(name) for name in opened.keys()}
             about = json.loads(metadata["ivlens"])
             names = {name.split("/", 1)[1] for name in tensors if name.startswith("exp_avg/")}
+            if not (isinstance(about["log"], list) and all(isinstance(row, dict) for row in about["log"])):
+                raise KeyError("log")
             if [row["step"] for row in about["log"]] != [*range(1, len(about["log"]) + 1)]:
                 raise KeyError("step")
             if any(f"{moment}/{name}" not in tensors for name in names for moment in _MOMENTS):
