@@ -1,7 +1,7 @@
 """Everything that is kept of one checkpoint: enough to compare it with any other without opening either again."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,8 @@ class Stage:
         name, step: As in the series; step -1 where it is not known.
         model: Which model.
         tasks: By name.
-        distance: `‖W - W_0‖ / ‖W_0‖` over all weights, from the first model of the series; 0 for that one.
+        distance: `‖W - W_0‖ / ‖W_0‖` over all weights, from the first model of the series; 0 for that one, NaN where
+            it is not known.
         settings: Options of the measurement, and of each task's effects (`effects`).
     """
 
@@ -223,7 +224,7 @@ def _task_stage(
     )
     if not halves:
         return stage
-    return TaskStage(**{**vars(stage), "split_half": _split_half(source, found, stage.top_heads(options.k))})
+    return replace(stage, split_half=_split_half(source, found, stage.top_heads(options.k)))
 
 
 def _directions(model: TransformerBridge, batch: PromptBatch) -> Float[Tensor, "n_layers d_model"]:
