@@ -139,9 +139,12 @@ class Stage:
                 for task, _ in about["settings"]["tasks"]
             }
             values = {name: about[name] for name in ("name", "step", "model", "distance", "settings")}
-            return cls(tasks=tasks, **values), str(about["key"])
-        except (KeyError, TypeError, ValueError) as error:
+            found, key = cls(tasks=tasks, **values), str(about["key"])
+            for task in tasks:
+                found.vector(task)  # takes numbers and settings that fit each other
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             FILE.refuse(path, f"is incomplete ({type(error).__name__}: {error})")
+        return found, key
 
 
 def measure_stage(
