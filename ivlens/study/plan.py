@@ -25,8 +25,8 @@ class StudyOptions:
         new: Tasks it is trained on, one after the other.
         guidance: Kinds of guidance (`ivlens.tuning.RECIPES`); the first is `none`, whose model is taken apart.
         method: Of training.
-        n_steps: For each new task. The default was chosen by how much it makes the built-in model lose, about half of
-            its accuracy on old tasks: with twice as many steps nothing is left to compare.
+        n_steps: For each new task. After the default the built-in model has lost most of its accuracy on old tasks, and
+            keeps something to restore; after twice as many steps there is less.
         lr, batch_size, decay, n_samples: Of each training.
         n_records: Checkpoints that are measured during each new task.
         n_prompts: Test and select prompts of each old task in every judgement.
