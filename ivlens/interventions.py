@@ -206,7 +206,7 @@ def evaluate_intervention(
         Judged("baseline", judge.unsteered()),
         *judged_vectors(vectors, prompts, judge, settings),
         *_judged_heads(iv, judge),
-        _judged_constant(prompts, judge),
+        judged_constant(prompts, judge),
     ]
     rows = [one for many in judged for one in (many.separate() if per_vector else [many])]
     frame = pd.DataFrame([summary(row, seed) for row in rows])
@@ -267,7 +267,8 @@ def _judged_heads(iv: InstructionVector, judge: Trials) -> list[Judged]:
     return [Judged("iv_heads", scores)]
 
 
-def _judged_constant(prompts: PromptSource, judge: Trials) -> Judged:
+def judged_constant(prompts: PromptSource, judge: Trials) -> Judged:
+    """The answer that is right most often on *select*, given to every judged prompt."""
     answer = best_constant(prompts.examples("select"))
     return Judged(
         "constant", accuracy_only(constant_accuracy(answer, judge.batch.examples)), (answer,), has_probs=False

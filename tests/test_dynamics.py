@@ -1,5 +1,7 @@
 """Identities of the dynamics: nothing changed, one head silenced, an overlay planted, the writing damaged."""
 
+from dataclasses import replace
+
 import pandas as pd
 import pytest
 import torch
@@ -191,8 +193,8 @@ def test_tables_of_causal_tests(pocket, first):
     assert (by_name["write"].accuracy("iv") == by_name["read"].accuracy("iv")).all()
     assert (by_name["reinjection"].accuracy("own") == by_name["reinjection"].accuracy("iv")).all()
     table = by_name["read"].frame().set_index("condition")
-    assert list(table.index) == ["clean", "baseline", "iv", "random", "random_heads", "other_tasks"]
-    assert table["n_vectors"].to_list() == [0, 0, 1, 2, 2, 2]
+    assert list(table.index) == ["clean", "baseline", "iv", "random", "random_heads", "other_tasks", "constant"]
+    assert table["n_vectors"].to_list() == [0, 0, 1, 2, 2, 2, 0]
     assert list(table.index[table["strongest"]]) == [by_name["read"].strongest]
     kind, row = by_name["read"].best_draw
     assert (
@@ -265,8 +267,12 @@ def test_recording_during_training(pocket, tmp_path):
 def test_what_cannot_be_compared(pocket, first, llama):
     with pytest.raises(ValueError, match="got 1 stages"):
         compare([first])
-    with pytest.raises(ValueError, match="expected antonym, english_french, capitalize"):
+    with pytest.raises(ValueError, match="has the tasks none, .*expected the tasks antonym, english_french"):
         compare([first, Stage("b", 1, first.model, {}, 0.0, first.settings)])
+    with pytest.raises(ValueError, match="n_heads 9, .*expected .*n_heads 8, "):
+        compare([first, replace(first, model=replace(first.model, n_heads=9))])
+    with pytest.raises(ValueError, match="k 4, .*expected .*k 5, .*measure checkpoints of one model alike"):
+        compare([first, replace(first, settings={**first.settings, "k": 4})])
     with pytest.raises(ValueError, match="differ in shape"):
         measure_stage(pocket, TASKS[:1], OPTIONS, first=llama)
     with pytest.raises(ValueError, match="expected one or more with distinct names"):

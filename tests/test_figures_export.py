@@ -215,6 +215,14 @@ def test_one_training_is_drawn_as_the_way_it_took() -> None:
     assert list(figure.data[0].x) == [0.2, 0.8, 0.5] and "one training each" in figure.layout.title.text
 
 
+def test_a_caption_names_the_split_that_was_judged_on(tmp_path: Path) -> None:
+    for attrs, said in (({}, "on test inputs"), ({"tasks": [{"split": "select"}]}, "on select inputs")):
+        table = judged()
+        table.attrs = attrs
+        table.to_parquet(tmp_path / "table.parquet")
+        assert all(said in one.caption for one in draw_all(find_results(tmp_path))[0])
+
+
 def test_tables_escape_names_and_carry_an_interval() -> None:
     table = condition_table(judged(("a_b&c",)))
     assert r"a\_b\&c & 0.90 & 0.80 {\scriptsize [0.70, 0.90]}" in table

@@ -140,7 +140,7 @@ def test_instruction_rehearsal_asks_old_tasks_about_new_inputs(llama, task):
 def test_whole_answers_are_those_that_the_frozen_model_writes(llama, task, ends):
     """The answers compared at are greedy ones, ended by the end-of-text token; nothing is compared behind it."""
     old = tiny_task("synonym", "Give a synonym.", 2)
-    rehearsal = instruction_rehearsal(llama, task.examples, task, [old], n=6, n_tokens=4)
+    rehearsal = instruction_rehearsal(llama, task.examples, task, [old], n=6, kl=IVKL(), n_tokens=4)
     learner = Learner(llama, "full")
     plain, prompts = learner.trained, rehearsal.prompts
     ask = {"attention_mask": prompts.attention_mask, "max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
@@ -166,6 +166,8 @@ def test_whole_answers_are_held_beyond_their_first_token(llama, task):
     assert moved[100.0] < moved[1e-6] / 2
     with pytest.raises(ValueError, match="n_tokens is 0, expected 1 or more"):
         dataclasses.replace(rehearsal, n_tokens=0)
+    with pytest.raises(ValueError, match="n_tokens is 3, but kl gives the tokens after the first no weight"):
+        dataclasses.replace(rehearsal, kl=IVKL(answers=0.0))
 
 
 def test_rehearsal_can_hold_heads_alone(llama, task):
@@ -234,5 +236,11 @@ def test_a_translation_asks_by_vector_what_the_model_in_training_is_asked_in_wor
     with learner.sites.shifted(learner.trained, 1, "resid_post", last, deltas.repeat_interleave(3, 0)):
         torch.testing.assert_close(answer_logits(learner.trained, made.teacher), taught, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(answer_logits(learner.trained, made.prompts), student, atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="got 3 earlier tasks and 2 deltas"):
+        instruction_rehearsal(llama, task.examples, task, [*old, task], n=6, deltas=deltas)
+    with pytest.raises(ValueError, match="got 0 earlier tasks"):
+        instruction_rehearsal(llama, task.examples, task, [], n=6)
+    with pytest.raises(ValueError, match="got 2 deltas, expected 6, one for each prompt"):
+        dataclasses.replace(made, deltas=deltas)
     with pytest.raises(ValueError, match="got 2 prompts for its teacher, expected 6"):
         dataclasses.replace(made, teacher=made.teacher.rows(torch.arange(2)))

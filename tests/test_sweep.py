@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import pickle
 import random
@@ -19,6 +20,7 @@ from sweeping import GRID, digests, fingerprints, kill_in_the_middle, start, wri
 
 import ivlens.store.entries
 from ivlens.cli.main import main
+from ivlens.dynamics import Stage
 from ivlens.effects import HeadEffects
 from ivlens.models import pocket_path
 from ivlens.store import Store, StoreError, content_key, verify
@@ -417,6 +419,20 @@ def test_pickles_are_found(tmp_path: Path):
         (tmp_path / f"d{protocol}").write_bytes(b"some bytes" + pickle.dumps(Path("x"), protocol) + b"and more")
     found = {line.split(":")[0].rsplit("/", 1)[1] for line in pickles_in(tmp_path)}
     assert found == {"a.safetensors", "b.json", *(f"c{n}" for n in range(6)), *(f"d{n}" for n in range(2, 6))}
+
+
+def test_what_is_asked_of_single_checkpoints(tmp_path: Path):
+    """`forgetting` and `dynamics`: no first model is there, so nothing is said of the distance to it."""
+    grid = tmp_path / "grid.toml"
+    forgetting, dynamics = "n_prompts = 2\nn_clozes = 1", "n_prompts = 2\nk = 3\nn_scored = 4"
+    grid.write_text(f'tasks = ["antonym"]\n[forgetting]\n{forgetting}\n[dynamics]\n{dynamics}\n')
+    outcome = swept(grid, tmp_path / "store")
+    assert (outcome.n_made, outcome.failed) == (2, [])
+    store = Store(tmp_path / "store")
+    assert set(store.frame("forgetting")["probe"]) == {"instruction", "knowledge"}
+    (entry,) = store.entries("dynamics")
+    stage, _ = Stage.load(entry.path("stage.safetensors"))
+    assert list(stage.tasks) == ["antonym"] and math.isnan(stage.distance)
 
 
 def test_kinds_say_what_they_are_made_from():

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -187,7 +187,7 @@ class _Run:
     def learn(self, number: int, task: Task, on_step: Callable[[Row], None]) -> list[Row]:
         """Train on one task; the judged rows of its log."""
         options, seed = self._options, self._cell.seed
-        rate = options.tune.lr if self._cell.lr is None else self._cell.lr
+        tune = options.tune if self._cell.lr is None else replace(options.tune, lr=self._cell.lr)
         data = training_set(
             self._model,
             task,
@@ -198,7 +198,7 @@ class _Run:
         )
         log = self._learner.learn(
             data,
-            _with_rate(options.tune, rate),
+            tune,
             self._guidance(number, task),
             on_step=on_step,
             judge=self._judge(number, task),
@@ -254,7 +254,3 @@ class _Run:
 def _merit(row: Mapping[str, float], target: float) -> float:
     """The score on old tasks where that on the new one is at the target; else below 0, by what is missing."""
     return row["new"] - target if row["new"] < target else row["old"] if row["old"] == row["old"] else 0.0
-
-
-def _with_rate(tune: TuneOptions, lr: float) -> TuneOptions:
-    return TuneOptions(**{**asdict(tune), "lr": lr})

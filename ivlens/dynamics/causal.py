@@ -13,7 +13,7 @@ from ivlens._summary import Judged, Scores, summary
 from ivlens._trials import Trials
 from ivlens.controls import HeadMeans, random_head_vectors, random_vectors
 from ivlens.dynamics.stages import Stage
-from ivlens.interventions import judged_vectors
+from ivlens.interventions import judged_constant, judged_vectors
 from ivlens.models import TransformerBridge
 from ivlens.prompts import Corruption, PromptTemplate
 from ivlens.sweeps import Grid, PromptSource, split_seed
@@ -63,7 +63,8 @@ class CausalTest:
     Attributes:
         test, task: Which.
         conditions: By name, the judged prompts: `clean` (with the instruction), `baseline` (what the vectors are added
-            to), `iv`, `own` (re-injection of the tuned model's own vector), the controls. One row for each vector.
+            to), `iv`, `own` (re-injection of the tuned model's own vector), the controls, `constant`. One row for each
+            vector.
         strongest: The kind of control whose vectors do best on *select*, on average; None where there are none.
         best_draw: The single control vector that does best there: its kind and row.
         seed: Of intervals.
@@ -120,7 +121,9 @@ def causal_tests(
     Beside each: random vectors of equal norm, vectors of as many random heads of the model that the vector is from, and
     the other tasks' vectors from there; every vector with its own search on *select*. Where one control is quoted
     (`control`) it is the kind whose vectors did best on *select* on average; `best_draw` is the best single vector
-    there, which of some 40 may be made of the very heads that matter.
+    there, which of some 40 may be made of the very heads that matter. Beside them stands the answer that is right most
+    often on *select* (`constant`), which needs no model. Random heads write what they write on the judged task's
+    prompts, for the new task's vector as well: of that task a stage of the others knows nothing.
 
     *Overlaid* is what is still written and still read while the instructed model fails; success of re-injection alone
     does not tell it from erased.
@@ -225,6 +228,7 @@ def _judged(
     }
     judged |= {one.condition: one for one in judged_vectors(groups, prompts, judge, settings)}
     judged = {name: one for name, one in judged.items() if name not in groups or groups[name]}
+    judged["constant"] = judged_constant(prompts, judge)
     return CausalTest(test, task.name, judged, *_strongest(judged, groups, prompts), options.seed)
 
 

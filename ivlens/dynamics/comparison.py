@@ -10,7 +10,7 @@ from jaxtyping import Float
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from ivlens.dynamics.stages import Stage, TaskStage
+from ivlens.dynamics.stages import Stage, TaskStage, TrackOptions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,7 +64,7 @@ def compare(stages: Sequence[Stage]) -> Dynamics:
     The drift of a head is `‖w^t - w^0‖ / ‖w^0‖`, `w` what it writes on average; 1 for a head that falls silent.
 
     Raises:
-        ValueError: fewer than two stages, or stages with other tasks or shapes.
+        ValueError: fewer than two stages, or stages with other tasks, options or shapes.
     """
     import pandas as pd
 
@@ -72,10 +72,10 @@ def compare(stages: Sequence[Stage]) -> Dynamics:
         raise ValueError(f"compare got {len(stages)} stages, expected two or more.")
     first = stages[0]
     for stage in stages[1:]:
-        if list(stage.tasks) != list(first.tasks) or stage.model.d_model != first.model.d_model:
+        if _measured(stage) != _measured(first):
             raise ValueError(
-                f"stage {stage.name!r} has the tasks {', '.join(stage.tasks)} and d_model {stage.model.d_model}, "
-                f"expected {', '.join(first.tasks)} and {first.model.d_model} of {first.name!r}; measure them alike."
+                f"stage {stage.name!r} has {_measured(stage)}, expected {_measured(first)} of {first.name!r}; measure "
+                "checkpoints of one model alike."
             )
     rows: dict[str, list[dict[str, Any]]] = {"tasks": [], "heads": [], "layers": []}
     for stage in stages:
@@ -85,6 +85,13 @@ def compare(stages: Sequence[Stage]) -> Dynamics:
             rows["heads"] += [about | row for row in _head_rows(first.tasks[task], stage.tasks[task])]
             rows["layers"] += [about | row for row in _layer_rows(first, stage, task)]
     return Dynamics(tuple(stages), *(pd.DataFrame(rows[name]) for name in ("tasks", "heads", "layers")))
+
+
+def _measured(stage: Stage) -> str:
+    """What has to be the same in two stages, in words."""
+    shape = ", ".join(f"{name} {getattr(stage.model, name)}" for name in ("n_layers", "n_heads", "d_model"))
+    options = ", ".join(f"{name} {stage.settings[name]}" for name in TrackOptions.__dataclass_fields__)
+    return f"the tasks {', '.join(stage.tasks) or 'none'}, {shape}, {options}"
 
 
 def drift(before: TaskStage, after: TaskStage) -> Float[Tensor, "n_layers n_heads"]:

@@ -1,7 +1,7 @@
 """Everything that is kept of one checkpoint: enough to compare it with any other without opening either again."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,8 @@ class Stage:
         name, step: As in the series; step -1 where it is not known.
         model: Which model.
         tasks: By name.
-        distance: `‖W - W_0‖ / ‖W_0‖` over all weights, from the first model of the series; 0 for that one.
+        distance: `‖W - W_0‖ / ‖W_0‖` over all weights, from the first model of the series; 0 for that one, NaN where
+            it is not known.
         settings: Options of the measurement, and of each task's effects (`effects`).
     """
 
@@ -138,9 +139,12 @@ class Stage:
                 for task, _ in about["settings"]["tasks"]
             }
             values = {name: about[name] for name in ("name", "step", "model", "distance", "settings")}
-            return cls(tasks=tasks, **values), str(about["key"])
-        except (KeyError, TypeError, ValueError) as error:
+            found, key = cls(tasks=tasks, **values), str(about["key"])
+            for task in tasks:
+                found.vector(task)  # takes numbers and settings that fit each other
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             FILE.refuse(path, f"is incomplete ({type(error).__name__}: {error})")
+        return found, key
 
 
 def measure_stage(
@@ -223,7 +227,7 @@ def _task_stage(
     )
     if not halves:
         return stage
-    return TaskStage(**{**vars(stage), "split_half": _split_half(source, found, stage.top_heads(options.k))})
+    return replace(stage, split_half=_split_half(source, found, stage.top_heads(options.k)))
 
 
 def _directions(model: TransformerBridge, batch: PromptBatch) -> Float[Tensor, "n_layers d_model"]:

@@ -102,9 +102,11 @@ def _similarity(files: Sequence[Found]) -> Iterator[Drawing]:
 def _conditions(name: str, file: Found) -> Iterator[Drawing]:
     frame = file.frame
     n_tasks = count(frame, "task")
+    # what made it: one description, or one for each task; a table without any is taken for a judgement on *test*
+    splits = {str(one.get("split", "test")) for one in frame.attrs.get("tasks", [frame.attrs])}
     caption = (
-        "Accuracy on test inputs without instruction under every condition, with 95 % intervals over prompts; settings "
-        "were searched on other inputs, for controls as for the vector."
+        f"Accuracy on {' and '.join(sorted(splits))} inputs without instruction under every condition, with 95 % "
+        "intervals over prompts; settings were searched on other inputs, for controls as for the vector."
     )
     inches = 2.4 if n_tasks == 1 else 0.9 + 0.55 * (n_tasks + 1)
     yield Drawing(name, caption, condition_plot(frame), width="column" if n_tasks == 1 else "page", inches=inches)

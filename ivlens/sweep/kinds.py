@@ -1,9 +1,10 @@
 """The kinds of cells: to add one, write its options, the function that makes its files, its cost, and a line here."""
 
 import logging
+import math
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -186,7 +187,8 @@ def _dynamics(making: Making, folder: Path) -> None:
 
     task = making.open_task(making.cell.task)
     options = TrackOptions(**vars(making.cell.options), seed=making.cell.seed)
-    stage = measure_stage(making.model, [task], options)
+    # a cell knows no first model, and 0 would say that this one is as near to it as can be
+    stage = replace(measure_stage(making.model, [task], options), distance=math.nan)
     stage.save(folder / STAGE_FILE)
     found = stage.tasks[task.name]
     scores = {name: float(getattr(found, name).mean()) for name in ("accuracy", "prob", "logprob")}
@@ -203,6 +205,6 @@ KINDS: dict[str, Kind] = {
         InterventionOptions, _interventions, cost.interventions, made_from=("effects", "vectors"), uses_others=True
     ),
     "forgetting": Kind(ForgettingOptions, _forgetting, cost.forgetting),
-    "dynamics": Kind(DynamicsOptions, _dynamics, cost.dynamics),
+    "dynamics": Kind(DynamicsOptions, _dynamics, cost.dynamics, format=2),
     "tuning": Kind(TuningOptions, _tuning, cost.tuning),
 }

@@ -1,7 +1,7 @@
 """`iv_guidance`: guidance for a task from the model as it is before it, and the controls that it has to beat."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -121,8 +121,7 @@ def iv_guidance(
 
     Args:
         model: The model as it is now: of a `Learner`, its `bridge()`.
-        recipe: What the guidance is made of; None: `RECIPES["iv"]`, all parts of the
-            paper.
+        recipe: What the guidance is made of; None: `RECIPES["iv"]`, all parts of the paper.
         earlier: Tasks that shall be kept. Of these only instructions and heads are used, never examples in training.
         examples: Whose inputs are rehearsed on; None: the task's `fit` split.
         effects: Of earlier tasks, by name, where they have been measured before, of whatever stage of the model: `S` is
@@ -137,43 +136,59 @@ def iv_guidance(
     assert plan is not None
     if plan.rehearse and not earlier:
         raise ValueError(f"rehearsal of {plan.rehearse} got no earlier tasks, expected those that shall be kept.")
-    before, now = dict(effects or {}), {}
-
-    def measured(one: Task) -> HeadEffects:
-        if one.name not in now:
-            now[one.name] = head_effects(model, one, n_prompts=plan.n_prompts, seed=seed)
-        return now[one.name]
-
-    def vector(one: Task) -> Tensor:
-        return InstructionVector.from_effects(measured(one), plan.k, model=model).theta
-
+    measure = _Measure(model, plan, seed)
     heads = None
     if plan.heads_weight or (plan.rehearse and plan.rehearse_heads):
-        heads = choose_heads([before.get(one.name) or measured(one) for one in earlier or [task]], plan.k)
+        known = effects or {}
+        heads = choose_heads([known.get(one.name) or measure.effects(one) for one in earlier or [task]], plan.k)
     inputs = list(task.split("fit", seed) if examples is None else examples)
-    rehearsal: tuple[Rehearsal, ...] = ()
-    if plan.rehearse:
-        held = HeadConsistency(heads, plan.rehearse_heads, plan.as_vector) if heads and plan.rehearse_heads else None
-        deltas = None
-        if plan.rehearse != "instructions":
-            deltas = plan.alpha * torch.stack([vector(one) for one in earlier])
-        how: dict[str, Any] = {"layer": plan.layer, "site": plan.site, "seed": seed}
-        how |= {"kl": plan.rehearse_kl, "heads": held, "n_tokens": plan.rehearse_tokens}
-        if plan.rehearse == "vectors":
-            assert deltas is not None
-            rehearsal = (vector_rehearsal(model, inputs, task, deltas, **how),)
-        else:
-            rehearsal = (instruction_rehearsal(model, inputs, task, earlier, deltas=deltas, **how),)
     return Guidance(
-        theta=vector(task) if plan.progressive or plan.kl else None,
+        theta=measure.vector(task) if plan.progressive or plan.kl else None,
         layer=plan.layer,
         site=plan.site,
         alpha=plan.alpha,
         progressive=plan.progressive,
         kl=plan.kl,
         heads=HeadConsistency(heads, plan.heads_weight, plan.as_vector) if heads and plan.heads_weight else None,
-        rehearsal=rehearsal,
+        rehearsal=(_rehearsal(measure, task, inputs, earlier, heads),) if plan.rehearse else (),
     )
+
+
+@dataclass
+class _Measure:
+    """Effects and vectors in the model before the task, each task measured once."""
+
+    model: TransformerBridge
+    plan: Recipe
+    seed: int
+    found: dict[str, HeadEffects] = field(default_factory=dict)
+
+    def effects(self, task: Task) -> HeadEffects:
+        if task.name not in self.found:
+            self.found[task.name] = head_effects(self.model, task, n_prompts=self.plan.n_prompts, seed=self.seed)
+        return self.found[task.name]
+
+    def vector(self, task: Task) -> Tensor:
+        return InstructionVector.from_effects(self.effects(task), self.plan.k, model=self.model).theta
+
+
+def _rehearsal(
+    measure: _Measure,
+    task: Task,
+    inputs: Sequence[TaskExample],
+    earlier: Sequence[Task],
+    heads: tuple[tuple[int, int], ...] | None,
+) -> Rehearsal:
+    plan = measure.plan
+    held = HeadConsistency(heads, plan.rehearse_heads, plan.as_vector) if heads and plan.rehearse_heads else None
+    how: dict[str, Any] = {"layer": plan.layer, "site": plan.site, "seed": measure.seed}
+    how |= {"kl": plan.rehearse_kl, "heads": held, "n_tokens": plan.rehearse_tokens}
+    if plan.rehearse == "instructions":
+        return instruction_rehearsal(measure.model, inputs, task, earlier, **how)
+    deltas = plan.alpha * torch.stack([measure.vector(one) for one in earlier])
+    if plan.rehearse == "vectors":
+        return vector_rehearsal(measure.model, inputs, task, deltas, **how)
+    return instruction_rehearsal(measure.model, inputs, task, earlier, deltas=deltas, **how)
 
 
 def control(guidance: Guidance, kind: str, model: TransformerBridge, *, seed: int = 0) -> Guidance:

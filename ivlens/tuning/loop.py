@@ -88,7 +88,8 @@ class Trainer:
         with torch.no_grad():
             for name, weight in best.items():
                 trained[name].copy_(weight)
-        return [{**row, "kept": 1} if row["step"] == self._best(rows) else row for row in rows]
+        kept = self._best(rows)
+        return [{**row, "kept": 1} if row["step"] == kept else row for row in rows]
 
     def teachers(self) -> list[Teacher]:
         """Ask the model as it is now about the task's own examples, once for each guide."""

@@ -71,11 +71,19 @@ class Rehearsal:
     def __post_init__(self) -> None:
         if self.n_tokens < 1:
             raise ValueError(f"n_tokens is {self.n_tokens}, expected 1 or more.")
+        if self.n_tokens > 1 and (self.kl is None or not self.kl.answers):
+            raise ValueError(
+                f"n_tokens is {self.n_tokens}, but kl gives the tokens after the first no weight, expected one above "
+                "0; use kl=IVKL(answers=1.0), or n_tokens=1."
+            )
         if self.kl is None and self.heads is None:
             raise ValueError("Rehearsal got neither kl nor heads, expected at least one of its terms.")
         if self.teacher is not None and len(self.teacher) != len(self.prompts):
             n_asked, n_prompts = len(self.teacher), len(self.prompts)
             raise ValueError(f"Rehearsal got {n_asked} prompts for its teacher, expected {n_prompts}.")
+        if self.deltas is not None and len(self.deltas) != len(self.prompts):
+            n_deltas, n_prompts = len(self.deltas), len(self.prompts)
+            raise ValueError(f"Rehearsal got {n_deltas} deltas, expected {n_prompts}, one for each prompt.")
 
     def describe(self) -> dict[str, object]:
         """Every option, as it goes into logs."""
@@ -117,8 +125,8 @@ class Rehearsal:
                     now, index = self._ask(plain, sites, part, options, stack), part.to(answers.device)
                     terms = []
                     if self.kl is not None and soft is not None:
-                        distance = iv_kl(now.logits, soft.rows(index), answers[index], self.kl, totals)
-                        terms.append(self.kl.weight * distance)
+                        divergence = iv_kl(now.logits, soft.rows(index), answers[index], self.kl, totals)
+                        terms.append(self.kl.weight * divergence)
                     if self.heads is not None and before is not None and now.z is not None:
                         terms.append(self.heads.weight * head_distance(now.z, before[index], totals))
                     yield torch.stack(terms).sum()
@@ -211,6 +219,9 @@ def vector_rehearsal(
     Args:
         deltas: `α θ_j` of every old task.
         n: Pairs of input and vector, drawn with the seed.
+
+    Raises:
+        ValueError: options that `Rehearsal` refuses, or prompts that do not fit the model.
     """
     batch = build_prompts(model.tokenizer, task, list(examples), template=template, instruction="", seed=seed)
     prompts = _first_token(as_training_set(model, batch))
@@ -242,8 +253,17 @@ def instruction_rehearsal(
     Args:
         deltas: `α θ_j` of every earlier task: the frozen model gets it in place of the instruction. None: it gets the
             instruction too, which is what a vector has to be as good as.
-        n: Pairs of input and earlier task, drawn with the seed.
+        n: Pairs of input and earlier task, drawn with the seed; as many of each task, so rounded up.
+
+    Raises:
+        ValueError: no earlier tasks, not one of `deltas` for each, options that `Rehearsal` refuses, or prompts that do
+            not fit the model.
     """
+    if not earlier or (deltas is not None and len(deltas) != len(earlier)):
+        raise ValueError(
+            f"instruction_rehearsal got {len(earlier)} earlier tasks and {'no' if deltas is None else len(deltas)} "
+            "deltas, expected one task or more, and a delta for each or none at all."
+        )
     share = -(-n // len(earlier))
     generator = torch.Generator().manual_seed(seed)
     sets, bare = [], []
@@ -258,9 +278,7 @@ def instruction_rehearsal(
     if deltas is None:
         return Rehearsal(prompts, None, kl=kl, heads=heads, n_tokens=n_tokens)
     given = deltas.repeat_interleave(share, 0).to(prompts.tokens.device)
-    return Rehearsal(
-        prompts, given, TrainingSet.joined(bare), layer, site, kl=kl, heads=heads, n_tokens=n_tokens
-    )
+    return Rehearsal(prompts, given, TrainingSet.joined(bare), layer, site, kl=kl, heads=heads, n_tokens=n_tokens)
 
 
 def _first_token(data: TrainingSet) -> TrainingSet:

@@ -32,7 +32,8 @@ class LabState:
         k: how many heads, where none are named.
         layer, alpha, site: where and how strongly the vector is added; None: not yet chosen.
         positions: `prompt` or `every`, as in `steer`.
-        random: whether a random vector of equal norm is shown beside.
+        random: whether a random vector of equal norm is shown beside, at the same layer, strength and site: a first
+            look, and no control, which would have a search of its own.
         seed: which random vector.
         max_new_tokens: length of the completions.
         source: whether the vector is that of `heads` or one loaded from a `file`.
