@@ -63,6 +63,32 @@ def test_every_part_is_there(result):
     assert result.evidence.groupby("name").size().eq(2).all(), "one value for each old task"
 
 
+def test_an_interrupted_study_goes_on_to_the_same_result(pocket, result, tmp_path, monkeypatch):
+    """Interrupted before its last training, it repeats neither the others nor what was measured between them."""
+    from ivlens.study import running
+    from ivlens.tuning.loop import Trainer
+
+    said, steps, probed = [], [], []
+    trained, measured = Trainer._step, running.probe
+    monkeypatch.setattr(Trainer, "_step", lambda *given: steps.append(1) or trained(*given))
+    monkeypatch.setattr(running, "probe", lambda *given: probed.append(1) or measured(*given))
+
+    def interrupt(text):
+        said.append(text)
+        if text.endswith("iv/zero_vector") and len(steps) < 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_study(TINY, model=pocket, folder=tmp_path, say=interrupt)
+    assert len(steps) == 4 and len(probed) == 3  # of `none` and `iv`; of the model before, too
+    steps.append(0)
+    found = run_study(TINY, model=pocket, folder=tmp_path, say=interrupt)
+    assert len(steps) == 1 + 3 * 2 and len(probed) == 4
+    pd.testing.assert_frame_equal(found.evidence, result.evidence)
+    write_study(found, tmp_path)
+    assert not (tmp_path / "unfinished").exists() and (tmp_path / "evidence.parquet").exists()
+
+
 def test_evidence_agrees_with_the_tables(result):
     value = result.evidence.set_index(["name", "task"])["value"]
     table = result.forgetting.query("measure == 'seq_prob'").set_index("task")

@@ -50,6 +50,8 @@ def study(
 ) -> None:
     """Train on new tasks, take apart what is forgotten, and test every claim of the paper beside its controls.
 
+    An interrupted study goes on from its trainings when the same command is given again.
+
     The page (index.html, works offline) tells it in four steps: instruction or knowledge; does the vector stay; erased
     or overlaid; does guidance keep it. Beside it lie all tables as parquet and all figures. A few minutes with the
     built-in model on two cores.
@@ -72,7 +74,7 @@ def study(
 
     options = _options(model, old, new, amounts or StudyAmounts())
     ready_folder(out)
-    result = run_study(options, say=lambda text: print(f"ivlens: {text}", file=sys.stderr, flush=True))
+    result = run_study(options, folder=out, say=lambda text: print(f"ivlens: {text}", file=sys.stderr, flush=True))
 
     def also(folder: Path) -> None:
         write_page(result, folder / "index.html")

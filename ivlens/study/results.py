@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from ivlens.forgetting.drops import log_odds
 from ivlens.models import ModelIdentity
 from ivlens.study.plan import PLAIN, StudyOptions
 
+UNFINISHED = "unfinished"  # of a study's folder: what it has done so far
 TABLES = ("evidence", "forgetting", "probes", "causal", "predictors", "new_scores")
 
 
@@ -105,6 +107,8 @@ def _by_task(table: pd.DataFrame) -> dict[str, dict[str, np.ndarray]]:
 def write_study(result: StudyResult, folder: str | Path, *, also: Callable[[Path], object] | None = None) -> list[Path]:
     """Write all tables as parquet, and the first and last stage as safetensors; the paths.
 
+    What `run_study` kept in the folder for going on is removed.
+
     Args:
         also: Called with the folder that is being filled, to add files of its own (the page).
 
@@ -122,4 +126,5 @@ def write_study(result: StudyResult, folder: str | Path, *, also: Callable[[Path
         if also is not None:
             also(scratch)
         files = sorted(path.relative_to(scratch) for path in scratch.rglob("*") if path.is_file())
+    rmtree(root / UNFINISHED, ignore_errors=True)
     return [root / file for file in files]

@@ -2,17 +2,19 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import pandas as pd
 
+from ivlens._kept import digest, kept_table
 from ivlens.benchmarks.suites import for_training, load_suite, split_examples
 from ivlens.dynamics import Recorder, causal_tests, measure_stage, predictors
 from ivlens.effects import HeadEffects
 from ivlens.forgetting import decomposition, probe
 from ivlens.models import TransformerBridge, load_model, model_identity
 from ivlens.study.plan import PLAIN, StudyOptions
-from ivlens.study.results import StudyResult, evidence
+from ivlens.study.results import UNFINISHED, StudyResult, evidence
 from ivlens.tasks import Task, load_task
 from ivlens.tuning import Learner, find_recipe, guidance_by_name, make_exam
 from ivlens.tuning.data import training_set
@@ -21,7 +23,11 @@ Say = Callable[[str], None]
 
 
 def run_study(
-    options: StudyOptions | None = None, *, model: TransformerBridge | None = None, say: Say = lambda text: None
+    options: StudyOptions | None = None,
+    *,
+    model: TransformerBridge | None = None,
+    folder: str | Path | None = None,
+    say: Say = lambda text: None,
 ) -> StudyResult:
     """The whole argument on one model and one sequence of new tasks.
 
@@ -32,6 +38,8 @@ def run_study(
 
     Args:
         model: One that is open already; None: `options.model` is loaded.
+        folder: Trainings and measurements are kept in it until `write_study` has written the result there: an
+            interrupted study of the same model and options goes on from them. None: nowhere.
         say: Told what is being done.
 
     Raises:
@@ -40,13 +48,16 @@ def run_study(
     start = time.perf_counter()
     options = options or StudyOptions()
     first = load_model(options.model) if model is None else model
-    run = _Run(first, [load_task(name) for name in options.old], _new_tasks(options), options)
+    kept = None
+    if folder is not None:
+        kept = Path(folder) / UNFINISHED / digest([asdict(options), model_identity(first).weights_hash])
+    run = _Run(first, [load_task(name) for name in options.old], _new_tasks(options), options, kept)
     say("the model before training")
-    recorder = Recorder(first, run.old, options.track)
+    recorder = Recorder(first, run.old, options.track, folder=None if kept is None else kept / "stages")
     tuned, scores = run.train(PLAIN, recorder, say)
     dynamics = recorder.dynamics()
     say("instruction and knowledge")
-    probes = {"before": probe(first, run.old, options.probe), PLAIN: probe(tuned, run.old, options.probe)}
+    probes = {"before": run.probed("before", first), PLAIN: run.probed(PLAIN, tuned)}
     say("causal tests")
     stages = dynamics.stages[0], dynamics.stages[-1]
     new = measure_stage(tuned, [for_training(run.new[-1])], options.track, first=first)
@@ -54,7 +65,7 @@ def run_study(
     for name in options.guidance[1:]:
         guided, found = run.train(name, None, say)
         scores |= found
-        probes[name] = probe(guided, run.old, options.probe)
+        probes[name] = run.probed(name, guided)
     table = pd.concat([one.assign(run=name) for name, one in probes.items()], ignore_index=True)
     return StudyResult(
         options=options,
@@ -92,6 +103,17 @@ class _Run:
     old: list[Task]
     new: list[Task]
     options: StudyOptions
+    kept: Path | None
+
+    def probed(self, name: str, model: TransformerBridge) -> pd.DataFrame:
+        """Instruction and knowledge probability of the old tasks in a model."""
+        tasks = [[task.name, task.content_hash()] for task in self.old]
+        key = {"tasks": tasks, "weights": model_identity(model).weights_hash}
+        path = self._place(f"{name}.parquet")
+        return kept_table(path, key, lambda: probe(model, self.old, self.options.probe))
+
+    def _place(self, name: str) -> Path | None:
+        return None if self.kept is None else self.kept / name.replace("/", "~")
 
     def train(
         self, name: str, recorder: Recorder | None, say: Say
@@ -123,7 +145,9 @@ class _Run:
                 if recorder is not None and int(row["step"]) % every == 0:
                     recorder(int(row["step"]), learner.bridge())
 
-            learner.learn(data, options.tune, guidance, on_step=look)
+            place = self._place(name)
+            state = None if place is None else place / str(number)
+            learner.learn(data, options.tune, guidance, on_step=look, folder=state)
         exam = make_exam(
             self.model, [(task, split_examples(task, "test")) for task in self.new], n=64, seed=options.seed
         )
