@@ -60,7 +60,6 @@ class Tab:
 
     def settle(self) -> "Tab":
         """Wait until the last event is answered: every control acknowledged, nothing being done."""
-        self.page.wait_for_timeout(400)  # longer than a field waits for the next key
         self.page.wait_for_function(_SETTLED, timeout=60_000)
         return self
 
@@ -96,8 +95,7 @@ _SETTLED = """() => {
     }
     return null;
   };
-  const status = find(document, '.status');
-  return status && !status.classList.contains('busy') && /in all|^$/.test(status.textContent)
+  return find(document, '.lab')?.ariaBusy === 'false'
     && (find(document, '.card') || find(document, '.error')?.textContent) && !find(document, '.writing');
 }"""
 

@@ -49,6 +49,7 @@ class Session:
         """Show everything anew."""
         with self._guard:
             state, began = self.state, time.perf_counter()
+            self._say(busy="Writing …")  # before the state, which says that an event was heard
             self._show("state", self._shown_state())
             self._worker.submit(lambda cancelled: self._work(state, cancelled, began))
 

@@ -155,6 +155,9 @@ class Lab(pn.viewable.Viewer):
             self._do(kind, event)
         except (ValueError, TypeError, KeyError, OSError) as error:
             self.session.say_error(error)
+        with self._showing:
+            if "state" in self._last:
+                self._show("state", self._last["state"])  # with the event's number, also where nothing changed
 
     def _do(self, kind: str, event: Mapping[str, Any]) -> None:
         if kind == "hello":

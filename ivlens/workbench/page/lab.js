@@ -62,6 +62,7 @@ class Page {
     this.facts = JSON.parse(model.facts);
     this.own = Math.random().toString(36).slice(2);
     this.sent = 0;
+    this.seen = 0; // of what was sent, the newest that is answered
     this.cursor = [0, 0];
     this.cells = [];
     this.timers = new Map();
@@ -88,6 +89,12 @@ class Page {
 
   send(kind, values = {}) {
     this.model.send_msg(JSON.stringify({ kind, page: this.own, seq: ++this.sent, ...values }));
+    this.wait();
+  }
+
+  // for readers of the page that do not see: something was asked for and is not all there yet
+  wait() {
+    put(this.root, "ariaBusy", String(this.seen < this.sent || Boolean(this.status?.busy)));
   }
 
   set(values) {
@@ -98,6 +105,7 @@ class Page {
   soon(name, wait, value) {
     clearTimeout(this.timers.get(name));
     this.sent++; // what comes back for an earlier value must not overwrite the field meanwhile
+    this.wait();
     this.timers.set(name, setTimeout(() => this.set({ [name]: value() }), wait));
   }
 
@@ -125,9 +133,11 @@ class Page {
     const value = this.read(name);
     if (value === null) return;
     this.heard ||= name === "state" && this.own in value.seen;
-    if (name === "state" && (value.seen[this.own] ?? 0) < this.sent) return; // an event of ours is still under way
+    if (name === "state") this.seen = value.seen[this.own] ?? 0;
+    if (name === "state" && this.seen < this.sent) return; // an event of ours is still under way
     this[name] = value;
     this[`show_${name}`](value);
+    this.wait();
   }
 
   // ---- what stands on the page
