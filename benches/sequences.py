@@ -6,8 +6,8 @@
 The three tasks of the pocket suite on which nothing was tuned, in all six orders. Of every training the step is kept
 whose score on old tasks is highest among those that reach TARGET on the new task, both on *select*: methods are
 compared at equal scores on the new tasks, each where it forgets least. What is shown is on *test*.
-Learning rates and guidance are those that `benches/tuning.py` chose on the other two tasks. `run` keeps every cell and
-can be interrupted; `show` without `--out` reads the cells that are committed.
+Learning rates and guidance are those that `benches/tuning.py` chose on the other two tasks. `run` makes the cells that
+are not committed yet, keeps every one, and can be interrupted; `show` reads the committed ones and those in `--out`.
 """
 
 import argparse
@@ -37,6 +37,7 @@ OPTIONS = BenchOptions(
     n_earlier=8,
 )
 CELLS = Path(__file__).parent / "sequences.parquet"
+KEY = ("method", "guidance", "order", "seed")
 
 
 def run(out: Path, methods: list[str], guidance: list[str], orders: list[int], seeds: list[int]) -> None:
@@ -48,7 +49,20 @@ def run(out: Path, methods: list[str], guidance: list[str], orders: list[int], s
         replace(cell, guidance=best_guidance(cell.method) if cell.guidance == "best" else cell.guidance)
         for cell in all_cells(methods, guidance, orders, seeds)
     ]
-    grid.run(replace(cell, lr=chosen(cell.method, cell.guidance)) for cell in cells)
+    done = set(zip(*(_committed()[name] for name in KEY), strict=True))
+    todo = [cell for cell in cells if (cell.method, cell.guidance, cell.order, cell.seed) not in done]
+    grid.run(replace(cell, lr=chosen(cell.method, cell.guidance)) for cell in todo)
+
+
+def _committed() -> pd.DataFrame:
+    return pd.read_parquet(CELLS) if CELLS.exists() else pd.DataFrame(columns=[*KEY])
+
+
+def with_committed(cells: pd.DataFrame) -> pd.DataFrame:
+    """The committed cells, those that were made again replaced, and the new ones."""
+    committed = _committed()
+    is_new = pd.MultiIndex.from_frame(committed[[*KEY]]).isin(pd.MultiIndex.from_frame(cells[[*KEY]]))
+    return pd.concat([committed[~is_new], cells], ignore_index=True).sort_values([*KEY], ignore_index=True)
 
 
 def kept(out: Path) -> pd.DataFrame:
@@ -88,7 +102,7 @@ def main() -> None:
     if given.what == "run":
         orders = [int(number) for number in given.orders.split(",")]
         run(given.out, given.methods.split(","), given.guidance.split(","), orders, list(range(given.seeds)))
-    cells = pd.read_parquet(CELLS) if given.out is None else kept(given.out)
+    cells = _committed() if given.out is None else with_committed(kept(given.out))
     print(show(cells))
     if given.write:
         write_section("sequences", show(cells))
