@@ -66,9 +66,10 @@ browser:  ## Chromium for the browser tests and for images (Debian, as root)
 	DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium fonts-dejavu-core >/dev/null; } || \
 	{ echo "make: no Chromium, and it cannot be installed from here; install Chrome or Chromium" >&2; exit 1; }
 
-figures: demo  ## figures/ for the built-in model, from what the demo wrote and from the benches' kept results
+figures: demo  ## figures/ for the built-in model, from what demo and study wrote and from the benches' kept results
 	@$(PIP) install --quiet -c constraints.txt -e '.[export]'
-	@$(PY) -m ivlens figures --from $(OUT)/demo --from benches --out figures --format pdf,png
+	@[ -e $(OUT)/study/index.html ] || $(PY) -m ivlens study --out $(OUT)/study
+	@$(PY) -m ivlens figures --from $(OUT)/demo --from $(OUT)/study --from benches --out figures --format pdf,png
 
 docs: $(VENV)/.test  ## the documentation, in out/docs/index.html; warnings are errors
 	@$(PIP) install --quiet -c constraints.txt -e '.[docs]'

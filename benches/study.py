@@ -1,7 +1,7 @@
 """The claims of the Instruction Vector paper on the built-in model: three orders of new tasks with three seeds each.
 
-    python benches/study.py run  --out out/study [--orders 0,1,2] [--seeds 3] [--cells N] [--regime short|long]
-    python benches/study.py show [--out out/study] [--write]
+    python benches/study.py run  --out out/study-cells [--orders 0,1,2] [--seeds 3] [--cells N] [--regime short|long]
+    python benches/study.py show [--out out/study-cells] [--write]
 
 A cell is one `ivlens study` without its page. `run` keeps every cell and can be interrupted, or told to stop after some
 new cells; `show` pools them: runs are resampled, and the tasks of each. Margins are in `ivlens/study/claims.py`, and

@@ -66,14 +66,18 @@ def _claims(name: str, file: Found) -> Iterator[Drawing]:
     yield Drawing(name, caption, table=claims_table(file.frame))
 
 
+def _is_series(file: Found) -> bool:
+    """One series of checkpoints; a table of several runs is none."""
+    return file.has("checkpoint", "task", "iv_cosine_fixed", "split_half") and not file.has("run")
+
+
 STUDY_KINDS = (
     Kind(
         "forgotten",
         lambda file: file.has("task", "measure", "instruction_before", "knowledge_before", "excess"),
         each("forgotten", _forgetting),
     ),
-    Kind("dynamics", lambda file: file.has("checkpoint", "task", "iv_cosine_fixed", "split_half"),
-         each("dynamics", _dynamics)),
+    Kind("dynamics", _is_series, each("dynamics", _dynamics)),
     Kind("drift", lambda file: file.has("checkpoint", "layer", "head", "drift"), each("drift", _drift)),
     Kind("causal", lambda file: file.has("test", "task", "condition", "accuracy"), each("causal", _causal)),
     Kind("guidance", lambda file: file.columns == {"name", "task", "value"}, each("guidance", _guidance)),

@@ -32,6 +32,9 @@ KINDS = {
     "heads": Kind("head consistency", "#1c7a4b", "solid", "triangle-up"),
     "heads/random_heads": Kind("consistency of random heads", "#1c7a4b", "dot", "triangle-up-open"),
     "vectors": Kind("vectors rehearsed", "#7d6a00", "dashdot", "star"),
+    "instructions_lighter": Kind("instructions rehearsed, more lightly", "#0b62a8", "dot", "diamond-open"),
+    "answers": Kind("whole answers rehearsed", "#4c78a8", "solid", "triangle-up"),
+    "answers_light": Kind("whole answers rehearsed, lightly", "#4c78a8", "dash", "triangle-up-open"),
 }
 MOST = 6
 OTHERS = ("#444444", "#777777", "#26246e", "#8f3f00", "#06477f", "#2c3440")
