@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,9 @@ def _listed(source: "str | Path | Sequence[Any] | Mapping[str, Any]", base: Any)
     if isinstance(source, Mapping):
         return [_checked(str(name), one, base) for name, one in source.items()]
     if not isinstance(source, str | Path):
-        return [_checked(_name_of(one, number), one, base) for number, one in enumerate(source)]
+        found = [_checked(_name_of(one, number), one, base) for number, one in enumerate(source)]
+        # a bridge's name begins with its place in the list, which is no step
+        return [one if isinstance(one.source, str | Path) else replace(one, step=None) for one in found]
     root = Path(source).expanduser()
     if not root.is_dir():
         raise FileNotFoundError(f"{str(source)!r} is no folder, expected one with checkpoints in its subfolders.")

@@ -90,7 +90,7 @@ class Recorder:
         """All that was recorded, in order, compared with the first model.
 
         Raises:
-            ValueError: nothing was recorded.
+            ValueError: nothing was recorded, or the folder has a record of other tasks or options.
         """
         self._begin()
         kept = _Kept(self.folder, self.tasks, self.options)
@@ -138,9 +138,17 @@ class _Kept:
             stage.save(path, self._key(checkpoint))
 
     def all(self) -> list[Stage]:
-        """Of a recorder's folder."""
-        paths = [] if self.folder is None else sorted(self.folder.glob("step-*.safetensors"))
-        return [Stage.load(path)[0] for path in paths]
+        """Of a recorder's folder; what belongs to another recording would be compared with models it never came from.
+
+        Raises:
+            ValueError: a record of other tasks or options, or a damaged one.
+        """
+        found = []
+        for path in [] if self.folder is None else sorted(self.folder.glob("step-*.safetensors")):
+            stage, key = Stage.load(path)
+            check_key(path, key, self._key({"weights": stage.model.weights_hash}))
+            found.append(stage)
+        return found
 
     def _path(self, name: str) -> Path | None:
         safe = "".join(char if char.isalnum() or char in "-_." else "_" for char in name)
