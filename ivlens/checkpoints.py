@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ivlens._adapters import adapter_folders, is_adapter, named_base
+from ivlens._files import LOCK, STATE
 from ivlens.models import TransformerBridge, check_model, load_model, model_identity, pocket_path
 
 
@@ -107,6 +108,12 @@ def _listed(source: "str | Path | Sequence[Any] | Mapping[str, Any]", base: Any)
     if _is_checkpoint(root):
         return [_checked(root.name, root, base)]
     folders = [path for path in root.iterdir() if path.is_dir() and _is_checkpoint(path)]
+    if not folders and any((root / name).is_file() for name in (STATE, LOCK)):
+        raise FileNotFoundError(
+            f"{str(source)!r} holds a training that has not ended (no model/ yet), expected checkpoints; give the same "
+            "`ivlens tune` command again, which goes on from where it stopped, or write checkpoints on the way with "
+            "--checkpoint-every N."
+        )
     if not folders:
         raise FileNotFoundError(
             f"{str(source)!r} holds no checkpoints, expected subfolders written by save_pretrained (whole models or "

@@ -39,13 +39,13 @@ def predictors(
     """
     import pandas as pd
 
-    if tasks[leave_out].astype(str).nunique() < 2:
+    if len(set(tasks[leave_out].astype(str))) < 2:
         raise ValueError(f"predictors got one value of {leave_out!r}, expected two or more, to leave one out in turn.")
     return pd.DataFrame([{"predictor": name, **_explained(tasks, name, outcome, leave_out, seed)} for name in names])
 
 
 def _explained(tasks: "pd.DataFrame", name: str, outcome: str, leave_out: str, seed: int) -> dict[str, float]:
-    known = tasks[np.isfinite(tasks[name].to_numpy(float)) & np.isfinite(tasks[outcome].to_numpy(float))]
+    known = tasks.dropna(subset=[name, outcome])
     group = known[leave_out].astype(str).to_numpy()
     if len(set(group)) < 2:
         return dict.fromkeys(("r2", "r2_lo", "r2_hi", "r2_in_sample"), float("nan")) | {"n": len(known)}
