@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -203,6 +204,13 @@ def test_what_no_study_can_be_made_of():
         StudyOptions(guidance=("iv",))
     with pytest.raises(ValueError, match="n_records is 0"):
         StudyOptions(n_records=0)
+
+
+def test_too_many_heads_are_refused_before_anything_is_measured(pocket):
+    said = []
+    with pytest.raises(ValueError, match="k is 49, expected 1 to 48"):
+        run_study(replace(TINY, k=49), model=pocket, say=said.append)
+    assert said == ["the model before training"]
 
 
 # ---- commands over a folder of checkpoints

@@ -9,7 +9,7 @@ from typing import Any
 from ivlens._kept import check_key, digest
 from ivlens.checkpoints import Checkpoint, CheckpointSeries
 from ivlens.dynamics.comparison import Dynamics, compare
-from ivlens.dynamics.stages import Stage, TrackOptions, measure_stage
+from ivlens.dynamics.stages import Stage, TrackOptions, check_k, measure_stage
 from ivlens.models import TransformerBridge
 from ivlens.tasks import Task
 
@@ -72,6 +72,9 @@ class Recorder:
         options: What is measured.
         folder: Keeps each record, for trainings that are interrupted and go on; None: nowhere.
         offset: Added to the steps of what is recorded: steps of earlier trainings of the same model.
+
+    Raises:
+        ValueError: the options ask for more heads than the model has.
     """
 
     model: TransformerBridge
@@ -80,6 +83,9 @@ class Recorder:
     folder: Path | None = None
     offset: int = 0
     stages: dict[str, Stage] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_k(self.model, self.options.k)  # here and not at the first record, after so many steps of training
 
     def __call__(self, step: int, model: TransformerBridge) -> None:
         """Measure the model after `step` steps; a step that is kept in the folder is not measured again."""
