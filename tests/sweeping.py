@@ -74,7 +74,8 @@ def kill_in_the_middle(grid: Path, folder: Path, draw: random.Random, *, until: 
 
 def fingerprints(folder: Path) -> set[str]:
     """Names of all that is in a store at this moment."""
-    return {str(path) for path in folder.rglob("*")} if folder.exists() else set()
+    # `rglob` would raise where a folder goes away meanwhile
+    return {os.path.join(place, name) for place, folders, files in os.walk(folder) for name in (*folders, *files)}
 
 
 def digests(folder: Path) -> dict[str, str]:
