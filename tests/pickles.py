@@ -14,6 +14,13 @@ def pickles_in(folder: Path) -> list[str]:
     return [f"{path}: {what}" for path in sorted(folder.rglob("*")) if path.is_file() and (what := _suspicion(path))]
 
 
+def assert_no_pickle(folder: Path, *names: str) -> None:
+    """Raise AssertionError for a pickle, and for a folder that lacks a file of these names: nothing was scanned then."""
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert not set(names) - found, f"{sorted(set(names) - found)} not among {sorted(found)}"
+    assert pickles_in(folder) == []
+
+
 def _suspicion(path: Path) -> str:
     data = path.read_bytes()
     if data.startswith(_ZIP) or b"data.pkl" in data:

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import tiny_task
+from pickles import assert_no_pickle
 
 from ivlens.benchmarks import BenchOptions, Cell, CellResult, Grid, Suite, all_cells, latex, markdown, run_cell, summary
 from ivlens.benchmarks.report import write_report
@@ -154,6 +155,8 @@ def test_a_grid_is_kept_cell_by_cell_and_goes_on(llama, suite, tmp_path):
     again = Grid(llama, lambda order: suite, OPTIONS, tmp_path, on_step=lambda cell, row: steps.append(cell.method))
     results = again.run(cells)
     assert set(steps) == {"lora"} and len(results) == 2
+    write_report(results, tmp_path)
+    assert_no_pickle(tmp_path, *(f"cells/{cell.name}.json" for cell in cells), "scores.parquet", "table.tex")
     alone = run_cell(llama, suite, cells[1], OPTIONS)
     assert results[1].scores == alone.scores and results[1].curves == alone.curves
 
