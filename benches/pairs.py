@@ -3,8 +3,8 @@
     python benches/pairs.py run  --out out/pairs [--what strengths,guidance] [--seeds 2]
     python benches/pairs.py show --out out/pairs [--write]
 
-*strengths*: the weights of EWC, LwF and O-LoRA, without guidance. *guidance*: rehearsal of whole answers, for full
-fine-tuning and LoRA, at two weights, alone and with a held vector, whose heads are the chosen ones or random ones. The
+*strengths*: the weights of EWC, LwF and O-LoRA, without guidance. *guidance*: rehearsal of whole answers with
+LoRA at two weights, alone and with a held vector, whose heads are the chosen ones or random ones. The
 protocol is that of `benches/sequences.py`. What is too strong forgets little because it learns little, so the choice is
 among those with which most trainings reach the target on *select*: of these, the one that loses least, Forget and
 general tasks together.
@@ -55,13 +55,10 @@ def strengths() -> list[Cell]:
 
 
 def guidance() -> list[Cell]:
-    """Plain training, and every kind of guidance, each at the learning rate that single tasks chose."""
+    """Plain training, and every kind of guidance, at the learning rates that single tasks chose."""
     RECIPES.update(GUIDANCE)
-    cells = []
-    for method, kind in (("lora", "answers_light"), ("full", "answers")):
-        cells += [Cell(method, lr=chosen(method, "none"))]
-        cells += [Cell(method, guided, lr=chosen(method, kind)) for guided in KINDS]
-    return cells
+    rate = chosen("lora", "answers_light")
+    return [Cell("lora", lr=chosen("lora", "none")), *(Cell("lora", kind, lr=rate) for kind in KINDS)]
 
 
 PARTS = {"strengths": strengths, "guidance": guidance}

@@ -170,14 +170,6 @@ def _best_rate(method: str, guidance: str, curves: pd.DataFrame) -> tuple[float,
     return max(merits.items(), key=lambda item: item[1])
 
 
-def best_guidance(method: str) -> str:
-    """The kind of guidance that does best by the rule of `chosen`, controls left out."""
-    curves = pd.read_parquet(CURVES)
-    base = method if method in set(curves["method"]) else "lora"
-    kinds = [kind for kind in curves[curves["method"] == base]["guidance"].unique() if "/" not in kind]
-    return max((kind for kind in kinds if kind != "none"), key=lambda kind: _best_rate(base, kind, curves)[1])
-
-
 def rows(curves: pd.DataFrame) -> Iterable[list[str]]:
     for (task, method), group in curves.groupby(["task", "method"], sort=False):
         top = group[group.guidance == "none"]["new"].max()
