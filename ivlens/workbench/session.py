@@ -14,7 +14,7 @@ from typing import Any
 from ivlens._summary import Setting
 from ivlens.figures.heads import unit_of
 from ivlens.vectors import InstructionVector
-from ivlens.workbench.code import Recipe, python_code
+from ivlens.workbench.code import Listing, python_code
 from ivlens.workbench.engine import Engine, begins_right, needs
 from ivlens.workbench.state import Head, LabState, Limits
 from ivlens.workbench.streams import Completion
@@ -231,7 +231,7 @@ class Session:
 
     def _code(self, state: LabState) -> str:
         engine = self.engines[0]
-        recipe = Recipe(
+        listing = Listing(
             models=[each.identity.name for each in self.engines],
             task=engine.tasks[state.task],
             prompt=engine.prompt(state),
@@ -239,7 +239,7 @@ class Session:
             effects_seed=engine.options.seed,
             file=self._file if state.source == "file" else None,
         )
-        return python_code(state, recipe)
+        return python_code(state, listing)
 
     def _say(self, *, busy: str = "", done: str = "", error: str = "") -> None:
         self._show("status", {"busy": busy, "done": done, "error": error})
