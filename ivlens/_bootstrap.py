@@ -1,4 +1,4 @@
-"""Percentile intervals over things that come in groups: prompts of tasks, tasks of runs."""
+"""Percentile bootstrap intervals, also of things that come in groups: prompts of tasks, tasks of runs."""
 
 from collections.abc import Sequence
 
@@ -6,6 +6,22 @@ import numpy as np
 
 N_RESAMPLES = 2000
 LEVEL = 0.95
+
+
+def resampled_means(
+    values: np.ndarray, drawn: np.random.Generator | int = 0, n_resamples: int = N_RESAMPLES
+) -> np.ndarray:
+    """Means of so many resamples, each of as many values as there are, drawn from them with replacement."""
+    size = len(values)
+    # a resample is how often each value was drawn
+    times = np.random.default_rng(drawn).multinomial(size, np.full(size, 1 / size), n_resamples)
+    return times @ values / size
+
+
+def percentiles(means: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
+    """The interval in the middle that holds this share of the resamples."""
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
 
 
 def grouped_interval(groups: Sequence[Sequence[float] | np.ndarray], seed: int = 0) -> tuple[float, float, float]:
@@ -30,8 +46,7 @@ def grouped_interval(groups: Sequence[Sequence[float] | np.ndarray], seed: int =
     # members are drawn anew for each place a group takes, or two places would move together
     places = drawn.integers(len(kept), size=(len(kept), N_RESAMPLES))
     means = np.mean([_resampled(kept, chosen, drawn) for chosen in places], 0)
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return mean, float(low), float(high)
+    return mean, *percentiles(means)
 
 
 def _resampled(groups: Sequence[np.ndarray], chosen: np.ndarray, drawn: np.random.Generator) -> np.ndarray:
@@ -39,6 +54,5 @@ def _resampled(groups: Sequence[np.ndarray], chosen: np.ndarray, drawn: np.rando
     means = np.empty(len(chosen))
     for number, group in enumerate(groups):
         at = chosen == number
-        size = len(group)
-        means[at] = drawn.multinomial(size, np.full(size, 1 / size), int(at.sum())) @ group / size
+        means[at] = resampled_means(group, drawn, int(at.sum()))
     return means

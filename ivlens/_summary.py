@@ -4,12 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ivlens._bootstrap import LEVEL, N_RESAMPLES
+from ivlens._bootstrap import percentiles, resampled_means
 
 METRICS = ("accuracy", "prob", "logprob")
 
@@ -115,11 +114,7 @@ def _interval(values: Float[Tensor, "n batch"], seed: int) -> tuple[float, float
     per_prompt = finite[finite.isfinite()].numpy()
     if not len(per_prompt):
         return float("nan"), float("nan"), float("nan")
-    size = len(per_prompt)
-    # a resample is how often each prompt was drawn
-    drawn = np.random.default_rng(seed).multinomial(size, np.full(size, 1 / size), N_RESAMPLES)
-    low, high = np.quantile(drawn @ per_prompt / size, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(per_prompt.mean()), float(low), float(high)
+    return float(per_prompt.mean()), *percentiles(resampled_means(per_prompt, seed))
 
 
 def _shared(values: Sequence[Any]) -> Any:

@@ -3,12 +3,15 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from ivlens._adapters import adapter_folders, is_adapter, named_base
+from ivlens._adapters import CONFIG, adapter_folders, is_adapter, named_base
 from ivlens._files import LOCK, STATE
 from ivlens.models import TransformerBridge, check_model, load_model, model_identity, pocket_path
+
+_HASHED = 2**26  # bytes of a file
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,14 +37,21 @@ class Checkpoint:
         return self.source
 
     def key(self) -> dict[str, Any]:
-        """What tells the model apart from others, without opening it: a bridge's weights, or a folder's files."""
+        """What tells the model apart from others, without opening it: a bridge's weights, or a folder's files.
+
+        A folder may be moved or copied: small files count by their content. Weights of more than 64 MiB would take
+        longer to read than a check may; they count by size and time.
+        """
         if not isinstance(self.source, str | Path):
             return {"weights": model_identity(self.source).weights_hash}
         folder = pocket_path() if self.source == "pocket" else Path(self.source).expanduser()
-        files = sorted(path for path in folder.rglob("*.safetensors")) if folder.is_dir() else []
-        sizes = [[path.relative_to(folder).as_posix(), *_state(path)] for path in files]
-        on = None if not is_adapter(self.source) or self.base is None else Checkpoint("base", self.base).key()
-        return {"source": str(self.source), "files": sizes, "base": on}
+        if not folder.is_dir():
+            return {"source": str(self.source)}
+        parts = adapter_folders(folder).values()
+        files = [path for part in parts or [folder] for path in part.iterdir() if _makes_the_model(path)]
+        contents = [[path.relative_to(folder).as_posix(), *_content(path)] for path in sorted(files)]
+        base = (named_base(folder) if self.base is None else self.base) if parts else None
+        return {"files": contents, "base": None if base is None else Checkpoint("base", base).key()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,8 +144,15 @@ def _is_checkpoint(folder: Path) -> bool:
     return (folder / "config.json").is_file() or bool(adapter_folders(folder))
 
 
-def _state(path: Path) -> tuple[int, int]:
-    return path.stat().st_size, path.stat().st_mtime_ns
+def _makes_the_model(path: Path) -> bool:
+    return path.is_file() and (path.suffix == ".safetensors" or path.name in ("config.json", "tokenizer.json", CONFIG))
+
+
+def _content(path: Path) -> list[Any]:
+    about = path.stat()
+    if about.st_size > _HASHED:
+        return [about.st_size, about.st_mtime_ns]
+    return [sha256(path.read_bytes()).hexdigest()]
 
 
 def _name_of(source: Any, number: int) -> str:

@@ -1,16 +1,17 @@
 """Adapters and whole models from disk, in order, and each the model that was saved."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import tiny_task
 
-from ivlens import load_model
+from ivlens import checkpoints, load_model
 from ivlens._adapters import adapter_folders, named_base
 from ivlens._bootstrap import grouped_interval
-from ivlens.checkpoints import checkpoint_series
+from ivlens.checkpoints import Checkpoint, checkpoint_series
 from ivlens.tuning import Learner, TuneOptions, finetune
 from ivlens.tuning.data import training_set
 
@@ -75,6 +76,31 @@ def test_adapters_name_the_built_in_model(tmp_path):
     assert named_base(saved).endswith("pocket")
     series = checkpoint_series(tmp_path)
     assert [one.name for one in series] == ["before", "step-1"]
+
+
+def test_a_copy_is_the_same_model_and_other_weights_are_not(checkpoint, tmp_path, monkeypatch):
+    copied = Path(shutil.copytree(checkpoint, tmp_path / "copy"))
+    key = Checkpoint("one", checkpoint).key()
+    assert Checkpoint("two", copied).key() == key
+    (copied / "checkpoint-5").mkdir()  # of another moment, as trainers leave them inside
+    shutil.copy(copied / "model.safetensors", copied / "checkpoint-5")
+    assert Checkpoint("two", copied).key() == key
+    for name in ("model.safetensors", "config.json"):
+        before = (copied / name).read_bytes()
+        (copied / name).write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+        assert Checkpoint("two", copied).key() != key, name
+        (copied / name).write_bytes(before)
+    monkeypatch.setattr(checkpoints, "_HASHED", 0)  # as if they were large
+    assert Checkpoint("one", checkpoint).key() == Checkpoint("one", checkpoint).key() != key
+
+
+def test_adapters_are_told_apart_by_their_base_as_well(llama, new_model, byte_level, tmp_path):
+    learner = Learner(llama)
+    learner._begin(0)
+    saved = learner.save(tmp_path / "adapters")
+    other = new_model("llama", byte_level, n_layers=2)
+    assert Checkpoint("one", saved, base=llama).key() == Checkpoint("two", saved, base=llama).key()
+    assert Checkpoint("one", saved, base=llama).key() != Checkpoint("one", saved, base=other).key()
 
 
 def test_models_in_memory(llama, new_model):

@@ -244,7 +244,7 @@ def test_a_difference_between_two_models_is_no_forgetting(pocket, checkpoint, tm
     command = ["forget", str(checkpoint), "--before", "pocket", "--task", "antonym", "--n-prompts", "2"]
     assert main([*command, "--out", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
-    assert "checkpoint 'checkpoint' is LlamaForCausalLM of 2 layers x 4 heads" in said
+    assert "checkpoint 'checkpoint' is LlamaForCausalLM of 3 layers x 4 heads" in said
     assert "expected LlamaForCausalLM of 6 layers x 8 heads, d_model 128 as the model before" in said
     tables = [probe(pocket, [load_task("antonym")], ProbeOptions(n_prompts=2)) for _ in range(2)]
     tables[1].attrs["ivlens_shape"] = "another"

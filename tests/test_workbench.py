@@ -18,7 +18,7 @@ from ivlens.completions import complete
 from ivlens.hooks import model_lock
 from ivlens.interventions import steer
 from ivlens.vectors import InstructionVector
-from ivlens.workbench.engine import Engine, EngineOptions, begins_right
+from ivlens.workbench.engine import Engine, EngineOptions, Unwanted, begins_right
 from ivlens.workbench.session import Session
 from ivlens.workbench.state import LabState, Limits
 from ivlens.workbench.streams import Addition, stream_completions
@@ -294,6 +294,37 @@ def test_new_event_preempts_a_running_generation(engine):
     assert screen.texts()["patched"].split()[:1] == ["grand"]
     assert max(len(value["models"][0]["columns"][0]["text"].split()) for value in after) < 190
     session.close()
+
+
+def test_another_task_ends_a_measurement_and_another_strength_does_not(pocket, monkeypatch):
+    tasks = {name: ivlens.load_task(name) for name in ("antonym", "synonym")}
+    fresh, begun, go_on, ends = Engine(pocket, tasks, EngineOptions(n_prompts=2, n_search=0)), [], threading.Event(), []
+
+    def slow(model, task, *, progress, **options):
+        begun.append(task.name)
+        if task.name == "antonym":
+            assert go_on.wait(20)
+            try:
+                progress(1, 2)
+            except Unwanted:
+                ends.append(task.name)
+                raise
+        return ivlens.head_effects(model, task, progress=progress, **options)
+
+    monkeypatch.setattr("ivlens.workbench.engine.head_effects", slow)
+    for changes, ended, told in (({"alpha": 2.0}, [], ["antonym"]), ({"task": "synonym"}, ["antonym"], ["synonym"])):
+        fresh._effects.clear(), begun.clear(), ends.clear(), go_on.clear()
+        screen = Screen()
+        session = Session([fresh], STATE, screen)
+        session.refresh()
+        while not begun:
+            time.sleep(0.01)
+        session.change(**changes)
+        go_on.set()
+        assert session.wait()
+        assert ends == ended and begun[-1:] == told and screen["status"]["error"] == ""
+        assert {task for task, _ in fresh._effects} == set(told)
+        session.close()
 
 
 def test_worker_runs_the_newest_job_only():

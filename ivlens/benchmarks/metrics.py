@@ -10,10 +10,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from ivlens._bootstrap import LEVEL, percentiles, resampled_means
 from ivlens.records import wrong
 
-N_RESAMPLES = 10_000
-LEVEL = 0.95
+N_RUN_RESAMPLES = 10_000  # runs are few: of so many resamples the ends do not depend on the seed
 # Far below one example in any test set: keeps rounding from deciding a claim whose interval ends on the margin.
 _ROUNDING = 1e-12
 
@@ -222,10 +222,7 @@ def _check_shares(name: str, values: np.ndarray) -> None:
 
 
 def _interval(values: np.ndarray, seed: int, level: float) -> Interval:
-    size, mean = len(values), float(values.mean())
-    if size == 1:
+    mean = float(values.mean())
+    if len(values) == 1:
         return Interval(mean, -float("inf"), float("inf"))
-    # a resample is how often each run was drawn
-    drawn = np.random.default_rng(seed).multinomial(size, np.full(size, 1 / size), N_RESAMPLES)
-    low, high = np.quantile(drawn @ values / size, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(mean, float(low), float(high))
+    return Interval(mean, *percentiles(resampled_means(values, seed, N_RUN_RESAMPLES), level))

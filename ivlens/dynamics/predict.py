@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ivlens._bootstrap import LEVEL, N_RESAMPLES
+from ivlens._bootstrap import N_RESAMPLES, percentiles
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -83,5 +83,4 @@ def _interval(error: np.ndarray, spread: np.ndarray, group: np.ndarray, seed: in
     drawn = np.random.default_rng(seed).integers(len(names), size=(N_RESAMPLES, len(names)))
     total = sums[drawn].sum(1)
     shares = 1 - total[:, 0] / np.maximum(total[:, 1], 1e-30)
-    low, high = np.quantile(shares, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
+    return percentiles(shares)

@@ -45,7 +45,7 @@ def head_effects(
     heads: Iterable[SupportsIndex] | None = None,
     batch_size: int = 32,
     max_memory: int | str = "auto",
-    progress: bool = False,
+    progress: bool | Progress = False,
 ) -> HeadEffects:
     """Measure what every head does for `task`: its mean over clean prompts, patched into corrupted ones.
 
@@ -69,7 +69,7 @@ def head_effects(
         layers, heads: Measure only these.
         batch_size: Prompts in each pass that only reads.
         max_memory: As in `causal_indirect_effect`.
-        progress: Show a bar.
+        progress: Show a bar; or called with what is done and what there is in all, and what it raises ends the work.
 
     Raises:
         TypeError: a model that `load_model` did not return, or one without a tokenizer.
@@ -105,7 +105,8 @@ def head_effects(
         score=score,
         max_memory=max_memory,
     )
-    with _bar(f"{task.name}: heads", progress) as report:
+    with _bar(f"{task.name}: heads", progress is True) as bar:
+        report = bar if isinstance(progress, bool) else progress
         found = run_engine(model, replace(request, progress=report), method)
     options = {"score": score, "mode": mode, "method": found.method, "split": split, "correct_only": correct_only}
     options |= {"method_asked": method, "max_memory": request.max_memory, **found.record}

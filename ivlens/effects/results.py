@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ivlens._bootstrap import N_RESAMPLES
 from ivlens.effects.files import FILE, TENSORS, check_model_of, read_effects
 from ivlens.models import ModelIdentity, TransformerBridge, model_identity
 
@@ -65,7 +66,7 @@ class HeadEffects:
         return self.cie.mean(0)
 
     def interval(
-        self, level: float = 0.95, simultaneous: bool = False, *, n_resamples: int = 2000, seed: int = 0
+        self, level: float = 0.95, simultaneous: bool = False, *, n_resamples: int = N_RESAMPLES, seed: int = 0
     ) -> tuple[Float[Tensor, "n_layers n_heads"], Float[Tensor, "n_layers n_heads"]]:
         """Bootstrap interval of `aie`, resampling prompts.
 

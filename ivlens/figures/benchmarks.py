@@ -11,7 +11,7 @@ from plotly.subplots import make_subplots
 
 from ivlens.benchmarks.report import summary_of
 from ivlens.figures._rows import Row, grouped, mean, rows_of
-from ivlens.figures.theme import LIGHT, Theme, colour_at, colour_bar, readable_on, styled
+from ivlens.figures.theme import LIGHT, Theme, colour_at, colour_bar, readable_on, styled, with_legend
 
 LEVELS = ((0.0, "#fbfbf9"), (0.35, "#bcd6ea"), (0.7, "#4b8fc7"), (1.0, "#06477f"))
 COLUMNS = 4
@@ -120,8 +120,7 @@ def method_summary(cells: pd.DataFrame, *, theme: Theme = LIGHT) -> go.Figure:
     figure.update_xaxes(title_text="mean score on the trained tasks", range=[-0.03, 1.03], dtick=0.2)
     figure.update_yaxes(tickvals=places, ticktext=labels, showgrid=False, range=[-0.6, len(rows) - 0.4])
     figure.update_yaxes(automargin=True, tickfont={"color": theme.text})
-    legend = {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom", "font": {"color": theme.text}}
-    return figure.update_layout(legend=legend, margin_t=92)
+    return with_legend(figure, theme)
 
 
 def _rim(theme: Theme, colour: str) -> dict:

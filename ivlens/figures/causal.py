@@ -4,7 +4,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from ivlens.figures._rows import grouped, mean, rows_of
-from ivlens.figures.theme import LIGHT, Theme, styled
+from ivlens.figures.theme import LIGHT, Theme, styled, with_legend
 
 TITLES = {
     "write": "write: tuned vector in the first model, no instruction",
@@ -74,8 +74,7 @@ def causal_plot(table: pd.DataFrame, *, theme: Theme = LIGHT) -> go.Figure:
     )  # fmt: skip
     for line in range(1, len(tests)):
         figure.add_hline(y=line - 0.5, line={"width": 1, "color": theme.grid})
-    legend = {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom"}
-    return figure.update_layout(legend=legend | {"font": {"color": theme.text}}, margin_t=132)
+    return with_legend(figure, theme, 132)
 
 
 def guidance_plot(evidence: pd.DataFrame, *, theme: Theme = LIGHT) -> go.Figure:

@@ -7,7 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from ivlens.figures._rows import Row, grouped, mean, rows_of
-from ivlens.figures.theme import LIGHT, Theme, styled
+from ivlens.figures.theme import LIGHT, Theme, styled, with_legend
 
 
 class Look(NamedTuple):
@@ -113,10 +113,5 @@ def _label_rows(figure: go.Figure, labels: Sequence[str], places: Sequence[float
 def _legend(figure: go.Figure, n_tasks: int, theme: Theme) -> None:
     for line in range(1, n_tasks):
         figure.add_hline(y=line - 0.5, line={"width": 1, "color": theme.grid})
-    figure.update_layout(
-        margin_t=150,  # title, note and a legend of four lines at the width of a column
-        legend={
-            "orientation": "h", "x": 0, "xanchor": "left", "y": 1.0, "yanchor": "bottom",
-            "font": {"color": theme.text}, "traceorder": "normal",
-        },
-    )  # fmt: skip
+    # title, note and a legend of four lines at the width of a column
+    with_legend(figure, theme, 150, xanchor="left", traceorder="normal")

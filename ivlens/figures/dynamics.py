@@ -10,7 +10,7 @@ from plotly.subplots import make_subplots
 
 from ivlens.dynamics import Dynamics
 from ivlens.figures._rows import Row, grouped, mean, rows_of
-from ivlens.figures.theme import LIGHT, Theme, colour_at, colour_bar, styled
+from ivlens.figures.theme import LIGHT, Theme, colour_at, colour_bar, styled, with_legend
 
 PANELS = {"accuracy": "accuracy with the instruction", "iv_cosine_fixed": "cosine with the first vector"}
 
@@ -48,8 +48,7 @@ def dynamics_curves(tasks: pd.DataFrame, *, theme: Theme = LIGHT) -> go.Figure:
     for column, (value, title) in enumerate(PANELS.items(), 1):
         low = min(0.0, *(row[value] for row in rows))
         figure.update_yaxes(title_text=title, range=[low - 0.03, 1.06], dtick=0.2, row=1, col=column)
-    legend = {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom", "font": {"color": theme.text}}
-    return figure.update_layout(legend=legend, margin_t=92)
+    return with_legend(figure, theme)
 
 
 def drift_heatmap(dynamics: Dynamics, *, checkpoint: str | None = None, theme: Theme = LIGHT) -> go.Figure:
@@ -113,8 +112,7 @@ def prediction_plot(
         title_text=name.replace("_", " ").replace("activation cosine", "cosine of hidden state and first vector")
     )
     figure.update_yaxes(title_text="probability of the answer", range=[-0.03, 1.06], dtick=0.2)
-    legend = {"title": {"text": "step "}, "orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom"}
-    return figure.update_layout(legend=legend, margin_t=92)
+    return with_legend(figure, theme, title={"text": "step "}, font={"color": theme.muted})
 
 
 def _line(

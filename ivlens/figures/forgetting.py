@@ -6,7 +6,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from ivlens.figures._rows import Row, rows_of
-from ivlens.figures.theme import LIGHT, Theme, styled
+from ivlens.figures.theme import LIGHT, Theme, styled, with_legend
 
 LABELS = {
     "prob": "probability of the answer's first token",
@@ -43,8 +43,7 @@ def forgetting_plot(table: pd.DataFrame, *, measure: str = "seq_prob", theme: Th
         tickvals=list(range(len(rows))), ticktext=[row["task"] for row in reversed(rows)], showgrid=False,
         range=[-0.6, len(rows) - 0.4], automargin=True, tickfont={"size": 12, "color": theme.text},
     )  # fmt: skip
-    legend = {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom", "font": {"color": theme.text}}
-    return figure.update_layout(legend=legend, margin_t=96)
+    return with_legend(figure, theme, 96)
 
 
 def _lines(rows: Sequence[Row], kind: str, label: str, offset: float, colour: str, theme: Theme) -> list[go.Scatter]:

@@ -15,9 +15,18 @@ def style() -> str:
     return template("page.css").substitute(gradient_light=_gradient(LIGHT), gradient_dark=_gradient(DARK))
 
 
+def script() -> str:
+    """What draws a page's figures."""
+    return _read("page.js")
+
+
 def template(name: str) -> Template:
     """A skeleton beside this file."""
-    return Template((resources.files("ivlens.figures") / name).read_text(encoding="utf-8"))
+    return Template(_read(name))
+
+
+def _read(name: str) -> str:
+    return (resources.files("ivlens.figures") / name).read_text(encoding="utf-8")
 
 
 def embedded(figures: Callable[[Theme], Mapping[str, go.Figure]]) -> str:

@@ -9,7 +9,7 @@ from plotly.subplots import make_subplots
 from scipy.stats import binomtest
 
 from ivlens.figures._rows import Row, grouped, mean, rows_of
-from ivlens.figures.theme import LIGHT, Theme, styled, translucent
+from ivlens.figures.theme import LIGHT, Theme, styled, translucent, with_legend
 
 
 class Curve(NamedTuple):
@@ -68,8 +68,7 @@ def intervention_curves(frame: pd.DataFrame, *, theme: Theme = LIGHT) -> go.Figu
         figure.update_xaxes(title_text=f"layer · {site}", dtick=1 if n_layers <= 16 else 4, row=1, col=column)
     figure.update_yaxes(range=[-0.03, 1.03], dtick=0.2)
     figure.update_yaxes(title_text="accuracy (share of prompts)", row=1, col=1)
-    legend = {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom", "font": {"color": theme.text}}
-    return figure.update_layout(legend=legend, margin_t=92)
+    return with_legend(figure, theme)
 
 
 def _traces(rows: Sequence[Row], curve: Curve, theme: Theme) -> list[go.Scatter]:

@@ -6,7 +6,7 @@ import plotly.graph_objects as go
 
 from ivlens.figures._rows import grouped, mean, rows_of
 from ivlens.figures.dynamics import drift_map
-from ivlens.figures.theme import LIGHT, Theme, styled, translucent
+from ivlens.figures.theme import LIGHT, Theme, styled, translucent, with_legend
 
 KINDS = {"instruction": ("with the instruction", "accent", "solid", "circle"),
          "knowledge": ("in clozes without it", "control", "dash", "square")}  # fmt: skip
@@ -50,8 +50,7 @@ def knowledge_curves(table: pd.DataFrame, *, measure: str = "seq_prob", theme: T
     )
     figure.update_xaxes(title_text="checkpoint", type="category")
     figure.update_yaxes(title_text="probability of the right answer", range=[-0.03, 1.06], dtick=0.2)
-    legend = {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom", "font": {"color": theme.text}}
-    return figure.update_layout(legend=legend, margin_t=92)
+    return with_legend(figure, theme)
 
 
 def drift_of_table(heads: pd.DataFrame, *, theme: Theme = LIGHT) -> go.Figure:

@@ -14,7 +14,7 @@ from ivlens.demo import DemoResult, file_name
 from ivlens.figures._rows import Row, grouped, mean, rows_of
 from ivlens.figures.conditions import LOOKS, condition_plot
 from ivlens.figures.heads import head_heatmap, unit_of
-from ivlens.figures.html import embedded, style, template
+from ivlens.figures.html import embedded, script, style, template
 from ivlens.figures.similarity import similarity_matrix
 from ivlens.figures.sweeps import strength_curves
 from ivlens.figures.theme import Theme
@@ -62,6 +62,7 @@ def page(result: DemoResult) -> str:
         settings=_settings(result),
         files=_files(result),
         plotly=get_plotlyjs(),
+        script=script(),
         figures=embedded(lambda theme: _figures(result, theme)),
     )
 

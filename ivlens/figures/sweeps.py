@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from ivlens.figures._rows import grouped, mean, rows_of
-from ivlens.figures.theme import LIGHT, Theme, colour_at, styled
+from ivlens.figures.theme import LIGHT, Theme, colour_at, styled, with_legend
 
 METRIC_NAMES = {
     "accuracy": "accuracy (share of prompts)",
@@ -81,10 +81,5 @@ def _finish(figure: go.Figure, sites: Sequence[str], n_layers: int, metric: str,
     figure.update_yaxes(title_text=METRIC_NAMES[metric], row=1, col=1)
     if metric != "logprob":
         figure.update_yaxes(range=[-0.03, 1.03], dtick=0.2)
-    figure.update_layout(
-        legend={
-            "title": {"text": "strength α ", "font": {"color": theme.text, "size": 12}}, "orientation": "h",
-            "x": 0, "xanchor": "left", "y": 1.0, "yanchor": "bottom", "font": {"color": theme.text},
-        },
-    )  # fmt: skip
-    figure.update_layout(margin_t=92)
+    title = {"text": "strength α ", "font": {"color": theme.text, "size": 12}}
+    with_legend(figure, theme, xanchor="left", title=title)

@@ -6,6 +6,7 @@ import warnings
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import plotly.graph_objects as go
 
@@ -95,6 +96,12 @@ def styled(figure: go.Figure, theme: Theme, title: str, note: str = "", *, heigh
     figure.update_xaxes(**axis)
     figure.update_yaxes(**axis)
     return figure
+
+
+def with_legend(figure: go.Figure, theme: Theme, margin_t: int = 92, **legend: Any) -> go.Figure:
+    """The figure with its legend in lines above the plot, where `margin_t` leaves room for it. In place."""
+    place = {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom", "font": {"color": theme.text}}
+    return figure.update_layout(legend=place | legend, margin_t=margin_t)
 
 
 def colour_bar(theme: Theme, title: str) -> dict:

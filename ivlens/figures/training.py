@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from ivlens.figures._rows import Row, grouped, mean, rows_of
-from ivlens.figures.theme import LIGHT, Theme, styled
+from ivlens.figures.theme import LIGHT, Theme, styled, with_legend
 
 
 class Kind(NamedTuple):
@@ -71,8 +71,7 @@ def training_curves(log: pd.DataFrame, *, theme: Theme = LIGHT) -> go.Figure:
     styled(figure, theme, "Learning and forgetting", "select inputs", height=340)
     figure.update_xaxes(title_text="training step", rangemode="tozero")
     figure.update_yaxes(title_text="accuracy (share of prompts)", range=[-0.03, 1.06], dtick=0.2)
-    legend = {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom", "font": {"color": theme.text}}
-    return figure.update_layout(legend=legend, margin_t=92)
+    return with_legend(figure, theme)
 
 
 def forgetting_against_learning(
@@ -118,8 +117,7 @@ def forgetting_against_learning(
         figure.update_xaxes(title_text=title, range=[-0.03, 1.03], dtick=0.2, row=1, col=column)
     figure.update_yaxes(range=[-0.03, 1.06], dtick=0.2)
     figure.update_yaxes(title_text="mean accuracy on old tasks", row=1, col=1)
-    legend = {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom", "font": {"color": theme.text}}
-    return figure.update_layout(legend=legend, margin_t=106)
+    return with_legend(figure, theme, 106)
 
 
 def shown_kinds(found: Iterable[Any]) -> list[str]:

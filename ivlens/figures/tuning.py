@@ -6,7 +6,7 @@ import plotly.graph_objects as go
 
 from ivlens.demo_tuning import TuningDemo
 from ivlens.figures._rows import Row, grouped, rows_of
-from ivlens.figures.theme import LIGHT, Theme, styled
+from ivlens.figures.theme import LIGHT, Theme, styled, with_legend
 
 NAMES = {"none": "plain LoRA", "instructions_lighter": "old instructions rehearsed"}
 
@@ -22,8 +22,7 @@ def forgetting_curves(
     styled(figure, theme, title, f"{tuning.n_steps} steps, select inputs", height=340)
     figure.update_xaxes(title_text="accuracy on the new task", range=[-0.03, 1.03], dtick=0.2)
     figure.update_yaxes(title_text="mean accuracy on old tasks", range=[-0.03, 1.06], dtick=0.2)
-    legend = {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom", "font": {"color": theme.text}}
-    return figure.update_layout(legend=legend, margin_t=92)
+    return with_legend(figure, theme)
 
 
 def _line(name: str, points: list[Row], colour: str) -> go.Scatter:

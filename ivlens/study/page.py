@@ -21,7 +21,7 @@ from ivlens.figures import (
     similarity_matrix,
 )
 from ivlens.figures.causal import NAMES
-from ivlens.figures.html import embedded, style, template
+from ivlens.figures.html import embedded, script, style, template
 from ivlens.study.claims import claim_table, interval_text
 from ivlens.study.results import StudyResult
 from ivlens.tasks import load_task
@@ -94,6 +94,7 @@ def page(result: StudyResult) -> str:
         settings=_settings(result),
         files=_files(),
         plotly=get_plotlyjs(),
+        script=script(),
         figures=embedded(lambda theme: study_figures(result, theme)),
     )
 

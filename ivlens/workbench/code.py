@@ -8,7 +8,7 @@ from ivlens.workbench.state import RAW, LabState
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Listing:
     """What the code of a state needs besides the state.
 
     Attributes:
@@ -27,34 +27,34 @@ class Recipe:
     file: str | None = None
 
 
-def python_code(state: LabState, recipe: Recipe) -> str:
+def python_code(state: LabState, listing: Listing) -> str:
     """A script that prints the completions of `state`: as they are, with the vector, and with the random one.
 
     `state` has its heads, layer, strength and site.
     """
     lines = ["import ivlens", "from ivlens.completions import complete", ""]
-    lines += [f"prompt = {recipe.prompt!r}", f"n_new = {state.max_new_tokens}"]
-    if recipe.file is None:
-        lines.append(f"task = ivlens.load_task({_task_name(recipe.task)!r})")
-    for index, name in enumerate(recipe.models):
+    lines += [f"prompt = {listing.prompt!r}", f"n_new = {state.max_new_tokens}"]
+    if listing.file is None:
+        lines.append(f"task = ivlens.load_task({_task_name(listing.task)!r})")
+    for index, name in enumerate(listing.models):
         lines += ["", f"model = ivlens.load_model({name!r})"]
-        if index == 0 or (state.donor == "own" and recipe.file is None):
-            lines += _vector_lines(state, recipe)
+        if index == 0 or (state.donor == "own" and listing.file is None):
+            lines += _vector_lines(state, listing)
         lines.append("print(complete(model, [prompt], max_new_tokens=n_new))")
-        foreign = recipe.file is not None or (index > 0 and state.donor == "first")
-        vectors = ["iv"] if recipe.file is not None or state.heads else []
+        foreign = listing.file is not None or (index > 0 and state.donor == "first")
+        vectors = ["iv"] if listing.file is not None or state.heads else []
         for vector in vectors + [f"iv.random_like({state.seed})"] * (state.random and bool(vectors)):
             lines += _steered(vector, state, foreign=foreign)
     return "\n".join(lines) + "\n"
 
 
-def _vector_lines(state: LabState, recipe: Recipe) -> list[str]:
-    if recipe.file is not None:
-        return [f"iv = ivlens.InstructionVector.load({recipe.file!r})"]
+def _vector_lines(state: LabState, listing: Listing) -> list[str]:
+    if listing.file is not None:
+        return [f"iv = ivlens.InstructionVector.load({listing.file!r})"]
     if not state.heads:
         return ["# no head is chosen, so there is no vector"]
     template = "plain" if state.template == RAW else state.template
-    how = f"n_prompts={recipe.n_prompts}, template={template!r}, seed={recipe.effects_seed}"
+    how = f"n_prompts={listing.n_prompts}, template={template!r}, seed={listing.effects_seed}"
     return [
         f"effects = ivlens.head_effects(model, task, {how})",
         f"iv = ivlens.InstructionVector.from_effects(effects, heads={list(state.heads)})",

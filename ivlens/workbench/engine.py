@@ -1,7 +1,7 @@
 """What the lab computes with one model: effects, vectors and completions of a state, shared by all of its pages."""
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -41,6 +41,10 @@ class EngineOptions:
         check_counts(self, n_prompts=1, n_search=0)
 
 
+class Unwanted(Exception):
+    """Nobody waits any longer for what was being measured."""
+
+
 class Engine:
     """One model and its tasks. Every method may be called from any thread; what takes long is done once and kept."""
 
@@ -75,19 +79,30 @@ class Engine:
 
     def knows(self, state: LabState) -> bool:
         """Whether the effects that `state` needs are measured."""
-        return (state.task, _template(state)) in self._effects
+        return needs(state) in self._effects
 
-    def effects(self, state: LabState) -> HeadEffects:
-        """The effects of the state's task, measured on the first call; a second caller meanwhile waits for them."""
-        key = (state.task, _template(state))
+    def effects(self, state: LabState, unwanted: Callable[[], bool] = lambda: False) -> HeadEffects:
+        """The effects of the state's task, measured on the first call; a second caller meanwhile waits for them.
+
+        Args:
+            unwanted: Asked now and then; where it says so, measuring ends with `Unwanted`.
+        """
+        key = needs(state)
+
+        def report(done: int, total: int) -> None:
+            if unwanted():
+                raise Unwanted
+
         with self._measuring:
             if key not in self._effects:
+                report(0, 1)  # while it waited for another one
                 self._effects[key] = head_effects(
                     self.model,
                     self.tasks[state.task],
                     n_prompts=self.options.n_prompts,
                     template=_template(state),
                     seed=self.options.seed,
+                    progress=report,
                 )
             return self._effects[key]
 
@@ -174,6 +189,11 @@ class Engine:
             "n_layers": about.n_layers,
             "n_heads": about.n_heads,
         }
+
+
+def needs(state: LabState) -> tuple[str, str]:
+    """Which effects a state needs: those of its task, under its template."""
+    return state.task, _template(state)
 
 
 def begins_right(text: str, answers: Sequence[str]) -> bool | None:

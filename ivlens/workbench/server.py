@@ -2,8 +2,8 @@
 
 import hmac
 import secrets
-import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,24 +59,36 @@ def open_server(engines: tuple[Engine, ...], state: LabState, *, port: int = 0, 
     """
     if not 0 <= port <= 65535:
         raise ValueError(f"port is {port}, expected 1 to 65535, or 0 for any that is free.")
-    port, token = _free_port(port), token or secrets.token_urlsafe(24)
+    token = token or secrets.token_urlsafe(24)
 
     def page() -> Lab:
         lab = Lab(engines, state, page=True)
         pn.state.on_session_destroyed(lambda context: lab.session.close())
         return lab
 
-    server = get_server(
-        {"/": page},
-        port=port,
-        address=ADDRESS,
-        websocket_origin=[f"{ADDRESS}:{port}", f"localhost:{port}"],
-        title=TITLE,
-        location=False,
-        keep_alive_milliseconds=20_000,
-    )
+    with _said_of(port):
+        server = get_server(
+            {"/": page}, port=port, address=ADDRESS, title=TITLE, location=False, keep_alive_milliseconds=20_000
+        )
+    # the server knows its port only now; nothing is served before `run`
+    assert server.port is not None
+    port = server.port
+    origins = server._tornado.websocket_origins
+    origins.clear()
+    origins.update(f"{host}:{port}" for host in (ADDRESS, "localhost"))
     _guard(server._tornado, token, f"ivlens-lab-{port}")
     return LabServer(f"http://{ADDRESS}:{port}/?token={token}", port, server)
+
+
+@contextmanager
+def _said_of(port: int) -> Iterator[None]:
+    """What the system says about the port, with the remedy."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"port {port} cannot be used ({error.strerror}), expected a free one; choose another, or 0."
+        ) from None
 
 
 def _guard(application: Application, token: str, cookie: str) -> None:
@@ -123,16 +135,3 @@ class _Refuse(RequestHandler):
         self.set_status(403)
         self.set_header("Content-Type", "text/plain; charset=utf-8")
         self.finish("This lab opens with the address that `ivlens lab` printed, token included.\n")
-
-
-def _free_port(port: int) -> int:
-    """`port`, or a free one for 0; asked for here because the websocket's origins are fixed before the server binds."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((ADDRESS, port))
-        except OSError as error:
-            raise OSError(
-                f"port {port} cannot be used ({error.strerror}), expected a free one; choose another, or 0."
-            ) from None
-        return int(probe.getsockname()[1])

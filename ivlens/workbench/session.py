@@ -14,8 +14,8 @@ from typing import Any
 from ivlens._summary import Setting
 from ivlens.figures.heads import unit_of
 from ivlens.vectors import InstructionVector
-from ivlens.workbench.code import Recipe, python_code
-from ivlens.workbench.engine import Engine, begins_right
+from ivlens.workbench.code import Listing, python_code
+from ivlens.workbench.engine import Engine, begins_right, needs
 from ivlens.workbench.state import Head, LabState, Limits
 from ivlens.workbench.streams import Completion
 from ivlens.workbench.worker import Cancelled, Worker
@@ -42,7 +42,7 @@ class Session:
         self._guard = threading.RLock()
         self._worker = Worker(lambda error: self._say(error=_sentence(error)))
         self._loaded: InstructionVector | None = None
-        self._file = ""
+        self._file, self._is_closed = "", False
         self.state = self._with_text(self.limits.changed(state, asdict(state)))
 
     def refresh(self) -> None:
@@ -149,6 +149,7 @@ class Session:
 
     def close(self) -> None:
         """Stop working; for a page that is gone."""
+        self._is_closed = True
         self._worker.close()
 
     def say_error(self, error: Exception) -> None:
@@ -160,7 +161,8 @@ class Session:
         for engine in self.engines:
             if not engine.knows(state):
                 self._say(busy=f"Measuring all heads of {engine.facts()['name']} on {state.task} …")
-            engine.effects(state)
+            # a newer request that needs the same effects waits for these
+            engine.effects(state, lambda: cancelled() and (self._is_closed or needs(self.state) != needs(state)))
         if cancelled():
             return
         self._show("task", {**self._about_task(state), "maps": [_map(engine, state) for engine in self.engines]})
@@ -229,7 +231,7 @@ class Session:
 
     def _code(self, state: LabState) -> str:
         engine = self.engines[0]
-        recipe = Recipe(
+        listing = Listing(
             models=[each.identity.name for each in self.engines],
             task=engine.tasks[state.task],
             prompt=engine.prompt(state),
@@ -237,7 +239,7 @@ class Session:
             effects_seed=engine.options.seed,
             file=self._file if state.source == "file" else None,
         )
-        return python_code(state, recipe)
+        return python_code(state, listing)
 
     def _say(self, *, busy: str = "", done: str = "", error: str = "") -> None:
         self._show("status", {"busy": busy, "done": done, "error": error})

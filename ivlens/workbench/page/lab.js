@@ -482,6 +482,9 @@ class Page {
     const [file] = this.fileInput.files;
     if (!file) return;
     const reader = new FileReader();
+    this.sent++; // asked for, though nothing goes out until the file is read
+    this.wait();
+    reader.onerror = () => this.set({});
     reader.onload = () => this.send("load", { name: file.name, content: reader.result.split(",", 2)[1] ?? "" });
     reader.readAsDataURL(file);
     this.fileInput.value = "";

@@ -1,0 +1,26 @@
+// Draws every .plot of a page from the figures beside it, and anew where the screen turns dark or light.
+(function () {
+  "use strict";
+  var figures = JSON.parse(document.getElementById("figures").textContent);
+  var dark = window.matchMedia("(prefers-color-scheme: dark)");
+  var config = { responsive: true, displaylogo: false, displayModeBar: false };
+  function draw(place) {
+    var figure = figures[place.dataset.figure][dark.matches ? "dark" : "light"];
+    // a copy, because plotly writes into what it is given
+    var copy = JSON.parse(JSON.stringify(figure));
+    var hasCells = copy.data.some(function (trace) { return trace.type === "heatmap"; });
+    // numbers would overlap in narrow cells
+    if (hasCells && place.clientWidth < 440) { copy.layout.annotations = []; }
+    Plotly.react(place, copy.data, copy.layout, config);
+  }
+  function drawAll() { document.querySelectorAll(".plot").forEach(draw); }
+  document.querySelectorAll("select[data-shown-in]").forEach(function (select) {
+    select.addEventListener("change", function () {
+      var place = document.getElementById(select.dataset.shownIn);
+      place.dataset.figure = select.value;
+      draw(place);
+    });
+  });
+  dark.addEventListener("change", drawAll);
+  drawAll();
+})();
