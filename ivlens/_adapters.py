@@ -106,8 +106,6 @@ def _checked(folder: Path) -> set[str]:
     lacking = sorted({"r", "lora_alpha", "target_modules"} - about.keys()) if is_lora else []
     if lacking:  # peft would take its defaults: other adapters than those that were trained
         raise _unusable(folder / CONFIG, f"lacks {' and '.join(lacking)}", "all that peft writes")
-    if about.get("megatron_config"):  # peft would import the module that it names
-        raise _unusable(folder / CONFIG, "has a megatron_config", "none")
     if not path.is_file():  # a pickle beside it, which peft would open, does not count
         raise _unusable(folder, f"holds no {WEIGHTS}", "weights in that file, and no others")
     largest, names = 0, set()

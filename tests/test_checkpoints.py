@@ -148,7 +148,6 @@ def test_adapters_that_are_not_whole(llama, adapters):
         ({"r": True}, "says r is .True."),
         ({"lora_alpha": None}, "lacks lora_alpha, expected all that peft writes"),
         ({"target_modules": ["nowhere"]}, "do not fit the model"),
-        ({"megatron_config": {"x": 1}, "megatron_core": "antigravity"}, "has a megatron_config, expected none"),
     ],
 )
 def test_adapters_that_are_described_wrongly(llama, adapters, change, message):
