@@ -109,6 +109,8 @@ def run(out: Path, methods: Sequence[str], guidance: Sequence[str], tasks: Seque
 
 def _said(cell: Cell) -> None:
     print(cell.name, flush=True)
+
+
 def kept(out: Path) -> list[CellResult]:
     files = sorted(out.glob("*/cells/*.json"))
     return [CellResult.from_dict(json.loads(file.read_text())["result"]) for file in files]

@@ -15,6 +15,7 @@ from typing import Any
 logger = logging.getLogger("ivlens")
 
 LOCK, LIST = ".lock", "ivlens.json"
+STATE = "state.safetensors"  # of a training that can go on
 
 if sys.platform == "win32":
     import msvcrt

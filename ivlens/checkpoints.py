@@ -2,11 +2,12 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ivlens._adapters import adapter_folders, is_adapter, named_base
+from ivlens._files import LOCK, STATE
 from ivlens.models import TransformerBridge, check_model, load_model, model_identity, pocket_path
 
 
@@ -98,13 +99,21 @@ def _listed(source: "str | Path | Sequence[Any] | Mapping[str, Any]", base: Any)
     if isinstance(source, Mapping):
         return [_checked(str(name), one, base) for name, one in source.items()]
     if not isinstance(source, str | Path):
-        return [_checked(_name_of(one, number), one, base) for number, one in enumerate(source)]
+        found = [_checked(_name_of(one, number), one, base) for number, one in enumerate(source)]
+        # a bridge's name begins with its place in the list, which is no step
+        return [one if isinstance(one.source, str | Path) else replace(one, step=None) for one in found]
     root = Path(source).expanduser()
     if not root.is_dir():
         raise FileNotFoundError(f"{str(source)!r} is no folder, expected one with checkpoints in its subfolders.")
     if _is_checkpoint(root):
         return [_checked(root.name, root, base)]
     folders = [path for path in root.iterdir() if path.is_dir() and _is_checkpoint(path)]
+    if not folders and any((root / name).is_file() for name in (STATE, LOCK)):
+        raise FileNotFoundError(
+            f"{str(source)!r} holds a training that has not ended (no model/ yet), expected checkpoints; give the same "
+            "`ivlens tune` command again, which goes on from where it stopped, or write checkpoints on the way with "
+            "--checkpoint-every N."
+        )
     if not folders:
         raise FileNotFoundError(
             f"{str(source)!r} holds no checkpoints, expected subfolders written by save_pretrained (whole models or "

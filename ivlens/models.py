@@ -92,7 +92,7 @@ def load_model(
     """
     if hf_model is not None and not (isinstance(hf_model, nn.Module) and hasattr(hf_model, "config")):
         raise TypeError(f"hf_model is {type(hf_model).__name__}, expected a transformers model (LlamaForCausalLM ...).")
-    asked, place = _dtype(dtype), _device(device, hf_model)
+    asked, place = _dtype(dtype), device_of(device, hf_model)
     check_name(name)
     adapters = hf_model is None and is_adapter(name)
     if base is not None and not adapters:
@@ -101,7 +101,7 @@ def load_model(
         label = str(name)
         hf_model, tokenizer = _adapted(Path(name).expanduser(), base, tokenizer, asked, revision)
     elif hf_model is None:
-        source, label = _source(name), str(name)
+        source, label = source_of(name), str(name)
         with without_retries() if isinstance(source, str) else nullcontext():
             hf_model = _download(source, asked, revision)
             tokenizer = _own_tokenizer(source, revision) if tokenizer is None else tokenizer
@@ -131,7 +131,7 @@ def _adapted(
 ) -> tuple[Any, Any]:
     """The plain model with the adapters of a folder merged, and its tokenizer."""
     if base is None or isinstance(base, str | Path):
-        source = _source(named_base(folder) if base is None else base)
+        source = source_of(named_base(folder) if base is None else base)
         with without_retries() if isinstance(source, str) else nullcontext():
             plain = _download(source, dtype, revision)
             tokenizer = _own_tokenizer(source, revision) if tokenizer is None else tokenizer
@@ -182,7 +182,12 @@ def _dtype(dtype: str | torch.dtype) -> torch.dtype | None:
     return found
 
 
-def _device(device: str | torch.device, hf_model: Any) -> torch.device:
+def device_of(device: str | torch.device, hf_model: Any = None) -> torch.device:
+    """Where a model goes; `"auto"`: where a given one is, otherwise the GPU if there is one.
+
+    Raises:
+        ValueError: no such device, or none here.
+    """
     if device == "auto":
         if hf_model is not None:
             return next(hf_model.parameters()).device
@@ -198,8 +203,12 @@ def _device(device: str | torch.device, hf_model: Any) -> torch.device:
     return place
 
 
-def _source(name: str | Path) -> str | Path:
-    """A folder that holds a checkpoint, or a Hub name."""
+def source_of(name: str | Path) -> str | Path:
+    """A folder that holds a checkpoint, or a Hub name.
+
+    Raises:
+        FileNotFoundError: a folder that does not.
+    """
     if name == "pocket":
         folder = pocket_path()
     else:

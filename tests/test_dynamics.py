@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -262,6 +263,11 @@ def test_recording_during_training(pocket, tmp_path):
     pd.testing.assert_frame_equal(again.tasks, found.tasks)
     with pytest.raises(ValueError, match="record_every is 0"):
         finetune(pocket, task, options=options, record=recorder, record_every=0)
+    # a record of other tasks is no part of it
+    (tmp_path / "step-000000.safetensors").rename(tmp_path / "first")
+    other = Recorder(pocket, TASKS[1:3], OPTIONS, folder=tmp_path)
+    with pytest.raises(ValueError, match=r"step-000002.safetensors' was measured on other weights, tasks or options"):
+        other.dynamics()
 
 
 def test_what_cannot_be_compared(pocket, first, llama):
@@ -280,6 +286,14 @@ def test_what_cannot_be_compared(pocket, first, llama):
 
 
 # ---- similarity and prediction
+
+
+def test_an_unknown_step_is_no_number(pocket, first, tmp_path):
+    unknown = measure_stage(pocket, TASKS, OPTIONS, name="unknown", first=pocket)
+    found = compare([first, unknown]).tasks.set_index("checkpoint")["step"]
+    assert (found["first"] == 0).all() and found["unknown"].isna().all()
+    assert [one.step for one in checkpoint_series([pocket, pocket])] == [None, None], "places in a list are no steps"
+    assert [one.step for one in checkpoint_series({"before": pocket, "step 20": pocket})] == [None, 20]
 
 
 def test_similarity_puts_alike_ones_side_by_side(first):
@@ -307,5 +321,10 @@ def test_predictors_are_judged_where_they_were_not_fitted():
     found = predictors(table, names=("iv_cosine_fixed", "step")).set_index("predictor")
     assert found.loc["iv_cosine_fixed", "r2"] == pytest.approx(1.0)
     assert found.loc["step", "r2"] < 0.1 and found.loc["step", "r2"] <= found.loc["step", "r2_in_sample"]
+    table["distance"] = float("nan")
+    table.loc[:9, "step"] = float("nan")
+    found = predictors(table, names=("iv_cosine_fixed", "step", "distance")).set_index("predictor")
+    assert found["n"].to_list() == [60, 50, 0], "where nothing is known there are no points"
+    assert np.isfinite(found.loc["step", "r2"]) and found.loc["distance"].drop("n").isna().all()
     with pytest.raises(ValueError, match="one value of 'task'"):
         predictors(table[table["task"] == "task 0"])

@@ -2,12 +2,14 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 
 from ivlens import load_model, load_task
 from ivlens.cli.main import main
+from ivlens.forgetting import ProbeOptions, decomposition, probe
 from ivlens.study import StudyOptions, claim_table, run_study, write_study
 from ivlens.study.page import about, page, write_page
 from ivlens.sweeps import Grid
@@ -204,6 +206,13 @@ def test_what_no_study_can_be_made_of():
         StudyOptions(n_records=0)
 
 
+def test_too_many_heads_are_refused_before_anything_is_measured(pocket):
+    said = []
+    with pytest.raises(ValueError, match="k is 49, expected 1 to 48"):
+        run_study(replace(TINY, k=49), model=pocket, say=said.append)
+    assert said == ["the model before training"]
+
+
 # ---- commands over a folder of checkpoints
 
 
@@ -224,11 +233,23 @@ def test_forget_command(checkpoints, tmp_path, capsys, monkeypatch):
     last, end = (row for row in rows if row["task"] == "antonym" and row["checkpoint"] != "step-000002")
     assert last["instruction_after"] == pytest.approx(end["instruction_after"])  # the model is the last step's
     assert (tmp_path / "forgetting.html").exists()
-    monkeypatch.setattr("ivlens.forgetting.probe", None)  # everything is kept
+    monkeypatch.setattr("ivlens.forgetting.series.probe", None)  # everything is kept
     assert main(command) == 0
     assert "knowledge before" in capsys.readouterr().out
     assert main([*command[:-1], str(tmp_path), "--split", "select"]) == 2
     assert "measured on other weights, tasks or options" in capsys.readouterr().err
+
+
+def test_a_difference_between_two_models_is_no_forgetting(pocket, checkpoint, tmp_path, capsys):
+    command = ["forget", str(checkpoint), "--before", "pocket", "--task", "antonym", "--n-prompts", "2"]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert "checkpoint 'checkpoint' is LlamaForCausalLM of 2 layers x 4 heads" in said
+    assert "expected LlamaForCausalLM of 6 layers x 8 heads, d_model 128 as the model before" in said
+    tables = [probe(pocket, [load_task("antonym")], ProbeOptions(n_prompts=2)) for _ in range(2)]
+    tables[1].attrs["ivlens_shape"] = "another"
+    with pytest.raises(ValueError, match="the model after is another, expected LlamaForCausalLM of 6 layers"):
+        decomposition(*tables)
 
 
 def test_dynamics_command(checkpoints, tmp_path, capsys):
@@ -249,6 +270,9 @@ def test_commands_say_what_is_missing(tmp_path, capsys):
     assert "is no folder, expected one with checkpoints" in capsys.readouterr().err
     assert main(["dynamics", str(tmp_path)]) == 2
     assert "holds no checkpoints" in capsys.readouterr().err
+    (tmp_path / "state.safetensors").write_bytes(b"")
+    assert main(["forget", str(tmp_path)]) == 2
+    assert "holds a training that has not ended (no model/ yet)" in capsys.readouterr().err
     assert main(["dynamics", str(tmp_path), "--new", "second_letter"]) == 2
     assert "--new is 'second_letter' without --causal" in capsys.readouterr().err
     for command in (["forget", "x"], ["dynamics", "x"], ["study"]):

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Hashable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -83,25 +83,17 @@ def forget(
     import pandas as pd
 
     from ivlens._files import ready_folder, write_whole
-    from ivlens._kept import kept_table
     from ivlens.figures.forgetting import forgetting_plot
     from ivlens.figures.theme import write_figure
-    from ivlens.forgetting import ProbeOptions, decomposition, probe
-    from ivlens.tasks import hash_of_tasks
+    from ivlens.forgetting import ProbeOptions, decomposition, probe_series
 
     chosen = which or SeriesOptions()
     tasks, series = chosen.tasks(), chosen.series(checkpoints)
     options = ProbeOptions(split=split, n_prompts=chosen.n_prompts, seed=chosen.seed)
     ready_folder(out)
-    probes: list[tuple[str, pd.DataFrame]] = []
-    for checkpoint in series:
-        said(checkpoint)
-        key = {"model": checkpoint.key(), "options": asdict(options), "tasks": hash_of_tasks(tasks)}
-        path = out / "probes" / f"{checkpoint.name}.parquet"
-        found = kept_table(path, key, lambda checkpoint=checkpoint: probe(checkpoint.open(), tasks, options))
-        probes.append((checkpoint.name, found))
-    before = probes[0][1]
-    tables = [decomposition(before, after).assign(checkpoint=name) for name, after in probes[1:]]
+    probes = probe_series(series, tasks, options, folder=out / "probes", on_checkpoint=said)
+    before = probes[series.first.name]
+    tables = [decomposition(before, probes[one.name]).assign(checkpoint=one.name) for one in series.later]
     table = pd.concat(tables, ignore_index=True)
     write_whole(out / "forgetting.parquet", table.to_parquet)
     figure = write_figure(forgetting_plot(tables[-1], measure=measure), out / f"forgetting.{figures}")
@@ -109,6 +101,10 @@ def forget(
     if as_json:
         print_json({"measure": measure, "before": series.first.name, "rows": rows, "out": str(out)})
         return
+    _print(rows, measure, figure)
+
+
+def _print(rows: list[dict[Hashable, Any]], measure: str, figure: Path) -> None:
     names = ("checkpoint", "task", "instruction_before", "instruction_after", "knowledge_before", "knowledge_after")
     head = ["checkpoint", "task", "instruction before", "after", "knowledge before", "after", "excess", "95 %"]
     print_table(head, [[*(row[name] for name in names), row["excess"], _between(row)] for row in rows])

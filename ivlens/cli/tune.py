@@ -102,6 +102,7 @@ def tune(
         checkpoint_every: Also write the model every so many steps.
         seed: Of everything that is drawn.
     """
+    from ivlens._files import STATE
     from ivlens.tasks import load_task
     from ivlens.tuning import finetune
 
@@ -112,7 +113,7 @@ def tune(
     watched = [load_task(name) for name in (_default_watch(chosen) if watch is None else watch)]
     model, train = chosen.load(), how or TrainOptions()
     guides = parts.guidance(guidance, model, loaded, earlier=watched, seed=seed)
-    if (out / "state.safetensors").exists():
+    if (out / STATE).exists():
         print(f"ivlens: {out} has the state of a training; going on from it", file=sys.stderr)
     with _bar(train.steps, loaded.name, shows_progress(as_json)) as step_done:
         result = finetune(

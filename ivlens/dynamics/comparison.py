@@ -56,7 +56,8 @@ def compare(stages: Sequence[Stage]) -> Dynamics:
     - `head_overlap`: Jaccard index of the two `S`; `aie_rank_correlation`: Spearman's, over all heads;
     - `activation_cosine`: mean cosine of `θ^0` and the hidden state under the instruction, in the layer where it is
       largest in the first model (`activation_layer`);
-    - `accuracy`, `prob`, `logprob` under the instruction, `n` prompts; `distance`: `‖ΔW‖ / ‖W_0‖`.
+    - `accuracy`, `prob`, `logprob` under the instruction, `n` prompts; `distance`: `‖ΔW‖ / ‖W_0‖`;
+    - `step`: training steps before it, NaN where they are not known.
 
     To be read beside `split_half` (cosine of two halves of the prompts in the first model) and `between_mean` and
     `between_max` (cosine with the other tasks' vectors there).
@@ -80,7 +81,7 @@ def compare(stages: Sequence[Stage]) -> Dynamics:
     rows: dict[str, list[dict[str, Any]]] = {"tasks": [], "heads": [], "layers": []}
     for stage in stages:
         for task in stage.tasks:
-            about = {"checkpoint": stage.name, "step": stage.step, "task": task}
+            about = {"checkpoint": stage.name, "step": float("nan") if stage.step < 0 else stage.step, "task": task}
             rows["tasks"].append(about | _task_row(first, stage, task))
             rows["heads"] += [about | row for row in _head_rows(first.tasks[task], stage.tasks[task])]
             rows["layers"] += [about | row for row in _layer_rows(first, stage, task)]

@@ -24,33 +24,39 @@ def predictors(
     that know nothing of vectors.
 
     Args:
-        tasks: `Dynamics.tasks` of one or several trainings.
+        tasks: `Dynamics.tasks` of one or several trainings, best without the first model, which is at cosine 1 by
+            construction.
         outcome: `prob`, `accuracy` or `logprob`.
         leave_out: Column that says what is left out in turn: `task`, or that of a training.
 
     Returns:
         One row for each predictor: `predictor`, `r2`, `r2_lo`, `r2_hi` (95 %, what is left out is resampled),
-        `r2_in_sample`, `n` points.
+        `r2_in_sample`, `n` points. Points at which a predictor is not known (a checkpoint without a step) are no
+        points of its line; NaN where fewer than two values of `leave_out` have any.
 
     Raises:
         ValueError: fewer than two values of `leave_out`.
     """
     import pandas as pd
 
-    group = tasks[leave_out].astype(str).to_numpy()
-    if len(set(group)) < 2:
+    if len(set(tasks[leave_out].astype(str))) < 2:
         raise ValueError(f"predictors got one value of {leave_out!r}, expected two or more, to leave one out in turn.")
-    y = tasks[outcome].to_numpy(float)
-    rows = []
-    for name in names:
-        x = tasks[name].to_numpy(float)
-        error = (y - _held_out(x, y, group)) ** 2
-        inside = (y - _line(x, y, x)) ** 2
-        spread = (y - y.mean()) ** 2
-        low, high = _interval(error, spread, group, seed)
-        row = {"r2": _share(error, spread), "r2_lo": low, "r2_hi": high, "r2_in_sample": _share(inside, spread)}
-        rows.append({"predictor": name, **row, "n": len(y)})
-    return pd.DataFrame(rows)
+    return pd.DataFrame([{"predictor": name, **_explained(tasks, name, outcome, leave_out, seed)} for name in names])
+
+
+def _explained(tasks: "pd.DataFrame", name: str, outcome: str, leave_out: str, seed: int) -> dict[str, float]:
+    known = tasks.dropna(subset=[name, outcome])
+    group = known[leave_out].astype(str).to_numpy()
+    if len(set(group)) < 2:
+        return dict.fromkeys(("r2", "r2_lo", "r2_hi", "r2_in_sample"), float("nan")) | {"n": len(known)}
+    x, y = known[name].to_numpy(float), known[outcome].to_numpy(float)
+    error = (y - _held_out(x, y, group)) ** 2
+    inside = (y - _line(x, y, x)) ** 2
+    spread = (y - y.mean()) ** 2
+    low, high = _interval(error, spread, group, seed)
+    return {
+        "r2": _share(error, spread), "r2_lo": low, "r2_hi": high, "r2_in_sample": _share(inside, spread), "n": len(y),
+    }  # fmt: skip
 
 
 def _held_out(x: np.ndarray, y: np.ndarray, group: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any
 from ivlens._kept import check_key, digest
 from ivlens.checkpoints import Checkpoint, CheckpointSeries
 from ivlens.dynamics.comparison import Dynamics, compare
-from ivlens.dynamics.stages import Stage, TrackOptions, measure_stage
+from ivlens.dynamics.stages import Stage, TrackOptions, check_k, measure_stage
 from ivlens.models import TransformerBridge
 from ivlens.tasks import Task
 
@@ -72,6 +72,9 @@ class Recorder:
         options: What is measured.
         folder: Keeps each record, for trainings that are interrupted and go on; None: nowhere.
         offset: Added to the steps of what is recorded: steps of earlier trainings of the same model.
+
+    Raises:
+        ValueError: the options ask for more heads than the model has.
     """
 
     model: TransformerBridge
@@ -80,6 +83,9 @@ class Recorder:
     folder: Path | None = None
     offset: int = 0
     stages: dict[str, Stage] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_k(self.model, self.options.k)  # here and not at the first record, after so many steps of training
 
     def __call__(self, step: int, model: TransformerBridge) -> None:
         """Measure the model after `step` steps; a step that is kept in the folder is not measured again."""
@@ -90,7 +96,7 @@ class Recorder:
         """All that was recorded, in order, compared with the first model.
 
         Raises:
-            ValueError: nothing was recorded.
+            ValueError: nothing was recorded, or the folder has a record of other tasks or options.
         """
         self._begin()
         kept = _Kept(self.folder, self.tasks, self.options)
@@ -138,9 +144,17 @@ class _Kept:
             stage.save(path, self._key(checkpoint))
 
     def all(self) -> list[Stage]:
-        """Of a recorder's folder."""
-        paths = [] if self.folder is None else sorted(self.folder.glob("step-*.safetensors"))
-        return [Stage.load(path)[0] for path in paths]
+        """Of a recorder's folder; what belongs to another recording would be compared with models it never came from.
+
+        Raises:
+            ValueError: a record of other tasks or options, or a damaged one.
+        """
+        found = []
+        for path in [] if self.folder is None else sorted(self.folder.glob("step-*.safetensors")):
+            stage, key = Stage.load(path)
+            check_key(path, key, self._key({"weights": stage.model.weights_hash}))
+            found.append(stage)
+        return found
 
     def _path(self, name: str) -> Path | None:
         safe = "".join(char if char.isalnum() or char in "-_." else "_" for char in name)

@@ -167,9 +167,7 @@ def measure_stage(
     """
     options = options or TrackOptions()
     check_unsteered(model)
-    n_heads = model.cfg.n_layers * model.cfg.n_heads
-    if options.k > n_heads:
-        raise ValueError(f"k is {options.k}, expected 1 to {n_heads} for this model, which has no more heads.")
+    check_k(model, options.k)
     names = [task.name for task in tasks]
     if not tasks or len(set(names)) < len(names):
         raise ValueError(f"tasks are {names}, expected one or more with distinct names.")
@@ -182,6 +180,17 @@ def measure_stage(
     settings = {**asdict(options), "tasks": [[task.name, task.content_hash()] for task in tasks], "effects": made_by}
     identity = model_identity(model)
     return Stage(name or identity.name, -1 if step is None else step, identity, measured, distance, settings)
+
+
+def check_k(model: TransformerBridge, k: int) -> None:
+    """Refuse vectors of more heads than the model has.
+
+    Raises:
+        ValueError: it has fewer.
+    """
+    n_heads = model.cfg.n_layers * model.cfg.n_heads
+    if k > n_heads:
+        raise ValueError(f"k is {k}, expected 1 to {n_heads} for this model, which has no more heads.")
 
 
 def weight_distance(first: TransformerBridge, model: TransformerBridge) -> float:

@@ -93,14 +93,14 @@ def prediction_plot(
     """
     rows = rows_of(tasks, (name, "prob", "step"), "ivlens.dynamics.track")
     found = {row["predictor"]: row for row in rows_of(predictors, ("predictor", "r2"), "ivlens.dynamics.predictors")}
-    steps = sorted({row["step"] for row in rows})
     figure = go.Figure()
-    for rank, step in enumerate(steps):
-        own = [row for row in rows if row["step"] == step]
+    steps = sorted(grouped(rows, lambda row: row["step"] if row["step"] >= 0 else float("inf")).items())
+    for rank, (number, own) in enumerate(steps):
+        step = "unknown" if number == float("inf") else f"{number:.0f}"
         colour = colour_at(theme.steps, rank / max(1, len(steps) - 1))
         figure.add_trace(
             go.Scatter(
-                x=[row[name] for row in own], y=[row["prob"] for row in own], mode="markers", name=str(step),
+                x=[row[name] for row in own], y=[row["prob"] for row in own], mode="markers", name=step,
                 marker={"size": 9, "color": colour}, text=[row["task"] for row in own],
                 hovertemplate=f"%{{text}}, step {step}<br>%{{x:.2f}}: %{{y:.2f}}<extra></extra>",
             )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ivlens._bootstrap import grouped_interval
-from ivlens.forgetting.probabilities import MEASURES, ProbeOptions, probe
+from ivlens.forgetting.probabilities import MEASURES, SHAPE, ProbeOptions, probe
 from ivlens.models import TransformerBridge
 from ivlens.tasks import Task
 
@@ -48,9 +48,11 @@ def decomposition(before: "pd.DataFrame", after: "pd.DataFrame") -> "pd.DataFram
         tasks as well for `all tasks`. NaN where a task has no knowledge rows.
 
     Raises:
-        ValueError: the two tables are not about the same examples.
+        ValueError: the two tables are not about the same examples, or about models of different shapes.
     """
     import pandas as pd
+
+    check_same_shape(before.attrs.get(SHAPE), after.attrs.get(SHAPE), "the model after")
 
     rows_before, rows_after = _records(before), _records(after)
     if list(rows_before) != list(rows_after):
@@ -66,6 +68,19 @@ def decomposition(before: "pd.DataFrame", after: "pd.DataFrame") -> "pd.DataFram
         rows += [_row(name, measure, [drops[name]]) for name in names]
         rows.append(_row(ALL_TASKS, measure, [drops[name] for name in known or names]))
     return pd.DataFrame(rows)
+
+
+def check_same_shape(before: str | None, after: str | None, what: str) -> None:
+    """Refuse what cannot have come from the model before by training; None: not known.
+
+    Raises:
+        ValueError: other shapes.
+    """
+    if before is not None and after is not None and before != after:
+        raise ValueError(
+            f"{what} is {after}, expected {before} as the model before: a difference between two models is no "
+            "forgetting; name the model that it was trained from (--before on the command line)."
+        )
 
 
 def log_odds(probability: np.ndarray) -> np.ndarray:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # probability of the first answer token; of the whole answer, per token; greedy decoding; rank among the task's answers
 MEASURES = ("prob", "seq_prob", "greedy", "ranked")
+SHAPE = "ivlens_shape"  # of the model that a table is about, in the table's attrs
 NO_KNOWLEDGE = ("rule", "choice")  # kinds of tasks that are nothing to know: the answer follows from the input
 
 
@@ -75,7 +76,7 @@ def probe(model: TransformerBridge, tasks: Sequence[Task], options: ProbeOptions
 
     Returns:
         One row for each task, kind (`instruction`, `knowledge`) and example: `task`, `kind`, `input`, the measures
-        (shares of the clozes for the two accuracies), `n_prompts`.
+        (shares of the clozes for the two accuracies), `n_prompts`. Its `attrs` have the shape of the model.
 
     Raises:
         ValueError: no tasks, a task without an instruction, prompts that do not fit the model.
@@ -100,7 +101,15 @@ def probe(model: TransformerBridge, tasks: Sequence[Task], options: ProbeOptions
                 means = np.mean([scores[text] for scores in found], 0)
                 values = dict(zip(MEASURES, means.tolist(), strict=True))
                 rows.append({"task": task.name, "kind": kind, "input": text, **values, "n_prompts": len(found)})
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    table.attrs[SHAPE] = shape_of(model)
+    return table
+
+
+def shape_of(model: TransformerBridge) -> str:
+    """What two checkpoints of one model have in common, in words; not the vocabulary, which tuning may have grown."""
+    cfg = model.cfg
+    return f"{cfg.architecture} of {cfg.n_layers} layers x {cfg.n_heads} heads, d_model {cfg.d_model}"
 
 
 def _examples(task: Task, options: ProbeOptions) -> list[TaskExample]:

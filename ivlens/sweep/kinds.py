@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ivlens._files import STATE
 from ivlens.dynamics import TrackOptions, measure_stage
 from ivlens.effects import HeadEffects, head_effects
 from ivlens.forgetting import ProbeOptions, probe
@@ -141,7 +142,7 @@ def _interventions(making: Making, folder: Path) -> None:
 
 
 def _tuning(making: Making, folder: Path) -> None:
-    state = making.work / "state.safetensors"
+    state = making.work / STATE
     is_resumed = state.exists()
     try:
         _trained(making, folder)

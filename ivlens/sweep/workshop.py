@@ -19,7 +19,7 @@ import transformers
 
 from ivlens._adapters import is_adapter, named_base
 from ivlens._files import read_small, write_whole
-from ivlens.models import TransformerBridge, _device, _source, load_model, model_identity
+from ivlens.models import TransformerBridge, device_of, load_model, model_identity, source_of
 from ivlens.store import Entry, Store, StoreError, content_key
 from ivlens.sweep.cells import Cell, ModelSpec, Survey, open_task, survey_from
 from ivlens.sweep.kinds import KINDS, Making
@@ -62,7 +62,7 @@ class Workshop:
         Args:
             load: Where it was never loaded: load it. Otherwise only its size is found out, and its hash is empty.
         """
-        device = _device(setting.device, None).type
+        device = device_of(setting.device).type
         path = self._known(spec, setting)
         try:
             if _is_fixed(spec):
@@ -89,7 +89,7 @@ class Workshop:
         return found
 
     def _known(self, spec: ModelSpec, setting: Setting) -> Path:
-        name = _fingerprint(spec, setting, _device(setting.device, None).type)
+        name = _fingerprint(spec, setting, device_of(setting.device).type)
         return self._store.folder / "models" / f"{name}.json"
 
     def attempt(self, cell: Cell, model: Survey) -> Report:
@@ -201,7 +201,7 @@ def _sources(name: str) -> list[Path | str]:
     """Where the weights are: adapters first, then the model that they belong to."""
     if is_adapter(name):
         return [Path(name), *_sources(named_base(name))]
-    return [_source(name)]
+    return [source_of(name)]
 
 
 def _fingerprint(spec: ModelSpec, setting: Setting, device: str) -> str:

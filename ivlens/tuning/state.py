@@ -10,9 +10,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ivlens._files import write_whole
+from ivlens._files import STATE, write_whole
 
-_NAME = "state.safetensors"
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
@@ -31,7 +30,7 @@ class TrainingState:
         trained: Mapping[str, Tensor],
         optimizer: torch.optim.Optimizer,
     ) -> None:
-        self._path = None if folder is None else folder / _NAME
+        self._path = None if folder is None else folder / STATE
         self._fingerprint = json.loads(json.dumps(fingerprint, default=str))
         self._trained, self._optimizer = dict(trained), optimizer
 
