@@ -90,8 +90,9 @@ parity: $(VENV)/.test  ## all of the parity matrix; `make test` runs the most us
 families: $(VENV)/.test  ## docs/families.md: which engine every family of models takes
 	@$(PY) tests/parity_table.py docs/families.md
 
-lint: $(VENV)/.test  ## ruff
+lint: $(VENV)/.test  ## ruff: rules and format
 	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check ivlens tests benches figures
 
 types: $(VENV)/.test  ## pyright
 	@$(PY) -m pyright --pythonpath $(PY)

@@ -6,8 +6,9 @@
 The three tasks of the pocket suite on which nothing was tuned, in all six orders. Of every training the step is kept
 whose score on old tasks is highest among those that reach TARGET on the new task, both on *select*: methods are
 compared at equal scores on the new tasks, each where it forgets least. What is shown is on *test*.
-Learning rates and guidance are those that `benches/tuning.py` chose on the other two tasks. `run` makes the cells that
-are not committed yet, keeps every one, and can be interrupted; `show` reads the committed ones and those in `--out`.
+Learning rates, strengths and guidance are those that `benches/tuning.py` and `benches/pairs.py` chose on the other two
+tasks. `run` makes the cells that are not committed yet, keeps every one, and can be interrupted; `show` reads the
+committed ones and those in `--out`.
 """
 
 import argparse
@@ -18,12 +19,12 @@ from pathlib import Path
 
 import pandas as pd
 from common import machine_line, write_section
-from tuning import ABLATIONS, best_guidance, chosen
+from tuning import chosen
 
 from ivlens import load_model
 from ivlens.benchmarks import BenchOptions, CellResult, Grid, all_cells, load_suite
 from ivlens.benchmarks.report import cell_frame, markdown, summary_of
-from ivlens.tuning import RECIPES, TuneOptions
+from ivlens.tuning import TuneOptions
 
 TASKS = ("first_and_last_letter", "shortest_of_three", "swap_pair")
 ORDERS = list(permutations(TASKS))
@@ -41,17 +42,18 @@ KEY = ("method", "guidance", "order", "seed")
 
 
 def run(out: Path, methods: list[str], guidance: list[str], orders: list[int], seeds: list[int]) -> None:
-    RECIPES.update(ABLATIONS)
     model = load_model("pocket")
     suites = [load_suite("pocket", order=list(names)) for names in ORDERS]
     grid = Grid(model, lambda order: suites[order], OPTIONS, out, on_cell=lambda cell: print(cell.name, flush=True))
-    cells = [
-        replace(cell, guidance=best_guidance(cell.method) if cell.guidance == "best" else cell.guidance)
-        for cell in all_cells(methods, guidance, orders, seeds)
-    ]
+    cells = all_cells(methods, guidance, orders, seeds)
     done = set(zip(*(_committed()[name] for name in KEY), strict=True))
     todo = [cell for cell in cells if (cell.method, cell.guidance, cell.order, cell.seed) not in done]
-    grid.run(replace(cell, lr=chosen(cell.method, cell.guidance)) for cell in todo)
+    grid.run(replace(cell, lr=_rate(cell.method, cell.guidance)) for cell in todo)
+
+
+def _rate(method: str, guidance: str) -> float:
+    """Adapters with `answers` were not tuned on single tasks; they take the rate that weaker rehearsal has there."""
+    return chosen(method, "answers_light" if guidance == "answers" and method != "full" else guidance)
 
 
 def _committed() -> pd.DataFrame:
@@ -94,7 +96,7 @@ def main() -> None:
     parser.add_argument("what", choices=("run", "show"))
     parser.add_argument("--out", type=Path)
     parser.add_argument("--methods", default=",".join(METHODS))
-    parser.add_argument("--guidance", default="none,best")
+    parser.add_argument("--guidance", default="none,answers")
     parser.add_argument("--orders", default=",".join(map(str, range(len(ORDERS)))))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--write", action="store_true", help="into RESULTS.md, and cells into sequences.parquet")

@@ -17,6 +17,7 @@ import logging
 import random
 import resource
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -30,14 +31,15 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from common import machine_line, table  # noqa: E402
 from fuzzing import run_cases  # noqa: E402
-from sweeping import digests, fingerprints, kill_in_the_middle, start, write_grid  # noqa: E402
+from sweeping import Forked, digests, fingerprints, kill_in_the_middle, start, write_grid  # noqa: E402
 from test_hostile import make_targets  # noqa: E402
 from test_store import KILLED, fill_with  # noqa: E402
 
 from ivlens.store import Store, collect_garbage, verify  # noqa: E402
 
 NUMBERS, PAGE = Path(__file__).parent / "stress.json", ROOT / "docs" / "reliability.md"
-SLOW = {"store, bytes": 100, "store, content": 100, "store, tricks": 100, "checkpoint": 150, "command line": 300}
+SLOW = {"store, bytes": 100, "store, content": 100, "store, tricks": 100}
+SLOW |= {"checkpoint": 150, "adapters": 150, "command line": 300}
 
 WAYS = ("", "/scratch/", "state.safetensors", "/entries/")  # a kill comes soon after such a file
 
@@ -74,7 +76,8 @@ def fuzz(n: int, seed: int, write: bool = False, go_on: bool = False) -> dict[st
         quick = [name for name in every if name not in SLOW]
         each = -(-max(0, n - sum(SLOW.values())) // len(quick))
         before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
-        rows: dict[str, Any] = json.loads(NUMBERS.read_text())["fuzz"]["targets"] if go_on else {}
+        last = json.loads(NUMBERS.read_text())["fuzz"] if go_on else {"targets": {}, "grown_gb": 0, "seconds": 0}
+        rows: dict[str, Any] = last["targets"]
         for name, (strategy, case) in every.items():
             if name in rows:
                 continue
@@ -90,20 +93,25 @@ def fuzz(n: int, seed: int, write: bool = False, go_on: bool = False) -> dict[st
             rows[name]["slowest"] = round(tally.slowest, 2)
             print(name, rows[name], flush=True)
             if write:  # hours of an interrupted run are not lost
-                keep("fuzz", _summed(rows, before, started), seed)
-    found = _summed(rows, before, started)
+                keep("fuzz", _summed(rows, last, before, started), seed)
+    found = _summed(rows, last, before, started)
     assert found["cases"] >= n and found["grown_gb"] < 1, f"{found['cases']} cases, {found['grown_gb']} GB more"
     return found
 
 
-def _summed(rows: dict[str, Any], before: int, started: float) -> dict[str, Any]:
+def _summed(rows: dict[str, Any], last: dict[str, Any], before: int, started: float) -> dict[str, Any]:
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
-    total = sum(row["cases"] for row in rows.values())
-    seconds = round(time.perf_counter() - started, 1)
-    return {"targets": rows, "cases": total, "grown_gb": round(grown, 2), "seconds": seconds}
+    return {
+        "targets": rows,
+        "cases": sum(row["cases"] for row in rows.values()),
+        "grown_gb": max(round(grown, 2), last["grown_gb"]),
+        "seconds": round(time.perf_counter() - started + last["seconds"], 1),
+    }
 
 
-def killed_sweeps(n: int, seed: int, grid_text: str | None = None) -> dict[str, Any]:
+def killed_sweeps(
+    n: int, seed: int, grid_text: str | None = None, ways: tuple[str, ...] = WAYS, begin: Callable[..., Any] = start
+) -> dict[str, Any]:
     """Kill sweeps `n` times; each that comes to its end is compared with one that was left alone."""
     draw, started = random.Random(seed), time.perf_counter()
     n_killed = n_ends = n_damaged = 0
@@ -114,7 +122,11 @@ def killed_sweeps(n: int, seed: int, grid_text: str | None = None) -> dict[str, 
             number += 1
             store = Path(folder) / f"store-{number}"
             killed_here = 0
-            while n_killed < n and killed_here < 6 and kill_in_the_middle(grid, store, draw, until=draw.choice(WAYS)):
+            while (
+                n_killed < n
+                and killed_here < 6
+                and kill_in_the_middle(grid, store, draw, until=draw.choice(ways), begin=begin)
+            ):
                 n_killed, killed_here = n_killed + 1, killed_here + 1
                 n_damaged += sum(finding.what.startswith("damaged") for finding in verify(Store(store))[1])
                 print(f"killed {n_killed} of {n}, {len(Store(store).places())} results kept", flush=True)
@@ -132,32 +144,51 @@ def killed_sweeps(n: int, seed: int, grid_text: str | None = None) -> dict[str, 
 
 
 def killed_trainings(n: int, seed: int) -> dict[str, Any]:
-    """The same with nothing but trainings, which keep their state after every step."""
-    return killed_sweeps(n, seed, TRAINING)
+    """The same with nothing but trainings, which keep their state after every step.
+
+    What is killed is a fork, so that most of the time goes into training; what resumes it in the end is a new process.
+    """
+    return killed_sweeps(n, seed, TRAINING, ("", "state.safetensors", "state.safetensors"), Forked)
 
 
 def killed_saves(n: int, seed: int) -> dict[str, Any]:
-    """Kill processes that are writing a result."""
-    draw, started, kept = random.Random(seed), time.perf_counter(), 0
+    """Kill processes that write a result, at moments drawn over the whole of it and a little past its end."""
+    draw, started, n_kept = random.Random(seed), time.perf_counter(), 0
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder) / "store")
-        for number in range(n):
-            command = [sys.executable, "-c", KILLED, str(store.folder), str(number)]
-            pipe = subprocess.PIPE
-            job = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, cwd=ROOT)
-            assert job.stdin and job.stdout and job.stdout.readline() == b"up\n"
-            job.stdin.write(b"\n")
-            job.stdin.flush()
-            time.sleep(draw.uniform(0.0, 0.12))
-            job.send_signal(signal.SIGKILL)
-            job.wait()
+        # what a save takes is looked at again and again: it is another time on a machine that others use as well
+        took = [_save(store, number) for number in range(3)]
+        for number in range(3, n + 3):
+            took[number % 3] = _save(Store(Path(folder) / "other"), number)
+            _save(store, number, kill_after=draw.uniform(0, 1.25 * statistics.median(took)))
             whole, findings = verify(store)
-            kept += whole > number
+            n_kept += whole > number
             assert all(finding.what == "left by a killed process" for finding in findings), findings
             collect_garbage(store)
             store.put({"kind": "numbers", "n": number}, fill_with())
             assert verify(store) == (number + 1, [])
-    return {"killed": n, "kept": kept, "damaged": 0, "seconds": time.perf_counter() - started}
+    assert n < 10 or 0 < n_kept < n, f"{n_kept} of {n} kept: all kills fell on one side"
+    return {"killed": n, "kept": n_kept, "damaged": 0, "seconds": time.perf_counter() - started}
+
+
+def _save(store: Store, number: int, kill_after: float | None = None) -> float:
+    """Let another process write a result, and kill it after so many seconds, or at its end; seconds that it took."""
+    command = [sys.executable, "-c", KILLED, str(store.folder), str(number)]
+    pipe = subprocess.PIPE
+    job = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, cwd=ROOT)
+    assert job.stdin and job.stdout and job.stdout.readline() == b"up\n"
+    begun = time.perf_counter()
+    job.stdin.write(b"\n")
+    job.stdin.flush()
+    if kill_after is None:
+        assert job.stdout.readline() == b"done\n"
+    else:
+        time.sleep(kill_after)
+    seconds = time.perf_counter() - begun
+    assert job.poll() is None, "over before it could be killed"
+    job.send_signal(signal.SIGKILL)
+    job.wait()
+    return seconds
 
 
 def killed_workers(n: int, seed: int) -> dict[str, Any]:
@@ -218,6 +249,9 @@ def page(numbers: dict[str, Any]) -> str:
         "trainings": "training, state kept after every step",
         "saves": "while a result is written",
     }
+    if "saves" in numbers:
+        n, kept = numbers["saves"]["killed"], numbers["saves"]["kept"]
+        killed["saves"] += f" ({n - kept} times before it was kept, {kept} times after)"
     killed["workers"] = "one of two dask workers"
     rows = []
     for part, what in killed.items():

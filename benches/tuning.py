@@ -109,6 +109,8 @@ def run(out: Path, methods: Sequence[str], guidance: Sequence[str], tasks: Seque
 
 def _said(cell: Cell) -> None:
     print(cell.name, flush=True)
+
+
 def kept(out: Path) -> list[CellResult]:
     files = sorted(out.glob("*/cells/*.json"))
     return [CellResult.from_dict(json.loads(file.read_text())["result"]) for file in files]
@@ -166,14 +168,6 @@ def _best_rate(method: str, guidance: str, curves: pd.DataFrame) -> tuple[float,
 
     merits = {float(rate): merit(run) for rate, run in own.groupby("lr")}
     return max(merits.items(), key=lambda item: item[1])
-
-
-def best_guidance(method: str) -> str:
-    """The kind of guidance that does best by the rule of `chosen`, controls left out."""
-    curves = pd.read_parquet(CURVES)
-    base = method if method in set(curves["method"]) else "lora"
-    kinds = [kind for kind in curves[curves["method"] == base]["guidance"].unique() if "/" not in kind]
-    return max((kind for kind in kinds if kind != "none"), key=lambda kind: _best_rate(base, kind, curves)[1])
 
 
 def rows(curves: pd.DataFrame) -> Iterable[list[str]]:

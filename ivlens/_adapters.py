@@ -1,12 +1,17 @@
 """Low-rank adapters in peft's own format, merged into the model that they belong to."""
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
-from ivlens._files import LIST
+from safetensors import SafetensorError, safe_open
 
-CONFIG = "adapter_config.json"
+from ivlens._files import LIST
+from ivlens._opening import check_name
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_LONGEST_CONFIG = 2**20  # bytes
 _SETS = {"target_modules", "modules_to_save", "exclude_modules", "target_parameters"}
 
 
@@ -55,7 +60,7 @@ def with_adapters(plain: Any, folder: str | Path) -> Any:
 
     Raises:
         ImportError: peft is not installed.
-        ValueError: adapters that do not fit the model.
+        ValueError: damaged adapters, some that are not whole, or that do not fit the model.
     """
     try:
         from peft import PeftModel
@@ -63,18 +68,71 @@ def with_adapters(plain: Any, folder: str | Path) -> Any:
         what = "adapters need the package peft, which is not installed; pip install 'ivlens[tune]'."
         raise ImportError(what) from None
     found = adapter_folders(folder)
+    names = {name: _checked(path) for name, path in found.items()}
     (first, path), *others = found.items()
     try:
-        wrapped: Any = PeftModel.from_pretrained(plain, path, adapter_name=first)
+        with warnings.catch_warnings():
+            # what peft warns of, weights that it makes up, is refused below
+            warnings.filterwarnings("ignore", message="Found missing adapter keys")
+            wrapped: Any = PeftModel.from_pretrained(plain, path, adapter_name=first)
         for name, path in others:
             wrapped.load_adapter(path, name)
+        gaps = {name: _gaps(wrapped, name, listed) for name, listed in names.items()}
     except Exception as error:  # peft's, torch's and safetensors' own
+        reason = f"{type(error).__name__}: {' '.join(str(error).split()):.300}"
         raise ValueError(
-            f"the adapters in {str(folder)!r} do not fit the model ({' '.join(str(error).split()):.300}), expected the "
-            "model they were trained on; name it with base=."
+            f"the adapters in {str(folder)!r} do not fit the model ({reason}), expected the model they were trained on "
+            "and files as peft wrote them; name it with base=, or save them again."
         ) from None
+    for name, (lacking, needless) in gaps.items():
+        if lacking or needless:
+            raise ValueError(
+                f"the adapters in {str(found[name])!r} do not fit the model: {len(lacking)} weights are missing and "
+                f"{len(needless)} belong nowhere ({', '.join([*lacking, *needless][:2]):.200}), expected those that "
+                f"{CONFIG} describes; name their model with base=, or save them again."
+            )
     wrapped.base_model.set_adapter(list(found))
     return wrapped.merge_and_unload()
+
+
+def _checked(folder: Path) -> set[str]:
+    """Names of the weights of one adapter, after a look at everything that peft would stumble over, or believe.
+
+    Raises:
+        ValueError: damaged, not in safetensors, numbers that are none, or a rank that the weights cannot have.
+    """
+    about, path = _about(folder / CONFIG), folder / WEIGHTS
+    is_lora = about.get("peft_type") == "LORA"
+    lacking = sorted({"r", "lora_alpha", "target_modules"} - about.keys()) if is_lora else []
+    if lacking:  # peft would take its defaults: other adapters than those that were trained
+        raise _unusable(folder / CONFIG, f"lacks {' and '.join(lacking)}", "all that peft writes")
+    if not path.is_file():  # a pickle beside it, which peft would open, does not count
+        raise _unusable(folder, f"holds no {WEIGHTS}", "weights in that file, and no others")
+    largest, names = 0, set()
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():
+                tensor = file.get_tensor(name)
+                if not tensor.is_floating_point() or not tensor.isfinite().all():
+                    raise _unusable(path, f"has numbers in {name!r:.100} that are no finite fractions", "such numbers")
+                names.add(name)
+                largest = max(largest, *tensor.shape, 0)
+    except (SafetensorError, OSError) as error:
+        raise _unusable(path, f"cannot be read ({type(error).__name__}: {error!s:.100})", "safetensors") from None
+    patterns = about.get("rank_pattern")
+    ranks = [about.get("r", 1), *(patterns.values() if isinstance(patterns, dict) else [])]
+    if is_lora and not all(type(rank) is int and 1 <= rank <= largest for rank in ranks):
+        # before memory for it is asked for
+        raise _unusable(folder / CONFIG, f"says r is {ranks!r:.60}", f"1 to {largest}, as the weights are shaped")
+    return names
+
+
+def _gaps(wrapped: Any, name: str, listed: set[str]) -> tuple[list[str], list[str]]:
+    """Weights that an adapter should have and its file lacks, and those in the file that are nobody's."""
+    from peft import get_peft_model_state_dict
+
+    own = set(get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=False))
+    return sorted(own - listed), sorted(listed - own - set(wrapped.state_dict()))
 
 
 def put_in_order(folder: Path) -> None:
@@ -88,10 +146,27 @@ def put_in_order(folder: Path) -> None:
 
 
 def _described(config: Path) -> str:
-    try:
-        name = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path")
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{str(config)!r} cannot be read ({type(error).__name__}); save the adapters again.") from None
-    if not name:
+    name = _about(config).get("base_model_name_or_path")
+    if not name or not isinstance(name, str):
         raise ValueError(f"{str(config)!r} names no model, expected base_model_name_or_path; name one with base=.")
-    return str(name)
+    check_name(name)
+    return name
+
+
+def _about(config: Path) -> dict[str, Any]:
+    try:
+        if not config.is_file() or config.stat().st_size > _LONGEST_CONFIG:
+            raise OSError
+        about = json.loads(config.read_text(encoding="utf-8"))
+        if not isinstance(about, dict):
+            raise TypeError
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"{str(config)!r} cannot be read ({type(error).__name__}), expected the description that peft writes; save "
+            "the adapters again."
+        ) from None
+    return about
+
+
+def _unusable(path: Path, got: str, expected: str) -> ValueError:
+    return ValueError(f"{str(path)!r} {got}, expected {expected}; save the adapters again with peft.")

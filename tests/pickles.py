@@ -1,6 +1,7 @@
 """Whether files hold pickles: read as bytes, never opened as what they say they are."""
 
 import pickletools
+import warnings
 from pathlib import Path
 
 # opcodes with which a pickle makes or calls something; arrays of numbers hit upon a few of the others by chance
@@ -11,7 +12,17 @@ _LIMIT = 10_000  # opcodes
 
 def pickles_in(folder: Path) -> list[str]:
     """Files that hold a pickle stream anywhere, or are an archive as `torch.save` writes it."""
-    return [f"{path}: {what}" for path in sorted(folder.rglob("*")) if path.is_file() and (what := _suspicion(path))]
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of pickletools, for bytes that are no text
+        return [f"{path}: {what}" for path in files if (what := _suspicion(path))]
+
+
+def assert_no_pickle(folder: Path, *names: str) -> None:
+    """Raise AssertionError for a pickle, and where one of these files, that were to be scanned, is not there."""
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert not set(names) - found, f"{sorted(set(names) - found)} not among {sorted(found)}"
+    assert pickles_in(folder) == []
 
 
 def _suspicion(path: Path) -> str:

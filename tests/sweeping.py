@@ -6,8 +6,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from multiprocessing import get_context
 from pathlib import Path
 
+from ivlens.cli.main import main
 from ivlens.store import Store
 
 GRID = """
@@ -49,7 +52,45 @@ def start(grid: Path, store: Path, *more: str) -> subprocess.Popen[str]:
     )
 
 
-def kill_at(job: subprocess.Popen[str], seconds: float, number: int = signal.SIGKILL) -> bool:
+class Forked:
+    """A sweep in a fork of this process, which has torch imported: it begins at once. Looks like what `start` gives."""
+
+    def __init__(self, grid: Path, store: Path) -> None:
+        import peft  # noqa: F401
+        import transformer_lens  # noqa: F401
+
+        import ivlens.sweep
+        import ivlens.tuning  # noqa: F401
+
+        self._log = store.with_name(store.name + ".log")
+        command = ["sweep", str(grid), "--store", str(store)]
+        self._process = get_context("fork").Process(target=self._run, args=(command,))
+        self._process.start()
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+
+    def _run(self, command: list[str]) -> None:
+        os.setsid()
+        with self._log.open("w") as log:
+            os.dup2(log.fileno(), 1)
+            os.dup2(log.fileno(), 2)
+        sys.exit(main(command))
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired("sweep", timeout or 0)
+        return self._process.exitcode
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        self.wait(timeout)
+        return self._log.read_text(), ""
+
+
+def kill_at(job: subprocess.Popen[str] | Forked, seconds: float, number: int = signal.SIGKILL) -> bool:
     """Send a signal after some time; whether the process was still there."""
     try:
         job.wait(seconds)
@@ -60,10 +101,17 @@ def kill_at(job: subprocess.Popen[str], seconds: float, number: int = signal.SIG
         return True
 
 
-def kill_in_the_middle(grid: Path, folder: Path, draw: random.Random, *, until: str = "") -> bool:
+def kill_in_the_middle(
+    grid: Path,
+    folder: Path,
+    draw: random.Random,
+    *,
+    until: str = "",
+    begin: Callable[[Path, Path], subprocess.Popen[str] | Forked] = start,
+) -> bool:
     """SIGKILL at a random moment after the sweep has begun to write (`until`: such a file); whether it still ran."""
-    job = start(grid, folder)
     before = fingerprints(folder)
+    job = begin(grid, folder)
     limit = time.monotonic() + 120
     while job.poll() is None and time.monotonic() < limit:
         if any(until in name for name in fingerprints(folder) - before):
@@ -74,7 +122,8 @@ def kill_in_the_middle(grid: Path, folder: Path, draw: random.Random, *, until: 
 
 def fingerprints(folder: Path) -> set[str]:
     """Names of all that is in a store at this moment."""
-    return {str(path) for path in folder.rglob("*")} if folder.exists() else set()
+    # `rglob` would raise where a folder goes away meanwhile
+    return {os.path.join(place, name) for place, folders, files in os.walk(folder) for name in (*folders, *files)}
 
 
 def digests(folder: Path) -> dict[str, str]:

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import tiny_task
+from pickles import assert_no_pickle
 
 from ivlens.benchmarks import BenchOptions, Cell, CellResult, Grid, Suite, all_cells, latex, markdown, run_cell, summary
 from ivlens.benchmarks.report import write_report
@@ -154,6 +155,8 @@ def test_a_grid_is_kept_cell_by_cell_and_goes_on(llama, suite, tmp_path):
     again = Grid(llama, lambda order: suite, OPTIONS, tmp_path, on_step=lambda cell, row: steps.append(cell.method))
     results = again.run(cells)
     assert set(steps) == {"lora"} and len(results) == 2
+    write_report(results, tmp_path)
+    assert_no_pickle(tmp_path, *(f"cells/{cell.name}.json" for cell in cells), "scores.parquet", "table.tex")
     alone = run_cell(llama, suite, cells[1], OPTIONS)
     assert results[1].scores == alone.scores and results[1].curves == alone.curves
 
@@ -173,6 +176,43 @@ def test_a_damaged_result_is_run_again(llama, suite, tmp_path, caplog):
     path.write_text(path.read_text()[:100])
     assert grid.run([Cell("full")])[0].scores == before[0].scores
     assert "is damaged" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text.replace('"seconds": ', '"seconds": 1'),
+        lambda text: text.replace('"seal"', '"sael"'),
+        lambda text: "[" * 100_000,
+        lambda text: text.replace('"step": 2', '"step": "2"'),
+        lambda text: text.replace('"key"', '"kez"'),
+    ],
+)
+def test_a_result_that_was_changed_is_not_served(llama, suite, tmp_path, change):
+    grid, cell = Grid(llama, lambda order: suite, OPTIONS, tmp_path), Cell("full")
+    rows = [{"step": 2, "new": 0.5, "old": float("nan")}]
+    path = grid.keep(CellResult(cell, ("antonym", "second"), [[0.0, 0.5]] * 3, [], [], [rows, []], 2.5))
+    text = path.read_text()
+    assert grid.kept(cell) is not None
+    path.write_text(change(text))
+    assert path.read_text() != text and grid.kept(cell) is None
+
+
+def test_a_result_from_before_there_was_a_seal_is_served_if_it_can_be_one(llama, suite, tmp_path):
+    grid, cell = Grid(llama, lambda order: suite, OPTIONS, tmp_path), Cell("full")
+    path = grid.keep(CellResult(cell, ("antonym", "second"), [[0.0, 0.5]] * 3, [], [], [[], []], 2.5))
+    record = json.loads(path.read_text())
+    del record["seal"]
+    path.write_text(json.dumps(record))
+    assert grid.kept(cell).seconds == 2.5
+    faults = [("scores", [[0.0, 2.0]] * 3), ("scores", ["ab"] * 3), ("gp", [{"a": 1.0}]), ("curves", [[{}], []])]
+    for name, value in [*faults, ("seconds", "x"), ("tasks", ["second", "antonym"]), ("tasks", ["a", "a"])]:
+        path.write_text(json.dumps(record | {"result": record["result"] | {name: value}}))
+        assert grid.kept(cell) is None, (name, value)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(ValueError, match="is no file, expected the result of a cell or nothing; remove it"):
+        grid.kept(cell)
 
 
 def test_a_failing_cell_is_recorded_and_the_rest_goes_on(llama, suite, tmp_path):

@@ -1,5 +1,6 @@
 """Adapters and whole models from disk, in order, and each the model that was saved."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_task
+from safetensors.torch import load_file, save_file
 
 from ivlens import checkpoints, load_model
 from ivlens._adapters import adapter_folders, named_base
@@ -132,6 +134,54 @@ def test_adapters_that_do_not_fit(llama, new_model, byte_level, tmp_path):
     (folder / "adapter_config.json").write_text("{")
     with pytest.raises(ValueError, match="cannot be read"):
         load_model(folder)
+
+
+@pytest.fixture
+def adapters(llama, tmp_path):
+    learner = Learner(llama)
+    learner.learn(training_set(llama, tiny_task(), tiny_task().examples[:8]), OPTIONS)
+    return learner.save(tmp_path / "adapters")
+
+
+def test_adapters_that_are_not_whole(llama, adapters):
+    """peft makes up the weights that a file lacks, and only warns."""
+    path = adapters / "adapter_model.safetensors"
+    weights = load_file(path)
+    first = next(iter(weights))
+    for change, message in (
+        ({first: None}, "1 weights are missing and 0 belong nowhere"),
+        ({first: None, first + "s": weights[first]}, "1 weights are missing and 1 belong nowhere"),
+        ({first: weights[first] * float("nan")}, "no finite fractions"),
+        ({first: weights[first].to(torch.int32)}, "no finite fractions"),
+    ):
+        save_file({name: one for name, one in {**weights, **change}.items() if one is not None}, path)
+        with pytest.raises(ValueError, match=message):
+            load_model(adapters, base=llama)
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(ValueError, match=r"cannot be read \(SafetensorError"):
+        load_model(adapters, base=llama)
+    path.unlink()
+    torch.save(weights, adapters / "adapter_model.bin")  # a pickle, which peft would open
+    with pytest.raises(ValueError, match="holds no adapter_model.safetensors"):
+        load_model(adapters, base=llama)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"r": 2**40}, "says r is .1099511627776., expected 1 to"),
+        ({"rank_pattern": {"q_proj": 2**40}}, "says r is"),
+        ({"r": True}, "says r is .True."),
+        ({"lora_alpha": None}, "lacks lora_alpha, expected all that peft writes"),
+        ({"target_modules": ["nowhere"]}, "do not fit the model"),
+    ],
+)
+def test_adapters_that_are_described_wrongly(llama, adapters, change, message):
+    path = adapters / "adapter_config.json"
+    about = json.loads(path.read_text()) | change
+    path.write_text(json.dumps({name: value for name, value in about.items() if name not in change or value}))
+    with pytest.raises(ValueError, match=message):
+        load_model(adapters, base=llama)
 
 
 def test_interval_of_groups():

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from conftest import WORDS, hf_model
+from pickles import assert_no_pickle
 
 import ivlens.demo
 from ivlens.cli.main import COMMANDS, main
@@ -104,6 +105,7 @@ def test_vector_is_built_from_saved_effects_and_inspected(
     assert (read["heads"], read["norm"], read["tokens"]) == (built["heads"], built["norm"], None)
     status, out, _ = run(capsys, "vector", vector, "--model", place / "gpt2")
     assert status == 0 and "norm" in out and "tokens" in out
+    assert_no_pickle(tmp_path, effects.name, vector.name)
 
 
 def test_vector_is_judged_beside_its_controls(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -155,6 +157,7 @@ def test_demo_runs_on_any_checkpoint_and_task_files(
     monkeypatch.setattr(ivlens.demo, "run_demo", lambda *args, **more: results[0])
     status, out, _ = run(capsys, *words, "--json")
     assert [row["task"] for row in json.loads(out)["tasks"]] == ["next", "second"]
+    assert_no_pickle(tmp_path / "demo", "index.html", "effects/next.safetensors", "vectors/next.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -307,10 +310,12 @@ def test_tune_trains_with_the_guidance_that_was_asked_for(tmp_path, capsys):
     logs = []
     for number, more in enumerate(([], ["--sign", "-1"], ["--layer", "3", "--alpha", "2"])):
         out = tmp_path / str(number)
-        status, _, err = run(capsys, *words, *more, "--watch", "antonym", "--out", out)
+        status, _, err = run(capsys, *words, *more, "--watch", "antonym", "--checkpoint-every", "1", "--out", out)
         assert status == 0, err
         logs.append(pd.read_csv(out / "log.csv").lm[0])
     assert len(set(logs)) == 3
+    folders = ("model", "step-000001")
+    assert_no_pickle(out, "state.safetensors", "log.csv", *(f"{one}/adapter_model.safetensors" for one in folders))
 
 
 def test_bench_has_its_own_defaults_whatever_else_is_given():

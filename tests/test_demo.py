@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from conftest import WORDS, hf_model
+from pickles import assert_no_pickle
 
 import ivlens.demo as demo_module
 from ivlens._files import write_whole
@@ -230,6 +231,7 @@ def test_the_built_in_model_is_taught_a_task_with_and_without_guidance(result: D
     assert len(pd.read_parquet(tmp_path / "tuning.parquet")) == 4
     assert len(pd.read_parquet(tmp_path / "tuning_curves.parquet")) == 2
     assert len(summary(whole)["tuning"]) == 4
+    assert_no_pickle(tmp_path, "tuning.parquet", "tuning_curves.parquet")
 
 
 # --- completions -----------------------------------------------------------------------------------------------------

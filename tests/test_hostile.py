@@ -5,14 +5,21 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import byte_level_tokenizer
+from conftest import byte_level_tokenizer, tiny_task
 from families import hf_model
-from fuzzing import NAMES, Sandbox, Tally, Targets, attempt, broken, run_cases
+from fuzz_targets import Targets
+from fuzzing import NAMES, Sandbox, Tally, attempt, broken, run_cases
 from sweeping import write_grid
 
+from ivlens.benchmarks import BenchOptions, Cell, CellResult, Grid, Suite
+from ivlens.models import load_model
 from ivlens.store import Store
 from ivlens.sweep import LocalExecutor, make_plan, read_grid, run_sweep
+from ivlens.tuning import Learner, TuneOptions
+from ivlens.tuning.data import training_set
 
+NEW = ("antonym", "synonym")
+CURVES = [[{"step": 2, "new": 0.5, "old": 0.25}, {"step": 4, "new": 1.0, "old": 0.25}], []]
 GRID = """
 tasks = ["antonym"]
 [vectors]
@@ -26,12 +33,20 @@ seeds = [1]
 n_prompts = 2
 n_scored = 2
 """
-N = {"command line": 150, "store, bytes": 40, "store, content": 40, "store, tricks": 40, "checkpoint": 40}
+N = {
+    "command line": 150,
+    "store, bytes": 40,
+    "store, content": 40,
+    "store, tricks": 40,
+    "checkpoint": 40,
+    "adapters": 25,
+}
 TARGETS = [
     "task file, bytes", "task file, content", "task table, bytes", "task folder", "task and model names",
     "vector and effects, bytes", "vector and effects, header", "vector and effects, content",
-    "vector and effects, numbers", "store, bytes", "store, content", "store, tricks", "grid, bytes", "grid, content",
-    "training state", "checkpoint", "stage", "command line",
+    "vector and effects, numbers", "grid, bytes", "grid, content", "training state", "stage", "kept cell, bytes",
+    "kept cell, content", "suite, bytes", "suite, content", "suite, tricks", "store, bytes", "store, content",
+    "store, tricks", "checkpoint", "adapters", "command line",
 ]  # fmt: skip
 
 
@@ -45,8 +60,15 @@ def make_targets(folder: Path) -> Targets:
     files = {name: store.entries(kind)[0].path(f"{name}.safetensors") for name, kind in kinds.items()}
     hf_model("llama", n_ctx=64).save_pretrained(folder / "model")
     byte_level_tokenizer().save_pretrained(folder / "model")
+    model, task = load_model(folder / "model"), tiny_task()
+    learner = Learner(model, seed=0)
+    learner.learn(training_set(model, task, task.examples[:4]), TuneOptions(lr=1e-2, n_steps=2, batch_size=2))
+    more = {"adapters": learner.save(folder / "adapters"), "checkpoint": folder / "model"}
+    suite = Suite("pocket", (task, tiny_task("synonym", "Give a synonym.", 2)), dict.fromkeys(NEW, "accuracy"))
+    grid, cell = Grid(model, lambda order: suite, BenchOptions(), folder / "bench"), Cell("lora")
+    grid.keep(CellResult(cell, NEW, [[0.0, 0.25], [1.0, 0.5], [0.75, 1.0]], [{"a": 1.0}, {"a": 0.5}], [], CURVES, 1.5))
     (folder / "sandbox").mkdir()
-    return Targets(Sandbox(folder / "sandbox"), store.folder, **files, checkpoint=folder / "model")
+    return Targets(Sandbox(folder / "sandbox"), store.folder, **files, **more, grid=grid, cell=cell)
 
 
 @pytest.fixture(scope="module")

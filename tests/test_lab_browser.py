@@ -236,9 +236,10 @@ def test_save_load_and_copy(new_tab, tmp_path: Path):
     assert tab.text("patched") != patched
     tab.page.locator('input[type="file"]').set_input_files(path)
     tab.settle()
-    assert tab.text("patched") == patched and "loaded from antonym.safetensors" in tab.page.locator(
-        ".vector .hint"
-    ).inner_text()
+    assert (
+        tab.text("patched") == patched
+        and "loaded from antonym.safetensors" in tab.page.locator(".vector .hint").inner_text()
+    )
     tab.page.get_by_role("button", name="Copy as Python").click()
     copied = tab.page.evaluate("navigator.clipboard.readText()")
     assert copied == tab.page.locator("details pre").text_content() and "InstructionVector.load(" in copied

@@ -186,6 +186,7 @@ print("up", flush=True)
 sys.stdin.readline()
 store.put({"kind": "numbers", "n": int(sys.argv[2])}, fill)
 print("done", flush=True)
+sys.stdin.readline()
 """
 
 

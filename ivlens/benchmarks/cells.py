@@ -2,13 +2,11 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field, replace
 
-import numpy as np
 from torch import nn
 
-from ivlens.benchmarks.metrics import SequenceMetrics, sequence_metrics
+from ivlens.benchmarks.results import Cell, CellResult
 from ivlens.benchmarks.scores import Scorer
 from ivlens.benchmarks.suites import Suite, for_training, split_examples
 from ivlens.effects import HeadEffects, head_effects
@@ -18,32 +16,6 @@ from ivlens.tuning import Guidance, Learner, TuneOptions, find_recipe, guidance_
 from ivlens.tuning.data import training_set
 from ivlens.tuning.exams import mean_score
 from ivlens.tuning.loop import Row
-
-
-@dataclass(frozen=True)
-class Cell:
-    """What is varied.
-
-    Attributes:
-        method: Of `ivlens.tuning.METHODS`.
-        guidance: Of `ivlens.tuning.RECIPES`, with a control behind a slash: `iv/zero_vector`.
-        order: Number of the suite's order.
-        seed: Of everything that is drawn.
-        lr: Learning rate; None: that of the options.
-    """
-
-    method: str
-    guidance: str = "none"
-    order: int = 0
-    seed: int = 0
-    lr: float | None = None
-
-    @property
-    def name(self) -> str:
-        """Unique, and fit for a file."""
-        guidance = self.guidance.replace("/", "~")
-        rate = "" if self.lr is None else f"-lr{self.lr:g}"
-        return f"{self.method}-{guidance}-order{self.order}-seed{self.seed}{rate}"
 
 
 @dataclass(frozen=True)
@@ -76,48 +48,6 @@ class BenchOptions:
     def ends_at(self, new: float) -> bool:
         """Whether a score on the new task ends its training."""
         return self.target is not None and self.tune.patience is None and bool(new >= self.target)
-
-
-@dataclass(frozen=True)
-class CellResult:
-    """What one cell came to.
-
-    Attributes:
-        cell: Which.
-        tasks: In the order in which they were learned.
-        scores: `a[i][j]`: score of task `j` after task `i`, on *test*; first row: before any training.
-        gp, ip: Scores of general tasks, before training and after the last task; empty where there are none.
-        curves: For every task the judged rows of its training: step, `new` and `old` on *select*, as the suite scores.
-        seconds: How long it took.
-    """
-
-    cell: Cell
-    tasks: tuple[str, ...]
-    scores: list[list[float]]
-    gp: list[dict[str, float]]
-    ip: list[dict[str, float]]
-    curves: list[list[Row]]
-    seconds: float
-
-    @property
-    def metrics(self) -> SequenceMetrics:
-        """AP, FP, Forget, BWT, GP and IP."""
-        gp, ip = (np.array([list(row.values()) for row in rows]) if rows else None for rows in (self.gp, self.ip))
-        return sequence_metrics(np.array(self.scores[1:]), gp=gp, ip=ip)
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "CellResult":
-        """Back from JSON."""
-        found = cls(**{**values, "cell": Cell(**values["cell"]), "tasks": tuple(values["tasks"])})
-        if [len(row) for row in found.scores] != [len(found.tasks)] * (len(found.tasks) + 1):
-            raise ValueError("scores are no matrix of stages and tasks")
-        if len(found.curves) != len(found.tasks):
-            raise ValueError("there is not one curve for each task")
-        return found
 
 
 def run_cell(

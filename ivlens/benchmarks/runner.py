@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -71,15 +72,19 @@ class Grid:
             ValueError: see `run`.
         """
         path = self._path(cell)
-        if not path.exists():
+        if not os.path.lexists(path):
             return None
+        if not path.is_file():
+            raise ValueError(f"{str(path)!r} is no file, expected the result of a cell or nothing; remove it.")
+        own = self._key(cell)
         try:
-            read = json.loads(path.read_text(encoding="utf-8"))
-            key, result = read["key"], CellResult.from_dict(read["result"])
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            logger.warning("%s is damaged (%s); the cell is run again.", path, type(error).__name__)
+            key, result = _unsealed(path.read_text(encoding="utf-8"))
+            if key == own and (result.cell, result.tasks) != (cell, self._names(cell)):
+                raise ValueError("another cell")
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            logger.warning("%s is damaged (%s: %.80s); the cell is run again.", path, type(error).__name__, error)
             return None
-        if key != self._key(cell):
+        if key != own:
             raise ValueError(
                 f"{str(path)!r} is the result of another benchmark, expected the same model, tasks and options; use "
                 "another folder, or remove the file."
@@ -102,10 +107,18 @@ class Grid:
             write_whole(report, lambda partial: partial.write_text(traceback.format_exc(), encoding="utf-8"))
             logger.warning("%s failed: %s (%s)", cell.name, " ".join(str(error).split())[:300], report)
             return None
-        record = {"ivlens": ivlens.__version__, "key": self._key(cell), "result": result.to_dict()}
-        text = json.dumps(record, indent=1)
-        write_whole(self._path(cell), lambda partial: partial.write_text(text, encoding="utf-8"))
+        self.keep(result)
         return result
+
+    def keep(self, result: CellResult) -> Path:
+        """Write a result to where `kept` finds it; the file."""
+        record = {"ivlens": ivlens.__version__, "key": self._key(result.cell), "result": result.to_dict()}
+        record = json.loads(json.dumps(record))
+        text = json.dumps(record | {"seal": _seal(record)}, indent=1)
+        return write_whole(self._path(result.cell), lambda partial: partial.write_text(text, encoding="utf-8"))
+
+    def _names(self, cell: Cell) -> tuple[str, ...]:
+        return tuple(task.name for task in self.suite_of(cell.order).tasks)
 
     def _path(self, cell: Cell) -> Path:
         return self.folder / "cells" / f"{cell.name}.json"
@@ -122,6 +135,21 @@ class Grid:
             del options["tune"]["patience"]  # results from before there was patience are still good
         all_of_it = json.dumps([*what, *made_of, options, asdict(cell), *_revised(suite, cell)], sort_keys=True)
         return sha256(all_of_it.encode()).hexdigest()[:16]
+
+
+def _unsealed(text: str) -> tuple[str, CellResult]:
+    """Key and result of a kept cell."""
+    record = json.loads(text)
+    # results from before there was a seal are still good, and one whose seal has another name by accident is not
+    if record.keys() - {"seal"} != {"ivlens", "key", "result"}:
+        raise ValueError("other fields than those that are written")
+    if "seal" in record and record.pop("seal") != _seal(record):
+        raise ValueError("not what was written")
+    return record["key"], CellResult.from_dict(record["result"])
+
+
+def _seal(record: dict[str, Any]) -> str:
+    return sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def _revised(suite: Suite, cell: Cell) -> list[str]:

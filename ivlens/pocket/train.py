@@ -200,7 +200,8 @@ class Trainer:
                 tensors.update(
                     {f"optimizer/{i}/{index}/{key}": torch.as_tensor(value) for key, value in entries.items()}
                 )
-        metadata = {"step": str(self.step), "made_by": self.made_by}
+        # under one name: safetensors writes several in an order of the moment
+        metadata = {"ivlens": json.dumps({"step": self.step, "made_by": self.made_by})}
         partial = self._state_file().with_suffix(".partial")
         save_file(tensors, partial, metadata)
         os.replace(partial, self._state_file())
@@ -209,10 +210,10 @@ class Trainer:
         if not self._state_file().exists():
             return
         with safe_open(self._state_file(), "pt") as file:
-            metadata = file.metadata()
-        if metadata.get("made_by") != self.made_by:
+            about = json.loads((file.metadata() or {}).get("ivlens", "{}"))
+        if about.get("made_by") != self.made_by:
             raise ValueError(
-                f"{self._state_file()} was written with other settings or another bank ({metadata.get('made_by')}), "
+                f"{self._state_file()} was written with other settings or another bank ({about.get('made_by')}), "
                 f"expected {self.made_by}; repeat the settings, or choose another folder."
             )
         tensors = load_file(self._state_file())
@@ -226,7 +227,7 @@ class Trainer:
                 if kind == "optimizer" and path[0] == str(i):
                     state.setdefault(int(path[1]), {})[path[2]] = value
             optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-        self.step = int(metadata["step"])
+        self.step = int(about["step"])
 
     def _finish(self) -> Path:
         self._save_state()
