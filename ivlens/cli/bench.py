@@ -73,15 +73,9 @@ def bench(
     from ivlens._files import ready_folder
     from ivlens.benchmarks import Grid, all_cells, markdown, write_report
     from ivlens.benchmarks.cells import BenchOptions
-    from ivlens.tuning import METHODS, find_recipe
 
     train = how or SuiteTrainOptions()
-    wanted, kinds = _listed("methods", methods), _listed("guidance", guidance)
-    unknown = [name for name in wanted if name not in METHODS]
-    if unknown:
-        raise ValueError(f"--methods has {', '.join(unknown)}, expected some of {', '.join(METHODS)}.")
-    for kind in kinds:
-        find_recipe(kind)
+    wanted, kinds = _known_methods(methods), _known_guidance(guidance)
     if seeds < 1:
         raise ValueError(f"--seeds is {seeds}, expected 1 or more.")
     names = None if tasks is None else _listed("tasks", tasks)
@@ -109,6 +103,25 @@ def bench(
     if grid.failed:
         print(f"ivlens: {len(grid.failed)} of {len(cells)} cells failed; see {out / 'failed'}", file=sys.stderr)
     return 1 if grid.failed else 0
+
+
+def _known_methods(text: str) -> list[str]:
+    from ivlens.tuning import METHODS
+
+    wanted = _listed("methods", text)
+    unknown = [name for name in wanted if name not in METHODS]
+    if unknown:
+        raise ValueError(f"--methods has {', '.join(unknown)}, expected some of {', '.join(METHODS)}.")
+    return wanted
+
+
+def _known_guidance(text: str) -> list[str]:
+    from ivlens.tuning import find_recipe
+
+    kinds = _listed("guidance", text)
+    for kind in kinds:
+        find_recipe(kind)
+    return kinds
 
 
 def _listed(name: str, text: str) -> list[str]:

@@ -65,9 +65,8 @@ def dynamics(
         raise ValueError(f"--new is {new!r} without --causal, expected both: only causal tests use it; add --causal.")
     quiet_libraries()
     from ivlens._counts import check_count
-    from ivlens._files import ready_folder, write_whole
-    from ivlens.dynamics import CausalOptions, TrackOptions, similarity, track
-    from ivlens.figures import drift_heatmap, dynamics_curves, similarity_matrix, write_figure
+    from ivlens._files import ready_folder
+    from ivlens.dynamics import CausalOptions, TrackOptions, track
     from ivlens.tasks import load_task
 
     chosen = which or SeriesOptions()
@@ -79,26 +78,8 @@ def dynamics(
     taught = None if new is None else load_task(new)
     ready_folder(out)
     found = track(series, tasks, options, folder=out / "stages", on_checkpoint=said)
-    for name in ("tasks", "heads", "layers"):
-        write_whole(out / f"{name}.parquet", getattr(found, name).to_parquet)
-    vectors = {
-        f"{task.name} · {stage.name}": stage.vector(task.name) for stage in (found.stages[0], found.stages[-1])
-        for task in tasks
-    }  # fmt: skip
-    write_whole(out / "similarity.parquet", similarity(vectors).to_parquet)
-    named = [replace(vector, task=name) for name, vector in vectors.items()]
-    drawn = {
-        "curves": dynamics_curves(found.tasks),
-        "drift": drift_heatmap(found),
-        "similarity": similarity_matrix(named),
-    }
     tests = None if asked is None else _causal(series, found, tasks, taught, asked, out)
-    if tests is not None:
-        from ivlens.figures import causal_plot
-
-        drawn["causal"] = causal_plot(tests)
-    for name, figure in drawn.items():
-        write_figure(figure, out / f"{name}.{figures}")
+    _write(found, tests, out, figures)
     rows = found.tasks.to_dict("records")
     if as_json:
         print_json({"tasks": rows, "causal": [] if tests is None else tests.to_dict("records"), "out": str(out)})
@@ -112,6 +93,30 @@ def dynamics(
               f"{row['accuracy_lo']:.2f} to {row['accuracy_hi']:.2f}"] for row in tests.to_dict("records")],
         )  # fmt: skip
     print(f"\naccuracy on select inputs, of causal tests on test inputs; written: {out}")
+
+
+def _write(found: "Dynamics", tests: "pd.DataFrame | None", out: Path, suffix: str) -> None:
+    """All tables, and a figure of each."""
+    from ivlens._files import write_whole
+    from ivlens.dynamics import similarity
+    from ivlens.figures import causal_plot, drift_heatmap, dynamics_curves, similarity_matrix, write_figure
+
+    for name in ("tasks", "heads", "layers"):
+        write_whole(out / f"{name}.parquet", getattr(found, name).to_parquet)
+    vectors = {
+        f"{task} · {stage.name}": stage.vector(task) for stage in (found.stages[0], found.stages[-1])
+        for task in stage.tasks
+    }  # fmt: skip
+    write_whole(out / "similarity.parquet", similarity(vectors).to_parquet)
+    drawn = {
+        "curves": dynamics_curves(found.tasks),
+        "drift": drift_heatmap(found),
+        "similarity": similarity_matrix([replace(vector, task=name) for name, vector in vectors.items()]),
+    }
+    if tests is not None:
+        drawn["causal"] = causal_plot(tests)
+    for name, figure in drawn.items():
+        write_figure(figure, out / f"{name}.{suffix}")
 
 
 def _causal(

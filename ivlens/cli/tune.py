@@ -130,13 +130,12 @@ def tune(
             on_step=step_done,
         )
     _write(result, out)
+    rows = result.scores.to_dict("records")
     if as_json:
-        print_json({"scores": result.scores.to_dict("records"), "out": str(out)})
+        print_json({"scores": rows, "out": str(out)})
         return
-    print_table(
-        ["task", "role", "before", "after"],
-        [[row["task"], row["role"], row["before"], row["after"]] for row in result.scores.to_dict("records")],
-    )
+    columns = ("task", "role", "before", "after")
+    print_table(columns, [[row[name] for name in columns] for row in rows])
     print(f"\naccuracy on test inputs; written: {out}")
 
 

@@ -9,12 +9,13 @@ from importlib.metadata import version
 from random import Random
 from typing import Any, SupportsIndex
 
+from torch import Tensor
 from tqdm.auto import tqdm
 
 import ivlens
 from ivlens.activations import mean_head_outputs, mean_write_scale
 from ivlens.effects.engines import find_engine, run_engine
-from ivlens.effects.request import Progress, check_mode, check_selection, make_request
+from ivlens.effects.request import Measured, Progress, check_mode, check_selection, make_request
 from ivlens.effects.results import HeadEffects
 from ivlens.hooks import check_unsteered
 from ivlens.models import TransformerBridge, check_model, model_identity
@@ -90,42 +91,54 @@ def head_effects(
     corrupted = _measured_prompts(model, plan, examples, n_prompts, score)
     clean, counterpart = _mean_prompts(model, plan, examples[::-1][:n_mean_prompts], correct_only, batch_size)
     # all that may refuse the model or the options comes before the long part
-    mean_z = mean_head_outputs(model, clean.tokens, clean.attention_mask, batch_size=batch_size)
-    write_scale = mean_write_scale(model, clean.tokens, clean.attention_mask, batch_size=batch_size)
+    means = _means(model, clean, counterpart, batch_size)
     request = make_request(
-        model,
-        corrupted.tokens,
-        corrupted.attention_mask,
-        corrupted.answer_tokens,
-        mean_z,
-        foil_tokens=corrupted.foil_tokens,
-        mode=mode,
-        layers=chosen_layers,
-        heads=chosen_heads,
-        score=score,
+        model, corrupted.tokens, corrupted.attention_mask, corrupted.answer_tokens, means["mean_z"],
+        foil_tokens=corrupted.foil_tokens, mode=mode, layers=chosen_layers, heads=chosen_heads, score=score,
         max_memory=max_memory,
-    )
+    )  # fmt: skip
     with _bar(f"{task.name}: heads", progress is True) as bar:
         report = bar if isinstance(progress, bool) else progress
         found = run_engine(model, replace(request, progress=report), method)
-    options = {"score": score, "mode": mode, "method": found.method, "split": split, "correct_only": correct_only}
-    options |= {"method_asked": method, "max_memory": request.max_memory, **found.record}
-    options["layers"] = None if layers is None else list(chosen_layers)
-    options["heads"] = None if heads is None else list(chosen_heads)
-    options["counterfactual_tasks"] = dict(sorted(Counter(filter(None, corrupted.counterfactuals)).items()))
+    asked = {"score": score, "mode": mode, "method": found.method, "split": split, "correct_only": correct_only}
+    asked |= {"method_asked": method, "max_memory": request.max_memory, **found.record}
+    asked["layers"] = None if layers is None else list(chosen_layers)
+    asked["heads"] = None if heads is None else list(chosen_heads)
+    settings = plan.settings() | asked | _provenance(model, corrupted, clean)
+    return _result(model, task, found, means, corrupted, settings)
+
+
+def _means(
+    model: TransformerBridge, clean: PromptBatch, counterpart: PromptBatch, batch_size: int
+) -> dict[str, Tensor]:
+    """What is the same for all prompts: means over the clean ones and their counterparts, by their name in a result."""
+    inputs = model, clean.tokens, clean.attention_mask
+    return {
+        "mean_z": mean_head_outputs(*inputs, batch_size=batch_size),
+        "mean_z_corrupted": mean_head_outputs(
+            model, counterpart.tokens, counterpart.attention_mask, batch_size=batch_size
+        ),
+        "write_scale": mean_write_scale(*inputs, batch_size=batch_size),
+    }
+
+
+def _result(
+    model: TransformerBridge,
+    task: Task,
+    found: Measured,
+    means: Mapping[str, Tensor],
+    corrupted: PromptBatch,
+    settings: Mapping[str, Any],
+) -> HeadEffects:
     return HeadEffects(
         cie=found.cie.cpu(),
-        mean_z=mean_z.cpu(),
-        mean_z_corrupted=mean_head_outputs(
-            model, counterpart.tokens, counterpart.attention_mask, batch_size=batch_size
-        ).cpu(),
-        write_scale=write_scale.cpu(),
+        **{name: value.cpu() for name, value in means.items()},
         base_scores=found.base.cpu(),
         corruptions=corrupted.corruptions,
         inputs=tuple(example.input for example in corrupted.examples),
         task=task.name,
         model=model_identity(model),
-        settings=plan.settings() | options | _provenance(model, len(corrupted), len(clean)),
+        settings=settings,
         model_ref=weakref.ref(model),
     )
 
@@ -229,11 +242,12 @@ def _mean_prompts(
     return clean.rows(right), counterpart.rows(right)
 
 
-def _provenance(model: TransformerBridge, n_prompts: int, n_mean_prompts: int) -> dict[str, Any]:
+def _provenance(model: TransformerBridge, corrupted: PromptBatch, clean: PromptBatch) -> dict[str, Any]:
     packages = ("ivlens", "torch", "transformers", "transformer-lens")
     return {
-        "n_prompts": n_prompts,
-        "n_mean_prompts": n_mean_prompts,
+        "counterfactual_tasks": dict(sorted(Counter(filter(None, corrupted.counterfactuals)).items())),
+        "n_prompts": len(corrupted),
+        "n_mean_prompts": len(clean),
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
         "versions": {package: _version(package) for package in packages},
     }

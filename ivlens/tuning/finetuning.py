@@ -1,7 +1,7 @@
 """`finetune`: one task, in one call."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
@@ -83,23 +83,15 @@ def finetune(
     data = training_set(model, task, list(task.split("fit", seed)), n_samples=n_samples, template=template, seed=seed)
     final, along = (_exams(model, task, watch, split, n_watched, template, seed) for split in ("test", "select"))
     before = final.sit(learner.trained)
-    checkpoints: dict[int, Path] = {}
-
-    def step_done(row: Row) -> None:
-        step = int(row["step"])
-        if checkpoint_every is not None and folder is not None and step % checkpoint_every == 0:
-            checkpoints[step] = learner.save(Path(folder) / f"step-{step:06d}")
-        if record is not None and step % record_every == 0:
-            record(step, learner.bridge())
-        on_step(row)
-
+    place = None if folder is None else Path(folder)
+    along_the_way = _Along(learner, place, checkpoint_every, record, record_every, on_step)
     with alone_in(folder):  # until the model is written as well
         log = learner._learn(
             data,
             options,
             guidance,
-            folder=None if folder is None else Path(folder),
-            on_step=step_done,
+            folder=place,
+            on_step=along_the_way,
             judge=lambda plain: _summed_up(along.sit(plain), task),
         )
         if folder is not None:
@@ -107,7 +99,29 @@ def finetune(
     after = final.sit(learner.trained)
     roles = ["new" if name == task.name else "watched" for name in after]
     scores = pd.DataFrame({"task": [*after], "role": roles, "before": [*before.values()], "after": [*after.values()]})
-    return TuneResult(learner.bridge(f"{model.cfg.model_name} + {task.name}"), log, scores, learner, checkpoints)
+    tuned = learner.bridge(f"{model.cfg.model_name} + {task.name}")
+    return TuneResult(tuned, log, scores, learner, along_the_way.checkpoints)
+
+
+@dataclass
+class _Along:
+    """What is done with the model on its way: checkpoints, records, whatever the caller wants to be told."""
+
+    learner: Learner
+    folder: Path | None
+    checkpoint_every: int | None
+    record: Callable[[int, TransformerBridge], object] | None
+    record_every: int
+    on_step: Callable[[Row], None]
+    checkpoints: dict[int, Path] = field(default_factory=dict)
+
+    def __call__(self, row: Row) -> None:
+        step = int(row["step"])
+        if self.checkpoint_every is not None and self.folder is not None and step % self.checkpoint_every == 0:
+            self.checkpoints[step] = self.learner.save(self.folder / f"step-{step:06d}")
+        if self.record is not None and step % self.record_every == 0:
+            self.record(step, self.learner.bridge())
+        self.on_step(row)
 
 
 def _exams(
