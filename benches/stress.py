@@ -242,7 +242,7 @@ def page(numbers: dict[str, Any]) -> str:
             [name, f"{row['cases']:,}", f"{row['results']:,}", f"{row['refused']:,}", "0"]
             for name, row in found["targets"].items()
         ]
-        head = ["input", "cases", "right result", "refused in one sentence", "anything else"]
+        head = ["input", "cases", "right result", "refused in one sentence, or set aside", "anything else"]
         lines += [table(head, rows)]
     killed = {
         "sweeps": "sweep",
