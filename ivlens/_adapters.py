@@ -77,22 +77,16 @@ def with_adapters(plain: Any, folder: str | Path) -> Any:
             wrapped: Any = PeftModel.from_pretrained(plain, path, adapter_name=first)
         for name, path in others:
             wrapped.load_adapter(path, name)
-        gaps = {name: _gaps(wrapped, name, listed) for name, listed in names.items()}
+        for name, listed in names.items():
+            _check_all_used(wrapped, name, listed)
+        wrapped.base_model.set_adapter(list(found))
+        return wrapped.merge_and_unload()  # some kinds of adapters cannot be
     except Exception as error:  # peft's, torch's and safetensors' own
         reason = f"{type(error).__name__}: {' '.join(str(error).split()):.300}"
         raise ValueError(
             f"the adapters in {str(folder)!r} do not fit the model ({reason}), expected the model they were trained on "
             "and files as peft wrote them; name it with base=, or save them again."
         ) from None
-    for name, (lacking, needless) in gaps.items():
-        if lacking or needless:
-            raise ValueError(
-                f"the adapters in {str(found[name])!r} do not fit the model: {len(lacking)} weights are missing and "
-                f"{len(needless)} belong nowhere ({', '.join([*lacking, *needless][:2]):.200}), expected those that "
-                f"{CONFIG} describes; name their model with base=, or save them again."
-            )
-    wrapped.base_model.set_adapter(list(found))
-    return wrapped.merge_and_unload()
 
 
 def _checked(folder: Path) -> set[str]:
@@ -127,12 +121,17 @@ def _checked(folder: Path) -> set[str]:
     return names
 
 
-def _gaps(wrapped: Any, name: str, listed: set[str]) -> tuple[list[str], list[str]]:
-    """Weights that an adapter should have and its file lacks, and those in the file that are nobody's."""
+def _check_all_used(wrapped: Any, name: str, listed: set[str]) -> None:
+    """Refuse an adapter whose file lacks some of its weights, or has some that are nobody's."""
     from peft import get_peft_model_state_dict
 
     own = set(get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=False))
-    return sorted(own - listed), sorted(listed - own - set(wrapped.state_dict()))
+    lacking, needless = sorted(own - listed), sorted(listed - own - set(wrapped.state_dict()))
+    if lacking or needless:
+        raise ValueError(
+            f"in {name!r}, {len(lacking)} weights are missing and {len(needless)} belong nowhere: "
+            f"{', '.join([*lacking, *needless][:2]):.160}"
+        )
 
 
 def put_in_order(folder: Path) -> None:

@@ -204,7 +204,8 @@ def test_a_result_from_before_there_was_a_seal_is_served_if_it_can_be_one(llama,
     record = json.loads(path.read_text())
     del record["seal"]
     path.write_text(json.dumps(record))
-    assert grid.kept(cell).seconds == 2.5
+    kept = grid.kept(cell)
+    assert kept is not None and kept.seconds == 2.5
     faults = [("scores", [[0.0, 2.0]] * 3), ("scores", ["ab"] * 3), ("gp", [{"a": 1.0}]), ("curves", [[{}], []])]
     for name, value in [*faults, ("seconds", "x"), ("tasks", ["second", "antonym"]), ("tasks", ["a", "a"])]:
         path.write_text(json.dumps(record | {"result": record["result"] | {name: value}}))

@@ -174,6 +174,7 @@ def test_adapters_that_are_not_whole(llama, adapters):
         ({"r": True}, "says r is .True."),
         ({"lora_alpha": None}, "lacks lora_alpha, expected all that peft writes"),
         ({"target_modules": ["nowhere"]}, "do not fit the model"),
+        ({"alora_invocation_tokens": [1]}, "do not fit the model .*does not support merging"),
     ],
 )
 def test_adapters_that_are_described_wrongly(llama, adapters, change, message):
