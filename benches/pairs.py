@@ -86,7 +86,8 @@ def kept(out: Path) -> pd.DataFrame:
 
 
 def best(rows: pd.DataFrame) -> pd.Series:
-    """The row that the rule above chooses."""
+    """The row that the rule above chooses, among those with most runs; controls are no candidates."""
+    rows = rows[(rows["runs"] == rows["runs"].max()) & ~rows["guidance"].str.contains("/")]
     most = rows[rows["reached"] == rows["reached"].max()]
     return most.loc[(most["forget"] - most["gp"]).idxmin()]
 
