@@ -15,6 +15,7 @@ from typing import Any
 logger = logging.getLogger("ivlens")
 
 LOCK, LIST = ".lock", "ivlens.json"
+UNFINISHED = ".writing-"  # how the names of scratch folders begin
 STATE = "state.safetensors"  # of a training that can go on
 
 if sys.platform == "win32":
@@ -38,7 +39,7 @@ def filling(folder: Path) -> Iterator[Path]:
     name, so that a power failure leaves the old one or the new one.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".writing-", dir=folder) as temporary:
+    with TemporaryDirectory(prefix=UNFINISHED, dir=folder) as temporary:
         scratch = Path(temporary)
         yield scratch
         files = sorted(path.relative_to(scratch) for path in scratch.rglob("*") if path.is_file())
@@ -144,7 +145,7 @@ def ready_folder(path: str | Path) -> Path:
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=".writing-", dir=folder):
+        with TemporaryDirectory(prefix=UNFINISHED, dir=folder):
             return folder
     except OSError as error:
         what = error.strerror or type(error).__name__

@@ -237,6 +237,25 @@ def test_two_processes_make_nothing_twice(store: Store):
     assert sum(made) == 12 and verify(store) == (12, [])
 
 
+def test_a_store_whose_making_was_cut_short_is_made(tmp_path: Path):
+    """By a kill between its folder and its mark; or it is being made by another process at this moment."""
+    (tmp_path / ".writing-abc").mkdir()
+    assert verify(Store(tmp_path)) == (0, [])
+
+
+def test_a_store_that_another_process_makes_meanwhile_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """It appears between the look for its mark and the look at what else is there."""
+    listed = Path.iterdir
+
+    def late(folder: Path):
+        monkeypatch.setattr(Path, "iterdir", listed)
+        Store(folder).put(WHAT, fill_with())
+        return listed(folder)
+
+    monkeypatch.setattr(Path, "iterdir", late)
+    assert Store(tmp_path).find(WHAT) is not None
+
+
 def test_a_folder_with_other_things_is_refused(tmp_path: Path):
     (tmp_path / "mine.txt").write_text("x")
     with pytest.raises(ValueError, match="other things in it.*name another"):

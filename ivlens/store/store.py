@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ivlens._files import flush, held, read_small, ready_folder, write_whole
+from ivlens._files import UNFINISHED, flush, held, read_small, ready_folder, write_whole
 from ivlens.store.entries import FORMAT, DamagedEntry, Entry, Scalar, is_key, read_entry, write_entry
 from ivlens.store.keys import content_key
 
@@ -38,6 +38,10 @@ class Finding(NamedTuple):
     n_bytes: int
 
 
+def _holds_other_things(folder: Path) -> bool:
+    return folder.is_dir() and any(not path.name.startswith(UNFINISHED) for path in folder.iterdir())
+
+
 class Store:
     """Results in a folder (made if need be).
 
@@ -54,7 +58,8 @@ class Store:
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"store {str(folder)!r} is a file, expected a folder; name another one.")
         mark = self.folder / MARK
-        if not mark.exists() and self.folder.is_dir() and any(self.folder.iterdir()):
+        # another process may be making this store, or was killed over it: the mark is the first thing that is there
+        if not mark.exists() and _holds_other_things(self.folder) and not mark.exists():
             raise ValueError(
                 f"store {str(folder)!r} is a folder with other things in it, expected an empty one, or a store; name "
                 "another one."
