@@ -11,6 +11,7 @@ from typing import Any
 from fuzz_files import FileTargets
 from fuzz_inputs import GRID, RECORDS, SUITES, files_of, make_suite, used_suite
 from fuzzing import (
+    AGAIN,
     NAMES,
     PATIENCE,
     SECONDS,
@@ -147,7 +148,7 @@ class Targets(FileTargets):
 
         good = {path.name for path in (self._store / "entries").glob("*/*")}
 
-        def use() -> None:
+        def use() -> Any:
             store = Store(self._sandbox.target / "store")
             whole, findings = verify(store)
             assert whole + sum(finding.what.startswith("damaged") for finding in findings) == len(store.places())
@@ -156,6 +157,7 @@ class Targets(FileTargets):
             store.failures()
             collect_garbage(store)
             assert verify(store) == (len(served), []) and len(good & served) >= len(good) - 1
+            return None if good <= served else AGAIN
 
         self._tried(name, use)
 
