@@ -22,7 +22,8 @@ def assert_no_pickle(folder: Path, *names: str) -> None:
     """Raise AssertionError for a pickle, and where one of these files, that were to be scanned, is not there."""
     found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert not set(names) - found, f"{sorted(set(names) - found)} not among {sorted(found)}"
-    assert pickles_in(folder) == []
+    pickles = pickles_in(folder)
+    assert not pickles, "; ".join(pickles)
 
 
 def _suspicion(path: Path) -> str:

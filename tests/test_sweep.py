@@ -419,7 +419,7 @@ def test_pickles_are_found(tmp_path: Path):
         (tmp_path / f"d{protocol}").write_bytes(b"some bytes" + pickle.dumps(Path("x"), protocol) + b"and more")
     found = {line.split(":")[0].rsplit("/", 1)[1] for line in pickles_in(tmp_path)}
     assert found == {"a.safetensors", "b.json", *(f"c{n}" for n in range(6)), *(f"d{n}" for n in range(2, 6))}
-    with pytest.raises(AssertionError, match="a.safetensors: an archive"):
+    with pytest.raises(AssertionError, match="an archive"):
         assert_no_pickle(tmp_path, "a.safetensors")
     with pytest.raises(AssertionError, match="nothing.* not among"):
         assert_no_pickle(tmp_path, "nothing")
