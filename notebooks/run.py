@@ -16,12 +16,13 @@ from typing import Any
 
 import jupytext
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, CellTimeoutError
 
 from ivlens.figures.theme import find_browser
 
 HERE = Path(__file__).parent
 SECONDS = 120  # for one notebook, on two cores
+CELL_SECONDS = 300  # where it is given up, on a busy machine
 MOST_BYTES = 1_000_000
 
 # In a reader's Jupyter figures are live; what is kept are images, drawn by one browser.
@@ -35,13 +36,21 @@ kaleido.start_sync_server(silence_warnings=True)
 
 
 def run(source: Path, target: Path) -> float:
-    """Run one notebook; return its seconds."""
+    """Run one notebook; return its seconds. One that hangs is run once more: kaleido has been seen to lose a figure."""
+    try:
+        return _run(source, target)
+    except CellTimeoutError:
+        print(f"{source.stem}: a cell took more than {CELL_SECONDS} s; once more", file=sys.stderr, flush=True)
+        return _run(source, target)
+
+
+def _run(source: Path, target: Path) -> float:
     notebook = jupytext.read(source)
     notebook.metadata["jupytext"] = {"formats": "ipynb,py:percent"}
     notebook.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
     start = time.perf_counter()
     place = {"metadata": {"path": str(HERE)}}
-    limits = {"timeout": 10 * SECONDS, "startup_timeout": 300}
+    limits = {"timeout": CELL_SECONDS, "startup_timeout": 300}
     NotebookClient(notebook, kernel_name="python3", resources=place, **limits).execute()
     seconds = time.perf_counter() - start
     for number, cell in enumerate(notebook.cells):
@@ -93,7 +102,7 @@ def main() -> int:
             target = given.out / f"{name}.ipynb"
             try:
                 seconds = run(found[name], target)
-            except CellExecutionError as error:
+            except (CellExecutionError, CellTimeoutError) as error:
                 print(f"{name}: failed\n{error}", file=sys.stderr)
                 failed += 1
                 continue

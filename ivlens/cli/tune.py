@@ -12,7 +12,10 @@ from ivlens.cli._options import AsJson, ModelOptions
 from ivlens.cli._output import print_json, print_table, shows_progress
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from ivlens.tuning import TuneOptions, TuneResult
+    from ivlens.tuning.processes import Processes
 
 MethodName = Literal["full", "lora", "inclora", "ewc", "olora", "lwf", "replay"]
 
@@ -26,7 +29,7 @@ class TrainOptions:
         lr: Learning rate after warm-up.
         steps: Optimiser steps.
         batch_size: Examples in a step.
-        accumulate: Passes for each step.
+        accumulate: Passes for each step, in every process.
         decay: How the learning rate falls.
         precision: bfloat16 computes in it and keeps weights as they are.
         judge_every: Steps between two judgements on *select*.
@@ -80,7 +83,8 @@ def tune(
 ) -> None:
     """Teach a model one task, with or without guidance, and see what it forgets.
 
-    An interrupted run goes on where it stopped when the same command is given again.
+    An interrupted run goes on where it stopped when the same command is given again. On several GPUs, one process for
+    each, every step's examples are shared out: `torchrun --nproc-per-node 4 -m ivlens tune ...`.
 
     Example: `ivlens tune --model pocket --task second_letter --guidance instructions --out out/second_letter`, or
     `ivlens tune --task second_letter --guidance kl --layer 2 --direction reverse --kl-weight 0.3 --out out/kl`
@@ -111,25 +115,40 @@ def tune(
     loaded = load_task(task)
     chosen = where or ModelOptions()
     watched = [load_task(name) for name in (_default_watch(chosen) if watch is None else watch)]
-    model, train = chosen.load(), how or TrainOptions()
-    guides = parts.guidance(guidance, model, loaded, earlier=watched, seed=seed)
-    if (out / STATE).exists():
-        print(f"ivlens: {out} has the state of a training; going on from it", file=sys.stderr)
-    with _bar(train.steps, loaded.name, shows_progress(as_json)) as step_done:
-        result = finetune(
-            model,
-            loaded,
-            method=method,
-            guidance=guides,
-            options=train.options(),
-            watch=watched,
-            n_samples=n_samples,
-            seed=seed,
-            folder=out,
-            checkpoint_every=checkpoint_every,
-            on_step=step_done,
-        )
-    _write(result, out)
+    with _processes() as processes:
+        model, train = chosen.load(), how or TrainOptions()
+        guides = parts.guidance(guidance, model, loaded, earlier=watched, seed=seed)
+        if processes.is_first and (out / STATE).exists():
+            print(f"ivlens: {out} has the state of a training; going on from it", file=sys.stderr)
+        with _bar(train.steps, loaded.name, processes.is_first and shows_progress(as_json)) as step_done:
+            result = finetune(
+                model,
+                loaded,
+                method=method,
+                guidance=guides,
+                options=train.options(),
+                watch=watched,
+                n_samples=n_samples,
+                seed=seed,
+                folder=out,
+                checkpoint_every=checkpoint_every,
+                on_step=step_done,
+            )
+        if processes.is_first:
+            _write(result, out)
+            _tell(result, out, as_json)
+
+
+def _processes() -> "AbstractContextManager[Processes]":
+    """All that torchrun has started, or this one alone."""
+    from contextlib import nullcontext
+
+    from ivlens.tuning.processes import current, data_parallel, under_torchrun
+
+    return data_parallel() if under_torchrun() else nullcontext(current())
+
+
+def _tell(result: "TuneResult", out: Path, as_json: bool) -> None:
     rows = result.scores.to_dict("records")
     if as_json:
         print_json({"scores": rows, "out": str(out)})

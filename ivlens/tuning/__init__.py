@@ -7,6 +7,7 @@ from ivlens.tuning.guidance import IVKL, Guidance, HeadConsistency, Progressive,
 from ivlens.tuning.learner import Learner
 from ivlens.tuning.methods import METHODS, Method, new_method
 from ivlens.tuning.options import TuneOptions
+from ivlens.tuning.processes import data_parallel
 
 __all__ = [
     "CONTROLS",
@@ -23,6 +24,7 @@ __all__ = [
     "TuneOptions",
     "TuneResult",
     "control",
+    "data_parallel",
     "find_recipe",
     "finetune",
     "guidance_by_name",

@@ -16,6 +16,7 @@ from ivlens.tuning.learner import Learner, alone_in
 from ivlens.tuning.loop import Row
 from ivlens.tuning.methods import Method
 from ivlens.tuning.options import TuneOptions
+from ivlens.tuning.processes import current
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +95,7 @@ def finetune(
             on_step=along_the_way,
             judge=lambda plain: _summed_up(along.sit(plain), task),
         )
-        if folder is not None:
+        if folder is not None and current().is_first:
             learner.save(Path(folder) / "model")
     after = final.sit(learner.trained)
     roles = ["new" if name == task.name else "watched" for name in after]

@@ -20,6 +20,7 @@ from ivlens.tuning.guidance import Guidance
 from ivlens.tuning.loop import Row, Trainer
 from ivlens.tuning.methods import Method, new_method
 from ivlens.tuning.options import TuneOptions
+from ivlens.tuning.processes import current
 from ivlens.tuning.sites import Sites
 
 
@@ -124,7 +125,7 @@ class Learner:
         )
 
     def _penalty(self, step: int) -> Iterator[torch.Tensor]:
-        value = self.method.penalty(self.trained)
+        value = self.method.penalty(self.trained) if current().is_first else None
         if value is not None:
             yield value
 
@@ -183,8 +184,8 @@ class Learner:
 
 
 def alone_in(folder: str | Path | None) -> AbstractContextManager[None]:
-    """No other training in the same folder meanwhile."""
-    return nullcontext() if folder is None else held(Path(folder), "a training")
+    """No other training in the same folder meanwhile; of several processes of one training the first sees to it."""
+    return nullcontext() if folder is None or not current().is_first else held(Path(folder), "a training")
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """The training loop: answer-only loss, guidance, the method's penalty; resumes after a kill to the same weights."""
 
+import json
 import logging
 import math
 import time
@@ -18,6 +19,7 @@ from ivlens.tuning.data import TrainingSet, answer_logits, last_column
 from ivlens.tuning.guidance import Guidance, strength
 from ivlens.tuning.losses import Totals, answer_loss, head_distance, iv_kl
 from ivlens.tuning.options import TuneOptions
+from ivlens.tuning.processes import current
 from ivlens.tuning.sites import Sites
 from ivlens.tuning.state import TrainingState
 from ivlens.tuning.teacher import Teacher, ask_teacher
@@ -67,10 +69,13 @@ class Trainer:
         """
         if self.options.patience is not None and self.judge is None:
             raise self._no_score("nothing judges the training")
+        fingerprint, processes = self._fingerprint(), current()
+        self._check_shares(processes.size)
+        processes.check_same(_digest_of(fingerprint), "models, data or options", self.data.tokens.device)
         teachers = self.teachers()
         trained = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
         optimizer = torch.optim.AdamW(trained.values(), lr=self.options.lr, weight_decay=self.options.weight_decay)
-        state = TrainingState(self.folder, self._fingerprint(), trained, optimizer)
+        state = TrainingState(self.folder, fingerprint, trained, optimizer)
         rows, best = state.restore()
         self._prepare()
         try:
@@ -80,8 +85,9 @@ class Trainer:
                     self._judge(rows[-1])
                     if self._best(rows) == len(rows):
                         best = {name: weight.detach().to("cpu", copy=True) for name, weight in trained.items()}
-                    self.on_step(rows[-1])
-                    if len(rows) % self.options.save_every == 0 or self._is_over(rows):
+                    if processes.is_first:
+                        self.on_step(rows[-1])
+                    if processes.is_first and (len(rows) % self.options.save_every == 0 or self._is_over(rows)):
                         state.save(rows, best)
         finally:
             self.model.eval()
@@ -90,6 +96,14 @@ class Trainer:
                 trained[name].copy_(weight)
         kept = self._best(rows)
         return [{**row, "kept": 1} if row["step"] == kept else row for row in rows]
+
+    def _check_shares(self, n_processes: int) -> None:
+        n_passes = self.options.accumulate * n_processes
+        if self.options.batch_size % n_passes:
+            raise ValueError(
+                f"batch_size is {self.options.batch_size}, expected a multiple of {n_passes}: {n_processes} processes, "
+                f"each with {self.options.accumulate} passes of one size; change one of them."
+            )
 
     def teachers(self) -> list[Teacher]:
         """Ask the model as it is now about the task's own examples, once for each guide."""
@@ -106,7 +120,7 @@ class Trainer:
         is_last = row["step"] == self.options.n_steps
         if self.judge is not None and (is_last or row["step"] % self.options.judge_every == 0):
             self.model.eval()
-            row.update(self.judge(), judged=1)
+            row.update(current().as_the_first(self.judge(), self.data.tokens.device), judged=1)
             self.model.train()
             if self.options.patience is not None and "new" not in row:
                 raise self._no_score("the judge gives no score `new`")
@@ -143,14 +157,15 @@ class Trainer:
     ) -> Row:
         started = time.perf_counter()
         # every draw depends on the step alone, so that a resumed training draws the same
-        torch.manual_seed(_mixed(self.seed, step))
+        processes, device = current(), self.data.tokens.device
+        torch.manual_seed(_mixed(self.seed, step) + processes.rank)
         for group in optimizer.param_groups:
             group["lr"] = self.options.rate(step)
         optimizer.zero_grad(set_to_none=True)
         sums: Row = {}
         batch = self._batch(step)
         totals = self._totals(batch)
-        for index in batch.chunk(self.options.accumulate):
+        for index in processes.share(batch.chunk(self.options.accumulate * processes.size)):
             for name, value in self._backward(index, step, teachers, totals).items():
                 sums[name] = sums.get(name, 0.0) + value
         for name, term in self.terms.items():
@@ -158,13 +173,20 @@ class Trainer:
                 if share.requires_grad:
                     share.backward()
                     sums[name] = sums.get(name, 0.0) + float(share.detach())
+        sums = dict(processes.add(sums, self._names(), device))
         loss = sum(sums.values())
         if not math.isfinite(loss):
             raise FloatingPointError(f"the loss is {loss} in step {step}; use a smaller lr, or precision='float32'.")
+        processes.add_gradients(trained)
         norm = nn.utils.clip_grad_norm_(trained, self.options.max_grad_norm)
         optimizer.step()
         about = {"lr": self.options.rate(step), "grad_norm": float(norm), "seconds": time.perf_counter() - started}
         return {"step": step + 1, "loss": loss, **sums, **about}
+
+    def _names(self) -> list[str]:
+        """Of all terms that a step's loss may have."""
+        suffixes = ["", *(f"_{number + 1}" for number in range(1, len(self.guides)))]
+        return ["lm", *(f"{part}{suffix}" for part in ("kl", "heads") for suffix in suffixes), *self.terms]
 
     def _totals(self, batch: Int[Tensor, " batch_size"]) -> tuple[Totals, Totals]:
         """Of a step: of all its examples, and of those that guidance acts on."""
@@ -251,6 +273,7 @@ class Trainer:
             "seed": self.seed,
             "data": _digest(content),
             "start": _digest(self.model.state_dict().values()),
+            **({} if current().size == 1 else {"processes": current().size}),
             **self.about,
         }
 
@@ -258,6 +281,10 @@ class Trainer:
 def _mixed(seed: int, number: int) -> int:
     """One seed for each pair."""
     return (seed * 1_000_003 + number * 7_919) % 2**63
+
+
+def _digest_of(fingerprint: Mapping[str, Any]) -> str:
+    return sha256(json.dumps(fingerprint, default=str, sort_keys=True).encode()).hexdigest()
 
 
 def _digest(tensors: Iterable[Tensor | None]) -> str:

@@ -26,7 +26,7 @@ class TuneOptions:
         lr: Learning rate after warm-up.
         n_steps: Optimiser steps.
         batch_size: Examples in a step; with `accumulate`, in that many passes.
-        accumulate: Passes for each step.
+        accumulate: Passes for each step; of several processes, in each of them.
         decay: How the learning rate falls to 0 after warm-up, or `constant`.
         warmup: Share of the steps in which it rises.
         weight_decay: Of AdamW.

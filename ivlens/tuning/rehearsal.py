@@ -38,6 +38,7 @@ from ivlens.tuning.data import (
 from ivlens.tuning.guidance import IVKL, HeadConsistency
 from ivlens.tuning.losses import SoftTargets, Totals, head_distance, iv_kl
 from ivlens.tuning.options import TuneOptions
+from ivlens.tuning.processes import current
 from ivlens.tuning.sites import Sites
 
 REHEARSED = IVKL(weight=1.0, answers=0.0)
@@ -120,7 +121,9 @@ class Rehearsal:
             generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
             drawn = torch.randint(len(self.prompts), (self.per_step,), generator=generator)
             totals = Totals.of(answers[drawn.to(answers.device)])
-            for part in drawn.tensor_split(min(options.accumulate, len(drawn))):
+            processes = current()
+            passes = drawn.tensor_split(min(options.accumulate * processes.size, len(drawn)))
+            for part in processes.share(passes):
                 with ExitStack() as stack:
                     now, index = self._ask(plain, sites, part, options, stack), part.to(answers.device)
                     terms = []

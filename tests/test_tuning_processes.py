@@ -1,0 +1,119 @@
+"""Trainings on several processes, started by torchrun as on several GPUs: two on this machine's CPU."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ivlens.tuning import data_parallel
+from ivlens.tuning.processes import Processes, current
+
+TRAIN = """
+import os, signal, sys
+from contextlib import nullcontext
+from pathlib import Path
+import ivlens
+from ivlens.tuning import TuneOptions, data_parallel, finetune, guidance_by_name
+from ivlens.tuning.processes import under_torchrun
+
+out, method, what = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+several = under_torchrun()
+
+def on_step(row):
+    if what == "die" and row["step"] == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+with data_parallel() if several else nullcontext() as processes:
+    model = ivlens.load_model("pocket")
+    task, old = ivlens.load_task("middle_of_three"), ivlens.load_task("antonym")
+    guidance = guidance_by_name("answers", model, task, earlier=[old])
+    if what == "differ" and processes.rank == 1:
+        model.blocks[0].attn.q.weight.data[0, 0] += 1
+    options = TuneOptions(n_steps=4, batch_size=8, accumulate=1 if several else 2, save_every=1, judge_every=2)
+    result = finetune(
+        model, task, method=method, guidance=guidance, options=options, n_samples=24, n_watched=4, watch=[old],
+        folder=out, on_step=on_step, checkpoint_every=2,
+    )
+    if not several or processes.is_first:
+        result.log.drop(columns="seconds").to_csv(out / "log.csv", index=False)
+        print("told once")
+"""
+
+
+def started(*arguments: str, n: int) -> subprocess.CompletedProcess[str]:
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n)] if n > 1 else []
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, *launch, *arguments], capture_output=True, text=True, env=environment, timeout=300
+    )
+
+
+@pytest.fixture(scope="module")
+def script(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("script") / "train.py"
+    path.write_text(TRAIN)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def both(script: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The folders of a training on one process with two passes, and on two with one pass each."""
+    folders = tmp_path_factory.mktemp("alone"), tmp_path_factory.mktemp("shared")
+    for n, folder in enumerate(folders, 1):
+        job = started(script, str(folder), "lora", "go", n=n)
+        assert job.returncode == 0, job.stderr
+        assert job.stdout == "told once\n"
+    return folders
+
+
+def test_two_processes_make_the_steps_of_one(both):
+    logs = [pd.read_csv(folder / "log.csv") for folder in both]
+    pd.testing.assert_frame_equal(*logs, rtol=1e-4)  # sums are rounded in another order
+    assert {"lm", "rehearsal0", "new", "watched"} <= set(logs[0].columns) and len(logs[0]) == 4
+    weights = [load_file(folder / "state.safetensors") for folder in both]
+    assert weights[0].keys() == weights[1].keys()
+    for name, weight in weights[0].items():
+        torch.testing.assert_close(weights[1][name], weight, rtol=1e-4, atol=1e-6)
+    names = [sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*")) for folder in both]
+    assert names[0] == names[1] and "step-000004" in names[0]
+
+
+def test_killed_and_resumed(both, script: str, tmp_path: Path):
+    job = started(script, str(tmp_path), "lora", "die", n=2)
+    assert job.returncode != 0 and (tmp_path / "state.safetensors").exists() and not (tmp_path / "model").exists()
+    job = started(script, str(tmp_path), "lora", "go", n=2)
+    assert job.returncode == 0, job.stderr
+    resumed, whole = (folder / "model" / "adapter_model.safetensors" for folder in (tmp_path, both[1]))
+    assert resumed.read_bytes() == whole.read_bytes()
+
+
+def test_processes_with_different_models_are_refused(script: str, tmp_path: Path):
+    job = started(script, str(tmp_path), "lora", "differ", n=2)
+    assert job.returncode != 0 and "have different models, data or options, expected the same" in job.stderr
+
+
+def test_the_command(tmp_path: Path):
+    command = ["-m", "ivlens", "tune", "--task", "second_letter", "--watch", "antonym", "--steps", "2"]
+    few = [*command, "--n-samples", "8", "--batch-size"]
+    job = started(*few, "4", "--out", str(tmp_path / "two"), n=2)
+    assert job.returncode == 0, job.stderr
+    assert job.stdout.count("written:") == 1 and len(pd.read_csv(tmp_path / "two" / "log.csv")) == 2
+    job = started(*few, "3", "--out", str(tmp_path / "odd"), n=2)
+    assert job.returncode != 0 and "batch_size is 3, expected a multiple of 2: 2 processes" in job.stderr
+
+
+def test_without_torchrun():
+    with pytest.raises(ValueError, match="found no RANK, .* use torchrun"), data_parallel():
+        pass
+    assert current() == Processes(0, 1)
+
+
+def test_a_share_is_every_so_manieth():
+    passes = list(range(5))
+    shares = [Processes(rank, 2).share(passes) for rank in range(2)]
+    assert shares == [[0, 2, 4], [1, 3]]
