@@ -25,18 +25,18 @@ SECONDS = 120  # for one notebook, on two cores
 CELL_SECONDS = 300  # where it is given up, on a busy machine
 MOST_BYTES = 1_000_000
 
-# In a reader's Jupyter figures are live; what is kept are images, drawn by one browser.
+# In a reader's Jupyter figures are live; what is kept are images. Each has a browser of its own: one that
+# serves them all (kaleido.start_sync_server) has been seen to wait for ever.
 STARTUP = """
-import kaleido, plotly.io as pio, warnings
+import plotly.io as pio, warnings
 warnings.filterwarnings("ignore", message="The kopts argument is ignored")
 pio.renderers["png"].width, pio.renderers["png"].scale = 760, 1.5
 pio.renderers.default = "png"
-kaleido.start_sync_server(silence_warnings=True)
 """
 
 
 def run(source: Path, target: Path) -> float:
-    """Run one notebook; return its seconds. One that hangs is run once more: kaleido has been seen to lose a figure."""
+    """Run one notebook; return its seconds. One that hangs is run once more."""
     try:
         return _run(source, target)
     except CellTimeoutError:
