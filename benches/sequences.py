@@ -7,8 +7,8 @@ The three tasks of the pocket suite on which nothing was tuned, in all six order
 whose score on old tasks is highest among those that reach TARGET on the new task, both on *select*: methods are
 compared at equal scores on the new tasks, each where it forgets least. What is shown is on *test*.
 Learning rates, strengths and guidance are those that `benches/tuning.py` and `benches/pairs.py` chose on the other two
-tasks. `run` makes the cells that are not committed yet, keeps every one, and can be interrupted; `show` reads the
-committed ones and those in `--out`.
+tasks; O-LoRA keeps the paper's strength, since none makes a difference there. `run` makes the cells that are not
+committed yet, keeps every one, and can be interrupted; `show` reads the committed ones and those in `--out`.
 """
 
 import argparse

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ivlens._adapters import CONFIG, adapter_folders, is_adapter, named_base
-from ivlens._files import LOCK, STATE
+from ivlens._files import STATE
 from ivlens.models import TransformerBridge, check_model, load_model, model_identity, pocket_path
 
 _HASHED = 2**26  # bytes of a file
@@ -118,7 +118,7 @@ def _listed(source: "str | Path | Sequence[Any] | Mapping[str, Any]", base: Any)
     if _is_checkpoint(root):
         return [_checked(root.name, root, base)]
     folders = [path for path in root.iterdir() if path.is_dir() and _is_checkpoint(path)]
-    if not folders and any((root / name).is_file() for name in (STATE, LOCK)):
+    if not folders and (root / STATE).is_file():
         raise FileNotFoundError(
             f"{str(source)!r} holds a training that has not ended (no model/ yet), expected checkpoints; give the same "
             "`ivlens tune` command again, which goes on from where it stopped, or write checkpoints on the way with "

@@ -25,7 +25,7 @@ out, method, what = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 several = under_torchrun()
 
 def on_step(row):
-    if what == "die" and row["step"] == 3:
+    if what in ("die", "own_die") and row["step"] == 3:
         os.kill(os.getpid(), signal.SIGKILL)
 
 with data_parallel() if several else nullcontext() as processes:
@@ -35,6 +35,8 @@ with data_parallel() if several else nullcontext() as processes:
     if what == "differ" and processes.rank == 1:
         model.blocks[0].attn.q.weight.data[0, 0] += 1
     options = TuneOptions(n_steps=4, batch_size=8, accumulate=1 if several else 2, save_every=1, judge_every=2)
+    if what in ("own", "own_die"):
+        out /= f"process{processes.rank}"
     result = finetune(
         model, task, method=method, guidance=guidance, options=options, n_samples=24, n_watched=4, watch=[old],
         folder=out, on_step=on_step, checkpoint_every=2,
@@ -97,6 +99,13 @@ def test_processes_with_different_models_are_refused(script: str, tmp_path: Path
     assert job.returncode != 0 and "have different models, data or options, expected the same" in job.stderr
 
 
+def test_processes_that_do_not_see_one_folder_are_refused(script: str, tmp_path: Path):
+    assert started(script, str(tmp_path), "lora", "own_die", n=2).returncode != 0
+    job = started(script, str(tmp_path), "lora", "own", n=2)
+    assert job.returncode != 0 and "different states to go on from: put the folder on a disk all share" in job.stderr
+    assert not (tmp_path / "process0" / "model").exists()
+
+
 def test_the_command(tmp_path: Path):
     command = ["-m", "ivlens", "tune", "--task", "second_letter", "--watch", "antonym", "--steps", "2"]
     few = [*command, "--n-samples", "8", "--batch-size"]
@@ -104,7 +113,7 @@ def test_the_command(tmp_path: Path):
     assert job.returncode == 0, job.stderr
     assert job.stdout.count("written:") == 1 and len(pd.read_csv(tmp_path / "two" / "log.csv")) == 2
     job = started(*few, "3", "--out", str(tmp_path / "odd"), n=2)
-    assert job.returncode != 0 and "batch_size is 3, expected a multiple of 2: 2 processes" in job.stderr
+    assert job.returncode != 0 and "batch_size is 3, expected a multiple of 2: 2 processes, accumulate 1;" in job.stderr
 
 
 def test_without_torchrun():

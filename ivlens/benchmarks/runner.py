@@ -18,6 +18,7 @@ from ivlens.effects import HeadEffects
 from ivlens.models import TransformerBridge, model_identity
 from ivlens.tasks import hash_of_tasks
 from ivlens.tuning import find_recipe, new_method
+from ivlens.tuning.processes import current
 
 logger = logging.getLogger("ivlens")
 
@@ -55,6 +56,11 @@ class Grid:
         Raises:
             ValueError: a kept result of another benchmark: another model, tasks, options or version of the format.
         """
+        if current().size > 1:
+            raise ValueError(
+                f"a grid got {current().size} processes of one training, expected one process; run it outside of "
+                "data_parallel, or share out its cells with ivlens sweep --workers."
+            )
         results = []
         for cell in cells:
             kept = self.kept(cell)

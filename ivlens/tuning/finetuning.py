@@ -16,7 +16,6 @@ from ivlens.tuning.learner import Learner, alone_in
 from ivlens.tuning.loop import Row
 from ivlens.tuning.methods import Method
 from ivlens.tuning.options import TuneOptions
-from ivlens.tuning.processes import current
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,7 +28,7 @@ class TuneResult:
             `watched`, accuracies on *select*, in every judged one.
         scores: Accuracy on *test* inputs, `before` and `after`, of the new task and of every watched one.
         learner: Goes on to the next task, or saves the adapters.
-        checkpoints: Folders written on the way, by step.
+        checkpoints: Folders written on the way, by step; of several processes, in the first.
     """
 
     model: TransformerBridge
@@ -95,7 +94,7 @@ def finetune(
             on_step=along_the_way,
             judge=lambda plain: _summed_up(along.sit(plain), task),
         )
-        if folder is not None and current().is_first:
+        if folder is not None:
             learner.save(Path(folder) / "model")
     after = final.sit(learner.trained)
     roles = ["new" if name == task.name else "watched" for name in after]

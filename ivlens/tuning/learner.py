@@ -20,7 +20,7 @@ from ivlens.tuning.guidance import Guidance
 from ivlens.tuning.loop import Row, Trainer
 from ivlens.tuning.methods import Method, new_method
 from ivlens.tuning.options import TuneOptions
-from ivlens.tuning.processes import current
+from ivlens.tuning.processes import current, own_draws
 from ivlens.tuning.sites import Sites
 
 
@@ -132,7 +132,7 @@ class Learner:
     def _begin(self, seed: int) -> None:
         """Ask the method for what is trained on the next task, once."""
         if not self._has_begun:
-            with torch.random.fork_rng(), warnings.catch_warnings():
+            with own_draws(next(self.trained.parameters()).device), warnings.catch_warnings():
                 warnings.filterwarnings("ignore", category=FutureWarning)  # peft and transformers talk to each other
                 torch.manual_seed(seed)  # of a new adapter's weights
                 self.trained = self.method.begin(self.trained)
@@ -154,9 +154,12 @@ class Learner:
     def save(self, folder: str | Path) -> Path:
         """Write the adapters in peft's own format, or the whole model where there are none.
 
-        What an earlier call wrote into the folder is replaced, whichever of the two it was.
+        What an earlier call wrote into the folder is replaced, whichever of the two it was. Of several processes of one
+        training the first alone writes.
         """
         target = Path(folder)
+        if not current().is_first:
+            return target
         with replacing(target) as scratch:
             model: Any = self.trained
             # peft would ask the Hub whether the vocabulary has grown; it has not

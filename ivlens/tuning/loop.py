@@ -19,7 +19,7 @@ from ivlens.tuning.data import TrainingSet, answer_logits, last_column
 from ivlens.tuning.guidance import Guidance, strength
 from ivlens.tuning.losses import Totals, answer_loss, head_distance, iv_kl
 from ivlens.tuning.options import TuneOptions
-from ivlens.tuning.processes import current
+from ivlens.tuning.processes import current, own_draws
 from ivlens.tuning.sites import Sites
 from ivlens.tuning.state import TrainingState
 from ivlens.tuning.teacher import Teacher, ask_teacher
@@ -69,25 +69,28 @@ class Trainer:
         """
         if self.options.patience is not None and self.judge is None:
             raise self._no_score("nothing judges the training")
-        fingerprint, processes = self._fingerprint(), current()
+        fingerprint, processes, device = self._fingerprint(), current(), self.data.tokens.device
         self._check_shares(processes.size)
-        processes.check_same(_digest_of(fingerprint), "models, data or options", self.data.tokens.device)
+        processes.check_same(_digest_of(fingerprint), "models, data or options", device)
         teachers = self.teachers()
         trained = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
         optimizer = torch.optim.AdamW(trained.values(), lr=self.options.lr, weight_decay=self.options.weight_decay)
         state = TrainingState(self.folder, fingerprint, trained, optimizer)
         rows, best = state.restore()
+        processes.check_same(_digest_of(rows), "states to go on from: put the folder on a disk all share", device)
         self._prepare()
+        is_over = processes.agreed(self._is_over(rows), device)
         try:
-            with torch.random.fork_rng(), torch.enable_grad():
-                while not self._is_over(rows):
+            with own_draws(device), torch.enable_grad():
+                while not is_over:
                     rows.append(self._step(len(rows), optimizer, list(trained.values()), teachers))
                     self._judge(rows[-1])
                     if self._best(rows) == len(rows):
                         best = {name: weight.detach().to("cpu", copy=True) for name, weight in trained.items()}
                     if processes.is_first:
                         self.on_step(rows[-1])
-                    if processes.is_first and (len(rows) % self.options.save_every == 0 or self._is_over(rows)):
+                    is_over = processes.agreed(self._is_over(rows), device)
+                    if processes.is_first and (is_over or len(rows) % self.options.save_every == 0):
                         state.save(rows, best)
         finally:
             self.model.eval()
@@ -102,7 +105,7 @@ class Trainer:
         if self.options.batch_size % n_passes:
             raise ValueError(
                 f"batch_size is {self.options.batch_size}, expected a multiple of {n_passes}: {n_processes} processes, "
-                f"each with {self.options.accumulate} passes of one size; change one of them."
+                f"accumulate {self.options.accumulate}; change one of them."
             )
 
     def teachers(self) -> list[Teacher]:
@@ -173,11 +176,11 @@ class Trainer:
                 if share.requires_grad:
                     share.backward()
                     sums[name] = sums.get(name, 0.0) + float(share.detach())
-        sums = dict(processes.add(sums, self._names(), device))
+        sums = dict(processes.summed(sums, self._names(), device))
         loss = sum(sums.values())
         if not math.isfinite(loss):
             raise FloatingPointError(f"the loss is {loss} in step {step}; use a smaller lr, or precision='float32'.")
-        processes.add_gradients(trained)
+        processes.sum_gradients(trained)
         norm = nn.utils.clip_grad_norm_(trained, self.options.max_grad_norm)
         optimizer.step()
         about = {"lr": self.options.rate(step), "grad_norm": float(norm), "seconds": time.perf_counter() - started}
@@ -283,8 +286,8 @@ def _mixed(seed: int, number: int) -> int:
     return (seed * 1_000_003 + number * 7_919) % 2**63
 
 
-def _digest_of(fingerprint: Mapping[str, Any]) -> str:
-    return sha256(json.dumps(fingerprint, default=str, sort_keys=True).encode()).hexdigest()
+def _digest_of(content: Any) -> str:
+    return sha256(json.dumps(content, default=str, sort_keys=True).encode()).hexdigest()
 
 
 def _digest(tensors: Iterable[Tensor | None]) -> str:

@@ -1,14 +1,16 @@
 """One training on several processes, each with a GPU of its own and the whole model, as `torchrun` starts them.
 
 Every process takes its share of a step's passes. The gradients are added up over processes before the optimiser makes
-its step, so the step is that of one process with as many passes: losses are means over the whole step either way.
+its step, so the step is that of one process with as many passes: losses are means over the whole step either way. Only
+dropout, where a model has any, draws anew.
 """
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -34,7 +36,7 @@ class Processes:
         """What of it is done here."""
         return passes[self.rank :: self.size]
 
-    def add_gradients(self, weights: Sequence[Tensor]) -> None:
+    def sum_gradients(self, weights: Sequence[Tensor]) -> None:
         """Give every weight the sum of its gradients; none where no process has one."""
         if self.size == 1 or not weights:
             return
@@ -47,12 +49,12 @@ class Processes:
                     weight.grad = torch.zeros_like(weight)
                 dist.all_reduce(weight.grad)
 
-    def add(self, values: Mapping[str, float], names: Sequence[str], device: torch.device) -> dict[str, float]:
+    def summed(self, values: Mapping[str, float], names: Sequence[str], device: torch.device) -> dict[str, float]:
         """Sums over processes of values that some of them may lack; `names` is the same list in each."""
         if self.size == 1:
             return dict(values)
         rows = [[values.get(name, 0.0), float(name in values)] for name in names]
-        both = _exchanged(rows, device)
+        both = _sendable(rows, device)
         dist.all_reduce(both)
         return {name: value for name, (value, n) in zip(names, both.tolist(), strict=True) if n}
 
@@ -61,24 +63,30 @@ class Processes:
         names = sorted(values)
         if self.size == 1 or not names:
             return dict(values)
-        theirs = _exchanged([values[name] for name in names], device)
+        theirs = _sendable([values[name] for name in names], device)
         dist.broadcast(theirs, 0)
         return dict(zip(names, theirs.tolist(), strict=True))
+
+    def agreed(self, answer: bool, device: torch.device) -> bool:
+        """The first process's answer."""
+        return bool(self.as_the_first({"answer": float(answer)}, device)["answer"])
 
     def check_same(self, digest: str, what: str, device: torch.device) -> None:
         """Raise ValueError where processes differ in what this (hexadecimal) digest is of."""
         if self.size == 1:
             return
-        lowest = torch.tensor([int(digest[:15], 16), -int(digest[:15], 16)], device=device)
-        dist.all_reduce(lowest, dist.ReduceOp.MIN)
-        if int(lowest[0]) != -int(lowest[1]):
+        number = int(digest[:15], 16)
+        bounds = torch.tensor([number, -number], device=device)
+        dist.all_reduce(bounds, dist.ReduceOp.MIN)
+        lowest, highest = int(bounds[0]), -int(bounds[1])
+        if lowest != highest:
             raise ValueError(
                 f"the {self.size} processes of this training have different {what}, expected the same in each; give "
-                "each the same model, data and options, and do not change the model's files meanwhile."
+                "each the same model, data, options and folder, and change none of their files meanwhile."
             )
 
 
-def _exchanged(values: Any, device: torch.device) -> Tensor:
+def _sendable(values: Any, device: torch.device) -> Tensor:
     """Numbers as a tensor that can be sent: float64, but for devices that have none."""
     return torch.tensor(values, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
 
@@ -96,15 +104,21 @@ def under_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
+def own_draws(device: torch.device) -> AbstractContextManager[None]:
+    """Keep the draws of the body from changing the caller's; on this device alone, since each process has its own."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+
+
 @contextmanager
 def data_parallel() -> Iterator[Processes]:
     """Trainings in the body are shared by all processes that `torchrun` has started.
 
-    Load the model inside: `device="cuda"` is then the GPU of this process. Every process runs the same body; only the
-    first one writes files and calls `on_step` and `record`.
+    Load the model inside: `device="cuda"` is then the GPU of this process. Every process runs the same body; `finetune`
+    and `Learner` write files, and call `on_step` and `record`, in the first one alone. Whatever else the body writes it
+    has to write `if processes.is_first`.
 
     Example:
-        with data_parallel():  # in a script that is started by torchrun --nproc-per-node 4
+        with data_parallel() as processes:  # in a script that is started by torchrun --nproc-per-node 4
             result = finetune(load_model("pocket"), task, options=TuneOptions(batch_size=32))
 
     Raises:
@@ -125,7 +139,9 @@ def data_parallel() -> Iterator[Processes]:
                 f"{n_gpus}."
             )
         torch.cuda.set_device(local)
-    dist.init_process_group("nccl" if has_gpus else "gloo")
+    # the first process alone writes checkpoints and records, which may take longer than the usual ten minutes; that one
+    # has died torchrun sees by itself
+    dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpus else "gloo", timeout=timedelta(hours=12))
     token = _CURRENT.set(Processes(dist.get_rank(), dist.get_world_size()))
     try:
         yield current()
