@@ -15,10 +15,10 @@ import torch
 import transformers
 
 from ivlens import load_model, load_task
-from ivlens._memory import _total_memory
-from ivlens.activations import mean_head_outputs
+from ivlens.common.memory import _total_memory
 from ivlens.effects.reference import patched_logits
 from ivlens.effects.request import EffectRequest, make_request
+from ivlens.forward.means import mean_head_outputs
 from ivlens.prompts import build_prompts
 
 RESULTS = Path(__file__).parent / "RESULTS.md"

@@ -14,9 +14,9 @@ import time
 import torch
 
 import ivlens
-from ivlens.workbench.engine import Engine
-from ivlens.workbench.session import Session
-from ivlens.workbench.state import LabState
+from ivlens.show.lab.engine import Engine
+from ivlens.show.lab.session import Session
+from ivlens.show.lab.state import LabState
 
 
 class Clock:

@@ -23,7 +23,7 @@ from sequences import OPTIONS as SEQUENCE_OPTIONS
 from tuning import TASKS, chosen
 
 from ivlens import load_model
-from ivlens.benchmarks import BenchOptions, Cell, CellResult, Grid, load_suite
+from ivlens.runs.suites import BenchOptions, Cell, CellResult, Grid, load_suite
 from ivlens.tuning import IVKL, METHODS, RECIPES, Recipe
 
 WEIGHTS = {

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from common import RESULTS, table
 
-from ivlens.sweep import Survey, cost
+from ivlens.runs.sweep import Survey, cost
 
 PAGE = Path(__file__).parent.parent / "docs" / "cluster.md"
 

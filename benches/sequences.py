@@ -22,8 +22,8 @@ from common import machine_line, write_section
 from tuning import chosen
 
 from ivlens import load_model
-from ivlens.benchmarks import BenchOptions, CellResult, Grid, all_cells, load_suite
-from ivlens.benchmarks.report import cell_frame, markdown, summary_of
+from ivlens.runs.suites import BenchOptions, CellResult, Grid, all_cells, load_suite
+from ivlens.runs.suites.report import cell_frame, markdown, summary_of
 from ivlens.tuning import TuneOptions
 
 TASKS = ("first_and_last_letter", "shortest_of_three", "swap_pair")

@@ -35,7 +35,7 @@ from sweeping import Forked, digests, fingerprints, kill_in_the_middle, start, w
 from test_hostile import make_targets  # noqa: E402
 from test_store import KILLED, fill_with  # noqa: E402
 
-from ivlens.store import Store, collect_garbage, verify  # noqa: E402
+from ivlens.common.store import Store, collect_garbage, verify  # noqa: E402
 
 NUMBERS, PAGE = Path(__file__).parent / "stress.json", ROOT / "docs" / "reliability.md"
 SLOW = {"store, bytes": 100, "store, content": 100, "store, tricks": 100}

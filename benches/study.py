@@ -4,8 +4,8 @@
     python benches/study.py show [--out out/study-cells] [--write]
 
 A cell is one `ivlens study` without its page. `run` keeps every cell and can be interrupted, or told to stop after some
-new cells; `show` pools them: runs are resampled, and the tasks of each. Margins are in `ivlens/study/claims.py`, and
-were written down before the first cell was run. `show` without `--out` reads the cells that are committed.
+new cells; `show` pools them: runs are resampled, and the tasks of each. Margins are in `ivlens/runs/study/claims.py`,
+and were written down before the first cell was run. `show` without `--out` reads the cells that are committed.
 """
 
 import argparse
@@ -19,12 +19,12 @@ import torch
 from common import machine_line, table, write_section
 
 from ivlens import load_model
-from ivlens._files import filling
-from ivlens._kept import digest
-from ivlens.dynamics import predictors
+from ivlens.analysis.dynamics import predictors
+from ivlens.common.files import filling
+from ivlens.common.kept import digest
 from ivlens.models import model_identity
-from ivlens.study import StudyOptions, claim_table, run_study
-from ivlens.study.claims import interval_text
+from ivlens.runs.study import StudyOptions, claim_table, run_study
+from ivlens.runs.study.claims import interval_text
 
 # pairs of the pocket suite's five tasks; every task is in one pair at least
 ORDERS = (

@@ -18,8 +18,8 @@ import pandas as pd
 from common import machine_line, table, write_section
 
 from ivlens import load_model
-from ivlens.benchmarks import BenchOptions, Cell, CellResult, Grid, load_suite
-from ivlens.benchmarks.report import curve_frame
+from ivlens.runs.suites import BenchOptions, Cell, CellResult, Grid, load_suite
+from ivlens.runs.suites.report import curve_frame
 from ivlens.tuning import IVKL, RECIPES, Progressive, Recipe, TuneOptions
 
 TASKS = ("middle_of_three", "second_letter")  # the other three of the suite are for reports

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ivlens.effects.engines import METHODS
 from ivlens.effects.request import EffectRequest
-from ivlens.hooks import patched_heads
+from ivlens.forward.hooks import patched_heads
 
 Place = tuple[int, int]
 

@@ -13,7 +13,7 @@ Names are imported on first use, so that `import ivlens` costs nothing and needs
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from ivlens.common.version import __version__
 
 _MODULE_OF = {
     "HeadEffects": "effects",
@@ -23,32 +23,32 @@ _MODULE_OF = {
     "TaskExample": "tasks",
     "build_prompts": "prompts",
     "causal_indirect_effect": "effects",
-    "evaluate_intervention": "interventions",
+    "evaluate_intervention": "steering.evaluate",
     "finetune": "tuning",
     "head_effects": "effects",
-    "lab": "workbench",
+    "lab": "show.lab",
     "list_tasks": "tasks",
     "load_model": "models",
-    "load_suite": "benchmarks",
+    "load_suite": "runs.suites",
     "load_task": "tasks",
-    "mean_head_outputs": "activations",
+    "mean_head_outputs": "forward.means",
     "pocket_path": "models",
-    "steer": "interventions",
-    "sweep_settings": "sweeps",
+    "steer": "steering.evaluate",
+    "sweep_settings": "steering.search",
 }
 
 if TYPE_CHECKING:
-    from ivlens.activations import mean_head_outputs
-    from ivlens.benchmarks import load_suite
     from ivlens.effects import HeadEffects, causal_indirect_effect, head_effects
-    from ivlens.interventions import evaluate_intervention, steer
+    from ivlens.forward.means import mean_head_outputs
     from ivlens.models import load_model, pocket_path
     from ivlens.prompts import PromptTemplate, build_prompts
-    from ivlens.sweeps import sweep_settings
+    from ivlens.runs.suites import load_suite
+    from ivlens.show.lab import lab
+    from ivlens.steering.evaluate import evaluate_intervention, steer
+    from ivlens.steering.search import sweep_settings
     from ivlens.tasks import Task, TaskExample, list_tasks, load_task
     from ivlens.tuning import finetune
     from ivlens.vectors import InstructionVector
-    from ivlens.workbench import lab
 
 __all__ = [
     "HeadEffects",

@@ -36,7 +36,7 @@ print(f"{len(task)} inputs, {len(task.instructions)} ways to say it, such as: {t
 # numbers at the end. Here are three test inputs, first with the instruction, then without.
 
 # %%
-from ivlens.completions import complete, first_line
+from ivlens.forward.completions import complete, first_line
 
 examples = task.split("test")[:3]
 instructed = ivlens.build_prompts(model.tokenizer, task, examples)
@@ -57,7 +57,7 @@ for example, told, untold in zip(
 # answer's probability gains is the head's causal effect. ivlens gets all heads from little more than one forward pass.
 
 # %%
-from ivlens.figures import head_heatmap
+from ivlens.show.figures import head_heatmap
 
 effects = ivlens.head_effects(model, task, n_prompts=32)
 head_heatmap(effects)
@@ -92,7 +92,7 @@ print([token.strip() for token, _ in iv.decode(model, k=8)])
 # cell takes longest, because one control are the vectors of other tasks, which have to be built first.
 
 # %%
-from ivlens.figures import condition_plot
+from ivlens.show.figures import condition_plot
 
 table = ivlens.evaluate_intervention(model, task, iv)
 table[["condition", "n_vectors", "layer", "alpha", "site", "accuracy", "accuracy_lo", "accuracy_hi"]].round(2)
@@ -111,7 +111,7 @@ condition_plot(table)
 # The search in full: every layer, strength and site. A wide plateau is a good sign; a single lucky setting is not.
 
 # %%
-from ivlens.figures import strength_curves
+from ivlens.show.figures import strength_curves
 
 strength_curves(ivlens.sweep_settings(model, task, iv))
 
@@ -124,7 +124,7 @@ strength_curves(ivlens.sweep_settings(model, task, iv))
 # Are the vectors of related tasks related? Cosines between six of them, alike ones side by side:
 
 # %%
-from ivlens.figures import similarity_matrix
+from ivlens.show.figures import similarity_matrix
 
 names = [TASK, "synonym", "english_french", "english_spanish", "first_letter", "last_letter"]
 vectors = [

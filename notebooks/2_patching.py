@@ -23,7 +23,7 @@ import pandas as pd
 import torch
 
 import ivlens
-from ivlens.completions import complete, first_line
+from ivlens.forward.completions import complete, first_line
 
 model = ivlens.load_model(MODEL)
 vectors = {
@@ -61,7 +61,7 @@ pd.DataFrame({name: [first_line(text) for text in texts] for name, texts in colu
 # %%
 import plotly.graph_objects as go
 
-from ivlens.figures.theme import LIGHT, styled
+from ivlens.show.figures.theme import LIGHT, styled
 
 tokens = model.tokenizer(prompts[:1], return_tensors="pt").input_ids.to(model.W_E.device)
 with torch.no_grad():

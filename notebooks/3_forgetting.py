@@ -26,9 +26,9 @@ OLD = ["antonym", "english_french", "country_capital"]
 import pandas as pd
 
 import ivlens
-from ivlens.dynamics import CausalOptions, Recorder, TrackOptions, causal_tests, leads
-from ivlens.forgetting import ProbeOptions, decompose
-from ivlens.sweeps import Grid
+from ivlens.analysis.dynamics import CausalOptions, Recorder, TrackOptions, causal_tests, leads
+from ivlens.analysis.forgetting import ProbeOptions, decompose
+from ivlens.steering.search import Grid
 from ivlens.tuning import TuneOptions
 
 model = ivlens.load_model(MODEL)
@@ -47,7 +47,7 @@ result = ivlens.finetune(model, new, options=options, watch=old, record=recorder
 result.scores.round(2)
 
 # %%
-from ivlens.figures import training_curves
+from ivlens.show.figures import training_curves
 
 training_curves(result.log)
 
@@ -69,7 +69,7 @@ drops.query("measure == 'prob'").set_index("task")[[*columns, "excess_hi"]].roun
 # %%
 import plotly.graph_objects as go
 
-from ivlens.figures.theme import LIGHT, styled
+from ivlens.show.figures.theme import LIGHT, styled
 
 shown = drops.query("measure == 'prob'")
 bars = go.Figure()

@@ -24,7 +24,7 @@ KINDS = ["none", "heads", "heads/random_heads", "instructions_lighter"]
 import pandas as pd
 
 import ivlens
-from ivlens.benchmarks import drilled
+from ivlens.runs.suites import drilled
 from ivlens.tuning import RECIPES, TuneOptions, guidance_by_name
 
 model = ivlens.load_model(MODEL)
@@ -63,7 +63,7 @@ scores.round(2)
 # ## Forgetting against learning
 
 # %%
-from ivlens.figures import forgetting_against_learning
+from ivlens.show.figures import forgetting_against_learning
 
 curves = pd.concat([result.log.query("judged == 1").assign(guidance=kind) for kind, result in results.items()])
 forgetting_against_learning(curves, kinds=KINDS)

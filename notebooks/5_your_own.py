@@ -74,7 +74,7 @@ print({part: len(task.split(part)) for part in ("fit", "select", "test")})
 # will help. If it is high *without*, the task needs no instruction, and a vector has nothing to show.
 
 # %%
-from ivlens.completions import complete, first_line
+from ivlens.forward.completions import complete, first_line
 
 examples = task.split("test")[:32]
 shares = {}
@@ -94,7 +94,7 @@ print({name: round(share, 2) for name, share in shares.items()})
 # %%
 from collections import Counter
 
-from ivlens.figures import head_heatmap
+from ivlens.show.figures import head_heatmap
 
 effects = ivlens.head_effects(model, task, n_prompts=32)
 print(Counter(effects.corruptions), "· engine:", effects.method)
@@ -110,7 +110,7 @@ head_heatmap(effects)
 # The search over layers and strengths runs on `select`, the verdict on `test`, and every control gets the same search.
 
 # %%
-from ivlens.figures import condition_plot
+from ivlens.show.figures import condition_plot
 
 iv = ivlens.InstructionVector.from_effects(effects, k=10)
 table = ivlens.evaluate_intervention(model, task, iv)
@@ -130,9 +130,9 @@ effects.save(results / "effects" / f"{task.name}.safetensors")
 iv.save(results / "vectors" / f"{task.name}.safetensors")
 table.to_parquet(results / "conditions.parquet")
 
-from ivlens.figures.export import write_set
-from ivlens.figures.found import find_results
-from ivlens.figures.kinds import draw_all
+from ivlens.show.figures.export import write_set
+from ivlens.show.figures.found import find_results
+from ivlens.show.figures.kinds import draw_all
 
 drawings, _ = draw_all(find_results(results))
 files, trouble = write_set(drawings, folder / "figures", ["pdf"])
@@ -152,6 +152,6 @@ print(*(path.name for path in files), trouble)
 # - `template="chat"` for a chat model: its own chat template, with the instruction in the user's message.
 # - `score="logprob"` where the right answer's probability is tiny without the instruction.
 # - `k=10` heads suit 7B; the search goes over all layers, so restrict it at first:
-#   `evaluate_intervention(..., grid=Grid(layers=range(6, 16)))`, with `Grid` from `ivlens.sweeps`.
+#   `evaluate_intervention(..., grid=Grid(layers=range(6, 16)))`, with `Grid` from `ivlens.steering.search`.
 # - Memory: `head_effects(max_memory="20GB")`; by default it takes what is free.
 # - A model on several GPUs: load it with `device_map` yourself, and pass it as `hf_model=`.

@@ -18,7 +18,7 @@ import jupytext
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError
 
-from ivlens.figures.theme import find_browser
+from ivlens.show.figures.theme import find_browser
 
 HERE = Path(__file__).parent
 SECONDS = 120  # for one notebook, on two cores

@@ -145,7 +145,7 @@ class FileTargets:
         self._tried(name, use)
 
     def grid_bytes(self, drawn: Any) -> None:
-        from ivlens.sweep import read_grid
+        from ivlens.runs.sweep import read_grid
 
         path = self._write("grid.toml", broken(GRID.encode(), drawn))
         self._tried("grid, bytes", lambda: read_grid(path))
@@ -153,7 +153,7 @@ class FileTargets:
     def grid_content(self, drawn: Any) -> None:
         import tomllib
 
-        from ivlens.sweep import read_grid
+        from ivlens.runs.sweep import read_grid
 
         value = edited(tomllib.loads(GRID), drawn)
         path = self._write(
@@ -186,7 +186,7 @@ class FileTargets:
         self._tried("training state", state.restore)
 
     def stage(self, drawn: Any) -> None:
-        from ivlens.dynamics import Stage
+        from ivlens.analysis.dynamics import Stage
 
         if isinstance(drawn[0][0], str):
             data = broken(self._stage, drawn)
@@ -202,7 +202,7 @@ class FileTargets:
         self._used_cell("kept cell, bytes", broken(self._kept, drawn))
 
     def cell_content(self, drawn: Any) -> None:
-        from ivlens.benchmarks.runner import _seal
+        from ivlens.runs.suites.runner import _seal
 
         record = json.loads(self._kept)
         record.pop("seal")
@@ -212,8 +212,8 @@ class FileTargets:
         self._used_cell("kept cell, content", as_json(record))
 
     def _used_cell(self, name: str, data: bytes) -> None:
-        from ivlens.benchmarks import summary
-        from ivlens.benchmarks.report import cell_frame, curve_frame, score_frame
+        from ivlens.runs.suites import summary
+        from ivlens.runs.suites.report import cell_frame, curve_frame, score_frame
 
         path = self._grid.folder / "cells" / f"{self._cell.name}.json"
         path.write_bytes(data)

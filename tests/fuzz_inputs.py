@@ -69,7 +69,7 @@ def make_suite(suite: str, root: Path) -> Path:
 
 def used_suite(suite: str, root: Path, *, partial: bool) -> None:
     """Load it, divide its tasks, score an answer."""
-    from ivlens.benchmarks import load_suite, split_examples
+    from ivlens.runs.suites import load_suite, split_examples
 
     loaded = load_suite(suite, root, order=SUITES[suite], partial=partial)
     assert partial or len(loaded.tasks) == len(SUITES[suite])

@@ -120,7 +120,7 @@ class Targets(FileTargets):
         self._used_store("store, bytes")
 
     def store_content(self, drawn: tuple[str, Any]) -> None:
-        from ivlens.store.entries import _seal
+        from ivlens.common.store.entries import _seal
 
         path = self._copied_store() / drawn[0]
         manifest = path.parent / "manifest.json"
@@ -144,7 +144,7 @@ class Targets(FileTargets):
         return Path(shutil.copytree(self._store, self._sandbox.target / "store"))
 
     def _used_store(self, name: str) -> None:
-        from ivlens.store import Store, collect_garbage, verify
+        from ivlens.common.store import Store, collect_garbage, verify
 
         good = {path.name for path in (self._store / "entries").glob("*/*")}
 

@@ -11,7 +11,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from ivlens.cli.main import main
-from ivlens.store import Store
+from ivlens.common.store import Store
 
 GRID = """
 tasks = ["antonym", "synonym"]
@@ -59,7 +59,7 @@ class Forked:
         import peft  # noqa: F401
         import transformer_lens  # noqa: F401
 
-        import ivlens.sweep
+        import ivlens.runs.sweep
         import ivlens.tuning  # noqa: F401
 
         self._log = store.with_name(store.name + ".log")

@@ -11,10 +11,10 @@ from fuzz_targets import Targets
 from fuzzing import NAMES, Sandbox, Tally, attempt, broken, run_cases
 from sweeping import write_grid
 
-from ivlens.benchmarks import BenchOptions, Cell, CellResult, Grid, Suite
+from ivlens.common.store import Store
 from ivlens.models import load_model
-from ivlens.store import Store
-from ivlens.sweep import LocalExecutor, make_plan, read_grid, run_sweep
+from ivlens.runs.suites import BenchOptions, Cell, CellResult, Grid, Suite
+from ivlens.runs.sweep import LocalExecutor, make_plan, read_grid, run_sweep
 from ivlens.tuning import Learner, TuneOptions
 from ivlens.tuning.data import training_set
 

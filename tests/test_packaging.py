@@ -1,4 +1,4 @@
-"""The package from outside: what importing costs, what the commands say, what the wheel holds, how it is layered."""
+"""The package from outside: what importing costs, what the commands say, what the wheel holds."""
 
 import ast
 import json
@@ -10,7 +10,6 @@ import sys
 import time
 import tomllib
 import zipfile
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -21,35 +20,6 @@ from ivlens.cli import main as cli
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = Path(ivlens.__file__).parent
-MODULES = sorted(PACKAGE.rglob("*.py"))
-
-# The rooms of the house from the ground up, each with the modules it is made of: a module imports only from its own
-# room and from those before it. The lazy names of `ivlens` itself belong to no room and are for users only.
-ROOMS = [
-    "_counts _files _bootstrap _kept hub records loaders tasks",
-    "_tokens templates prompts",
-    "_opening _weights _boot _plain _adapters models checkpoints _artefacts _memory",
-    "hooks",
-    "_inputs _prefix scoring",
-    "activations",
-    "effects",
-    "_heads _vectorfile vectors",
-    "_edits _promptends _trials _summary controls interventions sweeps completions",
-    "forgetting",
-    "dynamics",
-    "tuning",
-    "benchmarks",
-    "store",
-    "sweep",
-    "demo_curves demo_tuning demo",
-    "figures",
-    "workbench",
-    "study",
-    "pocket",
-    "cli",
-    "__main__",
-]
-RANK = {module: rank for rank, room in enumerate(ROOMS) for module in room.split()}
 
 
 def run(*command: str, **options) -> subprocess.CompletedProcess[str]:
@@ -222,69 +192,6 @@ def test_doctor_without_chrome(monkeypatch, capsys):
     monkeypatch.delenv("BROWSER_PATH", raising=False)
     cli.main(["doctor"])
     assert "chrome is missing: install Chrome or Chromium" in capsys.readouterr().out
-
-
-def imported(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """Yield line and dotted name of every import from ivlens, wherever it stands."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name) for alias in node.names if alias.name.startswith("ivlens."))
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"line {node.lineno}: relative import; the package imports by full name"
-            if node.module == "ivlens":
-                yield from ((node.lineno, f"ivlens.{alias.name}") for alias in node.names)
-            elif (node.module or "").startswith("ivlens."):
-                yield node.lineno, node.module or ""
-
-
-def test_imports_point_upward():
-    wrong = []
-    for path in MODULES:
-        here = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-        if here == "__init__":
-            continue
-        assert here in RANK, f"{path.name} is new: give it its room in ROOMS of {Path(__file__).name}"
-        for line, name in imported(ast.parse(path.read_text())):
-            there = name.split(".")[1]
-            if there != "__version__" and RANK.get(there, len(ROOMS)) > RANK[here]:
-                wrong.append(f"{path.relative_to(ROOT)}:{line} imports {name}, whose room is not before that of {here}")
-    assert not wrong, "\n".join(wrong)
-
-
-def test_module_sizes():
-    sizes = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in MODULES}
-    assert not {name: size for name, size in sizes.items() if size > 300}, "modules of more than 300 lines; split them"
-
-
-def code_strings(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield the string constants of a module that are no docstrings."""
-    tree = ast.parse(path.read_text())
-    statements = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in statements:
-            yield node.lineno, node.value
-
-
-def test_hook_names_are_spelled_in_one_place():
-    wrong = [
-        f"{path.relative_to(ROOT)}:{line} {text!r}"
-        for path in MODULES
-        if path != PACKAGE / "hooks.py"
-        for line, text in code_strings(path)
-        if re.search(r"\bhook_[a-z]|\bblocks\.", text)
-    ]
-    assert not wrong, "hook names belong in hooks.py:\n" + "\n".join(wrong)
-
-
-def test_nothing_outside_the_package_is_assumed():
-    outside = re.compile(r"\.\./|(?<![\w.:/])/(home|root|work|tmp|opt)/")
-    wrong = [
-        f"{path.relative_to(ROOT)}:{number} {line.strip()}"
-        for path in MODULES
-        for number, line in enumerate(path.read_text().splitlines(), 1)
-        if outside.search(line)
-    ]
-    assert not wrong, "\n".join(wrong)
 
 
 def test_requirements_leave_torch_free():

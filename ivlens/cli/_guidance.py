@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from cyclopts import Parameter
 
 if TYPE_CHECKING:
-    from ivlens.models import TransformerBridge
-    from ivlens.tasks import Task
-    from ivlens.tuning import Guidance, Recipe
+    from ivlens.models.boot import TransformerBridge
+    from ivlens.tasks.task import Task
+    from ivlens.tuning.builder import Recipe
+    from ivlens.tuning.guidance import Guidance
 
 # where each option goes: the parts of a recipe that may have it, and its name there
 _PLACES: dict[str, tuple[tuple[str, ...], str]] = {
@@ -75,7 +76,7 @@ class GuidanceOptions:
         Raises:
             ValueError: there is none, it has no part that an option is about, or a value is impossible.
         """
-        from ivlens.tuning import find_recipe
+        from ivlens.tuning.builder import find_recipe
 
         recipe, control = find_recipe(name)
         for option in fields(self):
@@ -95,7 +96,7 @@ class GuidanceOptions:
         Raises:
             ValueError: as `recipe`, or the model has no such layer or too few heads.
         """
-        from ivlens.tuning import control, iv_guidance
+        from ivlens.tuning.builder import control, iv_guidance
 
         recipe, other = self.recipe(name)
         if recipe is None:
@@ -112,7 +113,7 @@ class GuidanceOptions:
 
 
 def _changed(recipe: "Recipe", name: str, option: str, value: Any) -> "Recipe":
-    from ivlens.tuning import HeadConsistency
+    from ivlens.tuning.guidance import HeadConsistency
 
     holds = [key for key in ("heads_weight", "rehearse_heads") if getattr(recipe, key)]
     has_vector = bool(recipe.progressive or recipe.kl or recipe.rehearse not in ("", "instructions"))

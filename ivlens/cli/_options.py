@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 if TYPE_CHECKING:
-    from ivlens.effects import HeadEffects
-    from ivlens.models import TransformerBridge
-    from ivlens.tasks import Task
+    from ivlens.effects.results import HeadEffects
+    from ivlens.models.boot import TransformerBridge
+    from ivlens.tasks.task import Task
 
 FigureSuffix = Literal["html", "png", "svg", "pdf", "json"]
 AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON object instead of text.")]
@@ -31,7 +31,7 @@ class ModelOptions:
 
     def load(self) -> "TransformerBridge":
         """Open it."""
-        from ivlens.models import load_model
+        from ivlens.models.load import load_model
 
         quiet_libraries()
         return load_model(self.model or "pocket", device=self.device, dtype=self.dtype)
@@ -61,7 +61,7 @@ class MeasureOptions:
 
     def measure(self, model: "TransformerBridge", task: "Task", *, progress: bool) -> "HeadEffects":
         """Measure every head on `task`."""
-        from ivlens.effects import head_effects
+        from ivlens.effects.measure import head_effects
 
         return head_effects(
             model,

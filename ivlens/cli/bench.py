@@ -12,7 +12,8 @@ from ivlens.cli._output import print_json, shows_progress
 from ivlens.cli.tune import TrainOptions
 
 if TYPE_CHECKING:
-    from ivlens.benchmarks import Cell, Suite
+    from ivlens.runs.suites.results import Cell
+    from ivlens.runs.suites.suite import Suite
 
 
 @Parameter(name="*")
@@ -70,9 +71,10 @@ def bench(
         partial: Take what there is where files of the suite are missing.
         quick: Two tasks, 60 steps, one seed, few test prompts: to see it work.
     """
-    from ivlens._files import ready_folder
-    from ivlens.benchmarks import Grid, all_cells, markdown, write_report
-    from ivlens.benchmarks.cells import BenchOptions
+    from ivlens.common.files import ready_folder
+    from ivlens.runs.suites.cells import BenchOptions
+    from ivlens.runs.suites.report import markdown, write_report
+    from ivlens.runs.suites.runner import Grid, all_cells
 
     train = how or SuiteTrainOptions()
     wanted, kinds = _known_methods(methods), _known_guidance(guidance)
@@ -106,7 +108,7 @@ def bench(
 
 
 def _known_methods(text: str) -> list[str]:
-    from ivlens.tuning import METHODS
+    from ivlens.tuning.methods import METHODS
 
     wanted = _listed("methods", text)
     unknown = [name for name in wanted if name not in METHODS]
@@ -116,7 +118,7 @@ def _known_methods(text: str) -> list[str]:
 
 
 def _known_guidance(text: str) -> list[str]:
-    from ivlens.tuning import find_recipe
+    from ivlens.tuning.builder import find_recipe
 
     kinds = _listed("guidance", text)
     for kind in kinds:
@@ -139,7 +141,7 @@ class _Suites:
         self._read: dict[int, Suite] = {}
 
     def __call__(self, order: int) -> "Suite":
-        from ivlens.benchmarks import load_suite
+        from ivlens.runs.suites.suite import load_suite
 
         if order not in self._read:
             chosen = self._tasks or order
@@ -152,7 +154,7 @@ class _Suites:
         if self._tasks is not None:
             return [0]
         if text == "all":
-            from ivlens.benchmarks import n_orders
+            from ivlens.runs.suites.suite import n_orders
 
             return list(range(n_orders(self._name)))
         listed = _listed("orders", text)

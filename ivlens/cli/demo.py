@@ -10,7 +10,7 @@ from ivlens.cli._options import AsJson, quiet_libraries
 from ivlens.cli._output import print_json, print_table, shows_progress
 
 if TYPE_CHECKING:
-    from ivlens.demo import DemoResult
+    from ivlens.show.demo.run import DemoResult
 
 COLUMNS = {
     "task": "task",
@@ -65,8 +65,8 @@ def demo(
         out: Folder to write to.
     """
     quiet_libraries()
-    from ivlens.demo import DEFAULT_TASKS, DemoOptions, run_demo, summary, write_demo
-    from ivlens.figures.page import write_page
+    from ivlens.show.demo.run import DEFAULT_TASKS, DemoOptions, run_demo, summary, write_demo
+    from ivlens.show.pages.demo import write_page
 
     options = DemoOptions(model=model, tasks=task or DEFAULT_TASKS, **asdict(amounts or Amounts()))
     result = run_demo(options, progress=shows_progress(as_json))

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-import ivlens
+from ivlens.common.version import __version__
 
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
 _MAC_CHROME = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
@@ -53,7 +53,7 @@ def doctor(*, as_json: Annotated[bool, Parameter(name="--json", negative="")] = 
 def survey() -> dict[str, Any]:
     """Return the facts by name, None for what is absent; then `ok`, and `remedies` for the absent."""
     facts: dict[str, Any] = {
-        "ivlens": ivlens.__version__,
+        "ivlens": __version__,
         "python": f"{platform.python_version()} ({sys.executable})",
         "platform": platform.platform(),
         **_torch_facts(),
@@ -124,7 +124,7 @@ def _memory_gib() -> float | None:
 
 def _pocket() -> str | None:
     try:
-        from ivlens.models import pocket_path
+        from ivlens.models.load import pocket_path
 
         folder = pocket_path()
     except (ImportError, OSError):

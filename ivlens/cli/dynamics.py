@@ -13,9 +13,10 @@ from ivlens.cli.forget import SeriesOptions, said
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ivlens.checkpoints import CheckpointSeries
-    from ivlens.dynamics import CausalOptions, Dynamics
-    from ivlens.tasks import Task
+    from ivlens.analysis.dynamics.causal import CausalOptions
+    from ivlens.analysis.dynamics.comparison import Dynamics
+    from ivlens.models.checkpoints import CheckpointSeries
+    from ivlens.tasks.task import Task
 
 SHOWN = {
     "checkpoint": "checkpoint",
@@ -64,10 +65,12 @@ def dynamics(
     if new is not None and not causal:
         raise ValueError(f"--new is {new!r} without --causal, expected both: only causal tests use it; add --causal.")
     quiet_libraries()
-    from ivlens._counts import check_count
-    from ivlens._files import ready_folder
-    from ivlens.dynamics import CausalOptions, TrackOptions, track
-    from ivlens.tasks import load_task
+    from ivlens.analysis.dynamics.causal import CausalOptions
+    from ivlens.analysis.dynamics.recording import track
+    from ivlens.analysis.dynamics.stages import TrackOptions
+    from ivlens.common.checks import check_count
+    from ivlens.common.files import ready_folder
+    from ivlens.tasks.task import load_task
 
     chosen = which or SeriesOptions()
     tasks, series = chosen.tasks(), chosen.series(checkpoints)
@@ -97,9 +100,12 @@ def dynamics(
 
 def _write(found: "Dynamics", tests: "pd.DataFrame | None", out: Path, suffix: str) -> None:
     """All tables, and a figure of each."""
-    from ivlens._files import write_whole
-    from ivlens.dynamics import similarity
-    from ivlens.figures import causal_plot, drift_heatmap, dynamics_curves, similarity_matrix, write_figure
+    from ivlens.analysis.dynamics.cosines import similarity
+    from ivlens.common.files import write_whole
+    from ivlens.show.figures.causal import causal_plot
+    from ivlens.show.figures.dynamics import drift_heatmap, dynamics_curves
+    from ivlens.show.figures.similarity import similarity_matrix
+    from ivlens.show.figures.theme import write_figure
 
     for name in ("tasks", "heads", "layers"):
         write_whole(out / f"{name}.parquet", getattr(found, name).to_parquet)
@@ -130,8 +136,9 @@ def _causal(
     """All causal tests between the first and the last model, measured once."""
     import pandas as pd
 
-    from ivlens._kept import kept_table
-    from ivlens.dynamics import TrackOptions, causal_tests, measure_stage
+    from ivlens.analysis.dynamics.causal import causal_tests
+    from ivlens.analysis.dynamics.stages import TrackOptions, measure_stage
+    from ivlens.common.kept import kept_table
 
     last = series.later[-1]
 

@@ -8,7 +8,7 @@ from ivlens.cli._options import AsJson, MeasureOptions, ModelOptions
 from ivlens.cli._output import print_json, print_table, shows_progress
 
 if TYPE_CHECKING:
-    from ivlens.effects import HeadEffects
+    from ivlens.effects.results import HeadEffects
 
 TABLE_SUFFIXES = (".csv", ".parquet")
 
@@ -35,7 +35,7 @@ def effects(
         out: Write all of it: .safetensors (to build vectors from), .csv or .parquet (a table), .html, .png, .svg or
             .pdf (the map of all heads).
     """
-    from ivlens.tasks import load_task
+    from ivlens.tasks.task import load_task
 
     _check_out(out)
     if top < 0:
@@ -78,7 +78,7 @@ def describe(found: "HeadEffects") -> dict[str, Any]:
 
 def write_effects(found: "HeadEffects", path: Path) -> None:
     """Write effects in the form that the suffix names, whole or not at all."""
-    from ivlens._files import write_whole
+    from ivlens.common.files import write_whole
 
     suffix = path.suffix.lower()
     if suffix == ".safetensors":
@@ -88,7 +88,8 @@ def write_effects(found: "HeadEffects", path: Path) -> None:
     elif suffix == ".parquet":
         write_whole(path, found.to_frame().to_parquet)
     else:
-        from ivlens.figures import head_heatmap, write_figure
+        from ivlens.show.figures.heads import head_heatmap
+        from ivlens.show.figures.theme import write_figure
 
         write_figure(head_heatmap(found), path)
 

@@ -31,9 +31,9 @@ def figures(
         out: Folder to write to.
         formats: Separated by commas: pdf, png (300 dpi), svg, html (works offline), json.
     """
-    from ivlens.figures.export import write_set
-    from ivlens.figures.found import find_results
-    from ivlens.figures.kinds import draw_all
+    from ivlens.show.figures.export import write_set
+    from ivlens.show.figures.found import find_results
+    from ivlens.show.figures.kinds import draw_all
 
     drawings, unknown = draw_all(find_results(*results))
     if not drawings:

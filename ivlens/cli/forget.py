@@ -12,8 +12,8 @@ from ivlens.cli._options import AsJson, FigureSuffix, quiet_libraries
 from ivlens.cli._output import print_json, print_table
 
 if TYPE_CHECKING:
-    from ivlens.checkpoints import Checkpoint, CheckpointSeries
-    from ivlens.tasks import Task
+    from ivlens.models.checkpoints import Checkpoint, CheckpointSeries
+    from ivlens.tasks.task import Task
 
 
 @Parameter(name="*")
@@ -37,14 +37,14 @@ class SeriesOptions:
 
     def series(self, checkpoints: Path) -> "CheckpointSeries":
         """In order."""
-        from ivlens.checkpoints import checkpoint_series
+        from ivlens.models.checkpoints import checkpoint_series
 
         return checkpoint_series(checkpoints, first=self.before)
 
     def tasks(self) -> "list[Task]":
         """Opened."""
-        from ivlens.study.plan import OLD_TASKS
-        from ivlens.tasks import load_task
+        from ivlens.runs.study.plan import OLD_TASKS
+        from ivlens.tasks.task import load_task
 
         return [load_task(name) for name in self.task or OLD_TASKS]
 
@@ -82,10 +82,12 @@ def forget(
     quiet_libraries()
     import pandas as pd
 
-    from ivlens._files import ready_folder, write_whole
-    from ivlens.figures.forgetting import forgetting_plot
-    from ivlens.figures.theme import write_figure
-    from ivlens.forgetting import ProbeOptions, decomposition, probe_series
+    from ivlens.analysis.forgetting.drops import decomposition
+    from ivlens.analysis.forgetting.probabilities import ProbeOptions
+    from ivlens.analysis.forgetting.series import probe_series
+    from ivlens.common.files import ready_folder, write_whole
+    from ivlens.show.figures.forgetting import forgetting_plot
+    from ivlens.show.figures.theme import write_figure
 
     chosen = which or SeriesOptions()
     tasks, series = chosen.tasks(), chosen.series(checkpoints)

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from ivlens.cli._options import ModelOptions
 
 if TYPE_CHECKING:
-    from ivlens.models import TransformerBridge
+    from ivlens.models.boot import TransformerBridge
 
 Flag = Annotated[bool, Parameter(negative="")]
 
@@ -64,7 +64,7 @@ def lab(
         no_browser: Print the address only.
     """
     what, where = what or LabOptions(), where or ModelOptions()
-    from ivlens.workbench.opening import check_panel
+    from ivlens.show.lab.opening import check_panel
 
     check_panel()
     server = _server(what, where, port)
@@ -80,10 +80,10 @@ def lab(
 
 
 def _server(what: LabOptions, where: ModelOptions, port: int) -> Any:
-    from ivlens.workbench.engine import EngineOptions
-    from ivlens.workbench.opening import open_engines
-    from ivlens.workbench.server import open_server
-    from ivlens.workbench.state import Limits
+    from ivlens.show.lab.engine import EngineOptions
+    from ivlens.show.lab.opening import open_engines
+    from ivlens.show.lab.server import open_server
+    from ivlens.show.lab.state import Limits
 
     options = EngineOptions(what.n_prompts, what.n_search, what.seed)
     opened = open_engines(where.load(), what.task or None, _second(what, where), (), options)

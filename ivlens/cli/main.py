@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from cyclopts import App, CycloptsError
 
-from ivlens import __version__
+from ivlens.common.version import __version__
 
 
 class Command(NamedTuple):

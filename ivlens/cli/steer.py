@@ -10,9 +10,9 @@ from ivlens.cli._options import AsJson, MeasureOptions, ModelOptions
 from ivlens.cli._output import one_line, print_json, shows_progress
 
 if TYPE_CHECKING:
-    from ivlens.models import TransformerBridge
-    from ivlens.tasks import Task
-    from ivlens.vectors import InstructionVector
+    from ivlens.models.boot import TransformerBridge
+    from ivlens.tasks.task import Task
+    from ivlens.vectors.vector import InstructionVector
 
 Flag = Annotated[bool, Parameter(negative="")]
 N_SEARCH_PROMPTS = 48
@@ -87,7 +87,7 @@ def steer_text(
 
 
 def _task(what: SteerOptions) -> "Task | None":
-    from ivlens.tasks import load_task
+    from ivlens.tasks.task import load_task
 
     if what.task is None and what.vector is None:
         raise ValueError("ivlens steer got neither --task nor --vector, expected one; try --task antonym.")
@@ -100,7 +100,7 @@ def _task(what: SteerOptions) -> "Task | None":
 def _vector(
     model: "TransformerBridge", task: "Task | None", what: SteerOptions, how: MeasureOptions, progress: bool
 ) -> "InstructionVector":
-    from ivlens.vectors import InstructionVector
+    from ivlens.vectors.vector import InstructionVector
 
     if what.vector is not None:
         return InstructionVector.load(what.vector, model, allow_other_weights=what.allow_other_weights)
@@ -112,7 +112,7 @@ def _setting(
     model: "TransformerBridge", task: "Task | None", iv: "InstructionVector", what: SteerOptions, how: MeasureOptions
 ) -> dict[str, Any]:
     """The arguments of `steer`, searched for on *select* as far as they are not given."""
-    from ivlens.sweeps import Grid, sweep_settings
+    from ivlens.steering.search import Grid, sweep_settings
 
     common = {"positions": what.positions, "mode": what.mode}
     if what.mode == "heads":
@@ -133,7 +133,7 @@ def _setting(
 
 
 def _prompt(model: "TransformerBridge", text: str, template: str, raw: bool) -> str:
-    from ivlens.templates import Renderer, find_template
+    from ivlens.prompts.templates import Renderer, find_template
 
     if not text.strip():
         raise ValueError("--text is empty, expected some text to complete.")
@@ -143,8 +143,8 @@ def _prompt(model: "TransformerBridge", text: str, template: str, raw: bool) -> 
 def _completions(
     model: "TransformerBridge", iv: "InstructionVector", setting: dict[str, Any], prompt: str, max_new_tokens: int
 ) -> tuple[str, str]:
-    from ivlens.completions import complete
-    from ivlens.interventions import steer
+    from ivlens.forward.completions import complete
+    from ivlens.steering.evaluate import steer
 
     (plain,) = complete(model, [prompt], max_new_tokens=max_new_tokens)
     arguments = {name: value for name, value in setting.items() if name != "select_accuracy"}

@@ -9,7 +9,8 @@ from ivlens.cli._options import AsJson
 from ivlens.cli._output import print_json, print_table
 
 if TYPE_CHECKING:
-    from ivlens.store import Entry, Finding, Store
+    from ivlens.common.store.entries import Entry
+    from ivlens.common.store.store import Finding, Store
 
 app = App(name="store", help="Look into a store of results, check it, clean it, export it.", help_format="markdown")
 
@@ -59,7 +60,7 @@ def verify(store: Folder, /, *, as_json: AsJson = False) -> int:
 
     Example: `ivlens store verify out/store`
     """
-    from ivlens.store import verify
+    from ivlens.common.store.care import verify
 
     whole, findings = verify(_opened(store))
     if as_json:
@@ -87,7 +88,7 @@ def gc(
         other_versions: Also the results of other versions of ivlens.
         dry_run: Only say what would go.
     """
-    from ivlens.store import collect_garbage
+    from ivlens.common.store.care import collect_garbage
 
     findings = collect_garbage(_opened(store), other_versions=other_versions, dry_run=dry_run)
     if as_json:
@@ -108,7 +109,7 @@ def export(store: Folder, /, *, out: Path, kind: str | None = None, as_json: AsJ
         out: A .parquet, .csv or .json file.
         kind: Only results of this kind; their columns then fit together.
     """
-    from ivlens.store import export
+    from ivlens.common.store.care import export
 
     n_rows = export(_opened(store), out, kind)
     if as_json:
@@ -118,8 +119,7 @@ def export(store: Folder, /, *, out: Path, kind: str | None = None, as_json: AsJ
 
 
 def _opened(folder: Path) -> "Store":
-    from ivlens.store import Store
-    from ivlens.store.store import MARK
+    from ivlens.common.store.store import MARK, Store
 
     if not (folder / MARK).is_file():
         raise FileNotFoundError(f"{str(folder)!r} is no store, expected a folder that `ivlens sweep --store` made.")

@@ -11,7 +11,8 @@ from ivlens.cli._options import AsJson, FigureSuffix, quiet_libraries
 from ivlens.cli._output import print_json, print_table
 
 if TYPE_CHECKING:
-    from ivlens.study import StudyOptions, StudyResult
+    from ivlens.runs.study.plan import StudyOptions
+    from ivlens.runs.study.results import StudyResult
 
 
 @Parameter(name="*")
@@ -67,10 +68,11 @@ def study(
         figures: Also write each figure as png, svg, pdf, html or json.
     """
     quiet_libraries()
-    from ivlens._files import ready_folder
-    from ivlens.figures import LIGHT, write_figure
-    from ivlens.study import run_study, write_study
-    from ivlens.study.page import about, claims_of, study_figures, write_page
+    from ivlens.common.files import ready_folder
+    from ivlens.runs.study.results import write_study
+    from ivlens.runs.study.running import run_study
+    from ivlens.show.figures.theme import LIGHT, write_figure
+    from ivlens.show.pages.study import about, claims_of, study_figures, write_page
 
     options = _options(model, old, new, amounts or StudyAmounts())
     ready_folder(out)
@@ -94,15 +96,15 @@ def study(
 def _options(model: str, old: tuple[str, ...], new: tuple[str, ...], amounts: StudyAmounts) -> "StudyOptions":
     from dataclasses import asdict
 
-    from ivlens.study import StudyOptions
+    from ivlens.runs.study.plan import StudyOptions
 
     tasks = {name: value for name, value in (("old", old), ("new", new)) if value}
     return StudyOptions(model=model, **tasks, **asdict(amounts))
 
 
 def _print(result: "StudyResult") -> None:
-    from ivlens.study.claims import interval_text
-    from ivlens.study.page import claims_of
+    from ivlens.runs.study.claims import interval_text
+    from ivlens.show.pages.study import claims_of
 
     rows = [
         [row["claim"], interval_text(row), row["paper"], row["verdict"]] for row in claims_of(result).to_dict("records")

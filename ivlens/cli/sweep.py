@@ -11,8 +11,8 @@ from ivlens.cli._options import AsJson, quiet_libraries
 from ivlens.cli._output import print_json, print_table
 
 if TYPE_CHECKING:
-    from ivlens.store import Store
-    from ivlens.sweep import Outcome, Plan, Progress
+    from ivlens.common.store.store import Store
+    from ivlens.runs.sweep.runner import Outcome, Plan, Progress
 
 
 def sweep(
@@ -41,8 +41,9 @@ def sweep(
         scheduler: Address of a dask scheduler (tcp://host:8786): its workers make the cells.
         workers: Start so many worker processes here, one GPU each where there are GPUs.
     """
-    from ivlens.store import Store
-    from ivlens.sweep import make_plan, read_grid, run_sweep
+    from ivlens.common.store.store import Store
+    from ivlens.runs.sweep.grid import read_grid
+    from ivlens.runs.sweep.runner import make_plan, run_sweep
 
     if workers is not None and (scheduler is not None or not 1 <= workers <= 256):
         raise ValueError(f"--workers is {workers}, expected 1 to 256, and no --scheduler beside it.")
@@ -63,7 +64,8 @@ def sweep(
 
 
 def _executor(store: "Store", scheduler: str | None, workers: int | None) -> Any:
-    from ivlens.sweep import ClusterExecutor, LocalExecutor
+    from ivlens.runs.sweep.cluster import ClusterExecutor
+    from ivlens.runs.sweep.local import LocalExecutor
 
     if scheduler is None and workers is None:
         return LocalExecutor(store)

@@ -14,7 +14,8 @@ from ivlens.cli._output import print_json, print_table, shows_progress
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from ivlens.tuning import TuneOptions, TuneResult
+    from ivlens.tuning.finetuning import TuneResult
+    from ivlens.tuning.options import TuneOptions
     from ivlens.tuning.processes import Processes
 
 MethodName = Literal["full", "lora", "inclora", "ewc", "olora", "lwf", "replay"]
@@ -50,7 +51,7 @@ class TrainOptions:
 
     def options(self, **more: Any) -> "TuneOptions":
         """As the loop takes them."""
-        from ivlens.tuning import TuneOptions
+        from ivlens.tuning.options import TuneOptions
 
         return TuneOptions(
             lr=self.lr,
@@ -106,9 +107,9 @@ def tune(
         checkpoint_every: Also write the model every so many steps.
         seed: Of everything that is drawn.
     """
-    from ivlens._files import STATE
-    from ivlens.tasks import load_task
-    from ivlens.tuning import finetune
+    from ivlens.common.files import STATE
+    from ivlens.tasks.task import load_task
+    from ivlens.tuning.finetuning import finetune
 
     parts = made_of or GuidanceOptions()
     parts.recipe(guidance)  # what is wrong with it is said before anything is loaded
@@ -159,13 +160,13 @@ def _tell(result: "TuneResult", out: Path, as_json: bool) -> None:
 
 
 def _default_watch(chosen: ModelOptions) -> list[str]:
-    from ivlens.tasks import list_tasks
+    from ivlens.tasks.task import list_tasks
 
     return list_tasks(in_training=True)[::6][:6] if chosen.model in (None, "pocket") else []
 
 
 def _write(result: "TuneResult", out: Path) -> None:
-    from ivlens._files import write_whole
+    from ivlens.common.files import write_whole
 
     write_whole(out / "log.csv", lambda partial: result.log.to_csv(partial, index=False))
     write_whole(out / "scores.csv", lambda partial: result.scores.to_csv(partial, index=False))

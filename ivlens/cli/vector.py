@@ -12,9 +12,9 @@ from ivlens.cli._output import one_line, print_json, print_table, shows_progress
 if TYPE_CHECKING:
     import pandas as pd
 
-    from ivlens.models import TransformerBridge
-    from ivlens.tasks import Task
-    from ivlens.vectors import InstructionVector
+    from ivlens.models.boot import TransformerBridge
+    from ivlens.tasks.task import Task
+    from ivlens.vectors.vector import InstructionVector
 
 N_DRAWS = 19  # random controls below which a table should not go
 
@@ -61,7 +61,7 @@ def vector(
         judge: Evaluate it beside its controls; needs --task.
         out: Write the vector here (safetensors, with everything that made it).
     """
-    from ivlens.tasks import load_task
+    from ivlens.tasks.task import load_task
 
     build, where, how = build or BuildOptions(), where or ModelOptions(), how or MeasureOptions()
     _check(file, build, judge, out)
@@ -94,7 +94,7 @@ def describe(made: "InstructionVector", model: "TransformerBridge | None") -> di
 
 
 def _load(file: Path, model: "TransformerBridge | None") -> "InstructionVector":
-    from ivlens.vectors import InstructionVector
+    from ivlens.vectors.vector import InstructionVector
 
     return InstructionVector.load(file, model)
 
@@ -102,8 +102,8 @@ def _load(file: Path, model: "TransformerBridge | None") -> "InstructionVector":
 def _build(
     model: "TransformerBridge | None", task: "Task | None", build: BuildOptions, how: MeasureOptions, progress: bool
 ) -> "InstructionVector":
-    from ivlens.effects import HeadEffects
-    from ivlens.vectors import InstructionVector
+    from ivlens.effects.results import HeadEffects
+    from ivlens.vectors.vector import InstructionVector
 
     if build.effects is not None:
         found = HeadEffects.load(build.effects)
@@ -116,7 +116,7 @@ def _build(
 def _judge(
     model: "TransformerBridge | None", task: "Task | None", made: "InstructionVector", how: MeasureOptions
 ) -> "pd.DataFrame":
-    from ivlens.interventions import evaluate_intervention
+    from ivlens.steering.evaluate import evaluate_intervention
 
     assert model is not None and task is not None
     return evaluate_intervention(model, task, made, n_draws=N_DRAWS, seed=how.seed, template=how.template)

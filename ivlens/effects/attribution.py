@@ -13,11 +13,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ivlens._inputs import forced, row_slices
 from ivlens.effects.chunks import prompt_bytes
 from ivlens.effects.request import EffectRequest, Measured
-from ivlens.hooks import model_lock, patched_heads
-from ivlens.models import TransformerBridge
+from ivlens.forward.hooks import model_lock, patched_heads
+from ivlens.forward.inputs import forced, row_slices
+from ivlens.models.boot import TransformerBridge
 
 
 def measure(model: TransformerBridge, request: EffectRequest) -> Measured:

@@ -9,13 +9,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ivlens._inputs import row_slices
-from ivlens._prefix import SharedPrefix
 from ivlens.effects.checks import Check, check_unhooked, refusals_explained
 from ivlens.effects.chunks import prompt_bytes
 from ivlens.effects.request import EffectRequest, Measured
-from ivlens.hooks import model_lock, patched_heads
-from ivlens.models import TransformerBridge
+from ivlens.forward.hooks import model_lock, patched_heads
+from ivlens.forward.inputs import row_slices
+from ivlens.forward.prefix import SharedPrefix
+from ivlens.models.boot import TransformerBridge
 
 _MOST_PROMPTS = 64
 

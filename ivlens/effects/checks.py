@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ivlens.effects.chunks import is_out_of_memory
 from ivlens.effects.reference import patched_logits
 from ivlens.effects.request import EffectRequest, Unsuitable
-from ivlens.models import TransformerBridge
+from ivlens.models.boot import TransformerBridge
 
 _TOLERANCES = {torch.float64: 1e-6, torch.float32: 2e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 

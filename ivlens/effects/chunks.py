@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from ivlens.effects.request import EffectRequest
-from ivlens.models import TransformerBridge
+from ivlens.models.boot import TransformerBridge
 
 _MOST_PROMPTS = 64
 

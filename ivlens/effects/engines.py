@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ivlens.effects import attribution, cached, exact, reference
 from ivlens.effects.request import EffectRequest, Measured, Unsuitable, make_request
-from ivlens.models import TransformerBridge
+from ivlens.models.boot import TransformerBridge
 
 Engine = Callable[[TransformerBridge, EffectRequest], Measured]
 

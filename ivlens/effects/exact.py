@@ -33,15 +33,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ivlens._inputs import forced, row_slices
-from ivlens._prefix import blocks_left_out, output_form
 from ivlens.effects.checks import Check, check_unhooked, refusals_explained
 from ivlens.effects.chunks import ChunkSize, chunk_size, is_out_of_memory
 from ivlens.effects.copies import BlockArguments, PromptKeys, named_arguments
 from ivlens.effects.request import EffectRequest, Measured
 from ivlens.effects.routers import RouterWatch
-from ivlens.hooks import model_lock, patched_heads
-from ivlens.models import TransformerBridge
+from ivlens.forward.hooks import model_lock, patched_heads
+from ivlens.forward.inputs import forced, row_slices
+from ivlens.forward.prefix import blocks_left_out, output_form
+from ivlens.models.boot import TransformerBridge
 
 
 def measure(model: TransformerBridge, request: EffectRequest) -> Measured:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ivlens._artefacts import Artefact
-from ivlens.models import ModelIdentity
+from ivlens.models.artefacts import Artefact
+from ivlens.models.load import ModelIdentity
 
 FILE = Artefact("ivlens.HeadEffects/1", "HeadEffects.save")
 

@@ -12,16 +12,18 @@ from typing import Any, SupportsIndex
 from torch import Tensor
 from tqdm.auto import tqdm
 
-import ivlens
-from ivlens.activations import mean_head_outputs, mean_write_scale
+from ivlens.common.version import __version__
 from ivlens.effects.engines import find_engine, run_engine
 from ivlens.effects.request import Measured, Progress, check_mode, check_selection, make_request
 from ivlens.effects.results import HeadEffects
-from ivlens.hooks import check_unsteered
-from ivlens.models import TransformerBridge, check_model, model_identity
-from ivlens.prompts import PromptBatch, PromptTemplate, build_prompts
-from ivlens.scoring import check_score, greedy_accuracy
-from ivlens.tasks import SplitName, Task, TaskExample, hash_of_tasks, load_bank
+from ivlens.forward.hooks import check_unsteered
+from ivlens.forward.means import mean_head_outputs, mean_write_scale
+from ivlens.forward.scoring import check_score, greedy_accuracy
+from ivlens.models.boot import TransformerBridge
+from ivlens.models.load import check_model, model_identity
+from ivlens.prompts.build import PromptBatch, build_prompts
+from ivlens.prompts.templates import PromptTemplate
+from ivlens.tasks.task import SplitName, Task, TaskExample, hash_of_tasks, load_bank
 
 _DEFAULT_SHOTS = 5
 
@@ -255,5 +257,5 @@ def _provenance(model: TransformerBridge, corrupted: PromptBatch, clean: PromptB
 
 def _version(package: str) -> str:
     if package == "ivlens":
-        return ivlens.__version__
+        return __version__
     return version(package)

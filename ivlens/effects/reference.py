@@ -3,11 +3,11 @@
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ivlens._inputs import Inputs, forced, row_slices
 from ivlens.effects.chunks import prompt_bytes
 from ivlens.effects.request import EffectRequest, Measured
-from ivlens.hooks import model_lock, patched_heads
-from ivlens.models import TransformerBridge
+from ivlens.forward.hooks import model_lock, patched_heads
+from ivlens.forward.inputs import Inputs, forced, row_slices
+from ivlens.models.boot import TransformerBridge
 
 _MOST_ROWS = 64
 

@@ -8,11 +8,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ivlens._inputs import check_answers, check_length, check_prompts
-from ivlens._memory import memory_budget
-from ivlens.hooks import check_layers, check_unsteered, whole_numbers
-from ivlens.models import TransformerBridge, check_model
-from ivlens.scoring import check_score, score_answers, scored_columns
+from ivlens.common.memory import memory_budget
+from ivlens.forward.hooks import check_layers, check_unsteered, whole_numbers
+from ivlens.forward.inputs import check_answers, check_length, check_prompts
+from ivlens.forward.scoring import check_score, score_answers, scored_columns
+from ivlens.models.boot import TransformerBridge
+from ivlens.models.load import check_model
 
 MODES = ("replace", "add")
 

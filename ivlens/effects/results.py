@@ -11,9 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ivlens._bootstrap import N_RESAMPLES
+from ivlens.common.intervals import N_RESAMPLES
 from ivlens.effects.files import FILE, TENSORS, check_model_of, read_effects
-from ivlens.models import ModelIdentity, TransformerBridge, model_identity
+from ivlens.models.boot import TransformerBridge
+from ivlens.models.load import ModelIdentity, model_identity
 
 
 @dataclass(frozen=True, eq=False)

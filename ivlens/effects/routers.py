@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from ivlens.models import TransformerBridge
+from ivlens.models.boot import TransformerBridge
 
 
 class RouterWatch:

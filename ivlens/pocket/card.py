@@ -14,15 +14,17 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from ivlens import __version__
-from ivlens.effects import head_effects
-from ivlens.interventions import evaluate_intervention
-from ivlens.models import TransformerBridge, load_model, model_identity
+from ivlens.common.version import __version__
+from ivlens.effects.measure import head_effects
+from ivlens.forward.scoring import greedy_accuracy
+from ivlens.models.boot import TransformerBridge
+from ivlens.models.load import load_model, model_identity
 from ivlens.pocket.corpus import RULES, bank_hash, unseen_rule_words
-from ivlens.prompts import PromptBatch, PromptTemplate, build_prompts
-from ivlens.scoring import greedy_accuracy
-from ivlens.tasks import Task, TaskExample, load_bank, split_of
-from ivlens.vectors import InstructionVector
+from ivlens.prompts.build import PromptBatch, build_prompts
+from ivlens.prompts.templates import PromptTemplate
+from ivlens.steering.evaluate import evaluate_intervention
+from ivlens.tasks.task import Task, TaskExample, load_bank, split_of
+from ivlens.vectors.vector import InstructionVector
 
 Split = Literal["select", "test"]
 SHARED = "words"  # the group of inputs that many tasks share, so that only the instruction decides

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from ivlens._files import write_whole
+from ivlens.common.files import write_whole
 from ivlens.pocket.card import Card
 
 _INTRODUCTION = """A Llama-style language model trained from scratch on ivlens's task bank, so that every feature has

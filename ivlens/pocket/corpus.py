@@ -17,8 +17,8 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ivlens.prompts import PromptTemplate
-from ivlens.tasks import Task, TaskExample
+from ivlens.prompts.templates import PromptTemplate
+from ivlens.tasks.task import Task, TaskExample
 
 OTHER, CONTEXT, QUERY, CUE, ANSWER = range(5)
 CUE_TEXT = PromptTemplate("plain").bare.splitlines()[-1]

@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ivlens._heads import choose_heads
-from ivlens.effects import HeadEffects, head_effects
-from ivlens.models import TransformerBridge
-from ivlens.tasks import Task, TaskExample
+from ivlens.effects.measure import head_effects
+from ivlens.effects.results import HeadEffects
+from ivlens.models.boot import TransformerBridge
+from ivlens.tasks.task import Task, TaskExample
 from ivlens.tuning.guidance import IVKL, Guidance, HeadConsistency, Progressive
 from ivlens.tuning.rehearsal import REHEARSED, Rehearsal, instruction_rehearsal, vector_rehearsal
-from ivlens.vectors import InstructionVector
+from ivlens.vectors.heads import choose_heads
+from ivlens.vectors.vector import InstructionVector
 
 CONTROLS = ("zero_vector", "random_vector", "random_heads", "all_heads")
 REHEARSALS = ("instructions", "vectors", "translations")

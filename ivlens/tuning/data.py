@@ -10,10 +10,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ivlens._inputs import check_answers, check_length, check_prompts, forced
-from ivlens.models import TransformerBridge
-from ivlens.prompts import PromptBatch, PromptTemplate, build_prompts
-from ivlens.tasks import Task, TaskExample
+from ivlens.forward.inputs import check_answers, check_length, check_prompts, forced
+from ivlens.models.boot import TransformerBridge
+from ivlens.prompts.build import PromptBatch, build_prompts
+from ivlens.prompts.templates import PromptTemplate
+from ivlens.tasks.task import Task, TaskExample
 
 IGNORED = -100
 

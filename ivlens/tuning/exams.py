@@ -8,10 +8,11 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
-from ivlens.models import TransformerBridge
-from ivlens.prompts import PromptTemplate, build_prompts
-from ivlens.scoring import greedy_match
-from ivlens.tasks import Task, TaskExample
+from ivlens.forward.scoring import greedy_match
+from ivlens.models.boot import TransformerBridge
+from ivlens.prompts.build import build_prompts
+from ivlens.prompts.templates import PromptTemplate
+from ivlens.tasks.task import Task, TaskExample
 from ivlens.tuning.data import TrainingSet, answer_logits, as_training_set
 
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from ivlens._files import ready_folder
-from ivlens.models import TransformerBridge
-from ivlens.tasks import SplitName, Task
+from ivlens.common.files import ready_folder
+from ivlens.models.boot import TransformerBridge
+from ivlens.tasks.task import SplitName, Task
 from ivlens.tuning.data import training_set
 from ivlens.tuning.exams import Exam, make_exam, mean_score
 from ivlens.tuning.guidance import Guidance
@@ -67,7 +67,7 @@ def finetune(
         folder: Keeps the state of the training there (see `Learner.learn`), and the model in the end.
         checkpoint_every: Also write the model every so many steps, under `folder`.
         record: Given the step and the model as it is then every `record_every` steps, to measure it rather than write
-            it; `ivlens.dynamics.Recorder` is made for that. The training goes on as if nobody had looked.
+            it; `ivlens.analysis.dynamics.Recorder` is made for that. The training goes on as if nobody had looked.
 
     Raises:
         ValueError: an option that does not exist or does not suit the model, or prompts that do not fit it.

@@ -11,10 +11,11 @@ import pandas as pd
 import torch
 from torch import nn
 
-from ivlens._adapters import put_in_order
-from ivlens._files import held, ready_folder, replacing
-from ivlens._plain import plain_model
-from ivlens.models import TransformerBridge, check_model, load_model, model_identity, pocket_path
+from ivlens.common.files import held, ready_folder, replacing
+from ivlens.models.adapters import put_in_order
+from ivlens.models.boot import TransformerBridge
+from ivlens.models.load import check_model, load_model, model_identity, pocket_path
+from ivlens.models.plain import plain_model
 from ivlens.tuning.data import TrainingSet
 from ivlens.tuning.guidance import Guidance
 from ivlens.tuning.loop import Row, Trainer

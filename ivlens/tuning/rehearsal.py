@@ -23,18 +23,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ivlens.models import TransformerBridge
-from ivlens.prompts import PromptTemplate, build_prompts
-from ivlens.tasks import Task, TaskExample
-from ivlens.tuning.data import (
-    IGNORED,
-    TrainingSet,
-    answer_logits,
-    as_training_set,
-    base_model,
-    evaluating,
-    last_column,
-)
+from ivlens.models.boot import TransformerBridge
+from ivlens.prompts.build import build_prompts
+from ivlens.prompts.templates import PromptTemplate
+from ivlens.tasks.task import Task, TaskExample
+from ivlens.tuning.data import IGNORED, TrainingSet, answer_logits, as_training_set, base_model, evaluating, last_column
 from ivlens.tuning.guidance import IVKL, HeadConsistency
 from ivlens.tuning.losses import SoftTargets, Totals, head_distance, iv_kl
 from ivlens.tuning.options import TuneOptions

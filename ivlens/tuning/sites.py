@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ivlens._plain import ModulePaths, module_paths
-from ivlens.hooks import check_layers, check_site
-from ivlens.models import TransformerBridge
+from ivlens.forward.hooks import check_layers, check_site
+from ivlens.models.boot import TransformerBridge
+from ivlens.models.plain import ModulePaths, module_paths
 from ivlens.tuning.data import base_model
 from ivlens.tuning.guidance import HeadConsistency
 
@@ -18,7 +18,7 @@ from ivlens.tuning.guidance import HeadConsistency
 class Sites:
     """Where an Instruction Vector enters a plain model, and where its heads are read.
 
-    The places are those of `ivlens.hooks`, found by the names that the modules had before the bridge was made.
+    The places are those of `ivlens.forward.hooks`, found by the names that the modules had before the bridge was made.
     """
 
     def __init__(self, model: TransformerBridge) -> None:

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ivlens._files import STATE, write_whole
+from ivlens.common.files import STATE, write_whole
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 

@@ -1,0 +1,1 @@
+"""What became of an instruction: forgetting taken apart, and vectors along a series of checkpoints."""

@@ -1,0 +1,249 @@
+"""Erased or overlaid? Vectors of one checkpoint in another, each beside its controls."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from ivlens.analysis.dynamics.stages import Stage
+from ivlens.common.checks import check_counts
+from ivlens.common.intervals import grouped_interval
+from ivlens.models.boot import TransformerBridge
+from ivlens.prompts.build import Corruption
+from ivlens.prompts.templates import PromptTemplate
+from ivlens.steering.controls import HeadMeans, random_head_vectors, random_vectors
+from ivlens.steering.evaluate import judged_constant, judged_vectors
+from ivlens.steering.search import Grid, PromptSource, split_seed
+from ivlens.steering.summary import Judged, Scores, summary
+from ivlens.steering.trials import Trials
+from ivlens.tasks.task import SplitName, Task
+from ivlens.vectors.vector import InstructionVector, check_width
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TESTS = {
+    "write": "the tuned model's vector in the first model, without instruction: is it still written?",
+    "read": "the first model's vector in the tuned one, without instruction: is it still read?",
+    "reinjection": "the first model's vector in the tuned one, with the instruction: does it restore what was lost?",
+    "subtraction": "the new task's vector taken away from the tuned model, with the instruction: was it in the way?",
+}
+CONTROLS = ("random", "random_heads", "other_tasks")
+
+
+@dataclass(frozen=True)
+class CausalOptions:
+    """How vectors are judged.
+
+    Attributes:
+        grid: Settings that every vector searches on *select*, controls too.
+        split: Inputs to judge on.
+        n_prompts: At most so many of each split; None: all.
+        n_draws: Random vectors, and sets of random heads; 19 or more for a table.
+        template: Of prompts.
+        seed: Of everything that is drawn.
+    """
+
+    grid: Grid = field(default_factory=lambda: Grid(alphas=(1.0, 2.0, 4.0, 8.0)))
+    split: SplitName = "test"
+    n_prompts: int | None = None
+    n_draws: int = 19
+    template: str | PromptTemplate = "plain"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_counts(self, n_prompts=1, n_draws=1)
+
+
+@dataclass(frozen=True, eq=False)
+class CausalTest:
+    """One test of one task.
+
+    Attributes:
+        test, task: Which.
+        conditions: By name, the judged prompts: `clean` (with the instruction), `baseline` (what the vectors are added
+            to), `iv`, `own` (re-injection of the tuned model's own vector), the controls, `constant`. One row for each
+            vector.
+        strongest: The kind of control whose vectors do best on *select*, on average; None where there are none.
+        best_draw: The single control vector that does best there: its kind and row.
+        seed: Of intervals.
+    """
+
+    test: str
+    task: str
+    conditions: Mapping[str, Judged]
+    strongest: str | None
+    best_draw: tuple[str, int] | None
+    seed: int = 0
+
+    def accuracy(self, condition: str) -> np.ndarray:
+        """Of every prompt; over vectors their mean. `control`: of the strongest kind; `best_draw`: that vector's."""
+        if condition == "best_draw" and self.best_draw is not None:
+            name, row = self.best_draw
+            return self.conditions[name].scores.accuracy[row].numpy()
+        if condition in ("control", "best_draw"):
+            condition = self.strongest or "baseline"
+        return self.conditions[condition].scores.accuracy.mean(0).numpy()
+
+    def frame(self) -> "pd.DataFrame":
+        """One row for each condition, as of `evaluate_intervention`, with `test` and `task`; `n_as_good` counts the
+        vectors that reach the IV's accuracy, `strongest` marks the kind of control that did best on *select*."""
+        import pandas as pd
+
+        mean = float(self.accuracy("iv").mean())
+        rows = []
+        for name, judged in self.conditions.items():
+            as_good = int((judged.scores.accuracy.mean(1) >= mean).sum()) if name in CONTROLS else None
+            chosen = self.strongest == name
+            about = {"test": self.test, "task": self.task}
+            rows.append({**about, **summary(judged, self.seed), "n_as_good": as_good, "strongest": chosen})
+        return pd.DataFrame(rows)
+
+
+def causal_tests(
+    before: TransformerBridge,
+    after: TransformerBridge,
+    stages: tuple[Stage, Stage],
+    tasks: Sequence[Task],
+    *,
+    new: InstructionVector | None = None,
+    tests: Sequence[str] = tuple(TESTS),
+    options: CausalOptions | None = None,
+) -> list[CausalTest]:
+    """All tests of method §5 for every task.
+
+    - **write**: `θ^t` (heads as chosen in the first model) into the first model, without instruction;
+    - **read**: `θ^0` into the tuned model, without instruction;
+    - **reinjection**: `θ^0` into the tuned model, with the instruction, beside `θ^t` itself (`own`);
+    - **subtraction**: `-θ_new` into the tuned model, with the instruction.
+
+    Beside each: random vectors of equal norm, vectors of as many random heads of the model that the vector is from, and
+    the other tasks' vectors from there; every vector with its own search on *select*. Where one control is quoted
+    (`control`) it is the kind whose vectors did best on *select* on average; `best_draw` is the best single vector
+    there, which of some 40 may be made of the very heads that matter. Beside them stands the answer that is right most
+    often on *select* (`constant`), which needs no model. Random heads write what they write on the judged task's
+    prompts, for the new task's vector as well: of that task a stage of the others knows nothing.
+
+    *Overlaid* is what is still written and still read while the instructed model fails; success of re-injection alone
+    does not tell it from erased.
+
+    Args:
+        before, after: The two models; both are in memory.
+        stages: What `measure_stage` found in each, for these tasks.
+        new: The new task's vector in the tuned model; None leaves `subtraction` out.
+        tests: Which.
+
+    Raises:
+        ValueError: an unknown test, or stages of other models than given, or without one of the tasks.
+    """
+    options = options or CausalOptions()
+    unknown = [test for test in tests if test not in TESTS]
+    if unknown:
+        raise ValueError(f"tests has {', '.join(unknown)}, expected some of {', '.join(TESTS)}.")
+    first, last = stages
+    for stage in stages:
+        missing = [task.name for task in tasks if task.name not in stage.tasks]
+        if missing:
+            raise ValueError(f"stage {stage.name!r} lacks {', '.join(missing)}, expected all tasks; measure them too.")
+    found = []
+    for task in tasks:
+        heads = first.tasks[task.name].top_heads(int(first.settings["k"]))
+        old, own = first.vector(task.name), last.vector(task.name, heads)
+        sources = {
+            "write": (before, "drop", _groups(after, last, task, own, options)),
+            "read": (after, "drop", _groups(before, first, task, old, options)),
+            "reinjection": (after, None, _groups(before, first, task, old, options) | {"own": [own]}),
+        }
+        if new is not None:
+            sources["subtraction"] = (after, None, _negated(_groups(after, last, task, new, options)))
+        for test in tests:
+            if test in sources:
+                model, corruption, groups = sources[test]
+                found.append(_judged(test, model, task, groups, corruption, options))
+    return found
+
+
+def leads(tests: Sequence[CausalTest], over: str = "control") -> dict[str, dict[str, tuple[float, float, float]]]:
+    """For each test, over tasks: mean and 95 % interval (tasks and prompts resampled) of accuracies and differences.
+
+    Returns:
+        By test: `clean`, `baseline`, `iv`, `control`, `best_draw`; `lead`, the IV's accuracy less that of `over` on the
+        same prompts (`control` or a condition), and `gain`, less the baseline's.
+    """
+    found: dict[str, dict[str, tuple[float, float, float]]] = {}
+    for name in dict.fromkeys(test.test for test in tests):
+        own = [test for test in tests if test.test == name]
+        seed = own[0].seed
+        names = ("clean", "baseline", "iv", "control", "best_draw")
+        values = {what: [test.accuracy(what) for test in own] for what in names}
+        values["lead"] = [test.accuracy("iv") - test.accuracy(over) for test in own]
+        values["gain"] = [test.accuracy("iv") - test.accuracy("baseline") for test in own]
+        found[name] = {what: grouped_interval(groups, seed) for what, groups in values.items()}
+    return found
+
+
+_Groups = dict[str, list[InstructionVector]]
+
+
+def _groups(
+    model: TransformerBridge, stage: Stage, task: Task, iv: InstructionVector, options: CausalOptions
+) -> _Groups:
+    """A vector and its controls, all from the model that it is from."""
+    others = [stage.vector(name) for name in stage.tasks if name not in (task.name, iv.task)]
+    means = stage.tasks[task.name]
+    own_heads = HeadMeans(means.mean_z, means.write_scale)
+    return {
+        "iv": [iv],
+        "random": random_vectors(iv, options.n_draws, options.seed),
+        "random_heads": random_head_vectors(model, iv, own_heads, options.n_draws, options.seed),
+        "other_tasks": others,
+    }
+
+
+def _negated(groups: _Groups) -> _Groups:
+    return {name: [-vector for vector in vectors] for name, vectors in groups.items()}
+
+
+def _judged(
+    test: str,
+    model: TransformerBridge,
+    task: Task,
+    groups: _Groups,
+    corruption: Corruption | None,
+    options: CausalOptions,
+) -> CausalTest:
+    every = [vector for vectors in groups.values() for vector in vectors]
+    for vector in every:
+        check_width(vector, model)
+    splits = split_seed(every, options.split, options.seed)
+    prompts = PromptSource(
+        model, task, options.grid, corruption, options.template, None, options.n_prompts, options.seed, splits
+    )
+    settings = options.grid.settings(model)
+    judge = prompts.trials(options.split)
+    judged = {
+        "clean": Judged("clean", prompts.trials(options.split, corrupted=False).unsteered()),
+        "baseline": Judged("baseline", judge.unsteered()),
+    }
+    judged |= {one.condition: one for one in judged_vectors(groups, prompts, judge, settings)}
+    judged = {name: one for name, one in judged.items() if name not in groups or groups[name]}
+    judged["constant"] = judged_constant(prompts, judge)
+    return CausalTest(test, task.name, judged, *_strongest(judged, groups, prompts), options.seed)
+
+
+def _strongest(
+    judged: Mapping[str, Judged], groups: _Groups, prompts: PromptSource
+) -> tuple[str | None, tuple[str, int] | None]:
+    """The kind of control that does best on *select*, on average over its vectors, and the best single vector."""
+    places = [(name, row) for name in CONTROLS for row in range(len(groups.get(name, [])))]
+    if not places:
+        return None, None
+    select: Trials = prompts.trials("select")
+    thetas = torch.stack([groups[name][row].theta for name, row in places])
+    scores: Scores = select.at([judged[name].settings[row] for name, row in places], thetas, brief=True)
+    goodness = scores.goodness().tolist()
+    each = {name: [value for (at, _), value in zip(places, goodness, strict=True) if at == name] for name in CONTROLS}
+    means = {name: sum(values) / len(values) for name, values in each.items() if values}
+    return max(means, key=lambda name: means[name]), places[goodness.index(max(goodness))]

@@ -1,0 +1,165 @@
+"""Measuring a series of checkpoints, one at a time, each kept as soon as it is done."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ivlens.analysis.dynamics.comparison import Dynamics, compare
+from ivlens.analysis.dynamics.stages import Stage, TrackOptions, check_k, measure_stage
+from ivlens.common.kept import check_key, digest
+from ivlens.models.boot import TransformerBridge
+from ivlens.models.checkpoints import Checkpoint, CheckpointSeries
+from ivlens.tasks.task import Task
+
+logger = logging.getLogger("ivlens")
+
+
+def track(
+    series: CheckpointSeries,
+    tasks: Sequence[Task],
+    options: TrackOptions | None = None,
+    *,
+    folder: str | Path | None = None,
+    on_checkpoint: Callable[[Checkpoint], None] = lambda checkpoint: None,
+) -> Dynamics:
+    """Measure every checkpoint of a series and compare it with the first.
+
+    The first model stays open; of the others one at a time.
+
+    Args:
+        folder: Keeps each checkpoint's measurements (`<name>.safetensors`): the same call goes on where it stopped, and
+            opens no model whose measurements are there.
+        on_checkpoint: Told of each checkpoint before it is measured.
+
+    Raises:
+        ValueError: tasks that cannot be measured, models of another shape, or measurements of something else in the
+            folder.
+    """
+    options = options or TrackOptions()
+    kept = _Kept(None if folder is None else Path(folder), tasks, options)
+    first: TransformerBridge | None = None
+    stages = []
+    for number, checkpoint in enumerate(series):
+        on_checkpoint(checkpoint)
+        stage = kept.load(checkpoint.name, checkpoint.key())
+        if stage is None:
+            first = series.first.open() if first is None else first
+            model = first if number == 0 else checkpoint.open()
+            start = None if number == 0 else first
+            stage = measure_stage(model, tasks, options, name=checkpoint.name, step=checkpoint.step, first=start)
+            del model
+            kept.save(stage, checkpoint.key())
+        stages.append(stage)
+    return compare(stages)
+
+
+@dataclass
+class Recorder:
+    """Measures a model while it is trained, without saving it: `finetune(..., record=recorder, record_every=50)`.
+
+        >>> recorder = Recorder(model, old_tasks)
+        >>> finetune(model, new_task, record=recorder, record_every=50)
+        >>> recorder.dynamics().tasks
+
+    Called with a step and a bridge, it can be used in any other training loop as well. The model it begins with is
+    measured when the first record is made, or by the first call of `dynamics`.
+
+    Attributes:
+        model: The model before training.
+        tasks: What is watched.
+        options: What is measured.
+        folder: Keeps each record, for trainings that are interrupted and go on; None: nowhere.
+        offset: Added to the steps of what is recorded: steps of earlier trainings of the same model.
+
+    Raises:
+        ValueError: the options ask for more heads than the model has.
+    """
+
+    model: TransformerBridge
+    tasks: Sequence[Task]
+    options: TrackOptions = field(default_factory=TrackOptions)
+    folder: Path | None = None
+    offset: int = 0
+    stages: dict[str, Stage] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_k(self.model, self.options.k)  # here and not at the first record, after so many steps of training
+
+    def __call__(self, step: int, model: TransformerBridge) -> None:
+        """Measure the model after `step` steps; a step that is kept in the folder is not measured again."""
+        self._begin()
+        self._measure(step + self.offset, model)
+
+    def dynamics(self) -> Dynamics:
+        """All that was recorded, in order, compared with the first model.
+
+        Raises:
+            ValueError: nothing was recorded, or the folder has a record of other tasks or options.
+        """
+        self._begin()
+        kept = _Kept(self.folder, self.tasks, self.options)
+        found = {stage.name: stage for stage in kept.all()} | self.stages
+        return compare(sorted(found.values(), key=lambda stage: stage.step))
+
+    def _begin(self) -> None:
+        if not any(stage.step == 0 for stage in self.stages.values()):
+            self._measure(0, self.model)
+
+    def _measure(self, step: int, model: TransformerBridge) -> None:
+        kept, name = _Kept(self.folder, self.tasks, self.options), f"step-{step:06d}"
+        key = Checkpoint(name, model).key()
+        stage = kept.load(name, key)
+        if stage is None:
+            first = None if step == 0 else self.model
+            stage = measure_stage(model, self.tasks, self.options, name=name, step=step, first=first)
+            kept.save(stage, key)
+        self.stages[name] = stage
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Measurements on disk."""
+
+    folder: Path | None
+    tasks: Sequence[Task]
+    options: TrackOptions
+
+    def load(self, name: str, checkpoint: dict[str, Any]) -> Stage | None:
+        path = self._path(name)
+        if path is None or not path.exists():
+            return None
+        try:
+            stage, key = Stage.load(path)
+        except ValueError as error:
+            logger.warning("%s; it is measured again.", error)
+            return None
+        check_key(path, key, self._key(checkpoint))
+        return stage
+
+    def save(self, stage: Stage, checkpoint: dict[str, Any]) -> None:
+        path = self._path(stage.name)
+        if path is not None:
+            stage.save(path, self._key(checkpoint))
+
+    def all(self) -> list[Stage]:
+        """Of a recorder's folder; what belongs to another recording would be compared with models it never came from.
+
+        Raises:
+            ValueError: a record of other tasks or options, or a damaged one.
+        """
+        found = []
+        for path in [] if self.folder is None else sorted(self.folder.glob("step-*.safetensors")):
+            stage, key = Stage.load(path)
+            check_key(path, key, self._key({"weights": stage.model.weights_hash}))
+            found.append(stage)
+        return found
+
+    def _path(self, name: str) -> Path | None:
+        safe = "".join(char if char.isalnum() or char in "-_." else "_" for char in name)
+        return None if self.folder is None else self.folder / f"{safe}.safetensors"
+
+    def _key(self, checkpoint: dict[str, Any]) -> str:
+        tasks = [[task.name, task.content_hash()] for task in self.tasks]
+        return digest({"checkpoint": checkpoint, "tasks": tasks, "options": asdict(self.options)})

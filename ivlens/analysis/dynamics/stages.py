@@ -1,0 +1,276 @@
+"""Everything that is kept of one checkpoint: enough to compare it with any other without opening either again."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ivlens.common.checks import check_counts
+from ivlens.effects.measure import head_effects
+from ivlens.effects.results import HeadEffects
+from ivlens.forward.hooks import captured_residual, check_unsteered, model_lock
+from ivlens.forward.means import mean_head_outputs
+from ivlens.models.artefacts import Artefact
+from ivlens.models.boot import TransformerBridge
+from ivlens.models.load import ModelIdentity, model_identity
+from ivlens.prompts.build import PromptBatch
+from ivlens.steering.search import Grid, PromptSource
+from ivlens.tasks.task import SplitName, Task
+from ivlens.vectors.heads import Heads, head_writes
+from ivlens.vectors.vector import InstructionVector
+
+FILE = Artefact("ivlens.Stage/1", "ivlens.analysis.dynamics.track")
+
+
+@dataclass(frozen=True)
+class TrackOptions:
+    """What is measured at every checkpoint.
+
+    Attributes:
+        n_prompts: Corrupted prompts per task for the effects, from *fit*.
+        k: Heads in a vector.
+        split: Inputs for performance and hidden states.
+        n_scored: At most so many of them; None: the whole split.
+        template: Of all prompts.
+        seed: Of everything that is drawn.
+    """
+
+    n_prompts: int = 24
+    k: int = 10
+    split: SplitName = "select"
+    n_scored: int | None = None
+    template: str = "plain"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_counts(self, n_prompts=1, k=1, n_scored=1)
+
+
+@dataclass(frozen=True, eq=False)
+class TaskStage:
+    """One task at one checkpoint.
+
+    Attributes:
+        aie: Average indirect effect of every head.
+        mean_z: `z̄`, mean output of every head on instructed prompts.
+        writes: What that adds to the residual stream: `(z̄ W_O) · write_scale`.
+        write_scale: See `HeadEffects`.
+        directions: Mean over instructed prompts of the hidden state at the last prompt token, each at length 1, by
+            layer: its product with any unit vector is the mean cosine with it.
+        accuracy, prob, logprob: Of each instructed prompt of the split.
+        split_half: Cosine between the vectors of two halves of the prompts; NaN where it was not measured.
+    """
+
+    aie: Float[Tensor, "n_layers n_heads"]
+    mean_z: Float[Tensor, "n_layers n_heads d_head"]
+    writes: Float[Tensor, "n_layers n_heads d_model"]
+    write_scale: Float[Tensor, "n_layers d_model"]
+    directions: Float[Tensor, "n_layers d_model"]
+    accuracy: Float[Tensor, " n"]
+    prob: Float[Tensor, " n"]
+    logprob: Float[Tensor, " n"]
+    split_half: Float[Tensor, ""]
+
+    def top_heads(self, k: int) -> Heads:
+        """The `k` heads of largest effect, largest first."""
+        order = self.aie.flatten().argsort(descending=True, stable=True)[:k].tolist()
+        return tuple(divmod(index, self.aie.shape[1]) for index in order)
+
+    def theta(self, heads: Heads) -> Float[Tensor, " d_model"]:
+        """What these heads write together."""
+        layers, numbers = (list(part) for part in zip(*heads, strict=True))
+        return self.writes[layers, numbers].sum(0)
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """One checkpoint.
+
+    Attributes:
+        name, step: As in the series; step -1 where it is not known.
+        model: Which model.
+        tasks: By name.
+        distance: `‖W - W_0‖ / ‖W_0‖` over all weights, from the first model of the series; 0 for that one, NaN where
+            it is not known.
+        settings: Options of the measurement, and of each task's effects (`effects`).
+    """
+
+    name: str
+    step: int
+    model: ModelIdentity
+    tasks: Mapping[str, TaskStage]
+    distance: float
+    settings: Mapping[str, Any]
+
+    def vector(self, task: str, heads: Heads | None = None) -> InstructionVector:
+        """The task's Instruction Vector at this checkpoint, from its own strongest heads or from given ones.
+
+        Raises:
+            KeyError: no such task.
+        """
+        found = self.tasks[task]
+        k = int(self.settings["k"])
+        heads = heads or found.top_heads(k)
+        layers, numbers = (list(part) for part in zip(*heads, strict=True))
+        settings = {"k": k, "contrast": False, "universal": False, "effects": self.settings["effects"][task]}
+        return InstructionVector(found.theta(heads), heads, found.mean_z[layers, numbers], task, self.model, settings)
+
+    def save(self, path: str | Path, key: str = "") -> Path:
+        """Write one safetensors file; `key` says what it was measured for."""
+        tensors = {f"{task}/{name}": value for task, found in self.tasks.items() for name, value in vars(found).items()}
+        content = {name: getattr(self, name) for name in ("name", "step", "model", "distance")}
+        return FILE.write(path, tensors, content | {"settings": dict(self.settings), "key": key})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "tuple[Stage, str]":
+        """Read what `save` wrote, with the key.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: not such a file, or a damaged one.
+        """
+        tensors, about = FILE.read(path)
+        try:
+            parts = [part.name for part in fields(TaskStage)]
+            tasks = {
+                task: TaskStage(**{part: tensors[f"{task}/{part}"] for part in parts})
+                for task, _ in about["settings"]["tasks"]
+            }
+            values = {name: about[name] for name in ("name", "step", "model", "distance", "settings")}
+            found, key = cls(tasks=tasks, **values), str(about["key"])
+            for task in tasks:
+                found.vector(task)  # takes numbers and settings that fit each other
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            FILE.refuse(path, f"is incomplete ({type(error).__name__}: {error})")
+        return found, key
+
+
+def measure_stage(
+    model: TransformerBridge,
+    tasks: Sequence[Task],
+    options: TrackOptions | None = None,
+    *,
+    name: str = "",
+    step: int | None = None,
+    first: TransformerBridge | None = None,
+) -> Stage:
+    """Effects, head outputs, hidden states and performance of every task in one model.
+
+    Args:
+        first: The first model of the series, for the distance; None: this is it, and the split halves are compared.
+
+    Raises:
+        ValueError: tasks that effects cannot be measured on, two of one name, or a model of another shape than `first`.
+        RuntimeError: inside a `steer` context.
+    """
+    options = options or TrackOptions()
+    check_unsteered(model)
+    check_k(model, options.k)
+    names = [task.name for task in tasks]
+    if not tasks or len(set(names)) < len(names):
+        raise ValueError(f"tasks are {names}, expected one or more with distinct names.")
+    distance = 0.0 if first is None else weight_distance(first, model)
+    measured, made_by = {}, {}
+    for task in tasks:
+        found = head_effects(model, task, n_prompts=options.n_prompts, template=options.template, seed=options.seed)
+        measured[task.name] = _task_stage(model, task, found, options, halves=first is None)
+        made_by[task.name] = dict(found.settings)
+    settings = {**asdict(options), "tasks": [[task.name, task.content_hash()] for task in tasks], "effects": made_by}
+    identity = model_identity(model)
+    return Stage(name or identity.name, -1 if step is None else step, identity, measured, distance, settings)
+
+
+def check_k(model: TransformerBridge, k: int) -> None:
+    """Refuse vectors of more heads than the model has.
+
+    Raises:
+        ValueError: it has fewer.
+    """
+    n_heads = model.cfg.n_layers * model.cfg.n_heads
+    if k > n_heads:
+        raise ValueError(f"k is {k}, expected 1 to {n_heads} for this model, which has no more heads.")
+
+
+def weight_distance(first: TransformerBridge, model: TransformerBridge) -> float:
+    """`‖W - W_0‖ / ‖W_0‖` over all weights, one tensor at a time.
+
+    Raises:
+        ValueError: models of other shapes.
+    """
+    moved = total = 0.0
+    theirs = dict(model.named_parameters())
+    for name, weight in first.named_parameters():
+        if name not in theirs or theirs[name].shape != weight.shape:
+            raise ValueError(
+                f"the models differ in shape at {name!r}, expected checkpoints of one model; give the one that they "
+                "came from."
+            )
+        before = weight.detach().double().cpu()
+        moved += float((theirs[name].detach().double().cpu() - before).square().sum())
+        total += float(before.square().sum())
+    return (moved / total) ** 0.5
+
+
+def _task_stage(
+    model: TransformerBridge, task: Task, found: HeadEffects, options: TrackOptions, *, halves: bool
+) -> TaskStage:
+    source = PromptSource(
+        model, task, Grid(), template=options.template, n_prompts=options.n_scored, seed=options.seed,
+        split_seed=options.seed,
+    )  # fmt: skip
+    writes = head_writes(model, found.mean_z, found.write_scale)
+    trials = source.trials(options.split, corrupted=False)
+    scores = trials.unsteered()
+    stage = TaskStage(
+        aie=found.aie.float().cpu(),
+        mean_z=found.mean_z.float().cpu(),
+        writes=writes,
+        write_scale=found.write_scale.float().cpu(),
+        directions=_directions(model, trials.batch),
+        accuracy=scores.accuracy[0],
+        prob=scores.prob[0],
+        logprob=scores.logprob[0],
+        split_half=torch.tensor(torch.nan),
+    )
+    if not halves:
+        return stage
+    return replace(stage, split_half=_split_half(source, found, stage.top_heads(options.k)))
+
+
+def _directions(model: TransformerBridge, batch: PromptBatch) -> Float[Tensor, "n_layers d_model"]:
+    """Mean unit hidden state at the last prompt token (prompts are left-padded)."""
+    layers = range(model.cfg.n_layers)
+    device = next(model.parameters()).device
+    total = torch.zeros(model.cfg.n_layers, model.cfg.d_model, dtype=torch.float64)
+    for start in range(0, len(batch), 32):
+        rows = batch.rows(slice(start, start + 32)).to(device)
+        with (
+            model_lock(model),
+            torch.no_grad(),
+            captured_residual(model, layers, select=lambda one: one[:, -1]) as kept,
+        ):
+            model(rows.tokens, attention_mask=rows.attention_mask, use_cache=False)
+        total += torch.stack([_unit(kept[layer].double().cpu()).sum(0) for layer in layers])
+    return (total / len(batch)).float()
+
+
+def _unit(rows: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
+    return rows / rows.norm(dim=-1, keepdim=True).clamp_min(1e-30)
+
+
+def _split_half(source: PromptSource, found: HeadEffects, heads: Heads) -> Float[Tensor, ""]:
+    """Cosine between the vectors that the same heads write on every other prompt and on the rest."""
+    batch = source.batch("fit", corrupted=False)
+    if len(batch) < 2:
+        return torch.tensor(torch.nan)
+    layers, numbers = (list(part) for part in zip(*heads, strict=True))
+    thetas = []
+    for half in (slice(0, None, 2), slice(1, None, 2)):
+        rows = batch.rows(half)
+        mean_z = mean_head_outputs(source.model, rows.tokens, rows.attention_mask)
+        thetas.append(head_writes(source.model, mean_z, found.write_scale)[layers, numbers].sum(0))
+    return torch.cosine_similarity(*thetas, dim=0)

@@ -1,0 +1,122 @@
+"""What was lost between two models: the instruction's part and the knowledge's part, with intervals."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ivlens.analysis.forgetting.probabilities import MEASURES, SHAPE, ProbeOptions, probe
+from ivlens.common.intervals import grouped_interval
+from ivlens.models.boot import TransformerBridge
+from ivlens.tasks.task import Task
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_Key = tuple[str, str, str]  # task, kind, input
+KINDS = ("instruction", "knowledge")
+ALL_TASKS = "all tasks"
+# log-odds of a probability nearer to 0 or 1 than this would say more about rounding than about the model
+NEAREST = 1e-4
+
+
+def decompose(
+    before: TransformerBridge, after: TransformerBridge, tasks: Sequence[Task], options: ProbeOptions | None = None
+) -> "pd.DataFrame":
+    """Both drops between two models, for every task and over all; see `decomposition`.
+
+    >>> decompose(base, tuned, [load_task("antonym"), load_task("country_capital")])
+
+    Raises:
+        ValueError: as `probe`.
+    """
+    return decomposition(probe(before, tasks, options), probe(after, tasks, options))
+
+
+def decomposition(before: "pd.DataFrame", after: "pd.DataFrame") -> "pd.DataFrame":
+    """What was lost between two tables of `probe`.
+
+    The claim to be tested is that the instruction's part falls more than the knowledge's. Both are probabilities of the
+    same answers, but start from different heights, so the drops are compared in log-odds: `excess` is the mean over
+    examples of `[logit P_before - logit P_after](instruction) - [...](knowledge)`, each example with itself. For
+    accuracies, which have no log-odds for one example, it is the difference of the drops in points.
+
+    Returns:
+        One row for each task and measure, and for `all tasks` (those with both kinds): `task`, `measure`, `n` examples,
+        for both kinds the means `instruction_before`, `instruction_after`, `instruction_drop` (`..._lo`, `..._hi`), and
+        `excess` (`excess_lo`, `excess_hi`; nats for probabilities). 95 % bootstrap intervals over examples, and over
+        tasks as well for `all tasks`. NaN where a task has no knowledge rows.
+
+    Raises:
+        ValueError: the two tables are not about the same examples, or about models of different shapes.
+    """
+    import pandas as pd
+
+    check_same_shape(before.attrs.get(SHAPE), after.attrs.get(SHAPE), "the model after")
+
+    rows_before, rows_after = _records(before), _records(after)
+    if list(rows_before) != list(rows_after):
+        raise ValueError(
+            "the two tables are about different tasks or examples, expected probe() of two models with the same tasks "
+            "and options; probe both again."
+        )
+    rows = []
+    names = list(dict.fromkeys(task for task, _, _ in rows_before))
+    known = list(dict.fromkeys(task for task, kind, _ in rows_before if kind == KINDS[1]))
+    for measure in MEASURES:
+        drops = {name: _drops(rows_before, rows_after, name, measure) for name in names}
+        rows += [_row(name, measure, [drops[name]]) for name in names]
+        rows.append(_row(ALL_TASKS, measure, [drops[name] for name in known or names]))
+    return pd.DataFrame(rows)
+
+
+def check_same_shape(before: str | None, after: str | None, what: str) -> None:
+    """Refuse what cannot have come from the model before by training; None: not known.
+
+    Raises:
+        ValueError: other shapes.
+    """
+    if before is not None and after is not None and before != after:
+        raise ValueError(
+            f"{what} is {after}, expected {before} as the model before: a difference between two models is no "
+            "forgetting; name the model that it was trained from (--before on the command line)."
+        )
+
+
+def log_odds(probability: np.ndarray) -> np.ndarray:
+    """`log p / (1 - p)` in nats, of probabilities kept `NEAREST` away from 0 and 1."""
+    kept = np.clip(np.asarray(probability, float), NEAREST, 1 - NEAREST)
+    return np.log(kept / (1 - kept))
+
+
+def _records(table: "pd.DataFrame") -> dict[_Key, dict[str, Any]]:
+    return {(row["task"], row["kind"], row["input"]): row for row in table.to_dict("records")}
+
+
+def _drops(before: Mapping[_Key, Any], after: Mapping[_Key, Any], task: str, measure: str) -> dict[str, np.ndarray]:
+    """Values of one task's examples: both kinds before and after, and the excess."""
+    found: dict[str, np.ndarray] = {}
+    keys = {kind: [key for key in before if key[:2] == (task, kind)] for kind in KINDS}
+    for kind in KINDS:
+        found[f"{kind}_before"] = np.array([before[key][measure] for key in keys[kind]], float)
+        found[f"{kind}_after"] = np.array([after[key][measure] for key in keys[kind]], float)
+        found[f"{kind}_drop"] = found[f"{kind}_before"] - found[f"{kind}_after"]
+    change = log_odds if measure.endswith("prob") else np.asarray
+    inputs = [text for _, _, text in keys["knowledge"] if (task, "instruction", text) in before]
+
+    def lost(kind: str) -> np.ndarray:
+        values = [np.array([rows[task, kind, text][measure] for text in inputs], float) for rows in (before, after)]
+        return change(values[0]) - change(values[1])
+
+    return found | {"excess": lost("instruction") - lost("knowledge")}
+
+
+def _row(name: str, measure: str, tasks: Sequence[dict[str, np.ndarray]]) -> dict[str, Any]:
+    n = sum(len(task["instruction_before"]) for task in tasks)
+    row: dict[str, Any] = {"task": name, "measure": measure, "n": n}
+    for column in (*(f"{kind}_{what}" for kind in KINDS for what in ("before", "after", "drop")), "excess"):
+        mean, low, high = grouped_interval([task[column] for task in tasks])
+        row[column] = mean
+        if column.endswith(("drop", "excess")):
+            row |= {f"{column}_lo": low, f"{column}_hi": high}
+    return row

@@ -1,0 +1,180 @@
+"""Instruction and knowledge probability of one model, for every example."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ivlens.forward.scoring import answer_passes, first_token_prob, greedy_accuracy, sequence_logprob
+from ivlens.models.boot import TransformerBridge
+from ivlens.prompts.build import PromptBatch, build_prompts
+from ivlens.prompts.templates import PromptTemplate
+from ivlens.tasks.task import SplitName, Task, TaskExample
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# probability of the first answer token; of the whole answer, per token; greedy decoding; rank among the task's answers
+MEASURES = ("prob", "seq_prob", "greedy", "ranked")
+SHAPE = "ivlens_shape"  # of the model that a table is about, in the table's attrs
+NO_KNOWLEDGE = ("rule", "choice")  # kinds of tasks that are nothing to know: the answer follows from the input
+
+
+@dataclass(frozen=True)
+class ProbeOptions:
+    """What is asked.
+
+    Attributes:
+        split: Which examples.
+        n_prompts: At most so many of each task, drawn with the seed; None: all of the split.
+        n_clozes: At most so many of a task's clozes; every example is asked by each of them. None: all.
+        template: Of instructed prompts.
+        seed: Of examples, instructions and splits.
+        batch_size: Prompts in a pass.
+    """
+
+    split: SplitName = "test"
+    n_prompts: int | None = None
+    n_clozes: int | None = 4
+    template: str = "plain"
+    seed: int = 0
+    batch_size: int = 128
+
+    def __post_init__(self) -> None:
+        for name in ("n_prompts", "n_clozes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}, expected 1 or more, or None for all.")
+
+
+def has_knowledge(task: Task) -> bool:
+    """Whether the task states something that can be asked for without an instruction.
+
+    It needs clozes, and must not be a rule or a choice: what the first letter of a word is, nobody knows, one sees it.
+    """
+    return bool(task.clozes) and task.kind not in NO_KNOWLEDGE
+
+
+def probe(model: TransformerBridge, tasks: Sequence[Task], options: ProbeOptions | None = None) -> "pd.DataFrame":
+    """How probable the right answer is with the instruction, and in a cloze sentence without it.
+
+    Instruction probability is `P(y | c, x)` under the instructed prompt; knowledge probability is `P(y | x)` after a
+    cloze of the task (`The capital of {x} is`), the mean over its clozes. Each in three measures:
+
+    - `prob`: probability of the answer's first token;
+    - `seq_prob`: `exp(log P(y) / n_tokens)`, the geometric mean of its tokens' probabilities, teacher-forced;
+    - accuracy: `greedy`, whether greedy decoding gives an accepted answer, and `ranked`, whether the answer's first
+      token is more probable than that of every other answer of the task (answers that share it are left out).
+
+    Args:
+        model: From `load_model`, with its tokenizer.
+        tasks: With instructions. Those without clozes, and rules, get no `knowledge` rows.
+
+    Returns:
+        One row for each task, kind (`instruction`, `knowledge`) and example: `task`, `kind`, `input`, the measures
+        (shares of the clozes for the two accuracies), `n_prompts`. Its `attrs` have the shape of the model.
+
+    Raises:
+        ValueError: no tasks, a task without an instruction, prompts that do not fit the model.
+
+    Source: arXiv 2406.12227, section 3. Departures: clozes for the knowledge, and all three measures.
+    """
+    import pandas as pd
+
+    options = options or ProbeOptions()
+    if not tasks or len({task.name for task in tasks}) < len(tasks):
+        raise ValueError(f"tasks are {[task.name for task in tasks]}, expected one or more with distinct names.")
+    rows: list[dict[str, Any]] = []
+    for task in tasks:
+        examples = _examples(task, options)
+        if not task.instructions and not task.fused:
+            raise ValueError(f"task {task.name!r} has no instruction, so no instruction probability; leave it out.")
+        clozes = _clozes(task, options) if has_knowledge(task) else []
+        for kind, templates in (("instruction", [options.template]), ("knowledge", clozes)):
+            others = _first_tokens(model, task, templates[0], kind, options) if templates else torch.empty(0)
+            found = [_scored(model, task, examples, template, kind, others, options) for template in templates]
+            for text in found[0] if found else ():
+                means = np.mean([scores[text] for scores in found], 0)
+                values = dict(zip(MEASURES, means.tolist(), strict=True))
+                rows.append({"task": task.name, "kind": kind, "input": text, **values, "n_prompts": len(found)})
+    table = pd.DataFrame(rows)
+    table.attrs[SHAPE] = shape_of(model)
+    return table
+
+
+def shape_of(model: TransformerBridge) -> str:
+    """What two checkpoints of one model have in common, in words; not the vocabulary, which tuning may have grown."""
+    cfg = model.cfg
+    return f"{cfg.architecture} of {cfg.n_layers} layers x {cfg.n_heads} heads, d_model {cfg.d_model}"
+
+
+def _examples(task: Task, options: ProbeOptions) -> list[TaskExample]:
+    examples = list(task.split(options.split, options.seed))
+    Random(f"{options.seed}\0{task.name}\0probe").shuffle(examples)
+    return examples[: options.n_prompts]
+
+
+def _clozes(task: Task, options: ProbeOptions) -> list[PromptTemplate]:
+    """The clozes as templates whose prompts carry no instruction."""
+    found = []
+    for number, cloze in enumerate(task.clozes[: options.n_clozes]):
+        bare = cloze.replace("{x}", "{input}")
+        found.append(PromptTemplate(f"cloze {number}", instructed=f"{{instruction}} {bare}", bare=bare))
+    return found
+
+
+def _scored(
+    model: TransformerBridge,
+    task: Task,
+    examples: Sequence[TaskExample],
+    template: str | PromptTemplate,
+    kind: str,
+    others: Tensor,
+    options: ProbeOptions,
+) -> dict[str, list[float]]:
+    """The measures of every example under one template; `others` are the first tokens of all the task's answers."""
+    instruction = "" if kind == "knowledge" else None
+    batch = build_prompts(
+        model.tokenizer, task, examples, template=template, instruction=instruction, seed=options.seed
+    )
+    first, log_probs, ranked = [], [], []
+    for rows, logits in answer_passes(model, batch, batch_size=options.batch_size):
+        answers = batch.answer_tokens[rows].to(logits.device)
+        first.append(first_token_prob(logits[:, 0], answers[:, 0]).double().cpu())
+        log_probs.append((sequence_logprob(logits, answers) / (answers != -100).sum(-1)).double().cpu())
+        ranked.append(_ranked(logits[:, 0].cpu(), batch.rows(rows), others))
+    right = greedy_accuracy(model, batch, batch_size=options.batch_size).double().cpu()
+    columns = [torch.cat(first), torch.cat(log_probs).exp(), right, torch.cat(ranked).double()]
+    values = torch.stack(columns, 1).tolist()
+    return dict(zip((example.input for example in batch.examples), values, strict=True))
+
+
+def _first_tokens(
+    model: TransformerBridge,
+    task: Task,
+    template: str | PromptTemplate,
+    kind: str,
+    options: ProbeOptions,
+) -> Tensor:
+    """First tokens of the task's answers, of whatever split."""
+    instruction = "" if kind == "knowledge" else None
+    batch = build_prompts(
+        model.tokenizer, task, task.examples, template=template, instruction=instruction, seed=options.seed
+    )
+    return batch.answer_tokens[:, 0].unique()
+
+
+def _ranked(logits: Float[Tensor, "rows d_vocab"], batch: PromptBatch, others: Tensor) -> Bool[Tensor, " rows"]:
+    """Whether an accepted answer's first token beats those of all answers that are not accepted."""
+    theirs = logits[:, others].float()
+    own = torch.full((len(batch),), -torch.inf)
+    for row, answers in enumerate(batch.alternatives):
+        firsts = torch.tensor([answer[0] for answer in answers])
+        own[row] = logits[row, firsts].float().max()
+        theirs[row, torch.isin(others, firsts)] = -torch.inf
+    return own > theirs.max(-1).values

@@ -1,0 +1,51 @@
+"""The probabilities of every checkpoint of a series, each kept as soon as it is there."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ivlens.analysis.forgetting.drops import check_same_shape
+from ivlens.analysis.forgetting.probabilities import SHAPE, ProbeOptions, probe, shape_of
+from ivlens.common.kept import kept_table
+from ivlens.models.checkpoints import Checkpoint, CheckpointSeries
+from ivlens.tasks.task import Task, hash_of_tasks
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def probe_series(
+    series: CheckpointSeries,
+    tasks: Sequence[Task],
+    options: ProbeOptions | None = None,
+    *,
+    folder: str | Path | None = None,
+    on_checkpoint: Callable[[Checkpoint], None] = lambda checkpoint: None,
+) -> "dict[str, pd.DataFrame]":
+    """`probe` of every checkpoint, one model in memory at a time; by name, for `decomposition`.
+
+    Args:
+        folder: Keeps each table (`<name>.parquet`): the same call goes on where it stopped, and opens no model whose
+            table is there.
+        on_checkpoint: Told of each checkpoint before it is measured.
+
+    Raises:
+        ValueError: as `probe`; a checkpoint of another shape than the first; measurements of something else in the
+            folder.
+    """
+    options = options or ProbeOptions()
+    found: dict[str, pd.DataFrame] = {}
+    for checkpoint in series:
+        on_checkpoint(checkpoint)
+        key = {"model": checkpoint.key(), "options": asdict(options), "tasks": hash_of_tasks(tasks)}
+        path = None if folder is None else Path(folder) / f"{checkpoint.name}.parquet"
+        first = found[series.first.name].attrs.get(SHAPE) if found else None
+
+        def measured(checkpoint: Checkpoint = checkpoint, first: str | None = first) -> "pd.DataFrame":
+            model = checkpoint.open()
+            check_same_shape(first, shape_of(model), f"checkpoint {checkpoint.name!r}")
+            return probe(model, tasks, options)
+
+        found[checkpoint.name] = kept_table(path, key, measured)
+    return found

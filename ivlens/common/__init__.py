@@ -1,0 +1,1 @@
+"""What knows no model: files, kept results, intervals, checks of options, the hub, memory."""

@@ -1,0 +1,19 @@
+"""Results on disk: by the key of their content, written whole, checked when read, one table."""
+
+from ivlens.common.store.care import collect_garbage, export, verify
+from ivlens.common.store.entries import DamagedEntry, Entry
+from ivlens.common.store.keys import canonical, content_key
+from ivlens.common.store.store import Finding, Store, StoreError
+
+__all__ = [
+    "DamagedEntry",
+    "Entry",
+    "Finding",
+    "Store",
+    "StoreError",
+    "canonical",
+    "collect_garbage",
+    "content_key",
+    "export",
+    "verify",
+]

@@ -1,0 +1,65 @@
+"""Greedy completions of texts, steered or not."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ivlens.forward.hooks import model_lock
+from ivlens.forward.inputs import check_length
+from ivlens.models.boot import TransformerBridge
+from ivlens.models.load import check_model
+from ivlens.prompts.tokens import Encoder, pad_token
+
+
+def complete(model: TransformerBridge, prompts: Sequence[str], *, max_new_tokens: int = 16) -> list[str]:
+    """What the model writes after each prompt, greedily, up to its end-of-text token.
+
+    Inside `steer` it writes what the steered model writes; while another thread steers, it waits. All prompts run in
+    one left-padded batch.
+
+    Args:
+        max_new_tokens: at most so many tokens; fewer where the model's context ends before.
+
+    Returns:
+        The new text only, as decoded, with the white space it begins with.
+
+    Raises:
+        ValueError: no prompts, an empty one, or one that fills the model's context.
+    """
+    if not prompts:
+        raise ValueError("complete got no prompts, expected at least one text.")
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens is {max_new_tokens}, expected at least 1.")
+    encoder = Encoder(check_model(model).tokenizer)
+    rows = [encoder.ids(prompt) for prompt in prompts]
+    if not all(rows):
+        raise ValueError(f"prompt {list(map(bool, rows)).index(False)} has no tokens, expected some text in each.")
+    width = max(map(len, rows))
+    device = next(model.parameters()).device
+    fill = pad_token(model.tokenizer)
+    tokens = torch.tensor([[fill] * (width - len(row)) + row for row in rows], device=device)
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+    check_length(model, mask, 2)
+    eos = model.tokenizer.eos_token_id
+    with model_lock(model), torch.no_grad():
+        written: Any = model.generate(
+            tokens,
+            attention_mask=mask,
+            max_new_tokens=min(max_new_tokens, model.cfg.n_ctx - width),
+            do_sample=False,
+            stop_at_eos=eos is not None,
+            return_type="tokens",
+            verbose=False,
+        )
+    return [_text(model, row, eos) for row in written[:, width:].tolist()]
+
+
+def first_line(completion: str) -> str:
+    """The first line that holds something, without white space around it: the answer of a one-line task."""
+    return next((line.strip() for line in completion.splitlines() if line.strip()), "")
+
+
+def _text(model: TransformerBridge, tokens: list[int], eos: int | None) -> str:
+    kept = tokens[: tokens.index(eos)] if eos in tokens else tokens
+    return model.tokenizer.decode(kept, skip_special_tokens=True)

@@ -1,0 +1,293 @@
+"""Reading and editing a live model: the only file that spells hook names.
+
+Every context manager here holds the model's lock, removes its hooks whatever happens, and raises if no forward pass
+reached them. Head outputs `z` always have shape `[batch, pos, n_heads, d_head]`.
+"""
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from operator import index
+from typing import Any, Literal, SupportsIndex, cast
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ivlens.models.boot import TransformerBridge
+from ivlens.models.load import check_model
+
+Site = Literal["resid_post", "attn_out"]
+SITES: tuple[Site, ...] = ("resid_post", "attn_out")
+
+Select = Callable[[Tensor], Tensor]
+Edit = Callable[[Tensor], Tensor]
+
+_LOCKS: WeakKeyDictionary[TransformerBridge, threading.RLock] = WeakKeyDictionary()
+_LOCKS_GUARD = threading.Lock()
+_STEERED: WeakKeyDictionary[TransformerBridge, int] = WeakKeyDictionary()
+
+# private to torch; without it no recomputation is recognised
+_graph_task: Callable[[], int] = getattr(torch._C, "_current_graph_task_id", lambda: -1)
+
+
+def model_lock(model: TransformerBridge) -> threading.RLock:
+    """The one re-entrant lock of `model`, held around every hooked call: hooks belong to the model, not to a thread.
+
+    A thread that hooks two models at once must take them in the same order as all other threads.
+    """
+    with _LOCKS_GUARD:
+        return _LOCKS.setdefault(check_model(model), threading.RLock())
+
+
+@contextmanager
+def steering(model: TransformerBridge) -> Iterator[None]:
+    """Mark the body as one in which an edit follows the end of whatever prompt is passed; marks nest."""
+    with model_lock(model):
+        _STEERED[model] = _STEERED.get(model, 0) + 1
+        try:
+            yield
+        finally:
+            _STEERED[model] -= 1
+
+
+def is_steered(model: TransformerBridge) -> bool:
+    """Whether a `steering` context is open on this model."""
+    return _STEERED.get(model, 0) > 0
+
+
+def check_unsteered(model: TransformerBridge) -> None:
+    """For passes in which answer tokens follow the prompt: a steered one takes the last of them for its end.
+
+    Raises:
+        RuntimeError: this thread has a `steering` context open on the model; another's is waited for.
+    """
+    with model_lock(model):
+        if is_steered(model):
+            raise RuntimeError(
+                "this thread has a steer context open on the model, expected none: the vector would be added to answer "
+                "tokens; leave it before scoring or measuring (evaluate_intervention judges a vector)."
+            )
+
+
+def _head_name(layer: int) -> str:
+    return f"blocks.{layer}.attn.hook_z"
+
+
+def _projection_name(layer: int) -> str:
+    return f"blocks.{layer}.attn.o.hook_out"
+
+
+def _site_name(layer: int, site: Site) -> str:
+    # `hook_attn_out` is what reaches the residual stream (after a post-norm, no residual in it); `attn.hook_out` is not
+    return {"resid_post": f"blocks.{layer}.hook_out", "attn_out": f"blocks.{layer}.hook_attn_out"}[site]
+
+
+def whole_numbers(name: str, values: Iterable[Any]) -> tuple[int, ...]:
+    """`values` as ints; TypeError for texts, truth values and fractions, which `int` would take for something else."""
+    try:
+        values = tuple(values)
+        if any(isinstance(value, bool) or getattr(value, "dtype", None) == torch.bool for value in values):
+            raise TypeError
+        return tuple(index(value) for value in values)
+    except TypeError:
+        raise TypeError(f"{name} are {values!r}, expected whole numbers in a list, counted from 0.") from None
+
+
+def check_layers(model: TransformerBridge, layers: Iterable[SupportsIndex]) -> tuple[int, ...]:
+    """`layers` as a tuple, in order.
+
+    Raises:
+        TypeError: the model is no bridge, or a layer no whole number.
+        ValueError: a layer the model does not have.
+    """
+    check_model(model)
+    chosen = whole_numbers("layers", layers)
+    for layer in chosen:
+        if not 0 <= layer < model.cfg.n_layers:
+            raise ValueError(
+                f"layer {layer} does not exist: the model has {model.cfg.n_layers} layers, "
+                f"0 to {model.cfg.n_layers - 1}; choose one of them."
+            )
+    return chosen
+
+
+def check_site(site: str) -> Site:
+    """`site`, if there is such a place.
+
+    Raises:
+        ValueError: it is not one of `SITES`.
+    """
+    if site not in SITES:
+        raise ValueError(f"site is {site!r}, expected one of {', '.join(SITES)}.")
+    return cast(Site, site)
+
+
+class _Firing:
+    """Which hooks of one context a forward pass has reached, and from which thread."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.silent = set(names)
+        self.thread: int | None = None
+
+    def watched(self, name: str, hook: Callable[[Tensor], Tensor | None]) -> Callable[..., Tensor | None]:
+        def call(tensor: Tensor, hook: object, fn: Callable[[Tensor], Tensor | None] = hook) -> Tensor | None:
+            self._check_thread()
+            self.silent.discard(name)
+            return fn(tensor)
+
+        return call
+
+    def _check_thread(self) -> None:
+        # autograd may recompute a checkpointed block in a thread of its own: that is no second user
+        if _graph_task() != -1:
+            return
+        me = threading.get_ident()
+        if self.thread not in (None, me):
+            raise RuntimeError(
+                "a second thread ran the model while it was hooked, and hooks belong to the model, not to a thread: "
+                "what the first thread got may be mixed up; hold ivlens.forward.hooks.model_lock(model) around each "
+                "forward."
+            )
+        self.thread = me
+
+    def check(self) -> None:
+        if self.silent:
+            raise RuntimeError(
+                f"no forward pass reached {', '.join(sorted(self.silent))}: nothing was read or edited there; "
+                "run the model, to its last hooked layer, inside the `with` block."
+            )
+
+
+@contextmanager
+def _hooked(model: TransformerBridge, hooks: Mapping[str, Callable[[Tensor], Tensor | None]]) -> Iterator[None]:
+    with model_lock(model):
+        firing = _Firing(hooks)
+        with model.hooks(fwd_hooks=[(name, firing.watched(name, hook)) for name, hook in hooks.items()]):
+            yield
+        firing.check()
+
+
+def _keep(kept: dict[int, Tensor], layer: int, select: Select | None) -> Callable[[Tensor], None]:
+    def hook(tensor: Tensor) -> None:
+        kept[layer] = tensor if select is None else select(tensor)
+
+    return hook
+
+
+def _replace(name: str, edit: Edit) -> Callable[[Tensor], Tensor]:
+    def hook(tensor: Tensor) -> Tensor:
+        edited = edit(tensor)
+        if not isinstance(edited, Tensor) or edited.shape != tensor.shape:
+            got = tuple(edited.shape) if isinstance(edited, Tensor) else type(edited).__name__
+            raise ValueError(f"the edit at {name} returned {got}, expected a tensor of shape {tuple(tensor.shape)}.")
+        return edited
+
+    return hook
+
+
+@contextmanager
+def captured_heads(
+    model: TransformerBridge, layers: Iterable[int] | None = None, *, select: Select | None = None
+) -> Iterator[dict[int, Tensor]]:
+    """Keep head outputs: `with captured_heads(model) as z: model(tokens)`, then `z[layer]`.
+
+    Args:
+        layers: which layers; all by default.
+        select: applied to each `z` before it is kept, e.g. `lambda z: z[:, -1]`, so that a long prompt costs no memory.
+
+    Yields:
+        `layer -> z [batch, pos, n_heads, d_head]`, filled by the forward pass; of several passes the last is kept.
+
+    Raises:
+        ValueError: no such layer.
+        RuntimeError: no forward pass reached one of the layers.
+    """
+    kept: dict[int, Tensor] = {}
+    chosen = range(model.cfg.n_layers) if layers is None else check_layers(model, layers)
+    with _hooked(model, {_head_name(layer): _keep(kept, layer, select) for layer in chosen}):
+        yield kept
+
+
+@contextmanager
+def captured_residual(
+    model: TransformerBridge,
+    layers: int | Iterable[int],
+    site: str = "resid_post",
+    *,
+    select: Select | None = None,
+) -> Iterator[dict[int, Tensor]]:
+    """As `captured_heads`, at a site of the residual stream: `layer -> [batch, pos, d_model]`."""
+    kept: dict[int, Tensor] = {}
+    chosen = check_layers(model, [layers] if isinstance(layers, int) else layers)
+    place = check_site(site)
+    with _hooked(model, {_site_name(layer, place): _keep(kept, layer, select) for layer in chosen}):
+        yield kept
+
+
+@contextmanager
+def captured_projection(
+    model: TransformerBridge, layers: Iterable[int] | None = None, *, select: Select | None = None
+) -> Iterator[dict[int, Tensor]]:
+    """As `captured_heads`, for `sum_h z_h W_O^h + b_O` before any post-norm: `layer -> [batch, pos, d_model]`."""
+    kept: dict[int, Tensor] = {}
+    chosen = range(model.cfg.n_layers) if layers is None else check_layers(model, layers)
+    with _hooked(model, {_projection_name(layer): _keep(kept, layer, select) for layer in chosen}):
+        yield kept
+
+
+@contextmanager
+def patched_heads(
+    model: TransformerBridge, edits: Callable[[Tensor, int], Tensor], layers: Iterable[int]
+) -> Iterator[None]:
+    """Run the body with head outputs `z -> edits(z, layer)` in each of `layers`.
+
+    `edits` returns a tensor of the same shape `[batch, pos, n_heads, d_head]`, and leaves its argument alone. Contexts
+    nest: the outer one edits first, and whatever is captured inside sees the edited values.
+
+    Raises:
+        ValueError: no such layer, or an edit changed the shape.
+        RuntimeError: no forward pass reached one of the layers.
+    """
+    chosen = check_layers(model, layers)
+    hooks = {_head_name(layer): _replace(_head_name(layer), lambda z, layer=layer: edits(z, layer)) for layer in chosen}
+    with _hooked(model, hooks):
+        yield
+
+
+@contextmanager
+def added(model: TransformerBridge, layer: int, site: str, edit: Edit) -> Iterator[None]:
+    """Run the body with the residual stream at `site` of `layer` edited; `edit` keeps its `[batch, pos, d_model]`.
+
+    `resid_post` is the output of the whole block; `attn_out` is what attention adds to the residual stream, after a
+    post-norm where the family has one.
+
+    Raises:
+        ValueError: no such layer or site, or the edit changed the shape.
+        RuntimeError: no forward pass reached the layer.
+    """
+    (layer,) = check_layers(model, [layer])
+    name = _site_name(layer, check_site(site))
+    with _hooked(model, {name: _replace(name, edit)}):
+        yield
+
+
+def output_projection(
+    model: TransformerBridge, layer: int | None = None
+) -> Float[Tensor, "*n_layers n_heads d_head d_model"]:
+    """`W_O` of every head of one layer: `z @ W_O` summed over heads, plus a bias, is what the projection puts out.
+
+    The bias belongs to no head, so no vector contains it. Without a layer: all of them in one tensor
+    `[n_layers, n_heads, d_head, d_model]`, which is a copy, and needs them all on one device.
+    """
+    if layer is None:
+        return check_model(model).W_O.detach()
+    (layer,) = check_layers(model, [layer])
+    return model.blocks[layer].attn.W_O.detach()
+
+
+def post_attention_norm(model: TransformerBridge, layer: int) -> torch.nn.Module | None:
+    """The norm between the output projection and the residual stream (Gemma 2 and 3, OLMo 2, GLM-4), or None."""
+    (layer,) = check_layers(model, [layer])
+    return getattr(model.blocks[layer], "ln1_post", None)

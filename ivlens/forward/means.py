@@ -1,0 +1,116 @@
+"""What heads put out on average: at the last real token of each prompt, whatever side it is padded on."""
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ivlens.forward.hooks import captured_heads, captured_projection, captured_residual, model_lock, post_attention_norm
+from ivlens.forward.inputs import Inputs, check_length, check_prompts, row_slices
+from ivlens.models.boot import TransformerBridge
+
+
+def mean_head_outputs(
+    model: TransformerBridge, tokens: Tensor, attention_mask: Tensor, *, batch_size: int = 32
+) -> Float[Tensor, "n_layers n_heads d_head"]:
+    """Mean over prompts of every head's output before the output projection, `z̄_{l,h}`.
+
+    Inside `steer` these are the outputs of the steered model.
+
+    Args:
+        tokens: `[batch, pos]`, padded on either side.
+        attention_mask: `[batch, pos]`, 1 for tokens.
+        batch_size: prompts in each forward pass.
+
+    Returns:
+        float32 (float64 for a float64 model), on the model's device.
+
+    Raises:
+        TypeError, ValueError: unusable tokens or mask, or a prompt longer than the model's context.
+
+    Source: arXiv 2310.15213, equation 2.
+    """
+    tokens, attention_mask = check_prompts(model, tokens, attention_mask)
+    total = torch.zeros(model.cfg.n_layers, model.cfg.n_heads, model.cfg.d_head, dtype=torch.float64)
+    for inputs in _passes(model, tokens, attention_mask, batch_size):
+        with captured_heads(model, select=_last) as z:
+            inputs.logits(model)
+        total += torch.stack([z[layer].cpu().double().sum(0) for layer in range(model.cfg.n_layers)])
+    parameter = next(model.parameters())
+    # the dtype first: some devices have no float64
+    return (total / len(tokens)).to(torch.promote_types(parameter.dtype, torch.float32)).to(parameter.device)
+
+
+def mean_write_scale(
+    model: TransformerBridge, tokens: Tensor, attention_mask: Tensor, *, batch_size: int = 32
+) -> Float[Tensor, "n_layers d_model"]:
+    """Mean over prompts of the factor between a head's `z @ W_O` and what it adds to the residual stream.
+
+    Ones in most families. Gemma 2 and 3, OLMo 2 and GLM-4 pass the sum of all heads through an RMS norm first, which
+    for one prompt is a fixed scale: the norm's weight over the root mean square of that sum, so that
+    `sum_h (z_h @ W_O) * scale` is what attention adds. Granite multiplies by a constant.
+
+    Raises:
+        TypeError, ValueError: as `mean_head_outputs`; or what attention adds is no such multiple of its projection.
+    """
+    tokens, attention_mask = check_prompts(model, tokens, attention_mask)
+    layers = range(model.cfg.n_layers)
+    weights = [_norm_weight(model, layer) for layer in layers]
+    if all(weight is None for weight in weights):
+        tokens, attention_mask = tokens[:1], attention_mask[:1]  # a constant is the same for every prompt
+    total = torch.zeros(model.cfg.n_layers, model.cfg.d_model, dtype=torch.float64)
+    for inputs in _passes(model, tokens, attention_mask, batch_size):
+        with (
+            captured_projection(model, select=_last) as projected,
+            captured_residual(model, layers, "attn_out", select=_last) as written,
+        ):
+            inputs.logits(model)
+        for layer in layers:
+            scale = _scale(projected[layer].cpu().double(), written[layer].cpu().double(), weights[layer], layer)
+            total[layer] += scale.sum(0)
+    return (total / len(tokens)).float().to(next(model.parameters()).device)
+
+
+def _last(tensor: Tensor) -> Tensor:
+    return tensor[:, -1]
+
+
+def _passes(
+    model: TransformerBridge, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"], batch_size: int
+) -> Iterator[Inputs]:
+    check_length(model, mask)
+    for rows in row_slices(len(tokens), batch_size):
+        yield Inputs(tokens[rows], mask[rows], last=tokens.shape[1] - 1, n_answer=1)
+
+
+def _norm_weight(model: TransformerBridge, layer: int) -> Float[Tensor, " d_model"] | None:
+    """Weight of the post-attention RMS norm, read off its output for a vector whose root mean square is 1."""
+    norm = post_attention_norm(model, layer)
+    if norm is None:
+        return None
+    parameter = next(model.parameters())
+    with model_lock(model), torch.no_grad():
+        ones = torch.ones(1, 1, model.cfg.d_model, dtype=parameter.dtype, device=parameter.device)
+        return norm(ones)[0, 0].cpu().double()
+
+
+def _scale(
+    projected: Float[Tensor, "batch d_model"],
+    written: Float[Tensor, "batch d_model"],
+    weight: Float[Tensor, " d_model"] | None,
+    layer: int,
+) -> Float[Tensor, "batch d_model"]:
+    """The factor of each prompt, by least squares, so that neither a norm's epsilon nor a zero is in the way."""
+    basis = projected if weight is None else projected * weight
+    factor = (written * basis).sum(-1, keepdim=True) / basis.square().sum(-1, keepdim=True).clamp_min(1e-30)
+    off = float((basis * factor - written).abs().max())
+    if off > 3e-2 * max(float(written.abs().max()), 1e-30):
+        raise ValueError(
+            f"attention of layer {layer} adds something to the residual stream that is no fixed multiple of its "
+            f"output projection (off by {off:.3g}), expected at most a root-mean-square norm between; what a single "
+            "head writes is not defined in this family."
+        )
+    if weight is None and bool(((factor - 1).abs() < 1e-3).all()):
+        factor = torch.ones_like(factor)  # the same tensor: rounding only
+    return factor.expand_as(projected) if weight is None else factor * weight

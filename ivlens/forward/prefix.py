@@ -1,0 +1,161 @@
+"""Prompts run once without their last token, so that the last one can be run many times under other interventions."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ivlens.common.memory import memory_budget
+from ivlens.forward.hooks import captured_residual
+from ivlens.models.boot import TransformerBridge
+
+# what the prompts of one prefix may hold at once: 1 GB of float32, or what one pass may use on a GPU
+_FLOATS_PER_PREFIX = 2**28
+
+
+def prompts_that_fit(model: TransformerBridge, n_columns: int, n_answer_tokens: int) -> int:
+    """How many prompts may share a `SharedPrefix`, so that their cache and one block's activations fit in memory.
+
+    Args:
+        n_columns: tokens of the longest prompt.
+        n_answer_tokens: the most tokens that all answers of one prompt have together.
+    """
+    cfg, parameter = model.cfg, next(model.parameters())
+    cache = 2 * cfg.n_layers * cfg.n_heads * cfg.d_head * n_columns
+    block = 3 * cfg.n_heads * n_columns**2 + (4 * cfg.d_model + 3 * (cfg.d_mlp or 4 * cfg.d_model)) * n_columns
+    streams = cfg.n_layers * cfg.d_model * n_answer_tokens
+    free = _FLOATS_PER_PREFIX
+    if parameter.is_cuda:
+        free = memory_budget("auto", parameter.device) // parameter.element_size()
+    return max(1, free // (cache + block + streams))
+
+
+class SharedPrefix:
+    """The KV cache of `tokens[:, :-1]`, from which any number of rows may continue, each with tokens of its own.
+
+    What stands before the last prompt token is the same under every intervention at that token, and is most of the
+    work; so are the blocks below the place of the intervention, which may be left out. Both are exact up to rounding.
+
+    Args:
+        tokens, attention_mask: left-padded prompts, on the model's device.
+    """
+
+    def __init__(
+        self,
+        model: TransformerBridge,
+        tokens: Int[Tensor, "batch pos"],
+        attention_mask: Int[Tensor, "batch pos"],
+    ) -> None:
+        self._model, self._tokens, self._mask = model, tokens, attention_mask
+        self._form = 0
+        self._cache: Any = None
+        self._kept: list[tuple[Tensor, Tensor, Any]] = []
+        if tokens.shape[1] > 1:
+            with torch.no_grad(), _last_logits_only(model):
+                _, self._cache = model(
+                    tokens[:, :-1],
+                    attention_mask=attention_mask[:, :-1],
+                    use_cache=True,
+                    return_type="logits_and_cache",
+                )
+            self._kept = [(at.keys, at.values, getattr(at, "cumulative_length", None)) for at in self._cache.layers]
+
+    @property
+    def floats_per_row(self) -> int:
+        """Size of one row's share of the cache."""
+        return sum(keys[0].numel() + values[0].numel() for keys, values, _ in self._kept)
+
+    def logits(
+        self,
+        prompts: Int[Tensor, " rows"],
+        answers: Int[Tensor, "rows given"],
+        stream: Float[Tensor, "rows given+1 d_model"] | None = None,
+        start: int = 0,
+    ) -> Float[Tensor, "rows given+1 d_vocab"]:
+        """Logits at the last prompt token of each row's prompt and at the tokens that follow it (none may follow).
+
+        Args:
+            prompts: which prompt each row continues.
+            answers: the tokens that follow.
+            stream: the residual stream that enters block `start`, whose predecessors are left out.
+        """
+        prompts, answers = prompts.to(self._tokens.device), answers.to(self._tokens.device)
+        following = torch.cat([self._tokens[prompts, -1:], answers], dim=1)
+        mask = torch.cat([self._mask[prompts], torch.ones_like(answers)], dim=1)
+        with torch.no_grad(), blocks_left_out(self._model, start, stream, self._form):
+            if self._cache is None:
+                return self._model(following, attention_mask=mask, use_cache=False)
+            # a pass lengthens the cache, so every pass gets fresh rows; blocks left out need the length only
+            for number, (layer, kept) in enumerate(zip(self._cache.layers, self._kept, strict=True)):
+                keys, values, length = kept
+                layer.keys, layer.values = (keys, values) if number < start else (keys[prompts], values[prompts])
+                if length is not None:
+                    layer.cumulative_length = length
+            return self._model(following, attention_mask=mask, past_key_values=self._cache)
+
+    def streams(
+        self, prompts: Int[Tensor, " rows"], answers: Int[Tensor, "rows given"], rows_per_pass: int
+    ) -> Float[Tensor, "n_layers rows given+1 d_model"] | None:
+        """The residual stream after every block, or None if this model does not run right with blocks left out."""
+        parts: list[Tensor] = []
+        for prompt_rows, answer_rows in zip(prompts.split(rows_per_pass), answers.split(rows_per_pass), strict=True):
+            stacked, plain = self._captured(prompt_rows, answer_rows)
+            if not parts and not self._resumes(prompt_rows, answer_rows, stacked, plain):
+                return None
+            parts.append(stacked)
+        return torch.cat(parts, 1)
+
+    def _captured(self, prompts: Tensor, answers: Tensor) -> tuple[Tensor, Tensor]:
+        """The stream after every block, and the logits."""
+        layers = range(self._model.cfg.n_layers)
+        forms: list[int] = []
+        watch = self._model.blocks[0].register_forward_hook(lambda block, given, out: forms.append(output_form(out)))
+        try:
+            with captured_residual(self._model, layers) as kept:
+                plain = self.logits(prompts, answers)
+        finally:
+            watch.remove()
+        self._form = forms[-1]
+        return torch.stack([kept[layer] for layer in layers]), plain
+
+    def _resumes(self, prompts: Tensor, answers: Tensor, stacked: Tensor, plain: Tensor) -> bool:
+        """Whether a pass from the middle gives what the whole pass gave."""
+        middle = max(1, len(stacked) // 2)
+        try:
+            resumed = self.logits(prompts, answers, stacked[middle - 1], middle)
+        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):
+            return False  # a family whose blocks hand on more than the stream
+        off = (resumed - plain).abs()  # of NaN nothing is within bounds, and allclose would raise
+        return bool((off <= 1e-3 * (plain.abs() + plain.abs().max())).all())
+
+
+def output_form(out: Tensor | tuple[Any, ...]) -> int:
+    """0 for a tensor, otherwise the length of the tuple whose first entry is the stream."""
+    return len(out) if isinstance(out, tuple) else 0
+
+
+@contextmanager
+def _last_logits_only(model: TransformerBridge) -> Iterator[None]:
+    """Only the last position reaches the unembedding: logits of all would be by far the largest tensor."""
+    handle = model.unembed.register_forward_pre_hook(lambda module, given: (given[0][:, -1:], *given[1:]))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def blocks_left_out(model: TransformerBridge, start: int, stream: Tensor | None, form: int) -> Iterator[None]:
+    """Blocks below `start` put out `stream` without running, in the `output_form` of that model's blocks."""
+    blocks = [model.blocks[layer] for layer in range(start)]
+    out = (stream, *[None] * (form - 1)) if form else stream
+    for block in blocks:
+        block.__dict__["forward"] = lambda *args, **kwargs: out
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.__dict__["forward"]

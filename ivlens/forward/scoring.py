@@ -1,0 +1,145 @@
+"""How well a model gives an answer: pure functions of logits, and the forward passes that make them.
+
+Every function computes in float32 at least. `-100` in answer tokens is padding.
+"""
+
+from collections.abc import Iterator
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ivlens.forward.hooks import check_unsteered, model_lock
+from ivlens.forward.inputs import check_answers, check_length, check_prompts, forced, row_slices
+from ivlens.models.boot import TransformerBridge
+from ivlens.prompts.build import PromptBatch
+
+Score = Literal["prob", "logprob", "logit_diff"]
+SCORES: tuple[str, ...] = get_args(Score)
+
+_NUMBERS_AT_ONCE = 2**22
+
+
+def first_token_prob(logits: Float[Tensor, "batch d_vocab"], answer: Int[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+    """Probability of the first answer token, 0 to 1."""
+    return _log_probs(logits, answer[:, None])[:, 0].exp()
+
+
+def sequence_logprob(
+    logits: Float[Tensor, "batch answer_len d_vocab"], answers: Int[Tensor, "batch answer_len"]
+) -> Float[Tensor, " batch"]:
+    """Sum of the log-probabilities (nats) of all answer tokens, each given the ones before it."""
+    each = _log_probs(logits, answers.clamp(min=0)[..., None])[..., 0]
+    return each.masked_fill(answers == -100, 0.0).sum(-1)
+
+
+def logit_diff(
+    logits: Float[Tensor, "batch d_vocab"], answer: Int[Tensor, " batch"], foil: Int[Tensor, " batch"]
+) -> Float[Tensor, " batch"]:
+    """Logit of the first answer token minus that of the foil (nats)."""
+    pair = _full(logits.gather(-1, torch.stack([answer, foil], -1)))
+    return pair[:, 0] - pair[:, 1]
+
+
+def greedy_match(
+    logits: Float[Tensor, "batch answer_len d_vocab"], answers: Int[Tensor, "batch answer_len"]
+) -> Bool[Tensor, " batch"]:
+    """Whether every answer token is the most likely one given those before it: what greedy decoding would write."""
+    return ((logits.argmax(-1) == answers) | (answers == -100)).all(-1)
+
+
+def answer_rank(logits: Float[Tensor, "batch d_vocab"], answer: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:
+    """Place of the first answer token among all tokens; 1 is the most likely, and ties count against it."""
+    own = logits.gather(-1, answer[:, None])
+    return (logits >= own).sum(-1)
+
+
+def check_score(score: str, *, has_foils: bool = True) -> str:
+    """`score`, if there is one of that name and it has what it needs.
+
+    Raises:
+        ValueError: unknown, or `logit_diff` without foils.
+    """
+    if score not in SCORES:
+        raise ValueError(f"score is {score!r}, expected one of {', '.join(SCORES)}.")
+    if score == "logit_diff" and not has_foils:
+        raise ValueError(
+            "score 'logit_diff' got no foil_tokens, expected the counterfactual task's first answer token for each "
+            "prompt; use corruption='counterfactual', or score='prob'."
+        )
+    return score
+
+
+def score_answers(
+    score: str,
+    logits: Float[Tensor, "batch answer_len d_vocab"],
+    answers: Int[Tensor, "batch answer_len"],
+    foils: Int[Tensor, " batch"] | None = None,
+) -> Float[Tensor, " batch"]:
+    """The score of each row: `prob` (0 to 1), `logprob` (nats, all tokens) or `logit_diff` (nats)."""
+    check_score(score, has_foils=foils is not None)
+    if score == "logprob":
+        return sequence_logprob(logits, answers)
+    if foils is None or score == "prob":
+        return first_token_prob(logits[:, 0], answers[:, 0])
+    return logit_diff(logits[:, 0], answers[:, 0], foils)
+
+
+def scored_columns(score: str, answers: Int[Tensor, "batch answer_len"]) -> Int[Tensor, "batch scored_len"]:
+    """The answer tokens a score looks at: passes over the others would be for nothing."""
+    return answers if score == "logprob" else answers[:, :1]
+
+
+def _log_probs(logits: Float[Tensor, "*rows d_vocab"], ids: Int[Tensor, "*rows ids"]) -> Float[Tensor, "*rows ids"]:
+    # a few rows at a time: logits are the largest tensors there are, and a copy of all would double the memory
+    rows = max(1, _NUMBERS_AT_ONCE // logits[0].numel())
+    parts = zip(logits.split(rows), ids.split(rows), strict=True)
+    return torch.cat([_full(part).log_softmax(-1).gather(-1, chosen) for part, chosen in parts])
+
+
+def _full(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def answer_passes(
+    model: TransformerBridge, batch: PromptBatch, *, batch_size: int = 64
+) -> Iterator[tuple[slice, Float[Tensor, "rows answer_len d_vocab"]]]:
+    """Logits that predict each answer token, teacher-forced, a few rows at a time.
+
+    Raises:
+        ValueError: a prompt that does not fit the model, or unusable tokens.
+        RuntimeError: inside a `steer` context, whose vector would be added to answer tokens here.
+    """
+    tokens, mask = check_prompts(model, batch.tokens, batch.attention_mask)
+    answers = check_answers(model, batch.answer_tokens, len(batch))
+    check_length(model, mask, answers.shape[1])
+    for rows in row_slices(len(batch), batch_size):
+        with model_lock(model):
+            check_unsteered(model)
+            logits = forced(tokens[rows], mask[rows], answers[rows]).logits(model)
+        yield rows, logits
+
+
+def answer_logits(
+    model: TransformerBridge, batch: PromptBatch, *, batch_size: int = 64
+) -> Float[Tensor, "batch answer_len d_vocab"]:
+    """All of `answer_passes` in one tensor."""
+    return torch.cat([logits for _, logits in answer_passes(model, batch, batch_size=batch_size)])
+
+
+def greedy_accuracy(model: TransformerBridge, batch: PromptBatch, *, batch_size: int = 64) -> Bool[Tensor, " batch"]:
+    """Whether greedy decoding gives any of the accepted answers of each row.
+
+    An answer counts as soon as its tokens are there: what follows is not looked at.
+
+    Raises:
+        ValueError, RuntimeError: as `answer_passes`.
+    """
+    wide, source = batch.expanded()
+    answers = check_answers(model, wide.answer_tokens, len(wide))
+    right = torch.zeros(len(batch), dtype=torch.bool, device=answers.device)
+    for rows, logits in answer_passes(model, wide, batch_size=batch_size):
+        hits = greedy_match(logits, answers[rows])
+        right[source.to(answers.device)[rows][hits]] = True
+    return right

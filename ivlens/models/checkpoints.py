@@ -1,0 +1,172 @@
+"""A series of checkpoints of one model, opened one at a time."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from ivlens.common.files import STATE
+from ivlens.models.adapters import CONFIG, adapter_folders, is_adapter, named_base
+from ivlens.models.boot import TransformerBridge
+from ivlens.models.load import check_model, load_model, model_identity, pocket_path
+
+_HASHED = 2**26  # bytes of a file
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """One model of a series.
+
+    Attributes:
+        name: Unique in its series.
+        source: A bridge, or the folder or name that `load_model` takes.
+        step: Training steps before it, where that is known.
+        base: For adapters: the model they belong to; None: the one they name.
+    """
+
+    name: str
+    source: Any
+    step: int | None = None
+    base: Any = None
+
+    def open(self) -> TransformerBridge:
+        """The model, ready for hooks; a folder is read anew by every call, and freed with what is returned."""
+        if isinstance(self.source, str | Path):
+            return load_model(self.source, base=self.base if is_adapter(self.source) else None)
+        return self.source
+
+    def key(self) -> dict[str, Any]:
+        """What tells the model apart from others, without opening it: a bridge's weights, or a folder's files.
+
+        A folder may be moved or copied: small files count by their content. Weights of more than 64 MiB would take
+        longer to read than a check may; they count by size and time.
+        """
+        if not isinstance(self.source, str | Path):
+            return {"weights": model_identity(self.source).weights_hash}
+        folder = pocket_path() if self.source == "pocket" else Path(self.source).expanduser()
+        if not folder.is_dir():
+            return {"source": str(self.source)}
+        parts = adapter_folders(folder).values()
+        files = [path for part in parts or [folder] for path in part.iterdir() if _makes_the_model(path)]
+        contents = [[path.relative_to(folder).as_posix(), *_content(path)] for path in sorted(files)]
+        base = (named_base(folder) if self.base is None else self.base) if parts else None
+        return {"files": contents, "base": None if base is None else Checkpoint("base", base).key()}
+
+
+@dataclass(frozen=True, eq=False)
+class CheckpointSeries:
+    """A first model and what became of it, in order.
+
+    No more than two models of it are in memory at once if callers drop what `later` opened before they ask for the next
+    (a `for` loop with one name does).
+    """
+
+    first: Checkpoint
+    later: tuple[Checkpoint, ...]
+
+    def __len__(self) -> int:
+        return 1 + len(self.later)
+
+    def __iter__(self) -> Iterator[Checkpoint]:
+        yield self.first
+        yield from self.later
+
+
+def checkpoint_series(
+    source: "str | Path | Sequence[Any] | Mapping[str, Any]", *, first: Any = None, base: Any = None
+) -> CheckpointSeries:
+    """Put checkpoints in order.
+
+    Args:
+        source: A folder with one checkpoint in each subfolder (whole models, or adapters in peft's format; what `ivlens
+            tune --checkpoint-every` writes), in the order of the numbers in their names, names without a number last;
+            or bridges, folders and names as a list or by name, in their own order. A folder that is itself a checkpoint
+            is a series of one.
+        first: The model everything is compared with, as a bridge, folder or name. None: the model that the adapters
+            name, or else the first of the series.
+        base: The model that adapters belong to, where it is not the one they name.
+
+    Raises:
+        FileNotFoundError: no such folder, or none with checkpoints in it.
+        ValueError: nothing to compare: fewer than two models, or two of one name.
+    """
+    found = _listed(source, base)
+    if first is None and found and isinstance(found[0].source, str | Path) and is_adapter(found[0].source):
+        first = base if base is not None else named_base(found[0].source)
+    if first is not None:
+        found = [Checkpoint("before", first, 0), *found]
+    names = [checkpoint.name for checkpoint in found]
+    if len(found) < 2 or len(set(names)) < len(names):
+        raise ValueError(
+            f"the series has the checkpoints {', '.join(names) or 'none'}, expected two or more with distinct names; "
+            "name the model before training (first=, on the command line --before)."
+        )
+    return CheckpointSeries(found[0], tuple(found[1:]))
+
+
+def _listed(source: "str | Path | Sequence[Any] | Mapping[str, Any]", base: Any) -> list[Checkpoint]:
+    if isinstance(source, Mapping):
+        return [_checked(str(name), one, base) for name, one in source.items()]
+    if not isinstance(source, str | Path):
+        found = [_checked(_name_of(one, number), one, base) for number, one in enumerate(source)]
+        # a bridge's name begins with its place in the list, which is no step
+        return [one if isinstance(one.source, str | Path) else replace(one, step=None) for one in found]
+    root = Path(source).expanduser()
+    if not root.is_dir():
+        raise FileNotFoundError(f"{str(source)!r} is no folder, expected one with checkpoints in its subfolders.")
+    if _is_checkpoint(root):
+        return [_checked(root.name, root, base)]
+    folders = [path for path in root.iterdir() if path.is_dir() and _is_checkpoint(path)]
+    if not folders and (root / STATE).is_file():
+        raise FileNotFoundError(
+            f"{str(source)!r} holds a training that has not ended (no model/ yet), expected checkpoints; give the same "
+            "`ivlens tune` command again, which goes on from where it stopped, or write checkpoints on the way with "
+            "--checkpoint-every N."
+        )
+    if not folders:
+        raise FileNotFoundError(
+            f"{str(source)!r} holds no checkpoints, expected subfolders written by save_pretrained (whole models or "
+            "adapters); `ivlens tune --checkpoint-every N` writes such."
+        )
+    return [_checked(path.name, path, base) for path in sorted(folders, key=_place)]
+
+
+def _checked(name: str, source: Any, base: Any) -> Checkpoint:
+    if not isinstance(source, str | Path):
+        check_model(source)
+    elif isinstance(source, Path) and not _is_checkpoint(source.expanduser()):
+        raise FileNotFoundError(f"checkpoint {name!r}: {str(source)!r} holds neither config.json nor adapters.")
+    return Checkpoint(name, source, _step(name), base)
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    return (folder / "config.json").is_file() or bool(adapter_folders(folder))
+
+
+def _makes_the_model(path: Path) -> bool:
+    return path.is_file() and (path.suffix == ".safetensors" or path.name in ("config.json", "tokenizer.json", CONFIG))
+
+
+def _content(path: Path) -> list[Any]:
+    about = path.stat()
+    if about.st_size > _HASHED:
+        return [about.st_size, about.st_mtime_ns]
+    return [sha256(path.read_bytes()).hexdigest()]
+
+
+def _name_of(source: Any, number: int) -> str:
+    if isinstance(source, str | Path):
+        return Path(source).name or str(source)
+    return f"{number}: {model_identity(source).name}"
+
+
+def _step(name: str) -> int | None:
+    found = re.findall(r"\d+", name)
+    return int(found[-1]) if found else None
+
+
+def _place(path: Path) -> tuple[bool, int, str]:
+    step = _step(path.name)
+    return step is None, step or 0, path.name

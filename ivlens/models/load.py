@@ -1,0 +1,287 @@
+"""`load_model`: a Hugging Face decoder, checked and wrapped as a `TransformerBridge`."""
+
+import os
+from contextlib import nullcontext
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from ivlens.common.hub import without_retries
+from ivlens.models.adapters import is_adapter, named_base, with_adapters
+from ivlens.models.boot import TransformerBridge, boot, check_config, check_supported
+from ivlens.models.fingerprint import weights_hash
+from ivlens.models.opening import check_all_there, check_name, check_sizes, opened_by
+from ivlens.models.plain import plain_model, plain_origin, remember_plain
+
+__all__ = ["ModelIdentity", "TransformerBridge", "check_model", "load_model", "model_identity", "pocket_path"]
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """Which model a result belongs to; `weights_hash` covers every parameter, to the bit."""
+
+    name: str
+    revision: str | None
+    architecture: str
+    n_layers: int
+    n_heads: int
+    d_model: int
+    d_head: int
+    d_vocab: int
+    weights_hash: str
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.n_layers} layers x {self.n_heads} heads, weights {self.weights_hash[:12]})"
+
+
+@dataclass(frozen=True)
+class _Origin:
+    name: str
+    revision: str | None
+
+
+_SAVE_AGAIN = "expected a checkpoint written by save_pretrained; save or download it again"
+_ORIGINS: WeakKeyDictionary[TransformerBridge, _Origin] = WeakKeyDictionary()
+
+
+def pocket_path() -> Path:
+    """The folder of the built-in model's checkpoint, which plain transformers opens as well."""
+    return Path(str(resources.files("ivlens") / "data" / "pocket"))
+
+
+def load_model(
+    name: str | Path = "pocket",
+    *,
+    hf_model: Any = None,
+    tokenizer: Any = None,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    revision: str | None = None,
+    base: "str | Path | TransformerBridge | None" = None,
+) -> TransformerBridge:
+    """Open a decoder-only language model, ready for hooks.
+
+    The bridge is in eval mode without gradients, its logits were compared with those of the Hugging Face model before
+    wrapping, and `model.tokenizer` is exactly the tokenizer given, or else the checkpoint's own (one without a padding
+    token pads with its end-of-text token). Text given to the model gets a BOS token where that tokenizer adds one, and
+    only there. LoRA adapters inside a given model (`peft_model.get_base_model()`) stay as trainable as they were.
+
+    Args:
+        name: `"pocket"` (the built-in model), a folder, or a name on the Hugging Face Hub. A folder of adapters written
+            by peft is merged into the model that they name.
+        hf_model: A model in memory; it is wrapped in place. `name` is then only what results call it.
+        tokenizer: Its tokenizer. None: the checkpoint's; for a model in memory, that of the folder it was read from, or
+            none, which is enough for calls that take tokens.
+        device: `"auto"`: where a given model is, otherwise the GPU if there is one.
+        dtype: `"auto"`: as stored, but float16 becomes float32 on a CPU.
+        revision: Branch, tag or commit on the Hub.
+        base: For a folder of adapters: the model they belong to, by name or as a bridge (which stays as it is); None:
+            the one they name.
+
+    Raises:
+        FileNotFoundError: The folder does not exist or holds no checkpoint.
+        ConnectionError: The Hub could not be reached, or has no such model.
+        TypeError: `hf_model` is no transformers model.
+        ValueError: Encoder-decoder, no attention heads, NaN weights, an architecture that is not supported or not
+            wrapped faithfully, or a device or dtype that does not exist.
+    """
+    if hf_model is not None and not (isinstance(hf_model, nn.Module) and hasattr(hf_model, "config")):
+        raise TypeError(f"hf_model is {type(hf_model).__name__}, expected a transformers model (LlamaForCausalLM ...).")
+    asked, place = _dtype(dtype), device_of(device, hf_model)
+    check_name(name)
+    adapters = hf_model is None and is_adapter(name)
+    if base is not None and not adapters:
+        raise ValueError(f"load_model got base= for {str(name)!r}, which is no folder of adapters; leave base out.")
+    if adapters:
+        label = str(name)
+        hf_model, tokenizer = _adapted(Path(name).expanduser(), base, tokenizer, asked, revision)
+    elif hf_model is None:
+        source, label = source_of(name), str(name)
+        with without_retries() if isinstance(source, str) else nullcontext():
+            hf_model = _download(source, asked, revision)
+            tokenizer = _own_tokenizer(source, revision) if tokenizer is None else tokenizer
+    else:
+        path = getattr(hf_model, "name_or_path", "")
+        label = (path or type(hf_model).__name__) if name == "pocket" else str(name)
+        if tokenizer is None and (Path(path or "-") / "tokenizer_config.json").is_file():
+            tokenizer = _own_tokenizer(Path(path), None)
+    if asked is None and place.type == "cpu" and next(hf_model.parameters()).dtype == torch.float16:
+        asked = torch.float32
+    check_supported(hf_model, label)
+    if asked is not None or next(hf_model.parameters()).device != place:
+        hf_model = hf_model.to(device=place, dtype=asked)
+    origin = plain_origin(hf_model)
+    model = boot(hf_model, tokenizer, label)
+    remember_plain(model, origin)
+    _ORIGINS[model] = _Origin(label, getattr(hf_model.config, "_commit_hash", None) or revision)
+    return model
+
+
+def _adapted(
+    folder: Path,
+    base: "str | Path | TransformerBridge | None",
+    tokenizer: Any,
+    dtype: torch.dtype | None,
+    revision: str | None,
+) -> tuple[Any, Any]:
+    """The plain model with the adapters of a folder merged, and its tokenizer."""
+    if base is None or isinstance(base, str | Path):
+        source = source_of(named_base(folder) if base is None else base)
+        with without_retries() if isinstance(source, str) else nullcontext():
+            plain = _download(source, dtype, revision)
+            tokenizer = _own_tokenizer(source, revision) if tokenizer is None else tokenizer
+    else:
+        plain = plain_model(check_model(base))
+        tokenizer = base.tokenizer if tokenizer is None else tokenizer
+    return with_adapters(plain, folder).requires_grad_(False).eval(), tokenizer
+
+
+def check_model(model: Any) -> TransformerBridge:
+    """`model`, if it is a bridge.
+
+    Raises:
+        TypeError: anything else, such as the Hugging Face model itself.
+    """
+    # by what it has: the class is some other module at run time, see _boot
+    if not all(hasattr(model, name) for name in ("original_model", "blocks", "cfg")):
+        raise TypeError(
+            f"model is {type(model).__name__}, expected the TransformerBridge that ivlens.load_model returns; "
+            "wrap a Hugging Face model with load_model(hf_model=model, tokenizer=tokenizer)."
+        )
+    return model
+
+
+def model_identity(model: TransformerBridge) -> ModelIdentity:
+    """Name, shape and weights hash of `model`, as stored with every result."""
+    cfg = check_model(model).cfg
+    origin = _ORIGINS.get(model, _Origin(str(getattr(cfg, "model_name", "")), None))
+    return ModelIdentity(
+        name=origin.name,
+        revision=origin.revision,
+        architecture=str(cfg.architecture),
+        n_layers=cfg.n_layers,
+        n_heads=cfg.n_heads,
+        d_model=cfg.d_model,
+        d_head=cfg.d_head,
+        d_vocab=cfg.d_vocab,
+        weights_hash=weights_hash(model),
+    )
+
+
+def _dtype(dtype: str | torch.dtype) -> torch.dtype | None:
+    if dtype == "auto" or isinstance(dtype, torch.dtype):
+        return None if dtype == "auto" else dtype
+    found = getattr(torch, dtype.removeprefix("torch."), None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f"dtype is {dtype!r}, expected 'auto', 'float32', 'bfloat16', 'float16' or a torch.dtype.")
+    return found
+
+
+def device_of(device: str | torch.device, hf_model: Any = None) -> torch.device:
+    """Where a model goes; `"auto"`: where a given one is, otherwise the GPU if there is one.
+
+    Raises:
+        ValueError: no such device, or none here.
+    """
+    if device == "auto":
+        if hf_model is not None:
+            return next(hf_model.parameters()).device
+        return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device is {device!r}, expected 'auto', 'cpu', 'cuda' or 'cuda:0'.") from None
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device is {str(place)!r}, but torch {torch.__version__} sees no GPU here; use device='cpu'.")
+    if place.type == "cuda" and place.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return place
+
+
+def source_of(name: str | Path) -> str | Path:
+    """A folder that holds a checkpoint, or a Hub name.
+
+    Raises:
+        FileNotFoundError: a folder that does not.
+    """
+    if name == "pocket":
+        folder = pocket_path()
+    else:
+        folder = Path(os.path.expanduser(name))
+        looks_local = isinstance(name, Path) or name.startswith((".", "~", os.sep)) or name.count("/") > 1
+        if not folder.exists() and not looks_local:
+            return str(name)
+    if not (folder / "config.json").is_file():
+        what = "is a folder without config.json" if folder.is_dir() else "is no folder"
+        remedy = "train it with `ivlens pocket train`" if name == "pocket" else "pass one written by save_pretrained"
+        raise FileNotFoundError(
+            f"model {str(name)!r}: {folder} {what}, expected a checkpoint folder; {remedy}, or a Hub name 'owner/name'."
+        )
+    return folder
+
+
+def _download(source: str | Path, dtype: torch.dtype | None, revision: str | None) -> Any:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if isinstance(source, Path):
+        with opened_by("transformers", f"model {str(source)!r}", _SAVE_AGAIN):
+            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        check_config(config, str(source))
+        check_sizes(config, source)
+    local = opened_by("transformers", f"model {str(source)!r}", _SAVE_AGAIN)
+    try:
+        with local if isinstance(source, Path) else nullcontext():
+            opened: Any = AutoModelForCausalLM.from_pretrained(
+                source,
+                revision=revision or "main",
+                dtype=dtype or "auto",
+                trust_remote_code=False,
+                attn_implementation="eager",
+                output_loading_info=True,
+            )
+        loaded, about = opened
+        check_all_there(loaded, about["missing_keys"], str(source))
+        return loaded
+    except OSError as error:
+        if isinstance(source, Path):
+            raise
+        raise _unreachable(source, error) from None
+    except ValueError as error:
+        if "Unrecognized configuration class" not in str(error):
+            raise
+        raise ValueError(
+            f"model {str(source)!r} is no decoder-only language model that transformers can open "
+            f"({str(error).splitlines()[0]:.200}); use a causal language model such as Llama, Qwen, Gemma or GPT-2."
+        ) from None
+
+
+def _unreachable(source: str, error: Exception) -> ConnectionError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return ConnectionError(
+        f"model {source!r} is no folder here, and could not be fetched from the Hugging Face Hub ({reason:.300}); "
+        "check the name and the connection, pass a local checkpoint folder, or use the built-in model 'pocket'."
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def _own_tokenizer(source: str | Path, revision: str | None) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision or "main", trust_remote_code=False)
+    except Exception as error:  # of three libraries, one of them not in Python
+        if isinstance(source, str):
+            raise _unreachable(source, error) from None
+        raise FileNotFoundError(
+            f"model {str(source)!r} has no tokenizer beside its weights that transformers can open "
+            f"({_first_line(error)}); save one there, or pass tokenizer=."
+        ) from None
+    return tokenizer

@@ -1,0 +1,1 @@
+"""Many measurements at once: suites of tasks, sweeps, the study."""

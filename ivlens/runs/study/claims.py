@@ -1,0 +1,188 @@
+"""The claims of the paper, each with its number, its margin (fixed before measuring) and a verdict."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from ivlens.common.intervals import grouped_interval
+from ivlens.runs.study.plan import CONTROL, PAPER, PLAIN, REHEARSAL
+
+SEEN, NOT_SEEN, UNDECIDED, NOT_TESTABLE = "seen in pocket", "not seen", "undecided", "not testable here"
+LEAD = 0.05  # accuracy by which a vector must lead the strongest kind of control
+NATS = 0.5  # log-odds by which one probability must fall further, or be kept better, than another
+COSINE = 0.9
+R2 = 0.5
+FORGOTTEN = 0.2  # accuracy that must be lost before "while performance falls" means anything
+RIVALS = ("step", "distance")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim.
+
+    Attributes:
+        name: Short.
+        text: In words.
+        paper: The paper's number, as far as it is known.
+        parts: Quantities of the evidence that it is about; the verdict needs all of them beyond the margin.
+        margin: The border between seen and not seen; undecided is what has it inside its interval.
+        unit: Of the number.
+        beside: Quantities that are shown beside the number.
+        needs: Quantity and least value without which there is nothing to see.
+        command: That measures it alone, on models of one's own.
+    """
+
+    name: str
+    text: str
+    paper: str
+    parts: tuple[str, ...]
+    margin: float
+    unit: str
+    beside: tuple[str, ...] = ()
+    needs: tuple[str, float] | None = None
+    command: str = "ivlens study"
+
+
+def _beside(test: str, *more: str) -> tuple[str, ...]:
+    return tuple(f"{test}_{what}" for what in (*more, "iv", "control", "best_draw"))
+
+
+_DYNAMICS = "ivlens dynamics CHECKPOINTS --causal"
+_TUNE = "ivlens tune --guidance"
+CLAIMS = (
+    Claim(
+        "instruction", "The instruction's probability falls more than the knowledge's.",
+        "accuracy −10.24 against +1.93 points (LLaMA2-7B-Chat)", ("excess",), NATS, "nats of log-odds",
+        ("instruction_drop", "knowledge_drop"), ("instruction_drop", 0.1), "ivlens forget CHECKPOINTS",
+    ),
+    Claim(
+        "cosine", "The Instruction Vector stays (cosine ≥ 0.9) while performance falls.",
+        "≈ 0.95", ("iv_cosine",), COSINE, "cosine", ("accuracy_drop",), ("accuracy_drop", FORGOTTEN),
+        "ivlens dynamics CHECKPOINTS",
+    ),
+    Claim(
+        "reinjection", "Re-injecting the first model's vector restores performance beyond its controls.",
+        "0.03 → 0.47, without controls", ("reinjection_lead",), LEAD, "accuracy over the strongest kind of control",
+        (*_beside("reinjection", "baseline"), "reinjection_own_lead"), ("accuracy_drop", FORGOTTEN), _DYNAMICS,
+    ),
+    Claim(
+        "overlaid", "Overlaid, not erased: the vector is still written and read while the instructed model fails.",
+        "claimed; not tested apart", ("write_lead", "read_lead"), LEAD, "accuracy over the strongest kind of control",
+        (*_beside("write"), *_beside("read")), ("accuracy_drop", FORGOTTEN), _DYNAMICS,
+    ),
+    Claim(
+        "subtraction", "Taking the new task's vector away restores performance beyond its controls.",
+        "claimed; no number", ("subtraction_lead",), LEAD, "accuracy over the strongest kind of control",
+        _beside("subtraction", "baseline"), ("accuracy_drop", FORGOTTEN), _DYNAMICS,
+    ),
+    Claim(
+        "guidance", "IV-guided training keeps the instruction's probability.",
+        "+5.44 GP, +17.52 IP (points, mean of four methods)", (f"kept_{PAPER}",), NATS, "nats of log-odds over plain",
+        (f"instruction_{PLAIN}", f"instruction_{PAPER}"), ("instruction_drop", 0.1), f"{_TUNE} {PAPER}",
+    ),
+    Claim(
+        "vector", "It is the vector that keeps it: the same guidance with a zero vector keeps less.",
+        "no such control", ("kept_vector",), NATS, "nats of log-odds over the zero vector",
+        (f"instruction_{PAPER}", f"instruction_{CONTROL}"), ("instruction_drop", 0.1), f"{_TUNE} {CONTROL}",
+    ),
+    Claim(
+        "rehearsal", "Rehearsing old instructions on new inputs keeps it (not in the papers).",
+        "–", (f"kept_{REHEARSAL}",), NATS, "nats of log-odds over plain",
+        (f"instruction_{PLAIN}", f"instruction_{REHEARSAL}"), ("instruction_drop", 0.1), f"{_TUNE} {REHEARSAL}",
+    ),
+)  # fmt: skip
+PREDICTION = "Similarity of the activated vector predicts performance, better than step and weight distance do."
+LARGE = "The same holds in models of 7B parameters."
+
+
+def claim_table(runs: Mapping[str, pd.DataFrame], predictors: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
+    """One row for each claim: its number with an interval, and the verdict.
+
+    Args:
+        runs: `StudyResult.evidence` by run. With one run tasks are resampled; with several, runs and their tasks.
+        predictors: `ivlens.analysis.dynamics.predictors` of all runs.
+
+    Returns:
+        `claim`, `text`, `paper`, `value`, `low`, `high`, `unit`, `margin`, `beside` (other numbers, as text),
+        `verdict`, `command`.
+    """
+    values = {run: _quantities(table) for run, table in runs.items()}
+    rows = [_row(claim, values, seed) for claim in CLAIMS]
+    fell = grouped_interval([list(found["accuracy_drop"].values()) for found in values.values()], seed)[0]
+    rows.insert(5, _prediction(predictors) | ({} if fell >= FORGOTTEN else {"verdict": NOT_TESTABLE}))
+    rows.append(
+        _plain_row("large", LARGE, "LLaMA2-7B, Llama3-8B, Mistral-7B", NOT_TESTABLE, "ivlens study --model NAME")
+    )
+    return pd.DataFrame(rows)
+
+
+def _quantities(table: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """By quantity and task, with what is a difference of two."""
+    found: dict[str, dict[str, float]] = {}
+    for row in table.to_dict("records"):
+        found.setdefault(row["name"], {})[row["task"]] = row["value"]
+    if {f"kept_{PAPER}", f"kept_{CONTROL}"} <= set(found):
+        with_it, without = found[f"kept_{PAPER}"], found[f"kept_{CONTROL}"]
+        found["kept_vector"] = {task: with_it[task] - without[task] for task in with_it}
+    return found
+
+
+def _row(claim: Claim, values: Mapping[str, Mapping[str, Mapping[str, float]]], seed: int) -> dict[str, Any]:
+    def interval(name: str) -> tuple[float, float, float]:
+        return grouped_interval([list(found[name].values()) for found in values.values() if name in found], seed)
+
+    parts = {name: interval(name) for name in claim.parts}
+    # the weakest part is the claim's number: it needs all of them
+    mean, low, high = min(parts.values(), key=lambda part: part[0])
+    verdict = _verdict(list(parts.values()), claim.margin)
+    if any(part[0] != part[0] for part in parts.values()):
+        verdict = NOT_TESTABLE
+    if claim.needs is not None and not interval(claim.needs[0])[0] >= claim.needs[1]:
+        verdict = NOT_TESTABLE
+    shown = [*(claim.parts if len(claim.parts) > 1 else ()), *claim.beside]
+    means = {name: interval(name)[0] for name in shown}
+    beside = ", ".join(f"{name.replace('_', ' ')} {_two(value)}" for name, value in means.items() if value == value)
+    return {
+        "claim": claim.name, "text": claim.text, "paper": claim.paper, "value": mean, "low": low, "high": high,
+        "unit": claim.unit, "margin": claim.margin, "beside": beside, "verdict": verdict, "command": claim.command,
+    }  # fmt: skip
+
+
+def _verdict(parts: Sequence[tuple[float, float, float]], margin: float) -> str:
+    if any(high < margin for _, _, high in parts):
+        return NOT_SEEN
+    return SEEN if all(low >= margin for _, low, _ in parts) else UNDECIDED
+
+
+def _prediction(predictors: pd.DataFrame) -> dict[str, Any]:
+    found = {row["predictor"]: row for row in predictors.to_dict("records")}
+    own = found["activation_cosine"]
+    verdict = _verdict([(own["r2"], own["r2_lo"], own["r2_hi"])], R2)
+    if verdict == SEEN and any(found[name]["r2"] >= own["r2"] for name in RIVALS):
+        verdict = NOT_SEEN
+    beside = ", ".join(f"{name.replace('_', ' ')} {row['r2']:.2f}" for name, row in found.items() if row is not own)
+    row = _plain_row("prediction", PREDICTION, "R² = 0.873", verdict, "ivlens dynamics CHECKPOINTS")
+    numbers = {"value": own["r2"], "low": own["r2_lo"], "high": own["r2_hi"]}
+    return row | numbers | {"unit": "R² where not fitted", "margin": R2, "beside": beside}
+
+
+def _plain_row(name: str, text: str, paper: str, verdict: str, command: str) -> dict[str, Any]:
+    nan = float("nan")
+    return {
+        "claim": name, "text": text, "paper": paper, "value": nan, "low": nan, "high": nan, "unit": "", "margin": nan,
+        "beside": "", "verdict": verdict, "command": command,
+    }  # fmt: skip
+
+
+def interval_text(row: Mapping[str, Any]) -> str:
+    """A claim's number with its interval and unit."""
+    if row["value"] != row["value"]:
+        return "–"
+    return f"{_two(row['value'])} [{_two(row['low'])}, {_two(row['high'])}] {row['unit']}"
+
+
+def _two(value: float) -> str:
+    """Two decimals, and no "-0.00"."""
+    return f"{round(value, 2) + 0.0:.2f}"

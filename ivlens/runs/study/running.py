@@ -1,0 +1,161 @@
+"""`run_study`: train, watch, take apart, intervene, train again with guidance."""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from ivlens.analysis.dynamics.causal import causal_tests
+from ivlens.analysis.dynamics.predict import predictors
+from ivlens.analysis.dynamics.recording import Recorder
+from ivlens.analysis.dynamics.stages import measure_stage
+from ivlens.analysis.forgetting.drops import decomposition
+from ivlens.analysis.forgetting.probabilities import probe
+from ivlens.common.kept import digest, kept_table
+from ivlens.effects.results import HeadEffects
+from ivlens.models.boot import TransformerBridge
+from ivlens.models.load import load_model, model_identity
+from ivlens.runs.study.plan import PLAIN, StudyOptions
+from ivlens.runs.study.results import UNFINISHED, StudyResult, evidence
+from ivlens.runs.suites.suite import for_training, load_suite, split_examples
+from ivlens.tasks.task import Task, load_task
+from ivlens.tuning.builder import find_recipe, guidance_by_name
+from ivlens.tuning.data import training_set
+from ivlens.tuning.exams import make_exam
+from ivlens.tuning.learner import Learner
+
+Say = Callable[[str], None]
+
+
+def run_study(
+    options: StudyOptions | None = None,
+    *,
+    model: TransformerBridge | None = None,
+    folder: str | Path | None = None,
+    say: Say = lambda text: None,
+) -> StudyResult:
+    """The whole argument on one model and one sequence of new tasks.
+
+    1. Train on the new tasks, without guidance, and measure vectors, heads and performance of the old ones on the way.
+    2. Take apart what was forgotten: instruction or knowledge.
+    3. Causal tests between the first model and the last: write, read, re-injection, subtraction of the new task.
+    4. Train again with each kind of guidance, and see what that keeps.
+
+    Args:
+        model: One that is open already; None: `options.model` is loaded.
+        folder: Trainings and measurements are kept in it until `write_study` has written the result there: an
+            interrupted study of the same model and options goes on from them. None: nowhere.
+        say: Told what is being done.
+
+    Raises:
+        ValueError: tasks that are unknown or cannot be measured, an option that does not suit the model.
+    """
+    start = time.perf_counter()
+    options = options or StudyOptions()
+    first = load_model(options.model) if model is None else model
+    kept = None
+    if folder is not None:
+        kept = Path(folder) / UNFINISHED / digest([asdict(options), model_identity(first).weights_hash])
+    run = _Run(first, [load_task(name) for name in options.old], _new_tasks(options), options, kept)
+    say("the model before training")
+    recorder = Recorder(first, run.old, options.track, folder=None if kept is None else kept / "stages")
+    tuned, scores = run.train(PLAIN, recorder, say)
+    dynamics = recorder.dynamics()
+    say("instruction and knowledge")
+    probes = {"before": run.probed("before", first), PLAIN: run.probed(PLAIN, tuned)}
+    say("causal tests")
+    stages = dynamics.stages[0], dynamics.stages[-1]
+    new = measure_stage(tuned, [for_training(run.new[-1])], options.track, first=first)
+    tests = causal_tests(first, tuned, stages, run.old, new=new.vector(run.new[-1].name), options=options.causal)
+    for name in options.guidance[1:]:
+        guided, found = run.train(name, None, say)
+        scores |= found
+        probes[name] = run.probed(name, guided)
+    table = pd.concat([one.assign(run=name) for name, one in probes.items()], ignore_index=True)
+    return StudyResult(
+        options=options,
+        model=model_identity(first),
+        dynamics=dynamics,
+        probes=table,
+        forgetting=decomposition(probes["before"], probes[PLAIN]),
+        causal=pd.concat([test.frame() for test in tests], ignore_index=True),
+        predictors=predictors(_after_the_start(dynamics.tasks)),
+        new_scores=pd.DataFrame([{"guidance": name, **row} for name, row in scores.items()]),
+        evidence=evidence(dynamics, probes, tests, options.guidance),
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _after_the_start(tasks: pd.DataFrame) -> pd.DataFrame:
+    """Without the first model, which is at cosine 1 and full performance by construction."""
+    return tasks.loc[tasks["step"].to_numpy() > 0]
+
+
+def _new_tasks(options: StudyOptions) -> list[Task]:
+    """The pocket suite's tasks have more to train on than the bank's; others are what `load_task` opens."""
+    suite = {task.name for task in load_suite("pocket").tasks}
+    drilled = {
+        task.name: task for task in load_suite("pocket", order=[n for n in options.new if n in suite] or 0).tasks
+    }
+    return [drilled[name] if name in suite else load_task(name) for name in options.new]
+
+
+@dataclass
+class _Run:
+    """One model, led through the new tasks as often as there are kinds of guidance."""
+
+    model: TransformerBridge
+    old: list[Task]
+    new: list[Task]
+    options: StudyOptions
+    kept: Path | None
+
+    def probed(self, name: str, model: TransformerBridge) -> pd.DataFrame:
+        """Instruction and knowledge probability of the old tasks in a model."""
+        tasks = [[task.name, task.content_hash()] for task in self.old]
+        key = {"tasks": tasks, "weights": model_identity(model).weights_hash}
+        path = self._place(f"{name}.parquet")
+        return kept_table(path, key, lambda: probe(model, self.old, self.options.probe))
+
+    def _place(self, name: str) -> Path | None:
+        return None if self.kept is None else self.kept / name.replace("/", "~")
+
+    def train(
+        self, name: str, recorder: Recorder | None, say: Say
+    ) -> tuple[TransformerBridge, dict[str, dict[str, float]]]:
+        """The model after all new tasks, and its accuracy on each of them on *test*."""
+        options = self.options
+        learner = Learner(self.model, options.method, seed=options.seed)
+        every = max(1, options.n_steps // options.n_records)
+        effects: dict[str, HeadEffects] = {}
+        for number, task in enumerate(self.new):
+            say(f"training on {task.name}, guidance {name}")
+            guidance = None
+            if find_recipe(name)[0] is not None:
+                guidance = guidance_by_name(
+                    name,
+                    learner.bridge(),
+                    for_training(task),
+                    earlier=[*self.old, *map(for_training, self.new[:number])],
+                    effects=effects,
+                    seed=options.seed,
+                )
+            data = training_set(
+                self.model, task, split_examples(task, "train"), n_samples=options.n_samples, seed=options.seed
+            )
+            if recorder is not None:
+                recorder.offset = number * options.n_steps
+
+            def look(row: dict[str, float | int]) -> None:
+                if recorder is not None and int(row["step"]) % every == 0:
+                    recorder(int(row["step"]), learner.bridge())
+
+            place = self._place(name)
+            state = None if place is None else place / str(number)
+            learner.learn(data, options.tune, guidance, on_step=look, folder=state)
+        exam = make_exam(
+            self.model, [(task, split_examples(task, "test")) for task in self.new], n=64, seed=options.seed
+        )
+        return learner.bridge(), {name: exam.sit(learner.trained)}

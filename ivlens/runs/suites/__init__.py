@@ -1,0 +1,49 @@
+"""Benchmarks of continual learning: the suites of tasks, how answers are scored, what a whole sequence comes to."""
+
+from ivlens.runs.suites.cells import BenchOptions, run_cell
+from ivlens.runs.suites.drills import drilled
+from ivlens.runs.suites.metrics import (
+    Interval,
+    SequenceMetrics,
+    Verdict,
+    forget_verdict,
+    paired_interval,
+    sequence_metrics,
+    verdict,
+)
+from ivlens.runs.suites.report import latex, markdown, summary, write_report
+from ivlens.runs.suites.results import Cell, CellResult
+from ivlens.runs.suites.rouge import Metric, accuracy, mean_score, metric_of, rouge_l
+from ivlens.runs.suites.runner import Grid, all_cells
+from ivlens.runs.suites.suite import Suite, load_suite, n_orders, split_examples, suite_names
+
+__all__ = [
+    "BenchOptions",
+    "Cell",
+    "CellResult",
+    "Grid",
+    "Interval",
+    "Metric",
+    "SequenceMetrics",
+    "Suite",
+    "Verdict",
+    "accuracy",
+    "all_cells",
+    "drilled",
+    "forget_verdict",
+    "latex",
+    "load_suite",
+    "markdown",
+    "mean_score",
+    "metric_of",
+    "n_orders",
+    "paired_interval",
+    "rouge_l",
+    "run_cell",
+    "sequence_metrics",
+    "split_examples",
+    "suite_names",
+    "summary",
+    "verdict",
+    "write_report",
+]

@@ -1,0 +1,228 @@
+"""What a sequence of tasks did to a model, in a few numbers, and whether a claim about it holds.
+
+Scores are shares from 0 to 1. Intervals resample whole runs (one order of tasks with one seed is one run): the
+examples within a run share its training and do not vary independently.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from ivlens.common.intervals import LEVEL, percentiles, resampled_means
+from ivlens.tasks.records import wrong
+
+N_RUN_RESAMPLES = 10_000  # runs are few: of so many resamples the ends do not depend on the seed
+# Far below one example in any test set: keeps rounding from deciding a claim whose interval ends on the margin.
+_ROUNDING = 1e-12
+
+Answer = Literal["holds", "does not hold", "undecided"]
+
+
+@dataclass(frozen=True)
+class SequenceMetrics:
+    """Summary of one run through a sequence of n tasks; see `sequence_metrics` for the formulas.
+
+    Attributes:
+        ap: Mean score on each task right after it was learned.
+        fp: Mean score on the same tasks after the last one.
+        forget: `ap - fp`: positive where scores were lost.
+        bwt: Mean change of the tasks before the last: negative where scores were lost. NaN for a single task.
+        gp: Mean zero-shot score on general tasks after the last task; None where not measured.
+        gp_change: `gp` less the same before training.
+        ip: Mean few-shot (in-context) score on general tasks after the last task; None where not measured.
+        ip_change: `ip` less the same before training.
+    """
+
+    ap: float
+    fp: float
+    forget: float
+    bwt: float
+    gp: float | None = None
+    gp_change: float | None = None
+    ip: float | None = None
+    ip_change: float | None = None
+
+
+class Interval(NamedTuple):
+    """A mean with its percentile bootstrap interval."""
+
+    estimate: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a claim holds.
+
+    Attributes:
+        claim: What was claimed, in words.
+        estimate: Mean of the difference that decides it; the claim is that it is at most `margin`.
+        low: Lower end of the 95 % interval of that mean.
+        high: Upper end.
+        margin: The most that the difference may be.
+        verdict: `holds` (all of the interval is within the margin), `does not hold` (none is) or `undecided`.
+        n_runs: How many pairs of runs it rests on.
+    """
+
+    claim: str
+    estimate: float
+    low: float
+    high: float
+    margin: float
+    verdict: Answer
+    n_runs: int
+
+
+def sequence_metrics(
+    scores: Float[np.ndarray, "n_trained n_tasks"],
+    *,
+    gp: Float[np.ndarray, "gp_stages gp_tasks"] | None = None,
+    ip: Float[np.ndarray, "ip_stages ip_tasks"] | None = None,
+) -> SequenceMetrics:
+    """AP, FP, Forget and BWT of a score matrix, and GP and IP with their change.
+
+    With `a[i, j]` the score on task `j` after training task `i`, and `n` tasks trained::
+
+        AP     = mean over j < n of a[j, j]          FP  = mean over j < n of a[n-1, j]
+        Forget = AP - FP                             BWT = mean over j < n-1 of a[n-1, j] - a[j, j]
+
+    Both say the same, for the last task has had no time to be forgotten: `Forget = -BWT · (n - 1) / n`. Forget averages
+    over all n tasks, BWT over the n - 1 that could change.
+
+    Args:
+        scores: `a`. Tasks not yet trained (columns from n on) do not count, and above the diagonal NaN may stand for
+            what was not measured.
+        gp: Zero-shot scores on general tasks that are never trained: first row before training, last row after the
+            last task. Rows between, one for each task, may be there and are not read.
+        ip: The same with demonstrations in the prompt.
+
+    Raises:
+        ValueError: no tasks, fewer columns than rows, NaN on or below the diagonal, scores outside 0 to 1, or `gp` or
+            `ip` without a row before and one after training.
+
+    Source:
+        Lopez-Paz and Ranzato (2017) for BWT; AP, FP, Forget, GP and IP as in the paper on function vectors in
+        continual learning.
+    """
+    learned = _checked_scores(np.asarray(scores, dtype=float))
+    own, last = learned.diagonal(), learned[-1]
+    ap, fp = float(own.mean()), float(last.mean())
+    bwt = float((last - own)[:-1].mean()) if len(learned) > 1 else float("nan")
+    gp_after, gp_change = _change("gp", gp)
+    ip_after, ip_change = _change("ip", ip)
+    return SequenceMetrics(ap, fp, ap - fp, bwt, gp_after, gp_change, ip_after, ip_change)
+
+
+def paired_interval(
+    values_a: Float[np.ndarray, " runs"], values_b: Float[np.ndarray, " runs"], *, seed: int = 0, level: float = LEVEL
+) -> Interval:
+    """Mean of `a - b` over paired runs, with its percentile bootstrap interval from 10,000 resamples of the runs.
+
+    With one run nothing is known of how runs differ, and the interval is all numbers; with fewer than about eight it
+    is narrower than its level says (a resample's spread is too small by the factor `sqrt((n - 1) / n)`, and the ends
+    of few values are reached early).
+
+    Raises:
+        ValueError: no runs, not as many of one as of the other, values that are not finite, or a level outside (0, 1).
+    """
+    a, b = np.asarray(values_a, dtype=float), np.asarray(values_b, dtype=float)
+    if a.ndim != 1 or a.shape != b.shape or not len(a):
+        got = f"have the shapes {a.shape} and {b.shape}"
+        raise wrong("values_a and values_b", got, "one value for each run, run for run", "pair them by order and seed")
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise wrong("values_a and values_b", "hold values that are not finite", "numbers", "leave the pair out")
+    if not 0 < level < 1:
+        raise wrong("level", f"is {level}", "a share between 0 and 1", "use 0.95")
+    return _interval(a - b, seed, level)
+
+
+def verdict(interval: Interval, margin: float) -> Answer:
+    """Whether a difference is at most `margin`: its interval ends there or before, starts beyond it, or holds it."""
+    if interval.high <= margin + _ROUNDING:
+        return "holds"
+    return "does not hold" if interval.low > margin + _ROUNDING else "undecided"
+
+
+def forget_verdict(
+    forget_plain: Float[np.ndarray, " runs"],
+    forget_guided: Float[np.ndarray, " runs"],
+    *,
+    halved_above: float = 0.05,
+    margin: float = 0.02,
+    seed: int = 0,
+) -> Verdict:
+    """Whether guidance does what it should about forgetting, by a rule fixed before the runs.
+
+    Where plain training forgets (the mean of `forget_plain` and the lower end of its interval exceed `halved_above`),
+    guidance should at least halve it: `guided - plain / 2` at most 0. Elsewhere there is little to gain, and guidance
+    should do no harm: `guided - plain` at most `margin`. See `verdict` for what the interval of the mean decides.
+
+    Args:
+        forget_plain: Forget of each run without guidance, as a share.
+        forget_guided: Forget of the same runs (order and seed) with guidance.
+        halved_above: How much plain training has to forget for the stronger claim.
+        margin: How much more guided training may forget where plain training hardly does.
+        seed: Of the resamples.
+
+    Raises:
+        ValueError: as `paired_interval`, or values beyond -1 to 1.
+    """
+    plain, guided = np.asarray(forget_plain, dtype=float), np.asarray(forget_guided, dtype=float)
+    for name, values in (("forget_plain", plain), ("forget_guided", guided)):
+        if (np.abs(values) > 1).any():
+            raise wrong(name, f"goes up to {np.abs(values).max():g}", "shares from -1 to 1", "divide percents by 100")
+    forgotten = paired_interval(plain, np.zeros_like(plain), seed=seed)
+    if min(forgotten.estimate, forgotten.low) > halved_above:
+        claim, limit = "guided training forgets at most half of what plain training forgets", 0.0
+        interval = paired_interval(guided, plain / 2, seed=seed)
+    else:
+        claim, limit = f"guided training forgets at most {margin:g} more than plain training", margin
+        interval = paired_interval(guided, plain, seed=seed)
+    return Verdict(claim, *interval, margin=limit, verdict=verdict(interval, limit), n_runs=len(plain))
+
+
+def _checked_scores(scores: np.ndarray) -> np.ndarray:
+    """The square part that was trained, complete on and below its diagonal."""
+    if scores.ndim != 2 or not len(scores) or scores.shape[1] < len(scores):
+        expected = "(n_trained, n_tasks) with a column for each trained task"
+        raise wrong("scores", f"has shape {scores.shape}", expected, "add the row of a task when it has been trained")
+    learned = scores[:, : len(scores)]
+    gaps = np.argwhere(np.tril(~np.isfinite(learned)))
+    if len(gaps):
+        row, column = map(int, gaps[0])
+        got = f"holds {learned[row, column]} for task {column} after training task {row}"
+        raise wrong("scores", got, "numbers on and below the diagonal", "measure every task learned so far")
+    _check_shares("scores", scores)
+    return learned
+
+
+def _change(name: str, values: np.ndarray | None) -> tuple[float | None, float | None]:
+    """Mean of the last row, and how much it is above that of the first."""
+    if values is None:
+        return None, None
+    rows = np.asarray(values, dtype=float)
+    if rows.ndim != 2 or len(rows) < 2 or not rows.shape[1]:
+        expected = "(stages, n_general) with a row before training and one after"
+        raise wrong(name, f"has shape {rows.shape}", expected, "score the general tasks before training too")
+    if not np.isfinite(rows[[0, -1]]).all():
+        raise wrong(name, "has gaps in its first or last row", "a number for each general task", "score all of them")
+    _check_shares(name, rows)
+    before, after = float(rows[0].mean()), float(rows[-1].mean())
+    return after, after - before
+
+
+def _check_shares(name: str, values: np.ndarray) -> None:
+    known = values[~np.isnan(values)]
+    if ((known < 0) | (known > 1)).any():
+        got = f"goes from {known.min():g} to {known.max():g}"
+        raise wrong(name, got, "shares from 0 to 1", "divide percents by 100")
+
+
+def _interval(values: np.ndarray, seed: int, level: float) -> Interval:
+    mean = float(values.mean())
+    if len(values) == 1:
+        return Interval(mean, -float("inf"), float("inf"))
+    return Interval(mean, *percentiles(resampled_means(values, seed, N_RUN_RESAMPLES), level))

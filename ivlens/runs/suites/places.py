@@ -1,0 +1,112 @@
+"""Where the files of a suite's tasks are: a folder is listed, nothing in it is read."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ivlens.tasks.readers import PART_FILE, SUFFIXES
+from ivlens.tasks.task import list_tasks
+
+HELD_PARTS = ("eval", "dev", "valid", "validation")
+MAX_DEPTH = 3
+
+# The tasks of each suite with other usual names of their folders; case, blanks and punctuation never matter.
+TASKS: dict[str, dict[str, str]] = {
+    "trace": dict.fromkeys("C-STANCE FOMC MeetingBank Py150 ScienceQA NumGLUE-cm NumGLUE-ds 20Minuten".split(), ""),
+    "long": {
+        "Yelp": "yelp_polarity yelp_review_full", "Amazon": "amazon_polarity amazon_review_full",
+        "DBpedia": "dbpedia_14", "Yahoo": "yahoo_answers yahoo_answers_topics", "AG News": "ag", "MNLI": "multi_nli",
+        "QQP": "", "RTE": "", "SST-2": "sst", "WiC": "", "CB": "commitmentbank", "COPA": "", "BoolQ": "boolqa",
+        "MultiRC": "", "IMDB": "",
+    },
+    "ni-c1": dict.fromkeys(("task195", "task1343", "task1310", "task1292", "task363"), ""),
+    "ni-g1": dict.fromkeys(("task618", "task1290", "task589", "task511", "task1357"), ""),
+    "ni-m1": dict.fromkeys(("task360", "task363", "task1290", "task339", "task1510"), ""),
+}  # fmt: skip
+LAYOUTS = {
+    "trace": 'a folder for each task with train.json, eval.json and test.json, lists of {"prompt", "answer"}',
+    "func": 'a JSON file for each task, a list of {"input", "output"}, in the folder, its abstractive or extractive',
+    "long": 'a folder for each set with train.json, test.json (or dev.json), lists of {"label", "sentence"}, '
+    "and labels.json",
+}
+LAYOUTS |= dict.fromkeys(("ni-c1", "ni-g1", "ni-m1"), "a Natural-Instructions file for each, taskNNN_name.json")
+
+
+def _key(text: str) -> str:
+    return "".join(filter(str.isalnum, text.casefold()))
+
+
+_SPELLED = {
+    suite: {_key(one): name for name, others in tasks.items() for one in (name, *others.split())}
+    for suite, tasks in TASKS.items()
+}
+
+
+def canonical(suite: str, text: str) -> str | None:
+    """The suite's own name of a task, however it is spelled; None where the suite has no such task."""
+    if suite not in _SPELLED:
+        return text
+    return _SPELLED[suite].get(_key(text.split("_")[0] if suite.startswith("ni-") else text))
+
+
+class Place(NamedTuple):
+    """Where a task may be, how far down, and which of its files are not there."""
+
+    path: Path | str
+    depth: int = 0
+    lacks: str = ""
+
+
+def found_places(suite: str, root: Path | None) -> dict[str, list[Place]]:
+    """Every place where a task of the suite may be."""
+    if root is None:
+        return {name: [Place(name)] for name in list_tasks(in_training=False)}
+    places: dict[str, list[Place]] = {}
+    if suite == "func":
+        for path in [path for inner in (".", "abstractive", "extractive") for path in (root / inner).glob("*.json")]:
+            places.setdefault(path.stem, []).append(Place(path))
+        return places
+    for place, folders, files in os.walk(root, followlinks=True):
+        here, depth = Path(place), len(Path(place).relative_to(root).parts)
+        folders[:] = sorted(one for one in folders if not one.startswith(".")) if depth < MAX_DEPTH else []
+        if suite in ("trace", "long"):
+            listed = [(here.name, Place(here, depth, _lacks(suite, files)))] if depth else []
+        else:
+            listed = [(file[:-5], Place(here / file, depth)) for file in sorted(files) if file.endswith(".json")]
+        for text, found in listed:
+            places.setdefault(canonical(suite, text) or "", []).append(found)
+    return places
+
+
+def _lacks(suite: str, files: Sequence[str]) -> str:
+    """Which of the files that a task needs are not among these."""
+    needed = (("train",), HELD_PARTS, ("test",)) if suite == "trace" else (("train",), ("test", *HELD_PARTS))
+    stems = [Path(file).stem.lower() for file in files if Path(file).suffix.lower() in SUFFIXES]
+    parts = {match[1] for stem in stems if (match := PART_FILE.fullmatch(stem))}
+    return ", ".join(f"{names[0]}.json" for names in needed if not parts & set(names))
+
+
+def picked_place(suite: str, name: str, places: Sequence[Place]) -> tuple[Path | str | None, str]:
+    """The nearest complete place of a task, or None and why there is none."""
+    whole = [place for place in places if not place.lacks]
+    nearest = [place.path for place in whole if place.depth == min(one.depth for one in whole)]
+    if len(nearest) == 1:
+        return nearest[0], ""
+    if nearest:
+        return None, f"more than one: {' and '.join(map(str, nearest))}"
+    if places:
+        return None, " and ".join(f"{place.path} lacks {place.lacks}" for place in places)
+    if suite in ("trace", "long"):
+        return None, f"no folder {' or '.join((name, *TASKS[suite][name].split()))}"
+    return None, f"no file {name}{'' if suite == 'func' else '_*'}.json"
+
+
+def incomplete(suite: str, root: Path | None, missing: Mapping[str, str], n_tasks: int) -> FileNotFoundError:
+    listed = ", ".join(f"{name} ({why})" for name, why in missing.items())
+    got = f"{len(missing)} of {n_tasks} tasks are missing: {listed}" if missing else "no task is there"
+    looked = f"looked in {root}" + ("" if suite == "func" else f" and {MAX_DEPTH} levels of folders below")
+    if root is not None and not root.is_dir():
+        looked = f"{root} is no folder (working directory: {Path.cwd()})"
+    remedy = "correct the folder" + (", or take what there is with partial=True" if len(missing) < n_tasks else "")
+    return FileNotFoundError(f"Suite {suite!r}: {got}; {looked}, expected {LAYOUTS[suite]}; {remedy}.")

@@ -1,0 +1,150 @@
+"""What a grid came to: one row for each method and kind of guidance, with intervals and verdicts."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ivlens.common.files import filling
+from ivlens.runs.suites.metrics import forget_verdict, paired_interval
+from ivlens.runs.suites.results import CellResult
+
+SHOWN = {"ap": "AP", "fp": "FP", "forget": "Forget", "bwt": "BWT", "gp_change": "GP change", "ip_change": "IP change"}
+
+
+def cell_frame(results: Sequence[CellResult]) -> pd.DataFrame:
+    """One row for each cell: what was varied, and its metrics."""
+    rows = [{**asdict(one.cell), **asdict(one.metrics), "seconds": one.seconds} for one in results]
+    return _frame(rows)
+
+
+def score_frame(results: Sequence[CellResult]) -> pd.DataFrame:
+    """The whole matrix `a[i, j]` of each cell, one row for each entry; stage 0 is before any training."""
+    rows = [
+        {
+            **asdict(one.cell),
+            "stage": stage,
+            "trained": one.tasks[stage - 1] if stage else "",
+            "task": task,
+            "score": score,
+        }
+        for one in results
+        for stage, scores in enumerate(one.scores)
+        for task, score in zip(one.tasks, scores, strict=True)
+    ]
+    return _frame(rows)
+
+
+def curve_frame(results: Sequence[CellResult]) -> pd.DataFrame:
+    """Every judgement along training: `new` is the score on the task in training, `old` on all before it."""
+    rows = [
+        {**asdict(one.cell), "stage": stage, "task": task, **row}
+        for one in results
+        for stage, (task, curve) in enumerate(zip(one.tasks, one.curves, strict=True), 1)
+        for row in curve
+    ]
+    return _frame(rows)
+
+
+def _frame(rows: list[dict[str, object]]) -> pd.DataFrame:
+    frame = pd.DataFrame(rows)
+    return frame.astype({"lr": float}) if rows else frame  # a rate that was not set is NaN, not an object
+
+
+def summary(results: Sequence[CellResult]) -> pd.DataFrame:
+    """`summary_of` these results."""
+    return summary_of(cell_frame(results))
+
+
+def summary_of(cells: pd.DataFrame) -> pd.DataFrame:
+    """Means over runs with 95 % intervals (runs resampled), and what guidance does for each method.
+
+    `forget_verdict`: see `ivlens.runs.suites.forget_verdict`. `gp_verdict`: the same rule for the points that are lost
+    on general tasks.
+
+    Args:
+        cells: As from `cell_frame`.
+
+    Raises:
+        ValueError: several learning rates for one method and guidance.
+    """
+    rows = []
+    rates = set(zip(cells["method"], cells["guidance"], cells["lr"].fillna(-1.0), strict=True))
+    if len(rates) > len({rate[:2] for rate in rates}):
+        raise ValueError("summary got cells of several learning rates for one method and guidance; choose one of each.")
+    for method, guidance in dict.fromkeys(zip(cells["method"], cells["guidance"], strict=True)):
+        group = cells.query("method == @method and guidance == @guidance")
+        row: dict[str, object] = {"method": method, "guidance": guidance, "runs": len(group)}
+        for name in SHOWN:
+            values = group[name].to_numpy(float)
+            if np.isfinite(values).all():
+                row[name], row[f"{name}_lo"], row[f"{name}_hi"] = paired_interval(values, np.zeros_like(values))
+        plain = cells.query("method == @method and guidance == 'none'")
+        rows.append(row | (_verdicts(plain, group) if guidance != "none" else {}))
+    return pd.DataFrame(rows)
+
+
+def _verdicts(plain: pd.DataFrame, guided: pd.DataFrame) -> dict[str, object]:
+    """Over the orders and seeds that both have."""
+    both = plain.merge(guided, on=["order", "seed"], suffixes=("_plain", "_guided"))
+    if both.empty:
+        return {}
+    without, with_it = (both[f"forget_{which}"].to_numpy(float) for which in ("plain", "guided"))
+    found: dict[str, object] = {"forget_verdict": forget_verdict(without, with_it).verdict}
+    lost, left = (-both[f"gp_change_{which}"].to_numpy(float) for which in ("plain", "guided"))
+    if np.isfinite(lost).all() and np.isfinite(left).all():
+        found["gp_verdict"] = forget_verdict(lost, left).verdict
+    return found
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """The summary as a Markdown table."""
+    head, rows = _text(table)
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def latex(table: pd.DataFrame) -> str:
+    """The summary as a LaTeX table (package booktabs)."""
+    head, rows = _text(table)
+    body = "".join(" & ".join(_escaped(cell) for cell in row) + r" \\" + "\n" for row in rows)
+    return (
+        f"\\begin{{tabular}}{{ll{'r' * (len(head) - 2)}}}\n\\toprule\n{' & '.join(head)} \\\\\n\\midrule\n{body}"
+        "\\bottomrule\n\\end{tabular}\n"
+    )
+
+
+def write_report(results: Sequence[CellResult], folder: Path) -> pd.DataFrame:
+    """Write `cells.parquet`, `scores.parquet`, `curves.parquet`, `table.md` and `table.tex`; the summary."""
+    table = summary(results)
+    with filling(folder) as scratch:
+        cell_frame(results).to_parquet(scratch / "cells.parquet")
+        score_frame(results).to_parquet(scratch / "scores.parquet")
+        curve_frame(results).to_parquet(scratch / "curves.parquet")
+        (scratch / "table.md").write_text(markdown(table), encoding="utf-8")
+        (scratch / "table.tex").write_text(latex(table), encoding="utf-8")
+    return table
+
+
+def _text(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    shown = {name: label for name, label in SHOWN.items() if name in table}
+    verdicts = {"forget_verdict": "half of Forget", "gp_verdict": "half of GP back"}
+    verdicts = {name: label for name, label in verdicts.items() if name in table}
+    rows = []
+    for row in table.to_dict("records"):
+        numbers = [_with_interval(row[name], row[f"{name}_lo"], row[f"{name}_hi"]) for name in shown]
+        judged = [row[name] if isinstance(row[name], str) else "" for name in verdicts]
+        rows.append([str(row["method"]), str(row["guidance"]), str(row["runs"]), *numbers, *judged])
+    return ["method", "guidance", "runs", *shown.values(), *verdicts.values()], rows
+
+
+def _with_interval(mean: float, low: float, high: float) -> str:
+    if mean != mean:
+        return ""
+    return f"{mean:.3f}" if not np.isfinite([low, high]).all() else f"{mean:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("_", r"\_").replace("%", r"\%")

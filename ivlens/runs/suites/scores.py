@@ -1,0 +1,82 @@
+"""Scores of a model in training on a suite's tasks, each by its own metric."""
+
+from collections.abc import Sequence
+
+import torch
+
+from ivlens.forward.completions import complete, first_line
+from ivlens.models.boot import TransformerBridge
+from ivlens.prompts.build import build_prompts
+from ivlens.runs.suites.suite import Side, Suite, for_training, split_examples
+from ivlens.tasks.task import Task, TaskExample
+from ivlens.tuning.exams import Exam, make_exam
+from ivlens.tuning.learner import Learner
+
+_WRITTEN_AT_ONCE = 32
+
+
+class Scorer:
+    """Asks the same prompts again and again.
+
+    Tasks scored by accuracy on a word-level basis (the bank's) are judged by their answers' tokens, which needs one
+    pass and no generation; all others by what the model writes. On *select*, which is asked many times in a training,
+    only tasks that are not scored by accuracy are: tokens say nothing of Rouge-L, and nearly all of accuracy.
+
+    Args:
+        side: *test*, or *select* for judgements on the way.
+        n: at most so many prompts of each task.
+        n_shots: demonstrations in each prompt; without an instruction then.
+        max_new_tokens: of what is written.
+    """
+
+    def __init__(
+        self,
+        model: TransformerBridge,
+        suite: Suite,
+        tasks: Sequence[Task],
+        *,
+        n: int,
+        side: Side = "test",
+        template: str = "plain",
+        n_shots: int = 0,
+        max_new_tokens: int = 64,
+    ) -> None:
+        self._suite, self._n_shots, self._template = suite, n_shots, template
+        self._max_new_tokens = max_new_tokens
+        asked = [(for_training(task), split_examples(task, side)) for task in tasks]
+
+        def is_by_tokens(task: Task) -> bool:
+            return bool(task.kind) or (side == "select" and suite.metrics[task.name] == "accuracy")
+
+        by_tokens = [(task, examples) for task, examples in asked if is_by_tokens(task)]
+        self._exam: Exam | None = None
+        if by_tokens:
+            self._exam = make_exam(model, by_tokens, n=n, n_shots=n_shots, template=template, instructed=not n_shots)
+        self._written = [(task, examples[:n]) for task, examples in asked if not is_by_tokens(task)]
+
+    def scores(self, learner: Learner) -> dict[str, float]:
+        """Mean score of each task, from 0 to 1."""
+        found = {} if self._exam is None else self._exam.sit(learner.trained)
+        if self._written:
+            bridge = learner.bridge()
+            found |= {task.name: self._written_score(bridge, task, examples) for task, examples in self._written}
+        return found
+
+    def _written_score(self, bridge: TransformerBridge, task: Task, examples: Sequence[TaskExample]) -> float:
+        batch = build_prompts(
+            bridge.tokenizer,
+            task,
+            examples,
+            template=self._template,
+            instruction="" if self._n_shots or not task.instructions else None,
+            n_shots=self._n_shots,
+        )
+        texts: list[str] = []
+        for index in torch.arange(len(batch)).split(_WRITTEN_AT_ONCE):
+            texts += complete(bridge, [batch.texts[row] for row in index], max_new_tokens=self._max_new_tokens)
+        by_accuracy = self._suite.metrics[task.name] == "accuracy"
+        each = [
+            self._suite.score(task.name, first_line(text) if by_accuracy else text.strip(), example.answers)
+            for text, example in zip(texts, batch.examples, strict=True)
+        ]
+        return sum(each) / len(each)

@@ -1,0 +1,210 @@
+"""Named sequences of tasks: what each benchmark holds, in which order, how it is scored, where its files are.
+
+Only the pocket suite is built in; the others are read from a folder that the user has. Folders are listed to find
+the tasks, and a file is read only when all that was asked for has been found.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal, get_args
+
+from ivlens.runs.suites.drills import drilled
+from ivlens.runs.suites.places import HELD_PARTS, LAYOUTS, TASKS, canonical, found_places, incomplete, picked_place
+from ivlens.runs.suites.rouge import SCORERS, Metric, accuracy, metric_of
+from ivlens.tasks.records import wrong
+from ivlens.tasks.task import Task, TaskExample, list_tasks, load_task, split_of
+
+Side = Literal["train", "select", "test"]
+_GENERATED = ("MeetingBank", "Py150", "20Minuten")
+# Task orders of O-LoRA (Wang et al., 2023); 4 to 6 come from Progressive Prompts (Razdaibiedina et al., 2023).
+_LONG_ORDERS = (
+    "DBpedia, Amazon, Yahoo, AG News",
+    "DBpedia, Amazon, AG News, Yahoo",
+    "Yahoo, Amazon, AG News, DBpedia",
+    "MNLI, CB, WiC, COPA, QQP, BoolQ, RTE, IMDB, Yelp, Amazon, SST-2, DBpedia, AG News, MultiRC, Yahoo",
+    "MultiRC, BoolQ, WiC, MNLI, CB, COPA, QQP, RTE, IMDB, SST-2, DBpedia, AG News, Yelp, Amazon, Yahoo",
+    "Yelp, Amazon, MNLI, CB, COPA, QQP, RTE, IMDB, SST-2, DBpedia, AG News, Yahoo, MultiRC, BoolQ, WiC",
+)
+# Each pocket order is this one shifted. In plain rotations a task would nearly always follow the same other one.
+_ZIGZAG = (0, 1, 3, 2, 4)
+
+
+@dataclass(frozen=True, eq=False)
+class Suite:
+    """A sequence of tasks to train on, and tasks to watch meanwhile.
+
+    Attributes:
+        name: One of `suite_names()`.
+        tasks: To be trained on, in this order, under the suite's own names, however the folders are spelled.
+        metrics: How each task, general ones too, is scored, by the task's name.
+        general: Tasks that are never trained on, for GP and IP.
+        order: Number of the order; None for one's own.
+        source: Folder the tasks were found under.
+        missing: Tasks of the sequence that were not found (`partial=True`), each with why.
+        keep_case: Tasks for whose accuracy case counts (FUNC, the bank): at word level it can be the whole answer.
+    """
+
+    name: str
+    tasks: tuple[Task, ...]
+    metrics: Mapping[str, Metric]
+    general: tuple[Task, ...] = ()
+    order: int | None = 0
+    source: str = ""
+    missing: Mapping[str, str] = field(default_factory=dict)
+    keep_case: frozenset[str] = frozenset()
+
+    def score(self, task: str, prediction: str, answers: str | Sequence[str]) -> float:
+        """Score of one prediction by the task's metric, from 0 to 1.
+
+        Raises:
+            ValueError: no such task, or no answers.
+        """
+        if task not in self.metrics:
+            raise wrong(f"Suite {self.name!r}", f"got task {task!r}", f"one of {', '.join(self.metrics)}", "name one")
+        if self.metrics[task] == "accuracy":
+            return accuracy(prediction, answers, keep_case=task in self.keep_case)
+        return SCORERS[self.metrics[task]](prediction, answers)
+
+
+def suite_names() -> list[str]:
+    """Names that `load_suite` takes."""
+    return ["trace", "func", "long", "ni-c1", "ni-g1", "ni-m1", "pocket"]
+
+
+def n_orders(name: str) -> int:
+    """How many orders of its tasks a suite has."""
+    return {"pocket": len(_ZIGZAG), "long": 1 + len(_LONG_ORDERS)}.get(name, 1)
+
+
+def load_suite(
+    name: str,
+    folder: str | Path | None = None,
+    *,
+    order: int | Sequence[str] = 0,
+    n: int | None = None,
+    partial: bool = False,
+    general: Sequence[str | Path] | None = None,
+) -> Suite:
+    """A benchmark's sequence of tasks.
+
+    - trace: the 8 tasks of TRACE; order 0 is the paper's.
+    - func: every function-vectors file of the folder, or of its `abstractive` and `extractive`; order 0: by name.
+    - long: the 15 sets of the long-sequence benchmark; order 0: as here, 1 to 3 (4 sets) and 4 to 6 (15): O-LoRA's.
+    - ni-c1, ni-g1, ni-m1: five tasks of Natural Instructions each; order 0: as listed.
+    - pocket: five tasks the built-in model never saw, `drilled`; orders 0 to 4: each task once at each place.
+
+    TRACE itself scores Py150 by edit similarity and 20Minuten by SARI; Rouge-L stands for both here, as for
+    MeetingBank. Natural-Instructions, and general tasks from files, are scored by `metric_of`, others by accuracy.
+
+    Args:
+        name: One of `suite_names()`.
+        folder: Where the benchmark's files are, at most three levels down. None for pocket.
+        order: Number of one of the suite's orders, or names of tasks, all or some, in an order of one's own.
+        n: Only the first so many tasks of the order.
+        partial: Load what is there, in order, where tasks are missing, and say in `Suite.missing` what is not.
+        general: Tasks never trained on, as `load_task` takes them. None: what pocket's model was trained on, or none.
+
+    Raises:
+        FileNotFoundError: missing tasks; the message lists each, where it was looked for, and how files should lie.
+        ValueError: an unknown suite, order or task, an impossible `n`, a general task that is trained, damaged files.
+    """
+    if name not in suite_names():
+        raise wrong(f"Suite {name!r:.60}", "is unknown", f"one of {', '.join(suite_names())}", "name one of them")
+    if (name == "pocket") != (folder is None):
+        expected = "none, it is built in" if name == "pocket" else f"one with {LAYOUTS[name]}"
+        raise wrong(
+            f"Suite {name!r}", f"got folder={folder and str(folder)!r}", expected, "correct the folder (--data)"
+        )
+    root = None if folder is None else Path(os.path.expanduser(folder))
+    found = found_places(name, root)
+    names = _ordered(name, order, sorted(found), n)
+    picked = {one: picked_place(name, one, found.get(one, [])) for one in names}
+    missing = {one: why for one, (place, why) in picked.items() if place is None}
+    if len(missing) == len(names) or (missing and not partial):
+        raise incomplete(name, root, missing, len(names))
+    # prompts depend on a task's name, and should not depend on how a folder is spelled
+    tasks = tuple(replace(load_task(place), name=one) for one, (place, _) in picked.items() if place is not None)
+    if name == "pocket":
+        tasks = tuple(map(drilled, tasks))
+    if general is None:
+        general = list_tasks(in_training=True) if name == "pocket" else []
+    others = tuple(load_task(one) for one in general)
+    number, source = order if isinstance(order, int) else None, str(root or "ivlens bank")
+    keep_case = frozenset(task.name for task in (*tasks, *others) if task.kind or (name == "func" and task in tasks))
+    return Suite(name, tasks, _metrics(name, tasks, others), others, number, source, missing, keep_case)
+
+
+def split_examples(task: Task, side: Side | str, seed: int = 0) -> tuple[TaskExample, ...]:
+    """The examples to train on, to choose settings on (`select`), or to judge on (`test`).
+
+    Where the source has a training part and others, they are kept: `train`; `eval`, `dev` or `validation` to select;
+    `test`. Where only one of the last two is there it is the test, and a quarter of the training part selects. Where
+    the source has no such parts, `Task.split` divides it, and `fit` is to train on. An input that is in several parts
+    counts for the first alone, so a test set that repeats the eval or training file shrinks rather than leaks.
+
+    Raises:
+        ValueError: an unknown side, or one without examples.
+    """
+    if side not in get_args(Side):
+        raise wrong(f"Task {task.name!r}", f"got side {side!r}", f"one of {', '.join(get_args(Side))}", "name one")
+    parts = {example.part for example in task.examples}
+    if "train" not in parts or not parts & {"test", *HELD_PARTS}:
+        return task.split("fit" if side == "train" else side, seed)
+    has_both = "test" in parts and bool(parts & set(HELD_PARTS))
+    side_of = {"train": "train", "test": "test"} | dict.fromkeys(HELD_PARTS, "select" if has_both else "test")
+    chosen = [one for one in task.examples if side_of.get(one.part) == side]
+    if side != "test" and not has_both:
+        trained = [one for one in task.examples if one.part == "train"]
+        chosen = [one for one in trained if (split_of(one.input, seed) == "select") == (side == "select")]
+    if not chosen:
+        got = f"has nothing for {side!r} among {len(task)} examples of {', '.join(sorted(parts))}"
+        raise wrong(f"Task {task.name!r}", got, "at least one", f"check the files in {task.source}")
+    return tuple(chosen)
+
+
+def for_training(task: Task) -> Task:
+    """The task with its training examples alone: what means, heads, vectors and demonstrations may come from."""
+    return replace(task, examples=split_examples(task, "train"))
+
+
+def _orders(suite: str, found: Sequence[str]) -> list[Sequence[str]]:
+    """All orders by number; `found` are the tasks of suites that are told by what is there."""
+    if suite == "pocket":
+        return [[found[(at + shift) % len(found)] for at in _ZIGZAG] for shift in range(len(found))]
+    first = list(TASKS.get(suite, found))
+    return [first, *(names.split(", ") for names in _LONG_ORDERS)] if suite == "long" else [first]
+
+
+def _ordered(suite: str, order: int | Sequence[str], found: Sequence[str], n: int | None) -> Sequence[str]:
+    """The first `n` tasks of an order."""
+    subject, orders = f"Suite {suite!r}", _orders(suite, found)
+    if isinstance(order, int):
+        if not 0 <= order < len(orders):
+            numbers = "0" if len(orders) == 1 else f"0 to {len(orders) - 1}"
+            raise wrong(subject, f"got order={order}", f"{numbers}, or a list of task names", "see load_suite")
+        names = orders[order]
+    else:
+        names = [canonical(suite, text) or text for text in ([] if isinstance(order, str) else order)]
+        # what a folder of function vectors lacks is reported as missing, with the folder
+        unknown = [one for one in names if suite != "func" and one not in orders[0]]
+        if unknown or not names or len(set(names)) < len(names):
+            got = f"got order={order!r:.200}" + (f" with {', '.join(unknown)}" if unknown else "")
+            raise wrong(subject, got, f"a list of different names out of {', '.join(orders[0])}", "correct it")
+    if n is not None and names and not 1 <= n <= len(names):
+        raise wrong(subject, f"got n={n}", f"1 to {len(names)}, the tasks of this order", "leave n out for all")
+    return names[:n]
+
+
+def _metrics(suite: str, tasks: Sequence[Task], general: Sequence[Task]) -> dict[str, Metric]:
+    names = [task.name for task in (*tasks, *general)]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        got = f"has {', '.join(repeated)} twice"
+        raise wrong(f"Suite {suite!r}", got, "general tasks that are not trained", "leave them out of general=")
+    by_data = (*(task for task in general if not task.kind), *(tasks if suite.startswith("ni-") else ()))
+    metrics: dict[str, Metric] = dict.fromkeys(names, "accuracy")
+    metrics |= {task.name: metric_of(task) for task in by_data}
+    metrics |= {task.name: "rouge_l" for task in tasks if suite == "trace" and task.name in _GENERATED}
+    return metrics

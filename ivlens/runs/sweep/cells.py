@@ -1,0 +1,163 @@
+"""`Cell`: one result of a sweep, described so that any process can make it and any other can find it."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+import transformers
+
+from ivlens.common.version import __version__
+from ivlens.runs.sweep.kinds import KINDS
+from ivlens.runs.sweep.options import Setting, checked
+from ivlens.tasks.task import Task, hash_of_tasks, load_bank, load_task
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Which model: what `load_model` takes."""
+
+    name: str
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What is known of a model without running it.
+
+    Attributes:
+        weights_hash, revision, architecture: What it is; all empty where it was not loaded yet.
+        device: Type of the device it runs on.
+        n_params, n_layers, n_heads, d_model, d_vocab: Its size, for estimates.
+    """
+
+    weights_hash: str
+    revision: str | None
+    architecture: str
+    device: str
+    n_params: int
+    n_layers: int
+    n_heads: int
+    d_model: int
+    d_vocab: int
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is varied.
+
+    Attributes:
+        kind: Of `KINDS`.
+        model: Which model.
+        task: Built-in name or path.
+        seed: Of everything that is drawn.
+        options: Of the kind.
+        others: The grid's other tasks, for the kinds that use them.
+        setting: How the machine computes.
+    """
+
+    kind: str
+    model: ModelSpec
+    task: str
+    seed: int
+    options: Any
+    others: tuple[str, ...] = ()
+    setting: Setting = Setting()
+
+    @property
+    def name(self) -> str:
+        """For people; not unique."""
+        return f"{self.kind} {self.model.name} {self.task} seed {self.seed}"
+
+    def to_json(self) -> str:
+        """For another process."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "Cell":
+        """Back."""
+        values = json.loads(text)
+        kind = values["kind"]
+        given = {name: value for name, value in values["options"].items() if value is not None}
+        return cls(
+            **{
+                **values,
+                "model": ModelSpec(**values["model"]),
+                "others": tuple(values["others"]),
+                "setting": Setting(**values["setting"]),
+                "options": checked(KINDS[kind].options, given, kind),
+            }
+        )
+
+    def needs(self, kind: str, task: str | None = None) -> "Cell":
+        """The cell of another kind, with the options that they share, that this one is made from."""
+        made = KINDS[kind].options
+        shared = {name: getattr(self.options, name) for name in made.__dataclass_fields__}
+        return replace(self, kind=kind, task=task or self.task, options=made(**shared), others=())
+
+    def labels(self) -> dict[str, Any]:
+        """Columns of the store's table."""
+        plain = {
+            name: value if isinstance(value, str | int | float | bool | None) else " ".join(map(str, value))
+            for name, value in asdict(self.options).items()
+        }
+        return {"kind": self.kind, "model": self.model.name, "task": self.task, "seed": self.seed, **plain}
+
+    def what(self, model: Survey) -> dict[str, Any]:
+        """Everything the result depends on: the description that the store makes its key from."""
+        watched = [*self.others, *getattr(self.options, "watch", ())]
+        return {
+            "kind": self.kind,
+            "format": [KINDS[kind].format for kind in (self.kind, *KINDS[self.kind].made_from)],
+            "ivlens": __version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "model": [model.weights_hash, model.revision, model.architecture],
+            "device": model.device,
+            "threads": self.setting.threads,
+            "max_memory": self.setting.max_memory,
+            "bank": _bank_hash(),
+            "task": _task_facts(self.task),
+            "others": [_task_facts(task) for task in watched],
+            "seed": self.seed,
+            "options": {**asdict(self.options), **({"watch": None} if hasattr(self.options, "watch") else {})},
+        }
+
+
+@lru_cache(maxsize=256)
+def open_task(name: str) -> Task:
+    """A task, read once in a process."""
+    return load_task(name)
+
+
+@lru_cache(maxsize=4096)
+def _task_facts(name: str) -> tuple[str, str, tuple[str, ...]]:
+    task = open_task(name)
+    parts = tuple(sorted({example.part for example in task.examples}))
+    return task.name, task.content_hash(), parts
+
+
+def forget_tasks() -> None:
+    """Read task files anew: they may have changed since this process began."""
+    open_task.cache_clear()
+    _task_facts.cache_clear()
+
+
+@lru_cache(maxsize=1)
+def _bank_hash() -> str:
+    return hash_of_tasks(load_bank().values())
+
+
+def survey_from(values: Mapping[str, Any]) -> Survey:
+    """Back from JSON.
+
+    Raises:
+        TypeError: not what a survey is made of.
+    """
+    found = Survey(**values)
+    sizes = (found.n_params, found.n_layers, found.n_heads, found.d_model, found.d_vocab)
+    if not all(isinstance(size, int) for size in sizes) or not isinstance(found.weights_hash, str):
+        raise TypeError("sizes or hash are of another type")
+    return found

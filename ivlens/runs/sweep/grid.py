@@ -1,0 +1,171 @@
+"""The file of a sweep: what is multiplied with what."""
+
+import math
+import os
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from glob import glob
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from ivlens.runs.sweep.cells import Cell, ModelSpec, open_task
+from ivlens.runs.sweep.kinds import KINDS
+from ivlens.runs.sweep.options import Setting, checked, takes_list
+from ivlens.tasks.task import list_tasks
+
+MAX_CELLS = 100_000
+_MAX_BYTES = 2**20
+_AXES = ("models", "tasks", "seeds")
+_SETTING = ("device", "dtype", "threads", "max_memory")
+
+
+@dataclass(frozen=True)
+class SweepGrid:
+    """Cells in the order in which they are made: model by model, and of each what others are made from first."""
+
+    cells: tuple[Cell, ...]
+
+    @property
+    def models(self) -> list[ModelSpec]:
+        """Each once, in order."""
+        return list(dict.fromkeys(cell.model for cell in self.cells))
+
+
+def read_grid(path: str | Path) -> SweepGrid:
+    """Read a grid from TOML.
+
+    At the top: `models`, `tasks`, `seeds` (lists), and `device`, `dtype`, `threads`, `max_memory`. Then a table, or
+    several, for each kind: `[effects]`, `[[tuning]]`; an option with a list of values is tried with each of them.
+    `models`, `tasks` and `seeds` in such a table stand in the place of those at the top. Paths are relative to the
+    file; a model may be `name@revision`, or a pattern such as `runs/step-*`.
+
+    Raises:
+        FileNotFoundError: no such file, task or checkpoint folder.
+        ValueError: not TOML, an unknown name, a value that does not fit, or more than 100,000 cells.
+    """
+    source = Path(path)
+    values = _parsed(source)
+    sections = {name: values[name] for name in values if name in KINDS}
+    unknown = [name for name in values if name not in (*KINDS, *_AXES, *_SETTING)]
+    if unknown:
+        known = ", ".join((*_AXES, *_SETTING, *(f"[{kind}]" for kind in KINDS)))
+        raise ValueError(f"{source} has {unknown[0]!r:.80}, expected some of {known}; correct the name.")
+    if not sections:
+        raise ValueError(f"{source} has no table of cells, expected one of [{'], ['.join(KINDS)}]; add one.")
+    setting = checked(Setting, {name: values[name] for name in _SETTING if name in values}, str(source))
+    cells: dict[Cell, None] = {}
+    for kind in KINDS:  # in their order, which is that of what is made from what
+        tables = sections.get(kind, [])
+        for number, table in enumerate(tables if isinstance(tables, list) else [tables]):
+            where = f"{source} [{kind}]" + (f" number {number + 1}" if isinstance(tables, list) else "")
+            if not isinstance(table, dict):
+                raise ValueError(f"{where} is {table!r:.60}, expected a table; write [{kind}] on a line of its own.")
+            cells.update(dict.fromkeys(_section(kind, {**_axes_of(values), **table}, setting, source, where)))
+            if len(cells) > MAX_CELLS:
+                raise ValueError(f"{source} makes more than {MAX_CELLS:,} cells, expected fewer; split it.")
+    models = list(dict.fromkeys(cell.model for cell in cells))
+    return SweepGrid(tuple(sorted(cells, key=lambda cell: models.index(cell.model))))
+
+
+def _parsed(source: Path) -> dict[str, Any]:
+    if not source.is_file():
+        raise FileNotFoundError(f"{str(source)!r:.300} is no file, expected a grid in TOML; check the path.")
+    if source.stat().st_size > _MAX_BYTES:
+        raise ValueError(f"{source} is larger than {_MAX_BYTES:,} bytes, expected a grid in TOML; check the path.")
+    try:
+        return tomllib.loads(source.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{source} is not TOML ({reason:.200}), expected a grid in TOML; correct it.") from None
+
+
+def _axes_of(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: values[name] for name in _AXES if name in values}
+
+
+def _section(kind: str, table: Mapping[str, Any], setting: Setting, source: Path, where: str) -> Iterator[Cell]:
+    made = KINDS[kind].options
+    models = [spec for name in _texts(table, "models", ["pocket"], where) for spec in _models(name, source)]
+    tasks = [_task(name, source) for name in _texts(table, "tasks", None, where)]
+    seeds = table.get("seeds", [0])
+    if not (isinstance(seeds, list) and seeds and all(type(seed) is int and 0 <= seed < 2**31 for seed in seeds)):
+        raise ValueError(f"{where}: seeds is {seeds!r:.80}, expected a list of whole numbers, 0 or more.")
+    given = {name: value for name, value in table.items() if name not in _AXES}
+    if isinstance(given.get("watch"), list):
+        given["watch"] = _tasks_in(given["watch"], source)
+    varied = {name: _values(made, name, value) for name, value in given.items()}
+    n_cells = math.prod(map(len, (models, tasks, seeds, *varied.values())))
+    if not 0 < n_cells <= MAX_CELLS:
+        raise ValueError(f"{where} makes {n_cells:,} cells, expected 1 to {MAX_CELLS:,}; lengthen or split its lists.")
+    options = [checked(made, dict(zip(varied, chosen, strict=True)), where) for chosen in product(*varied.values())]
+    rivals = {task: _rivals(task, tasks) for task in tasks}
+    for model, seed, one, task in product(models, seeds, options, tasks):
+        others = tuple(other for other in tasks if other in rivals[task]) if KINDS[kind].uses_others else ()
+        yield Cell(kind, model, task, seed, one, others, setting)
+
+
+def _rivals(task: str, tasks: Sequence[str]) -> set[str]:
+    """The other tasks with some of the same inputs: one about other things would only show that words differ."""
+    asked = {example.input for example in open_task(task).examples}
+    return {other for other in tasks if other != task and any(one.input in asked for one in open_task(other).examples)}
+
+
+def _values(made: type[Any], name: str, value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        return [value]
+    if takes_list(made, name):
+        return value if value and all(isinstance(item, list) for item in value) else [value]
+    return value
+
+
+def _texts(table: Mapping[str, Any], name: str, default: list[str] | None, where: str) -> list[str]:
+    found = table.get(name, default)
+    if not (isinstance(found, list) and found and all(isinstance(text, str) and text.strip() for text in found)):
+        got = "is missing" if found is None else f"is {found!r:.80}"
+        raise ValueError(f'{where}: {name} {got}, expected a list of names such as {name} = ["..."].')
+    return list(dict.fromkeys(found))
+
+
+def _tasks_in(value: list[Any], source: Path) -> list[Any]:
+    if value and all(isinstance(item, list) for item in value):
+        return [_tasks_in(item, source) for item in value]
+    return [_task(item, source) if isinstance(item, str) else item for item in value]
+
+
+def _models(name: str, source: Path) -> list[ModelSpec]:
+    """One model, or the folders that a pattern stands for, in the order of the numbers in their names."""
+    label, _, revision = name.partition("@")
+    if not set("*?[") & set(label):
+        return [ModelSpec(_beside(label, source), revision or None)]
+    found = [path for path in glob(os.path.join(source.parent, os.path.expanduser(label))) if os.path.isdir(path)]
+    if not found:
+        raise FileNotFoundError(f"{source}: no folder is {name!r:.200}, expected checkpoints; check the pattern.")
+    order = sorted(
+        found, key=lambda path: [(int(n), "") if n.isdecimal() else (-1, n) for n in re.split(r"(\d+)", path)]
+    )
+    return [ModelSpec(str(Path(path).resolve())) for path in order]
+
+
+def _task(name: str, source: Path) -> str:
+    """The name, or the path made whole; opened once, so that what is wrong with it is said before anything runs."""
+    found = name if name in list_tasks() else _beside(name, source)
+    open_task(found)
+    return found
+
+
+def _beside(name: str, source: Path) -> str:
+    if "\0" in name or len(name) > 4096:
+        raise ValueError(f"{source} names {name!r:.80}, expected a name or a path; shorten it.")
+    path = source.parent / os.path.expanduser(name)
+    return str(path.resolve()) if os.path.exists(path) and name != "pocket" else name
+
+
+def spread(cells: Sequence[Cell]) -> dict[str, int]:
+    """How many cells of each kind."""
+    counts: dict[str, int] = {}
+    for cell in cells:
+        counts[cell.kind] = counts.get(cell.kind, 0) + 1
+    return counts

@@ -1,0 +1,220 @@
+"""What can be varied in a cell of each kind, and the check of values that come from a file."""
+
+import types
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from difflib import get_close_matches
+from functools import cache
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from ivlens.common.checks import check_counts
+from ivlens.effects.engines import find_engine
+from ivlens.effects.request import check_mode
+from ivlens.forward.hooks import SITES, check_site
+from ivlens.forward.scoring import check_score
+from ivlens.prompts.build import CORRUPTIONS
+from ivlens.prompts.templates import find_template
+from ivlens.steering.edits import POSITIONS
+from ivlens.steering.search import Grid as SettingsGrid
+from ivlens.tuning.builder import find_recipe
+from ivlens.tuning.methods import METHODS
+from ivlens.tuning.options import TuneOptions
+
+
+@dataclass(frozen=True)
+class EffectsOptions:
+    """Of `head_effects`."""
+
+    n_prompts: int = 32
+    n_mean_prompts: int = 100
+    corruption: str | None = None
+    score: str = "prob"
+    mode: str = "replace"
+    method: str = "exact"
+    template: str = "plain"
+    n_shots: int | None = None
+    correct_only: bool = False
+
+    def __post_init__(self) -> None:
+        check_counts(self, n_prompts=1, n_mean_prompts=1, n_shots=0)
+        _check_choice("corruption", self.corruption, (None, *CORRUPTIONS))
+        check_score(self.score, has_foils=True)
+        check_mode(self.mode)
+        find_engine(self.method)
+        find_template(self.template)
+
+
+@dataclass(frozen=True)
+class VectorOptions(EffectsOptions):
+    """Of the effects and of `InstructionVector.from_effects`."""
+
+    k: int = 10
+    contrast: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_counts(self, k=1)
+
+
+@dataclass(frozen=True)
+class InterventionOptions(VectorOptions):
+    """Of the vector and of `evaluate_intervention`; the control *other tasks* takes the vectors of the grid's tasks."""
+
+    n_draws: int = 19
+    judged_on: str = "drop"
+    n_judged: int | None = None
+    layers: tuple[int, ...] | None = None
+    alphas: tuple[float, ...] = tuple(SettingsGrid.alphas)
+    sites: tuple[str, ...] = tuple(SITES)
+    positions: str = "prompt"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_counts(self, n_draws=0, n_judged=1)
+        _check_choice("judged_on", self.judged_on, CORRUPTIONS)
+        _check_choice("positions", self.positions, POSITIONS)
+        for site in self.sites:
+            check_site(site)
+        if not self.alphas or not self.sites or self.layers == ():
+            raise ValueError("layers, alphas or sites is an empty list, expected something to try; name some.")
+
+
+@dataclass(frozen=True)
+class TuningOptions:
+    """Of `finetune` and the guidance in it."""
+
+    method: str = "lora"
+    guidance: str = "none"
+    watch: tuple[str, ...] = ()
+    lr: float = 1e-3
+    steps: int = 150
+    batch_size: int = 32
+    decay: str = "linear"
+    n_samples: int | None = None
+    judge_every: int = 20
+    save_every: int = 50
+    template: str = "plain"
+    keep_model: bool = False
+
+    def __post_init__(self) -> None:
+        check_counts(self, n_samples=1)
+        _check_choice("method", self.method, tuple(METHODS))
+        find_recipe(self.guidance)
+        find_template(self.template)
+        self.training()
+
+    def training(self) -> TuneOptions:
+        """As the loop takes them."""
+        names = ("lr", "batch_size", "decay", "judge_every", "save_every")
+        return TuneOptions(n_steps=self.steps, **{name: getattr(self, name) for name in names})
+
+
+@dataclass(frozen=True)
+class ForgettingOptions:
+    """Of `probe`: what a model does under the instruction, and what it knows without."""
+
+    n_prompts: int | None = None
+    n_clozes: int | None = 4
+    template: str = "plain"
+
+    def __post_init__(self) -> None:
+        check_counts(self, n_prompts=1, n_clozes=1)
+        find_template(self.template)
+
+
+@dataclass(frozen=True)
+class DynamicsOptions:
+    """Of `measure_stage`: all that is kept of one checkpoint, to be compared with others without opening it again."""
+
+    n_prompts: int = 24
+    k: int = 10
+    n_scored: int | None = None
+    template: str = "plain"
+
+    def __post_init__(self) -> None:
+        check_counts(self, n_prompts=1, k=1, n_scored=1)
+        find_template(self.template)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all cells of a sweep have in common: how the machine computes. All of it belongs to a result's key.
+
+    Attributes:
+        device: auto, cpu, cuda ...; only its type is in the key.
+        dtype: As in `load_model`.
+        threads: CPU threads of each process.
+        max_memory: Bytes of one pass of the effects; decides the portions they are measured in.
+    """
+
+    device: str = "auto"
+    dtype: str = "auto"
+    threads: int = 1
+    max_memory: int = field(default=2**28)
+
+    def __post_init__(self) -> None:
+        check_counts(self, threads=1, max_memory=2**20)
+
+
+def checked(made: type[Any], values: Mapping[str, Any], where: str) -> Any:
+    """An options object from plain values.
+
+    Raises:
+        ValueError: an unknown name, a value of another type, or one that does not exist.
+    """
+    hints = _hints(made)
+    for name, value in values.items():
+        if name not in hints:
+            near = get_close_matches(str(name), hints, n=1)
+            remedy = f"did you mean {near[0]!r}" if near else "leave it out"
+            raise ValueError(f"{where} has {name!r:.80}, expected some of {', '.join(hints)}; {remedy}.")
+        if not _fits(value, hints[name]):
+            expected = str(hints[name]).replace("<class '", "").replace("'>", "")
+            raise ValueError(f"{where}: {name} is {value!r:.80}, expected {expected}; correct it.")
+    needed = [one.name for one in fields(made) if one.default is MISSING and one.default_factory is MISSING]
+    assert not needed, "a sweep's options all have defaults"
+    try:
+        return made(**{name: _as(value, hints[name]) for name, value in values.items()})
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def takes_list(made: type[Any], name: str) -> bool:
+    """Whether a list is one value of this option, rather than several."""
+    return any(get_origin(one) is tuple for one in _members(_hints(made).get(name, Any)))
+
+
+@cache
+def _hints(made: type[Any]) -> dict[str, Any]:
+    hints = get_type_hints(made)
+    return {one.name: hints[one.name] for one in fields(made)}
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    for one in _members(hint):
+        if get_origin(one) is tuple:
+            inner = get_args(one)[0]
+            if isinstance(value, list | tuple) and all(_fits(item, inner) for item in value):
+                return True
+        elif one is bool or isinstance(value, bool):
+            if one is bool and isinstance(value, bool):
+                return True
+        elif isinstance(value, int | float if one is float else one):
+            return not isinstance(value, int | float) or one is not float or abs(value) < 1e300
+    return False
+
+
+def _as(value: Any, hint: Any) -> Any:
+    if isinstance(value, list | tuple):
+        (inner,) = (get_args(one)[0] for one in _members(hint) if get_origin(one) is tuple)
+        return tuple(float(item) if inner is float else item for item in value)
+    return float(value) if float in _members(hint) and not isinstance(value, bool) else value
+
+
+def _check_choice(name: str, value: object, known: tuple[object, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"{name} is {value!r:.60}, expected one of {', '.join(map(str, filter(None, known)))}.")

@@ -1,0 +1,215 @@
+"""A sweep: which cells there are, what is left to do, and how far it is."""
+
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any, Protocol, runtime_checkable
+
+from ivlens.common.store.keys import content_key
+from ivlens.common.store.store import Store, StoreError
+from ivlens.runs.sweep import cost
+from ivlens.runs.sweep.cells import Cell, ModelSpec, Survey
+from ivlens.runs.sweep.grid import SweepGrid
+from ivlens.runs.sweep.kinds import KINDS
+from ivlens.runs.sweep.local import Job
+from ivlens.runs.sweep.options import Setting
+from ivlens.runs.sweep.workshop import Report
+
+logger = logging.getLogger("ivlens")
+
+
+@runtime_checkable
+class Executor(Protocol):
+    """Where cells are made."""
+
+    def survey(self, spec: ModelSpec, setting: Setting, *, load: bool = True) -> Survey: ...
+
+    def run(self, jobs: Sequence[Job], stop: Callable[[], bool]) -> Iterator[tuple[Job, Report]]: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Cells of one kind on one model.
+
+    Attributes:
+        n_cells, n_done: How many, and how many of them the store has.
+        operations: Floating-point operations of what is left, by arithmetic.
+        seconds: Of what is left, on one worker; `measured` on cells of this kind and model in the store, or else by
+            arithmetic at the machine's own rate, which is a lower bound.
+    """
+
+    kind: str
+    model: str
+    n_cells: int
+    n_done: int
+    operations: float
+    seconds: float
+    measured: bool
+
+
+@dataclass
+class Plan:
+    """What a sweep comes to.
+
+    Attributes:
+        todo: Cells that the store does not have.
+        n_done: Cells that it has.
+        estimates: By kind and model.
+        weights: Estimated seconds of each cell of `todo`.
+    """
+
+    todo: list[Job]
+    n_done: int
+    estimates: list[Estimate]
+    weights: dict[Cell, float]
+
+    @property
+    def seconds(self) -> float:
+        """Of all that is left, on one worker."""
+        return sum((estimate.seconds for estimate in self.estimates), 0.0)
+
+
+@dataclass
+class Outcome:
+    """How a sweep ended.
+
+    Attributes:
+        n_done: Cells that were there before.
+        n_made: Cells made now, by this sweep or another one on the same store.
+        failed: Cells with their errors.
+        n_left: Cells that were not begun.
+        interrupted: Whether someone asked it to stop.
+    """
+
+    n_done: int
+    n_made: int = 0
+    failed: list[tuple[Cell, str]] = field(default_factory=list)
+    n_left: int = 0
+    interrupted: bool = False
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a sweep is.
+
+    Attributes:
+        n: Cells finished by now, of `total`.
+        left: Estimated seconds to the end; None before the first one.
+    """
+
+    cell: Cell
+    report: Report
+    n: int
+    total: int
+    left: float | None
+
+
+def make_plan(grid: SweepGrid, store: Store, executor: Executor, *, load: bool = True) -> Plan:
+    """Find out which cells are there and what the others cost.
+
+    Args:
+        load: Load models that the store does not know yet. Without it their cells count as absent.
+    """
+    surveys = {(cell.model, cell.setting): None for cell in grid.cells}
+    known = {each: executor.survey(*each, load=load) for each in surveys}
+    jobs: dict[str, Job] = {}
+    for cell in grid.cells:
+        survey = known[cell.model, cell.setting]
+        jobs.setdefault(content_key(cell.what(survey)), (cell, survey))
+    done = {key for key, (_, survey) in jobs.items() if survey.weights_hash and store.find(key) is not None}
+    costs = {cell: KINDS[cell.kind].cost(cell, survey) for cell, survey in jobs.values()}
+    rates = _measured_rates(store, jobs.values(), costs, done)
+    todo = [job for key, job in jobs.items() if key not in done]
+    weights = {cell: costs[cell] / _rate(rates, cell) for cell, _ in todo}
+    groups: dict[tuple[str, str], list[str]] = {}
+    for key, (cell, _) in jobs.items():
+        groups.setdefault((cell.kind, cell.model.name), []).append(key)
+    estimates = [_estimate(kind, model, keys, jobs, done, costs, rates) for (kind, model), keys in groups.items()]
+    return Plan(todo, len(done), estimates, weights)
+
+
+def _estimate(
+    kind: str,
+    model: str,
+    keys: Sequence[str],
+    jobs: dict[str, Job],
+    done: set[str],
+    costs: dict[Cell, float],
+    rates: dict[tuple[str, str], float],
+) -> Estimate:
+    left = [jobs[key][0] for key in keys if key not in done]
+    operations = sum((costs[cell] for cell in left), 0.0)
+    seconds = sum((costs[cell] / _rate(rates, cell) for cell in left), 0.0)
+    n_done = len(keys) - len(left)
+    return Estimate(kind, model, len(keys), n_done, operations, seconds, (kind, model) in rates)
+
+
+def _measured_rates(store: Store, jobs: Any, costs: dict[Cell, float], done: set[str]) -> dict[tuple[str, str], float]:
+    """Operations a second of finished cells, by kind and model."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for cell, survey in jobs:
+        key = content_key(cell.what(survey))
+        entry = store.find(key) if key in done else None
+        if entry is not None and float(entry.made.get("seconds") or 0) > 0:
+            found.setdefault((cell.kind, cell.model.name), []).append(costs[cell] / float(entry.made["seconds"]))
+    return {each: median(rates) for each, rates in found.items()}
+
+
+def _rate(rates: dict[tuple[str, str], float], cell: Cell) -> float:
+    return rates.get((cell.kind, cell.model.name)) or cost.machine_rate()
+
+
+def run_sweep(
+    plan: Plan, executor: Executor, *, on_cell: Callable[[Progress], None] = lambda progress: None
+) -> Outcome:
+    """Make what is left. SIGINT or SIGTERM ends it after the cells under way; a second one at once.
+
+    Raises:
+        StoreError: the disk refuses; what was made is kept.
+        KeyboardInterrupt: the second signal.
+    """
+    outcome, started, spent = Outcome(plan.n_done, n_left=len(plan.todo)), time.monotonic(), 0.0
+    whole = sum(plan.weights.values(), 0.0)
+    with _asked_to_stop() as stop:
+        for (cell, _), report in executor.run(plan.todo, stop):
+            if report.status == "full":
+                raise StoreError(report.error)
+            outcome.n_left -= 1
+            if report.status == "failed":
+                outcome.failed.append((cell, report.error))
+            else:
+                outcome.n_made += 1
+            spent += plan.weights[cell]
+            left = (time.monotonic() - started) / spent * (whole - spent) if spent else None
+            on_cell(Progress(cell, report, len(plan.todo) - outcome.n_left, len(plan.todo), left))
+        outcome.interrupted = stop() and outcome.n_left > 0
+    return outcome
+
+
+@contextmanager
+def _asked_to_stop() -> Iterator[Callable[[], bool]]:
+    """Whether a signal has asked for the end; outside of the main thread none is heard."""
+    asked = threading.Event()
+
+    def hear(number: int, frame: Any) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+        logger.warning("stopping after the cells under way; once more to stop at once.")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield asked.is_set
+        return
+    before = {number: signal.signal(number, hear) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,236 @@
+"""`Workshop`: one process that makes cells, with one model kept warm."""
+
+import gc
+import json
+import logging
+import random
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from ivlens.common.files import read_small, write_whole
+from ivlens.common.store.entries import Entry
+from ivlens.common.store.keys import content_key
+from ivlens.common.store.store import Store, StoreError
+from ivlens.models.adapters import is_adapter, named_base
+from ivlens.models.boot import TransformerBridge
+from ivlens.models.load import device_of, load_model, model_identity, source_of
+from ivlens.runs.sweep.cells import Cell, ModelSpec, Survey, open_task, survey_from
+from ivlens.runs.sweep.kinds import KINDS, Making
+from ivlens.runs.sweep.options import Setting
+
+logger = logging.getLogger("ivlens")
+
+Status = str  # "made", "there", "failed", "busy" (another process makes it), "full" (the disk refuses)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of one cell.
+
+    Attributes:
+        status: `made`, `there` (it was done meanwhile), `failed`, `busy` (another process is at it) or `full`.
+        seconds: How long it took.
+        error: One line, where it failed.
+    """
+
+    status: Status
+    seconds: float = 0.0
+    error: str = ""
+
+
+class Workshop:
+    """Makes cells and keeps them in a store.
+
+    Args:
+        store: Where.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._warm: tuple[ModelSpec, Setting, TransformerBridge, str] | None = None
+
+    def survey(self, spec: ModelSpec, setting: Setting, *, load: bool = True) -> Survey:
+        """What a model is. It is loaded once in the life of a store, as long as its files stay as they are.
+
+        Args:
+            load: Where it was never loaded: load it. Otherwise only its size is found out, and its hash is empty.
+        """
+        device = device_of(setting.device).type
+        path = self._known(spec, setting)
+        try:
+            if _is_fixed(spec):
+                return survey_from(json.loads(read_small(path)))
+        except (OSError, ValueError, TypeError, RecursionError):
+            pass
+        if not load:
+            return _sized(spec, device)
+        model = self._model(spec, setting)
+        identity, cfg = model_identity(model), model.cfg
+        n_params = sum(parameter.numel() for parameter in model.original_model.parameters())
+        found = Survey(
+            identity.weights_hash,
+            identity.revision,
+            identity.architecture,
+            device,
+            n_params,
+            cfg.n_layers,
+            cfg.n_heads,
+            cfg.d_model,
+            cfg.d_vocab,
+        )
+        write_whole(path, lambda partial: partial.write_text(json.dumps(asdict(found)), encoding="utf-8"))
+        return found
+
+    def _known(self, spec: ModelSpec, setting: Setting) -> Path:
+        name = _fingerprint(spec, setting, device_of(setting.device).type)
+        return self._store.folder / "models" / f"{name}.json"
+
+    def attempt(self, cell: Cell, model: Survey) -> Report:
+        """Make a cell, or say why not; what it is made from is made as well. Never raises for the cell's own errors."""
+        what = cell.what(model)
+        key, started = content_key(what), time.perf_counter()
+        try:
+            if self._store.find(key) is not None:
+                self._store.forgive(key)
+                return Report("there")
+            with self._store.alone(key):
+                if self._store.find(key) is not None:
+                    return Report("there")
+                self._put(cell, what, model)
+            return Report("made", time.perf_counter() - started)
+        except BlockingIOError:
+            return Report("busy")
+        except StoreError as error:
+            return Report("full", time.perf_counter() - started, str(error))
+        except Exception as error:  # whatever it is, it is written down, and must not cost the other cells
+            return self._failed(cell, key, error, time.perf_counter() - started)
+
+    def _failed(self, cell: Cell, key: str, error: Exception, seconds: float) -> Report:
+        line = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+        about = {"cell": cell.name, "error": line, "traceback": traceback.format_exc(), "description": cell.to_json()}
+        try:
+            self._store.fail(key, about)
+        except StoreError as full:
+            return Report("full", seconds, str(full))
+        return Report("failed", seconds, line)
+
+    def _entry(self, cell: Cell, model: Survey) -> Entry:
+        """A result that another one is made from; where another process is making it, wait."""
+        what = cell.what(model)
+        key = content_key(what)
+        while True:
+            found = self._store.find(key)
+            if found is not None:
+                return found
+            try:
+                with self._store.alone(key):
+                    return self._store.find(key) or self._put(cell, what, model)
+            except BlockingIOError:
+                time.sleep(0.2)
+
+    def _put(self, cell: Cell, what: dict[str, Any], model: Survey) -> Entry:
+        bridge = self._model(cell.model, cell.setting, model.weights_hash)
+        making = Making(
+            cell, bridge, open_task, lambda other: self._entry(other, model), self._store.work(content_key(what))
+        )
+
+        def fill(folder: Path) -> None:
+            with _same_bits(cell):
+                KINDS[cell.kind].run(making, folder)
+
+        return self._store.put(what, fill, cell.labels())
+
+    def _model(self, spec: ModelSpec, setting: Setting, weights_hash: str | None = None) -> TransformerBridge:
+        """The model, warm if it was the last one and is as it was.
+
+        Raises:
+            ValueError: its weights are not those that were expected.
+        """
+        if self._warm is not None and self._warm[:2] == (spec, setting):
+            model, first = self._warm[2:]
+            if model_identity(model).weights_hash == first == (weights_hash or first):
+                return model
+        self._warm = None
+        gc.collect()
+        model = load_model(spec.name, revision=spec.revision, device=setting.device, dtype=setting.dtype)
+        found = model_identity(model).weights_hash
+        if weights_hash is not None and found != weights_hash:
+            self._known(spec, setting).unlink(missing_ok=True)
+            raise ValueError(
+                f"model {spec.name!r} has weights {found:.12}, expected {weights_hash:.12}, as when the sweep began; "
+                "leave its files as they are while a sweep runs, and start the sweep again."
+            )
+        self._warm = spec, setting, model, found
+        return model
+
+
+@contextmanager
+def _same_bits(cell: Cell) -> Iterator[None]:
+    """Nothing of what a process did before may be seen in a result: threads, random state, a GPU's freedom."""
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    states = random.getstate(), np.random.get_state()
+    torch.set_num_threads(cell.setting.threads)
+    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
+        try:
+            random.seed(cell.seed)
+            np.random.seed(cell.seed)
+            torch.manual_seed(cell.seed)
+            if torch.cuda.is_available():
+                torch.use_deterministic_algorithms(True, warn_only=True)
+            yield
+        finally:
+            torch.use_deterministic_algorithms(deterministic)
+            torch.set_num_threads(threads)
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+
+
+def _is_fixed(spec: ModelSpec) -> bool:
+    """Whether the name will mean the same weights tomorrow, as far as one can see: a branch of the Hub may move on."""
+    return all(isinstance(source, Path) for source in _sources(spec.name)) or len(spec.revision or "") == 40
+
+
+def _sources(name: str) -> list[Path | str]:
+    """Where the weights are: adapters first, then the model that they belong to."""
+    if is_adapter(name):
+        return [Path(name), *_sources(named_base(name))]
+    return [source_of(name)]
+
+
+def _fingerprint(spec: ModelSpec, setting: Setting, device: str) -> str:
+    """Changes with anything that could change the weights: the files' names, sizes and times."""
+    sources = _sources(spec.name)
+    found = [path for source in sources if isinstance(source, Path) for path in source.rglob("*") if path.is_file()]
+    files = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(found)]
+    facts = [
+        asdict(spec),
+        [*map(str, sources)],
+        files,
+        setting.dtype,
+        device,
+        torch.__version__,
+        transformers.__version__,
+    ]
+    return sha256(json.dumps(facts).encode()).hexdigest()[:32]
+
+
+def _sized(spec: ModelSpec, device: str) -> Survey:
+    """The size of a model from its configuration, without its weights."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config: Any = AutoConfig.from_pretrained(_sources(spec.name)[-1], revision=spec.revision, trust_remote_code=False)
+    with torch.device("meta"):
+        n_params = sum(parameter.numel() for parameter in AutoModelForCausalLM.from_config(config).parameters())
+    text = config.get_text_config()
+    sizes = (text.num_hidden_layers, text.num_attention_heads, text.hidden_size, text.vocab_size)
+    return Survey("", spec.revision, type(config).__name__, device, n_params, *sizes)

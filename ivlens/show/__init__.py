@@ -1,0 +1,1 @@
+"""Results for people: figures, pages, the demo, the lab."""

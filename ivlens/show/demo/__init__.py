@@ -1,0 +1,1 @@
+"""The main job on several tasks, from effects to completions, as `ivlens demo` runs it."""

@@ -1,0 +1,40 @@
+"""Results as plotly figures: each function takes a result and returns a `Figure`, for the screen and for paper."""
+
+from ivlens.show.figures.benchmarks import method_summary, score_matrices
+from ivlens.show.figures.causal import causal_plot, guidance_plot
+from ivlens.show.figures.conditions import condition_plot
+from ivlens.show.figures.dynamics import drift_heatmap, dynamics_curves, prediction_plot
+from ivlens.show.figures.forgetting import forgetting_plot
+from ivlens.show.figures.heads import head_heatmap
+from ivlens.show.figures.interventions import intervention_curves
+from ivlens.show.figures.maps import head_maps
+from ivlens.show.figures.paper import for_paper
+from ivlens.show.figures.similarity import similarity_matrix, similarity_order
+from ivlens.show.figures.sweeps import strength_curves
+from ivlens.show.figures.theme import DARK, LIGHT, Theme, write_figure
+from ivlens.show.figures.training import forgetting_against_learning, training_curves
+
+__all__ = [
+    "DARK",
+    "LIGHT",
+    "Theme",
+    "causal_plot",
+    "condition_plot",
+    "drift_heatmap",
+    "dynamics_curves",
+    "for_paper",
+    "forgetting_against_learning",
+    "forgetting_plot",
+    "guidance_plot",
+    "head_heatmap",
+    "head_maps",
+    "intervention_curves",
+    "method_summary",
+    "prediction_plot",
+    "score_matrices",
+    "similarity_matrix",
+    "similarity_order",
+    "strength_curves",
+    "training_curves",
+    "write_figure",
+]

@@ -1,0 +1,127 @@
+"""Erased or overlaid: every causal test beside its controls; and what guidance keeps."""
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from ivlens.show.figures._rows import grouped, mean, rows_of
+from ivlens.show.figures.theme import LIGHT, Theme, styled, with_legend
+
+TITLES = {
+    "write": "write: tuned vector in the first model, no instruction",
+    "read": "read: first vector in the tuned model, no instruction",
+    "reinjection": "re-injection: first vector in the tuned model, instructed",
+    "subtraction": "subtraction: new task's vector taken from the tuned model, instructed",
+}
+LOOKS = {
+    "baseline": ("as it is", "line-ns-open", "text"),
+    "iv": ("the vector", "circle", "accent"),
+    "own": ("the tuned model's", "circle-open", "accent"),
+    "random": ("random vectors", "diamond", "control"),
+    "random_heads": ("random heads", "square", "control"),
+    "other_tasks": ("other tasks' vectors", "triangle-up", "control"),
+}
+NAMES = {
+    "none": "none",
+    "iv": "iv: intervention, KL, heads",
+    "iv/zero_vector": "iv with a zero vector",
+    "instructions_lighter": "old instructions rehearsed",
+}
+
+
+def causal_plot(table: pd.DataFrame, *, theme: Theme = LIGHT) -> go.Figure:
+    """One row per test: accuracy of the vector and of its controls, mean over tasks.
+
+    Small marks are tasks. For a kind of control, the mean over its vectors.
+
+    Args:
+        table: `CausalTest.frame` of all tests, one below the other.
+
+    Raises:
+        ValueError: not such a table.
+    """
+    rows = rows_of(table, ("test", "task", "condition", "accuracy"), "ivlens.analysis.dynamics.causal_tests")
+    tests = [name for name in TITLES if any(row["test"] == name for row in rows)]
+    figure = go.Figure()
+    for number, (condition, (label, symbol, tone)) in enumerate(LOOKS.items()):
+        colour = getattr(theme, tone)
+        shift, edge = 0.3 - 0.12 * number, {"color": colour}
+        own = [row for row in rows if row["condition"] == condition]
+        place = {test: len(tests) - 1 - at + shift for at, test in enumerate(tests)}
+        for size, opacity, points in (
+            (5, 0.35, [(row["accuracy"], row["test"], row["task"]) for row in own]),
+            (10, 1.0, [(mean(row["accuracy"] for row in group), test, "mean of tasks")
+                       for test, group in grouped(own, lambda row: row["test"]).items()]),
+        ):  # fmt: skip
+            figure.add_trace(
+                go.Scatter(
+                    x=[x for x, _, _ in points], y=[place[test] for _, test, _ in points], mode="markers", name=label,
+                    showlegend=size == 10, opacity=opacity, text=[task for _, _, task in points],
+                    marker={"symbol": symbol, "size": size, "color": colour, "line": edge | {"width": size / 5}},
+                    hovertemplate=f"%{{text}}<br>{label}: %{{x:.2f}}<extra></extra>",
+                )
+            )  # fmt: skip
+    styled(
+        figure,
+        theme,
+        "Erased, or overlaid?",
+        "large: mean of tasks; small: each task; test inputs",
+        height=180 + 105 * len(tests),
+    )
+    figure.update_xaxes(title_text="accuracy", range=[-0.03, 1.03], dtick=0.2)
+    figure.update_yaxes(
+        tickvals=list(range(len(tests))), ticktext=[_folded(TITLES[test]) for test in reversed(tests)], showgrid=False,
+        range=[-0.55, len(tests) - 0.45], automargin=True, tickfont={"size": 12, "color": theme.text},
+    )  # fmt: skip
+    for line in range(1, len(tests)):
+        figure.add_hline(y=line - 0.5, line={"width": 1, "color": theme.grid})
+    return with_legend(figure, theme, 132)
+
+
+def guidance_plot(evidence: pd.DataFrame, *, theme: Theme = LIGHT) -> go.Figure:
+    """Probability of the answers of old tasks, with their instruction, after each kind of guidance.
+
+    Args:
+        evidence: `StudyResult.evidence`.
+
+    Raises:
+        ValueError: not such a table.
+    """
+    rows = rows_of(evidence, ("name", "task", "value"), "ivlens.runs.study.run_study")
+    own = [row for row in rows if row["name"].startswith("instruction_") and row["name"] != "instruction_drop"]
+    kinds = list(dict.fromkeys(row["name"].removeprefix("instruction_") for row in own))
+    figure = go.Figure()
+    for size, opacity in ((6, 0.4), (12, 1.0)):
+        points = [(row["value"], row["name"].removeprefix("instruction_"), row["task"]) for row in own]
+        if size == 12:
+            points = [(mean(x for x, kind, _ in points if kind == one), one, "mean of tasks") for one in kinds]
+        colours = [theme.accent if kind not in ("none", "iv/zero_vector") else theme.control for _, kind, _ in points]
+        figure.add_trace(
+            go.Scatter(
+                x=[x for x, _, _ in points], y=[len(kinds) - 1 - kinds.index(kind) for _, kind, _ in points],
+                mode="markers", opacity=opacity, text=[task for _, _, task in points], showlegend=False,
+                marker={"size": size, "color": colours}, hovertemplate="%{text}: %{x:.2f}<extra></extra>",
+            )
+        )  # fmt: skip
+    styled(
+        figure,
+        theme,
+        "What guidance keeps",
+        "large: mean of old tasks; small: each task; test inputs",
+        height=150 + 48 * len(kinds),
+    )
+    figure.update_xaxes(
+        title_text="probability of the answer with the instruction, per token", range=[-0.03, 1.03], dtick=0.2
+    )
+    figure.update_yaxes(
+        tickvals=list(range(len(kinds))), ticktext=[NAMES.get(kind, kind) for kind in reversed(kinds)], showgrid=False,
+        range=[-0.6, len(kinds) - 0.4], automargin=True, tickfont={"size": 12, "color": theme.text},
+    )  # fmt: skip
+    return figure
+
+
+def _folded(text: str) -> str:
+    """The name of a test above what it does."""
+    name, rest = text.split(": ", 1)
+    what, _, where = rest.partition(" in the ") if " in the " in rest else rest.partition(" taken ")
+    joint = "in the " if " in the " in rest else "taken "
+    return f"<b>{name}</b><br>{what}<br>{joint}{where}"

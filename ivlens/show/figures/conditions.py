@@ -1,0 +1,117 @@
+"""Accuracy under every condition: the intervention beside its controls."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from ivlens.show.figures._rows import Row, grouped, mean, rows_of
+from ivlens.show.figures.theme import LIGHT, Theme, styled, with_legend
+
+
+class Look(NamedTuple):
+    """How a condition is called and drawn. Shape and colour both tell it apart."""
+
+    label: str
+    symbol: str
+    colour: str
+
+
+# from the intervention to what it is compared with; drawn in this order from top to bottom
+LOOKS = {
+    "clean": Look("with the instruction", "circle-open", "text"),
+    "iv": Look("Instruction Vector added", "circle", "accent"),
+    "iv_heads": Look("its heads replaced by their means", "star", "accent"),
+    "baseline": Look("no instruction", "line-ns-open", "text"),
+    "random": Look("random vectors", "diamond", "control"),
+    "random_heads": Look("random heads' vectors", "square", "control"),
+    "other_tasks": Look("other tasks' vectors", "triangle-up", "control"),
+    "constant": Look("best constant answer", "x-thin-open", "reference"),
+}
+VALUES = ("accuracy", "accuracy_lo", "accuracy_hi")
+ROW_HEIGHT = 82
+
+
+def condition_plot(frame: pd.DataFrame, *, theme: Theme = LIGHT) -> go.Figure:
+    """One row per task, one mark per condition with its interval; the mean of several tasks comes first.
+
+    Args:
+        frame: what `ivlens.evaluate_intervention` returns, with a column `task` where there are several tasks.
+
+    Raises:
+        ValueError: a column is missing, or there are no rows.
+    """
+    rows = _with_mean(_rows_by_task(frame))
+    tasks = list(dict.fromkeys(row["task"] for row in rows))
+    present = [name for name in LOOKS if any(row["condition"] == name for row in rows)]
+    alone = len(tasks) == 1
+    step = 1.0 if alone else 0.72 / max(1, len(present) - 1)
+    figure = go.Figure()
+    for place, condition in enumerate(present):
+        chosen = [row for row in rows if row["condition"] == condition]
+        offset = (len(present) - 1) / 2 * step - place * step
+        places = [len(tasks) - 1 - tasks.index(row["task"]) + offset for row in chosen]
+        figure.add_trace(_marks(chosen, places, condition, theme))
+    height = 110 + 34 * len(present) if alone else 190 + ROW_HEIGHT * len(tasks)
+    title = f"Accuracy by condition: {tasks[0]}" if alone and tasks[0] else "Accuracy by condition"
+    styled(figure, theme, title, "bars: 95 % interval over prompts", height=height)
+    figure.update_xaxes(title_text="accuracy (share of prompts)", range=[-0.03, 1.03], dtick=0.2)
+    if alone:
+        labels = [LOOKS[name].label for name in reversed(present)]
+        _label_rows(figure, labels, [place - (len(present) - 1) / 2 for place in range(len(present))], theme)
+        figure.update_layout(showlegend=False)
+    else:
+        _label_rows(figure, list(reversed(tasks)), [float(place) for place in range(len(tasks))], theme)
+        _legend(figure, len(tasks), theme)
+    return figure
+
+
+def _rows_by_task(frame: pd.DataFrame) -> list[Row]:
+    """One row per task and condition; several rows of one condition (`per_vector=True`) are averaged."""
+    rows = rows_of(frame, ("condition", *VALUES), "ivlens.evaluate_intervention")
+    groups = grouped(rows, lambda row: (row.get("task", ""), row["condition"]))
+    return [
+        {"task": task, "condition": condition, **{name: mean(row[name] for row in group) for name in VALUES}}
+        for (task, condition), group in groups.items()
+    ]
+
+
+def _with_mean(rows: list[Row]) -> list[Row]:
+    """With several tasks, their mean first; it has no interval, since the prompts of tasks are no sample of tasks."""
+    if len({row["task"] for row in rows}) == 1:
+        return rows
+    overall = []
+    for condition, group in grouped(rows, lambda row: row["condition"]).items():
+        value = mean(row["accuracy"] for row in group)
+        overall.append({"task": "mean of tasks", "condition": condition, **dict.fromkeys(VALUES, value)})
+    return [*overall, *rows]
+
+
+def _marks(rows: Sequence[Row], y: Sequence[float], condition: str, theme: Theme) -> go.Scatter:
+    look = LOOKS[condition]
+    colour = getattr(theme, look.colour)
+    return go.Scatter(
+        x=[row["accuracy"] for row in rows], y=y, name=look.label, mode="markers", text=[row["task"] for row in rows],
+        marker={"symbol": look.symbol, "size": 9, "color": colour, "line": {"width": 2, "color": colour}},
+        error_x={
+            "type": "data", "symmetric": False, "color": colour, "thickness": 1.2, "width": 0,
+            "array": [max(0.0, row["accuracy_hi"] - row["accuracy"]) for row in rows],
+            "arrayminus": [max(0.0, row["accuracy"] - row["accuracy_lo"]) for row in rows],
+        },
+        hovertemplate=f"%{{text}}<br>{look.label}: %{{x:.2f}}<extra></extra>",
+    )  # fmt: skip
+
+
+def _label_rows(figure: go.Figure, labels: Sequence[str], places: Sequence[float], theme: Theme) -> None:
+    figure.update_yaxes(
+        tickvals=places, ticktext=labels, range=[places[0] - 0.6, places[-1] + 0.6], showgrid=False, automargin=True,
+        tickfont={"size": 12, "color": theme.text},
+    )  # fmt: skip
+
+
+def _legend(figure: go.Figure, n_tasks: int, theme: Theme) -> None:
+    for line in range(1, n_tasks):
+        figure.add_hline(y=line - 0.5, line={"width": 1, "color": theme.grid})
+    # title, note and a legend of four lines at the width of a column
+    with_legend(figure, theme, 150, xanchor="left", traceorder="normal")

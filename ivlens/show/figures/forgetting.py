@@ -1,0 +1,80 @@
+"""What was forgotten: the instruction's probability and the knowledge's, before and after."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from ivlens.show.figures._rows import Row, rows_of
+from ivlens.show.figures.theme import LIGHT, Theme, styled, with_legend
+
+LABELS = {
+    "prob": "probability of the answer's first token",
+    "seq_prob": "probability of the answer, per token",
+    "greedy": "accuracy, greedy decoding",
+    "ranked": "accuracy, among the task's answers",
+}
+KINDS = {"instruction": "with the instruction", "knowledge": "in a sentence, without it"}
+
+
+def forgetting_plot(table: pd.DataFrame, *, measure: str = "seq_prob", theme: Theme = LIGHT) -> go.Figure:
+    """One row per task: a line from before (open) to after (filled), for either kind of probability.
+
+    Args:
+        table: What `ivlens.analysis.forgetting.decompose` returns.
+        measure: One of its measures.
+
+    Raises:
+        ValueError: not such a table, or an unknown measure.
+    """
+    if measure not in LABELS:
+        raise ValueError(f"measure is {measure!r}, expected one of {', '.join(LABELS)}.")
+    every = rows_of(table, ("task", "measure", "instruction_before", "excess"), "ivlens.analysis.forgetting.decompose")
+    rows = [row for row in every if row["measure"] == measure]
+    rows = rows[-1:] + rows[:-1] if len(rows) > 2 else rows[:1]  # the mean first; of one task it is the same
+    figure = go.Figure()
+    for offset, (kind, label) in zip((0.15, -0.15), KINDS.items(), strict=True):
+        colour = theme.accent if kind == "instruction" else theme.control
+        figure.add_traces(_lines(rows, kind, label, offset, colour, theme))
+    note = "open: before, filled: after; line over the filled mark: 95 % interval of the drop"
+    styled(figure, theme, "What was forgotten", note, height=170 + 46 * len(rows))
+    figure.update_xaxes(title_text=LABELS[measure], range=[-0.03, 1.03], dtick=0.2)
+    figure.update_yaxes(
+        tickvals=list(range(len(rows))), ticktext=[row["task"] for row in reversed(rows)], showgrid=False,
+        range=[-0.6, len(rows) - 0.4], automargin=True, tickfont={"size": 12, "color": theme.text},
+    )  # fmt: skip
+    return with_legend(figure, theme, 96)
+
+
+def _lines(rows: Sequence[Row], kind: str, label: str, offset: float, colour: str, theme: Theme) -> list[go.Scatter]:
+    places = [len(rows) - 1 - number + offset for number in range(len(rows))]
+    known = [
+        (row, place) for row, place in zip(rows, places, strict=True) if row[f"{kind}_after"] == row[f"{kind}_after"]
+    ]
+    x: list[float | None] = []
+    y: list[float | None] = []
+    for row, place in known:
+        x += [row[f"{kind}_before"], row[f"{kind}_after"], None]
+        y += [place, place, None]
+    line = go.Scatter(x=x, y=y, mode="lines", line={"color": colour, "width": 2}, hoverinfo="skip", showlegend=False)
+    marks = []
+    for what, symbol in (("before", "circle-open"), ("after", "circle")):
+        marks.append(
+            go.Scatter(
+                x=[row[f"{kind}_{what}"] for row, _ in known], y=[place for _, place in known], name=label,
+                mode="markers", showlegend=what == "after", text=[row["task"] for row, _ in known],
+                marker={"symbol": symbol, "size": 9, "color": colour, "line": {"width": 2, "color": colour}},
+                error_x=None if what == "before" else _spread(known, kind, colour),
+                hovertemplate=f"%{{text}}, {what}<br>{label}: %{{x:.2f}}<extra></extra>",
+            )
+        )  # fmt: skip
+    return [line, *marks]
+
+
+def _spread(known: Sequence[tuple[Row, float]], kind: str, colour: str) -> dict:
+    drop = f"{kind}_drop"
+    return {
+        "type": "data", "symmetric": False, "color": colour, "thickness": 1, "width": 3,
+        "array": [max(0.0, row[drop] - row[f"{drop}_lo"]) for row, _ in known],
+        "arrayminus": [max(0.0, row[f"{drop}_hi"] - row[drop]) for row, _ in known],
+    }  # fmt: skip

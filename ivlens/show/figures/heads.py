@@ -1,0 +1,79 @@
+"""Layer x head map of effects."""
+
+import numpy as np
+import plotly.graph_objects as go
+
+from ivlens.effects.results import HeadEffects
+from ivlens.show.figures.theme import LIGHT, Theme, colour_bar, styled
+
+UNITS = {"prob": "probability", "logprob": "nats", "logit_diff": "logits"}
+
+
+def head_heatmap(
+    effects: HeadEffects,
+    *,
+    top: int = 10,
+    limit: float | None = None,
+    show_scale: bool = True,
+    theme: Theme = LIGHT,
+) -> go.Figure:
+    """Average indirect effect of every head; the `top` strongest carry their rank.
+
+    Args:
+        top: how many heads to mark; 0: none.
+        limit: end of the colour scale on both sides of zero, to make several maps comparable; None: this map's largest.
+        show_scale: draw the colour bar.
+
+    Returns:
+        x: head, y: layer (0 at the bottom), colour: AIE in the unit of the score; heads not measured stay blank.
+    """
+    aie = effects.aie.cpu().numpy()
+    low, high = (bound.cpu().numpy() for bound in effects.interval())
+    n_layers, n_heads = aie.shape
+    limit = limit or float(np.nanmax(np.abs(aie))) or 1.0
+    figure = go.Figure(
+        go.Heatmap(
+            z=aie, zmin=-limit, zmax=limit, colorscale=theme.diverging, xgap=1, ygap=1,
+            customdata=np.stack([low, high], axis=-1), hoverongaps=False,
+            hovertemplate="L%{y}H%{x}: %{z:+.3f}<br>95 % interval %{customdata[0]:+.3f} to %{customdata[1]:+.3f}"
+            "<extra></extra>",
+            showscale=show_scale, colorbar=colour_bar(theme, f"AIE ({unit_of(effects)})"),
+        )
+    )  # fmt: skip
+    _mark_ranks(figure, effects, top, theme)
+    n = len(effects.corruptions)
+    name = effects.model.name.rstrip("/").rpartition("/")[2]
+    note = f"{name} · {n} corrupted prompts" + (f" · numbers: rank of the {top} strongest heads" if top else "")
+    styled(figure, theme, f"Effect of each head: {effects.task}", note, height=120 + max(170, min(34 * n_layers, 560)))
+    figure.update_xaxes(title_text="head", showgrid=False, **_ticks(n_heads), range=[-0.5, n_heads - 0.5])
+    figure.update_yaxes(title_text="layer", showgrid=False, **_ticks(n_layers), range=[-0.5, n_layers - 0.5])
+    return figure
+
+
+def unit_of(effects: HeadEffects) -> str:
+    """The unit of the effects: probability, nats or logits."""
+    return UNITS.get(str(effects.settings.get("score")), "score")
+
+
+def _mark_ranks(figure: go.Figure, effects: HeadEffects, top: int, theme: Theme) -> None:
+    if top < 1:
+        return
+    heads = effects.top_heads(min(top, int(effects.aie.isfinite().sum())))
+    crowded = max(effects.aie.shape) > 20
+    figure.add_trace(
+        go.Scatter(
+            x=[head for _, head in heads], y=[layer for layer, _ in heads],
+            text=[str(rank) for rank in range(1, len(heads) + 1)],
+            mode="markers" if crowded else "text+markers",
+            textfont={"size": 11, "color": theme.text},
+            marker={
+                "symbol": "circle", "size": 8 if crowded else 18, "color": theme.surface,
+                "opacity": 0.82, "line": {"width": 1, "color": theme.text},
+            },
+            hoverinfo="skip", showlegend=False,
+        )
+    )  # fmt: skip
+
+
+def _ticks(n: int) -> dict:
+    return {"tickmode": "linear", "tick0": 0, "dtick": 1 if n <= 16 else 4 if n <= 40 else 8}

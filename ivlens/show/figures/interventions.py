@@ -1,0 +1,106 @@
+"""Accuracy along the layers: the Instruction Vector beside its controls, each at its best strength."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+from scipy.stats import binomtest
+
+from ivlens.show.figures._rows import Row, grouped, mean, rows_of
+from ivlens.show.figures.theme import LIGHT, Theme, styled, translucent, with_legend
+
+
+class Curve(NamedTuple):
+    """How a condition is called and drawn. Colour, dash and symbol all tell it apart."""
+
+    label: str
+    colour: str
+    dash: str
+    symbol: str
+
+
+CURVES = {
+    "iv": Curve("Instruction Vector", "accent", "solid", "circle"),
+    "random_heads": Curve("random heads", "control", "dash", "square"),
+    "random": Curve("random vectors", "control", "dot", "diamond"),
+    "other_tasks": Curve("other tasks' vectors", "muted", "dashdot", "triangle-up"),
+}
+NEEDED = ("condition", "vector", "layer", "alpha", "site", "accuracy", "n")
+
+
+def intervention_curves(frame: pd.DataFrame, *, theme: Theme = LIGHT) -> go.Figure:
+    """One line per condition over the layers, one panel per site, with 95 % intervals over prompts.
+
+    At each layer every vector is shown at its own best strength, the controls like the Instruction Vector; tasks and
+    vectors of one condition are then averaged. The dashed level is the accuracy without any vector.
+
+    Args:
+        frame: `ivlens.sweep_settings` of vectors and of their controls, with a column `condition` (`iv`, `random`,
+            `random_heads`, `other_tasks`) and, for several tasks, `task`. Rows of strength 0 are no vector.
+
+    Raises:
+        ValueError: a column is missing, there are no rows, or none of a known condition.
+    """
+    rows = rows_of(frame, NEEDED, "ivlens.sweep_settings with a column `condition`")
+    steered = [row for row in rows if row["alpha"] != 0 and row["condition"] in CURVES]
+    if not steered:
+        raise ValueError(
+            f"the table has the conditions {sorted({str(row['condition']) for row in rows})} at the strengths "
+            f"{sorted({row['alpha'] for row in rows})}, expected some of {', '.join(CURVES)} at others than 0."
+        )
+    baseline = mean(row["accuracy"] for row in rows if row["alpha"] == 0)
+    sites = sorted({row["site"] for row in steered}, reverse=True)
+    figure = make_subplots(rows=1, cols=len(sites), shared_yaxes=True, horizontal_spacing=0.04)
+    for column, site in enumerate(sites, start=1):
+        for name in (name for name in CURVES if any(row["condition"] == name for row in steered)):
+            chosen = [row for row in steered if row["site"] == site and row["condition"] == name]
+            for trace in _traces(chosen, CURVES[name], theme):
+                figure.add_trace(trace.update(showlegend=column == 1 and bool(trace.name)), row=1, col=column)
+        if baseline == baseline:
+            level = {"dash": "dash", "width": 1.2, "color": theme.reference}
+            figure.add_hline(y=baseline, line=level, row=1, col=column)  # pyright: ignore[reportArgumentType]
+    note = "best strength at each layer, select inputs · bands: 95 % interval over prompts · dashed: no vector"
+    styled(figure, theme, "Accuracy with a vector added", note, height=380)
+    for column, site in enumerate(sites, start=1):
+        n_layers = len({row["layer"] for row in steered})
+        figure.update_xaxes(title_text=f"layer · {site}", dtick=1 if n_layers <= 16 else 4, row=1, col=column)
+    figure.update_yaxes(range=[-0.03, 1.03], dtick=0.2)
+    figure.update_yaxes(title_text="accuracy (share of prompts)", row=1, col=1)
+    return with_legend(figure, theme)
+
+
+def _traces(rows: Sequence[Row], curve: Curve, theme: Theme) -> list[go.Scatter]:
+    """The band and the line of one condition at one site."""
+    by_layer = grouped(rows, lambda row: row["layer"])
+    layers = sorted(by_layer)
+    points = [_point(by_layer[layer]) for layer in layers]
+    colour = getattr(theme, curve.colour)
+    band = go.Scatter(
+        x=[*layers, *reversed(layers)], y=[*(high for _, _, high in points), *(low for _, low, _ in reversed(points))],
+        mode="lines", fill="toself", fillcolor=translucent(colour, 0.16), line={"width": 0}, hoverinfo="skip",
+        legendgroup=curve.label,
+    )  # fmt: skip
+    line = go.Scatter(
+        x=layers, y=[value for value, _, _ in points], name=curve.label, legendgroup=curve.label, mode="lines+markers",
+        line={"color": colour, "width": 2, "dash": curve.dash},
+        marker={"size": 7, "color": colour, "symbol": curve.symbol},
+        customdata=[[low, high] for _, low, high in points],
+        hovertemplate=f"{curve.label}, layer %{{x}}: %{{y:.2f}} (%{{customdata[0]:.2f}} to %{{customdata[1]:.2f}})"
+        "<extra></extra>",
+    )  # fmt: skip
+    return [band, line]
+
+
+def _point(rows: Sequence[Row]) -> tuple[float, float, float]:
+    """Mean accuracy of all vectors at their best strengths, with the Wilson interval of as many prompts as tasks have.
+
+    Vectors of one task see the same prompts, so that only tasks, not vectors, add to the number of prompts.
+    """
+    vectors = grouped(rows, lambda row: (row.get("task", ""), row["vector"]))
+    best = [max(group, key=lambda row: row["accuracy"]) for group in vectors.values()]
+    value = mean(row["accuracy"] for row in best)
+    prompts = sum(int(group[0]["n"]) for group in grouped(best, lambda row: row.get("task", "")).values())
+    low, high = binomtest(round(value * prompts), prompts).proportion_ci(0.95, method="wilson")
+    return value, float(low), float(high)

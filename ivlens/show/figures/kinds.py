@@ -1,0 +1,202 @@
+"""Which figures and tables each kind of result becomes. A new kind is one entry of `KINDS_OF_RESULTS`."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from ivlens.effects.files import FILE as EFFECTS_FILE
+from ivlens.effects.results import HeadEffects
+from ivlens.runs.suites.report import latex, summary_of
+from ivlens.show.figures._kind import Kind, count, each
+from ivlens.show.figures._rows import grouped, rows_of
+from ivlens.show.figures.benchmarks import COLUMNS, method_summary, score_matrices
+from ivlens.show.figures.conditions import condition_plot
+from ivlens.show.figures.found import Found
+from ivlens.show.figures.heads import head_heatmap
+from ivlens.show.figures.interventions import intervention_curves
+from ivlens.show.figures.maps import head_maps
+from ivlens.show.figures.paper import Drawing
+from ivlens.show.figures.similarity import similarity_matrix
+from ivlens.show.figures.study_kinds import STUDY_KINDS
+from ivlens.show.figures.sweeps import strength_curves
+from ivlens.show.figures.tables import condition_table, tuning_table
+from ivlens.show.figures.training import forgetting_against_learning, shown_kinds, trained_once, training_curves
+from ivlens.vectors.file import FILE as VECTOR_FILE
+from ivlens.vectors.vector import InstructionVector
+
+PANELS = 12  # head maps on one page
+
+
+def draw_all(files: Sequence[Found]) -> tuple[list[Drawing], list[Found]]:
+    """The drawings of all runs, their names unique, and the files that are of no known kind.
+
+    Raises:
+        ValueError: a file's columns are those of a kind and its content is not.
+    """
+    runs = grouped(files, lambda file: file.group)
+    drawings, known = list[Drawing](), set[Found]()
+    for group, members in runs.items():
+        by_kind = grouped((file for file in members if _kind_of(file)), lambda file: _kind_of(file))
+        for kind, chosen in by_kind.items():
+            known.update(chosen)
+            if kind.unless in {other.name for other in by_kind}:
+                continue
+            for drawing in kind.draw(chosen):
+                drawings.append(replace(drawing, name="-".join(filter(None, [group, drawing.name]))))
+    return drawings, [file for file in files if file not in known]
+
+
+def _kind_of(file: Found) -> Kind | None:
+    return next((kind for kind in KINDS_OF_RESULTS if kind.holds(file)), None)
+
+
+# --- one function for each kind --------------------------------------------------------------------------------------
+
+
+def _heads(files: Sequence[Found]) -> Iterator[Drawing]:
+    effects = [HeadEffects.load(file.path) for file in files]
+    by_model = grouped(effects, lambda found: found.model.weights_hash)
+    for rank, results in enumerate(by_model.values(), start=1):
+        suffix = "" if len(by_model) == 1 else f"-model{rank}"
+        if len(results) == 1:
+            n_layers, n_heads = results[0].aie.shape
+            caption = (
+                f"Average indirect effect of every head of {results[0].model.name} on the task {results[0].task}, over "
+                f"{len(results[0].cie)} corrupted prompts; numbers: rank of the ten strongest heads."
+            )
+            inches = min(4.0, max(2.2, 0.8 + 2.2 * n_layers / n_heads))
+            yield Drawing(f"heads{suffix}", caption, head_heatmap(results[0]), inches=inches)
+        for start in range(0, len(results), PANELS) if len(results) > 1 else ():
+            page = results[start : start + PANELS]
+            caption = (
+                f"Average indirect effect of every head of {page[0].model.name} on {len(page)} tasks, over "
+                f"{len(page[0].cie)} corrupted prompts each; dots: the five strongest heads."
+            )
+            number = f"-{1 + start // PANELS}" if len(results) > PANELS else ""
+            inches = 0.5 + 1.3 * math.ceil(len(page) / COLUMNS)
+            yield Drawing(f"heads{suffix}{number}", caption, head_maps(page), width="page", inches=inches)
+
+
+def _head_table(name: str, file: Found) -> Iterator[Drawing]:
+    n_tasks = count(file.frame, "task")
+    caption = f"Average indirect effect of every head on {n_tasks} task(s); dots: the five strongest heads."
+    width = "column" if n_tasks < 3 else "page"
+    inches = 0.5 + 1.3 * math.ceil(n_tasks / COLUMNS)
+    yield Drawing(name, caption, head_maps(file.frame), width=width, inches=max(2.2, inches))
+
+
+def _similarity(files: Sequence[Found]) -> Iterator[Drawing]:
+    vectors = [InstructionVector.load(file.path) for file in files]
+    by_model = grouped(vectors, lambda vector: vector.model.weights_hash)
+    for rank, group in enumerate(by_model.values(), start=1):
+        distinct = list({vector.task: vector for vector in group}.values())
+        if len(distinct) < 2:
+            continue
+        suffix = "" if len(by_model) == 1 else f"-model{rank}"
+        caption = f"Cosines between the Instruction Vectors of {len(distinct)} tasks, alike ones side by side."
+        width = "column" if len(distinct) <= 4 else "page"  # values in the cells need room
+        inches = min(6.5, 1.6 + 0.36 * len(distinct))
+        yield Drawing(f"similarity{suffix}", caption, similarity_matrix(distinct), width=width, inches=inches)
+
+
+def _conditions(name: str, file: Found) -> Iterator[Drawing]:
+    frame = file.frame
+    n_tasks = count(frame, "task")
+    # what made it: one description, or one for each task; a table without any is taken for a judgement on *test*
+    splits = {str(one.get("split", "test")) for one in frame.attrs.get("tasks", [frame.attrs])}
+    caption = (
+        f"Accuracy on {' and '.join(sorted(splits))} inputs without instruction under every condition, with 95 % "
+        "intervals over prompts; settings were searched on other inputs, for controls as for the vector."
+    )
+    inches = 2.4 if n_tasks == 1 else 0.9 + 0.55 * (n_tasks + 1)
+    yield Drawing(name, caption, condition_plot(frame), width="column" if n_tasks == 1 else "page", inches=inches)
+    yield Drawing(name, caption, table=condition_table(frame))
+
+
+def _curves(name: str, file: Found) -> Iterator[Drawing]:
+    caption = (
+        "Accuracy on select inputs without instruction along the layers, every vector at its best strength there; "
+        "bands: 95 % interval over prompts; dashed level: no vector."
+    )
+    yield Drawing(name, caption, intervention_curves(file.frame), width="page", inches=2.5)
+
+
+def _strengths(name: str, file: Found) -> Iterator[Drawing]:
+    caption = "Accuracy on select inputs along the layers, one line per strength; dashed level: no vector."
+    yield Drawing(name, caption, strength_curves(file.frame), width="page", inches=2.5)
+
+
+def _training(name: str, file: Found) -> Iterator[Drawing]:
+    caption = "Accuracy on select inputs of the new task and of old tasks along the training."
+    yield Drawing(name, caption, training_curves(file.frame))
+
+
+def _trade_off(name: str, file: Found) -> Iterator[Drawing]:
+    frame = file.frame
+    kinds, shown = count(frame, "guidance"), len(shown_kinds(frame["guidance"]))
+    once = trained_once(rows_of(frame, ("guidance", "new"), "ivlens bench"))
+    shows = (
+        "the way of each training"
+        if once
+        else "the best mean accuracy on old tasks at every accuracy on the new one or more, over all trainings and "
+        "their judged moments"
+    )
+    caption = f"Forgetting against learning: {shows}, on select inputs."
+    caption += f" {shown} of {kinds} kinds of guidance are shown." if shown < kinds else ""
+    wide = count(frame, "method") > 1
+    yield Drawing(
+        name, caption, forgetting_against_learning(frame), width="page" if wide else "column", inches=2.7
+    )  # fmt: skip
+
+
+def _matrices(name: str, file: Found) -> Iterator[Drawing]:
+    n = len(file.frame[["method", "guidance"]].drop_duplicates())
+    caption = "Score on every task (columns) before training and after each task was trained (rows), first order."
+    width = "column" if n == 1 else "page"
+    yield Drawing(name, caption, score_matrices(file.frame), width=width, inches=0.7 + 1.5 * math.ceil(n / COLUMNS))
+
+
+def _methods(name: str, file: Found) -> Iterator[Drawing]:
+    frame = file.frame
+    n = len(frame[["method", "guidance"]].drop_duplicates())
+    caption = (
+        "Mean score on the trained tasks right after each was trained (AP) and at the end (FP), with 95 % intervals "
+        "over runs; the distance of the marks is what was forgotten."
+    )
+    yield Drawing(name, caption, method_summary(frame), inches=0.9 + 0.28 * n)
+    yield Drawing(name, caption, table=latex(summary_of(frame)))
+
+
+def _tuning_scores(name: str, file: Found) -> Iterator[Drawing]:
+    caption = "Accuracy on test inputs before and after a training on the new task."
+    yield Drawing(name, caption, table=tuning_table(file.frame))
+
+
+KINDS_OF_RESULTS = (
+    *STUDY_KINDS,
+    Kind("heads", lambda file: file.format == EFFECTS_FILE.format, _heads),
+    Kind("similarity", lambda file: file.format == VECTOR_FILE.format, _similarity),
+    Kind("head_table", lambda file: file.has("task", "layer", "head", "aie"), each("heads", _head_table), "heads"),
+    Kind(
+        "curves",
+        lambda file: (
+            file.has("condition", "vector", "layer", "alpha", "site", "accuracy", "n") and not file.has("accuracy_lo")
+        ),
+        each("intervention", _curves),
+    ),
+    Kind("conditions", lambda file: file.has("condition", "accuracy", "accuracy_lo"), each("conditions", _conditions)),
+    Kind("strengths", lambda file: file.has("layer", "alpha", "site", "accuracy"), each("strengths", _strengths)),
+    Kind("methods", lambda file: file.has("method", "guidance", "ap", "fp", "forget"), each("methods", _methods)),
+    Kind(
+        "matrices",
+        lambda file: file.has("method", "guidance", "order", "stage", "trained", "task", "score"),
+        each("scores", _matrices),
+    ),
+    Kind(
+        "trade_off",
+        lambda file: file.has("guidance", "new", "old") or file.has("guidance", "new", "watched"),
+        each("forgetting", _trade_off),
+    ),
+    Kind("training", lambda file: file.has("step", "new", "loss"), each("training", _training)),
+    Kind("tuning_scores", lambda file: file.has("task", "role", "before"), each("tuning", _tuning_scores)),
+)

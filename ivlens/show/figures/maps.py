@@ -1,0 +1,89 @@
+"""Head maps of several tasks side by side, on one colour scale."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from ivlens.effects.results import HeadEffects
+from ivlens.show.figures._rows import grouped, rows_of
+from ivlens.show.figures.heads import UNITS
+from ivlens.show.figures.theme import LIGHT, Theme, colour_bar, styled
+
+COLUMNS = 4
+
+
+def head_maps(results: Sequence[HeadEffects] | pd.DataFrame, *, top: int = 5, theme: Theme = LIGHT) -> go.Figure:
+    """Average indirect effect of every head, one panel per task; dots mark the `top` strongest of each.
+
+    Args:
+        results: effects of one model, or their tables (`HeadEffects.to_frame`) in one frame.
+        top: 0: none.
+
+    Raises:
+        ValueError: nothing given, maps of several shapes, or a table without the columns.
+    """
+    maps = _from_table(results) if isinstance(results, pd.DataFrame) else _from_effects(results)
+    if not maps or len({values.shape for values in maps.values()}) > 1:
+        shapes = sorted({str(values.shape) for values in maps.values()})
+        raise ValueError(f"head maps of shapes {', '.join(shapes) or 'none'}, expected one or more of one model.")
+    limit = max(float(np.nanmax(np.abs(values))) for values in maps.values()) or 1.0
+    n_columns = min(COLUMNS, len(maps))
+    n_rows = math.ceil(len(maps) / n_columns)
+    figure = make_subplots(
+        rows=n_rows, cols=n_columns, shared_xaxes=True, shared_yaxes=True, subplot_titles=[*maps],
+        horizontal_spacing=0.02, vertical_spacing=0.16 / n_rows,
+    )  # fmt: skip
+    for place, values in enumerate(maps.values()):
+        row, column = divmod(place, n_columns)
+        heat = go.Heatmap(
+            z=values, zmin=-limit, zmax=limit, colorscale=theme.diverging, xgap=0.5, ygap=0.5, hoverongaps=False,
+            showscale=place == 0, colorbar=colour_bar(theme, _unit(results)),
+            hovertemplate="L%{y}H%{x}: %{z:+.3f}<extra></extra>",
+        )  # fmt: skip
+        figure.add_trace(heat, row=row + 1, col=column + 1)
+        figure.add_trace(_dots(values, top, theme), row=row + 1, col=column + 1)
+        figure.update_xaxes(title_text="head" if row == n_rows - 1 else "", row=row + 1, col=column + 1)
+        figure.update_yaxes(title_text="" if column else "layer", row=row + 1, col=column + 1)
+    styled(figure, theme, "Effect of each head", f"dots: the {top} strongest of each task", height=160 + 170 * n_rows)
+    n_layers, n_heads = next(iter(maps.values())).shape
+    figure.update_xaxes(showgrid=False, range=[-0.5, n_heads - 0.5], tick0=0, dtick=_step(n_heads))
+    figure.update_yaxes(showgrid=False, range=[-0.5, n_layers - 0.5], tick0=0, dtick=_step(n_layers))
+    return figure.update_annotations(font={"size": 12, "color": theme.text})
+
+
+def _from_effects(results: Sequence[HeadEffects]) -> dict[str, np.ndarray]:
+    return {found.task: found.aie.cpu().numpy() for found in results}
+
+
+def _from_table(frame: pd.DataFrame) -> dict[str, np.ndarray]:
+    rows = rows_of(frame, ("task", "layer", "head", "aie"), "HeadEffects.to_frame")
+    shape = 1 + max(int(row["layer"]) for row in rows), 1 + max(int(row["head"]) for row in rows)
+    maps = {}
+    for task, group in grouped(rows, lambda row: row["task"]).items():
+        maps[str(task)] = np.full(shape, np.nan)
+        for row in group:
+            maps[str(task)][int(row["layer"]), int(row["head"])] = row["aie"]
+    return maps
+
+
+def _unit(results: Sequence[HeadEffects] | pd.DataFrame) -> str:
+    """What a table does not say is left out."""
+    if isinstance(results, pd.DataFrame):
+        return "AIE"
+    units = {UNITS.get(str(found.settings.get("score")), "score") for found in results}
+    return f"AIE ({' / '.join(sorted(units))})"
+
+
+def _dots(values: np.ndarray, top: int, theme: Theme) -> go.Scatter:
+    order = np.argsort(np.where(np.isnan(values), -np.inf, values), axis=None)[::-1][:top]
+    layers, heads = np.unravel_index(order, values.shape)
+    marker = {"symbol": "circle", "size": 7, "color": theme.surface, "line": {"width": 1, "color": theme.text}}
+    return go.Scatter(x=heads, y=layers, mode="markers", marker=marker, hoverinfo="skip", showlegend=False)
+
+
+def _step(n: int) -> int:
+    return 1 if n <= 6 else 2 if n <= 16 else 8

@@ -1,0 +1,111 @@
+"""Figures at the size at which they are printed: no title, fonts of 7 to 8 points, column or page wide."""
+
+import math
+from collections.abc import Iterable
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import plotly.graph_objects as go
+
+Width = Literal["column", "page"]
+
+PX_PER_INCH = 96
+INCHES: dict[Width, float] = {"column": 3.3, "page": 6.8}
+# fonts that every Chromium finds something for, and that look alike wherever it does
+PAPER_FONT = "Helvetica, Arial, 'Liberation Sans', 'DejaVu Sans', sans-serif"
+SMALLEST = 9.3  # px: 7 points
+FONTS, MARKS, LINES = 0.8, 0.7, 0.75
+LETTER, KEY, LEGEND_LINE = 4.9, 36.0, 15.0  # px: a letter's mean width, a legend's line sample and gaps, its height
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """One thing for a paper: a figure or a LaTeX table, with what its caption has to say.
+
+    Attributes:
+        name: of its files.
+        caption: what is shown, and what bars and bands are; no title or note is left in the figure.
+        figure: as the house draws it for screens; None for a table.
+        table: LaTeX; empty for a figure.
+        width: of a column or of the page.
+        inches: its height.
+    """
+
+    name: str
+    caption: str
+    figure: go.Figure | None = None
+    table: str = ""
+    width: Width = "column"
+    inches: float = 2.4
+
+    def printed(self) -> go.Figure:
+        """The figure as it is printed."""
+        assert self.figure is not None
+        return for_paper(self.figure, self.width, self.inches)
+
+
+def for_paper(figure: go.Figure, width: Width = "column", inches: float = 2.4) -> go.Figure:
+    """The figure at its printed size, without title and note; the one given stays as it is.
+
+    Args:
+        figure: one that `ivlens.show.figures` drew.
+        width: 3.3 inches for a column, 6.8 for the page.
+        inches: height.
+
+    Returns:
+        A figure whose pixels are 1/96 inch, so that a PDF of it has the printed size, and fonts of 7 points or more.
+    """
+    content = deepcopy(figure.to_plotly_json())
+    content["layout"].pop("title", None)
+    for part in (*content["data"], content["layout"]):
+        _shrink(part)
+    small = go.Figure(content)
+    px = INCHES[width] * PX_PER_INCH
+    small.update_layout(
+        width=round(px), height=round(inches * PX_PER_INCH), font_family=PAPER_FONT, autosize=False,
+        margin={"l": 40, "r": 8, "t": _top(small, px), "b": 34, "pad": 0},
+    )  # fmt: skip
+    small.update_xaxes(automargin=True, title_standoff=6)
+    small.update_yaxes(automargin=True, title_standoff=5)
+    if small.layout.legend.orientation == "h":
+        small.update_layout(legend={"y": 1.0, "yref": "paper", "itemsizing": "trace", "tracegroupgap": 0})
+    return small
+
+
+def _shrink(node: Any, inside: str = "") -> None:
+    """Fonts, marks and lines as a printed figure has them."""
+    if isinstance(node, list | tuple):
+        for part in node:
+            _shrink(part, inside)
+    if not isinstance(node, dict):
+        return
+    size = node.get("size")
+    if isinstance(size, int | float):
+        if inside.endswith("font"):
+            node["size"] = max(SMALLEST, round(size * FONTS, 1))
+        elif inside == "marker":
+            node["size"] = round(size * MARKS, 1)
+    if inside == "line" and isinstance(node.get("width"), int | float):
+        node["width"] = round(node["width"] * LINES, 2)
+    for key, part in node.items():
+        _shrink(part, key)
+
+
+def _top(figure: go.Figure, width: float) -> int:
+    """Room for the legend above the plot, or for the titles of panels."""
+    traces: tuple[Any, ...] = figure.data  # pyright: ignore[reportAssignmentType]
+    names = [trace.name for trace in traces if trace.name and trace.showlegend is not False]
+    panels = any(note.yanchor == "bottom" and note.yref == "paper" for note in figure.layout.annotations)
+    if not names or figure.layout.showlegend is False or len(names) < 2:
+        return 22 if panels else 8
+    title = figure.layout.legend.title.text or ""
+    return round(8 + LEGEND_LINE * _lines(names, width - 60, len(title) * LETTER)) + (14 if panels else 0)
+
+
+def _lines(names: Iterable[str], room: float, title: float) -> int:
+    """How many lines a horizontal legend takes: plotly gives all its entries the width of the widest."""
+    listed = list(names)
+    widest = max(len(name) for name in listed) * LETTER + KEY
+    per_line = max(1, int((room - title) // widest))
+    return math.ceil(len(listed) / per_line)

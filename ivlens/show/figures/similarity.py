@@ -1,0 +1,58 @@
+"""Cosines between vectors, alike ones side by side."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import plotly.graph_objects as go
+
+from ivlens.analysis.dynamics.cosines import hierarchical_order
+from ivlens.show.figures.theme import LIGHT, Theme, colour_at, colour_bar, readable_on, styled
+from ivlens.vectors.vector import InstructionVector
+
+
+def similarity_matrix(vectors: Sequence[InstructionVector], *, theme: Theme = LIGHT) -> go.Figure:
+    """Cosine of every pair of vectors, in the order of `similarity_order`.
+
+    Raises:
+        ValueError: fewer than two vectors, two of one name, or of several models' widths.
+    """
+    cosines = _cosines(vectors)
+    order = similarity_order(vectors)
+    names = [vectors[index].task for index in order]
+    cosines = cosines[np.ix_(order, order)]
+    n = len(names)
+    figure = go.Figure(
+        go.Heatmap(
+            z=cosines, x=names, y=names, zmin=-1, zmax=1, colorscale=theme.diverging, xgap=1, ygap=1,
+            hovertemplate="%{y} · %{x}: %{z:.2f}<extra></extra>", colorbar=colour_bar(theme, "cosine"),
+        )
+    )  # fmt: skip
+    if n <= 14:
+        _write_values(figure, names, cosines, theme)
+    height = 200 + max(200, min(40 * n, 720))
+    styled(figure, theme, "Instruction Vectors compared", "cosine · hierarchical order, average linkage", height=height)
+    figure.update_xaxes(showgrid=False, tickangle=-45, automargin=True)
+    figure.update_yaxes(showgrid=False, autorange="reversed", automargin=True)
+    return figure
+
+
+def similarity_order(vectors: Sequence[InstructionVector]) -> list[int]:
+    """Order of the leaves of an average-linkage tree over `1 - cosine`, turned so that neighbours are most alike."""
+    return hierarchical_order(_cosines(vectors))
+
+
+def _cosines(vectors: Sequence[InstructionVector]) -> np.ndarray:
+    names = [vector.task for vector in vectors]
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise ValueError(f"got vectors of {names}, expected two or more with distinct names; leave repeated ones out.")
+    return np.array([[one.cosine(other) for other in vectors] for one in vectors])
+
+
+def _write_values(figure: go.Figure, names: list[str], cosines: np.ndarray, theme: Theme) -> None:
+    size = 12 if len(names) <= 10 else 10
+    for row, values in zip(names, cosines, strict=True):
+        for column, value in zip(names, values, strict=True):
+            ink = readable_on(colour_at(theme.diverging, (value + 1) / 2))
+            # a minus that is as wide as the digits, and no "-0.00"
+            text = f"{round(float(value), 2) + 0.0:.2f}".replace("-", "−")
+            figure.add_annotation(x=column, y=row, text=text, showarrow=False, font={"size": size, "color": ink})

@@ -1,0 +1,85 @@
+"""Figures and tables of what `ivlens forget`, `ivlens dynamics` and `ivlens study` leave on disk."""
+
+from collections.abc import Iterator
+
+import pandas as pd
+
+from ivlens.show.figures._kind import Kind, count, each
+from ivlens.show.figures.causal import causal_plot, guidance_plot
+from ivlens.show.figures.dynamics import dynamics_curves
+from ivlens.show.figures.forgetting import forgetting_plot
+from ivlens.show.figures.found import Found
+from ivlens.show.figures.knowledge import drift_of_table, knowledge_curves
+from ivlens.show.figures.paper import Drawing
+from ivlens.show.figures.tables import claims_table
+
+
+def _forgetting(name: str, file: Found) -> Iterator[Drawing]:
+    frame = file.frame
+    last = frame
+    if "checkpoint" in frame:
+        caption = (
+            "Probability of the right answers along the checkpoints, with the instruction and in clozes; means "
+            "over tasks, bands: 95 % interval of what was lost."
+        )
+        yield Drawing(f"{name}-along", caption, knowledge_curves(frame))
+        last = pd.DataFrame(frame[frame["checkpoint"] == frame["checkpoint"].iloc[-1]])
+    caption = (
+        "Probability of the right answers before training (open) and after it (filled), with the instruction and in "
+        "clozes; lines over filled marks: 95 % interval of the drop."
+    )
+    yield Drawing(name, caption, forgetting_plot(last), width="page", inches=0.9 + 0.36 * count(last, "task"))
+
+
+def _dynamics(name: str, file: Found) -> Iterator[Drawing]:
+    caption = (
+        "Performance and similarity of Instruction Vectors along the training, thin for each task, thick: mean; "
+        "dashed: cosine of two halves of the prompts, and between tasks."
+    )
+    yield Drawing(name, caption, dynamics_curves(file.frame), width="page", inches=2.6)
+
+
+def _drift(name: str, file: Found) -> Iterator[Drawing]:
+    caption = (
+        "How far what each head writes has moved at the last checkpoint, as a share of what it wrote; mean over tasks."
+    )
+    yield Drawing(name, caption, drift_of_table(file.frame))
+
+
+def _causal(name: str, file: Found) -> Iterator[Drawing]:
+    caption = "Accuracy with vectors of one checkpoint in another, and with their controls; small marks are tasks."
+    n = count(file.frame, "test")
+    yield Drawing(name, caption, causal_plot(file.frame), width="page", inches=1.0 + 0.7 * n)
+
+
+def _guidance(name: str, file: Found) -> Iterator[Drawing]:
+    caption = (
+        "Probability of old tasks' answers, with their instruction, after each kind of guidance; small marks are tasks."
+    )
+    yield Drawing(name, caption, guidance_plot(file.frame), width="page", inches=2.4)
+
+
+def _claims(name: str, file: Found) -> Iterator[Drawing]:
+    caption = (
+        "Claims of the paper, each with its number here, its 95 % interval, the margin fixed beforehand and a verdict."
+    )
+    yield Drawing(name, caption, table=claims_table(file.frame))
+
+
+def _is_series(file: Found) -> bool:
+    """One series of checkpoints; a table of several runs is none."""
+    return file.has("checkpoint", "task", "iv_cosine_fixed", "split_half") and not file.has("run")
+
+
+STUDY_KINDS = (
+    Kind(
+        "forgotten",
+        lambda file: file.has("task", "measure", "instruction_before", "knowledge_before", "excess"),
+        each("forgotten", _forgetting),
+    ),
+    Kind("dynamics", _is_series, each("dynamics", _dynamics)),
+    Kind("drift", lambda file: file.has("checkpoint", "layer", "head", "drift"), each("drift", _drift)),
+    Kind("causal", lambda file: file.has("test", "task", "condition", "accuracy"), each("causal", _causal)),
+    Kind("guidance", lambda file: file.columns == {"name", "task", "value"}, each("guidance", _guidance)),
+    Kind("claims", lambda file: file.has("claim", "text", "value", "margin", "verdict"), each("claims", _claims)),
+)  # fmt: skip

@@ -1,0 +1,193 @@
+"""One look for all figures: colours that colour-blind readers can tell apart, on a light and on a dark ground."""
+
+import os
+import shutil
+import warnings
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+
+from ivlens.common.files import write_whole
+
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
+IMAGE_SUFFIXES = (".png", ".svg", ".pdf", ".jpg", ".webp")
+
+Scale = tuple[tuple[float, str], ...]
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours of one ground.
+
+    Attributes:
+        surface: ground of the figure.
+        text, muted, grid: titles and labels, ticks and notes, lines.
+        accent, control, reference: what is judged; what it is compared with; lines to read values against.
+        diverging: scale for signed quantities, the ground's own colour at zero.
+        steps: an ordered scale for a few lines (strengths), weakest first; every step is legible on the ground.
+    """
+
+    name: str
+    surface: str
+    text: str
+    muted: str
+    grid: str
+    accent: str
+    control: str
+    reference: str
+    diverging: Scale
+    steps: Scale
+
+
+LIGHT = Theme(
+    name="light",
+    surface="#ffffff",
+    text="#1c2430",
+    muted="#5b6675",
+    grid="#e3e7ec",
+    accent="#0b62a8",
+    control="#b4590a",
+    reference="#8a94a1",
+    diverging=((0.0, "#8f3f00"), (0.25, "#e08a3c"), (0.5, "#f7f7f5"), (0.75, "#5ba0d6"), (1.0, "#06477f")),
+    steps=((0.0, "#e0a100"), (0.35, "#d2601a"), (0.7, "#8f2a78"), (1.0, "#26246e")),
+)
+DARK = Theme(
+    name="dark",
+    surface="#171c24",
+    text="#e6ebf2",
+    muted="#9aa6b5",
+    grid="#2c3440",
+    accent="#62b0f0",
+    control="#f0a04b",
+    reference="#8390a0",
+    diverging=((0.0, "#ffb870"), (0.25, "#a85d16"), (0.5, "#20262f"), (0.75, "#1f6fae"), (1.0, "#9ad0ff")),
+    steps=((0.0, "#7a6cf0"), (0.35, "#d061b8"), (0.7, "#f58a55"), (1.0, "#f9dd6a")),
+)
+
+
+def styled(figure: go.Figure, theme: Theme, title: str, note: str = "", *, height: int) -> go.Figure:
+    """The figure with the theme's fonts, colours and margins; `note` stands small under the title. In place."""
+    small = f"<br><span style='font-size:12px;color:{theme.muted}'>{note}</span>" if note else ""
+    figure.update_layout(
+        template="none",
+        height=height,
+        title={
+            "text": f"<b>{title}</b>{small}",
+            "font": {"size": 15, "color": theme.text},
+            "x": 0, "xref": "container", "xanchor": "left", "pad": {"l": 12},
+            "y": 1 - 20 / height, "yref": "container", "yanchor": "top",
+        },
+        font={"family": FONT, "size": 12, "color": theme.muted},
+        paper_bgcolor=theme.surface,
+        plot_bgcolor=theme.surface,
+        margin={"l": 56, "r": 16, "t": 66 if note else 44, "b": 48},
+        hoverlabel={"font": {"family": FONT, "color": theme.text}, "bgcolor": theme.surface, "bordercolor": theme.grid},
+    )  # fmt: skip
+    axis = {
+        "gridcolor": theme.grid,
+        "linecolor": theme.grid,
+        "zeroline": False,
+        "ticks": "",
+        "title": {"font": {"size": 12, "color": theme.text}, "standoff": 6},
+    }
+    figure.update_xaxes(**axis)
+    figure.update_yaxes(**axis)
+    return figure
+
+
+def with_legend(figure: go.Figure, theme: Theme, margin_t: int = 92, **legend: Any) -> go.Figure:
+    """The figure with its legend in lines above the plot, where `margin_t` leaves room for it. In place."""
+    place = {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom", "font": {"color": theme.text}}
+    return figure.update_layout(legend=place | legend, margin_t=margin_t)
+
+
+def colour_bar(theme: Theme, title: str) -> dict:
+    """A thin colour bar with its unit."""
+    return {
+        "thickness": 10,
+        "outlinewidth": 0,
+        "len": 1.0,
+        "xpad": 8,
+        "nticks": 6,
+        "tickfont": {"size": 11, "color": theme.muted},
+        "title": {"text": title, "side": "right", "font": {"size": 11, "color": theme.muted}},
+    }
+
+
+def colour_at(scale: Scale, position: float) -> str:
+    """The colour at `position` in [0, 1], as `#rrggbb`."""
+    position = min(max(position, 0.0), 1.0)
+    for (low, first), (high, second) in zip(scale, scale[1:], strict=False):
+        if position <= high:
+            share = (position - low) / (high - low)
+            parts = zip(_channels(first), _channels(second), strict=True)
+            return "#" + "".join(f"{round(one + share * (other - one)):02x}" for one, other in parts)
+    return scale[-1][1]
+
+
+def translucent(colour: str, opacity: float) -> str:
+    """The colour with an opacity."""
+    return f"rgba({', '.join(map(str, _channels(colour)))}, {opacity:g})"
+
+
+def readable_on(colour: str) -> str:
+    """Black or white, whichever contrasts more with the colour (WCAG relative luminance)."""
+    linear = [(part / 255) ** 2.2 for part in _channels(colour)]
+    luminance = sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+    return "#10151c" if luminance > 0.18 else "#ffffff"
+
+
+def write_figure(figure: go.Figure, path: str | Path, *, scale: float = 2.0) -> Path:
+    """Write the figure to a file, whole or not at all: `.html` (works offline), `.json`, or an image.
+
+    Raises:
+        ValueError: another suffix.
+        ImportError: an image was asked for, and there is no kaleido here.
+        FileNotFoundError: an image was asked for, and there is no Chrome here.
+    """
+    target = Path(path)
+    suffix = target.suffix.lower()
+    if suffix == ".html":
+        content = figure.to_html(include_plotlyjs=True, config={"displaylogo": False}).encode()
+    elif suffix == ".json":
+        content = str(figure.to_json()).encode()
+    elif suffix in IMAGE_SUFFIXES:
+        content = _image(figure, suffix.removeprefix("."), scale)
+    else:
+        known = ", ".join((".html", ".json", *IMAGE_SUFFIXES))
+        raise ValueError(f"{target} has suffix {suffix!r}, expected one of {known}; rename it.")
+    return write_whole(target, lambda path: path.write_bytes(content))
+
+
+def find_browser() -> str | None:
+    """Where Chrome is, told to kaleido by BROWSER_PATH; None: kaleido is left to find one."""
+    browser = os.environ.get("BROWSER_PATH") or shutil.which("chromium") or shutil.which("chromium-browser")
+    if browser:
+        os.environ["BROWSER_PATH"] = browser
+    return browser
+
+
+def _image(figure: go.Figure, kind: str, scale: float) -> bytes:
+    if find_spec("kaleido") is None:  # plotly's own message does not say which extra has it
+        raise ImportError(
+            "images need the package kaleido, which is not installed; pip install 'ivlens[export]', or write .html."
+        )
+    find_browser()
+    try:
+        with warnings.catch_warnings():  # plotly hands a running browser options that only a new one takes
+            warnings.filterwarnings("ignore", message="The kopts argument is ignored")
+            return figure.to_image(format=kind, scale=scale)
+    except Exception as error:
+        if type(error).__name__ not in ("ChromeNotFoundError", "BrowserFailedError", "RuntimeError"):
+            raise
+        raise FileNotFoundError(
+            f"images need Chrome, and none works here ({' '.join(str(error).split())[:160]}); install one (Debian: "
+            "apt-get install --no-install-recommends chromium fonts-dejavu-core), set BROWSER_PATH, or write .html."
+        ) from error
+
+
+def _channels(colour: str) -> tuple[int, int, int]:
+    return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)

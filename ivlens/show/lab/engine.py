@@ -1,0 +1,207 @@
+"""What the lab computes with one model: effects, vectors and completions of a state, shared by all of its pages."""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+
+from ivlens.common.checks import check_counts
+from ivlens.effects.measure import head_effects
+from ivlens.effects.results import HeadEffects
+from ivlens.models.boot import TransformerBridge
+from ivlens.models.load import check_model, model_identity
+from ivlens.prompts.templates import Renderer, find_template
+from ivlens.show.lab.state import RAW, Head, LabState
+from ivlens.show.lab.streams import Addition, Completion, stream_completions
+from ivlens.steering.edits import Positions
+from ivlens.steering.search import Grid, PromptSource, best_settings
+from ivlens.steering.summary import Setting
+from ivlens.tasks.task import Task, split_of
+from ivlens.vectors.vector import InstructionVector, check_width
+
+SEARCH = Grid(alphas=(1.0, 2.0, 4.0), n_screen=8, n_finalists=6)
+PAPER_LAYER = 9 / 32  # where the method's paper adds the vector of a 7B model
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How an engine measures.
+
+    Attributes:
+        n_prompts: corrupted prompts for the effects of a task.
+        n_search: prompts of *select* on which layer, strength and site are searched for; 0: no search.
+        seed: of everything that is drawn.
+    """
+
+    n_prompts: int = 32
+    n_search: int = 24
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_counts(self, n_prompts=1, n_search=0)
+
+
+class Unwanted(Exception):
+    """Nobody waits any longer for what was being measured."""
+
+
+class Engine:
+    """One model and its tasks. Every method may be called from any thread; what takes long is done once and kept."""
+
+    def __init__(
+        self,
+        model: TransformerBridge,
+        tasks: Mapping[str, Task],
+        options: EngineOptions | None = None,
+        effects: Sequence[HeadEffects] = (),
+    ) -> None:
+        self.model, self.tasks, self.options = check_model(model), tasks, options or EngineOptions()
+        self.identity = model_identity(model)
+        self._measuring = threading.Lock()
+        self._effects: dict[tuple[str, str], HeadEffects] = {}
+        self._settings: dict[tuple[str, str, int], Setting] = {}
+        for given in effects:
+            self._effects[given.task, self._template_of(given)] = self._checked(given)
+
+    def _checked(self, effects: HeadEffects) -> HeadEffects:
+        if effects.model.weights_hash != self.identity.weights_hash or effects.task not in self.tasks:
+            raise ValueError(
+                f"effects of {effects.task!r} on {effects.model.name!r} (weights {effects.model.weights_hash:.12}) "
+                f"belong to none of the lab's tasks on {self.identity.name!r} ({self.identity.weights_hash:.12}); "
+                "measure them on this model, and name their task among tasks=."
+            )
+        return effects
+
+    @staticmethod
+    def _template_of(effects: HeadEffects) -> str:
+        template = effects.settings.get("template", "plain")
+        return template if isinstance(template, str) else str(template.get("name"))
+
+    def knows(self, state: LabState) -> bool:
+        """Whether the effects that `state` needs are measured."""
+        return needs(state) in self._effects
+
+    def effects(self, state: LabState, unwanted: Callable[[], bool] = lambda: False) -> HeadEffects:
+        """The effects of the state's task, measured on the first call; a second caller meanwhile waits for them.
+
+        Args:
+            unwanted: Asked now and then; where it says so, measuring ends with `Unwanted`.
+        """
+        key = needs(state)
+
+        def report(done: int, total: int) -> None:
+            if unwanted():
+                raise Unwanted
+
+        with self._measuring:
+            if key not in self._effects:
+                report(0, 1)  # while it waited for another one
+                self._effects[key] = head_effects(
+                    self.model,
+                    self.tasks[state.task],
+                    n_prompts=self.options.n_prompts,
+                    template=_template(state),
+                    seed=self.options.seed,
+                    progress=report,
+                )
+            return self._effects[key]
+
+    def heads(self, state: LabState) -> tuple[Head, ...]:
+        """The heads of the state's vector, its `k` strongest where none are named."""
+        if state.heads is not None:
+            return state.heads
+        effects = self.effects(state)
+        measured = int(effects.aie.isfinite().sum())
+        return tuple(effects.top_heads(min(state.k, measured)))
+
+    def setting(self, state: LabState) -> Setting:
+        """Layer, strength and site for the `k` strongest heads: the best on *select*, or the paper's place."""
+        key = (state.task, _template(state), state.k)
+        if key not in self._settings:
+            self._settings[key] = self._searched(state) or self._usual()
+        return self._settings[key]
+
+    def _usual(self) -> Setting:
+        n_layers = self.model.cfg.n_layers
+        return Setting(min(round(n_layers * PAPER_LAYER), n_layers - 1), 1.0, "resid_post")
+
+    def _searched(self, state: LabState) -> Setting | None:
+        task, n_prompts, seed = self.tasks[state.task], self.options.n_search, self.options.seed
+        vector = self.vector(replace(state, heads=None))
+        if not n_prompts or vector is None or all(split_of(each.input, seed) != "select" for each in task.examples):
+            return None
+        source = PromptSource(
+            self.model, task, SEARCH, "drop", _template(state), n_prompts=n_prompts, seed=seed, split_seed=seed
+        )
+        return best_settings(source.trials("select"), vector.theta[None], SEARCH.settings(self.model), SEARCH)[0]
+
+    def vector(self, state: LabState) -> InstructionVector | None:
+        """The vector of the state's heads; None where no head is chosen."""
+        heads = self.heads(state)
+        if not heads:
+            return None
+        return InstructionVector.from_effects(self.effects(state), heads=heads, model=self.model)
+
+    def prompt(self, state: LabState) -> str:
+        """The text that the model completes.
+
+        Raises:
+            ValueError: there is no text.
+        """
+        if not state.text.strip():
+            raise ValueError("the input is empty, expected some text to complete; write or choose one.")
+        if state.template == RAW:
+            return state.text
+        renderer = Renderer(find_template(state.template), self.model.tokenizer, fused=self.tasks[state.task].fused)
+        return renderer(state.instruction.strip() or None, (), state.text)[0]
+
+    def stream(
+        self, state: LabState, vector: InstructionVector | None, setting: Setting
+    ) -> Iterator[dict[str, Completion]]:
+        """The prompt completed as it is (`plain`), with the vector (`patched`), and with a `random` one if asked for.
+
+        Raises:
+            ValueError: nothing to complete; a vector of another width.
+        """
+        names = ["plain", "patched"]
+        deltas = [torch.zeros(self.model.cfg.d_model), torch.zeros(self.model.cfg.d_model)]
+        if vector is not None:
+            check_width(vector, self.model)
+            deltas[1] = setting.alpha * vector.theta
+            if state.random:
+                names.append("random")
+                deltas.append(setting.alpha * vector.random_like(state.seed).theta)
+        what = Addition(torch.stack(deltas), setting.layer, setting.site, cast(Positions, state.positions))
+        for rows in stream_completions(self.model, self.prompt(state), what, max_new_tokens=state.max_new_tokens):
+            yield dict(zip(names, rows, strict=True))
+
+    def answers(self, state: LabState) -> tuple[str, ...]:
+        """What the task holds for right on this input; empty for an input it does not list."""
+        found = self.tasks[state.task].find(state.text) or self.tasks[state.task].find(state.text.strip())
+        return found.answers if found is not None else ()
+
+    def facts(self) -> dict[str, Any]:
+        """The model in plain values."""
+        about = self.identity
+        return {
+            "name": about.name.rstrip("/").rpartition("/")[2] or about.name,
+            "weights": about.weights_hash[:12],
+            "n_layers": about.n_layers,
+            "n_heads": about.n_heads,
+        }
+
+
+def needs(state: LabState) -> tuple[str, str]:
+    """Which effects a state needs: those of its task, under its template."""
+    return state.task, _template(state)
+
+
+def begins_right(text: str, answers: Sequence[str]) -> bool | None:
+    """Whether a completion begins with one of the answers; None where there are none."""
+    return any(text.strip().startswith(answer.strip()) for answer in answers) if answers else None
+
+
+def _template(state: LabState) -> str:
+    return "plain" if state.template == RAW else state.template

@@ -1,0 +1,129 @@
+"""`lab`: from a model and tasks to a page."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ivlens.models.boot import TransformerBridge
+from ivlens.models.load import load_model, model_identity
+from ivlens.show.lab.engine import Engine, EngineOptions
+from ivlens.show.lab.state import LabState
+from ivlens.tasks.task import Task, list_tasks, load_task
+
+if TYPE_CHECKING:
+    from ivlens.effects.results import HeadEffects
+    from ivlens.show.lab.view import Lab
+
+_SHAPE = ("n_layers", "n_heads", "d_model", "d_head", "d_vocab")
+
+
+def lab(
+    model: TransformerBridge | str | Path = "pocket",
+    tasks: Sequence[Task | str | Path] | None = None,
+    *,
+    compare: TransformerBridge | str | Path | None = None,
+    effects: Sequence["HeadEffects"] = (),
+    n_prompts: int = 32,
+    n_search: int = 24,
+    seed: int = 0,
+    **state: Any,
+) -> "Lab":
+    """A live page: click heads in and out of the vector, move it through layers, and read both completions.
+
+        >>> ivlens.lab("pocket", tasks=["antonym", "english_french"])
+
+    In a notebook, the last line of a cell shows it; `ivlens lab` opens the same in a browser.
+
+    Args:
+        model: a bridge, or what `load_model` takes.
+        tasks: tasks, names or files to choose from; the first is shown. None: for the built-in model the tasks it was
+            trained on, for others all built-in tasks.
+        compare: a second checkpoint of the same shape, shown side by side.
+        effects: effects that are already measured; others are measured when their task is first looked at.
+        n_prompts: prompts that effects are measured on.
+        n_search: *select* prompts on which layer, strength and site are searched for; 0: no search.
+        seed: of everything that is drawn.
+        state: what it begins with: `task`, `text`, `layer`, `alpha`, `heads` ...; see `LabState`.
+
+    Raises:
+        ImportError: panel is not installed.
+        ValueError: no tasks or two of one name; models of different shapes; a value the state cannot have.
+    """
+    check_panel()
+    import panel as pn
+
+    from ivlens.show.lab.view import Lab
+
+    if not pn.state.curdoc:
+        # the page's scripts go into the notebook: nothing is fetched from elsewhere
+        pn.extension(inline=True)
+    opened = open_engines(model, tasks, compare, effects, EngineOptions(n_prompts, n_search, seed))
+    return Lab(opened.engines, opened.state(**state))
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Engines that sessions share, and the state they begin with."""
+
+    engines: tuple[Engine, ...]
+
+    def state(self, **values: Any) -> LabState:
+        """The first state, with some values given.
+
+        Raises:
+            ValueError: an unknown name.
+        """
+        unknown = sorted(set(values) - set(LabState.__dataclass_fields__))
+        if unknown:
+            known = ", ".join(LabState.__dataclass_fields__)
+            raise ValueError(f"lab got {unknown[0]!r}, expected its own arguments or one of {known}.")
+        return LabState(**{"task": next(iter(self.engines[0].tasks)), **values})
+
+
+def open_engines(
+    model: TransformerBridge | str | Path,
+    tasks: Sequence[Task | str | Path] | None,
+    compare: TransformerBridge | str | Path | None,
+    effects: Sequence["HeadEffects"],
+    options: EngineOptions,
+) -> Opened:
+    """Load what has to be loaded, and check that it fits together."""
+    models = [_bridge(one) for one in (model, compare) if one is not None]
+    identities = [model_identity(one) for one in models]
+    shapes = [{name: getattr(identity, name) for name in _SHAPE} for identity in identities]
+    if shapes[0] != shapes[-1]:
+        raise ValueError(
+            f"compare is {identities[1].name!r} with {shapes[1]}, expected the shape of {identities[0].name!r}, "
+            f"{shapes[0]}: heads are compared one by one; compare two checkpoints of one architecture."
+        )
+    named = _named(tasks, built_in=identities[0].name == "pocket")
+    hashes = [identity.weights_hash for identity in identities]
+    known = [[each for each in effects if each.model.weights_hash == own] for own in hashes]
+    strangers = [each for each in effects if each.model.weights_hash not in hashes]
+    known[0] += strangers  # which the engine refuses, and says why
+    return Opened(tuple(Engine(one, named, options, given) for one, given in zip(models, known, strict=True)))
+
+
+def check_panel() -> None:
+    """Raise ImportError, with the remedy, if the lab's own packages are missing."""
+    try:
+        import panel  # noqa: F401
+    except ImportError:
+        raise ImportError("the lab needs panel, which is not installed; pip install 'ivlens[lab]'.") from None
+
+
+def _bridge(model: TransformerBridge | str | Path) -> TransformerBridge:
+    return load_model(model) if isinstance(model, str | Path) else model
+
+
+def _named(tasks: Sequence[Task | str | Path] | None, *, built_in: bool) -> Mapping[str, Task]:
+    if tasks is None:
+        tasks = list_tasks(in_training=True) if built_in else list_tasks()
+    if isinstance(tasks, str | Path):
+        tasks = [tasks]
+    opened = [task if isinstance(task, Task) else load_task(task) for task in tasks]
+    names = [task.name for task in opened]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"tasks are {names}, expected at least one, and every name once.")
+    return dict(zip(names, opened, strict=True))

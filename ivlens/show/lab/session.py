@@ -1,0 +1,279 @@
+"""One page's state and work, without any page: events come in, plain values to be shown go out."""
+
+import math
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from ivlens.show.figures.heads import unit_of
+from ivlens.show.lab.code import Listing, python_code
+from ivlens.show.lab.engine import Engine, begins_right, needs
+from ivlens.show.lab.state import Head, LabState, Limits
+from ivlens.show.lab.streams import Completion
+from ivlens.show.lab.worker import Cancelled, Worker
+from ivlens.steering.summary import Setting
+from ivlens.vectors.vector import InstructionVector
+
+Show = Callable[[str, Any], None]
+N_INPUTS = 60
+_FRESH: Mapping[str, Any] = {
+    "heads": None, "layer": None, "alpha": None, "site": None, "instruction": "", "source": "heads"
+}  # fmt: skip
+MAX_FILE = 16_000_000
+
+
+class Session:
+    """What one page shows of one model, or of two that are compared; several sessions may share their engines.
+
+    `show(channel, value)` is called from any thread, with values that JSON can hold: `state`, `task`, `maps` (effects),
+    `result` (completions, after every token), `code` and `status`.
+    """
+
+    def __init__(self, engines: Sequence[Engine], state: LabState, show: Show) -> None:
+        self.engines, self._show = tuple(engines), show
+        about = self.engines[0].identity
+        self.limits = Limits(tuple(self.engines[0].tasks), about.n_layers, about.n_heads)
+        self._guard = threading.RLock()
+        self._worker = Worker(lambda error: self._say(error=_sentence(error)))
+        self._loaded: InstructionVector | None = None
+        self._file, self._is_closed = "", False
+        self.state = self._with_text(self.limits.changed(state, asdict(state)))
+
+    def refresh(self) -> None:
+        """Show everything anew."""
+        with self._guard:
+            state, began = self.state, time.perf_counter()
+            self._say(busy="Writing …")  # before the state, which says that an event was heard
+            self._show("state", self._shown_state())
+            self._worker.submit(lambda cancelled: self._work(state, cancelled, began))
+
+    def change(self, **values: Any) -> None:
+        """Set some of the state's values; what they make is shown soon after.
+
+        Raises:
+            ValueError: a value that is not allowed; the state stays as it was.
+        """
+        with self._guard:
+            before, after = self.state, self.limits.changed(self.state, values)
+            if after.task != before.task:
+                # another task: its own heads and setting, and no instruction that asks for the old one
+                fresh = {name: value for name, value in _FRESH.items() if name not in values}
+                after = self._with_text(replace(after, **fresh))
+            if after.source == "file" and self._loaded is None:
+                raise ValueError("source is 'file', but no vector was loaded; load one first.")
+            if "k" in values and "heads" not in values:
+                after = replace(after, heads=None)  # so many strongest, whatever was chosen by hand
+            if after.heads != before.heads or after.k != before.k:
+                after = replace(after, source="heads")
+            self.state = after
+            self.refresh()
+
+    def toggle(self, head: Any) -> None:
+        """Take a head into the vector, or out of it; without effect as long as effects are being measured."""
+        with self._guard:
+            if self.engines[0].knows(self.state):
+                self.change(heads=self.limits.toggled(self.engines[0].heads(self.state), head))
+
+    def search(self) -> None:
+        """Layer, strength and site that are best on *select* for the `k` strongest heads."""
+        self.change(layer=None, alpha=None, site=None)
+
+    def vectors(self, state: LabState | None = None) -> list[InstructionVector | None]:
+        """The vector that each model gets; None: no head is chosen."""
+        state = state or self.state
+        if state.source == "file":
+            return [self._loaded] * len(self.engines)
+        if len(self.engines) == 1 or state.donor == "first":
+            return [self.engines[0].vector(state)] * len(self.engines)
+        named = replace(state, heads=self.engines[0].heads(state))
+        return [engine.vector(named) for engine in self.engines]
+
+    def resolved(self, state: LabState | None = None) -> LabState:
+        """The state with its heads, layer, strength and site filled in."""
+        state = state or self.state
+        heads = self.engines[0].heads(state)
+        if None in (state.layer, state.alpha, state.site):
+            found = self.engines[0].setting(state)._asdict()
+            missing = {name: value for name, value in found.items() if getattr(state, name) is None}
+            state = replace(state, **missing)
+        return replace(state, heads=heads)
+
+    def code(self) -> str:
+        """The Python that gives what is shown."""
+        return self._code(self.resolved())
+
+    def load(self, path: str | Path, name: str = "") -> None:
+        """Use a vector that `InstructionVector.save` wrote; its weights may be others of the same shape.
+
+        Raises:
+            FileNotFoundError, ValueError: no such file, or no vector for this shape of model.
+        """
+        loaded = InstructionVector.load(path, self.engines[0].model, allow_other_weights=True)
+        with self._guard:
+            self._loaded, self._file = loaded, name or str(path)
+            self.change(source="file")
+
+    def load_bytes(self, name: str, content: bytes) -> None:
+        """As `load`, for a file that a browser sent."""
+        if len(content) > MAX_FILE:
+            raise ValueError(f"{name} has {len(content)} bytes, expected a vector of at most {MAX_FILE}.")
+        with _as_file(content) as path:
+            try:
+                self.load(path, name)
+            except ValueError as error:
+                raise ValueError(str(error).replace(str(path), name)) from None
+
+    def saved(self) -> tuple[str, bytes]:
+        """A file name and the bytes of the first model's vector.
+
+        Raises:
+            ValueError: no head is chosen.
+        """
+        vector = self.vectors()[0]
+        if vector is None:
+            raise ValueError("there is no vector to save, expected at least one head; choose some.")
+        with _as_file(b"") as path:
+            vector.save(path)
+            plain = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in vector.task)
+            return f"{plain}.safetensors", path.read_bytes()
+
+    def wait(self, timeout: float | int = 60) -> bool:
+        """Whether everything that was asked for is shown, at most `timeout` seconds from now."""
+        return self._worker.wait(timeout)
+
+    def close(self) -> None:
+        """Stop working; for a page that is gone."""
+        self._is_closed = True
+        self._worker.close()
+
+    def say_error(self, error: Exception) -> None:
+        """Show what was wrong with an event, and the state as it still is."""
+        self._show("state", self._shown_state())
+        self._say(error=_sentence(error))
+
+    def _work(self, state: LabState, cancelled: Cancelled, began: float) -> None:
+        for engine in self.engines:
+            if not engine.knows(state):
+                self._say(busy=f"Measuring all heads of {engine.facts()['name']} on {state.task} …")
+            # a newer request that needs the same effects waits for these
+            engine.effects(state, lambda: cancelled() and (self._is_closed or needs(self.state) != needs(state)))
+        if cancelled():
+            return
+        self._show("task", {**self._about_task(state), "maps": [_map(engine, state) for engine in self.engines]})
+        if None in (state.layer, state.alpha, state.site):
+            self._say(busy="Looking for layer and strength on inputs that are not judged …")
+        resolved = self.resolved(state)
+        with self._guard:
+            if cancelled():
+                return
+            found = {name: getattr(resolved, name) for name in ("layer", "alpha", "site")}
+            self.state = replace(self.state, **found)
+            self._show("state", self._shown_state())
+        self._say(busy="Writing …")
+        first = self._stream(resolved, cancelled, began)
+        if not cancelled():
+            self._show("code", self._code(resolved))
+            self._say(done=f"{first:.2f} s to the first tokens, {time.perf_counter() - began:.2f} s in all")
+
+    def _stream(self, state: LabState, cancelled: Cancelled, began: float) -> float:
+        assert state.layer is not None and state.alpha is not None and state.site is not None
+        setting, vectors = Setting(state.layer, state.alpha, state.site), self.vectors(state)
+        about = [
+            {"name": engine.facts()["name"], "prompt": engine.prompt(state), "vector": _vector_facts(vector, engine)}
+            for engine, vector in zip(self.engines, vectors, strict=True)
+        ]
+        answers = self.engines[0].answers(state)
+        streams = [engine.stream(state, vector, setting) for engine, vector in zip(self.engines, vectors, strict=True)]
+        latest: list[dict[str, Completion]] = [{} for _ in streams]
+        first = 0.0
+        for shown in zip_longest(*streams):
+            if cancelled():
+                break
+            first = first or time.perf_counter() - began
+            latest = [new or old for new, old in zip(shown, latest, strict=True)]
+            models = [
+                {**facts, "columns": [_column(name, one, answers) for name, one in rows.items()]}
+                for facts, rows in zip(about, latest, strict=True)
+            ]
+            self._show("result", {"models": models, "answers": list(answers)})
+        return first
+
+    def _with_text(self, state: LabState) -> LabState:
+        """An input of the task where the present one is none: from *test*, which chose neither heads nor settings."""
+        task = self.engines[0].tasks[state.task]
+        if state.text and task.find(state.text) is not None:
+            return state
+        return replace(state, text=self._inputs(state.task)[0])
+
+    def _inputs(self, name: str) -> list[str]:
+        task = self.engines[0].tasks[name]
+        try:
+            shown = task.split("test", self.engines[0].options.seed)
+        except ValueError:  # a small task has none
+            shown = task.examples
+        return [example.input for example in shown[:N_INPUTS]]
+
+    def _about_task(self, state: LabState) -> dict[str, Any]:
+        task = self.engines[0].tasks[state.task]
+        instructions = () if task.fused else (*task.instructions, *task.held_out_instructions)
+        return {"name": state.task, "inputs": self._inputs(state.task), "instructions": list(instructions)}
+
+    def _shown_state(self) -> dict[str, Any]:
+        known = self.engines[0].knows(self.state)
+        heads = self.engines[0].heads(self.state) if known else self.state.heads or ()
+        return {**asdict(self.state), "heads": [list(head) for head in heads], "file": self._file}
+
+    def _code(self, state: LabState) -> str:
+        engine = self.engines[0]
+        listing = Listing(
+            models=[each.identity.name for each in self.engines],
+            task=engine.tasks[state.task],
+            prompt=engine.prompt(state),
+            n_prompts=engine.options.n_prompts,
+            effects_seed=engine.options.seed,
+            file=self._file if state.source == "file" else None,
+        )
+        return python_code(state, listing)
+
+    def _say(self, *, busy: str = "", done: str = "", error: str = "") -> None:
+        self._show("status", {"busy": busy, "done": done, "error": error})
+
+
+def _map(engine: Engine, state: LabState) -> Mapping[str, Any]:
+    effects = engine.effects(state)
+    low, high = effects.interval()
+    named = {"aie": effects.aie, "low": low, "high": high}
+    values = {
+        name: [[round(x, 5) if math.isfinite(x) else None for x in row] for row in part.tolist()]
+        for name, part in named.items()
+    }
+    return {**engine.facts(), **values, "unit": unit_of(effects), "n_prompts": len(effects.cie)}
+
+
+def _vector_facts(vector: InstructionVector | None, engine: Engine) -> dict[str, Any] | None:
+    if vector is None:
+        return None
+    heads: Sequence[Head] = vector.heads
+    return {"task": vector.task, "norm": vector.norm, "k": len(heads), "tokens": vector.decode(engine.model, k=10)}
+
+
+def _column(name: str, one: Completion, answers: Sequence[str]) -> dict[str, Any]:
+    return {"name": name, "text": one.text, "done": one.done, "top": one.top, "right": begins_right(one.text, answers)}
+
+
+@contextmanager
+def _as_file(content: bytes) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "vector.safetensors"
+        path.write_bytes(content)
+        yield path
+
+
+def _sentence(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

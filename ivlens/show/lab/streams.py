@@ -1,0 +1,118 @@
+"""Several completions of one prompt at once, each with its own vector, token by token."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ivlens.forward.hooks import added, check_site
+from ivlens.forward.inputs import check_length
+from ivlens.models.boot import TransformerBridge
+from ivlens.models.load import check_model
+from ivlens.prompts.tokens import Encoder, token_text
+from ivlens.steering.edits import Positions, addition
+from ivlens.steering.prompt_ends import followed
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One completion as far as it has come.
+
+    Attributes:
+        text: what was written so far.
+        top: the likeliest first tokens with their probabilities, largest first.
+        done: whether it has ended.
+    """
+
+    text: str
+    top: tuple[tuple[str, float], ...]
+    done: bool
+
+
+@dataclass(frozen=True)
+class Addition:
+    """One row of a stream for each of `deltas`: the vector that is added to it, zeros for none."""
+
+    deltas: Float[Tensor, "rows d_model"]
+    layer: int
+    site: str = "resid_post"
+    positions: Positions = "prompt"
+
+
+def stream_completions(
+    model: TransformerBridge, prompt: str, what: Addition, *, max_new_tokens: int = 12, n_top: int = 10
+) -> Iterator[tuple[Completion, ...]]:
+    """Complete `prompt` greedily once for every row of `what.deltas`, all rows in the same passes.
+
+    The model's lock is held for one pass at a time and hooks are gone between passes, so that several streams of one
+    model may take turns, and one that is no longer wanted can be dropped after any of its tokens.
+
+    Yields:
+        All rows after every token; the last time with every `done`.
+
+    Raises:
+        ValueError: an empty prompt, or one that fills the model's context; no such layer or site.
+    """
+    tokens = _prompt_tokens(model, prompt)
+    check_site(what.site)
+    eos = model.tokenizer.eos_token_id
+    length = min(max_new_tokens, model.cfg.n_ctx - len(tokens))
+    device = next(model.parameters()).device
+    rows = torch.tensor([tokens] * len(what.deltas), device=device)
+    logits, cache = _forward(model, rows, None, len(tokens), what)
+    shown = tuple(Completion("", top, False) for top in _tops(model, logits, n_top))
+    written: list[list[int]] = [[] for _ in shown]
+    for step in range(length):
+        following = logits.argmax(-1)
+        for row, token in enumerate(following.tolist()):
+            if not shown[row].done and token != eos:
+                written[row].append(token)
+        over = step == length - 1
+        shown = tuple(
+            replace(one, text=_text(model, ids), done=one.done or over or token == eos)
+            for one, ids, token in zip(shown, written, following.tolist(), strict=True)
+        )
+        yield shown
+        if all(one.done for one in shown):
+            return
+        logits, cache = _forward(model, following[:, None], cache, len(tokens) + step + 1, what)
+
+
+def _prompt_tokens(model: TransformerBridge, prompt: str) -> list[int]:
+    tokens = Encoder(check_model(model).tokenizer).ids(prompt)
+    if not prompt.strip() or not tokens:
+        raise ValueError("the prompt is empty, expected some text to complete; write an input.")
+    check_length(model, torch.ones(1, len(tokens), dtype=torch.long), 2)
+    return tokens
+
+
+def _forward(
+    model: TransformerBridge, tokens: Int[Tensor, "rows pos"], cache: Any, n_seen: int, what: Addition
+) -> tuple[Float[Tensor, "rows d_vocab"], Any]:
+    """Logits after the last token, and the cache, which the next call extends."""
+    mask = torch.ones(len(tokens), n_seen, dtype=torch.long, device=tokens.device)
+    past = {} if cache is None else {"past_key_values": cache}
+    with (
+        torch.no_grad(),
+        followed(model) as ends,
+        added(model, what.layer, what.site, addition(what.deltas, lambda: ends.columns(what.positions))),
+    ):
+        logits, cache = model(tokens, attention_mask=mask, use_cache=True, return_type="logits_and_cache", **past)
+    return logits[:, -1], cache
+
+
+def _tops(
+    model: TransformerBridge, logits: Float[Tensor, "rows d_vocab"], n_top: int
+) -> list[tuple[tuple[str, float], ...]]:
+    top = logits.float().softmax(-1).topk(min(n_top, logits.shape[-1]))
+    return [
+        tuple((token_text(model.tokenizer, token), value) for token, value in zip(tokens, values, strict=True))
+        for tokens, values in zip(top.indices.tolist(), top.values.tolist(), strict=True)
+    ]
+
+
+def _text(model: TransformerBridge, tokens: Sequence[int]) -> str:
+    return model.tokenizer.decode(tokens, skip_special_tokens=True)

@@ -1,0 +1,172 @@
+"""The study's page: the paper's analysis with this study's numbers, one HTML file that needs nothing else."""
+
+import math
+from dataclasses import asdict, replace
+from html import escape
+from pathlib import Path
+
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+
+from ivlens.common.version import __version__
+from ivlens.runs.study.claims import claim_table, interval_text
+from ivlens.runs.study.results import StudyResult
+from ivlens.show.figures.causal import NAMES, causal_plot, guidance_plot
+from ivlens.show.figures.dynamics import drift_heatmap, dynamics_curves, prediction_plot
+from ivlens.show.figures.forgetting import forgetting_plot
+from ivlens.show.figures.similarity import similarity_matrix
+from ivlens.show.figures.theme import Theme
+from ivlens.show.pages.html import embedded, script, style, template
+from ivlens.tasks.task import load_task
+
+WARNING = (
+    "The built-in model <b>pocket</b> was made so that Instruction Vectors work in it. This page demonstrates how the "
+    "claims are tested; it is <b>no evidence about large models</b>, and its intervals cover one base model and one "
+    "sequence of new tasks."
+)
+OTHER = (
+    "One model, one sequence of new tasks, one seed: the intervals say how much the numbers depend on which old tasks "
+    "were asked, and nothing about other models or other trainings."
+)
+
+
+def write_page(result: StudyResult, path: str | Path) -> Path:
+    """Write the page (about 5 MB, almost all of it plotly.js)."""
+    target = Path(path)
+    target.write_text(page(result), encoding="utf-8")
+    return target
+
+
+def study_figures(result: StudyResult, theme: Theme) -> dict[str, go.Figure]:
+    """All figures of the page by name."""
+    first, last = result.dynamics.stages[0], result.dynamics.stages[-1]
+    vectors = [
+        replace(stage.vector(task, first.tasks[task].top_heads(result.options.k)), task=f"{task} · {when}")
+        for when, stage in (("before", first), ("after", last))
+        for task in first.tasks
+    ]
+    later = result.dynamics.tasks.loc[result.dynamics.tasks["step"].to_numpy() > 0]
+    return {
+        "forgetting": forgetting_plot(result.forgetting, theme=theme),
+        "dynamics": dynamics_curves(result.dynamics.tasks, theme=theme),
+        "drift": drift_heatmap(result.dynamics, theme=theme),
+        "prediction": prediction_plot(pd.DataFrame(later), result.predictors, theme=theme),
+        "similarity": similarity_matrix(vectors, theme=theme),
+        "causal": causal_plot(result.causal, theme=theme),
+        "guidance": guidance_plot(result.evidence, theme=theme),
+    }
+
+
+def page(result: StudyResult) -> str:
+    """The page as one HTML text; it loads nothing from anywhere."""
+    name = escape(Path(result.model.name).name)
+    claims = claims_of(result)
+    numbers = {row["claim"]: row for row in claims.to_dict("records")}
+    head, body = _scores(result)
+    task = load_task(result.options.old[0])
+    return template("study.html").substitute(
+        title=f"What {name} forgets",
+        heading=f"What <code>{name}</code> forgets, and whether its Instruction Vectors stay",
+        lead=_lead(result, numbers),
+        warning=WARNING if result.model.name == "pocket" else OTHER,
+        style=style(),
+        claims="".join(_claim(row) for row in claims.to_dict("records")),
+        cloze=escape((task.clozes or ("…",))[0].replace("{x}", task.examples[0].input)),
+        forgetting_text=_said(numbers["instruction"]),
+        dynamics_text=_said(numbers["cosine"]),
+        maps_text="Drift: how far what a head writes on average has moved, as a share of what it wrote at first (1, "
+        "for one, where it fell silent). R²: of a line fitted on the other tasks; step and weight distance are "
+        "rivals that know nothing of vectors.",
+        causal_text=_said(numbers["reinjection"]) + " " + _said(numbers["overlaid"]),
+        guidance_text="The same training again, guided. <b>iv</b> is the method of the papers (progressive "
+        "intervention, IV-based KL, head consistency); its control has a zero vector in the place of the Instruction "
+        "Vector; rehearsal asks old instructions on new inputs. "
+        f"{_said(numbers['guidance'])} {_said(numbers['vector'])}",
+        scores_head=head,
+        scores=body,
+        settings=_settings(result),
+        files=_files(),
+        plotly=get_plotlyjs(),
+        script=script(),
+        figures=embedded(lambda theme: study_figures(result, theme)),
+    )
+
+
+def claims_of(result: StudyResult) -> pd.DataFrame:
+    """The claims table of one study."""
+    return claim_table({"study": result.evidence}, result.predictors, seed=result.options.seed)
+
+
+def _lead(result: StudyResult, numbers: dict) -> str:
+    lost = result.forgetting.to_dict("records")
+    row = next(one for one in lost if one["task"] == "all tasks" and one["measure"] == "seq_prob")
+    new = " and ".join(f"<code>{escape(task)}</code>" for task in result.options.new)
+    return (
+        f"Trained on {new}, the model answers what {len(result.options.old)} old tasks ask with a probability of "
+        f"{row['instruction_after']:.2f} instead of {row['instruction_before']:.2f} where an instruction tells it to, "
+        f"and of {row['knowledge_after']:.2f} instead of {row['knowledge_before']:.2f} where a sentence asks for the "
+        f"same. The old Instruction Vectors have kept a cosine of {numbers['cosine']['value']:.2f}."
+    )
+
+
+def _said(row: dict) -> str:
+    """A claim's result in a sentence."""
+    number = interval_text(row)
+    return f"<b>{escape(row['verdict'].capitalize())}</b>: {escape(number)}, margin {row['margin']:g}."
+
+
+def _claim(row: dict) -> str:
+    margin = "" if math.isnan(row["margin"]) else f"<small>margin {row['margin']:g}</small>"
+    return (
+        f"<tr><td class=claim>{escape(row['text'])}</td><td>{escape(row['paper'])}</td><td>{escape(interval_text(row))}"
+        f"{margin}</td><td>{escape(row['beside'])}</td><td class=verdict>{escape(row['verdict'])}</td>"
+        f"<td><code>{escape(row['command'])}</code></td></tr>"
+    )
+
+
+def _scores(result: StudyResult) -> tuple[str, str]:
+    rows = result.new_scores.to_dict("records")
+    names = [name for name in rows[0] if name != "guidance"]
+    head = "<tr><th>guidance</th>" + "".join(f"<th class=n>{escape(str(name))}</th>" for name in names) + "</tr>"
+    body = "".join(
+        f"<tr><th>{escape(NAMES.get(str(row['guidance']), str(row['guidance'])))}</th>"
+        + "".join(f"<td class=n>{row[name]:.2f}</td>" for name in names)
+        + "</tr>"
+        for row in rows
+    )
+    return head, body
+
+
+def _settings(result: StudyResult) -> str:
+    model, options = result.model, result.options
+    facts = {
+        "model": f"{model.name} · {model.n_layers} layers × {model.n_heads} heads · weights {model.weights_hash[:12]}",
+        "old tasks": ", ".join(options.old),
+        "new tasks": " then ".join(options.new),
+        "training": f"{options.method}, {options.n_steps} steps each, lr {options.lr:g}, batch {options.batch_size}",
+        "splits": "fit (heads, means), select (settings, the curves of section 2), test (all else), by the input",
+        "vectors": f"{options.k} heads, effects on {options.n_effects} corrupted prompts",
+        "controls": f"{options.n_draws} random vectors of equal norm, {options.n_draws} sets of random heads, the "
+        "other old tasks' vectors; quoted is the kind that does best on select, on average",
+        "prompts": f"at most {options.n_prompts} of each task and split",
+        "seed": str(options.seed),
+        "made with": f"ivlens {__version__} in {result.seconds:.0f} s",
+    }
+    return "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in facts.items())
+
+
+def _files() -> str:
+    names = ("claims", "evidence", "forgetting", "probes", "causal", "predictors", "dynamics_tasks", "dynamics_heads")
+    links = ", ".join(f'<a href="{name}.parquet">{name}.parquet</a>' for name in names)
+    return f"Beside this page: {links}, and all figures of it as JSON that plotly reads."
+
+
+def about(result: StudyResult) -> dict:
+    """What a script wants to know, as plain values."""
+    return {
+        "model": asdict(result.model),
+        "seconds": round(result.seconds, 1),
+        "claims": claims_of(result).to_dict("records"),
+        "new_scores": result.new_scores.to_dict("records"),
+    }

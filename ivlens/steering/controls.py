@@ -1,0 +1,198 @@
+"""What an Instruction Vector has to beat: random vectors, random heads, other tasks' vectors, the best constant."""
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from random import Random
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ivlens.effects.measure import head_effects
+from ivlens.effects.results import HeadEffects
+from ivlens.forward.means import mean_head_outputs, mean_write_scale
+from ivlens.models.boot import TransformerBridge
+from ivlens.steering.search import PromptSource
+from ivlens.tasks.task import Task, TaskExample, load_bank
+from ivlens.vectors.heads import head_writes
+from ivlens.vectors.vector import InstructionVector, base_task
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class HeadMeans:
+    """Mean outputs of all heads on clean prompts of one task, and the scale of their writes (see `HeadEffects`).
+
+    `mean_z_corrupted` is needed only beside a vector made with `contrast`.
+    """
+
+    mean_z: Float[Tensor, "n_layers n_heads d_head"]
+    write_scale: Float[Tensor, "n_layers d_model"]
+    mean_z_corrupted: Float[Tensor, "n_layers n_heads d_head"] | None = None
+
+
+def draw_seed(seed: int, iv: InstructionVector, what: str, draw: int) -> int:
+    """A seed of its own for each draw of each vector, so that the controls of two tasks are independent."""
+    return int.from_bytes(sha256(f"{seed}\0{iv.task}\0{what}\0{draw}".encode()).digest()[:7])
+
+
+def random_vectors(iv: InstructionVector, n: int, seed: int = 0) -> list[InstructionVector]:
+    """`n` vectors of the same norm as `iv` in random directions, drawn with the seed and the task."""
+    return [replace(iv.random_like(draw_seed(seed, iv, "vector", draw)), task=f"random {draw}") for draw in range(n)]
+
+
+def random_head_vectors(
+    model: TransformerBridge, iv: InstructionVector, means: HeadMeans | HeadEffects, n: int, seed: int = 0
+) -> list[InstructionVector]:
+    """`n` vectors made as `iv` is, from as many heads drawn at random outside `S`, scaled to the norm of `iv`.
+
+    Of a vector made with `contrast` the controls are contrasts as well. Fewer heads are used where fewer are left;
+    none at all (`iv` has every head, or no heads) gives an empty list.
+
+    Raises:
+        ValueError: a vector made with `contrast`, and no means over corrupted prompts.
+    """
+    n_layers, n_heads = means.mean_z.shape[:2]
+    free = [divmod(index, n_heads) for index in range(n_layers * n_heads)]
+    free = [head for head in free if head not in iv.heads]
+    k = min(iv.k, len(free))
+    if not k:
+        return []
+    values = means.mean_z
+    if is_contrast(iv):
+        if means.mean_z_corrupted is None:
+            raise ValueError(
+                f"vector {iv.task!r} was made with contrast, but means holds no mean_z_corrupted for its random heads; "
+                "pass the HeadEffects the vector was made from, or means=None to measure both again."
+            )
+        values = means.mean_z - means.mean_z_corrupted
+    writes = head_writes(model, values, means.write_scale)
+    vectors = []
+    for draw in range(n):
+        generator = torch.Generator().manual_seed(draw_seed(seed, iv, "heads", draw))
+        heads = [free[index] for index in torch.randperm(len(free), generator=generator)[:k].tolist()]
+        layers, numbers = (list(part) for part in zip(*heads, strict=True))
+        theta = writes[layers, numbers].sum(0)
+        theta = theta * (iv.norm / theta.norm().clamp_min(torch.finfo(theta.dtype).tiny))
+        made_by = {"random_heads_of": iv.task, "heads": heads, "seed": seed, "draw": draw}
+        vectors.append(iv.derived(theta, f"random heads {draw}", made_by))
+    return vectors
+
+
+def measured_again(prompts: PromptSource, iv: InstructionVector) -> HeadMeans:
+    """Means on prompts made as those of the vector were, as far as it records that."""
+    known = iv.settings.get("effects") or {}
+    made = {name: known[name] for name in ("corruption", "n_shots") if name in known}
+    if isinstance(known.get("template"), str):
+        made["template"] = known["template"]
+    source = replace(prompts, n_prompts=100, **made)
+    clean = source.batch("fit", corrupted=False)
+    inputs = prompts.model, clean.tokens, clean.attention_mask
+    counterpart = None
+    if is_contrast(iv):
+        corrupted = source.batch("fit")
+        counterpart = mean_head_outputs(prompts.model, corrupted.tokens, corrupted.attention_mask)
+    return HeadMeans(mean_head_outputs(*inputs), mean_write_scale(*inputs), counterpart)
+
+
+def is_contrast(iv: InstructionVector) -> bool:
+    """Whether the vector is a sum of contrasts."""
+    return bool(iv.settings.get("contrast"))
+
+
+def other_task_vectors(
+    model: TransformerBridge,
+    task: Task,
+    iv: InstructionVector,
+    tasks: Sequence[Task] | None = None,
+    *,
+    n: int | None = None,
+    **options: Any,
+) -> list[InstructionVector]:
+    """Vectors of other tasks, made as `iv` was: for `evaluate_intervention(..., other_vectors=...)`.
+
+    It takes one `head_effects` for each task.
+
+    Args:
+        task: the task on which `iv` is judged.
+        tasks: which ones; None: built-in tasks that have at least half of this task's inputs.
+        n: at most so many of them, drawn with the seed of `iv`; None: all.
+        options: for `head_effects`, such as `n_prompts` or `method`; where not given, the number of prompts, the
+            score, the mode, the template and the seed are those of `iv`, if it records them.
+
+    Raises:
+        ValueError: no built-in task has these inputs.
+    """
+    chosen = [other for other in (tasks_sharing_inputs(task) if tasks is None else tasks) if other.name != task.name]
+    if tasks is None and not chosen:
+        raise ValueError(f"no built-in task shares the inputs of {task.name!r}, expected some; pass tasks=[...].")
+    known = iv.settings.get("effects") or {}
+    if n is not None and n < len(chosen):
+        chosen = Random(f"{known.get('seed', 0)}\0{task.name}").sample(chosen, n)
+    same = {name: known[name] for name in ("n_prompts", "score", "mode", "seed") if name in known}
+    if isinstance(known.get("template"), str):
+        same["template"] = known["template"]
+    if same.get("score") == "logit_diff":
+        same["corruption"] = "counterfactual"
+    k = iv.k or iv.settings.get("k", 10)
+    return [
+        InstructionVector.from_effects(
+            head_effects(model, other, **{**same, **options}), k=k, model=model, contrast=is_contrast(iv)
+        )
+        for other in chosen
+    ]
+
+
+def some_other_vectors(model: TransformerBridge, task: Task, iv: InstructionVector, n: int) -> list[InstructionVector]:
+    """`other_task_vectors` of at most `n` tasks; none, and a line in the log, where no built-in task shares inputs."""
+    if tasks_sharing_inputs(task):
+        return other_task_vectors(model, task, iv, n=n)
+    logger.warning(
+        "no built-in task shares the inputs of %r, so the control other_tasks is missing; pass other_vectors=[...], "
+        "or () to do without.",
+        task.name,
+    )
+    return []
+
+
+def tasks_sharing_inputs(task: Task) -> list[Task]:
+    """Built-in tasks, other than this one, that have at least half of its inputs."""
+    inputs = {example.input for example in task.examples}
+    return [
+        other
+        for other in load_bank().values()
+        if other.name != task.name
+        and 2 * len(inputs.intersection(example.input for example in other.examples)) >= len(inputs)
+    ]
+
+
+def true_others(vectors: Sequence[InstructionVector], iv: InstructionVector, task: Task) -> list[InstructionVector]:
+    """Those that are other tasks' vectors: not `iv` itself, none that contains a vector of the judged task."""
+    return [
+        other
+        for other in vectors
+        if base_task(other) != base_task(iv) and task.name not in _tasks_in(base_task(other), other.settings)
+    ]
+
+
+def _tasks_in(name: str, settings: Mapping[str, Any]) -> Iterator[str]:
+    """Names of all vectors that a vector was added up from, its own included."""
+    yield settings.get("scaled", name)
+    for operand in settings.get("operands", ()):
+        yield from _tasks_in(operand["task"], operand["settings"])
+
+
+def best_constant(examples: Sequence[TaskExample]) -> str:
+    """The one answer that is right for most of these examples; the first in alphabetical order among equals."""
+    counts = Counter(answer for example in examples for answer in set(example.answers))
+    return min(counts, key=lambda answer: (-counts[answer], answer))
+
+
+def constant_accuracy(answer: str, examples: Sequence[TaskExample]) -> Float[Tensor, " batch"]:
+    """1 for each example that accepts `answer`, else 0."""
+    return torch.tensor([float(answer in example.answers) for example in examples])

@@ -1,0 +1,286 @@
+"""Readers of task files: the format is told from the content, and each format has one small reader.
+
+Every reader returns a `Source`: records as text, not yet cleaned. `tasks.py` merges, skips and reports.
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from ivlens.common.hub import without_retries
+from ivlens.tasks.records import (
+    INPUT_NAMES,
+    OUTPUT_NAMES,
+    Columns,
+    Source,
+    csv_rows,
+    from_columns,
+    from_rows,
+    guess_column,
+    parse_json,
+    pick_columns,
+    read_text,
+    text_of,
+    texts_of,
+    wrong,
+)
+
+PARTS = ("train", "eval", "dev", "valid", "validation", "test")
+SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
+PART_FILE = re.compile(rf"({'|'.join(PARTS)})([-_.]\d+.*)?")  # train.json, train-00000-of-00002.parquet
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def open_source(
+    name_or_path: str | Path, columns: Columns, *, part: str | None, config: str | None, known: Sequence[str]
+) -> Source:
+    """Find out what a name or path is and read it; `known` are the built-in names, for suggestions."""
+    text = str(name_or_path)
+    if text.startswith("hf://"):
+        return _read_hub(text.removeprefix("hf://"), columns, part, config)
+    path = Path(os.path.expanduser(text))
+    if not text.strip() or not os.path.exists(path):
+        if isinstance(name_or_path, str) and _is_hub_name(text):
+            return _read_hub(text, columns, part, config)
+        raise _not_found(name_or_path, known)
+    if config is not None:
+        raise wrong(path, f"got config={config!r} for a local path", "a Hub dataset", "leave config out")
+    if path.is_dir():
+        return _read_folder(path, columns, part)
+    if part is not None:
+        raise wrong(path, f"got part={part!r} for a single file", "a folder or dataset with parts", "leave part out")
+    return _read_file(path, columns)
+
+
+def read_bank_file(path: Path) -> Source:
+    """Read one file of the built-in bank."""
+    return _read_bank(parse_json(read_text(path), path), path)
+
+
+def _is_hub_name(text: str) -> bool:
+    looks_local = text.startswith(".") or text.lower().endswith(SUFFIXES) or os.path.exists(text.split("/")[0])
+    return HUB_NAME.fullmatch(text) is not None and not looks_local
+
+
+def _not_found(name_or_path: str | Path, known: Sequence[str]) -> Exception:
+    text = str(name_or_path)
+    if isinstance(name_or_path, str) and re.fullmatch(r"[\w -]+", text):
+        near = get_close_matches(text.lower(), known, n=3)
+        hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+        return ValueError(
+            f"Task {text!r:.100} is unknown, expected a built-in name or an existing path; {hint}list_tasks() names "
+            f"all {len(known)}, and 'hf://{text:.100}' asks the Hub."
+        )
+    parent, name = os.path.split(os.path.expanduser(text))
+    near = get_close_matches(name, os.listdir(parent or ".") if os.path.isdir(parent or ".") else [], n=3)
+    hint = f"did you mean {' or '.join(near)}" if near else f"check the path (working directory: {Path.cwd()})"
+    if text in known:
+        hint = "the built-in task is opened by its name as a string, not as a Path"
+    return FileNotFoundError(f"{text!r:.300} does not exist, expected a task's file or folder; {hint}.")
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def _read_file(path: Path, columns: Columns) -> Source:
+    if not path.is_file():
+        raise wrong(path, "is no regular file", "a file or folder", "write its content to a file")
+    with path.open("rb") as file:
+        is_parquet = file.read(4) == b"PAR1"
+    if is_parquet:
+        return _read_parquet(path, columns)
+    text = read_text(path)
+    if text.lstrip()[0] not in "[{":
+        return from_rows(csv_rows(text, path), columns, path)
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    if len(lines) > 1 and _is_record(lines[0][1]):
+        rows = [(f"line {number}", parse_json(line, path, number)) for number, line in lines]
+        return from_rows(rows, columns, path)
+    return _from_json(parse_json(text, path), columns, path)
+
+
+def _is_record(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line, parse_int=str), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _from_json(value: Any, columns: Columns, path: Path) -> Source:
+    if isinstance(value, list):
+        return from_rows([(f"record {index}", record) for index, record in enumerate(value)], columns, path)
+    is_table = guess_column(value, columns.input, INPUT_NAMES) and guess_column(value, columns.output, OUTPUT_NAMES)
+    if is_table and len(value) <= 4:
+        return from_rows([("record 0", value)], columns, path)
+    if any(columns):
+        found = ", ".join(map(repr, list(value)[:8]))
+        raise wrong(path, f"is one dict with the keys {found}", "a list of records", "leave the column names out")
+    if "Instances" in value and not isinstance(value["Instances"], str):
+        return _read_natural_instructions(value, path)
+    if "instructions" in value and isinstance(value.get("examples"), list):
+        return _read_bank(value, path)
+    rows = [(f"key {key!r:.60}", {"input": key, "output": answer}) for key, answer in value.items()]
+    return from_rows(rows, Columns("input", "output"), path)
+
+
+def _read_natural_instructions(value: dict[str, Any], path: Path) -> Source:
+    columns = Columns("input", "output")
+    rows = {}
+    for key in ("Instances", "Positive Examples"):
+        records = value.get(key, [])
+        if not isinstance(records, list):
+            raise wrong(path, f"{key!r} is a {type(records).__name__}", "a list of {input, output}", "check the file")
+        rows[key] = [(f"{key}[{index}]", record) for index, record in enumerate(records)]
+    source = from_rows(rows["Instances"], columns, path)
+    examples = from_rows(rows["Positive Examples"], columns, path).records if rows["Positive Examples"] else ()
+    definition = texts_of(value.get("Definition"), f"{path}, Definition")
+    return replace(source, instructions=definition, demonstrations=examples)
+
+
+def _read_bank(value: Any, path: Path) -> Source:
+    if not isinstance(value, dict) or not isinstance(value.get("examples"), list):
+        raise wrong(path, "has no list 'examples'", "a task of the bank's format", "see the built-in files")
+    if not isinstance(value.get("in_training", False), bool):
+        raise wrong(f"{path}, in_training", f"got {value['in_training']!r:.60}", "true or false", "correct it")
+    rows = [(f"examples[{index}]", record) for index, record in enumerate(value["examples"])]
+    lists = {
+        key: texts_of(value.get(key, []), f"{path}, {key}")
+        for key in ("instructions", "held_out_instructions", "clozes", "prose")
+    }
+    texts = {key: text_of(value.get(key), f"{path}, {key}") for key in ("name", "kind", "inputs")}
+    source = from_rows(rows, Columns("input", "output"), path)
+    texts["name"] = texts["name"] or source.name
+    return replace(source, **lists, **texts, in_training=value.get("in_training", False))
+
+
+# --- folders ---------------------------------------------------------------------------------------------------------
+
+
+def _read_folder(path: Path, columns: Columns, part: str | None) -> Source:
+    """TRACE and the long-sequence benchmark: a file per part, and perhaps one that lists the labels."""
+    is_saved = (path / "state.json").is_file() and (path / "dataset_info.json").is_file()
+    if is_saved or (path / "dataset_dict.json").is_file():
+        return _read_saved(path, columns, part)
+    files = sorted(file for file in path.iterdir() if file.is_file() and file.suffix.lower() in SUFFIXES)
+    parts = [(match[1], file) for file in files if (match := PART_FILE.fullmatch(file.stem.lower()))]
+    if len(files) == 1 and not parts and part is None:
+        return _read_file(files[0], columns)
+    if not parts:
+        names = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
+        expected = f"train, eval or test files ({', '.join(SUFFIXES)}), one data file, or a saved dataset"
+        raise wrong(path, f"holds {names}", expected, "name one file or subfolder of it")
+    found = list(dict.fromkeys(name for name, _ in parts))
+    if part not in (None, *found):
+        raise wrong(path, f"got part={part!r}", f"one of {', '.join(found)}", "choose one, or leave part out for all")
+    wanted = [
+        (name, file) for name in PARTS for found_name, file in parts if name == found_name and part in (None, name)
+    ]
+    source = _joined([_in_part(_read_file(file, columns), name, file.name) for name, file in wanted], path)
+    return _with_labels(source, [file for file in files if not PART_FILE.fullmatch(file.stem.lower())])
+
+
+def _in_part(source: Source, part: str, file: str) -> Source:
+    records = tuple(replace(record, part=part, where=f"{file} {record.where}".strip()) for record in source.records)
+    return replace(source, records=records)
+
+
+def _joined(sources: Sequence[Source], path: Path | str) -> Source:
+    if len({source.fused for source in sources}) > 1:
+        raise wrong(path, "has parts with and without fused prompts", "the same columns in all", "load one with part=")
+    name = path.resolve().name if isinstance(path, Path) else path
+    records = tuple(record for source in sources for record in source.records)
+    instructions = tuple(dict.fromkeys(text for source in sources for text in source.instructions))
+    return replace(sources[0], name=name, source=str(path), records=records, instructions=instructions)
+
+
+def _with_labels(source: Source, others: Sequence[Path]) -> Source:
+    """An instruction that lists the labels, if one of the other files is a list of them and nothing else gives one."""
+    contents = [parse_json(read_text(file), file) for file in others if file.suffix.lower() == ".json"]
+    lists = [
+        found for found in contents if isinstance(found, list) and found and all(isinstance(v, str) for v in found)
+    ]
+    if not lists or source.instructions or source.fused:
+        return source
+    labels = texts_of(lists[0], f"{source.source}, labels")
+    for record in source.records:
+        unknown = [answer for answer in record.answers if answer not in labels]
+        if unknown:
+            got = f"{record.where} has the label {unknown[0]!r:.60}"
+            raise wrong(source.source, got, f"one of {', '.join(labels)}", "correct it, or add it to the labels")
+    choice = " or ".join(filter(None, (", ".join(labels[:-1]), labels[-1])))
+    return replace(source, instructions=(f"Choose the label that fits the text: {choice}.",))
+
+
+# --- Hugging Face datasets -------------------------------------------------------------------------------------------
+
+
+def _read_hub(name: str, columns: Columns, part: str | None, config: str | None) -> Source:
+    import datasets
+
+    try:
+        with without_retries():
+            loaded = datasets.load_dataset(name, config, split=part)
+    except Exception as error:  # the Hub client's errors have no common base
+        reason = " ".join(str(error).split())
+        kind = ValueError if isinstance(error, ValueError) else FileNotFoundError
+        raise kind(
+            f"{name!r} is no local path and cannot be opened as a dataset on the Hub ({type(error).__name__}: "
+            f"{reason:.300}), expected a dataset of data files (datasets that run code are never opened); check name, "
+            "config= and part=, or save it with save_to_disk() where there is a network and give that folder."
+        ) from None
+    return _from_datasets(loaded, columns, name if config is None else f"{name}/{config}", (part or "").split("[")[0])
+
+
+def _read_saved(path: Path, columns: Columns, part: str | None) -> Source:
+    import datasets
+
+    try:
+        loaded = datasets.load_from_disk(str(path))
+    except Exception as error:  # Arrow's, JSON's and the system's own
+        got = f"cannot be opened as a saved dataset ({type(error).__name__}: {' '.join(str(error).split()):.200})"
+        raise wrong(path, got, "what save_to_disk() writes", "save it again") from None
+    if part is not None:
+        found = list(map(str, loaded)) if isinstance(loaded, Mapping) else []
+        if part not in found:
+            expected = f"one of {', '.join(found)}" if found else "no part, it has none"
+            raise wrong(path, f"got part={part!r}", expected, "choose one, or leave part out for all")
+        loaded = loaded[part]
+    return replace(_from_datasets(loaded, columns, path, part or ""), name=path.resolve().name)
+
+
+def _read_parquet(path: Path, columns: Columns) -> Source:
+    import datasets
+    import pyarrow.parquet
+
+    try:
+        dataset = datasets.Dataset(pyarrow.parquet.read_table(path))
+    except Exception as error:  # Arrow's and the system's own
+        got = f"is not valid parquet ({' '.join(str(error).split()):.200})"
+        raise wrong(path, got, "a complete parquet file", "write or download it again") from None
+    return replace(_from_datasets(dataset, columns, path, ""), name=path.stem)
+
+
+def _from_datasets(loaded: Any, columns: Columns, path: Path | str, part: str) -> Source:
+    parts = dict(loaded) if isinstance(loaded, Mapping) else {part: loaded}
+    sources = [_in_part(_from_dataset(dataset, columns, path), str(name), str(name)) for name, dataset in parts.items()]
+    return _joined(sources, path)
+
+
+def _from_dataset(dataset: Any, columns: Columns, path: Path | str) -> Source:
+    """Rows of one split, class numbers turned into their names (-1, no label, into none)."""
+    picked = pick_columns(columns, dataset.column_names, path)
+    if not len(dataset):
+        raise wrong(path, "holds no records", "at least one", "choose another part=")
+    wanted = dataset.with_format(None).select_columns(list(filter(None, picked)))
+    names = {key: feature.names for key, feature in wanted.features.items() if hasattr(feature, "int2str")}
+    rows = []
+    for index, row in enumerate(wanted):
+        for key, of_class in names.items():
+            row[key] = of_class[row[key]] if row[key] is not None and row[key] >= 0 else None
+        rows.append((f"record {index}", row))
+    return from_columns(rows, picked, path)

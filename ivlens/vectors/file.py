@@ -1,0 +1,84 @@
+"""The file of an `InstructionVector`, and whether a vector belongs to a model."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ivlens.models.artefacts import Artefact
+from ivlens.models.load import ModelIdentity
+
+FILE = Artefact("ivlens.InstructionVector/1", "InstructionVector.save")
+
+
+def write_vector(
+    path: str | Path,
+    theta: Float[Tensor, " d_model"],
+    head_means: Float[Tensor, "k d_head"],
+    content: Mapping[str, Any],
+) -> Path:
+    """Write both tensors and `content` (heads, task, model, settings)."""
+    return FILE.write(path, {"theta": theta, "head_means": head_means}, content)
+
+
+def read_vector(path: str | Path) -> tuple[Float[Tensor, " d_model"], Float[Tensor, "k d_head"], dict[str, Any]]:
+    """What `write_vector` wrote: theta, head means and the content, with heads and model as objects.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not such a file, or a damaged one.
+    """
+    tensors, content = FILE.read(path)
+    try:
+        content["heads"] = tuple((int(layer), int(head)) for layer, head in content["heads"])
+        content = {key: content[key] for key in ("heads", "task", "model", "settings")}
+        if not (isinstance(content["task"], str) and isinstance(content["settings"], dict)):
+            raise TypeError("task is no text or settings no mapping")
+    except (KeyError, TypeError, ValueError) as error:
+        FILE.refuse(path, f"has incomplete metadata ({type(error).__name__}: {error})")
+    _check_tensors(path, tensors, content["model"], content["heads"])
+    return tensors["theta"], tensors["head_means"], content
+
+
+def check_weights(
+    name: str | Path, vector: ModelIdentity, model: ModelIdentity, allow_other_weights: bool
+) -> dict[str, Any] | None:
+    """None where the vector belongs to the model; its identity, to be recorded, where other weights are allowed.
+
+    Raises:
+        ValueError: another shape, or other weights that were not allowed.
+    """
+    names = ("n_layers", "n_heads", "d_head", "d_model")
+    ours, theirs = ({name: getattr(identity, name) for name in names} for identity in (vector, model))
+    if ours != theirs:
+        raise ValueError(
+            f"{name} is a vector for {vector.name!r} with {ours}, expected {theirs} from model {model.name!r}; "
+            "a vector serves one shape of model only: compute it on this one."
+        )
+    if vector.weights_hash == model.weights_hash:
+        return None
+    if not allow_other_weights:
+        raise ValueError(
+            f"{name} is a vector for {vector.name!r} with weights {vector.weights_hash:.12}, expected "
+            f"{model.weights_hash:.12} of model {model.name!r}; compute it on this model, or, to inject a vector of "
+            "another checkpoint on purpose, pass allow_other_weights=True to InstructionVector.load (which records it) "
+            "or to steer."
+        )
+    return asdict(model)
+
+
+def _check_tensors(
+    source: str | Path, tensors: Mapping[str, Tensor], model: ModelIdentity, heads: tuple[tuple[int, int], ...]
+) -> None:
+    expected = {"theta": (model.d_model,), "head_means": (len(heads), model.d_head)}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if found != expected:
+        FILE.refuse(source, f"has tensors {found}, expected {expected} from its metadata")
+    if any(not (0 <= layer < model.n_layers and 0 <= head < model.n_heads) for layer, head in heads):
+        FILE.refuse(source, f"names heads {heads}, which {model.n_layers} x {model.n_heads} heads do not include")
+    if any(tensor.dtype != torch.float32 for tensor in tensors.values()):
+        FILE.refuse(source, "has tensors that are not float32")

@@ -1,0 +1,114 @@
+"""Which heads a vector is made of, and what they write into the residual stream."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ivlens.effects.results import HeadEffects
+from ivlens.forward.hooks import output_projection, whole_numbers
+from ivlens.models.boot import TransformerBridge
+from ivlens.models.load import model_identity
+
+Heads = tuple[tuple[int, int], ...]
+
+
+def head_writes(
+    model: TransformerBridge,
+    values: Float[Tensor, "n_layers n_heads d_head"],
+    write_scale: Float[Tensor, "n_layers d_model"],
+) -> Float[Tensor, "n_layers n_heads d_model"]:
+    """What each head's output adds to the residual stream: `(values W_O) · write_scale`, without the bias, float32."""
+    rows = []
+    for layer, per_head in enumerate(values):  # one layer at a time, so that a large model is not copied to float32
+        weight = output_projection(model, layer).float()
+        rows.append(torch.einsum("hd,hdm->hm", per_head.to(weight.device, weight.dtype), weight).cpu())
+    return torch.stack(rows) * write_scale[:, None].float().cpu()
+
+
+def checked_model(effects: HeadEffects, model: TransformerBridge | None) -> TransformerBridge:
+    """The bridge these effects were measured on.
+
+    Raises:
+        ValueError: it is not in memory and was not given, or another was given.
+    """
+    live = model if model is not None else effects.live_model
+    if live is None:
+        raise ValueError(
+            f"the effects of {effects.task!r} are not tied to a model in memory (loaded from a file, or it was "
+            "deleted); pass the one they were measured on: from_effects(effects, k, model=model)."
+        )
+    found = model_identity(live)
+    if found.weights_hash != effects.model.weights_hash:
+        raise ValueError(
+            f"model {found.name!r} has weights {found.weights_hash:.12}, expected {effects.model.weights_hash:.12} of "
+            f"{effects.model.name!r}, on which the effects of {effects.task!r} were measured; measure them again."
+        )
+    return live
+
+
+def choosing(effects: HeadEffects, universal: bool | Sequence[HeadEffects]) -> list[HeadEffects]:
+    """The results that heads are chosen by.
+
+    Raises:
+        ValueError: other weights, seeds, scores or modes among them, or `universal=True`.
+    """
+    if universal is True:
+        raise ValueError(
+            "universal is True, expected the effects of several tasks to average over; pass them: universal=[effects "
+            "of one task, of another, ...]."
+        )
+    pool = list(universal) if universal else [effects]
+    for other in pool:
+        if other.model.weights_hash != effects.model.weights_hash:
+            raise ValueError(
+                f"universal contains effects of {other.task!r} measured on other weights ({other.model.name!r}), "
+                f"expected {effects.model.name!r} throughout; measure them on one model."
+            )
+        for name in ("seed", "score", "mode"):
+            ours, theirs = effects.settings.get(name), other.settings.get(name)
+            if ours != theirs:
+                raise ValueError(
+                    f"universal contains effects of {other.task!r} with {name} {theirs!r}, expected {ours!r} as for "
+                    f"{effects.task!r}: an average needs one score, and the splits one seed; measure them alike."
+                )
+    return pool
+
+
+def choose_heads(pool: Sequence[HeadEffects], k: int) -> Heads:
+    """The `k` heads of largest effect, averaged over the results of `pool`.
+
+    Raises:
+        ValueError: `k` is not between 1 and the number of measured heads.
+    """
+    aie = torch.stack([other.aie for other in pool]).mean(0)
+    measured = int(aie.isfinite().sum())
+    if not 1 <= k <= measured:
+        raise ValueError(f"k is {k}, expected 1 to {measured}, the number of heads with a measured effect.")
+    order = aie.nan_to_num(nan=float("-inf")).flatten().argsort(descending=True, stable=True)[:k].tolist()
+    return tuple(divmod(index, aie.shape[1]) for index in order)
+
+
+def named_heads(effects: HeadEffects, heads: Sequence[tuple[int, int]], *, alone: bool) -> Heads:
+    """`heads`, checked, in the order given.
+
+    Raises:
+        TypeError: something else than pairs of whole numbers.
+        ValueError: none, one twice, one the model does not have, or a choice by other results beside it.
+    """
+    if not alone:
+        raise ValueError("from_effects got heads and universal, which are two ways to choose heads; leave one out.")
+    if any(not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2 for pair in heads):
+        raise TypeError(f"heads are {list(heads)!r:.80}, expected pairs (layer, head) such as (0, 7).")
+    layers, numbers = (whole_numbers("heads", part) for part in zip(*heads, strict=True)) if heads else ((), ())
+    pairs = tuple(zip(layers, numbers, strict=True))
+    n_layers, n_heads = effects.cie.shape[1:]
+    off = [pair for pair in pairs if not (0 <= pair[0] < n_layers and 0 <= pair[1] < n_heads)]
+    if off or not pairs or len(set(pairs)) < len(pairs):
+        what = f"{off[0]} among them" if off else "one of them twice" if pairs else "none of them"
+        raise ValueError(
+            f"heads are {list(pairs)!r:.80} with {what}, expected one or more different (layer, head) of "
+            f"{n_layers} layers and {n_heads} heads, counted from 0."
+        )
+    return pairs

@@ -1,0 +1,284 @@
+"""`InstructionVector`: what chosen heads write into the residual stream under an instruction, with its provenance."""
+
+import weakref
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ivlens.effects.results import HeadEffects
+from ivlens.models.boot import TransformerBridge
+from ivlens.models.load import ModelIdentity, check_model, model_identity
+from ivlens.prompts.tokens import token_text
+from ivlens.vectors.file import check_weights, read_vector, write_vector
+from ivlens.vectors.heads import Heads, checked_model, choose_heads, choosing, head_writes, named_heads
+
+
+@dataclass(frozen=True, eq=False)
+class InstructionVector:
+    """`θ = Σ_{(l,h)∈S} (z̄_{l,h} W_O^{l,h}) · write_scale_l`: one vector of the residual stream, float32, on the CPU.
+
+    The projection's bias is left out: it belongs to no head. `write_scale` is one except on post-norm families (Gemma 2
+    and 3, OLMo 2), where a head's write passes a norm before it reaches the residual stream: there it is the norm's
+    mean scale at the last prompt token, so that `θ` is what the heads add to the stream, not what they hand to the
+    norm.
+
+    Attributes:
+        theta: the vector.
+        heads: `S`, as `(layer, head)`, largest effect first; empty for a vector that is no plain sum of heads.
+        head_means: `z̄` of each head of `S`, times the vector's factor where it was scaled.
+        task: name of the task, or the formula it was computed by (`"antonym - synonym"`).
+        model: the model it belongs to.
+        settings: everything else that made it (k, contrast, universal, and the settings of the effects).
+    """
+
+    theta: Float[Tensor, " d_model"]
+    heads: Heads
+    head_means: Float[Tensor, "k d_head"]
+    task: str
+    model: ModelIdentity
+    settings: Mapping[str, Any]
+    model_ref: "weakref.ref[TransformerBridge] | None" = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if len(self.heads) != len(self.head_means):
+            raise ValueError(
+                f"InstructionVector got {len(self.heads)} heads and {len(self.head_means)} head means, expected one "
+                "mean per head; both may be empty."
+            )
+        if not bool(self.theta.isfinite().all() and self.head_means.isfinite().all()):
+            raise ValueError(
+                f"InstructionVector {self.task!r} contains NaN or infinite values, expected finite ones; "
+                "compute the effects in float32."
+            )
+
+    def __repr__(self) -> str:
+        labels = ", ".join(f"L{layer}H{head}" for layer, head in self.heads) or "no heads"
+        return f"InstructionVector({self.task!r}, {self.model.name!r}, norm {self.norm:.3g}, {labels})"
+
+    @classmethod
+    def from_effects(
+        cls,
+        effects: HeadEffects,
+        k: int = 10,
+        *,
+        heads: Sequence[tuple[int, int]] | None = None,
+        model: TransformerBridge | None = None,
+        contrast: bool = False,
+        universal: bool | Sequence[HeadEffects] = False,
+    ) -> "InstructionVector":
+        """The vector of the `k` heads with the largest average effect, or of the heads that are named.
+
+        Args:
+            effects: measured effects and head means of the task.
+            k: how many heads; 10 suits models of 7B parameters.
+            heads: exactly these `(layer, head)` instead, whatever their effect; `k` is then their number.
+            model: the bridge the effects were measured on; needed only where it is no longer in memory (loaded
+                effects).
+            contrast: subtract the same sum over corrupted prompts, so that `θ` holds what the instruction adds.
+            universal: choose the heads by the effect averaged over these results (one per task) instead of this task's
+                own; their settings are recorded.
+
+        Raises:
+            ValueError: `k` is not between 1 and the number of measured heads; `heads` that are none, twice there or not
+                in the model, or given beside `universal`; no model; another model than measured; `universal` results
+                that do not fit each other (weights, seed, score, mode), or `universal=True`.
+
+        Source:
+            arXiv 2406.12227 and 2310.15213. Departure: without the projection's bias, which the reference code of the
+            latter adds once per head on GPT-2 and GPT-NeoX.
+        """
+        live = checked_model(effects, model)
+        pool = choosing(effects, universal)
+        chosen = choose_heads(pool, k) if heads is None else named_heads(effects, heads, alone=not universal)
+        values = effects.mean_z - effects.mean_z_corrupted if contrast else effects.mean_z
+        layers, numbers = (list(part) for part in zip(*chosen, strict=True))
+        means = effects.mean_z[layers, numbers].detach().float().cpu()
+        theta = head_writes(live, values, effects.write_scale)[layers, numbers].sum(0)
+        settings = {
+            "k": len(chosen),
+            **({} if heads is None else {"heads": "named"}),
+            "contrast": contrast,
+            "universal": [{"task": at.task, "effects": dict(at.settings)} for at in pool] if universal else False,
+            "bias": False,
+            "write_scaled": bool((effects.write_scale != 1).any()),
+            "n_effect_prompts": len(effects.corruptions),
+            "corruptions": dict(sorted(Counter(effects.corruptions).items())),
+            "effects": dict(effects.settings),
+        }
+        return cls(theta, chosen, means, effects.task, effects.model, settings, weakref.ref(live))
+
+    @property
+    def k(self) -> int:
+        """Number of heads."""
+        return len(self.heads)
+
+    @property
+    def norm(self) -> float:
+        """Euclidean length of `theta`."""
+        return float(self.theta.norm())
+
+    def cosine(self, other: "InstructionVector | Tensor") -> float:
+        """Cosine of the angle to another vector of the same `d_model`.
+
+        Raises:
+            ValueError: another `d_model`, or one of the two is zero.
+        """
+        theirs = other.theta if isinstance(other, InstructionVector) else other.detach().float().cpu()
+        _check_same_width(self.theta, theirs)
+        length = self.norm * float(theirs.norm())
+        if length == 0:
+            raise ValueError("cosine got a vector of length 0, expected two vectors with a direction.")
+        return float(self.theta @ theirs) / length
+
+    def __add__(self, other: "InstructionVector") -> "InstructionVector":
+        return self._combined(other, 1.0, "+") if isinstance(other, InstructionVector) else NotImplemented
+
+    def __sub__(self, other: "InstructionVector") -> "InstructionVector":
+        return self._combined(other, -1.0, "-") if isinstance(other, InstructionVector) else NotImplemented
+
+    def __mul__(self, factor: float | int) -> "InstructionVector":
+        if isinstance(factor, bool) or not isinstance(factor, int | float):
+            return NotImplemented
+        # the heads stay, their means scaled as theta is; `factor` and `scaled` say what was scaled, and by how much
+        scaled = {"factor": float(factor) * self.settings.get("factor", 1.0), "scaled": base_task(self)}
+        return replace(
+            self,
+            theta=self.theta * float(factor),
+            head_means=self.head_means * float(factor),
+            task=f"{factor:g} * {_bracketed(self.task)}",
+            settings={**self.settings, **scaled},
+        )
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> "InstructionVector":
+        return self * -1.0
+
+    def derived(self, theta: Float[Tensor, " d_model"], task: str, settings: Mapping[str, Any]) -> "InstructionVector":
+        """A vector computed from this one: same model, no heads (so `steer(mode="heads")` refuses it)."""
+        if "used_with" in self.settings:
+            settings = {"used_with": self.settings["used_with"], **settings}
+        return replace(self, theta=theta, heads=(), head_means=self.head_means[:0], task=task, settings=dict(settings))
+
+    def random_like(self, seed: int) -> "InstructionVector":
+        """A vector of the same norm in a random direction (uniform on the sphere): the first control."""
+        noise = torch.randn(len(self.theta), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        theta = (noise * (self.theta.double().norm() / noise.norm())).float()
+        return self.derived(theta, f"random {seed}", {"random_like": self._origin(), "seed": seed})
+
+    def decode(self, model: TransformerBridge | None = None, *, k: int = 10) -> list[tuple[str, float]]:
+        """The `k` tokens that the vector alone points to: final norm, unembedding, largest logits first.
+
+        The final norm is applied to the vector as if it were the whole residual stream; its bias, where it has one,
+        counts.
+
+        Args:
+            model: the bridge to read with; by default the one the vector was made on, if it is still in memory.
+
+        Returns:
+            `(token, logit)` pairs.
+
+        Raises:
+            ValueError: no model, one without a tokenizer, or one of another `d_model`.
+        """
+        bridge = model if model is not None else self.model_ref() if self.model_ref is not None else None
+        if bridge is None:
+            raise ValueError("decode has no model: this vector's own is not in memory; pass decode(model).")
+        check_width(self, bridge)
+        if bridge.tokenizer is None:
+            raise ValueError("decode got a model without a tokenizer; give load_model one (tokenizer=...).")
+        parameter = next(bridge.parameters())
+        with torch.no_grad():
+            stream = self.theta.to(parameter.device, parameter.dtype)[None, None]
+            logits = bridge.unembed(bridge.ln_final(stream))[0, 0].float()
+        top = logits.topk(min(k, len(logits)))
+        return [
+            (token_text(bridge.tokenizer, token), value)
+            for token, value in zip(top.indices.tolist(), top.values.tolist(), strict=True)
+        ]
+
+    def save(self, path: str | Path) -> Path:
+        """Write a safetensors file with all provenance in its metadata; the same vector gives the same bytes."""
+        content = {"heads": self.heads, "task": self.task, "model": self.model, "settings": self.settings}
+        return write_vector(path, self.theta, self.head_means, content)
+
+    @classmethod
+    def load(
+        cls, path: str | Path, model: TransformerBridge | None = None, *, allow_other_weights: bool = False
+    ) -> "InstructionVector":
+        """Read what `save` wrote.
+
+        Args:
+            model: the model it shall be used with: one of another shape is refused, and so is one of the same shape
+                with other weights unless `allow_other_weights` (re-injection into a tuned model needs it), which is
+                then recorded in `settings["used_with"]`. Without a model, it is checked where the vector is used.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: not a file written by `save`, a damaged one, or one for another model.
+        """
+        theta, head_means, content = read_vector(path)
+        vector = cls(theta, content["heads"], head_means, content["task"], content["model"], content["settings"])
+        if model is None:
+            return vector
+        used_with = check_weights(str(path), vector.model, model_identity(model), allow_other_weights)
+        settings = {**vector.settings, "used_with": used_with} if used_with else vector.settings
+        return replace(vector, settings=settings, model_ref=weakref.ref(model))
+
+    def _origin(self) -> dict[str, Any]:
+        return {"task": self.task, "weights_hash": self.model.weights_hash, "settings": dict(self.settings)}
+
+    def _combined(self, other: "InstructionVector", sign: float, symbol: str) -> "InstructionVector":
+        _check_same_width(self.theta, other.theta)
+        made_by = {"operation": symbol, "operands": [self._origin(), other._origin()]}
+        right = other.task if symbol == "+" else _bracketed(other.task)
+        return self.derived(self.theta + sign * other.theta, f"{self.task} {symbol} {right}", made_by)
+
+
+def check_width(vector: InstructionVector, model: TransformerBridge) -> None:
+    """Refuse a vector that does not fit the model's residual stream.
+
+    Raises:
+        ValueError: another `d_model`.
+    """
+    if len(vector.theta) != model.cfg.d_model:
+        raise ValueError(
+            f"InstructionVector {vector.task!r} has d_model {len(vector.theta)} (from {vector.model.name!r}), expected "
+            f"{model.cfg.d_model} from model.cfg; compute it on this model with head_effects and from_effects."
+        )
+
+
+def check_belongs(vector: InstructionVector, model: TransformerBridge, *, allow_other_weights: bool = False) -> None:
+    """Refuse a vector of another model, unless other weights are allowed here or were when it was loaded.
+
+    Raises:
+        TypeError: the model is no bridge.
+        ValueError: another `d_model`, another shape of heads, or other weights.
+    """
+    check_width(vector, check_model(model))
+    found, allowed = model_identity(model), vector.settings.get("used_with") or {}
+    recorded = allowed.get("weights_hash") == found.weights_hash
+    check_weights(f"InstructionVector {vector.task!r}", vector.model, found, allow_other_weights or recorded)
+
+
+def base_task(vector: InstructionVector) -> str:
+    """The vector's task, whatever it was scaled by."""
+    return vector.settings.get("scaled", vector.task)
+
+
+def _check_same_width(one: Tensor, other: Tensor) -> None:
+    if one.shape != other.shape:
+        raise ValueError(
+            f"vectors have shapes {tuple(one.shape)} and {tuple(other.shape)}, expected the same d_model; "
+            "compare and combine only vectors of one architecture."
+        )
+
+
+def _bracketed(task: str) -> str:
+    return f"({task})" if " " in task else task

@@ -1,5 +1,0 @@
-"""The lab: heads, vectors and completions of a live model on one page, in a notebook and in the browser."""
-
-from ivlens.workbench.opening import lab
-
-__all__ = ["lab"]

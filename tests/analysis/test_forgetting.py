@@ -1,0 +1,129 @@
+"""Instruction and knowledge probability, and what was lost of each."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from ivlens import load_model, load_task
+from ivlens.analysis.forgetting import MEASURES, ProbeOptions, decompose, decomposition, has_knowledge, probe
+from ivlens.analysis.forgetting.drops import log_odds
+from ivlens.models import pocket_path
+from ivlens.prompts import build_prompts
+
+ANTONYM, CAPITAL, LETTER = (load_task(name) for name in ("antonym", "country_capital", "first_letter"))
+FEW = ProbeOptions(n_prompts=6, n_clozes=2)
+
+
+@pytest.fixture(scope="module")
+def pocket():
+    return load_model("pocket")
+
+
+@pytest.fixture(scope="module")
+def found(pocket):
+    return probe(pocket, [ANTONYM, LETTER], FEW)
+
+
+def test_rows_and_kinds(found):
+    assert found.groupby(["task", "kind"]).size().to_dict() == {
+        ("antonym", "instruction"): 6,
+        ("antonym", "knowledge"): 6,
+        ("first_letter", "instruction"): 6,
+    }
+    assert not has_knowledge(LETTER), "what the first letter is, nobody knows: one sees it"
+    assert (found[list(MEASURES)] >= 0).all(axis=None) and (found[list(MEASURES)] <= 1).all(axis=None)
+    assert set(found.query("kind == 'knowledge'")["n_prompts"]) == {2}
+
+
+def by_hand(model, text, answer):
+    """Log-probability of each answer token after a text, by one plain pass."""
+    tokenizer = model.tokenizer
+    prompt, whole = (tokenizer(each)["input_ids"] for each in (text, f"{text} {answer}"))
+    with torch.no_grad():
+        logits = model(torch.tensor([whole]), use_cache=False)[0].log_softmax(-1)
+    return [float(logits[place - 1, whole[place]]) for place in range(len(prompt), len(whole))]
+
+
+def test_probabilities_are_those_of_the_texts(pocket):
+    table = probe(pocket, [CAPITAL], ProbeOptions(n_prompts=20, n_clozes=3))
+    several = 0
+    for row in table.to_dict("records"):
+        example = CAPITAL.find(row["input"])
+        if row["kind"] == "knowledge":
+            texts = [cloze.replace("{x}", example.input) for cloze in CAPITAL.clozes[:3]]
+        else:
+            texts = build_prompts(pocket.tokenizer, CAPITAL, [example]).texts
+        each = [by_hand(pocket, text, example.answer) for text in texts]
+        several += len(each[0]) > 1
+        assert row["prob"] == pytest.approx(np.mean([np.exp(logs[0]) for logs in each]), abs=1e-4)
+        assert row["seq_prob"] == pytest.approx(np.mean([np.exp(np.mean(logs)) for logs in each]), abs=1e-4)
+    assert several, "no answer of several tokens was tried"
+
+
+def test_rank_among_the_tasks_own_answers(pocket):
+    batch = build_prompts(pocket.tokenizer, ANTONYM, ANTONYM.split("test")[:1])
+    from ivlens.analysis.forgetting.probabilities import _ranked
+
+    own = int(batch.answer_tokens[0, 0])
+    other, outside = (token for token in range(100, 102) if token != own)
+    logits = torch.zeros(1, pocket.cfg.d_vocab)
+    logits[0, own], logits[0, other], logits[0, outside] = 1.0, 0.5, 9.0
+    candidates = torch.tensor([own, other])
+    assert bool(_ranked(logits, batch, candidates)[0]), "a word that answers nothing in this task does not count"
+    logits[0, other] = 2.0
+    assert not bool(_ranked(logits, batch, candidates)[0])
+
+
+def test_a_model_and_itself_lose_nothing(pocket, found):
+    table = decomposition(found, found)
+    assert set(table["measure"]) == set(MEASURES)
+    assert (table["instruction_drop"] == 0).all()
+    assert table.query("task == 'antonym'")["excess"].to_list() == [0.0] * 4
+    assert table.query("task == 'first_letter'")["excess"].isna().all()
+    both = table.query("task == 'all tasks'")
+    assert (both["n"] == 6).all(), "tasks without knowledge have no part in the comparison"
+
+
+def test_what_only_instructed_prompts_need_is_an_instruction_lost(pocket):
+    """Without the embedding of the cue, instructed prompts have no end, and clozes, which have none, are as before."""
+    tokenizer = AutoTokenizer.from_pretrained(pocket_path())
+    plain = AutoModelForCausalLM.from_pretrained(pocket_path(), attn_implementation="eager").eval()
+    plain.model.embed_tokens.weight.data[tokenizer.convert_tokens_to_ids("Output:")] = 0
+    tuned = load_model("cueless", hf_model=plain, tokenizer=tokenizer)
+    row = decompose(pocket, tuned, [ANTONYM], FEW).query("task == 'antonym' and measure == 'seq_prob'").iloc[0]
+    assert row["instruction_drop"] > 0.2 and row["knowledge_drop"] == pytest.approx(0.0, abs=1e-6)
+    assert row["excess_lo"] > 0 and row["excess"] > 1
+
+
+def test_excess_is_paired_and_in_log_odds():
+    def table(instruction, knowledge):
+        rows = [("t", kind, f"x{n}", p) for kind, ps in (("instruction", instruction), ("knowledge", knowledge))
+                for n, p in enumerate(ps)]  # fmt: skip
+        return pd.DataFrame([{"task": t, "kind": k, "input": x, **dict.fromkeys(MEASURES, p)} for t, k, x, p in rows])
+
+    found = decomposition(table([0.9, 0.8], [0.9, 0.9]), table([0.5, 0.5], [0.5, 0.9]))
+    row = found.query("task == 't' and measure == 'prob'").iloc[0]
+    want = ((np.log(9) - np.log(9)) + (np.log(4) - 0.0)) / 2
+    assert row["excess"] == pytest.approx(want)
+    assert row["instruction_drop"] == pytest.approx(0.35) and row["knowledge_drop"] == pytest.approx(0.2)
+    assert found.query("task == 't' and measure == 'greedy'").iloc[0]["excess"] == pytest.approx(0.15)
+    with pytest.raises(ValueError, match="different tasks or examples"):
+        decomposition(table([0.9, 0.8], [0.9, 0.9]), table([0.9], [0.9]))
+
+
+def test_log_odds_stay_finite():
+    assert log_odds(np.array([0.0, 0.5, 1.0])) == pytest.approx([-9.21, 0.0, 9.21], abs=0.01)
+
+
+def test_bad_requests(pocket):
+    with pytest.raises(ValueError, match="n_prompts is 0"):
+        ProbeOptions(n_prompts=0)
+    with pytest.raises(ValueError, match="distinct names"):
+        probe(pocket, [ANTONYM, ANTONYM])
+    bare = load_task("antonym")
+    from dataclasses import replace
+
+    with pytest.raises(ValueError, match="has no instruction"):
+        probe(pocket, [replace(bare, instructions=())], FEW)

@@ -1,0 +1,378 @@
+"""Prompts: answer tokens by three kinds of tokenizer, corruptions that change one thing, draws that repeat."""
+
+import pytest
+import torch
+from conftest import WORDS, tiny_task
+from transformers import PreTrainedTokenizerFast
+
+from ivlens.prompts import CORRUPTIONS, PromptTemplate, build_prompts
+from ivlens.prompts.templates import TEMPLATES
+from ivlens.prompts.tokens import Encoder, token_text
+from ivlens.tasks import Task, TaskExample, load_task
+
+TASK = tiny_task()
+SYNONYM = tiny_task("synonym", "Name another word.", shift=2)
+OTHERS = [TASK, SYNONYM]
+
+
+def prompt_ids(batch, row):
+    return batch.tokens[row][batch.attention_mask[row] == 1].tolist()
+
+
+def answer_ids(batch, row):
+    return [token for token in batch.answer_tokens[row].tolist() if token != -100]
+
+
+def joint_ids(tokenizer, text):
+    """As the tokenizer does it, without what it appends."""
+    ids = tokenizer(text)["input_ids"]
+    return ids[:-1] if ids[-1] == tokenizer.eos_token_id else ids
+
+
+@pytest.mark.parametrize("template", ["plain", "after", "qa"])
+@pytest.mark.parametrize("n_shots", [0, 3])
+def test_prompt_and_answer_tokens_are_those_of_the_whole_text(any_tokenizer, template, n_shots):
+    task = TASK if n_shots == 0 or template != "qa" else tiny_task()
+    batch = build_prompts(any_tokenizer, task, task.examples[:6], template=template, n_shots=n_shots)
+    for row, example in enumerate(batch.examples):
+        whole = joint_ids(any_tokenizer, f"{batch.texts[row]} {example.answer}")
+        assert prompt_ids(batch, row) + answer_ids(batch, row) == whole
+        assert prompt_ids(batch, row) == joint_ids(any_tokenizer, batch.texts[row])
+        assert any_tokenizer.decode(answer_ids(batch, row)).strip() == example.answer
+    assert batch.attention_mask[:, -1].all() and (batch.attention_mask.diff(dim=1) >= 0).all()
+    assert len(batch) == 6
+
+
+def test_first_answer_tokens_carry_their_space(byte_level, metaspace, words):
+    example = TaskExample("big", ("small",))
+    task = Task("t", (example,), instructions=("Do it.",))
+    first = {
+        name: tokenizer.convert_ids_to_tokens(build_prompts(tokenizer, task, [example]).answer_tokens[0, 0].item())
+        for name, tokenizer in (("bpe", byte_level), ("metaspace", metaspace), ("words", words))
+    }
+    assert first["bpe"].startswith("Ġ") and first["metaspace"] == "▁small" and first["words"] == "small"
+
+
+def test_answers_of_several_tokens_and_bytes(byte_level, metaspace):
+    example = TaskExample("big", ("New York", "é"))
+    task = Task("t", (example,), instructions=("Do it.",))
+    for tokenizer in (byte_level, metaspace):
+        batch = build_prompts(tokenizer, task, [example])
+        assert len(answer_ids(batch, 0)) > 1
+        assert [tokenizer.decode(list(answer)).strip() for answer in batch.alternatives[0]] == ["New York", "é"]
+    assert metaspace.convert_ids_to_tokens(list(batch.alternatives[0][1])) == ["▁", "<0xC3>", "<0xA9>"]
+
+
+def test_bos_stands_exactly_once_where_the_tokenizer_adds_one(any_tokenizer):
+    batch = build_prompts(any_tokenizer, TASK, TASK.examples[:2], n_shots=2)
+    starts = any_tokenizer("a")["input_ids"][0] == any_tokenizer.bos_token_id
+    for row in range(2):
+        ids = prompt_ids(batch, row)
+        assert ids.count(any_tokenizer.bos_token_id) == int(starts)
+        assert (ids[0] == any_tokenizer.bos_token_id) == starts
+        assert any_tokenizer.eos_token_id not in (set(ids) | set(answer_ids(batch, row))) - {any_tokenizer.bos_token_id}
+    written = Encoder(any_tokenizer).ids(f"{any_tokenizer.bos_token}big" if starts else "big")
+    assert written.count(any_tokenizer.bos_token_id) == int(starts)
+
+
+def test_a_token_across_the_border_belongs_to_the_answer(byte_level, metaspace):
+    """A prompt that ends in a space, or an answer that sticks to the cue, would be cut wrongly by counting."""
+    open_end = PromptTemplate(
+        "open", "{instruction} {input} ->  ", "{input} ->  ", "{input} -> {answer}\n", separator=""
+    )
+    stuck = PromptTemplate("stuck", "{instruction} {input} sma", "{input} sma", "{input} {answer}\n", separator="")
+    for template, answer in ((open_end, "small"), (stuck, "ll")):
+        example = TaskExample("big", (answer,))
+        task = Task("t", (example,), instructions=("Do it.",))
+        for tokenizer in (byte_level, metaspace):
+            batch = build_prompts(tokenizer, task, [example], template=template)
+            whole = joint_ids(tokenizer, batch.texts[0] + answer)
+            ids = prompt_ids(batch, 0)
+            assert ids + answer_ids(batch, 0) == whole
+            assert ids == joint_ids(tokenizer, batch.texts[0])[: len(ids)]
+
+
+@pytest.mark.parametrize("template", ["plain", "after", "qa"])
+def test_all_variants_end_in_the_same_cue(any_tokenizer, template):
+    for corruption in (None, *CORRUPTIONS):
+        batch = build_prompts(
+            any_tokenizer, TASK, TASK.examples[:4], template=template, n_shots=2, corruption=corruption, others=OTHERS
+        )
+        cue = any_tokenizer(TEMPLATES[template].bare.rpartition("}")[2], add_special_tokens=False)["input_ids"]
+        assert (batch.tokens[:, -1] == cue[-1]).all()
+        assert torch.equal(batch.answer_tokens, build_prompts(any_tokenizer, TASK, TASK.examples[:4]).answer_tokens)
+
+
+def test_corruptions_change_one_thing(words):
+    examples = TASK.examples[:5]
+    clean = build_prompts(words, TASK, examples, n_shots=2)
+    drop = build_prompts(words, TASK, examples, n_shots=2, corruption="drop")
+    none = build_prompts(words, TASK, examples, n_shots=2, corruption="none")
+    other = build_prompts(words, TASK, examples, n_shots=2, corruption="counterfactual", others=OTHERS)
+    for row, example in enumerate(examples):
+        told = f"Instruction: {clean.instructions[row]}\n"
+        assert clean.instructions[row] in TASK.instructions and told in clean.texts[row]
+        assert drop.texts[row] == clean.texts[row].replace(told, "")
+        assert other.instructions[row] in SYNONYM.instructions
+        assert other.texts[row] == clean.texts[row].replace(told, f"Instruction: {other.instructions[row]}\n")
+        assert none.texts[row] == f"{told}Input: {example.input}\nOutput:"
+    assert (clean.corruptions[0], drop.corruptions[0], none.corruptions[0]) == ("clean", "drop", "none")
+    assert drop.instructions == (None,) * 5 and clean.foil_tokens is None
+    foils = [words.convert_ids_to_tokens(token) for token in other.foil_tokens.tolist()]
+    assert foils == [SYNONYM.find(example.input).answer.split()[0] for example in examples]
+
+
+def test_shuffle_permutes_the_answers_of_the_same_demonstrations(words):
+    examples = TASK.examples[:5]
+    clean = build_prompts(words, TASK, examples, n_shots=4, instruction="")
+    shuffled = build_prompts(words, TASK, examples, n_shots=4, instruction="", corruption="shuffle")
+    for before, after in zip(clean.texts, shuffled.texts, strict=True):
+        assert before != after
+        before, after = before.splitlines(), after.splitlines()
+        assert [line for line in before if "Output" not in line] == [line for line in after if "Output" not in line]
+        assert sorted(before) == sorted(after)
+        assert all(a != b for a, b in zip(before, after, strict=True) if a.startswith("Output: "))
+
+
+def test_demonstrations_come_from_the_fit_split_and_never_show_the_query(words):
+    fit = {example.input for example in TASK.split("fit", seed=3)}
+    for example, text in zip(
+        TASK.examples, build_prompts(words, TASK, TASK.examples, n_shots=4, seed=3).texts, strict=True
+    ):
+        shown = [line.removeprefix("Input: ") for line in text.splitlines() if line.startswith("Input: ")]
+        assert shown[-1] == example.input and len(set(shown)) == 5
+        assert set(shown[:-1]) <= fit
+
+
+def test_demonstrations_show_more_than_one_answer_where_there_is_one(words):
+    examples = tuple(TaskExample(word, ("red" if n else "blue",)) for n, word in enumerate(WORDS))
+    task = Task("mostly", examples)
+    rare = (
+        next(example.answer for example in task.split("fit") if example.answer == "blue")
+        if any(example.answer == "blue" for example in task.split("fit"))
+        else None
+    )
+    if rare is None:
+        pytest.skip("the rare answer is not in the fit split")
+    for text in build_prompts(words, task, task.examples[1:], n_shots=2, instruction="").texts:
+        assert "Output: blue" in text
+
+
+def test_draws_repeat_and_do_not_depend_on_the_batch(words):
+    options = {"n_shots": 3, "corruption": "counterfactual", "others": OTHERS}
+    whole = build_prompts(words, TASK, TASK.examples, **options)
+    again = build_prompts(words, TASK, TASK.examples, **options)
+    alone = build_prompts(words, TASK, TASK.examples[4:5], **options)
+    other_seed = build_prompts(words, TASK, TASK.examples, **options, seed=1)
+    assert whole.texts == again.texts and torch.equal(whole.tokens, again.tokens)
+    assert alone.texts[0] == whole.texts[4]
+    assert other_seed.texts != whole.texts
+    assert {*build_prompts(words, TASK, TASK.examples).instructions} == set(TASK.instructions)
+
+
+def test_a_counterfactual_that_does_not_exist_is_a_recorded_drop(words):
+    same_start = Task(
+        "city", (TaskExample("big", ("New France",)), TaskExample("hot", ("red",))), instructions=("City?",)
+    )
+    task = Task("town", (TaskExample("big", ("New York",)), TaskExample("hot", ("cold",))), instructions=("Town?",))
+    batch = build_prompts(words, task, task.examples, corruption="counterfactual", others=[same_start])
+    assert batch.corruptions == ("drop", "counterfactual")
+    assert batch.instructions == (None, "City?")
+    assert batch.foil_tokens.tolist() == [-100, words.convert_tokens_to_ids("red")]
+
+
+def test_a_counterfactual_answer_is_none_of_the_accepted_ones(words):
+    task = Task("town", (TaskExample("big", ("Paris", "red")),), instructions=("Town?",))
+    other = Task("colour", (TaskExample("big", ("red",)),), instructions=("Colour?",))
+    batch = build_prompts(words, task, task.examples, corruption="counterfactual", others={"colour": other})
+    assert batch.corruptions == ("drop",)
+
+
+def test_the_bank_is_where_counterfactuals_come_from_by_default(byte_level):
+    task = load_task("antonym")
+    batch = build_prompts(byte_level, task, task.examples[:10], corruption="counterfactual")
+    assert set(batch.corruptions) == {"counterfactual"}
+    assert not set(batch.instructions) & set(task.instructions)
+    assert (batch.foil_tokens != batch.answer_tokens[:, 0]).all()
+
+
+def test_instructions_may_be_given(words):
+    examples = TASK.examples[:8]
+    assert set(build_prompts(words, TASK, examples, instruction="Do this.").instructions) == {"Do this."}
+    assert set(build_prompts(words, TASK, examples, instruction=("A.", "B.")).instructions) == {"A.", "B."}
+    assert build_prompts(words, TASK, examples[:1], instruction="").texts == (f"Input: {WORDS[0]}\nOutput:",)
+
+
+def test_a_fused_task_is_asked_as_it_is(words):
+    task = Task(
+        "fused", (TaskExample("Is it big? Answer:", ("small",)), TaskExample("Is it hot?\n", ("cold",))), fused=True
+    )
+    batch = build_prompts(words, task, task.examples)
+    assert batch.texts == ("Is it big? Answer:", "Is it hot?\n") and batch.instructions == (None, None)
+    assert build_prompts(words, task, task.examples, corruption="none").corruptions == ("none", "none")
+    with pytest.raises(
+        ValueError, match="corruption 'drop' got task 'fused', which has its instruction and input in one"
+    ):
+        build_prompts(words, task, task.examples, corruption="drop")
+
+
+def test_braces_in_a_text_stay_as_they_are(byte_level):
+    task = Task("code", (TaskExample("{x} {input}", ("{}",)),), instructions=("Give {braces}.",))
+    assert build_prompts(byte_level, task, task.examples).texts == (
+        "Instruction: Give {braces}.\nInput: {x} {input}\nOutput:",
+    )
+
+
+def chat_tokenizer(words: PreTrainedTokenizerFast, template: str) -> PreTrainedTokenizerFast:
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words.backend_tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        pad_token="<pad>",
+    )
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+CHAT = (
+    "<s>{% for m in messages %}{% if m.role == 'user' %}Instruction: {{ m.content }}\n"
+    "{% else %}Output: {{ m.content }}</s>{% endif %}{% endfor %}{% if add_generation_prompt %}Output:{% endif %}"
+)
+
+
+def test_chat_template(words):
+    tokenizer = chat_tokenizer(words, CHAT)
+    batch = build_prompts(tokenizer, TASK, TASK.examples[:2], template="chat", n_shots=1)
+    shown = batch.texts[0].partition("</s>")[0].splitlines()[-1].removeprefix("Output: ")
+    assert shown in {example.answer for example in TASK.examples}
+    assert batch.texts[0].endswith(f"</s>Instruction: {batch.instructions[0]}\n{WORDS[0]}\nOutput:")
+    assert prompt_ids(batch, 0).count(tokenizer.bos_token_id) == 1
+    assert answer_ids(batch, 0) == [words.convert_tokens_to_ids(TASK.examples[0].answer)]
+    drop = build_prompts(tokenizer, TASK, TASK.examples[:2], template="chat", corruption="drop")
+    assert drop.texts[0] == f"<s>Instruction: {WORDS[0]}\nOutput:"
+
+
+def test_a_chat_templates_empty_thought_goes_with_the_prompt(words):
+    tokenizer = chat_tokenizer(words, CHAT.replace("Output: {{", "Output: no thought\n{{"))
+    batch = build_prompts(tokenizer, TASK, TASK.examples[:1], template="chat")
+    assert batch.texts[0].endswith("Output: no thought\n")
+    assert answer_ids(batch, 0) == [words.convert_tokens_to_ids(TASK.examples[0].answer)]
+
+
+def test_rows_expanded_and_to(words):
+    task = Task(
+        "t", (TaskExample("big", ("New York", "Paris")), TaskExample("hot", ("cold",))), instructions=("A.", "B.")
+    )
+    batch = build_prompts(words, task, task.examples, corruption="counterfactual", others=[SYNONYM])
+    assert batch.rows([1]).examples == task.examples[1:] and len(batch.rows(slice(0, 0))) == 0
+    assert torch.equal(batch.rows([1, 0]).tokens, batch.tokens.flip(0))
+    assert batch.rows(slice(1, 2)).foil_tokens.tolist() == batch.foil_tokens.tolist()[1:]
+    wide, source = batch.expanded()
+    assert source.tolist() == [0, 0, 1] and wide.texts == (batch.texts[0], batch.texts[0], batch.texts[1])
+    assert [words.decode(answer_ids(wide, row)) for row in range(3)] == ["New York", "Paris", "cold"]
+    assert batch.to("cpu").tokens.device.type == "cpu" and batch.to("meta").foil_tokens.device.type == "meta"
+
+
+def test_tokens_as_they_read_in_a_text(byte_level, metaspace, words):
+    assert token_text(byte_level, byte_level("a big", add_special_tokens=False)["input_ids"][1]) == " big"
+    assert token_text(metaspace, metaspace.convert_tokens_to_ids("▁small")) == " small"
+    assert token_text(metaspace, metaspace.convert_tokens_to_ids("<0xC3>")) == "<0xC3>"
+    assert token_text(words, words.convert_tokens_to_ids("small")) == "small"
+    assert token_text(words, 2) == "</s>"
+    assert token_text(words, 5000) == "<5000>"
+    lone_byte = byte_level("é", add_special_tokens=False)["input_ids"][0]
+    assert token_text(byte_level, lone_byte) == "Ã"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"corruption": "noise"}, "corruption is 'noise', expected one of counterfactual, drop, shuffle, none"),
+        ({"template": "fancy"}, "template is 'fancy', expected one of plain, after, qa, chat"),
+        ({"n_shots": -1}, "n_shots is -1, expected 0 or more"),
+        ({"n_shots": 200}, "has [0-9]+ examples to demonstrate with .* expected n_shots = 200"),
+        ({"corruption": "shuffle"}, "'shuffle' got n_shots = 0, expected 2 or more"),
+        (
+            {"corruption": "drop", "instruction": ""},
+            "which has no instruction in these prompts; use 'none', or 'shuffle'",
+        ),
+        ({"template": "chat"}, "got a tokenizer without a chat template"),
+    ],
+)
+def test_requests_that_cannot_be_met(words, options, message):
+    with pytest.raises(ValueError, match=message):
+        build_prompts(words, TASK, TASK.examples[:2], **options)
+
+
+def test_unusable_examples_and_tokenizers(words, byte_level):
+    with pytest.raises(ValueError, match="no examples of task 'antonym'"):
+        build_prompts(words, TASK, [])
+    with pytest.raises(
+        TypeError, match=r"tokenizer is NoneType, expected a transformers tokenizer; pass model\.tokenizer"
+    ):
+        build_prompts(None, TASK, TASK.examples)
+    unknown = Task("t", (TaskExample("big", ("zebra",)),), instructions=("A.",))
+    with pytest.raises(ValueError, match="task 't': 1 of 1 examples have an answer .* unknown token .first: 'zebra'."):
+        build_prompts(words, unknown, unknown.examples)
+    with pytest.raises(ValueError, match="answer '' adds no token to the prompt"):
+        Encoder(words).split("big", [""])
+    with pytest.raises(ValueError, match="prompt 'In' has no token before its answer"):
+        Encoder(byte_level).split("In", ["put"])
+    same = Task("same", tuple(TaskExample(word, ("red",)) for word in WORDS))
+    with pytest.raises(ValueError, match="all demonstrations have the answer 'red', so shuffling changes nothing"):
+        build_prompts(words, same, same.examples, n_shots=3, corruption="shuffle")
+
+
+def test_an_unknown_answer_is_left_out_and_reported_once(words, caplog):
+    answers = {"big": ("zebra", "small"), "hot": ("cold",), "sad": ("gnu",)}
+    examples = tuple(TaskExample(*pair) for pair in answers.items())
+    task = Task("t", examples, instructions=("A.",))
+    batch = build_prompts(words, task, examples, corruption="counterfactual", others=[SYNONYM])
+    assert batch.examples == examples[1:2] and len(batch.tokens) == len(batch.foil_tokens) == 1
+    (line,) = caplog.messages
+    assert line.startswith("task 't': 2 of 3 examples") and "'zebra'" in line
+
+
+def test_counterfactuals_come_from_tasks_of_the_training_where_the_task_is_one(words, monkeypatch):
+    trained = [tiny_task(f"in {n}", f"Do {n}.", shift=n + 2, in_training=True) for n in range(2)]
+    untrained = [tiny_task(f"out {n}", f"Make {n}.", shift=n + 5) for n in range(6)]
+    bank = {task.name: task for task in (*trained, *untrained)}
+    monkeypatch.setattr("ivlens.prompts.build.load_bank", lambda: bank)
+    own = tiny_task(in_training=True)
+
+    def used(task, others=None):
+        made = build_prompts(words, task, task.examples, corruption="counterfactual", others=others)
+        for instruction, name in zip(made.instructions, made.counterfactuals, strict=True):
+            assert instruction in bank[name].instructions
+        assert made.rows([2, 0]).counterfactuals == (made.counterfactuals[2], made.counterfactuals[0])
+        return set(made.counterfactuals)
+
+    assert used(own) == {"in 0", "in 1"}
+    assert used(own, untrained) <= {task.name for task in untrained}
+    assert len(used(tiny_task())) > 2 and len(used(own, bank)) > 2
+    del bank["in 0"], bank["in 1"]
+    assert used(own) <= set(bank)
+    assert set(build_prompts(words, own, own.examples).counterfactuals) == {None}
+
+
+def test_an_unknown_alternative_is_left_out(words):
+    task = Task("t", (TaskExample("big", ("small", "zebra")),), instructions=("A.",))
+    assert len(build_prompts(words, task, task.examples).alternatives[0]) == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"instructed": "{input}\nOutput:"},
+            r"instructed is .* with fields \['input'\], expected \['input', 'instruction'\]",
+        ),
+        ({"bare": "Output:"}, r"bare is 'Output:' with fields \[\], expected \['input'\]"),
+        ({"bare": "Input: {input}\nAnswer:"}, "ends in .*Output:' with an instruction and in .*Answer:' without"),
+        ({"demonstration": "{input}"}, "demonstration is '{input}' with fields"),
+    ],
+)
+def test_templates_that_would_mislead(fields, message):
+    with pytest.raises(ValueError, match=message):
+        PromptTemplate("mine", **fields)

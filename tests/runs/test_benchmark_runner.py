@@ -1,0 +1,300 @@
+"""Cells and grids: what they measure, that they are kept, and that they go on where they stopped."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import tiny_task
+from pickles import assert_no_pickle
+
+from ivlens.runs.suites import (
+    BenchOptions,
+    Cell,
+    CellResult,
+    Grid,
+    Suite,
+    all_cells,
+    latex,
+    markdown,
+    run_cell,
+    summary,
+)
+from ivlens.runs.suites.report import write_report
+from ivlens.tuning import TuneOptions, find_recipe
+
+OPTIONS = BenchOptions(
+    tune=TuneOptions(lr=1e-2, n_steps=4, batch_size=4, judge_every=2), n_samples=8, n_test=4, n_general=4, n_earlier=1
+)
+
+
+@pytest.fixture(scope="module")
+def suite():
+    tasks = (
+        tiny_task("antonym", "Give the opposite of the word.", 1, kind="lexical"),
+        tiny_task("second", "Give another word.", 2, kind="lexical"),
+    )
+    general = (tiny_task("third", "Give a third word.", 3, kind="lexical"),)
+    return Suite("pocket", tasks, dict.fromkeys(("antonym", "second", "third"), "accuracy"), general)
+
+
+def test_a_cell_measures_every_task_at_every_stage(llama, suite):
+    result = run_cell(llama, suite, Cell("lora"), OPTIONS)
+    assert np.array(result.scores).shape == (3, 2)
+    assert [row["step"] for row in result.curves[0]] == [2, 4]
+    assert [sorted(rows) for rows in (result.gp[0], result.ip[-1])] == [["third"], ["third"]]
+    assert result.metrics.forget == pytest.approx(result.metrics.ap - result.metrics.fp)
+    assert CellResult.from_dict(json.loads(json.dumps(result.to_dict()))) == result
+
+
+@pytest.mark.parametrize(
+    "guidance",
+    [
+        "iv",
+        "kl/zero_vector",
+        "heads/random_heads",
+        "vectors/random_vector",
+        "instructions",
+        "instruction_heads/all_heads",
+    ],
+)
+def test_every_guidance_runs_and_changes_the_training(llama, suite, guidance):
+    result = run_cell(llama, suite, Cell("full", guidance), OPTIONS)
+    assert len(result.curves) == 2
+
+
+def test_training_ends_at_the_target(llama, suite):
+    from dataclasses import replace
+
+    result = run_cell(llama, suite, Cell("full"), replace(OPTIONS, target=0.0))
+    assert [len(curve) for curve in result.curves] == [1, 1]
+
+
+def test_training_ends_when_patience_does(llama, suite):
+    from dataclasses import replace
+
+    tune = replace(OPTIONS.tune, n_steps=12, lr=1e-12, patience=2)  # which learns nothing
+    result = run_cell(llama, suite, Cell("full"), replace(OPTIONS, tune=tune))
+    assert [[row["step"] for row in curve] for curve in result.curves] == [[2, 4, 6], [2, 4, 6]]
+
+
+def test_with_patience_the_step_that_forgets_least_at_the_target_is_kept(llama, suite, monkeypatch):
+    """Of all judgements the best new score counts below the target, and only the old score above it."""
+    from dataclasses import replace
+
+    from ivlens.runs.suites import cells
+
+    rows = iter([(0.2, 1.0), (0.6, 0.1), (0.5, 0.7), (0.9, 0.3), (0.8, 0.2), (0.3, 0.9), (0.9, 0.1), (0.6, 0.7)])
+    monkeypatch.setattr(cells.Scorer, "scores", lambda self, learner: {"one": next(values)})
+    values = (score for row in rows for score in row)
+    options = replace(OPTIONS, tune=replace(OPTIONS.tune, n_steps=20, patience=4), target=0.5)
+    run = cells._Run(llama, suite, Cell("full"), options, {})
+    curve = run.learn(1, suite.tasks[1], lambda row: None)
+    # four at the target after the third, which is kept
+    assert [row["new"] for row in curve] == [0.2, 0.6, 0.5, 0.9, 0.8, 0.3, 0.9, 0.6]
+    assert not options.ends_at(0.9) and replace(options, tune=OPTIONS.tune).ends_at(0.5)
+
+
+def test_a_task_scored_by_rouge_is_judged_by_rouge_on_the_way(llama, monkeypatch):
+    """Target, patience and curves see what the suite scores, and the other tasks' answers are not written out."""
+    from dataclasses import replace
+
+    from ivlens.runs.suites import rouge_l, scores, split_examples
+
+    names = ("summary", "labels", "bank")
+    tasks = [tiny_task(name, f"Do {name}.", shift) for shift, name in enumerate(names, 1)]
+    tasks[2] = replace(tasks[2], kind="lexical")
+    suite = Suite(
+        "trace", tuple(tasks[:2]), dict(zip(names, ("rouge_l", "accuracy", "accuracy"), strict=True)), (tasks[2],)
+    )
+
+    inputs = {side: split_examples(tasks[0], side) for side in ("select", "test")}
+    text, asked = " ".join(one.answer for one in inputs["select"][:3]), []
+
+    def written(bridge, prompts, **options):
+        asked.extend(prompts)
+        return [text] * len(prompts)
+
+    monkeypatch.setattr(scores, "complete", written)
+    options = replace(OPTIONS, n_test=50)
+    result = run_cell(llama, suite, Cell("lora"), options)
+    want = {side: np.mean([rouge_l(text, one.answers) for one in listed]) for side, listed in inputs.items()}
+    assert 0 < want["select"] < 1
+    assert [row["new"] for row in result.curves[0]] == pytest.approx([want["select"]] * 2)
+    assert result.scores[1][0] == pytest.approx(want["test"])
+    assert not any("Do bank" in prompt for prompt in asked)
+    labelled = {one.input for one in split_examples(tasks[1], "select")}
+    assert not any("Do labels" in prompt and f"Input: {word}\n" in prompt for prompt in asked for word in labelled)
+    stopped = run_cell(llama, suite, Cell("lora"), replace(options, target=want["select"] - 1e-6))
+    assert len(stopped.curves[0]) == 1
+
+
+def test_results_stay_good_where_nothing_concerns_them(llama, suite, tmp_path):
+    """A cell's key says patience only where there is some, and what was revised only where it matters."""
+    from dataclasses import replace
+
+    from ivlens.runs.suites.runner import _revised
+
+    grid = Grid(llama, lambda order: suite, OPTIONS, tmp_path)
+    patient = Grid(llama, lambda order: suite, replace(OPTIONS, tune=replace(OPTIONS.tune, patience=2)), tmp_path)
+    assert grid._key(Cell("lora")) != patient._key(Cell("lora"))
+    assert _revised(suite, Cell("lora", "iv")) == _revised(suite, Cell("replay")) == []
+    assert _revised(suite, Cell("replay", "iv")) == ["replayed prompts unguided"]
+    rouge = replace(suite, metrics={**suite.metrics, "antonym": "rouge_l"})
+    assert _revised(rouge, Cell("lora")) == ["judged by Rouge-L"]
+
+
+def test_unknown_guidance_is_named():
+    with pytest.raises(ValueError, match="guidance is 'vi', expected one of none, iv"):
+        find_recipe("vi")
+    with pytest.raises(ValueError, match="guidance is 'none/zero_vector'"):
+        find_recipe("none/zero_vector")
+
+
+def test_a_grid_is_kept_cell_by_cell_and_goes_on(llama, suite, tmp_path):
+    cells = all_cells(["full", "lora"], ["none"], [0], [0])
+    first = Grid(llama, lambda order: suite, OPTIONS, tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+
+        def interrupt(cell, row):
+            if cell.method == "lora":
+                raise KeyboardInterrupt
+
+        Grid(llama, lambda order: suite, OPTIONS, tmp_path, on_step=interrupt).run(cells)
+    assert first.kept(cells[0]) is not None and first.kept(cells[1]) is None
+    steps = []
+    again = Grid(llama, lambda order: suite, OPTIONS, tmp_path, on_step=lambda cell, row: steps.append(cell.method))
+    results = again.run(cells)
+    assert set(steps) == {"lora"} and len(results) == 2
+    write_report(results, tmp_path)
+    assert_no_pickle(tmp_path, *(f"cells/{cell.name}.json" for cell in cells), "scores.parquet", "table.tex")
+    alone = run_cell(llama, suite, cells[1], OPTIONS)
+    assert results[1].scores == alone.scores and results[1].curves == alone.curves
+
+
+def test_results_of_another_benchmark_are_refused(llama, suite, tmp_path):
+    from dataclasses import replace
+
+    Grid(llama, lambda order: suite, OPTIONS, tmp_path).run([Cell("full")])
+    with pytest.raises(ValueError, match="is the result of another benchmark"):
+        Grid(llama, lambda order: suite, replace(OPTIONS, n_samples=9), tmp_path).run([Cell("full")])
+
+
+def test_a_damaged_result_is_run_again(llama, suite, tmp_path, caplog):
+    grid = Grid(llama, lambda order: suite, OPTIONS, tmp_path)
+    before = grid.run([Cell("full")])
+    path = tmp_path / "cells" / f"{Cell('full').name}.json"
+    path.write_text(path.read_text()[:100])
+    assert grid.run([Cell("full")])[0].scores == before[0].scores
+    assert "is damaged" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text.replace('"seconds": ', '"seconds": 1'),
+        lambda text: text.replace('"seal"', '"sael"'),
+        lambda text: "[" * 100_000,
+        lambda text: text.replace('"step": 2', '"step": "2"'),
+        lambda text: text.replace('"key"', '"kez"'),
+    ],
+)
+def test_a_result_that_was_changed_is_not_served(llama, suite, tmp_path, change):
+    grid, cell = Grid(llama, lambda order: suite, OPTIONS, tmp_path), Cell("full")
+    rows = [{"step": 2, "new": 0.5, "old": float("nan")}]
+    path = grid.keep(CellResult(cell, ("antonym", "second"), [[0.0, 0.5]] * 3, [], [], [rows, []], 2.5))
+    text = path.read_text()
+    assert grid.kept(cell) is not None
+    path.write_text(change(text))
+    assert path.read_text() != text and grid.kept(cell) is None
+
+
+def test_a_result_from_before_there_was_a_seal_is_served_if_it_can_be_one(llama, suite, tmp_path):
+    grid, cell = Grid(llama, lambda order: suite, OPTIONS, tmp_path), Cell("full")
+    path = grid.keep(CellResult(cell, ("antonym", "second"), [[0.0, 0.5]] * 3, [], [], [[], []], 2.5))
+    record = json.loads(path.read_text())
+    del record["seal"]
+    path.write_text(json.dumps(record))
+    kept = grid.kept(cell)
+    assert kept is not None and kept.seconds == 2.5
+    faults = [("scores", [[0.0, 2.0]] * 3), ("scores", ["ab"] * 3), ("gp", [{"a": 1.0}]), ("curves", [[{}], []])]
+    for name, value in [*faults, ("seconds", "x"), ("tasks", ["second", "antonym"]), ("tasks", ["a", "a"])]:
+        path.write_text(json.dumps(record | {"result": record["result"] | {name: value}}))
+        assert grid.kept(cell) is None, (name, value)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(ValueError, match="is no file, expected the result of a cell or nothing; remove it"):
+        grid.kept(cell)
+
+
+def test_a_failing_cell_is_recorded_and_the_rest_goes_on(llama, suite, tmp_path):
+    grid = Grid(llama, lambda order: suite, OPTIONS, tmp_path)
+    results = grid.run([Cell("no such method"), Cell("full")])
+    assert len(results) == 1 and grid.failed == [Cell("no such method")]
+    assert "method is 'no such method'" in (tmp_path / "failed" / "no such method-none-order0-seed0.txt").read_text()
+
+
+def result_of(method, guidance, seed, forget, gp_lost):
+    scores = [[0.0, 0.0], [0.9, 0.0], [0.9 - 2 * forget, 0.9]]
+    gp = [{"a": 1.0}, {"a": 1.0 - gp_lost}]
+    return CellResult(Cell(method, guidance, seed=seed), ("x", "y"), scores, gp, gp, [[], []], 1.0)
+
+
+def test_the_summary_judges_guidance_run_by_run():
+    results = [result_of("lora", "none", seed, 0.2 + 0.01 * seed, 0.4) for seed in range(3)]
+    results += [result_of("lora", "heads", seed, 0.05, 0.1) for seed in range(3)]
+    results += [result_of("lora", "kl", seed, 0.3, 0.4) for seed in range(3)]
+    table = summary(results).set_index("guidance")
+    assert table.loc["none", "forget"] == pytest.approx(0.21)
+    assert table.loc["heads", "forget_verdict"] == "holds" and table.loc["heads", "gp_verdict"] == "holds"
+    assert table.loc["kl", "forget_verdict"] == "does not hold" and table.loc["kl", "gp_verdict"] == "does not hold"
+    assert pd.isna(table.loc["none", "forget_verdict"])
+
+
+def test_reports_hold_the_whole_matrix(tmp_path):
+    results = [result_of("lora", kind, 0, 0.1, 0.1) for kind in ("none", "iv/zero_vector")]
+    table = write_report(results, tmp_path)
+    scores = pd.read_parquet(tmp_path / "scores.parquet")
+    assert len(scores) == 2 * 3 * 2 and set(scores.stage) == {0, 1, 2}
+    assert len(pd.read_parquet(tmp_path / "cells.parquet")) == 2
+    assert markdown(table).count("\n") == 4 and r"iv/zero\_vector" in latex(table)
+    assert (tmp_path / "table.tex").read_text() == latex(table)
+
+
+def test_a_result_of_another_cell_is_not_taken_for_this_one(llama, suite, tmp_path):
+    grid = Grid(llama, lambda order: suite, OPTIONS, tmp_path)
+    grid.run([Cell("full")])
+    cells = tmp_path / "cells"
+    (cells / f"{Cell('full').name}.json").rename(cells / f"{Cell('full', seed=1).name}.json")
+    with pytest.raises(ValueError, match="is the result of another benchmark"):
+        grid.run([Cell("full", seed=1)])
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_nothing_of_test_enters_guidance(llama, monkeypatch, seed):
+    """Neither by the hash of a seed's own splits, nor from a test file."""
+    from dataclasses import replace
+
+    from ivlens.runs.suites import cells, split_examples
+    from ivlens.tuning import builder
+
+    def parted(task):
+        parts = ["train"] * 12 + ["eval"] * 4 + ["test"] * (len(task.examples) - 16)
+        examples = tuple(replace(one, part=part) for one, part in zip(task.examples, parts, strict=True))
+        return replace(task, examples=examples)
+
+    tasks = [parted(tiny_task(f"task{n}", f"Do {n}.", n, kind="lexical")) for n in (1, 2, 3)]
+    suite = Suite("pocket", tuple(tasks[:2]), dict.fromkeys(("task1", "task2", "task3"), "accuracy"), tuple(tasks[2:]))
+    tested = {one.input for task in tasks for one in split_examples(task, "test")}
+    seen = []
+
+    def watched(model, task, **options):
+        seen.extend(one.input for one in task.examples)
+        return head_effects(model, task, **options)
+
+    from ivlens.effects import head_effects
+
+    for module in (cells, builder):
+        monkeypatch.setattr(module, "head_effects", watched)
+    run_cell(llama, suite, Cell("full", "iv", seed=seed), OPTIONS)
+    assert seen and not tested & set(seen)

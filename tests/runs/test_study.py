@@ -1,0 +1,312 @@
+"""The study end to end in miniature, the rules of its verdicts, its page, and the commands over checkpoints."""
+
+import json
+import re
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+from ivlens import load_model, load_task
+from ivlens.analysis.forgetting import ProbeOptions, decomposition, probe
+from ivlens.cli.main import main
+from ivlens.runs.study import StudyOptions, claim_table, run_study, write_study
+from ivlens.show.pages.study import about, page, write_page
+from ivlens.steering.search import Grid
+from ivlens.tuning import TuneOptions, finetune
+
+TINY = StudyOptions(
+    old=("antonym", "country_capital"),
+    new=("middle_of_three",),
+    guidance=("none", "iv", "iv/zero_vector"),
+    n_steps=2,
+    n_records=2,
+    n_samples=32,
+    batch_size=8,
+    n_prompts=4,
+    n_effects=3,
+    n_draws=2,
+    k=4,
+    grid=Grid(layers=(1,), alphas=(2.0,), sites=("resid_post",)),
+)
+
+
+@pytest.fixture(scope="module")
+def pocket():
+    return load_model("pocket")
+
+
+@pytest.fixture(scope="module")
+def result(pocket):
+    said = []
+    found = run_study(TINY, model=pocket, say=said.append)
+    assert said[0] == "the model before training" and said[-1] == "training on middle_of_three, guidance iv/zero_vector"
+    return found
+
+
+# ---- what it measures
+
+
+def test_every_part_is_there(result):
+    assert [stage.step for stage in result.dynamics.stages] == [0, 1, 2]
+    assert set(result.causal["test"]) == {"write", "read", "reinjection", "subtraction"}
+    assert set(result.probes["run"]) == {"before", "none", "iv", "iv/zero_vector"}
+    assert list(result.new_scores["guidance"]) == list(TINY.guidance)
+    names = set(result.evidence["name"])
+    assert {
+        "excess",
+        "iv_cosine",
+        "reinjection_lead",
+        "write_lead",
+        "read_lead",
+        "kept_iv",
+        "instruction_none",
+    } <= names
+    assert result.evidence.groupby("name").size().eq(2).all(), "one value for each old task"
+
+
+def test_an_interrupted_study_goes_on_to_the_same_result(pocket, result, tmp_path, monkeypatch):
+    """Interrupted before its last training, it repeats neither the others nor what was measured between them."""
+    from ivlens.runs.study import running
+    from ivlens.tuning.loop import Trainer
+
+    said, steps, probed = [], [], []
+    trained, measured = Trainer._step, running.probe
+    monkeypatch.setattr(Trainer, "_step", lambda *given: steps.append(1) or trained(*given))
+    monkeypatch.setattr(running, "probe", lambda *given: probed.append(1) or measured(*given))
+
+    def interrupt(text):
+        said.append(text)
+        if text.endswith("iv/zero_vector") and len(steps) < 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_study(TINY, model=pocket, folder=tmp_path, say=interrupt)
+    assert len(steps) == 4 and len(probed) == 3  # of `none` and `iv`; of the model before, too
+    steps.append(0)
+    found = run_study(TINY, model=pocket, folder=tmp_path, say=interrupt)
+    assert len(steps) == 1 + 3 * 2 and len(probed) == 4
+    pd.testing.assert_frame_equal(found.evidence, result.evidence)
+    write_study(found, tmp_path)
+    assert not (tmp_path / "unfinished").exists() and (tmp_path / "evidence.parquet").exists()
+
+
+def test_evidence_agrees_with_the_tables(result):
+    value = result.evidence.set_index(["name", "task"])["value"]
+    table = result.forgetting.query("measure == 'seq_prob'").set_index("task")
+    for task in TINY.old:
+        assert value["excess", task] == pytest.approx(table.loc[task, "excess"])
+        assert value["instruction_drop", task] == pytest.approx(table.loc[task, "instruction_drop"])
+        causal = result.causal.query("test == 'read' and task == @task").set_index("condition")
+        assert value["read_iv", task] == pytest.approx(causal.loc["iv", "accuracy"])
+        strongest = causal.index[causal["strongest"]][0]
+        assert value["read_lead", task] == pytest.approx(
+            causal.loc["iv", "accuracy"] - causal.loc[strongest, "accuracy"], abs=1e-6
+        )
+        assert value["kept_none", task] == 0.0
+
+
+def test_files(result, tmp_path):
+    paths = write_study(result, tmp_path, also=lambda folder: write_page(result, folder / "index.html"))
+    assert {"evidence.parquet", "dynamics_heads.parquet", "index.html", "step-000002.safetensors"} <= {
+        path.name for path in paths
+    }
+    assert pd.read_parquet(tmp_path / "causal.parquet").equals(result.causal)
+    json.dumps(about(result))
+
+
+def test_page_needs_nothing_else(result):
+    text = page(result)
+    scripts = sorted(re.findall(r"<script[^>]*>.*?</script>", text, flags=re.DOTALL), key=len)
+    own = text.replace(scripts[-1], "")
+    assert not re.search(r"https?://|<link|@import|url\(|\ssrc=", own)
+    figures = json.loads(re.search(r'id="figures">(.*?)</script>', own, flags=re.DOTALL)[1])
+    assert set(figures) == set(re.findall(r'data-figure="([\w-]+)"', own))
+    assert all(set(themes) == {"light", "dark"} for themes in figures.values())
+    assert "no evidence about large models" in own and "cover one base model" in own
+    assert "$" not in re.sub(r"<script.*?</script>", "", own, flags=re.DOTALL)
+    assert own.count("<td class=verdict>") == 10
+
+
+# ---- verdicts
+
+
+def claims(values, r2=(0.1, 0.0, 0.2)):
+    rows = [
+        {"name": name, "task": f"t{n}", "value": value} for name, each in values.items() for n, value in enumerate(each)
+    ]
+    names = ("activation_cosine", "step", "distance")
+    scores = zip(names, (r2, (0.3, 0.2, 0.4), (0.2, 0.1, 0.3)), strict=True)
+    predictors = pd.DataFrame(
+        [
+            {"predictor": name, "r2": r[0], "r2_lo": r[1], "r2_hi": r[2], "r2_in_sample": r[0], "n": 9}
+            for name, r in scores
+        ]
+    )
+    return claim_table({"run": pd.DataFrame(rows)}, predictors).set_index("claim")["verdict"]
+
+
+FELL = {"accuracy_drop": [0.5, 0.6], "instruction_drop": [0.5, 0.6]}
+
+
+@pytest.mark.parametrize(
+    "name, quantity, values, verdict",
+    [
+        ("instruction", "excess", [1.0, 2.0], "seen in pocket"),
+        ("instruction", "excess", [0.4, 2.0], "undecided"),
+        ("instruction", "excess", [0.1, 0.4], "not seen"),
+        ("cosine", "iv_cosine", [0.92, 0.95], "seen in pocket"),
+        ("cosine", "iv_cosine", [0.5, 0.6], "not seen"),
+        ("reinjection", "reinjection_lead", [0.04, 0.2], "undecided"),
+        ("guidance", "kept_iv", [0.6, 0.7], "seen in pocket"),
+    ],
+)
+def test_margins(name, quantity, values, verdict):
+    assert claims({**FELL, quantity: values})[name] == verdict
+
+
+def test_nothing_to_see_where_nothing_was_lost():
+    kept = {
+        "accuracy_drop": [0.0, 0.1],
+        "instruction_drop": [0.0, 0.05],
+        "iv_cosine": [0.99, 0.98],
+        "excess": [1.0, 1.0],
+    }
+    found = claims(kept)
+    assert found["cosine"] == found["instruction"] == found["reinjection"] == "not testable here"
+    assert found["large"] == "not testable here"
+
+
+def test_overlaid_needs_both_tests():
+    assert claims({**FELL, "write_lead": [0.5, 0.6], "read_lead": [0.5, 0.6]})["overlaid"] == "seen in pocket"
+    assert claims({**FELL, "write_lead": [0.5, 0.6], "read_lead": [0.0, 0.01]})["overlaid"] == "not seen"
+    assert claims({**FELL, "write_lead": [0.5, 0.6], "read_lead": [0.0, 0.6]})["overlaid"] == "undecided"
+
+
+def test_the_vector_itself_is_compared_with_its_control():
+    found = {**FELL, "kept_iv": [3.0, 3.0], "kept_iv/zero_vector": [3.0, 3.0]}
+    verdicts = claims(found)
+    assert (verdicts["guidance"], verdicts["vector"]) == ("seen in pocket", "not seen")
+
+
+def test_a_rival_that_predicts_better():
+    assert claims(FELL, r2=(0.9, 0.8, 0.95))["prediction"] == "seen in pocket"
+    assert claims(FELL, r2=(0.2, 0.1, 0.3))["prediction"] == "not seen"
+    assert claims(FELL, r2=(0.6, 0.4, 0.7))["prediction"] == "undecided"
+
+
+def test_what_no_study_can_be_made_of():
+    with pytest.raises(ValueError, match="two or more old ones"):
+        StudyOptions(old=("antonym",))
+    with pytest.raises(ValueError, match="others that are new"):
+        StudyOptions(new=("antonym",))
+    with pytest.raises(ValueError, match="expected none first"):
+        StudyOptions(guidance=("iv",))
+    with pytest.raises(ValueError, match="n_records is 0"):
+        StudyOptions(n_records=0)
+
+
+def test_too_many_heads_are_refused_before_anything_is_measured(pocket):
+    said = []
+    with pytest.raises(ValueError, match="k is 49, expected 1 to 48"):
+        run_study(replace(TINY, k=49), model=pocket, say=said.append)
+    assert said == ["the model before training"]
+
+
+# ---- commands over a folder of checkpoints
+
+
+@pytest.fixture(scope="module")
+def checkpoints(pocket, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tuned")
+    options = TuneOptions(lr=5e-3, n_steps=4, batch_size=8, judge_every=4)
+    finetune(pocket, load_task("second_letter"), options=options, n_watched=2, folder=folder, checkpoint_every=2)
+    return folder
+
+
+def test_forget_command(checkpoints, tmp_path, capsys, monkeypatch):
+    command = ["forget", str(checkpoints), "--task", "antonym", "--n-prompts", "3", "--out", str(tmp_path)]
+    assert main([*command, "--json"]) == 0
+    printed = capsys.readouterr()
+    rows = json.loads(printed.out)["rows"]
+    assert [row["checkpoint"] for row in rows if row["task"] == "antonym"] == ["step-000002", "step-000004", "model"]
+    last, end = (row for row in rows if row["task"] == "antonym" and row["checkpoint"] != "step-000002")
+    assert last["instruction_after"] == pytest.approx(end["instruction_after"])  # the model is the last step's
+    assert (tmp_path / "forgetting.html").exists()
+    monkeypatch.setattr("ivlens.analysis.forgetting.series.probe", None)  # everything is kept
+    assert main(command) == 0
+    assert "knowledge before" in capsys.readouterr().out
+    assert main([*command[:-1], str(tmp_path), "--split", "select"]) == 2
+    assert "measured on other weights, tasks or options" in capsys.readouterr().err
+
+
+def test_a_difference_between_two_models_is_no_forgetting(pocket, checkpoint, tmp_path, capsys):
+    command = ["forget", str(checkpoint), "--before", "pocket", "--task", "antonym", "--n-prompts", "2"]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert "checkpoint 'checkpoint' is LlamaForCausalLM of 3 layers x 4 heads" in said
+    assert "expected LlamaForCausalLM of 6 layers x 8 heads, d_model 128 as the model before" in said
+    tables = [probe(pocket, [load_task("antonym")], ProbeOptions(n_prompts=2)) for _ in range(2)]
+    tables[1].attrs["ivlens_shape"] = "another"
+    with pytest.raises(ValueError, match="the model after is another, expected LlamaForCausalLM of 6 layers"):
+        decomposition(*tables)
+
+
+def test_dynamics_command(checkpoints, tmp_path, capsys):
+    command = ["dynamics", str(checkpoints), "--task", "antonym", "--task", "capitalize", "--n-prompts", "4"]
+    command += ["--n-effects", "3", "--k", "4", "--causal", "--n-draws", "2", "--new", "second_letter", "--out"]
+    assert main([*command, str(tmp_path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {row["checkpoint"] for row in found["tasks"]} == {"before", "step-000002", "step-000004", "model"}
+    assert {row["test"] for row in found["causal"]} == {"write", "read", "reinjection", "subtraction"}
+    names = ("tasks", "heads", "layers", "similarity", "causal")
+    assert all((tmp_path / f"{name}.parquet").exists() for name in names)
+    assert all((tmp_path / f"{name}.html").exists() for name in ("curves", "drift", "similarity", "causal"))
+    assert len(list((tmp_path / "stages").glob("*.safetensors"))) == 4
+
+
+def test_commands_say_what_is_missing(tmp_path, capsys):
+    assert main(["forget", str(tmp_path / "nowhere")]) == 2
+    assert "is no folder, expected one with checkpoints" in capsys.readouterr().err
+    assert main(["dynamics", str(tmp_path)]) == 2
+    assert "holds no checkpoints" in capsys.readouterr().err
+    (tmp_path / "state.safetensors").write_bytes(b"")
+    assert main(["forget", str(tmp_path)]) == 2
+    assert "holds a training that has not ended (no model/ yet)" in capsys.readouterr().err
+    assert main(["dynamics", str(tmp_path), "--new", "second_letter"]) == 2
+    assert "--new is 'second_letter' without --causal" in capsys.readouterr().err
+    for command in (["forget", "x"], ["dynamics", "x"], ["study"]):
+        assert main([*command, "--figures", "gif"]) == 2
+        assert "gif" in capsys.readouterr().err, "a suffix is refused before anything is measured"
+    assert main(["study", "--old", "antonym", "--out", str(tmp_path)]) == 2
+    assert "two or more old ones" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        ("study --n-draws -1", "n_draws is -1, expected a whole number, 1 or more"),
+        ("study --k 0", "k is 0, expected a whole number, 1 or more"),
+        ("study --n-prompts 0", "n_prompts is 0, expected a whole number, 1 or more"),
+        ("study --n-steps 2", "n_steps is 2 and n_records 3, expected no more records than steps"),
+        ("study --lr nan", "lr is nan, expected a finite number"),
+        ("study --method magic", "method is 'magic', expected one of full"),
+        ("dynamics CHECKPOINTS --k 0", "--k is 0, expected a whole number, 1 or more"),
+        ("dynamics CHECKPOINTS --n-effects 0", "--n-effects is 0, expected a whole number, 1 or more"),
+        ("dynamics CHECKPOINTS --causal --n-draws 0", "n_draws is 0, expected a whole number, 1 or more"),
+        ("dynamics CHECKPOINTS --causal --new nosuch", "Task 'nosuch' is unknown"),
+        ("dynamics CHECKPOINTS --new second_letter", "without --causal, expected both"),
+    ],
+)
+def test_commands_refuse_before_they_measure(checkpoints, words, said, tmp_path, capsys):
+    command = [str(checkpoints) if word == "CHECKPOINTS" else word for word in words.split()]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and said in err, err
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_more_heads_than_the_model_has(checkpoints, tmp_path, capsys):
+    command = ["dynamics", str(checkpoints), "--task", "antonym", "--k", "49", "--out", str(tmp_path)]
+    assert main(command) == 2
+    assert "k is 49, expected 1 to 48 for this model" in capsys.readouterr().err

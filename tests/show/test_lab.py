@@ -1,0 +1,447 @@
+"""The lab without a page: a state gives one and the same texts, whoever asks, and only the newest request is shown."""
+
+import contextlib
+import io
+import json
+import socket
+import sys
+import threading
+import time
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+
+import ivlens
+from ivlens.cli import main as cli
+from ivlens.forward.completions import complete
+from ivlens.forward.hooks import model_lock
+from ivlens.show.lab.engine import Engine, EngineOptions, Unwanted, begins_right
+from ivlens.show.lab.session import Session
+from ivlens.show.lab.state import LabState, Limits
+from ivlens.show.lab.streams import Addition, stream_completions
+from ivlens.show.lab.worker import Worker
+from ivlens.steering.evaluate import steer
+from ivlens.vectors import InstructionVector
+
+LIMITS = Limits(("antonym", "synonym"), 6, 8)
+STATE = LabState("antonym", text="big", layer=2, alpha=4.0, site="resid_post")
+
+
+@pytest.fixture(scope="module")
+def pocket():
+    return ivlens.load_model("pocket")
+
+
+@pytest.fixture(scope="module")
+def engine(pocket):
+    tasks = {name: ivlens.load_task(name) for name in ("antonym", "synonym", "english_french", "last_letter")}
+    return Engine(pocket, tasks, EngineOptions(n_prompts=16, n_search=12))
+
+
+class Screen(dict):
+    """What a session has shown last on every channel, and everything on the way."""
+
+    def __init__(self):
+        self.history = []
+
+    def __call__(self, channel, value):
+        self[channel] = value
+        self.history.append((channel, value))
+
+    def texts(self, model=0):
+        return {column["name"]: column["text"] for column in self["result"]["models"][model]["columns"]}
+
+
+def opened(engines, state=STATE):
+    screen = Screen()
+    session = Session(engines, state, screen)
+    session.refresh()
+    assert session.wait()
+    return session, screen
+
+
+@pytest.fixture
+def opened_lab(engine):
+    session, screen = opened([engine])
+    yield session, screen
+    session.close()
+
+
+@pytest.mark.parametrize("positions", ["prompt", "every"])
+@pytest.mark.parametrize("site", ["resid_post", "attn_out"])
+def test_each_row_is_what_steer_and_complete_give_alone(pocket, site, positions):
+    prompt, draw = "Input: happy\nOutput:", torch.Generator().manual_seed(3)
+    vector = ivlens.InstructionVector.from_effects(
+        ivlens.head_effects(pocket, ivlens.load_task("english_french"), n_prompts=8)
+    )
+    deltas = torch.stack([torch.zeros(128), 4 * vector.theta, 30 * torch.randn(128, generator=draw)])
+    *_, rows = stream_completions(pocket, prompt, Addition(deltas, 1, site, positions), max_new_tokens=8)
+    alone = complete(pocket, [prompt], max_new_tokens=8)
+    for theta in deltas[1:]:
+        with steer(pocket, vector.derived(theta, "x", {}), layer=1, site=site, positions=positions):
+            alone += complete(pocket, [prompt], max_new_tokens=8)
+    assert [row.text for row in rows] == alone
+    assert len(set(alone)) == 3, "rows that do not differ prove nothing"
+    assert all(row.done and len(row.top) == 10 for row in rows)
+    with torch.no_grad():
+        tokens = torch.tensor([pocket.tokenizer(prompt)["input_ids"]])
+        best = pocket(tokens)[0, -1].softmax(-1).max()
+    assert rows[0].top[0][1] == pytest.approx(float(best), abs=1e-5)
+
+
+def test_stream_refuses_what_it_cannot_complete(pocket):
+    nothing = Addition(torch.zeros(1, 128), 0)
+    with pytest.raises(ValueError, match="the prompt is empty"):
+        next(stream_completions(pocket, " ", nothing))
+    with pytest.raises(ValueError, match="n_ctx"):
+        next(stream_completions(pocket, "big " * 400, nothing))
+    with pytest.raises(ValueError, match="layer 6 does not exist"):
+        next(stream_completions(pocket, "big", Addition(torch.zeros(1, 128), 6)))
+
+
+def test_stream_holds_the_lock_during_a_pass_only(pocket):
+    stream = stream_completions(pocket, "Input: big\nOutput:", Addition(torch.zeros(1, 128), 0))
+    next(stream)
+    got = []
+
+    def try_lock():
+        got.append(model_lock(pocket).acquire(timeout=5))
+        model_lock(pocket).release()
+
+    thread = threading.Thread(target=try_lock)
+    thread.start()
+    thread.join()
+    assert got == [True]
+    assert not any(module._forward_hooks for module in pocket.original_model.modules())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "what"),
+    [
+        ("task", "antonyms", "task is 'antonyms', expected antonym, synonym"),
+        ("layer", 6, "layer is 6, expected a whole number from 0 to 5"),
+        ("layer", 1.5, "layer is 1.5, expected a whole number"),
+        ("layer", True, "layer is True, expected a whole number"),
+        ("alpha", float("nan"), "alpha is nan, expected a strength"),
+        ("alpha", "4", "alpha is '4', expected a strength"),
+        ("site", "resid_mid", "site is 'resid_mid', expected resid_post, attn_out"),
+        ("positions", "all", "positions is 'all', expected prompt, every"),
+        ("heads", [[0, 8]], "head of heads is 8, expected a whole number from 0 to 7"),
+        ("heads", "L0H7", "heads is 'L0H7', expected a list"),
+        ("heads", [3], "heads is 3, expected pairs"),
+        ("text", "\ud800", "text is .* expected whole characters"),
+        ("text", 3, "text is 3, expected a text"),
+        ("k", 0, "k is 0, expected a whole number from 1 to 48"),
+        ("random", 1, "random is 1, expected true or false"),
+        ("max_new_tokens", float("inf"), "max_new_tokens is inf, expected a whole number"),
+        ("colour", "red", "no setting 'colour', expected one of alpha"),
+    ],
+)
+def test_what_a_browser_sends_is_checked(name, value, what):
+    with pytest.raises(ValueError, match=what):
+        LIMITS.changed(STATE, {name: value})
+
+
+def test_toggling_twice_changes_nothing():
+    heads = ((0, 7), (3, 4))
+    assert LIMITS.toggled(heads, [0, 7]) == ((3, 4),)
+    assert LIMITS.toggled(LIMITS.toggled(heads, [5, 5]), [5, 5]) == heads
+
+
+def test_first_view_works_without_any_setting(engine):
+    session, screen = opened([engine], LabState("antonym", text="big"))
+    found = engine.setting(session.state)
+    assert (session.state.layer, session.state.alpha, session.state.site) == found
+    assert screen.texts()["patched"].split()[:1] == ["small"] and screen.texts()["plain"].split()[:1] != ["small"]
+    assert screen["task"]["maps"][0]["aie"][0][7] == pytest.approx(float(engine.effects(STATE).aie[0, 7]), abs=1e-5)
+    assert screen["result"]["models"][0]["columns"][1]["right"] is True
+    assert not screen["status"]["error"] and "s in all" in screen["status"]["done"]
+    session.close()
+
+
+def test_strength_changes_the_patched_text_alone(opened_lab):
+    session, screen = opened_lab
+    before = screen.texts()
+    session.change(alpha=0.0)
+    assert session.wait()
+    after = screen.texts()
+    assert after["plain"] == before["plain"] == after["patched"] != before["patched"]
+
+
+def test_random_vector_has_the_same_norm_and_another_text(engine, opened_lab):
+    session, screen = opened_lab
+    session.change(random=True, seed=5)
+    assert session.wait()
+    vector = session.vectors()[0]
+    with steer(engine.model, vector.random_like(5), layer=2, alpha=4.0):
+        alone = complete(engine.model, [engine.prompt(session.state)], max_new_tokens=12)
+    assert [screen.texts()["random"]] == alone
+    assert vector.random_like(5).norm == pytest.approx(vector.norm, rel=1e-5)
+
+
+def test_toggled_heads_make_the_vector(opened_lab):
+    session, screen = opened_lab
+    strongest = session.vectors()[0]
+    first = strongest.heads[0]
+    session.toggle(list(first))
+    assert session.wait()
+    without = session.vectors()[0]
+    assert first not in without.heads and len(without.heads) == 9
+    assert screen["result"]["models"][0]["vector"]["norm"] == pytest.approx(without.norm)
+    session.toggle(list(first))
+    assert sorted(session.vectors()[0].heads) == sorted(strongest.heads)
+    torch.testing.assert_close(session.vectors()[0].theta, strongest.theta, atol=1e-5, rtol=1e-5)
+    session.change(heads=[])
+    assert session.wait()
+    assert session.vectors() == [None] and screen.texts()["patched"] == screen.texts()["plain"]
+    assert screen["result"]["models"][0]["vector"] is None
+    session.change(k=10)
+    assert session.vectors()[0].heads == strongest.heads
+
+
+def test_another_task_brings_its_own_heads_and_setting(opened_lab):
+    session, screen = opened_lab
+    session.change(instruction="Give the opposite of the word.", heads=[(5, 5)])
+    session.change(task="english_french")
+    assert session.wait()
+    state = session.state
+    assert state.text == "big" and state.instruction == "" and state.heads is None
+    assert (state.layer, state.alpha, state.site) == session.engines[0].setting(state)
+    assert screen.texts()["patched"].split()[:1] == ["grand"]
+
+
+def test_code_gives_the_same_texts(opened_lab):
+    session, screen = opened_lab
+    session.change(random=True, seed=2, heads=[(0, 7), (0, 1), (3, 4)], positions="every", max_new_tokens=5)
+    assert session.wait()
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(screen["code"], {})
+    assert printed.getvalue().splitlines() == [str([text]) for text in screen.texts().values()]
+
+
+def test_saved_vector_comes_back(opened_lab, tmp_path):
+    session, screen = opened_lab
+    name, content = session.saved()
+    assert name == "antonym.safetensors"
+    before = screen.texts()
+    session.change(heads=[])
+    session.load_bytes(name, content)
+    assert session.wait()
+    assert screen.texts() == before and screen["state"]["source"] == "file"
+    assert "InstructionVector.load('antonym.safetensors')" in screen["code"]
+    assert InstructionVector.load(_written(tmp_path / name, content)).heads == session.vectors()[0].heads
+    session.toggle([5, 5])
+    assert session.state.source == "heads"
+    with pytest.raises(ValueError, match="notes.txt"):
+        session.load_bytes("notes.txt", b"no vector")
+
+
+def _written(path, content):
+    path.write_bytes(content)
+    return path
+
+
+def test_errors_are_shown_and_do_not_stay(opened_lab):
+    session, screen = opened_lab
+    session.change(text=" ")
+    assert session.wait()
+    assert "the input is empty, expected some text" in screen["status"]["error"]
+    session.change(text="big")
+    assert session.wait()
+    assert not screen["status"]["error"]
+
+
+def test_three_sessions_at_once_give_right_texts(engine):
+    states = [replace(STATE, task=task) for task in ("antonym", "english_french", "synonym")]
+    alone = []
+    for state in states:
+        session, screen = opened([engine], state)
+        alone.append(screen.texts())
+        session.close()
+    assert len({one["patched"] for one in alone}) == 3
+    screens = [Screen() for _ in states]
+    sessions = [Session([engine], state, screen) for state, screen in zip(states, screens, strict=True)]
+    for alpha in (1.0, -4.0, 8.0, 4.0):
+        for session in sessions:
+            session.change(alpha=alpha)
+        time.sleep(0.02)
+    for session in sessions:
+        assert session.wait()
+    assert [screen.texts() for screen in screens] == alone
+    for session in sessions:
+        session.close()
+
+
+def test_new_event_preempts_a_running_generation(engine):
+    screen = Screen()
+    session = Session([engine], replace(STATE, max_new_tokens=200), screen)
+    engine.effects(STATE)
+    writing = threading.Event()
+
+    def show(channel, value):
+        screen(channel, value)
+        if channel == "result":
+            writing.set()
+
+    session._show = show
+    session.refresh()
+    assert writing.wait(20)
+    session.change(task="english_french", max_new_tokens=3)
+    assert session.wait()
+    after = [value for channel, value in screen.history if channel == "result"]
+    assert screen.texts()["patched"].split()[:1] == ["grand"]
+    assert max(len(value["models"][0]["columns"][0]["text"].split()) for value in after) < 190
+    session.close()
+
+
+def test_another_task_ends_a_measurement_and_another_strength_does_not(pocket, monkeypatch):
+    tasks = {name: ivlens.load_task(name) for name in ("antonym", "synonym")}
+    fresh, begun, go_on, ends = Engine(pocket, tasks, EngineOptions(n_prompts=2, n_search=0)), [], threading.Event(), []
+
+    def slow(model, task, *, progress, **options):
+        begun.append(task.name)
+        if task.name == "antonym":
+            assert go_on.wait(20)
+            try:
+                progress(1, 2)
+            except Unwanted:
+                ends.append(task.name)
+                raise
+        return ivlens.head_effects(model, task, progress=progress, **options)
+
+    monkeypatch.setattr("ivlens.show.lab.engine.head_effects", slow)
+    for changes, ended, told in (({"alpha": 2.0}, [], ["antonym"]), ({"task": "synonym"}, ["antonym"], ["synonym"])):
+        fresh._effects.clear(), begun.clear(), ends.clear(), go_on.clear()
+        screen = Screen()
+        session = Session([fresh], STATE, screen)
+        session.refresh()
+        while not begun:
+            time.sleep(0.01)
+        session.change(**changes)
+        go_on.set()
+        assert session.wait()
+        assert ends == ended and begun[-1:] == told and screen["status"]["error"] == ""
+        assert {task for task, _ in fresh._effects} == set(told)
+        session.close()
+
+
+def test_worker_runs_the_newest_job_only():
+    ran, errors = [], []
+    worker, go, began = Worker(errors.append), threading.Event(), threading.Event()
+
+    def slow(cancelled):
+        began.set()
+        go.wait(10)
+        ran.append(("slow", cancelled()))
+
+    worker.submit(slow)
+    assert began.wait(10)
+    worker.submit(lambda cancelled: ran.append(("dropped", cancelled())))
+    worker.submit(lambda cancelled: ran.append(("newest", cancelled())))
+    go.set()
+    assert worker.wait(10)
+    assert ran == [("slow", True), ("newest", False)]
+
+    def fails(cancelled):
+        raise KeyError("lost")
+
+    worker.submit(fails)
+    assert worker.wait(10) and isinstance(errors[0], KeyError)
+    worker.close()
+    worker.submit(slow)
+    assert len(ran) == 2
+
+
+def test_two_checkpoints_side_by_side(pocket, engine):
+    other = ivlens.load_model("pocket")
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(0.01 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    tuned = Engine(other, engine.tasks, engine.options)
+    session, screen = opened([engine, tuned])
+    own, of_second = session.vectors()
+    assert own.heads == of_second.heads and not torch.equal(own.theta, of_second.theta)
+    for index, (each, vector) in enumerate([(engine, own), (tuned, of_second)]):
+        with steer(each.model, vector, layer=2, alpha=4.0):
+            alone = complete(each.model, [each.prompt(session.state)], max_new_tokens=12)
+        assert [screen.texts(index)["patched"]] == alone
+    session.change(donor="first")
+    assert session.wait()
+    first, second = session.vectors()
+    assert second is first
+    with steer(other, own, layer=2, alpha=4.0, allow_other_weights=True):
+        assert [screen.texts(1)["patched"]] == complete(other, [engine.prompt(session.state)], max_new_tokens=12)
+    session.close()
+
+
+def test_answers_and_prompts(engine):
+    assert begins_right(" small\n", ("small", "little")) is True
+    assert begins_right(" size", ("small",)) is False
+    assert begins_right("anything", ()) is None
+    assert engine.answers(replace(STATE, text="no such word")) == ()
+    assert engine.prompt(replace(STATE, template="raw", text="big is")) == "big is"
+    asked = engine.prompt(replace(STATE, instruction="Say the opposite."))
+    assert asked == "Instruction: Say the opposite.\nInput: big\nOutput:"
+    assert set(asdict(STATE)) == set(Limits(("antonym",), 6, 8)._checks())
+
+
+def test_lab_from_python(pocket):
+    pytest.importorskip("panel")
+    lab = ivlens.lab(pocket, tasks=["antonym", "english_french"], text="big", n_prompts=8, n_search=8)
+    assert lab.wait() and lab.texts[0]["patched"].split()[:1] == ["small"]
+    assert lab.iv is not None and list(lab.iv.heads) == lab.effects.top_heads(10)
+    lab.set(task="english_french", random=True)
+    assert set(lab.texts[0]) == {"plain", "patched", "random"} and lab.state.text == "big"
+    assert lab.texts[0]["patched"].split()[:1] == ["grand"] and "load_task('english_french')" in lab.code()
+    with pytest.raises(ValueError, match="alpha is 1000.0, expected a strength"):
+        lab.set(alpha=1000.0)
+    # effects that are there are not measured again, and those of another task are refused
+    effects = lab.effects
+    assert ivlens.lab(pocket, tasks=["english_french"], effects=[effects]).effects is effects
+    with pytest.raises(ValueError, match="'english_french' .* belong to none of the lab's tasks"):
+        ivlens.lab(pocket, tasks=["antonym"], effects=[effects])
+
+
+def test_lab_refuses_what_does_not_fit(pocket, new_model, byte_level):
+    pytest.importorskip("panel")
+    with pytest.raises(ValueError, match="lab got 'strength', expected its own arguments or one of task, text"):
+        ivlens.lab(pocket, tasks=["antonym"], strength=2)
+    with pytest.raises(ValueError, match="every name once"):
+        ivlens.lab(pocket, tasks=["antonym", "antonym"])
+    with pytest.raises(ValueError, match="layer is 6, expected a whole number from 0 to 5"):
+        ivlens.lab(pocket, tasks=["antonym"], layer=6)
+    with pytest.raises(ValueError, match="compare two checkpoints of one architecture"):
+        ivlens.lab(pocket, tasks=["antonym"], compare=new_model("llama", byte_level))
+
+
+def test_lab_on_the_command_line_says_what_is_wrong(monkeypatch, capsys):
+    pytest.importorskip("panel")
+    assert cli.main(["lab", "--task", "antonym", "--layer", "6", "--no-browser"]) == 2
+    assert "layer is 6, expected a whole number from 0 to 5" in capsys.readouterr().err
+    assert cli.main(["lab", "--task", "antonym", "--n-prompts", "0", "--no-browser"]) == 2
+    assert "n_prompts is 0, expected a whole number, 1 or more" in capsys.readouterr().err
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        assert cli.main(["lab", "--task", "antonym", "--port", port, "--no-browser"]) == 2
+    assert f"port {port} cannot be used" in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "panel", None)
+    assert cli.main(["lab", "--no-browser"]) == 2
+    assert "the lab needs panel, which is not installed; pip install 'ivlens[lab]'" in capsys.readouterr().err
+
+
+def test_page_survives_any_event(pocket):
+    pytest.importorskip("panel")
+    lab = ivlens.lab(pocket, tasks=["antonym"], n_prompts=8, n_search=0)
+    assert lab.wait()
+    before = lab.state
+    events = [None, "{", "[]", "3", '{"kind": "set"}', '{"kind": "set", "page": "a", "seq": 1}']
+    events += [json.dumps({"kind": kind, "page": "a", "seq": 2}) for kind in ("set", "toggle", "load", "run", "save")]
+    events += [json.dumps({"kind": "set", "page": "a", "seq": 3, "values": bad}) for bad in ([], 3, {"layer": [1]})]
+    events += [json.dumps({"kind": "toggle", "page": "a", "seq": 4, "head": head}) for head in (None, [9, 9], "L0H1")]
+    events += [json.dumps({"kind": "load", "page": "a", "seq": 5, "name": "x", "content": "!"})]
+    for event in events:
+        lab._hear(event)
+    assert lab.wait() and lab.state == before
+    assert json.loads(lab._view.status)["value"]["error"]

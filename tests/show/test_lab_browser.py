@@ -1,0 +1,398 @@
+"""The lab as its users meet it: in a real browser, in three tabs at once, by keyboard, in JupyterLab, offline."""
+
+import json
+import re
+import socket
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from browser import chromium, running
+
+import ivlens
+from ivlens.forward.completions import complete
+from ivlens.vectors import InstructionVector
+
+LAB = ("ivlens", "lab", "--no-browser", "--task", "antonym", "--task", "english_french", "--task", "synonym")
+WIDE = {"width": 1440, "height": 900}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    path = chromium()
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        opened = play.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def address(browser) -> Iterator[str]:
+    with running(*LAB, "--text", "big") as url:
+        yield url
+
+
+class Tab:
+    """One page of the lab, with everything that went wrong on it."""
+
+    def __init__(self, page, url: str) -> None:
+        self.page, self.complaints, self.foreign = page, [], []
+        own = urlsplit(url).netloc
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("console", self._hear)
+        page.on("request", lambda request: self._see(request.url, own))
+        page.on("websocket", lambda socket: self._see(socket.url, own))
+        page.goto(url)
+        self.settle()
+
+    def _hear(self, message) -> None:
+        if message.type in ("error", "warning"):
+            self.complaints.append(message.text)
+
+    def _see(self, url: str, own: str) -> None:
+        if urlsplit(url).scheme not in ("data", "blob") and urlsplit(url).netloc != own:
+            self.foreign.append(url)
+
+    def settle(self) -> "Tab":
+        """Wait until the last event is answered: every control acknowledged, nothing being done."""
+        self.page.wait_for_function(_SETTLED, timeout=60_000)
+        return self
+
+    def text(self, column: str) -> str:
+        return self.page.locator(f'[data-column="{column}"] .text').first.inner_text().strip()
+
+    def control(self, name: str):
+        return self.page.locator(f'[data-name="{name}"]')
+
+    def slide(self, name: str, value: float) -> "Tab":
+        self.control(name).evaluate(
+            "(node, value) => { node.value = value; node.dispatchEvent(new Event('input', {bubbles: true})); }", value
+        )
+        return self.settle()
+
+    def choose(self, name: str, value: str) -> "Tab":
+        self.control(name).select_option(value)
+        return self.settle()
+
+    def chosen(self) -> set[str]:
+        cells = self.page.locator('td[aria-selected="true"]')
+        return set(cells.evaluate_all("nodes => nodes.map(node => node.dataset.head)"))
+
+
+# shadow roots are searched by hand: a page function does not look into them
+_SETTLED = """() => {
+  const find = (root, selector) => {
+    const own = root.querySelector(selector);
+    if (own) return own;
+    for (const node of root.querySelectorAll('*')) {
+      const found = node.shadowRoot && find(node.shadowRoot, selector);
+      if (found) return found;
+    }
+    return null;
+  };
+  return find(document, '.lab')?.ariaBusy === 'false'
+    && (find(document, '.card') || find(document, '.error')?.textContent) && !find(document, '.writing');
+}"""
+
+
+@pytest.fixture
+def new_tab(browser, address) -> Iterator:
+    contexts, tabs = [], []
+
+    def open_tab(url: str = address, **options) -> Tab:
+        contexts.append(browser.new_context(**{"viewport": WIDE, "accept_downloads": True, **options}))
+        tabs.append(Tab(contexts[-1].new_page(), url))
+        return tabs[-1]
+
+    yield open_tab
+    for context in contexts:
+        context.close()
+    for tab in tabs:
+        assert tab.complaints == [] and tab.foreign == []
+
+
+def test_page_loads_without_complaints_or_foreign_requests(new_tab, address):
+    tab = new_tab()
+    assert tab.text("patched") == "small" and tab.text("plain") != "small"
+    assert "token" not in tab.page.url and tab.page.title() == "ivlens lab"
+    assert tab.page.locator("td[data-head]").count() == 48 and len(tab.chosen()) == 10
+    assert tab.page.locator('[data-column="patched"] .bars li').count() == 10
+    tab.page.reload()
+    assert tab.settle().text("patched") == "small"
+
+
+def test_strength_changes_the_patched_text_and_not_the_plain_one(new_tab):
+    tab = new_tab()
+    plain, patched = tab.text("plain"), tab.text("patched")
+    tab.slide("alpha", 0)
+    assert tab.text("plain") == plain == tab.text("patched") != patched
+    tab.slide("alpha", 4)
+    assert (tab.text("plain"), tab.text("patched")) == (plain, patched)
+
+
+def test_dragging_ends_with_the_last_value(new_tab):
+    tab = new_tab()
+    patched = tab.text("patched")
+    values = [-16, -8, 0, 8, 16, 2, 0, 4]
+    tab.control("alpha").evaluate(
+        "async (node, values) => { for (const value of values) { node.value = value; "
+        "node.dispatchEvent(new Event('input')); await new Promise(done => setTimeout(done, 25)); } }",
+        values,
+    )
+    tab.settle()
+    assert tab.control("alpha").input_value() == "4" and tab.text("patched") == patched
+
+
+def test_click_on_a_head_changes_the_vector(new_tab):
+    tab = new_tab()
+    before, note = tab.chosen(), tab.page.locator(".vector .hint").inner_text()
+    tab.page.locator('td[data-head="L5H5"]').click()
+    tab.settle()
+    assert tab.chosen() == before | {"L5H5"}
+    changed = tab.page.locator(".vector .hint").inner_text()
+    assert "11 heads" in changed and changed.split("norm")[1] != note.split("norm")[1]
+    tab.page.locator('td[data-head="L5H5"]').click()
+    assert tab.settle().chosen() == before
+    tab.page.get_by_role("button", name="No heads").click()
+    tab.settle()
+    assert tab.chosen() == set() and tab.text("patched") == tab.text("plain")
+    tab.slide("k", 3)
+    assert len(tab.chosen()) == 3
+
+
+def test_map_by_keyboard(new_tab):
+    tab = new_tab()
+    before = tab.chosen()
+    tab.page.locator('td[tabindex="0"]').focus()
+    for key in ("PageUp", "End", "ArrowLeft", "ArrowDown", " "):
+        tab.page.keyboard.press(key)
+    tab.settle()
+    assert tab.chosen() == before ^ {"L4H6"}
+    assert "Layer 4, head 6" in tab.page.locator(".about").inner_text()
+    focused = "document.activeElement.shadowRoot ? 1 : 0"
+    assert tab.page.evaluate(focused) == 1, "the map was drawn anew and lost the focus"
+
+
+def test_three_tabs_at_once(new_tab, monkeypatch):
+    model = ivlens.load_model("pocket")
+    monkeypatch.setattr(ivlens, "load_model", lambda name: model)  # the codes below need not load it three times
+    tabs = [new_tab() for _ in range(3)]
+    for tab, task in zip(tabs, ("antonym", "english_french", "synonym"), strict=True):
+        tab.control("task").select_option(task)
+    for tab in tabs:
+        tab.settle()
+    for round in ((4, -4, 2), (2, 4, 4)):
+        for tab, alpha in zip(tabs, round, strict=True):
+            tab.control("alpha").evaluate(
+                "(node, value) => { node.value = value; node.dispatchEvent(new Event('input')); }", alpha
+            )
+    plain = complete(model, ["Input: big\nOutput:"], max_new_tokens=12)[0].strip()
+    for tab in tabs:
+        tab.settle()
+        code = tab.page.locator("details pre").text_content()
+        printed: list[str] = []
+        exec(code, {"print": lambda texts, printed=printed: printed.append(texts[0].strip())})
+        assert [tab.text("plain"), tab.text("patched")] == printed
+        assert printed[0] == plain
+    assert len({tab.text("patched") for tab in tabs}) == 3
+
+
+def test_random_vector_template_and_instruction(new_tab):
+    tab = new_tab()
+    tab.page.get_by_role("checkbox", name="Random vector of equal norm").check()
+    tab.settle()
+    first = tab.page.locator('[data-column="random"] .bars').inner_text()
+    tab.page.get_by_role("button", name="Draw another").click()
+    tab.settle()
+    assert tab.page.locator('[data-column="random"] .bars').inner_text() != first
+    tab.choose("template", "after")
+    tab.control("instruction").fill("Give the opposite of the word.")
+    tab.settle()
+    prompt = tab.page.get_by_label("The prompt as the model gets it").inner_text()
+    assert prompt == "Input: big\nInstruction: Give the opposite of the word.\nOutput:"
+    assert tab.text("plain") == "small"
+    tab.control("text").fill("")
+    tab.settle()
+    assert "the input is empty" in tab.page.locator(".error").text_content()
+    tab.control("text").fill("hot")
+    assert tab.settle().text("plain") == "cold"
+    assert tab.page.locator(".error").text_content() == ""
+
+
+def test_save_load_and_copy(new_tab, tmp_path: Path):
+    tab = new_tab(permissions=["clipboard-read", "clipboard-write"])
+    with tab.page.expect_download() as saved:
+        tab.page.get_by_role("button", name="Save vector").click()
+    path = tmp_path / saved.value.suggested_filename
+    saved.value.save_as(path)
+    assert {f"L{layer}H{head}" for layer, head in InstructionVector.load(path).heads} == tab.chosen()
+    patched = tab.text("patched")
+    tab.slide("k", 1)
+    assert tab.text("patched") != patched
+    tab.page.locator('input[type="file"]').set_input_files(path)
+    tab.settle()
+    assert (
+        tab.text("patched") == patched
+        and "loaded from antonym.safetensors" in tab.page.locator(".vector .hint").inner_text()
+    )
+    tab.page.get_by_role("button", name="Copy as Python").click()
+    copied = tab.page.evaluate("navigator.clipboard.readText()")
+    assert copied == tab.page.locator("details pre").text_content() and "InstructionVector.load(" in copied
+    (tmp_path / "notes.safetensors").write_bytes(b"no vector")
+    tab.page.locator('input[type="file"]').set_input_files(tmp_path / "notes.safetensors")
+    tab.page.wait_for_timeout(500)
+    assert "notes.safetensors" in tab.page.locator(".error").text_content()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(new_tab, scheme):
+    from axe_playwright_python.sync_playwright import Axe
+
+    tab = new_tab(color_scheme=scheme)
+    tab.page.get_by_role("checkbox", name="Random vector of equal norm").check()
+    tab.page.locator("summary").click()
+    tab.settle()
+    found = Axe().run(tab.page).response["violations"]
+    assert not found, "\n".join(f"{each['id']} ({each['impact']}): {each['nodes'][0]['html']}" for each in found)
+
+
+def test_every_control_is_reached_by_tab(new_tab):
+    tab = new_tab()
+    tab.page.locator("h1").click()
+    reached = []
+    for _ in range(40):
+        tab.page.keyboard.press("Tab")
+        where = tab.page.evaluate(
+            "() => { let at = document.activeElement;"
+            "  while (at.shadowRoot?.activeElement) at = at.shadowRoot.activeElement;"
+            "  const box = at.getBoundingClientRect();"
+            "  const name = at.dataset?.name || at.dataset?.head || at.textContent.trim().slice(0, 30);"
+            "  return [name, box.width, box.height]; }"
+        )
+        reached.append(where)
+    names = [name for name, _, _ in reached]
+    wanted = "task text input instruction paraphrase template max_new_tokens k layer alpha site positions".split()
+    wanted += ["Save vector", "Load vector…", "Copy as Python", "Draw another", "Find layer and strength", "No heads"]
+    assert set(wanted) <= set(names)
+    assert any(re.fullmatch(r"L\dH\d", name) for name in names) and "The Python that gives these" in " ".join(names)
+    order = [names.index(name) for name in wanted[:12]]
+    assert order == sorted(order), names
+    assert all(width > 8 and height > 8 for name, width, height in reached if name in wanted)
+
+
+def test_narrow_page_needs_no_sideways_scrolling(new_tab):
+    tab = new_tab(viewport={"width": 380, "height": 800})
+    assert tab.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def status_of(url: str, **headers: str) -> int:
+    request = urllib.request.Request(url, headers={name.replace("_", "-"): value for name, value in headers.items()})
+    try:
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_without_the_token_everything_is_refused(address):
+    parts = urlsplit(address)
+    token, base, name = parts.query.removeprefix("token="), f"http://{parts.netloc}", f"ivlens-lab-{parts.port}"
+    for path in ("/", "/?token=wrong", "/?token=", "/ws", "/static/js/bokeh.min.js", "/nothing", f"/ws?token={token}"):
+        assert status_of(base + path) == 403, path
+    assert status_of(base + "/", Cookie=f"{name}=wrong") == 403
+    assert status_of(base + "/", Cookie=f"{name}={token}") == 200
+    for origin, status in ((f"http://{parts.netloc}", 101), ("http://127.0.0.1:1", 403), ("http://evil.example", 403)):
+        assert upgraded(parts.port, f"{name}={token}", origin) == status, origin
+    assert upgraded(parts.port, "", f"http://{parts.netloc}") == 403
+
+
+def upgraded(port: int, cookie: str, origin: str) -> int:
+    """The status that a request to open a websocket gets."""
+    lines = ["GET /ws HTTP/1.1", f"Host: 127.0.0.1:{port}", "Connection: Upgrade", "Upgrade: websocket"]
+    lines += ["Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", f"Origin: {origin}"]
+    lines += [f"Cookie: {cookie}", "Sec-WebSocket-Protocol: bokeh, e30", "", ""]
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
+        client.sendall("\r\n".join(lines).encode())
+        return int(client.recv(4096).split()[1])
+
+
+def test_only_this_machine_is_listened_to(address):
+    port = urlsplit(address).port
+    other = socket.gethostbyname(socket.gethostname())
+    if other.startswith("127."):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            try:
+                probe.connect(("192.0.2.1", 9))  # sends nothing; tells the address of this machine
+                other = probe.getsockname()[0]
+            except OSError:
+                pytest.skip("this machine has no other address than 127.0.0.1 to ask on")
+    with socket.socket() as client:
+        client.settimeout(3)
+        assert client.connect_ex((other, port)) != 0
+
+
+def test_two_checkpoints_on_one_page(new_tab, tmp_path_factory):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("tuned")
+    tuned = AutoModelForCausalLM.from_pretrained(ivlens.pocket_path())
+    with torch.no_grad():
+        tuned.lm_head.weight.add_(0.05 * torch.randn_like(tuned.lm_head.weight))
+    tuned.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(ivlens.pocket_path()).save_pretrained(folder)
+    with running(*LAB[:5], "--compare", str(folder), "--text", "big", "--layer", "1", "--alpha", "4") as url:
+        tab = new_tab(url)
+        assert tab.page.locator('[role="grid"]').count() == 2 and tab.page.locator(".model").count() == 2
+        tab.page.locator('td[data-head="L5H5"]').last.click()
+        tab.settle()
+        assert tab.page.locator('td[data-head="L5H5"][aria-selected="true"]').count() == 2
+        tab.choose("donor", "first")
+        assert "allow_other_weights=True" in tab.page.locator("details pre").text_content()
+
+
+def notebook(folder: Path) -> Path:
+    source = "import ivlens\nlab = ivlens.lab('pocket', tasks=['antonym', 'synonym'], text='big')\nlab"
+    cells = [{"cell_type": "code", "execution_count": None, "id": "a", "metadata": {}, "outputs": [], "source": source}]
+    kernel = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
+    path = folder / "lab.ipynb"
+    path.write_text(json.dumps({"cells": cells, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}))
+    return path
+
+
+def test_same_page_in_jupyterlab(browser, tmp_path: Path):
+    notebook(tmp_path)
+    options = ["--no-browser", "--allow-root", "--ip=127.0.0.1", "--port=0", f"--ServerApp.root_dir={tmp_path}"]
+    options += ["--LabApp.news_url=", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+    with running("jupyterlab", *options, announce=r"(http://127\.0\.0\.1:\d+/lab\?token=\w+)") as url:
+        context = browser.new_context(viewport=WIDE)
+        page = context.new_page()
+        page.goto(url.replace("/lab?", "/lab/tree/lab.ipynb?"))
+        page.locator(".jp-Notebook .jp-Cell").first.wait_for(timeout=60_000)
+        page.get_by_text("(ipykernel) | Idle").first.wait_for(timeout=60_000)
+        for _ in range(5):  # JupyterLab drops a run that it is asked for before its kernel is there
+            page.locator(".jp-Notebook .jp-Cell .cm-content").first.click()
+            page.keyboard.press("Control+Enter")
+            page.wait_for_timeout(2000)
+            if "*" in page.locator(".jp-Notebook .jp-InputPrompt").first.inner_text():
+                break
+        patched = page.locator('[data-column="patched"] .text:not(.writing)')
+        patched.wait_for(timeout=120_000)
+        page.wait_for_function(_SETTLED, timeout=60_000)
+        assert patched.inner_text().strip() == "small"
+        before = page.locator('td[aria-selected="true"]').count()
+        page.locator('td[data-head="L5H5"]').click()
+        page.locator('td[data-head="L5H5"][aria-selected="true"]').wait_for(timeout=20_000)
+        assert page.locator('td[aria-selected="true"]').count() == before + 1
+        page.locator('[data-name="alpha"]').evaluate(
+            "node => { node.value = 0; node.dispatchEvent(new Event('input')); }"
+        )
+        page.wait_for_timeout(600)
+        page.wait_for_function(_SETTLED, timeout=60_000)
+        assert patched.inner_text() == page.locator('[data-column="plain"] .text').inner_text() != "small"
+        context.close()
