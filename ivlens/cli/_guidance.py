@@ -113,7 +113,7 @@ class GuidanceOptions:
 
 
 def _changed(recipe: "Recipe", name: str, option: str, value: Any) -> "Recipe":
-    from ivlens.tuning.guidance import HeadConsistency
+    from ivlens.tuning.terms import HeadConsistency
 
     holds = [key for key in ("heads_weight", "rehearse_heads") if getattr(recipe, key)]
     has_vector = bool(recipe.progressive or recipe.kl or recipe.rehearse not in ("", "instructions"))

@@ -3,11 +3,12 @@
 from ivlens.tuning.builder import CONTROLS, RECIPES, Recipe, control, find_recipe, guidance_by_name, iv_guidance
 from ivlens.tuning.exams import Exam, make_exam, mean_score
 from ivlens.tuning.finetuning import TuneResult, finetune
-from ivlens.tuning.guidance import IVKL, Guidance, HeadConsistency, Progressive, strength
+from ivlens.tuning.guidance import Guidance
 from ivlens.tuning.learner import Learner
 from ivlens.tuning.methods import METHODS, Method, new_method
 from ivlens.tuning.options import TuneOptions
 from ivlens.tuning.processes import data_parallel
+from ivlens.tuning.terms import IVKL, HeadConsistency, Progressive, strength
 
 __all__ = [
     "CONTROLS",

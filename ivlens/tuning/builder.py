@@ -11,8 +11,9 @@ from ivlens.effects.measure import head_effects
 from ivlens.effects.results import HeadEffects
 from ivlens.models.boot import TransformerBridge
 from ivlens.tasks.task import Task, TaskExample
-from ivlens.tuning.guidance import IVKL, Guidance, HeadConsistency, Progressive
+from ivlens.tuning.guidance import Guidance
 from ivlens.tuning.rehearsal import REHEARSED, Rehearsal, instruction_rehearsal, vector_rehearsal
+from ivlens.tuning.terms import IVKL, HeadConsistency, Progressive
 from ivlens.vectors.heads import choose_heads
 from ivlens.vectors.vector import InstructionVector
 

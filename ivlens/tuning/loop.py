@@ -16,13 +16,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ivlens.tuning.data import TrainingSet, answer_logits, last_column
-from ivlens.tuning.guidance import Guidance, strength
+from ivlens.tuning.guidance import Guidance
 from ivlens.tuning.losses import Totals, answer_loss, head_distance, iv_kl
 from ivlens.tuning.options import TuneOptions
 from ivlens.tuning.processes import current, own_draws
 from ivlens.tuning.sites import Sites
 from ivlens.tuning.state import TrainingState
 from ivlens.tuning.teacher import Teacher, ask_teacher
+from ivlens.tuning.terms import strength
 
 logger = logging.getLogger("ivlens")
 

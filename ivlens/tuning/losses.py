@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from ivlens.tuning.data import IGNORED
-from ivlens.tuning.guidance import IVKL
+from ivlens.tuning.terms import IVKL
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ivlens.tuning.data import TrainingSet, answer_logits, evaluating
-from ivlens.tuning.guidance import IVKL
 from ivlens.tuning.losses import answer_loss
+from ivlens.tuning.terms import IVKL
 
 # the query and value projections, as the papers train them; where they are fused, the fused one
 _PAIRS = (("q_proj", "v_proj"),)

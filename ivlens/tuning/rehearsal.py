@@ -28,11 +28,11 @@ from ivlens.prompts.build import build_prompts
 from ivlens.prompts.templates import PromptTemplate
 from ivlens.tasks.task import Task, TaskExample
 from ivlens.tuning.data import IGNORED, TrainingSet, answer_logits, as_training_set, base_model, evaluating, last_column
-from ivlens.tuning.guidance import IVKL, HeadConsistency
 from ivlens.tuning.losses import SoftTargets, Totals, head_distance, iv_kl
 from ivlens.tuning.options import TuneOptions
 from ivlens.tuning.processes import current
 from ivlens.tuning.sites import Sites
+from ivlens.tuning.terms import IVKL, HeadConsistency
 
 REHEARSED = IVKL(weight=1.0, answers=0.0)
 

@@ -12,7 +12,7 @@ from ivlens.forward.hooks import check_layers, check_site
 from ivlens.models.boot import TransformerBridge
 from ivlens.models.plain import ModulePaths, module_paths
 from ivlens.tuning.data import base_model
-from ivlens.tuning.guidance import HeadConsistency
+from ivlens.tuning.terms import HeadConsistency
 
 
 class Sites:

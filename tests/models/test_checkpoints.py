@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from ivlens import load_model
 from ivlens.common.intervals import grouped_interval
+from ivlens.models import checkpoints
 from ivlens.models.adapters import adapter_folders, named_base
 from ivlens.models.checkpoints import Checkpoint, checkpoint_series
-from ivlens.models.load import checkpoints
 from ivlens.tuning import Learner, TuneOptions, finetune
 from ivlens.tuning.data import training_set
 

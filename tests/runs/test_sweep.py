@@ -25,8 +25,9 @@ from ivlens.common.store import Store, StoreError, content_key, verify
 from ivlens.effects import HeadEffects
 from ivlens.models import pocket_path
 from ivlens.runs.sweep import KINDS, Cell, LocalExecutor, ModelSpec, Setting, Survey, make_plan, read_grid, run_sweep
-from ivlens.runs.sweep.cells import forget_tasks
 from ivlens.runs.sweep.cluster import ClusterExecutor, _Dispatch, pins, visible_gpus
+from ivlens.runs.sweep.making import MAKERS
+from ivlens.runs.sweep.tasks import forget_tasks
 from ivlens.vectors import InstructionVector
 
 SMALL = """
@@ -443,5 +444,6 @@ def test_what_is_asked_of_single_checkpoints(tmp_path: Path):
 
 def test_kinds_say_what_they_are_made_from():
     order = list(KINDS)
+    assert list(MAKERS) == order
     for name, kind in KINDS.items():
         assert all(order.index(other) < order.index(name) for other in kind.made_from)

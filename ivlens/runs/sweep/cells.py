@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ import transformers
 from ivlens.common.version import __version__
 from ivlens.runs.sweep.kinds import KINDS
 from ivlens.runs.sweep.options import Setting, checked
-from ivlens.tasks.task import Task, hash_of_tasks, load_bank, load_task
+from ivlens.runs.sweep.tasks import bank_hash, task_facts
 
 
 @dataclass(frozen=True)
@@ -118,36 +117,12 @@ class Cell:
             "device": model.device,
             "threads": self.setting.threads,
             "max_memory": self.setting.max_memory,
-            "bank": _bank_hash(),
-            "task": _task_facts(self.task),
-            "others": [_task_facts(task) for task in watched],
+            "bank": bank_hash(),
+            "task": task_facts(self.task),
+            "others": [task_facts(task) for task in watched],
             "seed": self.seed,
             "options": {**asdict(self.options), **({"watch": None} if hasattr(self.options, "watch") else {})},
         }
-
-
-@lru_cache(maxsize=256)
-def open_task(name: str) -> Task:
-    """A task, read once in a process."""
-    return load_task(name)
-
-
-@lru_cache(maxsize=4096)
-def _task_facts(name: str) -> tuple[str, str, tuple[str, ...]]:
-    task = open_task(name)
-    parts = tuple(sorted({example.part for example in task.examples}))
-    return task.name, task.content_hash(), parts
-
-
-def forget_tasks() -> None:
-    """Read task files anew: they may have changed since this process began."""
-    open_task.cache_clear()
-    _task_facts.cache_clear()
-
-
-@lru_cache(maxsize=1)
-def _bank_hash() -> str:
-    return hash_of_tasks(load_bank().values())
 
 
 def survey_from(values: Mapping[str, Any]) -> Survey:

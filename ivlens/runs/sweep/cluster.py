@@ -16,9 +16,10 @@ from typing import Any
 
 from ivlens.common.store.keys import content_key
 from ivlens.common.store.store import Store
-from ivlens.runs.sweep.cells import Cell, ModelSpec, Survey, forget_tasks, survey_from
+from ivlens.runs.sweep.cells import Cell, ModelSpec, Survey, survey_from
 from ivlens.runs.sweep.local import Job
 from ivlens.runs.sweep.options import Setting
+from ivlens.runs.sweep.tasks import forget_tasks
 from ivlens.runs.sweep.workshop import Report, Workshop
 
 logger = logging.getLogger("ivlens")

@@ -6,34 +6,33 @@ takes is estimated from cells of the same kind that the store has, where it has 
 
 import time
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import torch
 
-if TYPE_CHECKING:
-    from ivlens.runs.sweep.cells import Cell, Survey
-    from ivlens.tasks.task import Task
+from ivlens.runs.sweep.cells import Cell, Survey
+from ivlens.runs.sweep.tasks import open_task
+from ivlens.tasks.task import Task, split_of
 
 CHARS_PER_TOKEN = 4
 BACKWARD = 2  # a backward pass in forward passes; adapters alone need no gradients of weights, but those of activations
 
 
-def forward(model: "Survey", n_tokens: float | int, n_unembedded: float | int | None = None) -> float:
+def forward(model: Survey, n_tokens: float | int, n_unembedded: float | int | None = None) -> float:
     """A pass over `n_tokens`, with logits at `n_unembedded` of them (None: at all)."""
     unembedding = model.d_model * model.d_vocab
     columns = n_tokens if n_unembedded is None else n_unembedded
     return 2.0 * max(model.n_params - unembedding, unembedding) * n_tokens + 2.0 * unembedding * columns
 
 
-def all_heads(model: "Survey", n_tokens: float | int) -> float:
+def all_heads(model: Survey, n_tokens: float | int) -> float:
     """Effects of all heads on one prompt, exactly: a copy of the last token for each head, from its layer up."""
     n_copies = model.n_layers * model.n_heads
     return forward(model, n_tokens + n_copies / 2, n_copies + 1)
 
 
-def effects(cell: "Cell", model: "Survey") -> float:
+def effects(cell: Cell, model: Survey) -> float:
     """Means of clean and corrupted prompts, two passes each, and the effects."""
-    options, n_tokens = cell.options, prompt_tokens(_task(cell.task), cell.options.n_shots or 0)
+    options, n_tokens = cell.options, prompt_tokens(open_task(cell.task), cell.options.n_shots or 0)
     means = 4 * min(options.n_mean_prompts, _n(cell.task, "fit", cell.seed)) * forward(model, n_tokens)
     n_prompts = min(options.n_prompts, _n(cell.task, "fit", cell.seed))
     if options.method == "attribution":
@@ -43,40 +42,40 @@ def effects(cell: "Cell", model: "Survey") -> float:
     return means + n_prompts * all_heads(model, n_tokens)
 
 
-def vectors(cell: "Cell", model: "Survey") -> float:
+def vectors(cell: Cell, model: Survey) -> float:
     """One matrix product for each head."""
     return 2.0 * cell.options.k * model.d_model**2 + 2.0 * model.d_model * model.d_vocab
 
 
-def interventions(cell: "Cell", model: "Survey") -> float:
+def interventions(cell: Cell, model: Survey) -> float:
     """Every vector at every setting on some prompts, the best on all, from a shared prefix on; the judgement."""
     options = cell.options
     n_vectors = 1 + 2 * options.n_draws + len(cell.others)
     n_settings = len(options.layers or range(model.n_layers)) * len(options.alphas) * len(options.sites)
     n_select, n_test = (_n(cell.task, split, cell.seed, options.n_judged) for split in ("select", "test"))
     rows = n_vectors * (n_settings * min(16, n_select) + 6 * n_select + n_test)
-    prefix = (n_select + 2 * n_test) * forward(model, prompt_tokens(_task(cell.task)), 1)
+    prefix = (n_select + 2 * n_test) * forward(model, prompt_tokens(open_task(cell.task)), 1)
     return prefix + rows * forward(model, 2)  # the last prompt token and the answer
 
 
-def forgetting(cell: "Cell", model: "Survey") -> float:
+def forgetting(cell: Cell, model: Survey) -> float:
     """Every prompt, instructed and by each cloze: once for its answer, once for greedy decoding."""
-    options, task = cell.options, _task(cell.task)
+    options, task = cell.options, open_task(cell.task)
     n_forms = 1 + min(len(task.clozes), options.n_clozes or len(task.clozes))
     return 2 * n_forms * _n(cell.task, "test", cell.seed, options.n_prompts) * forward(model, prompt_tokens(task) + 2)
 
 
-def dynamics(cell: "Cell", model: "Survey") -> float:
+def dynamics(cell: Cell, model: Survey) -> float:
     """The effects, and means of two halves; instructed prompts for performance and hidden states."""
-    n_tokens, n_fit = prompt_tokens(_task(cell.task)), _n(cell.task, "fit", cell.seed)
+    n_tokens, n_fit = prompt_tokens(open_task(cell.task)), _n(cell.task, "fit", cell.seed)
     scored = 3 * _n(cell.task, "select", cell.seed, cell.options.n_scored) * forward(model, n_tokens)
     means = 6 * min(100, n_fit) * forward(model, n_tokens)
     return means + scored + min(cell.options.n_prompts, n_fit) * all_heads(model, n_tokens)
 
 
-def tuning(cell: "Cell", model: "Survey") -> float:
+def tuning(cell: Cell, model: Survey) -> float:
     """Steps forward and backward, twice with rehearsal; judgements; the effects that guidance needs."""
-    options, n_tokens = cell.options, prompt_tokens(_task(cell.task)) + 2
+    options, n_tokens = cell.options, prompt_tokens(open_task(cell.task)) + 2
     step = (1 + BACKWARD) * options.batch_size * forward(model, n_tokens)
     n_passes = 2 if options.guidance.startswith(("instruction", "vectors", "translations")) else 1
     judged = (options.steps / options.judge_every + 2) * 32 * (1 + len(options.watch)) * forward(model, n_tokens)
@@ -84,7 +83,7 @@ def tuning(cell: "Cell", model: "Survey") -> float:
     return options.steps * n_passes * step + judged + guided
 
 
-def prompt_tokens(task: "Task", n_shots: int = 0) -> float:
+def prompt_tokens(task: Task, n_shots: int = 0) -> float:
     """Length of a prompt of a task, guessed from its letters."""
     some = task.examples[:32]
     mean = sum(len(example.input) + len(example.answer) for example in some) / len(some)
@@ -105,14 +104,6 @@ def machine_rate() -> float:
     return best
 
 
-def _task(name: str) -> "Task":
-    from ivlens.runs.sweep.cells import open_task
-
-    return open_task(name)
-
-
 def _n(name: str, split: str, seed: int, at_most: int | None = None) -> int:
-    from ivlens.tasks.task import split_of
-
-    found = sum(split_of(example.input, seed) == split for example in _task(name).examples)
+    found = sum(split_of(example.input, seed) == split for example in open_task(name).examples)
     return found if at_most is None else min(found, at_most)

@@ -11,9 +11,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from ivlens.runs.sweep.cells import Cell, ModelSpec, open_task
+from ivlens.runs.sweep.cells import Cell, ModelSpec
 from ivlens.runs.sweep.kinds import KINDS
 from ivlens.runs.sweep.options import Setting, checked, takes_list
+from ivlens.runs.sweep.tasks import open_task
 from ivlens.tasks.task import list_tasks
 
 MAX_CELLS = 100_000

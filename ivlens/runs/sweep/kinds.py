@@ -1,21 +1,8 @@
-"""The kinds of cells: to add one, write its options, the function that makes its files, its cost, and a line here."""
+"""The kinds of cells: to add one, write its options, a line here, and what makes it in `making`."""
 
-import logging
-import math
-import shutil
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
-from ivlens.analysis.dynamics.stages import TrackOptions, measure_stage
-from ivlens.analysis.forgetting.probabilities import ProbeOptions, probe
-from ivlens.common.files import STATE
-from ivlens.common.store.entries import TABLE
-from ivlens.effects.measure import head_effects
-from ivlens.effects.results import HeadEffects
-from ivlens.models.boot import TransformerBridge
-from ivlens.runs.sweep import cost
 from ivlens.runs.sweep.options import (
     DynamicsOptions,
     EffectsOptions,
@@ -24,40 +11,6 @@ from ivlens.runs.sweep.options import (
     TuningOptions,
     VectorOptions,
 )
-from ivlens.steering.evaluate import evaluate_intervention
-from ivlens.steering.search import Grid as SettingsGrid
-from ivlens.tasks.task import Task
-from ivlens.tuning.builder import guidance_by_name
-from ivlens.tuning.finetuning import finetune
-from ivlens.vectors.vector import InstructionVector
-
-if TYPE_CHECKING:
-    from ivlens.common.store.entries import Entry
-    from ivlens.runs.sweep.cells import Cell, Survey
-
-logger = logging.getLogger("ivlens")
-
-EFFECTS_FILE, VECTOR_FILE, LOG_FILE = "effects.safetensors", "vector.safetensors", "log.parquet"
-STAGE_FILE = "stage.safetensors"
-
-
-@dataclass(frozen=True)
-class Making:
-    """What a kind is given to make one cell.
-
-    Attributes:
-        cell: Which.
-        model: Loaded and ready.
-        open_task: A task by its name in the grid.
-        entry: The result of another cell, made if it is not there.
-        work: A folder that outlives a killed process, for the state of something long; gone once the cell is done.
-    """
-
-    cell: "Cell"
-    model: TransformerBridge
-    open_task: Callable[[str], Task]
-    entry: "Callable[[Cell], Entry]"
-    work: Path
 
 
 @dataclass(frozen=True)
@@ -66,148 +19,23 @@ class Kind:
 
     Attributes:
         options: Dataclass of what can be varied, all with defaults.
-        run: Puts the files of a result into a folder, `table.parquet` among them; the same bytes for the same cell.
-        cost: Floating-point operations, for estimates.
         format: Part of every key: another number, and results made before it count as absent.
         made_from: Kinds whose results its cells are made from, directly or not.
         uses_others: Whether its cells depend on the grid's other tasks with the same inputs.
     """
 
     options: type[Any]
-    run: Callable[[Making, Path], None]
-    cost: "Callable[[Cell, Survey], float]"
     format: int = 1
     made_from: tuple[str, ...] = ()
     uses_others: bool = False
 
 
-def _effects(making: Making, folder: Path) -> None:
-    cell, options = making.cell, making.cell.options
-    found = head_effects(
-        making.model,
-        making.open_task(cell.task),
-        n_prompts=options.n_prompts,
-        n_mean_prompts=options.n_mean_prompts,
-        corruption=options.corruption,
-        score=options.score,
-        mode=options.mode,
-        method=options.method,
-        template=options.template,
-        n_shots=options.n_shots,
-        correct_only=options.correct_only,
-        seed=cell.seed,
-        max_memory=cell.setting.max_memory,
-    )
-    found.save(folder / EFFECTS_FILE)
-    found.to_frame().drop(columns="task").to_parquet(folder / TABLE, index=False)
-
-
-def _vectors(making: Making, folder: Path) -> None:
-    import pandas as pd
-
-    options = making.cell.options
-    made = InstructionVector.from_effects(_measured(making), options.k, model=making.model, contrast=options.contrast)
-    made.save(folder / VECTOR_FILE)
-    heads = " ".join(f"L{layer}H{head}" for layer, head in made.heads)
-    tokens = " ".join(token.strip() for token, _ in made.decode(making.model, k=5))
-    pd.DataFrame([{"norm": made.norm, "heads": heads, "tokens": tokens}]).to_parquet(folder / TABLE, index=False)
-
-
-def _measured(making: Making) -> HeadEffects:
-    return HeadEffects.load(making.entry(making.cell.needs("effects")).path(EFFECTS_FILE), making.model)
-
-
-def _vector(making: Making, task: str) -> InstructionVector:
-    entry = making.entry(making.cell.needs("vectors", task))
-    return InstructionVector.load(entry.path(VECTOR_FILE), making.model)
-
-
-def _interventions(making: Making, folder: Path) -> None:
-    cell, options = making.cell, making.cell.options
-    task = making.open_task(cell.task)
-    table = evaluate_intervention(
-        making.model,
-        task,
-        _vector(making, cell.task),
-        corruption=options.judged_on,
-        n_prompts=options.n_judged,
-        n_draws=options.n_draws,
-        seed=cell.seed,
-        other_vectors=[_vector(making, name) for name in cell.others],
-        template=options.template,
-        means=_measured(making),
-        grid=SettingsGrid(
-            layers=options.layers, alphas=options.alphas, sites=options.sites, positions=options.positions
-        ),
-    )
-    table.to_parquet(folder / TABLE, index=False)
-
-
-def _tuning(making: Making, folder: Path) -> None:
-    state = making.work / STATE
-    is_resumed = state.exists()
-    try:
-        _trained(making, folder)
-    except ValueError as error:
-        if not is_resumed or not state.exists():
-            raise
-        logger.warning("the state of %s cannot be gone on from (%s); it begins anew.", making.cell.name, error)
-        shutil.rmtree(making.work)
-        _trained(making, folder)
-
-
-def _trained(making: Making, folder: Path) -> None:
-    cell, options = making.cell, making.cell.options
-    task, watch = making.open_task(cell.task), [making.open_task(name) for name in options.watch]
-    result = finetune(
-        making.model,
-        task,
-        method=options.method,
-        guidance=guidance_by_name(options.guidance, making.model, task, seed=cell.seed, earlier=watch),
-        options=options.training(),
-        watch=watch,
-        n_samples=options.n_samples,
-        template=options.template,
-        seed=cell.seed,
-        folder=making.work,
-    )
-    result.log.drop(columns="seconds").to_parquet(folder / LOG_FILE, index=False)
-    result.scores.rename(columns={"task": "judged"}).to_parquet(folder / TABLE, index=False)
-    if options.keep_model:
-        # a process that was killed while it wrote the model has left its scratch folder there
-        shutil.copytree(making.work / "model", folder / "model", ignore=shutil.ignore_patterns(".*"))
-
-
-def _forgetting(making: Making, folder: Path) -> None:
-    options = ProbeOptions(**vars(making.cell.options), seed=making.cell.seed)
-    found = probe(making.model, [making.open_task(making.cell.task)], options)
-    renamed = found.drop(columns="task").rename(columns={"kind": "probe", "n_prompts": "n_asked"})
-    renamed.to_parquet(folder / TABLE, index=False)
-
-
-def _dynamics(making: Making, folder: Path) -> None:
-    import pandas as pd
-
-    task = making.open_task(making.cell.task)
-    options = TrackOptions(**vars(making.cell.options), seed=making.cell.seed)
-    # a cell knows no first model, and 0 would say that this one is as near to it as can be
-    stage = replace(measure_stage(making.model, [task], options), distance=math.nan)
-    stage.save(folder / STAGE_FILE)
-    found = stage.tasks[task.name]
-    scores = {name: float(getattr(found, name).mean()) for name in ("accuracy", "prob", "logprob")}
-    norm = float(found.theta(found.top_heads(options.k)).norm())
-    row = scores | {"split_half": float(found.split_half), "norm": norm}
-    pd.DataFrame([row]).to_parquet(folder / TABLE, index=False)
-
-
 # in the order in which they are made: what others are made from comes first
 KINDS: dict[str, Kind] = {
-    "effects": Kind(EffectsOptions, _effects, cost.effects),
-    "vectors": Kind(VectorOptions, _vectors, cost.vectors, made_from=("effects",)),
-    "interventions": Kind(
-        InterventionOptions, _interventions, cost.interventions, made_from=("effects", "vectors"), uses_others=True
-    ),
-    "forgetting": Kind(ForgettingOptions, _forgetting, cost.forgetting),
-    "dynamics": Kind(DynamicsOptions, _dynamics, cost.dynamics, format=2),
-    "tuning": Kind(TuningOptions, _tuning, cost.tuning),
+    "effects": Kind(EffectsOptions),
+    "vectors": Kind(VectorOptions, made_from=("effects",)),
+    "interventions": Kind(InterventionOptions, made_from=("effects", "vectors"), uses_others=True),
+    "forgetting": Kind(ForgettingOptions),
+    "dynamics": Kind(DynamicsOptions, format=2),
+    "tuning": Kind(TuningOptions),
 }

@@ -15,8 +15,8 @@ from ivlens.common.store.store import Store, StoreError
 from ivlens.runs.sweep import cost
 from ivlens.runs.sweep.cells import Cell, ModelSpec, Survey
 from ivlens.runs.sweep.grid import SweepGrid
-from ivlens.runs.sweep.kinds import KINDS
 from ivlens.runs.sweep.local import Job
+from ivlens.runs.sweep.making import MAKERS
 from ivlens.runs.sweep.options import Setting
 from ivlens.runs.sweep.workshop import Report
 
@@ -124,7 +124,7 @@ def make_plan(grid: SweepGrid, store: Store, executor: Executor, *, load: bool =
         survey = known[cell.model, cell.setting]
         jobs.setdefault(content_key(cell.what(survey)), (cell, survey))
     done = {key for key, (_, survey) in jobs.items() if survey.weights_hash and store.find(key) is not None}
-    costs = {cell: KINDS[cell.kind].cost(cell, survey) for cell, survey in jobs.values()}
+    costs = {cell: MAKERS[cell.kind].cost(cell, survey) for cell, survey in jobs.values()}
     rates = _measured_rates(store, jobs.values(), costs, done)
     todo = [job for key, job in jobs.items() if key not in done]
     weights = {cell: costs[cell] / _rate(rates, cell) for cell, _ in todo}

@@ -24,9 +24,10 @@ from ivlens.common.store.store import Store, StoreError
 from ivlens.models.adapters import is_adapter, named_base
 from ivlens.models.boot import TransformerBridge
 from ivlens.models.load import device_of, load_model, model_identity, source_of
-from ivlens.runs.sweep.cells import Cell, ModelSpec, Survey, open_task, survey_from
-from ivlens.runs.sweep.kinds import KINDS, Making
+from ivlens.runs.sweep.cells import Cell, ModelSpec, Survey, survey_from
+from ivlens.runs.sweep.making import MAKERS, Making
 from ivlens.runs.sweep.options import Setting
+from ivlens.runs.sweep.tasks import open_task
 
 logger = logging.getLogger("ivlens")
 
@@ -146,7 +147,7 @@ class Workshop:
 
         def fill(folder: Path) -> None:
             with _same_bits(cell):
-                KINDS[cell.kind].run(making, folder)
+                MAKERS[cell.kind].run(making, folder)
 
         return self._store.put(what, fill, cell.labels())
 

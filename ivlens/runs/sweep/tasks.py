@@ -1,0 +1,31 @@
+"""The tasks that a grid names, each read once in a process."""
+
+from functools import lru_cache
+
+from ivlens.tasks.task import Task, hash_of_tasks, load_bank, load_task
+
+
+@lru_cache(maxsize=256)
+def open_task(name: str) -> Task:
+    """A task, read once in a process."""
+    return load_task(name)
+
+
+@lru_cache(maxsize=4096)
+def task_facts(name: str) -> tuple[str, str, tuple[str, ...]]:
+    """Name, content hash and parts of a task: what a result of it depends on."""
+    task = open_task(name)
+    parts = tuple(sorted({example.part for example in task.examples}))
+    return task.name, task.content_hash(), parts
+
+
+def forget_tasks() -> None:
+    """Read task files anew: they may have changed since this process began."""
+    open_task.cache_clear()
+    task_facts.cache_clear()
+
+
+@lru_cache(maxsize=1)
+def bank_hash() -> str:
+    """Hash of the built-in tasks, from which counterfactual instructions are drawn."""
+    return hash_of_tasks(load_bank().values())
