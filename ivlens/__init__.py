@@ -33,7 +33,7 @@ _MODULE_OF = {
     "load_task": "tasks",
     "mean_head_outputs": "forward.means",
     "pocket_path": "models",
-    "steer": "steering.evaluate",
+    "steer": "steering.steer",
     "sweep_settings": "steering.search",
 }
 
@@ -44,8 +44,9 @@ if TYPE_CHECKING:
     from ivlens.prompts import PromptTemplate, build_prompts
     from ivlens.runs.suites import load_suite
     from ivlens.show.lab import lab
-    from ivlens.steering.evaluate import evaluate_intervention, steer
+    from ivlens.steering.evaluate import evaluate_intervention
     from ivlens.steering.search import sweep_settings
+    from ivlens.steering.steer import steer
     from ivlens.tasks import Task, TaskExample, list_tasks, load_task
     from ivlens.tuning import finetune
     from ivlens.vectors import InstructionVector

@@ -124,7 +124,7 @@ def _memory_gib() -> float | None:
 
 def _pocket() -> str | None:
     try:
-        from ivlens.models.load import pocket_path
+        from ivlens.models.known import pocket_path
 
         folder = pocket_path()
     except (ImportError, OSError):

@@ -70,7 +70,7 @@ def dynamics(
     from ivlens.analysis.dynamics.stages import TrackOptions
     from ivlens.common.checks import check_count
     from ivlens.common.files import ready_folder
-    from ivlens.tasks.task import load_task
+    from ivlens.tasks.bank import load_task
 
     chosen = which or SeriesOptions()
     tasks, series = chosen.tasks(), chosen.series(checkpoints)

@@ -35,7 +35,7 @@ def effects(
         out: Write all of it: .safetensors (to build vectors from), .csv or .parquet (a table), .html, .png, .svg or
             .pdf (the map of all heads).
     """
-    from ivlens.tasks.task import load_task
+    from ivlens.tasks.bank import load_task
 
     _check_out(out)
     if top < 0:

@@ -44,7 +44,7 @@ class SeriesOptions:
     def tasks(self) -> "list[Task]":
         """Opened."""
         from ivlens.runs.study.plan import OLD_TASKS
-        from ivlens.tasks.task import load_task
+        from ivlens.tasks.bank import load_task
 
         return [load_task(name) for name in self.task or OLD_TASKS]
 

@@ -87,7 +87,7 @@ def steer_text(
 
 
 def _task(what: SteerOptions) -> "Task | None":
-    from ivlens.tasks.task import load_task
+    from ivlens.tasks.bank import load_task
 
     if what.task is None and what.vector is None:
         raise ValueError("ivlens steer got neither --task nor --vector, expected one; try --task antonym.")
@@ -144,7 +144,7 @@ def _completions(
     model: "TransformerBridge", iv: "InstructionVector", setting: dict[str, Any], prompt: str, max_new_tokens: int
 ) -> tuple[str, str]:
     from ivlens.forward.completions import complete
-    from ivlens.steering.evaluate import steer
+    from ivlens.steering.steer import steer
 
     (plain,) = complete(model, [prompt], max_new_tokens=max_new_tokens)
     arguments = {name: value for name, value in setting.items() if name != "select_accuracy"}

@@ -108,7 +108,7 @@ def tune(
         seed: Of everything that is drawn.
     """
     from ivlens.common.files import STATE
-    from ivlens.tasks.task import load_task
+    from ivlens.tasks.bank import load_task
     from ivlens.tuning.finetuning import finetune
 
     parts = made_of or GuidanceOptions()
@@ -160,7 +160,7 @@ def _tell(result: "TuneResult", out: Path, as_json: bool) -> None:
 
 
 def _default_watch(chosen: ModelOptions) -> list[str]:
-    from ivlens.tasks.task import list_tasks
+    from ivlens.tasks.bank import list_tasks
 
     return list_tasks(in_training=True)[::6][:6] if chosen.model in (None, "pocket") else []
 

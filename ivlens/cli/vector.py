@@ -61,7 +61,7 @@ def vector(
         judge: Evaluate it beside its controls; needs --task.
         out: Write the vector here (safetensors, with everything that made it).
     """
-    from ivlens.tasks.task import load_task
+    from ivlens.tasks.bank import load_task
 
     build, where, how = build or BuildOptions(), where or ModelOptions(), how or MeasureOptions()
     _check(file, build, judge, out)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ivlens.models.artefacts import Artefact
-from ivlens.models.load import ModelIdentity
+from ivlens.models.fingerprint import ModelIdentity
 
 FILE = Artefact("ivlens.HeadEffects/1", "HeadEffects.save")
 

@@ -19,11 +19,12 @@ from ivlens.effects.results import HeadEffects
 from ivlens.forward.hooks import check_unsteered
 from ivlens.forward.means import mean_head_outputs, mean_write_scale
 from ivlens.forward.scoring import check_score, greedy_accuracy
-from ivlens.models.boot import TransformerBridge
-from ivlens.models.load import check_model, model_identity
+from ivlens.models.boot import TransformerBridge, check_model
+from ivlens.models.fingerprint import model_identity
 from ivlens.prompts.build import PromptBatch, build_prompts
 from ivlens.prompts.templates import PromptTemplate
-from ivlens.tasks.task import SplitName, Task, TaskExample, hash_of_tasks, load_bank
+from ivlens.tasks.bank import load_bank
+from ivlens.tasks.task import SplitName, Task, TaskExample, hash_of_tasks
 
 _DEFAULT_SHOTS = 5
 

@@ -12,8 +12,7 @@ from ivlens.common.memory import memory_budget
 from ivlens.forward.hooks import check_layers, check_unsteered, whole_numbers
 from ivlens.forward.inputs import check_answers, check_length, check_prompts
 from ivlens.forward.scoring import check_score, score_answers, scored_columns
-from ivlens.models.boot import TransformerBridge
-from ivlens.models.load import check_model
+from ivlens.models.boot import TransformerBridge, check_model
 
 MODES = ("replace", "add")
 

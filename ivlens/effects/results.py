@@ -14,7 +14,7 @@ from torch import Tensor
 from ivlens.common.intervals import N_RESAMPLES
 from ivlens.effects.files import FILE, TENSORS, check_model_of, read_effects
 from ivlens.models.boot import TransformerBridge
-from ivlens.models.load import ModelIdentity, model_identity
+from ivlens.models.fingerprint import ModelIdentity, model_identity
 
 
 @dataclass(frozen=True, eq=False)

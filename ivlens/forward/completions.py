@@ -7,8 +7,7 @@ import torch
 
 from ivlens.forward.hooks import model_lock
 from ivlens.forward.inputs import check_length
-from ivlens.models.boot import TransformerBridge
-from ivlens.models.load import check_model
+from ivlens.models.boot import TransformerBridge, check_model
 from ivlens.prompts.tokens import Encoder, pad_token
 
 

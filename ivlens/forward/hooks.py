@@ -15,8 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ivlens.models.boot import TransformerBridge
-from ivlens.models.load import check_model
+from ivlens.models.boot import TransformerBridge, check_model
 
 Site = Literal["resid_post", "attn_out"]
 SITES: tuple[Site, ...] = ("resid_post", "attn_out")

@@ -8,8 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ivlens.models.boot import TransformerBridge
-from ivlens.models.load import check_model
+from ivlens.models.boot import TransformerBridge, check_model
 
 
 @dataclass(frozen=True)

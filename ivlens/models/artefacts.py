@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ivlens.common.files import write_whole
-from ivlens.models.load import ModelIdentity
+from ivlens.models.fingerprint import ModelIdentity
 
 
 @dataclass(frozen=True)

@@ -164,3 +164,18 @@ def _check_logits(
             f"expected at most {tolerance:g} of their size; load it with attn_implementation='eager' if it was not, "
             "otherwise transformer_lens does not reproduce this architecture: use another model."
         )
+
+
+def check_model(model: Any) -> TransformerBridge:
+    """`model`, if it is a bridge.
+
+    Raises:
+        TypeError: anything else, such as the Hugging Face model itself.
+    """
+    # by what it has: the class is some other module at run time, see TransformerBridge above
+    if not all(hasattr(model, name) for name in ("original_model", "blocks", "cfg")):
+        raise TypeError(
+            f"model is {type(model).__name__}, expected the TransformerBridge that ivlens.load_model returns; "
+            "wrap a Hugging Face model with load_model(hf_model=model, tokenizer=tokenizer)."
+        )
+    return model

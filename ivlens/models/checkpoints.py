@@ -9,8 +9,10 @@ from typing import Any
 
 from ivlens.common.files import STATE
 from ivlens.models.adapters import CONFIG, adapter_folders, is_adapter, named_base
-from ivlens.models.boot import TransformerBridge
-from ivlens.models.load import check_model, load_model, model_identity, pocket_path
+from ivlens.models.boot import TransformerBridge, check_model
+from ivlens.models.fingerprint import model_identity
+from ivlens.models.known import pocket_path
+from ivlens.models.load import load_model
 
 _HASHED = 2**26  # bytes of a file
 

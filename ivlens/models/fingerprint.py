@@ -1,6 +1,7 @@
-"""A fingerprint of all weights, quick enough to take of a model of several billion parameters."""
+"""Which model it is: its name, its shape, and a fingerprint of all weights that is quick for billions of them."""
 
 import hashlib
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -8,12 +9,38 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from ivlens.models.boot import TransformerBridge, check_model
+
 # up to this many parameters hashing costs less than finding out whether anything has changed
 _ALWAYS_HASHED = 2**26
 _CHUNK = 2**22
 _SAMPLED = 2**10
 
 _CACHE: WeakKeyDictionary[nn.Module, tuple[tuple[Any, ...], str]] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """Which model a result belongs to; `weights_hash` covers every parameter, to the bit."""
+
+    name: str
+    revision: str | None
+    architecture: str
+    n_layers: int
+    n_heads: int
+    d_model: int
+    d_head: int
+    d_vocab: int
+    weights_hash: str
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.n_layers} layers x {self.n_heads} heads, weights {self.weights_hash[:12]})"
+
+
+@dataclass(frozen=True)
+class _Origin:
+    name: str
+    revision: str | None
 
 
 def weights_hash(model: nn.Module) -> str:
@@ -83,3 +110,28 @@ def _checksums(parameter: Tensor) -> list[int]:
     factors = 2 * torch.arange(min(_CHUNK, words.numel()), device=words.device) + 1
     sums = [(run * factors[: run.numel()]).sum() for run in words.split(_CHUNK)]
     return torch.stack(sums).tolist() if sums else []
+
+
+_ORIGINS: WeakKeyDictionary[TransformerBridge, _Origin] = WeakKeyDictionary()
+
+
+def remember_name(model: TransformerBridge, name: str, revision: str | None) -> None:
+    """Keep what a model was opened as, for `model_identity`."""
+    _ORIGINS[model] = _Origin(name, revision)
+
+
+def model_identity(model: TransformerBridge) -> ModelIdentity:
+    """Name, shape and weights hash of `model`, as stored with every result."""
+    cfg = check_model(model).cfg
+    origin = _ORIGINS.get(model, _Origin(str(getattr(cfg, "model_name", "")), None))
+    return ModelIdentity(
+        name=origin.name,
+        revision=origin.revision,
+        architecture=str(cfg.architecture),
+        n_layers=cfg.n_layers,
+        n_heads=cfg.n_heads,
+        d_model=cfg.d_model,
+        d_head=cfg.d_head,
+        d_vocab=cfg.d_vocab,
+        weights_hash=weights_hash(model),
+    )

@@ -1,57 +1,21 @@
 """`load_model`: a Hugging Face decoder, checked and wrapped as a `TransformerBridge`."""
 
-import os
 from contextlib import nullcontext
-from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
 from ivlens.common.hub import without_retries
 from ivlens.models.adapters import is_adapter, named_base, with_adapters
-from ivlens.models.boot import TransformerBridge, boot, check_config, check_supported
-from ivlens.models.fingerprint import weights_hash
+from ivlens.models.boot import TransformerBridge, boot, check_config, check_model, check_supported
+from ivlens.models.fingerprint import remember_name
+from ivlens.models.known import source_of
 from ivlens.models.opening import check_all_there, check_name, check_sizes, opened_by
 from ivlens.models.plain import plain_model, plain_origin, remember_plain
 
-__all__ = ["ModelIdentity", "TransformerBridge", "check_model", "load_model", "model_identity", "pocket_path"]
-
-
-@dataclass(frozen=True)
-class ModelIdentity:
-    """Which model a result belongs to; `weights_hash` covers every parameter, to the bit."""
-
-    name: str
-    revision: str | None
-    architecture: str
-    n_layers: int
-    n_heads: int
-    d_model: int
-    d_head: int
-    d_vocab: int
-    weights_hash: str
-
-    def __str__(self) -> str:
-        return f"{self.name} ({self.n_layers} layers x {self.n_heads} heads, weights {self.weights_hash[:12]})"
-
-
-@dataclass(frozen=True)
-class _Origin:
-    name: str
-    revision: str | None
-
-
 _SAVE_AGAIN = "expected a checkpoint written by save_pretrained; save or download it again"
-_ORIGINS: WeakKeyDictionary[TransformerBridge, _Origin] = WeakKeyDictionary()
-
-
-def pocket_path() -> Path:
-    """The folder of the built-in model's checkpoint, which plain transformers opens as well."""
-    return Path(str(resources.files("ivlens") / "data" / "pocket"))
 
 
 def load_model(
@@ -118,7 +82,7 @@ def load_model(
     origin = plain_origin(hf_model)
     model = boot(hf_model, tokenizer, label)
     remember_plain(model, origin)
-    _ORIGINS[model] = _Origin(label, getattr(hf_model.config, "_commit_hash", None) or revision)
+    remember_name(model, label, getattr(hf_model.config, "_commit_hash", None) or revision)
     return model
 
 
@@ -139,38 +103,6 @@ def _adapted(
         plain = plain_model(check_model(base))
         tokenizer = base.tokenizer if tokenizer is None else tokenizer
     return with_adapters(plain, folder).requires_grad_(False).eval(), tokenizer
-
-
-def check_model(model: Any) -> TransformerBridge:
-    """`model`, if it is a bridge.
-
-    Raises:
-        TypeError: anything else, such as the Hugging Face model itself.
-    """
-    # by what it has: the class is some other module at run time, see _boot
-    if not all(hasattr(model, name) for name in ("original_model", "blocks", "cfg")):
-        raise TypeError(
-            f"model is {type(model).__name__}, expected the TransformerBridge that ivlens.load_model returns; "
-            "wrap a Hugging Face model with load_model(hf_model=model, tokenizer=tokenizer)."
-        )
-    return model
-
-
-def model_identity(model: TransformerBridge) -> ModelIdentity:
-    """Name, shape and weights hash of `model`, as stored with every result."""
-    cfg = check_model(model).cfg
-    origin = _ORIGINS.get(model, _Origin(str(getattr(cfg, "model_name", "")), None))
-    return ModelIdentity(
-        name=origin.name,
-        revision=origin.revision,
-        architecture=str(cfg.architecture),
-        n_layers=cfg.n_layers,
-        n_heads=cfg.n_heads,
-        d_model=cfg.d_model,
-        d_head=cfg.d_head,
-        d_vocab=cfg.d_vocab,
-        weights_hash=weights_hash(model),
-    )
 
 
 def _dtype(dtype: str | torch.dtype) -> torch.dtype | None:
@@ -201,28 +133,6 @@ def device_of(device: str | torch.device, hf_model: Any = None) -> torch.device:
     if place.type == "cuda" and place.index is None:
         return torch.device("cuda", torch.cuda.current_device())
     return place
-
-
-def source_of(name: str | Path) -> str | Path:
-    """A folder that holds a checkpoint, or a Hub name.
-
-    Raises:
-        FileNotFoundError: a folder that does not.
-    """
-    if name == "pocket":
-        folder = pocket_path()
-    else:
-        folder = Path(os.path.expanduser(name))
-        looks_local = isinstance(name, Path) or name.startswith((".", "~", os.sep)) or name.count("/") > 1
-        if not folder.exists() and not looks_local:
-            return str(name)
-    if not (folder / "config.json").is_file():
-        what = "is a folder without config.json" if folder.is_dir() else "is no folder"
-        remedy = "train it with `ivlens pocket train`" if name == "pocket" else "pass one written by save_pretrained"
-        raise FileNotFoundError(
-            f"model {str(name)!r}: {folder} {what}, expected a checkpoint folder; {remedy}, or a Hub name 'owner/name'."
-        )
-    return folder
 
 
 def _download(source: str | Path, dtype: torch.dtype | None, revision: str | None) -> Any:

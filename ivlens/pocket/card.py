@@ -18,12 +18,14 @@ from ivlens.common.version import __version__
 from ivlens.effects.measure import head_effects
 from ivlens.forward.scoring import greedy_accuracy
 from ivlens.models.boot import TransformerBridge
-from ivlens.models.load import load_model, model_identity
+from ivlens.models.fingerprint import model_identity
+from ivlens.models.load import load_model
 from ivlens.pocket.corpus import RULES, bank_hash, unseen_rule_words
 from ivlens.prompts.build import PromptBatch, build_prompts
 from ivlens.prompts.templates import PromptTemplate
 from ivlens.steering.evaluate import evaluate_intervention
-from ivlens.tasks.task import Task, TaskExample, load_bank, split_of
+from ivlens.tasks.bank import load_bank
+from ivlens.tasks.task import Task, TaskExample, split_of
 from ivlens.vectors.vector import InstructionVector
 
 Split = Literal["select", "test"]

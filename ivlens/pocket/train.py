@@ -25,7 +25,7 @@ from ivlens.pocket.corpus import Corpus, Mix, bank_hash
 from ivlens.pocket.muon import StackedMuon
 from ivlens.pocket.packing import PackedBatch, draw_batch, token_id
 from ivlens.pocket.tokenizer import build_tokenizer
-from ivlens.tasks.task import load_bank
+from ivlens.tasks.bank import load_bank
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ivlens.prompts.templates import TEMPLATES, PromptTemplate, Renderer, find_template
 from ivlens.prompts.tokens import Encoder, pad_token, padded
-from ivlens.tasks.task import Task, TaskExample, load_bank
+from ivlens.tasks.bank import load_bank
+from ivlens.tasks.task import Task, TaskExample
 
 __all__ = ["CORRUPTIONS", "TEMPLATES", "Corruption", "PromptBatch", "PromptTemplate", "build_prompts"]
 

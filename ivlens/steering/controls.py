@@ -17,7 +17,8 @@ from ivlens.effects.results import HeadEffects
 from ivlens.forward.means import mean_head_outputs, mean_write_scale
 from ivlens.models.boot import TransformerBridge
 from ivlens.steering.search import PromptSource
-from ivlens.tasks.task import Task, TaskExample, load_bank
+from ivlens.tasks.bank import load_bank
+from ivlens.tasks.task import Task, TaskExample
 from ivlens.vectors.heads import head_writes
 from ivlens.vectors.vector import InstructionVector, base_task
 

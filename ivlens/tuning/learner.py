@@ -13,8 +13,10 @@ from torch import nn
 
 from ivlens.common.files import held, ready_folder, replacing
 from ivlens.models.adapters import put_in_order
-from ivlens.models.boot import TransformerBridge
-from ivlens.models.load import check_model, load_model, model_identity, pocket_path
+from ivlens.models.boot import TransformerBridge, check_model
+from ivlens.models.fingerprint import model_identity
+from ivlens.models.known import pocket_path
+from ivlens.models.load import load_model
 from ivlens.models.plain import plain_model
 from ivlens.tuning.data import TrainingSet
 from ivlens.tuning.guidance import Guidance

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ivlens.models.artefacts import Artefact
-from ivlens.models.load import ModelIdentity
+from ivlens.models.fingerprint import ModelIdentity
 
 FILE = Artefact("ivlens.InstructionVector/1", "InstructionVector.save")
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from ivlens.effects.results import HeadEffects
 from ivlens.forward.hooks import output_projection, whole_numbers
 from ivlens.models.boot import TransformerBridge
-from ivlens.models.load import model_identity
+from ivlens.models.fingerprint import model_identity
 
 Heads = tuple[tuple[int, int], ...]
 

@@ -12,8 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ivlens.effects.results import HeadEffects
-from ivlens.models.boot import TransformerBridge
-from ivlens.models.load import ModelIdentity, check_model, model_identity
+from ivlens.models.boot import TransformerBridge, check_model
+from ivlens.models.fingerprint import ModelIdentity, model_identity
 from ivlens.prompts.tokens import token_text
 from ivlens.vectors.file import check_weights, read_vector, write_vector
 from ivlens.vectors.heads import Heads, checked_model, choose_heads, choosing, head_writes, named_heads

@@ -10,7 +10,7 @@ import transformers
 from conftest import FAMILIES, TOKENIZERS, hf_model
 from safetensors.torch import load_file, save_file
 
-from ivlens.models import boot, fingerprint, load, load_model, model_identity, pocket_path
+from ivlens.models import boot, fingerprint, known, load_model, model_identity, pocket_path
 
 PROBE = torch.tensor([[5, 17, 40, 8, 99, 3]])
 
@@ -75,9 +75,9 @@ def test_a_model_without_tokenizer():
 
 def test_pocket_opens_from_its_folder(checkpoint, monkeypatch, tmp_path):
     assert pocket_path().parts[-3:] == ("ivlens", "data", "pocket")
-    monkeypatch.setattr(load, "pocket_path", lambda: checkpoint)
+    monkeypatch.setattr(known, "pocket_path", lambda: checkpoint)
     assert model_identity(load_model()).name == "pocket"
-    monkeypatch.setattr(load, "pocket_path", lambda: tmp_path / "none")
+    monkeypatch.setattr(known, "pocket_path", lambda: tmp_path / "none")
     with pytest.raises(FileNotFoundError, match="model 'pocket'.*train it with `ivlens pocket train`"):
         load_model("pocket")
 

@@ -21,7 +21,7 @@ from ivlens.show.lab.session import Session
 from ivlens.show.lab.state import LabState, Limits
 from ivlens.show.lab.streams import Addition, stream_completions
 from ivlens.show.lab.worker import Worker
-from ivlens.steering.evaluate import steer
+from ivlens.steering.steer import steer
 from ivlens.vectors import InstructionVector
 
 LIMITS = Limits(("antonym", "synonym"), 6, 8)

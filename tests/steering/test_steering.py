@@ -10,8 +10,9 @@ from conftest import WORDS, random_prompts
 
 from ivlens.forward.hooks import added, captured_heads, captured_residual, model_lock, patched_heads
 from ivlens.models import model_identity
-from ivlens.steering.evaluate import evaluate_intervention, steer
+from ivlens.steering.evaluate import evaluate_intervention
 from ivlens.steering.search import Grid
+from ivlens.steering.steer import steer
 from ivlens.tasks import Task, TaskExample
 from ivlens.vectors import InstructionVector
 

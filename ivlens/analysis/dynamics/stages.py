@@ -16,7 +16,7 @@ from ivlens.forward.hooks import captured_residual, check_unsteered, model_lock
 from ivlens.forward.means import mean_head_outputs
 from ivlens.models.artefacts import Artefact
 from ivlens.models.boot import TransformerBridge
-from ivlens.models.load import ModelIdentity, model_identity
+from ivlens.models.fingerprint import ModelIdentity, model_identity
 from ivlens.prompts.build import PromptBatch
 from ivlens.steering.search import Grid, PromptSource
 from ivlens.tasks.task import SplitName, Task

@@ -13,7 +13,7 @@ from ivlens.analysis.dynamics.causal import CausalTest
 from ivlens.analysis.dynamics.comparison import Dynamics
 from ivlens.analysis.forgetting.drops import log_odds
 from ivlens.common.files import filling
-from ivlens.models.load import ModelIdentity
+from ivlens.models.fingerprint import ModelIdentity
 from ivlens.runs.study.plan import PLAIN, StudyOptions
 
 UNFINISHED = "unfinished"  # of a study's folder: what it has done so far

@@ -16,11 +16,13 @@ from ivlens.analysis.forgetting.probabilities import probe
 from ivlens.common.kept import digest, kept_table
 from ivlens.effects.results import HeadEffects
 from ivlens.models.boot import TransformerBridge
-from ivlens.models.load import load_model, model_identity
+from ivlens.models.fingerprint import model_identity
+from ivlens.models.load import load_model
 from ivlens.runs.study.plan import PLAIN, StudyOptions
 from ivlens.runs.study.results import UNFINISHED, StudyResult, evidence
 from ivlens.runs.suites.suite import for_training, load_suite, split_examples
-from ivlens.tasks.task import Task, load_task
+from ivlens.tasks.bank import load_task
+from ivlens.tasks.task import Task
 from ivlens.tuning.builder import find_recipe, guidance_by_name
 from ivlens.tuning.data import training_set
 from ivlens.tuning.exams import make_exam

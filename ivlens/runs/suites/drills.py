@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from random import Random
 
-from ivlens.tasks.task import Task, TaskExample, load_bank, split_of
+from ivlens.tasks.bank import load_bank
+from ivlens.tasks.task import Task, TaskExample, split_of
 
 N_LISTS = 3000
 _PARTS = {"fit": "train", "select": "eval", "test": "test"}

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from ivlens.tasks.bank import list_tasks
 from ivlens.tasks.readers import PART_FILE, SUFFIXES
-from ivlens.tasks.task import list_tasks
 
 HELD_PARTS = ("eval", "dev", "valid", "validation")
 MAX_DEPTH = 3

@@ -14,7 +14,7 @@ from ivlens.common.files import write_whole
 from ivlens.common.version import __version__
 from ivlens.effects.results import HeadEffects
 from ivlens.models.boot import TransformerBridge
-from ivlens.models.load import model_identity
+from ivlens.models.fingerprint import model_identity
 from ivlens.runs.suites.cells import BenchOptions, run_cell
 from ivlens.runs.suites.results import Cell, CellResult
 from ivlens.runs.suites.suite import Suite

@@ -13,8 +13,9 @@ from typing import Literal, get_args
 from ivlens.runs.suites.drills import drilled
 from ivlens.runs.suites.places import HELD_PARTS, LAYOUTS, TASKS, canonical, found_places, incomplete, picked_place
 from ivlens.runs.suites.rouge import SCORERS, Metric, accuracy, metric_of
+from ivlens.tasks.bank import list_tasks, load_task
 from ivlens.tasks.records import wrong
-from ivlens.tasks.task import Task, TaskExample, list_tasks, load_task, split_of
+from ivlens.tasks.task import Task, TaskExample, split_of
 
 Side = Literal["train", "select", "test"]
 _GENERATED = ("MeetingBank", "Py150", "20Minuten")

@@ -15,7 +15,7 @@ from ivlens.runs.sweep.cells import Cell, ModelSpec
 from ivlens.runs.sweep.kinds import KINDS
 from ivlens.runs.sweep.options import Setting, checked, takes_list
 from ivlens.runs.sweep.tasks import open_task
-from ivlens.tasks.task import list_tasks
+from ivlens.tasks.bank import list_tasks
 
 MAX_CELLS = 100_000
 _MAX_BYTES = 2**20

@@ -2,7 +2,8 @@
 
 from functools import lru_cache
 
-from ivlens.tasks.task import Task, hash_of_tasks, load_bank, load_task
+from ivlens.tasks.bank import load_bank, load_task
+from ivlens.tasks.task import Task, hash_of_tasks
 
 
 @lru_cache(maxsize=256)

@@ -23,7 +23,9 @@ from ivlens.common.store.keys import content_key
 from ivlens.common.store.store import Store, StoreError
 from ivlens.models.adapters import is_adapter, named_base
 from ivlens.models.boot import TransformerBridge
-from ivlens.models.load import device_of, load_model, model_identity, source_of
+from ivlens.models.fingerprint import model_identity
+from ivlens.models.known import source_of
+from ivlens.models.load import device_of, load_model
 from ivlens.runs.sweep.cells import Cell, ModelSpec, Survey, survey_from
 from ivlens.runs.sweep.making import MAKERS, Making
 from ivlens.runs.sweep.options import Setting

@@ -10,7 +10,7 @@ import pandas as pd
 
 from ivlens.models.boot import TransformerBridge
 from ivlens.runs.suites.drills import drilled
-from ivlens.tasks.task import load_task
+from ivlens.tasks.bank import load_task
 from ivlens.tuning.builder import guidance_by_name
 from ivlens.tuning.finetuning import finetune
 from ivlens.tuning.options import TuneOptions

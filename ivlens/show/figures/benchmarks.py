@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from ivlens.runs.suites.report import summary_of
-from ivlens.show.figures._rows import Row, grouped, mean, rows_of
+from ivlens.show.figures.rows import Row, grouped, mean, rows_of
 from ivlens.show.figures.theme import LIGHT, Theme, colour_at, colour_bar, readable_on, styled, with_legend
 
 LEVELS = ((0.0, "#fbfbf9"), (0.35, "#bcd6ea"), (0.7, "#4b8fc7"), (1.0, "#06477f"))

@@ -3,7 +3,7 @@
 import pandas as pd
 import plotly.graph_objects as go
 
-from ivlens.show.figures._rows import grouped, mean, rows_of
+from ivlens.show.figures.rows import grouped, mean, rows_of
 from ivlens.show.figures.theme import LIGHT, Theme, styled, with_legend
 
 TITLES = {

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import pandas as pd
 import plotly.graph_objects as go
 
-from ivlens.show.figures._rows import Row, grouped, mean, rows_of
+from ivlens.show.figures.rows import Row, grouped, mean, rows_of
 from ivlens.show.figures.theme import LIGHT, Theme, styled, with_legend
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from plotly.subplots import make_subplots
 
 from ivlens.analysis.dynamics.comparison import Dynamics
-from ivlens.show.figures._rows import Row, grouped, mean, rows_of
+from ivlens.show.figures.rows import Row, grouped, mean, rows_of
 from ivlens.show.figures.theme import LIGHT, Theme, colour_at, colour_bar, styled, with_legend
 
 PANELS = {"accuracy": "accuracy with the instruction", "iv_cosine_fixed": "cosine with the first vector"}

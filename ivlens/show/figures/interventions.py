@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 from scipy.stats import binomtest
 
-from ivlens.show.figures._rows import Row, grouped, mean, rows_of
+from ivlens.show.figures.rows import Row, grouped, mean, rows_of
 from ivlens.show.figures.theme import LIGHT, Theme, styled, translucent, with_legend
 
 

@@ -7,15 +7,15 @@ from dataclasses import replace
 from ivlens.effects.files import FILE as EFFECTS_FILE
 from ivlens.effects.results import HeadEffects
 from ivlens.runs.suites.report import latex, summary_of
-from ivlens.show.figures._kind import Kind, count, each
-from ivlens.show.figures._rows import grouped, rows_of
 from ivlens.show.figures.benchmarks import COLUMNS, method_summary, score_matrices
 from ivlens.show.figures.conditions import condition_plot
 from ivlens.show.figures.found import Found
 from ivlens.show.figures.heads import head_heatmap
 from ivlens.show.figures.interventions import intervention_curves
+from ivlens.show.figures.kind import Kind, count, each
 from ivlens.show.figures.maps import head_maps
 from ivlens.show.figures.paper import Drawing
+from ivlens.show.figures.rows import grouped, rows_of
 from ivlens.show.figures.similarity import similarity_matrix
 from ivlens.show.figures.study_kinds import STUDY_KINDS
 from ivlens.show.figures.sweeps import strength_curves

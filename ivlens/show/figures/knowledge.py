@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from ivlens.show.figures._rows import grouped, mean, rows_of
 from ivlens.show.figures.dynamics import drift_map
+from ivlens.show.figures.rows import grouped, mean, rows_of
 from ivlens.show.figures.theme import LIGHT, Theme, styled, translucent, with_legend
 
 KINDS = {"instruction": ("with the instruction", "accent", "solid", "circle"),

@@ -9,8 +9,8 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from ivlens.effects.results import HeadEffects
-from ivlens.show.figures._rows import grouped, rows_of
 from ivlens.show.figures.heads import UNITS
+from ivlens.show.figures.rows import grouped, rows_of
 from ivlens.show.figures.theme import LIGHT, Theme, colour_bar, styled
 
 COLUMNS = 4

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from ivlens.show.figures._kind import Kind, count, each
 from ivlens.show.figures.causal import causal_plot, guidance_plot
 from ivlens.show.figures.dynamics import dynamics_curves
 from ivlens.show.figures.forgetting import forgetting_plot
 from ivlens.show.figures.found import Found
+from ivlens.show.figures.kind import Kind, count, each
 from ivlens.show.figures.knowledge import drift_of_table, knowledge_curves
 from ivlens.show.figures.paper import Drawing
 from ivlens.show.figures.tables import claims_table

@@ -7,7 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from ivlens.show.figures._rows import grouped, mean, rows_of
+from ivlens.show.figures.rows import grouped, mean, rows_of
 from ivlens.show.figures.theme import LIGHT, Theme, colour_at, styled, with_legend
 
 METRIC_NAMES = {

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
-from ivlens.show.figures._rows import grouped, mean, rows_of
 from ivlens.show.figures.conditions import LOOKS
+from ivlens.show.figures.rows import grouped, mean, rows_of
 from ivlens.show.figures.training import KINDS
 
 _SPECIAL = {char: f"\\{char}" for char in "&%$#_{}"} | {

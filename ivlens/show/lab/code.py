@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ivlens.show.lab.state import RAW, LabState
-from ivlens.tasks.task import Task, list_tasks
+from ivlens.tasks.bank import list_tasks
+from ivlens.tasks.task import Task
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import torch
 from ivlens.common.checks import check_counts
 from ivlens.effects.measure import head_effects
 from ivlens.effects.results import HeadEffects
-from ivlens.models.boot import TransformerBridge
-from ivlens.models.load import check_model, model_identity
+from ivlens.models.boot import TransformerBridge, check_model
+from ivlens.models.fingerprint import model_identity
 from ivlens.prompts.templates import Renderer, find_template
 from ivlens.show.lab.state import RAW, Head, LabState
 from ivlens.show.lab.streams import Addition, Completion, stream_completions

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ivlens.models.boot import TransformerBridge
-from ivlens.models.load import load_model, model_identity
+from ivlens.models.fingerprint import model_identity
+from ivlens.models.load import load_model
 from ivlens.show.lab.engine import Engine, EngineOptions
 from ivlens.show.lab.state import LabState
-from ivlens.tasks.task import Task, list_tasks, load_task
+from ivlens.tasks.bank import list_tasks, load_task
+from ivlens.tasks.task import Task
 
 if TYPE_CHECKING:
     from ivlens.effects.results import HeadEffects

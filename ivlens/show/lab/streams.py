@@ -10,8 +10,7 @@ from torch import Tensor
 
 from ivlens.forward.hooks import added, check_site
 from ivlens.forward.inputs import check_length
-from ivlens.models.boot import TransformerBridge
-from ivlens.models.load import check_model
+from ivlens.models.boot import TransformerBridge, check_model
 from ivlens.prompts.tokens import Encoder, token_text
 from ivlens.steering.edits import Positions, addition
 from ivlens.steering.prompt_ends import followed

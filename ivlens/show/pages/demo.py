@@ -11,9 +11,9 @@ from plotly.offline import get_plotlyjs
 
 from ivlens.common.version import __version__
 from ivlens.show.demo.run import DemoResult, file_name
-from ivlens.show.figures._rows import Row, grouped, mean, rows_of
 from ivlens.show.figures.conditions import LOOKS, condition_plot
 from ivlens.show.figures.heads import head_heatmap, unit_of
+from ivlens.show.figures.rows import Row, grouped, mean, rows_of
 from ivlens.show.figures.similarity import similarity_matrix
 from ivlens.show.figures.sweeps import strength_curves
 from ivlens.show.figures.theme import Theme

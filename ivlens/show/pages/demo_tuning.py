@@ -5,7 +5,7 @@ from html import escape
 import plotly.graph_objects as go
 
 from ivlens.show.demo.tuning import TuningDemo
-from ivlens.show.figures._rows import Row, grouped, rows_of
+from ivlens.show.figures.rows import Row, grouped, rows_of
 from ivlens.show.figures.theme import LIGHT, Theme, styled, with_legend
 
 NAMES = {"none": "plain LoRA", "instructions_lighter": "old instructions rehearsed"}

@@ -18,7 +18,7 @@ from ivlens.show.figures.forgetting import forgetting_plot
 from ivlens.show.figures.similarity import similarity_matrix
 from ivlens.show.figures.theme import Theme
 from ivlens.show.pages.html import embedded, script, style, template
-from ivlens.tasks.task import load_task
+from ivlens.tasks.bank import load_task
 
 WARNING = (
     "The built-in model <b>pocket</b> was made so that Instruction Vectors work in it. This page demonstrates how the "

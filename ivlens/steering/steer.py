@@ -1,0 +1,92 @@
+"""`steer`: a live model with an Instruction Vector in it."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, get_args
+
+import torch
+
+from ivlens.forward.hooks import added, check_layers, check_site, patched_heads
+from ivlens.models.boot import TransformerBridge
+from ivlens.steering.edits import POSITIONS, Positions, addition, layers_of, replacement
+from ivlens.steering.prompt_ends import followed
+from ivlens.vectors.vector import InstructionVector, check_belongs
+
+Mode = Literal["vector", "heads"]
+
+
+@contextmanager
+def steer(
+    model: TransformerBridge,
+    iv: InstructionVector,
+    *,
+    layer: int | None = None,
+    alpha: float | int = 1.0,
+    site: str = "resid_post",
+    positions: Positions = "prompt",
+    mode: Mode = "vector",
+    allow_other_weights: bool = False,
+) -> Iterator[None]:
+    """Run the body with the vector added: `h_layer <- h_layer + alpha * theta`.
+
+        >>> with ivlens.steer(model, iv, layer=3, alpha=2):
+        ...     model.generate("Input: big\\nOutput:", do_sample=False)
+
+    It holds for forward passes, `generate`, `hf_generate` and `generate_stream`, with or without KV cache, with padding
+    on either side (pass the attention mask). In a pass outside a generation the prompt is the whole row, except that
+    tokens that follow a cache count as generated. Contexts on one model nest and add up. A second thread waits for the
+    first to leave its context; passes of a second thread *inside* it are refused.
+
+    Args:
+        layer: where to add it; not for `mode="heads"`, whose heads have layers of their own.
+        alpha: strength; negative subtracts. With `mode="heads"` the share of the way from the head's output to its
+            mean.
+        site: `resid_post` (output of the block) or `attn_out` (what attention adds); not used by `mode="heads"`.
+        positions: `prompt` (last prompt token, once) or `every` (each generated token as well).
+        mode: `vector`, or `heads`: replace the outputs of the vector's heads by their means instead of adding the sum.
+        allow_other_weights: accept a vector of another checkpoint of the same shape; `InstructionVector.load` has the
+            same option, and records it.
+
+    Raises:
+        ValueError: a vector of another model; no such layer, site, positions or mode; a layer missing or out of
+            place; `heads` for a vector without heads (one computed from others).
+        RuntimeError: the body ran no forward pass, or ran passes from two threads.
+    """
+    check_belongs(iv, model, allow_other_weights=allow_other_weights)
+    _check_options(iv, alpha, positions, mode)
+    if mode == "heads":
+        if layer is not None:
+            raise ValueError(
+                f'steer got layer={layer} with mode="heads", whose heads have their own layers; leave layer out.'
+            )
+        with (
+            followed(model) as ends,
+            patched_heads(model, replacement(iv, alpha, lambda: ends.columns(positions)), layers_of(iv)),
+        ):
+            yield
+        return
+    if layer is None:
+        raise ValueError(
+            'steer(mode="vector") got no layer, expected one; sweep_settings and evaluate_intervention find a good one.'
+        )
+    check_layers(model, [layer])
+    check_site(site)
+    with (
+        followed(model) as ends,
+        added(
+            model, layer, site, addition(alpha * iv.theta, lambda: ends.columns(positions)) if alpha else torch.clone
+        ),
+    ):
+        yield
+
+
+def _check_options(iv: InstructionVector, alpha: float | int, positions: str, mode: str) -> None:
+    if not math.isfinite(alpha):
+        raise ValueError(f"alpha is {alpha}, expected a finite number; 0.5 to 8 are usual.")
+    if positions not in POSITIONS:
+        raise ValueError(f"positions is {positions!r}, expected one of {', '.join(POSITIONS)}.")
+    if mode not in get_args(Mode):
+        raise ValueError(f"mode is {mode!r}, expected one of {', '.join(get_args(Mode))}.")
+    if mode == "heads" and not iv.heads:
+        raise ValueError(f'vector {iv.task!r} has no heads, so mode="heads" cannot replace any; use mode="vector".')

@@ -1,0 +1,140 @@
+"""Opening tasks: the built-in bank by name, everything else by path or Hub name."""
+
+import logging
+from dataclasses import replace
+from functools import cache
+from importlib import resources
+from pathlib import Path
+
+from ivlens.tasks.readers import open_source, read_bank_file
+from ivlens.tasks.records import Columns, Record, Source
+from ivlens.tasks.task import Task, TaskExample
+
+logger = logging.getLogger(__name__)
+
+
+def list_tasks(*, group: str | None = None, in_training: bool | None = None) -> list[str]:
+    """Names of the built-in tasks, sorted.
+
+    Args:
+        group: Only those sharing this group of inputs (`words`, `countries`, ...).
+        in_training: Only those the built-in model was trained on (True) or was not (False).
+
+    Raises:
+        ValueError: No task has that group.
+    """
+    bank = load_bank()
+    groups = {task.inputs for task in bank.values()}
+    if group is not None and group not in groups:
+        raise ValueError(f"Group {group!r} is unknown, expected one of {', '.join(sorted(groups))}.")
+    return [
+        name for name, task in bank.items() if group in (None, task.inputs) and in_training in (None, task.in_training)
+    ]
+
+
+def load_bank() -> dict[str, Task]:
+    """All built-in tasks by name, sorted; read once."""
+    return {name: _bank_task(name) for name in _bank_names()}
+
+
+def load_task(
+    name_or_path: str | Path,
+    *,
+    input_column: str | None = None,
+    output_column: str | None = None,
+    instruction_column: str | None = None,
+    part: str | None = None,
+    config: str | None = None,
+) -> Task:
+    """Open a built-in task by name, or anything else by path or Hub name.
+
+    The format is told from the content, never from the file's name: function-vectors lists, Natural-Instructions task
+    files, folders of TRACE or of the long-sequence benchmark, `{input: output}` dicts, tables with named columns (CSV,
+    TSV, JSON, JSONL, parquet), Hugging Face `datasets` (saved by `save_to_disk`, or on the Hub), the bank's own format.
+
+    A plain string that names a built-in task is that task, whatever lies in the working directory: a result must not
+    depend on where it is run. Write `"./antonym"` or `Path("antonym")` for a file of that name. A string that is
+    neither is a Hub dataset if it reads `owner/name`, or `hf://name`. A column called `prompt` holds the whole prompt
+    (`Task.fused`) unless there is an instruction column; and where that column has an instruction of its own for most
+    rows, instruction and input are joined to such a prompt.
+
+    Args:
+        name_or_path: Built-in name, path of a file or folder, or name of a dataset on the Hub.
+        input_column: Column or key that holds the input; None: guessed among the usual names.
+        output_column: The same for the answers.
+        instruction_column: The same for instructions; optional in the source.
+        part: Only this file of a folder or split of a dataset (`train`, `eval`, `test`); None: all of them.
+        config: Configuration of a Hub dataset.
+
+    Returns:
+        The task. Records without an answer are left out and listed in `Task.skipped`; repeated inputs are merged, the
+        later answers becoming alternatives; numbers become text as spelled in the source.
+
+    Raises:
+        FileNotFoundError: No such file, folder or dataset.
+        ValueError: No such built-in task, or the content is not usable; the message says where and what to do.
+    """
+    columns = Columns(input_column, output_column, instruction_column)
+    is_name = isinstance(name_or_path, str) and name_or_path in _bank_names()
+    if not is_name:
+        return _build(open_source(name_or_path, columns, part=part, config=config, known=_bank_names()))
+    if any((input_column, output_column, instruction_column, part, config)):
+        raise ValueError(
+            f"load_task({name_or_path!r}) got column, part or config options, which built-in tasks do not have; "
+            f"leave them out, or write './{name_or_path}' for a file of that name."
+        )
+    return _bank_task(str(name_or_path))
+
+
+@cache
+def _bank_names() -> tuple[str, ...]:
+    folder = resources.files("ivlens") / "data" / "bank"
+    return tuple(sorted(entry.name.removesuffix(".json") for entry in folder.iterdir() if entry.name.endswith(".json")))
+
+
+@cache
+def _bank_task(name: str) -> Task:
+    with resources.as_file(resources.files("ivlens") / "data" / "bank" / f"{name}.json") as path:
+        # The place differs between installations and would enter what is saved.
+        return _build(replace(read_bank_file(path), source=f"ivlens bank: {name}"))
+
+
+def _build(source: Source) -> Task:
+    """Merge repeated inputs, leave out what has no input or no answer, and say so once."""
+    merged: dict[str, Record] = {}
+    skipped: list[str] = []
+    n_merged = 0
+    for record in source.records:
+        if not record.input.strip() or not record.answers:
+            lacks = "answer" if record.input.strip() else "input"
+            skipped.append(f"{record.where}: no {lacks} ({(record.input or str(record.answers))[:60]!r})")
+            continue
+        first = merged.setdefault(record.input, record)
+        if first is not record:
+            n_merged += 1
+            merged[record.input] = replace(first, answers=tuple(dict.fromkeys(first.answers + record.answers)))
+    if not merged:
+        raise ValueError(
+            f"{source.source}: all {len(source.records)} records lack an answer or an input (first: {skipped[0]}), "
+            "expected at least one complete record; use the file that has the answers, or name another output_column=."
+        )
+    if skipped or n_merged:
+        logger.warning(
+            "Task %r: %d of %d records left out for want of an answer or an input%s, %d repeated inputs merged.",
+            source.name, len(skipped), len(source.records), f" (first: {skipped[0]})" if skipped else "", n_merged,
+        )  # fmt: skip
+    return Task(
+        name=source.name,
+        examples=tuple(TaskExample(record.input, record.answers, record.part) for record in merged.values()),
+        instructions=source.instructions,
+        held_out_instructions=source.held_out_instructions,
+        clozes=source.clozes,
+        prose=source.prose,
+        kind=source.kind,
+        inputs=source.inputs,
+        in_training=source.in_training,
+        fused=source.fused,
+        source=source.source,
+        skipped=tuple(skipped),
+        demonstrations=tuple(TaskExample(r.input, r.answers) for r in source.demonstrations if r.input and r.answers),
+    )
