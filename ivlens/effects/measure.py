@@ -21,7 +21,8 @@ from ivlens.forward.means import mean_head_outputs, mean_write_scale
 from ivlens.forward.scoring import check_score, greedy_accuracy
 from ivlens.models.boot import TransformerBridge, check_model
 from ivlens.models.fingerprint import model_identity
-from ivlens.prompts.build import PromptBatch, build_prompts
+from ivlens.prompts.batch import PromptBatch
+from ivlens.prompts.build import build_prompts
 from ivlens.prompts.templates import PromptTemplate
 from ivlens.tasks.bank import load_bank
 from ivlens.tasks.task import SplitName, Task, TaskExample, hash_of_tasks

@@ -13,7 +13,7 @@ from torch import Tensor
 from ivlens.forward.hooks import check_unsteered, model_lock
 from ivlens.forward.inputs import check_answers, check_length, check_prompts, forced, row_slices
 from ivlens.models.boot import TransformerBridge
-from ivlens.prompts.build import PromptBatch
+from ivlens.prompts.batch import PromptBatch
 
 Score = Literal["prob", "logprob", "logit_diff"]
 SCORES: tuple[str, ...] = get_args(Score)

@@ -21,7 +21,8 @@ from ivlens.models.boot import TransformerBridge
 from ivlens.models.fingerprint import model_identity
 from ivlens.models.load import load_model
 from ivlens.pocket.corpus import RULES, bank_hash, unseen_rule_words
-from ivlens.prompts.build import PromptBatch, build_prompts
+from ivlens.prompts.batch import PromptBatch
+from ivlens.prompts.build import build_prompts
 from ivlens.prompts.templates import PromptTemplate
 from ivlens.steering.evaluate import evaluate_intervention
 from ivlens.tasks.bank import load_bank

@@ -1,12 +1,17 @@
-"""From a task to tokens: templates, corruptions, answer tokens."""
+"""From a task to tokens: the recipe, templates, corruptions, answer tokens."""
 
-from ivlens.prompts.build import CORRUPTIONS, Corruption, PromptBatch, build_prompts
+from ivlens.prompts.batch import PromptBatch
+from ivlens.prompts.build import build_prompts
+from ivlens.prompts.corruptions import CORRUPTIONS, Corruption
+from ivlens.prompts.recipe import TASK, PromptRecipe
 from ivlens.prompts.templates import PromptTemplate
 
 __all__ = [
     "CORRUPTIONS",
+    "TASK",
     "Corruption",
     "PromptBatch",
+    "PromptRecipe",
     "PromptTemplate",
     "build_prompts",
 ]

@@ -1,7 +1,9 @@
 """How instruction, demonstrations and input become one text."""
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
 from string import Formatter
 from typing import Any
 
@@ -64,17 +66,54 @@ TEMPLATES = {
 }
 
 
+_LARGEST_FILE = 2**20
+
+
 def find_template(template: str | PromptTemplate) -> PromptTemplate:
-    """A template by name, or as it is.
+    """A template by name, from a JSON file, or as it is.
+
+    A built-in name is that template, whatever lies in the working directory; a file's name ends in `.json`.
 
     Raises:
-        ValueError: no template has that name.
+        ValueError: no template has that name, or the file holds none.
+        FileNotFoundError: there is no such file.
     """
     if isinstance(template, PromptTemplate):
         return template
-    if template not in TEMPLATES:
-        raise ValueError(f"template is {template!r}, expected one of {', '.join(TEMPLATES)}, or a PromptTemplate.")
-    return TEMPLATES[template]
+    if isinstance(template, str) and template in TEMPLATES:
+        return TEMPLATES[template]
+    if isinstance(template, str) and template.lower().endswith(".json"):
+        return _read_template(Path(template).expanduser())
+    raise ValueError(
+        f"template is {template!r:.80}, expected one of {', '.join(TEMPLATES)}, a JSON file with the fields of a "
+        "PromptTemplate, or a PromptTemplate."
+    )
+
+
+def _read_template(path: Path) -> PromptTemplate:
+    """A template from a file that holds one JSON object; its name is the file's where it has none."""
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"template file {str(path)!r:.200} does not exist, expected a JSON file; check the path."
+        )
+    if path.stat().st_size > _LARGEST_FILE:
+        raise ValueError(
+            f"template file {str(path)!r:.200} is larger than 1 MB, expected a few lines of JSON; check it."
+        )
+    known = {field.name: field.type for field in fields(PromptTemplate)}
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict) or not values.keys() <= known.keys():
+            raise ValueError(f"it has {list(values)!r:.80}")
+        wrong = [name for name, value in values.items() if not isinstance(value, bool if name == "chat" else str)]
+        if wrong:
+            raise ValueError(f"{wrong[0]} is {values[wrong[0]]!r:.40}")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"template file {str(path)!r:.200} holds no template ({error}), expected one JSON object with some of "
+            f"{', '.join(known)}; correct it."
+        ) from None
+    return PromptTemplate(**{"name": path.stem, **values})
 
 
 class Renderer:

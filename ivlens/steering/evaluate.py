@@ -11,7 +11,7 @@ from ivlens.effects.results import HeadEffects
 from ivlens.forward.hooks import patched_heads
 from ivlens.models.boot import TransformerBridge
 from ivlens.models.fingerprint import model_identity
-from ivlens.prompts.build import Corruption
+from ivlens.prompts.corruptions import Corruption
 from ivlens.prompts.templates import PromptTemplate
 from ivlens.steering.controls import (
     HeadMeans,

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from ivlens.forward.hooks import SITES, check_layers, check_site
 from ivlens.models.boot import TransformerBridge
-from ivlens.prompts.build import Corruption, PromptBatch, build_prompts
+from ivlens.prompts.batch import PromptBatch
+from ivlens.prompts.build import build_prompts
+from ivlens.prompts.corruptions import Corruption
 from ivlens.prompts.templates import PromptTemplate
 from ivlens.steering.edits import POSITIONS, Positions
 from ivlens.steering.summary import METRICS, Scores, Setting

@@ -13,7 +13,7 @@ from ivlens.forward.hooks import added, check_unsteered, model_lock
 from ivlens.forward.inputs import check_length, check_prompts, row_slices
 from ivlens.forward.prefix import SharedPrefix, prompts_that_fit
 from ivlens.models.boot import TransformerBridge
-from ivlens.prompts.build import PromptBatch
+from ivlens.prompts.batch import PromptBatch
 from ivlens.steering.edits import Positions, Where, addition
 from ivlens.steering.summary import Scores, Setting
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from ivlens.forward.inputs import check_answers, check_length, check_prompts, forced
 from ivlens.models.boot import TransformerBridge
-from ivlens.prompts.build import PromptBatch, build_prompts
+from ivlens.prompts.batch import PromptBatch
+from ivlens.prompts.build import build_prompts
 from ivlens.prompts.templates import PromptTemplate
 from ivlens.tasks.task import Task, TaskExample
 

@@ -11,7 +11,7 @@ from ivlens.analysis.dynamics.stages import Stage
 from ivlens.common.checks import check_counts
 from ivlens.common.intervals import grouped_interval
 from ivlens.models.boot import TransformerBridge
-from ivlens.prompts.build import Corruption
+from ivlens.prompts.corruptions import Corruption
 from ivlens.prompts.templates import PromptTemplate
 from ivlens.steering.controls import HeadMeans, random_head_vectors, random_vectors
 from ivlens.steering.evaluate import judged_constant, judged_vectors

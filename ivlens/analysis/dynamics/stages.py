@@ -17,7 +17,7 @@ from ivlens.forward.means import mean_head_outputs
 from ivlens.models.artefacts import Artefact
 from ivlens.models.boot import TransformerBridge
 from ivlens.models.fingerprint import ModelIdentity, model_identity
-from ivlens.prompts.build import PromptBatch
+from ivlens.prompts.batch import PromptBatch
 from ivlens.steering.search import Grid, PromptSource
 from ivlens.tasks.task import SplitName, Task
 from ivlens.vectors.heads import Heads, head_writes

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ivlens.forward.scoring import answer_passes, first_token_prob, greedy_accuracy, sequence_logprob
 from ivlens.models.boot import TransformerBridge
-from ivlens.prompts.build import PromptBatch, build_prompts
+from ivlens.prompts.batch import PromptBatch
+from ivlens.prompts.build import build_prompts
 from ivlens.prompts.templates import PromptTemplate
 from ivlens.tasks.task import SplitName, Task, TaskExample
 

@@ -12,7 +12,7 @@ from ivlens.effects.engines import find_engine
 from ivlens.effects.request import check_mode
 from ivlens.forward.hooks import SITES, check_site
 from ivlens.forward.scoring import check_score
-from ivlens.prompts.build import CORRUPTIONS
+from ivlens.prompts.corruptions import CORRUPTIONS
 from ivlens.prompts.templates import find_template
 from ivlens.steering.edits import POSITIONS
 from ivlens.steering.search import Grid as SettingsGrid

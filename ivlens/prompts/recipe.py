@@ -1,0 +1,173 @@
+"""`PromptRecipe`: how the prompts of a task are made, the same for everything that asks a model something."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from enum import Enum
+from html import escape
+from typing import Any, Final
+
+from ivlens.prompts.templates import TEMPLATES, PromptTemplate, find_template
+from ivlens.tasks.task import Task
+
+DEFAULT_SHOTS = 5
+
+
+class _FromTask(Enum):
+    TASK = "task"
+
+    def __repr__(self) -> str:
+        return "TASK"
+
+
+TASK: Final = _FromTask.TASK
+
+
+@dataclass(frozen=True)
+class PromptRecipe:
+    """How prompts are made: the template, what tells the model its task, and the seed of every draw.
+
+    What tells a prompt its task is an instruction, demonstrations, or both. Effects and vectors carry the recipe that
+    their prompts were made with, and whoever uses a vector follows it.
+
+        >>> PromptRecipe(n_shots=10, instruction=None)          # demonstrations alone
+        >>> PromptRecipe("qa", instruction="Give the plural.")  # this instruction, in another form
+
+    Attributes:
+        template: `plain`, `after` (instruction after the input), `qa`, `chat` (the tokenizer's chat template), a JSON
+            file with the fields of a `PromptTemplate`, or a `PromptTemplate`.
+        instruction: `TASK`: one of the task's own, drawn for each prompt; a text; several texts, of which one is drawn;
+            None: no instruction.
+        n_shots: Demonstrations from the task's *fit* split, never the queried input. None: 5 (or as many as there are)
+            where nothing else tells the task, otherwise none.
+        seed: Of instructions, demonstrations, corruptions, and of the splits.
+
+    Raises:
+        ValueError: no such template, an empty instruction, or a number of shots below 0.
+        TypeError: something else than these.
+
+    Source: docs/method.md, section 2.
+    """
+
+    template: str | PromptTemplate = "plain"
+    instruction: "_FromTask | str | tuple[str, ...] | None" = TASK
+    n_shots: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        found = find_template(self.template)
+        # a file's content, not its name, decides what prompts look like
+        object.__setattr__(self, "template", found.name if TEMPLATES.get(found.name) == found else found)
+        object.__setattr__(self, "instruction", _checked_instruction(self.instruction))
+        for name, least in (("n_shots", 0), ("seed", None)):
+            value = getattr(self, name)
+            if value is None and name == "n_shots":
+                continue
+            if isinstance(value, bool) or not hasattr(value, "__index__"):
+                raise TypeError(f"{name} is {value!r:.60}, expected a whole number.")
+            if least is not None and value < least:
+                raise ValueError(f"{name} is {value}, expected {least} or more.")
+            object.__setattr__(self, name, int(value))
+
+    def texts(self, task: Task) -> tuple[str, ...]:
+        """The instructions that prompts of `task` may carry; none where instruction and input are one text.
+
+        Raises:
+            ValueError: an instruction for a task whose inputs carry their own.
+        """
+        if task.fused:
+            if self.instruction not in (TASK, None):
+                raise ValueError(
+                    f"task {task.name!r} has its instruction and input in one text, but the recipe has an instruction "
+                    "of its own; leave it out."
+                )
+            return ()
+        if self.instruction is TASK:
+            return task.instructions
+        if self.instruction is None:
+            return ()
+        return (self.instruction,) if isinstance(self.instruction, str) else tuple(self.instruction)
+
+    def shots(self, task: Task) -> int:
+        """Demonstrations in a clean prompt of `task`: as asked for, or by the one rule for `n_shots=None`."""
+        if self.n_shots is not None:
+            return self.n_shots
+        told = task.fused or self.texts(task)
+        return 0 if told else max(0, min(DEFAULT_SHOTS, len(task.split("fit", self.seed)) - 1))
+
+    def resolved(self, task: Task) -> "PromptRecipe":
+        """The same recipe with the number of demonstrations that `task` gets."""
+        return replace(self, n_shots=self.shots(task))
+
+    def corruption(self, task: Task) -> str:
+        """What is taken away from prompts of `task` where nobody says otherwise.
+
+        `counterfactual` where there is an instruction, `shuffle` where there are demonstrations alone, `none` where
+        instruction and input are one text.
+        """
+        return "none" if task.fused else "counterfactual" if self.texts(task) else "shuffle"
+
+    def alike(self, other: "PromptRecipe", task: Task) -> bool:
+        """Whether both make the same prompts of `task`."""
+        return self.resolved(task) == other.resolved(task)
+
+    def to_dict(self) -> dict[str, Any]:
+        """In plain JSON values; `from_dict` reads them."""
+        given = self.instruction
+        texts = {"task": True} if given is TASK else [given] if isinstance(given, str) else given and list(given)
+        template = self.template if isinstance(self.template, str) else asdict(self.template)
+        return {"template": template, "instruction": texts, "n_shots": self.n_shots, "seed": self.seed}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "PromptRecipe":
+        """Read what `to_dict` made.
+
+        Raises:
+            ValueError, TypeError: values that are no recipe.
+        """
+        template, given = values["template"], values["instruction"]
+        instruction = TASK if isinstance(given, Mapping) else None if given is None else tuple(given)
+        if isinstance(template, Mapping):
+            template = PromptTemplate(**template)
+        return cls(template, instruction, values["n_shots"], values["seed"])
+
+    @classmethod
+    def recorded(cls, settings: Mapping[str, Any]) -> "PromptRecipe | None":
+        """The recipe in the settings of effects, or what settings written before recipes say; None where they are mute.
+
+        Raises:
+            ValueError, TypeError: values that are no recipe.
+        """
+        if "recipe" in settings:
+            return cls.from_dict(settings["recipe"])
+        if "template" not in settings:
+            return None
+        template = settings["template"]
+        return cls(
+            PromptTemplate(**template) if isinstance(template, Mapping) else template,
+            # before recipes, shuffled demonstrations stood without an instruction
+            None if settings.get("corruption") == "shuffle" else TASK,
+            settings.get("n_shots"),
+            settings.get("seed", 0),
+        )
+
+    def __str__(self) -> str:
+        template = self.template if isinstance(self.template, str) else self.template.name
+        given = self.instruction
+        told = "the task's instruction" if given is TASK else "no instruction" if given is None else "own instruction"
+        shots = "default" if self.n_shots is None else str(self.n_shots)
+        return f"template {template}, {told}, {shots} demonstrations, seed {self.seed}"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(f"<tr><th>{name}</th><td>{escape(str(value))}</td></tr>" for name, value in vars(self).items())
+        return f"<table><caption>PromptRecipe</caption>{rows}</table>"
+
+
+def _checked_instruction(given: Any) -> Any:
+    if given is TASK or given is None:
+        return given
+    texts = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Sequence) else None
+    if texts is None or not all(isinstance(text, str) for text in texts):
+        raise TypeError(f"instruction is {given!r:.60}, expected TASK, a text, several texts, or None for none.")
+    if not texts or not all(text.strip() for text in texts):
+        raise ValueError(f"instruction is {given!r:.60}, expected texts that are not empty; None means none.")
+    return texts[0] if len(texts) == 1 else texts
