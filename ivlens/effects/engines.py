@@ -99,7 +99,7 @@ def causal_indirect_effect(
             an unknown mode, score or method.
         RuntimeError: inside a `steer` context, whose vector would be added to answer tokens here.
 
-    Source: arXiv 2310.15213, equations 3 and 4; arXiv 2406.12227 uses the same.
+    Source: arXiv 2310.15213, equations 3 and 4; arXiv 2406.12227 uses the same. docs/method.md, section 4.
     """
     find_engine(method)
     request = make_request(

@@ -29,7 +29,7 @@ def mean_head_outputs(
     Raises:
         TypeError, ValueError: unusable tokens or mask, or a prompt longer than the model's context.
 
-    Source: arXiv 2310.15213, equation 2.
+    Source: arXiv 2310.15213, equation 2; docs/method.md, section 4.
     """
     tokens, attention_mask = check_prompts(model, tokens, attention_mask)
     total = torch.zeros(model.cfg.n_layers, model.cfg.n_heads, model.cfg.d_head, dtype=torch.float64)

@@ -100,8 +100,8 @@ def evaluate_intervention(
             weights), or made on the judged split or on splits of another seed than the others.
 
     Source:
-        arXiv 2406.12227 and 2310.15213, where a vector is added at one layer for all tasks and compared with the prompt
-        without it. Departures: the search on prompts of its own, and all controls.
+        docs/method.md, section 6; arXiv 2406.12227 and 2310.15213, where a vector is added at one layer for all tasks
+        and compared with the prompt without it. Departures: the search on prompts of its own, and all controls.
     """
     import pandas as pd
 

@@ -1,6 +1,6 @@
 """Readers of task files: the format is told from the content, and each format has one small reader.
 
-Every reader returns a `Source`: records as text, not yet cleaned. `tasks.py` merges, skips and reports.
+Every reader returns a `Source`: records as text, not yet cleaned. `bank.py` merges, skips and reports.
 """
 
 import json

@@ -4,8 +4,8 @@ Each part is a small frozen object of `ivlens.tuning.terms`; `Guidance` puts any
 
     L = L_LM + IVKL.weight · L_KL + HeadConsistency.weight · L_head,  with  h_l <- h_l + σ g(p) α θ  in the student
 
-Source: arXiv 2406.12227 (progressive intervention and KL), arXiv 2502.11019 (head consistency); docs/method.md names
-the choices that the papers leave open.
+Source: arXiv 2406.12227 (progressive intervention and KL), arXiv 2502.11019 (head consistency); docs/method.md,
+section 9, names the choices that the papers leave open.
 """
 
 import math

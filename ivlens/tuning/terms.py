@@ -1,7 +1,7 @@
 """The terms of guidance as plain values: what each is, its weight, and how strong the vector is when.
 
-Source: arXiv 2406.12227 (progressive intervention and KL), arXiv 2502.11019 (head consistency); docs/method.md names
-the choices that the papers leave open.
+Source: arXiv 2406.12227 (progressive intervention and KL), arXiv 2502.11019 (head consistency); docs/method.md,
+section 9, names the choices that the papers leave open.
 """
 
 import math

@@ -90,8 +90,8 @@ class InstructionVector:
                 that do not fit each other (weights, seed, score, mode), or `universal=True`.
 
         Source:
-            arXiv 2406.12227 and 2310.15213. Departure: without the projection's bias, which the reference code of the
-            latter adds once per head on GPT-2 and GPT-NeoX.
+            docs/method.md, section 5; arXiv 2406.12227 and 2310.15213. Departure: without the projection's bias, which
+            the reference code of the latter adds once per head on GPT-2 and GPT-NeoX.
         """
         live = checked_model(effects, model)
         pool = choosing(effects, universal)

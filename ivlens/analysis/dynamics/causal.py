@@ -112,7 +112,7 @@ def causal_tests(
     tests: Sequence[str] = tuple(TESTS),
     options: CausalOptions | None = None,
 ) -> list[CausalTest]:
-    """All tests of method §5 for every task.
+    """All causal tests of docs/method.md, section 8, for every task.
 
     - **write**: `θ^t` (heads as chosen in the first model) into the first model, without instruction;
     - **read**: `θ^0` into the tuned model, without instruction;

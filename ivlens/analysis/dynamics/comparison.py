@@ -46,7 +46,7 @@ class Dynamics:
 
 
 def compare(stages: Sequence[Stage]) -> Dynamics:
-    """Everything of method §5 that needs no intervention, for each checkpoint against the first.
+    """Each checkpoint against the first: all of docs/method.md, section 8, that needs no intervention.
 
     Per checkpoint and task:
 

@@ -83,7 +83,8 @@ def probe(model: TransformerBridge, tasks: Sequence[Task], options: ProbeOptions
     Raises:
         ValueError: no tasks, a task without an instruction, prompts that do not fit the model.
 
-    Source: arXiv 2406.12227, section 3. Departures: clozes for the knowledge, and all three measures.
+    Source: arXiv 2406.12227, section 3; docs/method.md, section 7. Departures: clozes for the knowledge, and all three
+        measures.
     """
     import pandas as pd
 
