@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ivlens.effects import attribution, cached, exact, reference
-from ivlens.effects.request import EffectRequest, Measured, Unsuitable, make_request
+from ivlens.effects.request import EffectRequest, Measured, PatchOptions, Unsuitable, make_request
 from ivlens.models.boot import TransformerBridge
 
 Engine = Callable[[TransformerBridge, EffectRequest], Measured]
@@ -109,10 +109,6 @@ def causal_indirect_effect(
         answer_tokens,
         mean_z,
         foil_tokens=foil_tokens,
-        mode=mode,
-        layers=layers,
-        heads=heads,
-        score=score,
-        max_memory=max_memory,
+        options=PatchOptions(mode, layers, heads, score, max_memory),
     )
     return run_engine(model, request, method).cie

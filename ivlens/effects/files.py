@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ivlens.models.artefacts import Artefact
 from ivlens.models.fingerprint import ModelIdentity
+from ivlens.prompts.recipe import PromptRecipe
 
 FILE = Artefact("ivlens.HeadEffects/1", "HeadEffects.save")
 
@@ -21,6 +22,7 @@ _SHAPES = {
     "base_scores": ("n",),
 }
 TENSORS = tuple(_SHAPES)
+_OPTIONAL = {"mean_z_corrupted"}
 
 
 def read_effects(path: str | Path) -> dict[str, Any]:
@@ -36,7 +38,7 @@ def read_effects(path: str | Path) -> dict[str, Any]:
     except (KeyError, TypeError, ValueError) as error:
         FILE.refuse(path, f"has incomplete metadata ({type(error).__name__}: {error})")
     _check_tensors(path, tensors, content)
-    return tensors | content
+    return dict.fromkeys(_OPTIONAL) | tensors | content
 
 
 def _content(about: Mapping[str, Any]) -> dict[str, Any]:
@@ -46,6 +48,7 @@ def _content(about: Mapping[str, Any]) -> dict[str, Any]:
         raise TypeError("task is no text or settings no mapping")
     if not all(isinstance(text, str) for texts in lists.values() for text in texts):
         raise TypeError("corruptions or inputs are no texts")
+    PromptRecipe.recorded(content["settings"])  # refuses what is none
     return content | lists
 
 
@@ -53,6 +56,8 @@ def _check_tensors(source: str | Path, tensors: Mapping[str, Tensor], content: M
     sizes = {**asdict(content["model"]), "n": len(content["corruptions"])}
     expected = {name: tuple(sizes[size] for size in shape) for name, shape in _SHAPES.items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    for name in _OPTIONAL - found.keys():
+        del expected[name]
     if found != expected:
         FILE.refuse(source, f"has tensors {found}, not {expected} as its metadata says")
     if len(content["inputs"]) != sizes["n"]:

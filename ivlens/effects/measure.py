@@ -1,79 +1,98 @@
 """`head_effects`: from a task to the effects of all heads, with everything recorded that made them."""
 
+import logging
 import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from random import Random
-from typing import Any, SupportsIndex
+from typing import Any, Literal, SupportsIndex
 
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from ivlens.common.version import __version__
 from ivlens.effects.engines import find_engine, run_engine
-from ivlens.effects.request import Measured, Progress, check_mode, check_selection, make_request
+from ivlens.effects.request import Measured, PatchOptions, Progress, check_mode, check_selection, make_request
 from ivlens.effects.results import HeadEffects
 from ivlens.forward.hooks import check_unsteered
-from ivlens.forward.means import mean_head_outputs, mean_write_scale
-from ivlens.forward.scoring import check_score, greedy_accuracy
+from ivlens.forward.means import HeadMeans, head_means, mean_head_outputs
+from ivlens.forward.scoring import Score, check_score, greedy_accuracy
 from ivlens.models.boot import TransformerBridge, check_model
 from ivlens.models.fingerprint import model_identity
 from ivlens.prompts.batch import PromptBatch
 from ivlens.prompts.build import build_prompts
-from ivlens.prompts.templates import PromptTemplate
+from ivlens.prompts.corruptions import Corruption
+from ivlens.prompts.recipe import PromptRecipe
 from ivlens.tasks.bank import load_bank
 from ivlens.tasks.task import SplitName, Task, TaskExample, hash_of_tasks
 
-_DEFAULT_SHOTS = 5
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class EffectOptions:
+    """How effects are measured, beside the prompts.
+
+    Attributes:
+        mode: `replace` the head's output by the mean, or `add` the mean to it (as the follow-up's code does).
+        method: The engine, see `causal_indirect_effect`.
+        split: Where all prompts come from.
+        n_mean_prompts: Clean prompts for the mean, from the other end of the (shuffled) split.
+        correct_only: Only clean prompts that the model answers correctly enter the mean.
+        contrast: Also the means over corrupted versions of those prompts, for vectors made with `contrast`.
+        others: Tasks that counterfactual prompts come from; by default the built-in ones, see `build_prompts`.
+        layers, heads: Measure only these; None: all.
+        batch_size: Prompts in each pass that only reads.
+        max_memory: As in `causal_indirect_effect`.
+    """
+
+    mode: Literal["replace", "add"] = "replace"
+    method: Literal["exact", "cached", "reference", "attribution"] = "exact"
+    split: SplitName = "fit"
+    n_mean_prompts: int = 100
+    correct_only: bool = False
+    contrast: bool = False
+    others: Sequence[Task] | Mapping[str, Task] | None = None
+    layers: Iterable[SupportsIndex] | None = None
+    heads: Iterable[SupportsIndex] | None = None
+    batch_size: int = 32
+    max_memory: int | str = "auto"
+
+    def __post_init__(self) -> None:
+        find_engine(self.method)
+        check_mode(self.mode)
+        if self.n_mean_prompts < 1:
+            raise ValueError(f"n_mean_prompts is {self.n_mean_prompts}, expected 1 or more.")
 
 
 def head_effects(
     model: TransformerBridge,
     task: Task,
     *,
+    recipe: PromptRecipe | None = None,
+    corruption: Corruption | None = None,
+    score: Score = "prob",
     n_prompts: int = 32,
-    corruption: str | None = None,
-    score: str = "prob",
-    seed: int = 0,
-    mode: str = "replace",
-    method: str = "exact",
-    template: str | PromptTemplate = "plain",
-    n_shots: int | None = None,
-    split: SplitName = "fit",
-    n_mean_prompts: int = 100,
-    correct_only: bool = False,
-    others: Sequence[Task] | Mapping[str, Task] | None = None,
-    layers: Iterable[SupportsIndex] | None = None,
-    heads: Iterable[SupportsIndex] | None = None,
-    batch_size: int = 32,
-    max_memory: int | str = "auto",
+    options: EffectOptions | None = None,
     progress: bool | Progress = False,
 ) -> HeadEffects:
     """Measure what every head does for `task`: its mean over clean prompts, patched into corrupted ones.
 
+        >>> effects = ivlens.head_effects(model, task, recipe=ivlens.PromptRecipe(n_shots=10, instruction=None))
+
     Args:
         model: From `load_model`, with its tokenizer.
         task: From `load_task`.
-        n_prompts: Corrupted prompts; fewer where the split has fewer.
-        corruption: See `build_prompts`. None: `counterfactual` where the task has instructions, `none` where
-            instruction and input are one text, otherwise `shuffle`.
+        recipe: How clean prompts are made, and the seed of every draw and of the splits. None: the task's instruction,
+            or five demonstrations where it has none.
+        corruption: What the patched prompts lack, see `build_prompts`. None: `counterfactual` where there is an
+            instruction, `shuffle` where there are demonstrations alone, `none` where instruction and input are one
+            text. Prompts of another kind than the rest (no other task contains their input) are left out.
         score: `prob`, `logprob` or `logit_diff`; the last leaves out prompts without a counterfactual.
-        seed: For every draw and for the splits.
-        mode: `replace` or `add`.
-        method: The engine, see `causal_indirect_effect`.
-        template: Prompt template.
-        n_shots: Demonstrations. None: 5 where there is no instruction in the prompt, otherwise 0. With `shuffle`
-            the demonstrations stand alone, without an instruction.
-        split: Where all prompts come from.
-        n_mean_prompts: Clean prompts for the mean, from the other end of the (shuffled) split.
-        correct_only: Only clean prompts that the model answers correctly enter the mean.
-        others: Tasks that counterfactual instructions come from; by default the built-in ones, see `build_prompts`.
-        layers, heads: Measure only these.
-        batch_size: Prompts in each pass that only reads.
-        max_memory: As in `causal_indirect_effect`.
+        n_prompts: Corrupted prompts; fewer where the split has fewer.
+        options: Everything else.
         progress: Show a bar; or called with what is done and what there is in all, and what it raises ends the work.
 
     Raises:
@@ -81,62 +100,60 @@ def head_effects(
         ValueError: prompts that do not fit the model, no usable prompt, or an option that does not exist or does not
             suit the task; or a family in which a head's write is not defined (see `mean_write_scale`).
         RuntimeError: inside a `steer` context.
+
+    Source: docs/method.md, sections 2 to 4; arXiv 2310.15213 and 2406.12227.
     """
     check_unsteered(check_model(model))
-    plan = _plan(task, corruption, n_shots, template, others, seed)
-    find_engine(method)
+    options = options or EffectOptions()
+    plan = _Plan.of(task, recipe or PromptRecipe(), corruption, options.others)
     check_score(score, has_foils=plan.corruption == "counterfactual")
-    check_mode(mode)
-    chosen_layers, chosen_heads = check_selection(model, layers, heads)
-    if min(n_prompts, n_mean_prompts) < 1:
-        raise ValueError(f"n_prompts is {n_prompts}, n_mean_prompts is {n_mean_prompts}, expected 1 or more of both.")
-    examples = list(task.split(split, seed))
-    Random(f"{seed}\0{task.name}\0prompts").shuffle(examples)
+    layers, heads = check_selection(model, options.layers, options.heads)
+    if n_prompts < 1:
+        raise ValueError(f"n_prompts is {n_prompts}, expected 1 or more.")
+    examples = list(task.split(options.split, plan.recipe.seed))
+    Random(f"{plan.recipe.seed}\0{task.name}\0prompts").shuffle(examples)
     corrupted = _measured_prompts(model, plan, examples, n_prompts, score)
-    clean, counterpart = _mean_prompts(model, plan, examples[::-1][:n_mean_prompts], correct_only, batch_size)
+    clean, counterpart = _mean_prompts(model, plan, examples[::-1][: options.n_mean_prompts], options)
     # all that may refuse the model or the options comes before the long part
-    means = _means(model, clean, counterpart, batch_size)
+    means = _means(model, clean, counterpart, options.batch_size)
     request = make_request(
-        model, corrupted.tokens, corrupted.attention_mask, corrupted.answer_tokens, means["mean_z"],
-        foil_tokens=corrupted.foil_tokens, mode=mode, layers=chosen_layers, heads=chosen_heads, score=score,
-        max_memory=max_memory,
+        model, corrupted.tokens, corrupted.attention_mask, corrupted.answer_tokens, means.mean_z,
+        foil_tokens=corrupted.foil_tokens,
+        options=PatchOptions(options.mode, layers, heads, score, options.max_memory),
     )  # fmt: skip
     with _bar(f"{task.name}: heads", progress is True) as bar:
         report = bar if isinstance(progress, bool) else progress
-        found = run_engine(model, replace(request, progress=report), method)
-    asked = {"score": score, "mode": mode, "method": found.method, "split": split, "correct_only": correct_only}
-    asked |= {"method_asked": method, "max_memory": request.max_memory, **found.record}
-    asked["layers"] = None if layers is None else list(chosen_layers)
-    asked["heads"] = None if heads is None else list(chosen_heads)
+        found = run_engine(model, replace(request, progress=report), options.method)
+    asked = {"score": score, "mode": options.mode, "method": found.method, "split": options.split}
+    asked |= {"correct_only": options.correct_only, "method_asked": options.method, "max_memory": request.max_memory}
+    asked |= {**found.record, "layers": None if options.layers is None else list(layers)}
+    asked["heads"] = None if options.heads is None else list(heads)
     settings = plan.settings() | asked | _provenance(model, corrupted, clean)
     return _result(model, task, found, means, corrupted, settings)
 
 
-def _means(
-    model: TransformerBridge, clean: PromptBatch, counterpart: PromptBatch, batch_size: int
-) -> dict[str, Tensor]:
-    """What is the same for all prompts: means over the clean ones and their counterparts, by their name in a result."""
-    inputs = model, clean.tokens, clean.attention_mask
-    return {
-        "mean_z": mean_head_outputs(*inputs, batch_size=batch_size),
-        "mean_z_corrupted": mean_head_outputs(
-            model, counterpart.tokens, counterpart.attention_mask, batch_size=batch_size
-        ),
-        "write_scale": mean_write_scale(*inputs, batch_size=batch_size),
-    }
+def _means(model: TransformerBridge, clean: PromptBatch, counterpart: PromptBatch | None, batch_size: int) -> HeadMeans:
+    """What is the same for all prompts: means over the clean ones and, if asked for, over their counterparts."""
+    found = head_means(model, clean.tokens, clean.attention_mask, batch_size=batch_size)
+    if counterpart is None:
+        return found
+    corrupted = mean_head_outputs(model, counterpart.tokens, counterpart.attention_mask, batch_size=batch_size)
+    return replace(found, mean_z_corrupted=corrupted)
 
 
 def _result(
     model: TransformerBridge,
     task: Task,
     found: Measured,
-    means: Mapping[str, Tensor],
+    means: HeadMeans,
     corrupted: PromptBatch,
     settings: Mapping[str, Any],
 ) -> HeadEffects:
     return HeadEffects(
         cie=found.cie.cpu(),
-        **{name: value.cpu() for name, value in means.items()},
+        mean_z=means.mean_z.cpu(),
+        mean_z_corrupted=None if means.mean_z_corrupted is None else means.mean_z_corrupted.cpu(),
+        write_scale=means.write_scale.cpu(),
         base_scores=found.base.cpu(),
         corruptions=corrupted.corruptions,
         inputs=tuple(example.input for example in corrupted.examples),
@@ -160,96 +177,85 @@ def _bar(what: str, shown: bool) -> Iterator[Progress]:
 
 @dataclass(frozen=True)
 class _Plan:
-    """How clean and corrupted prompts are made."""
+    """Which prompts are measured: of which task, by which recipe, without what."""
 
     task: Task
+    recipe: PromptRecipe
     corruption: str
-    n_shots: int
-    template: str | PromptTemplate
     others: Sequence[Task] | Mapping[str, Task] | None
-    seed: int
+
+    @classmethod
+    def of(
+        cls,
+        task: Task,
+        recipe: PromptRecipe,
+        corruption: str | None,
+        others: Sequence[Task] | Mapping[str, Task] | None,
+    ) -> "_Plan":
+        return cls(task, recipe.resolved(task), corruption or recipe.corruption(task), others)
 
     def prompts(self, tokenizer: Any, examples: Sequence[TaskExample], *, corrupted: bool) -> PromptBatch:
-        return build_prompts(
-            tokenizer,
-            self.task,
-            examples,
-            template=self.template,
-            instruction="" if self.corruption == "shuffle" else None,
-            n_shots=self.n_shots,
-            corruption=self.corruption if corrupted else None,
-            others=self.others,
-            seed=self.seed,
-        )
+        corruption = self.corruption if corrupted else None
+        return build_prompts(tokenizer, self.task, examples, self.recipe, corruption=corruption, others=self.others)
 
     def settings(self) -> dict[str, Any]:
         others = list(self.others.values() if isinstance(self.others, Mapping) else self.others or ())
         pool = load_bank().values() if self.others is None else others
         return {
+            "recipe": self.recipe.to_dict(),
             "corruption": self.corruption,
-            "n_shots": self.n_shots,
-            "template": self.template if isinstance(self.template, str) else asdict(self.template),
             "others": None if self.others is None else sorted(other.name for other in others),
-            "others_hash": hash_of_tasks(pool) if self.corruption == "counterfactual" else None,
-            "seed": self.seed,
+            "others_hash": hash_of_tasks(pool) if self.corruption.startswith("counterfactual") else None,
             "task_hash": self.task.content_hash(),
         }
-
-
-def _plan(
-    task: Task,
-    corruption: str | None,
-    n_shots: int | None,
-    template: str | PromptTemplate,
-    others: Sequence[Task] | Mapping[str, Task] | None,
-    seed: int,
-) -> _Plan:
-    if corruption is None:
-        corruption = "none" if task.fused else "counterfactual" if task.instructions else "shuffle"
-    if n_shots is None:
-        told = task.fused or (task.instructions and corruption != "shuffle")
-        n_shots = 0 if told else min(_DEFAULT_SHOTS, len(task.split("fit", seed)) - 1)
-    return _Plan(task, corruption, n_shots, template, others, seed)
 
 
 def _measured_prompts(
     model: TransformerBridge, plan: _Plan, examples: Sequence[TaskExample], n_prompts: int, score: str
 ) -> PromptBatch:
-    if score != "logit_diff":
-        return plan.prompts(model.tokenizer, examples[:n_prompts], corrupted=True)
-    batch = plan.prompts(model.tokenizer, examples, corrupted=True)
-    assert batch.foil_tokens is not None
-    usable = (batch.foil_tokens >= 0).nonzero()[:, 0].tolist()
-    if not usable:
-        raise ValueError(
-            f"score 'logit_diff' found no counterfactual for any of {len(batch)} prompts of task {plan.task.name!r}, "
-            "expected another task with the same inputs and another first answer token; pass others=, or score='prob'."
-        )
-    return batch.rows(usable[:n_prompts])
+    """Corrupted prompts of one kind: what is missing from some and not from others is not averaged over."""
+    batch = plan.prompts(model.tokenizer, examples[:n_prompts], corrupted=True)
+    kinds = Counter(batch.corruptions)
+    wanted = "counterfactual" if score == "logit_diff" else max(kinds, key=lambda kind: (kinds[kind], kind))
+    if set(kinds) != {wanted}:
+        batch = plan.prompts(model.tokenizer, examples, corrupted=True)
+        usable = [row for row, kind in enumerate(batch.corruptions) if kind == wanted]
+        if not usable:
+            raise ValueError(
+                f"score 'logit_diff' found no counterfactual for any of {len(batch)} prompts of task "
+                f"{plan.task.name!r}, expected another task with the same inputs and another first answer token; pass "
+                "others=, or score='prob'."
+            )
+        n_left = len(batch) - len(usable)
+        logger.info("%s: %d prompts that are not %r left out.", plan.task.name, n_left, wanted)
+        batch = batch.rows(usable[:n_prompts])
+    return batch
 
 
 def _mean_prompts(
-    model: TransformerBridge, plan: _Plan, examples: Sequence[TaskExample], correct_only: bool, batch_size: int
-) -> tuple[PromptBatch, PromptBatch]:
-    """Clean prompts, and their corrupted counterparts."""
+    model: TransformerBridge, plan: _Plan, examples: Sequence[TaskExample], options: EffectOptions
+) -> tuple[PromptBatch, PromptBatch | None]:
+    """Clean prompts, and their corrupted counterparts where a contrast is asked for."""
     clean = plan.prompts(model.tokenizer, examples, corrupted=False)
-    counterpart = plan.prompts(model.tokenizer, clean.examples, corrupted=True)
-    assert clean.examples == counterpart.examples
-    if not correct_only:
-        return clean, counterpart
-    right = greedy_accuracy(model, clean, batch_size=batch_size).nonzero()[:, 0].tolist()
-    if not right:
-        raise ValueError(
-            f"correct_only=True found none of {len(clean)} clean prompts of task {plan.task.name!r} answered "
-            "correctly, expected at least one; use correct_only=False, or a model that knows the task."
-        )
-    return clean.rows(right), counterpart.rows(right)
+    if options.correct_only:
+        right = greedy_accuracy(model, clean, batch_size=options.batch_size).nonzero()[:, 0].tolist()
+        if not right:
+            raise ValueError(
+                f"correct_only=True found none of {len(clean)} clean prompts of task {plan.task.name!r} answered "
+                "correctly, expected at least one; use correct_only=False, or a model that knows the task."
+            )
+        clean = clean.rows(right)
+    if not options.contrast:
+        return clean, None
+    return clean, plan.prompts(model.tokenizer, clean.examples, corrupted=True)
 
 
 def _provenance(model: TransformerBridge, corrupted: PromptBatch, clean: PromptBatch) -> dict[str, Any]:
     packages = ("ivlens", "torch", "transformers", "transformer-lens")
+    kept = [share for share in corrupted.kept_answers if share is not None]
     return {
         "counterfactual_tasks": dict(sorted(Counter(filter(None, corrupted.counterfactuals)).items())),
+        **({"kept_answers": sum(kept) / len(kept)} if kept else {}),
         "n_prompts": len(corrupted),
         "n_mean_prompts": len(clean),
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
@@ -258,6 +264,4 @@ def _provenance(model: TransformerBridge, corrupted: PromptBatch, clean: PromptB
 
 
 def _version(package: str) -> str:
-    if package == "ivlens":
-        return __version__
-    return version(package)
+    return __version__ if package == "ivlens" else version(package)

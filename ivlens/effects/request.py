@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, SupportsIndex
+from typing import Any, Literal, SupportsIndex, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -14,7 +14,8 @@ from ivlens.forward.inputs import check_answers, check_length, check_prompts
 from ivlens.forward.scoring import check_score, score_answers, scored_columns
 from ivlens.models.boot import TransformerBridge, check_model
 
-MODES = ("replace", "add")
+Mode = Literal["replace", "add"]
+MODES: tuple[str, ...] = get_args(Mode)
 
 Progress = Callable[[int, int], object]
 
@@ -102,6 +103,17 @@ class Unsuitable(Exception):
         self.known = known
 
 
+@dataclass(frozen=True)
+class PatchOptions:
+    """How heads are patched and what is scored, as `causal_indirect_effect` documents it."""
+
+    mode: str = "replace"
+    layers: Iterable[SupportsIndex] | None = None
+    heads: Iterable[SupportsIndex] | None = None
+    score: str = "prob"
+    max_memory: int | str = "auto"
+
+
 def make_request(
     model: TransformerBridge,
     tokens: Tensor,
@@ -110,14 +122,11 @@ def make_request(
     mean_z: Tensor,
     *,
     foil_tokens: Tensor | None = None,
-    mode: str = "replace",
-    layers: Iterable[SupportsIndex] | None = None,
-    heads: Iterable[SupportsIndex] | None = None,
-    score: str = "prob",
-    max_memory: int | str = "auto",
-    progress: Progress = lambda done, total: None,
+    options: PatchOptions | None = None,
 ) -> EffectRequest:
     """A request, or the error that `causal_indirect_effect` documents."""
+    options = options or PatchOptions()
+    mode, score = options.mode, options.score
     check_unsteered(check_model(model))
     if model.training:
         raise ValueError(
@@ -125,7 +134,7 @@ def make_request(
         )
     check_mode(mode)
     check_score(score, has_foils=foil_tokens is not None)
-    chosen_layers, chosen_heads = check_selection(model, layers, heads)
+    chosen_layers, chosen_heads = check_selection(model, options.layers, options.heads)
     tokens, mask = check_prompts(model, tokens, attention_mask)
     answers = scored_columns(score, check_answers(model, answer_tokens, len(tokens)))
     check_length(model, mask, answers.shape[1])
@@ -139,8 +148,7 @@ def make_request(
         score=score,
         layers=chosen_layers,
         heads=chosen_heads,
-        max_memory=memory_budget(max_memory, tokens.device),
-        progress=progress,
+        max_memory=memory_budget(options.max_memory, tokens.device),
     )
 
 

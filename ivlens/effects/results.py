@@ -15,6 +15,7 @@ from ivlens.common.intervals import N_RESAMPLES
 from ivlens.effects.files import FILE, TENSORS, check_model_of, read_effects
 from ivlens.models.boot import TransformerBridge
 from ivlens.models.fingerprint import ModelIdentity, model_identity
+from ivlens.prompts.recipe import PromptRecipe
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +25,7 @@ class HeadEffects:
     Attributes:
         cie: Effect of each head on each corrupted prompt, in the unit of the score; NaN where it was not measured.
         mean_z: `z̄`, mean head outputs over clean prompts, at their last token.
-        mean_z_corrupted: The same over the corrupted versions of those prompts.
+        mean_z_corrupted: The same over the corrupted versions of those prompts; None where no contrast was asked for.
         write_scale: Mean scale of a head's write into the residual stream; ones except on post-norm families.
         base_scores: Score of each corrupted prompt without a patch.
         corruptions: What was done to each prompt.
@@ -37,7 +38,7 @@ class HeadEffects:
 
     cie: Float[Tensor, "batch n_layers n_heads"]
     mean_z: Float[Tensor, "n_layers n_heads d_head"]
-    mean_z_corrupted: Float[Tensor, "n_layers n_heads d_head"]
+    mean_z_corrupted: Float[Tensor, "n_layers n_heads d_head"] | None
     write_scale: Float[Tensor, "n_layers d_model"]
     base_scores: Float[Tensor, " batch"]
     corruptions: tuple[str, ...]
@@ -57,6 +58,11 @@ class HeadEffects:
         return self.model_ref() if self.model_ref is not None else None
 
     @property
+    def recipe(self) -> PromptRecipe:
+        """How the clean prompts were made."""
+        return PromptRecipe.recorded(self.settings) or PromptRecipe()
+
+    @property
     def method(self) -> str:
         """The engine that ran: another one than was asked for where that could not do it right."""
         return str(self.settings["method"])
@@ -65,6 +71,19 @@ class HeadEffects:
     def aie(self) -> Float[Tensor, "n_layers n_heads"]:
         """Average indirect effect of each head: the mean of `cie` over prompts; NaN where it was not measured."""
         return self.cie.mean(0)
+
+    def contrasted(self) -> Float[Tensor, "n_layers n_heads d_head"]:
+        """`mean_z_corrupted`, where it was asked for.
+
+        Raises:
+            ValueError: it was not.
+        """
+        if self.mean_z_corrupted is None:
+            raise ValueError(
+                f"the effects of {self.task!r} hold no means over corrupted prompts, which a contrast subtracts; "
+                "measure them with head_effects(..., options=EffectOptions(contrast=True))."
+            )
+        return self.mean_z_corrupted
 
     def interval(
         self, level: float = 0.95, simultaneous: bool = False, *, n_resamples: int = N_RESAMPLES, seed: int = 0
@@ -146,7 +165,8 @@ class HeadEffects:
         """
         names = ("task", "model", "settings", "corruptions", "inputs")
         content = {name: getattr(self, name) for name in names} | {"settings": dict(self.settings)}
-        return FILE.write(path, {name: getattr(self, name) for name in TENSORS}, content)
+        tensors = {name: tensor for name in TENSORS if (tensor := getattr(self, name)) is not None}
+        return FILE.write(path, tensors, content)
 
     @classmethod
     def load(cls, path: str | Path, model: TransformerBridge | None = None) -> "HeadEffects":
@@ -168,4 +188,5 @@ class HeadEffects:
 
     def to(self, device: str | torch.device) -> "HeadEffects":
         """The same effects with their tensors on another device."""
-        return replace(self, **{name: getattr(self, name).to(device) for name in TENSORS})
+        tensors = {name: tensor for name in TENSORS if (tensor := getattr(self, name)) is not None}
+        return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items()})

@@ -1,6 +1,8 @@
 """What heads put out on average: at the last real token of each prompt, whatever side it is padded on."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -9,6 +11,34 @@ from torch import Tensor
 from ivlens.forward.hooks import captured_heads, captured_projection, captured_residual, model_lock, post_attention_norm
 from ivlens.forward.inputs import Inputs, check_length, check_prompts, row_slices
 from ivlens.models.boot import TransformerBridge
+
+
+@dataclass(frozen=True, eq=False)
+class HeadMeans:
+    """Mean outputs of all heads on clean prompts of one task, and the scale of their writes (see `HeadEffects`).
+
+    `mean_z_corrupted`, the same over corrupted prompts, is there only where a contrast was asked for.
+    """
+
+    mean_z: Float[Tensor, "n_layers n_heads d_head"]
+    write_scale: Float[Tensor, "n_layers d_model"]
+    mean_z_corrupted: Float[Tensor, "n_layers n_heads d_head"] | None = None
+
+
+def head_means(model: TransformerBridge, tokens: Tensor, attention_mask: Tensor, *, batch_size: int = 32) -> HeadMeans:
+    """`mean_head_outputs` and `mean_write_scale` of the same prompts, read in the same passes.
+
+    Raises:
+        TypeError, ValueError: as these two.
+    """
+    tokens, attention_mask = check_prompts(model, tokens, attention_mask)
+    outputs, scales = _OutputMean(model), _ScaleMean(model)
+    for inputs in _passes(model, tokens, attention_mask, batch_size):
+        with outputs.reading(), scales.reading():
+            inputs.logits(model)
+        outputs.add()
+        scales.add()
+    return HeadMeans(outputs.mean(), scales.mean())
 
 
 def mean_head_outputs(
@@ -32,14 +62,12 @@ def mean_head_outputs(
     Source: arXiv 2310.15213, equation 2; docs/method.md, section 4.
     """
     tokens, attention_mask = check_prompts(model, tokens, attention_mask)
-    total = torch.zeros(model.cfg.n_layers, model.cfg.n_heads, model.cfg.d_head, dtype=torch.float64)
+    outputs = _OutputMean(model)
     for inputs in _passes(model, tokens, attention_mask, batch_size):
-        with captured_heads(model, select=_last) as z:
+        with outputs.reading():
             inputs.logits(model)
-        total += torch.stack([z[layer].cpu().double().sum(0) for layer in range(model.cfg.n_layers)])
-    parameter = next(model.parameters())
-    # the dtype first: some devices have no float64
-    return (total / len(tokens)).to(torch.promote_types(parameter.dtype, torch.float32)).to(parameter.device)
+        outputs.add()
+    return outputs.mean()
 
 
 def mean_write_scale(
@@ -55,25 +83,83 @@ def mean_write_scale(
         TypeError, ValueError: as `mean_head_outputs`; or what attention adds is no such multiple of its projection.
     """
     tokens, attention_mask = check_prompts(model, tokens, attention_mask)
-    layers = range(model.cfg.n_layers)
-    weights = [_norm_weight(model, layer) for layer in layers]
-    if all(weight is None for weight in weights):
-        tokens, attention_mask = tokens[:1], attention_mask[:1]  # a constant is the same for every prompt
-    total = torch.zeros(model.cfg.n_layers, model.cfg.d_model, dtype=torch.float64)
+    scales = _ScaleMean(model)
+    if scales.is_constant:
+        tokens, attention_mask = tokens[:1], attention_mask[:1]
     for inputs in _passes(model, tokens, attention_mask, batch_size):
-        with (
-            captured_projection(model, select=_last) as projected,
-            captured_residual(model, layers, "attn_out", select=_last) as written,
-        ):
+        with scales.reading():
             inputs.logits(model)
-        for layer in layers:
-            scale = _scale(projected[layer].cpu().double(), written[layer].cpu().double(), weights[layer], layer)
-            total[layer] += scale.sum(0)
-    return (total / len(tokens)).float().to(next(model.parameters()).device)
+        scales.add()
+    return scales.mean()
+
+
+class _OutputMean:
+    """Sums what heads put out at the last prompt token, pass by pass."""
+
+    def __init__(self, model: TransformerBridge) -> None:
+        self._model, self._n = model, 0
+        self._total = torch.zeros(model.cfg.n_layers, model.cfg.n_heads, model.cfg.d_head, dtype=torch.float64)
+        self._z: dict[int, Tensor] = {}
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        with captured_heads(self._model, select=_last) as self._z:
+            yield
+
+    def add(self) -> None:
+        found = torch.stack([self._z[layer].cpu().double().sum(0) for layer in range(len(self._total))])
+        self._total += found
+        self._n += len(self._z[0])
+
+    def mean(self) -> Float[Tensor, "n_layers n_heads d_head"]:
+        parameter = next(self._model.parameters())
+        # the dtype first: some devices have no float64
+        dtype = torch.promote_types(parameter.dtype, torch.float32)
+        return (self._total / self._n).to(dtype).to(parameter.device)
+
+
+class _ScaleMean:
+    """Sums the scales of heads' writes, pass by pass; only of the first prompt where the scale is a constant."""
+
+    def __init__(self, model: TransformerBridge) -> None:
+        self._model, self._n = model, 0
+        self._layers = range(model.cfg.n_layers)
+        self._weights = [_norm_weight(model, layer) for layer in self._layers]
+        self.is_constant = all(weight is None for weight in self._weights)
+        self._total = torch.zeros(model.cfg.n_layers, model.cfg.d_model, dtype=torch.float64)
+        self._projected: dict[int, Tensor] = {}
+        self._written: dict[int, Tensor] = {}
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        if self.is_constant and self._n:
+            yield
+            return
+        select = _last_of_first if self.is_constant else _last
+        with (
+            captured_projection(self._model, select=select) as self._projected,
+            captured_residual(self._model, self._layers, "attn_out", select=select) as self._written,
+        ):
+            yield
+
+    def add(self) -> None:
+        if self.is_constant and self._n:
+            return
+        for layer in self._layers:
+            projected, written = self._projected[layer].cpu().double(), self._written[layer].cpu().double()
+            self._total[layer] += _scale(projected, written, self._weights[layer], layer).sum(0)
+        self._n += len(self._projected[0])
+
+    def mean(self) -> Float[Tensor, "n_layers d_model"]:
+        return (self._total / self._n).float().to(next(self._model.parameters()).device)
 
 
 def _last(tensor: Tensor) -> Tensor:
     return tensor[:, -1]
+
+
+def _last_of_first(tensor: Tensor) -> Tensor:
+    return tensor[:1, -1]
 
 
 def _passes(

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from html import escape
-from typing import Any, Final
+from operator import index
+from typing import Any, Final, SupportsIndex
 
 from ivlens.prompts.templates import TEMPLATES, PromptTemplate, find_template
 from ivlens.tasks.task import Task
@@ -58,15 +59,11 @@ class PromptRecipe:
         # a file's content, not its name, decides what prompts look like
         object.__setattr__(self, "template", found.name if TEMPLATES.get(found.name) == found else found)
         object.__setattr__(self, "instruction", _checked_instruction(self.instruction))
-        for name, least in (("n_shots", 0), ("seed", None)):
-            value = getattr(self, name)
-            if value is None and name == "n_shots":
-                continue
-            if isinstance(value, bool) or not hasattr(value, "__index__"):
-                raise TypeError(f"{name} is {value!r:.60}, expected a whole number.")
-            if least is not None and value < least:
-                raise ValueError(f"{name} is {value}, expected {least} or more.")
-            object.__setattr__(self, name, int(value))
+        if self.n_shots is not None:
+            object.__setattr__(self, "n_shots", _whole("n_shots", self.n_shots))
+            if self.n_shots < 0:
+                raise ValueError(f"n_shots is {self.n_shots}, expected 0 or more.")
+        object.__setattr__(self, "seed", _whole("seed", self.seed))
 
     def texts(self, task: Task) -> tuple[str, ...]:
         """The instructions that prompts of `task` may carry; none where instruction and input are one text.
@@ -126,9 +123,7 @@ class PromptRecipe:
         """
         template, given = values["template"], values["instruction"]
         instruction = TASK if isinstance(given, Mapping) else None if given is None else tuple(given)
-        if isinstance(template, Mapping):
-            template = PromptTemplate(**template)
-        return cls(template, instruction, values["n_shots"], values["seed"])
+        return cls(_recorded_template(template), instruction, values["n_shots"], values["seed"])
 
     @classmethod
     def recorded(cls, settings: Mapping[str, Any]) -> "PromptRecipe | None":
@@ -141,9 +136,8 @@ class PromptRecipe:
             return cls.from_dict(settings["recipe"])
         if "template" not in settings:
             return None
-        template = settings["template"]
         return cls(
-            PromptTemplate(**template) if isinstance(template, Mapping) else template,
+            _recorded_template(settings["template"]),
             # before recipes, shuffled demonstrations stood without an instruction
             None if settings.get("corruption") == "shuffle" else TASK,
             settings.get("n_shots"),
@@ -171,3 +165,18 @@ def _checked_instruction(given: Any) -> Any:
     if not texts or not all(text.strip() for text in texts):
         raise ValueError(f"instruction is {given!r:.60}, expected texts that are not empty; None means none.")
     return texts[0] if len(texts) == 1 else texts
+
+
+def _whole(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+        raise TypeError(f"{name} is {value!r:.60}, expected a whole number.")
+    return index(value)
+
+
+def _recorded_template(value: Any) -> str | PromptTemplate:
+    """A template in settings: a built-in name or its fields, never a file that something from a file names."""
+    if isinstance(value, Mapping):
+        return PromptTemplate(**value)
+    if value not in TEMPLATES:
+        raise ValueError(f"template is {value!r:.60}, expected one of {', '.join(TEMPLATES)}, or its fields.")
+    return value

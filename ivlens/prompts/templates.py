@@ -110,7 +110,7 @@ def _read_template(path: Path) -> PromptTemplate:
             raise ValueError(f"{wrong[0]} is {values[wrong[0]]!r:.40}")
     except (ValueError, RecursionError) as error:
         raise ValueError(
-            f"template file {str(path)!r:.200} holds no template ({error}), expected one JSON object with some of "
+            f"template {str(path)!r:.200} holds no template ({error}), expected one JSON object with some of "
             f"{', '.join(known)}; correct it."
         ) from None
     return PromptTemplate(**{"name": path.stem, **values})

@@ -3,7 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from hashlib import sha256
 from random import Random
 from typing import Any
@@ -12,29 +12,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ivlens.effects.measure import head_effects
+from ivlens.effects.measure import EffectOptions, head_effects
 from ivlens.effects.results import HeadEffects
-from ivlens.forward.means import mean_head_outputs, mean_write_scale
+from ivlens.forward.means import HeadMeans, head_means, mean_head_outputs
 from ivlens.models.boot import TransformerBridge
-from ivlens.steering.search import PromptSource
+from ivlens.prompts.recipe import TASK, PromptRecipe
+from ivlens.steering.prompt_sets import PromptSets
 from ivlens.tasks.bank import load_bank
 from ivlens.tasks.task import Task, TaskExample
 from ivlens.vectors.heads import head_writes
 from ivlens.vectors.vector import InstructionVector, base_task
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, eq=False)
-class HeadMeans:
-    """Mean outputs of all heads on clean prompts of one task, and the scale of their writes (see `HeadEffects`).
-
-    `mean_z_corrupted` is needed only beside a vector made with `contrast`.
-    """
-
-    mean_z: Float[Tensor, "n_layers n_heads d_head"]
-    write_scale: Float[Tensor, "n_layers d_model"]
-    mean_z_corrupted: Float[Tensor, "n_layers n_heads d_head"] | None = None
 
 
 def draw_seed(seed: int, iv: InstructionVector, what: str, draw: int) -> int:
@@ -69,7 +58,7 @@ def random_head_vectors(
         if means.mean_z_corrupted is None:
             raise ValueError(
                 f"vector {iv.task!r} was made with contrast, but means holds no mean_z_corrupted for its random heads; "
-                "pass the HeadEffects the vector was made from, or means=None to measure both again."
+                "pass the HeadEffects the vector was made from, or leave means out to measure both again."
             )
         values = means.mean_z - means.mean_z_corrupted
     writes = head_writes(model, values, means.write_scale)
@@ -85,20 +74,17 @@ def random_head_vectors(
     return vectors
 
 
-def measured_again(prompts: PromptSource, iv: InstructionVector) -> HeadMeans:
+def measured_again(prompts: PromptSets, iv: InstructionVector) -> HeadMeans:
     """Means on prompts made as those of the vector were, as far as it records that."""
+    recipe = replace(iv.recipe or prompts.recipe, seed=prompts.recipe.seed)
     known = iv.settings.get("effects") or {}
-    made = {name: known[name] for name in ("corruption", "n_shots") if name in known}
-    if isinstance(known.get("template"), str):
-        made["template"] = known["template"]
-    source = replace(prompts, n_prompts=100, **made)
+    source = replace(prompts, recipe=recipe, n_prompts=100, corruption=known.get("corruption", prompts.corruption))
     clean = source.batch("fit", corrupted=False)
-    inputs = prompts.model, clean.tokens, clean.attention_mask
-    counterpart = None
-    if is_contrast(iv):
-        corrupted = source.batch("fit")
-        counterpart = mean_head_outputs(prompts.model, corrupted.tokens, corrupted.attention_mask)
-    return HeadMeans(mean_head_outputs(*inputs), mean_write_scale(*inputs), counterpart)
+    found = head_means(prompts.model, clean.tokens, clean.attention_mask)
+    if not is_contrast(iv):
+        return found
+    corrupted = source.batch("fit")
+    return replace(found, mean_z_corrupted=mean_head_outputs(prompts.model, corrupted.tokens, corrupted.attention_mask))
 
 
 def is_contrast(iv: InstructionVector) -> bool:
@@ -123,8 +109,8 @@ def other_task_vectors(
         task: the task on which `iv` is judged.
         tasks: which ones; None: built-in tasks that have at least half of this task's inputs.
         n: at most so many of them, drawn with the seed of `iv`; None: all.
-        options: for `head_effects`, such as `n_prompts` or `method`; where not given, the number of prompts, the
-            score, the mode, the template and the seed are those of `iv`, if it records them.
+        options: for `head_effects`, such as `n_prompts`; where not given, the number of prompts, the score, the mode
+            and the recipe are those of `iv`, if it records them, with each task's own instruction.
 
     Raises:
         ValueError: no built-in task has these inputs.
@@ -134,10 +120,11 @@ def other_task_vectors(
         raise ValueError(f"no built-in task shares the inputs of {task.name!r}, expected some; pass tasks=[...].")
     known = iv.settings.get("effects") or {}
     if n is not None and n < len(chosen):
-        chosen = Random(f"{known.get('seed', 0)}\0{task.name}").sample(chosen, n)
-    same = {name: known[name] for name in ("n_prompts", "score", "mode", "seed") if name in known}
-    if isinstance(known.get("template"), str):
-        same["template"] = known["template"]
+        chosen = Random(f"{iv.recipe.seed if iv.recipe else 0}\0{task.name}").sample(chosen, n)
+    same = {name: known[name] for name in ("n_prompts", "score") if name in known}
+    same["options"] = EffectOptions(mode=known.get("mode", "replace"), contrast=is_contrast(iv))
+    if iv.recipe is not None:
+        same["recipe"] = for_other_tasks(iv.recipe)
     if same.get("score") == "logit_diff":
         same["corruption"] = "counterfactual"
     k = iv.k or iv.settings.get("k", 10)
@@ -147,6 +134,11 @@ def other_task_vectors(
         )
         for other in chosen
     ]
+
+
+def for_other_tasks(recipe: PromptRecipe) -> PromptRecipe:
+    """The same recipe for tasks that have instructions of their own, and may lack one."""
+    return replace(recipe, instruction=None if recipe.instruction is None else TASK, n_shots=recipe.n_shots or None)
 
 
 def some_other_vectors(model: TransformerBridge, task: Task, iv: InstructionVector, n: int) -> list[InstructionVector]:

@@ -2,19 +2,19 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
 from ivlens.effects.results import HeadEffects
 from ivlens.forward.hooks import patched_heads
+from ivlens.forward.means import HeadMeans
 from ivlens.models.boot import TransformerBridge
 from ivlens.models.fingerprint import model_identity
 from ivlens.prompts.corruptions import Corruption
-from ivlens.prompts.templates import PromptTemplate
+from ivlens.prompts.recipe import PromptRecipe
 from ivlens.steering.controls import (
-    HeadMeans,
     best_constant,
     constant_accuracy,
     measured_again,
@@ -24,16 +24,41 @@ from ivlens.steering.controls import (
     true_others,
 )
 from ivlens.steering.edits import layers_of, replacement
-from ivlens.steering.search import Grid, PromptSource, best_settings, split_seed
-from ivlens.steering.summary import Judged, Setting, accuracy_only, summary
+from ivlens.steering.evaluation import Evaluation
+from ivlens.steering.prompt_sets import PromptSets, followed_recipe
+from ivlens.steering.search import Grid, best_settings
+from ivlens.steering.summary import Judged, Setting, accuracy_only
 from ivlens.steering.trials import Trials
 from ivlens.tasks.task import SplitName, Task
 from ivlens.vectors.vector import InstructionVector, check_belongs
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class JudgeOptions:
+    """How a vector is judged, beside its prompts and the place where it is added.
+
+    Attributes:
+        split: Inputs to judge on.
+        seed: Draws which prompts, the random controls and the resamples. Splits, instructions and demonstrations are
+            those of the recipe's seed.
+        corruption: What the judged prompts lack. `drop`: instruction and demonstrations; None: nothing, the vector is
+            added to clean prompts.
+        other_vectors: Vectors of other tasks on the same inputs. None: `n_draws` built-in tasks are drawn and their
+            vectors made, at the cost of one `head_effects` each; where no built-in task has these inputs, a line in
+            the log says that the control is missing. `()`: do without.
+        means: Mean outputs of all heads, for `random_heads`: the vector's own effects, where they are at hand; measured
+            again on up to 100 `fit` prompts if not given.
+        per_vector: One row for each control vector, instead of one for all of a condition.
+    """
+
+    split: SplitName = "test"
+    seed: int = 0
+    corruption: Corruption | None = "drop"
+    other_vectors: Sequence[InstructionVector] | None = None
+    means: HeadMeans | HeadEffects | None = None
+    per_vector: bool = False
 
 
 def evaluate_intervention(
@@ -41,98 +66,72 @@ def evaluate_intervention(
     task: Task,
     iv: InstructionVector,
     *,
-    split: SplitName = "test",
-    layer: int | None = None,
-    alpha: float | int | None = None,
-    site: str | None = None,
-    corruption: Corruption | None = "drop",
+    recipe: PromptRecipe | None = None,
+    at: Grid | Setting | None = None,
     n_prompts: int | None = None,
     n_draws: int = 5,
-    seed: int = 0,
-    other_vectors: Sequence[InstructionVector] | None = None,
-    template: str | PromptTemplate = "plain",
-    n_shots: int | None = None,
-    means: HeadMeans | HeadEffects | None = None,
-    grid: Grid | None = None,
-    per_vector: bool = False,
-) -> "pd.DataFrame":
+    options: JudgeOptions | None = None,
+) -> Evaluation:
     """Does the vector do what the instruction does, and does it beat what it has to beat?
 
-    Layer, strength and site that are not given are searched for on the `select` split, for the vector and for *each*
-    control vector on its own, over the same grid and the same prompts; `split` is then looked at once.
+        >>> evaluation = ivlens.evaluate_intervention(model, task, iv)
+        >>> with ivlens.steer(model, iv, at=evaluation.best): ...
 
-    Conditions: `clean` (instructed), `baseline` (the corrupted prompts as they are), `iv`, `iv_heads` (its heads
-    replaced by their means), `random` (`n_draws` vectors of equal norm), `random_heads` (`n_draws` vectors from k heads
-    outside S, scaled to equal norm), `other_tasks` (`other_vectors`, those that contain this task's left out),
-    `constant` (the answer right most often on `select`, given to all).
+    Layer, strength and site are searched for on the *select* split, for the vector and for *each* control vector on its
+    own, over the same grid and the same prompts; the judged split is then looked at once.
 
-    An answer is right where greedy decoding begins with it: what follows its last token is not looked at, so a model
-    that writes "12" is right where "1" was asked, if the tokenizer splits numbers into digits.
+    Conditions: `clean` (prompts of the recipe), `bare` (the judged prompts as they are: no instruction, no
+    demonstrations), `iv`, `iv_heads` (its heads replaced by their means), `random` (`n_draws` vectors of equal norm),
+    `random_heads` (`n_draws` vectors from k heads outside S, scaled to equal norm), `other_tasks` (vectors of other
+    tasks, those that contain this task's left out), `constant` (the answer right most often on *select*, given to all).
 
     Args:
-        layer, alpha, site: fix them instead of searching. They then hold for all conditions, so a setting that was
-            found for this vector compares a searched vector with unsearched controls; leave them out for a fair one.
-        corruption: what the judged prompts lack; `drop` means `none` for a task that has no instruction to drop. None:
-            the vector is added to instructed prompts.
+        recipe: how clean prompts are made; None: as those of the vector were.
+        at: what is searched, and `positions`; or one setting, which is then not searched and holds for all conditions:
+            one that was found for this vector compares a searched vector with unsearched controls. None: all layers,
+            both sites, strengths 0.5 to 8.
         n_prompts: at most so many of each split, drawn with the seed.
-        seed: draws which prompts, the random controls and the resamples. Splits, instructions and demonstrations are
-            those of the seed the vectors were made with; of this one, where they record none.
         n_draws: draws of each random control; 19 or more for a table, 5 for a quick look.
-        other_vectors: vectors of other tasks on the same inputs. None: `n_draws` built-in tasks are drawn and their
-            vectors made, at the cost of one `head_effects` each; where no built-in task has these inputs, a line in
-            the log says that the control is missing. `()`: do without.
-        n_shots: demonstrations in `clean` prompts; None: 5 where there is no instruction in them, otherwise none.
-        means: mean outputs of all heads, for `random_heads`: the vector's own effects, where they are at hand; measured
-            again on up to 100 `fit` prompts if not given.
-        grid: what is searched, and `positions`.
-        per_vector: one row for each control vector, instead of one for all of a condition.
+        options: everything else.
 
     Returns:
-        A row per condition: `condition`, `vector`, `n_vectors`, `layer`, `alpha`, `site` (those that all its vectors
-        share), `n` prompts, and for `accuracy`, `prob` (first answer token) and `logprob` (whole answer, nats) the mean
-        over prompts and vectors with a 95 % bootstrap interval over prompts (`accuracy_lo`, `accuracy_hi`, ...);
-        `accuracy_best` is the best single vector's, `n_nonfinite` counts overflows (wrong, probability 0). A control
-        that cannot be made (no heads left, no other vectors) has `n_vectors` 0. The settings are in `.attrs`, with the
-        split that was `searched_on`, if any: judging on that one flatters all vectors, and is logged.
+        The table of all conditions, and the vector's best setting.
 
     Raises:
-        ValueError: an unknown split, layer or site; a vector of another model (`InstructionVector.load` can allow other
-            weights), or made on the judged split or on splits of another seed than the others.
+        ValueError: an unknown split, layer or site; prompts with nothing to take away; a vector of another model, or
+            made on the judged split or on splits of another seed than the others.
 
     Source:
         docs/method.md, section 6; arXiv 2406.12227 and 2310.15213, where a vector is added at one layer for all tasks
         and compared with the prompt without it. Departures: the search on prompts of its own, and all controls.
     """
-    import pandas as pd
-
     check_belongs(iv, model)
-    given = some_other_vectors(model, task, iv, n_draws) if other_vectors is None else other_vectors
-    others = true_others(given, iv, task)
+    options = options or JudgeOptions()
+    given = options.other_vectors
+    others = true_others(some_other_vectors(model, task, iv, n_draws) if given is None else given, iv, task)
     for vector in others:
         check_belongs(vector, model)
-    grid = _restricted(grid or Grid(), layer, alpha, site)
+    grid = Grid.only(Setting(*at)) if isinstance(at, tuple) else at or Grid()
     settings = grid.settings(model)
-    splits = split_seed([iv, *others], split, seed)
-    searched_on = _searched_on(settings, split)
-    prompts = PromptSource(model, task, grid, corruption, template, n_shots, n_prompts, seed, splits)
-    judge = prompts.trials(split)
+    chosen = followed_recipe([iv, *others], recipe, options.split, options.seed)
+    searched_on = _searched_on(settings, options.split)
+    prompts = PromptSets(model, task, chosen, options.corruption, n_prompts, options.seed, **grid.passes)
+    judge = prompts.trials(options.split)
     vectors = {
         "iv": [iv],
-        "random": random_vectors(iv, n_draws, seed),
-        "random_heads": _random_heads(prompts, iv, means, n_draws),
+        "random": random_vectors(iv, n_draws, options.seed),
+        "random_heads": _random_heads(prompts, iv, options.means, n_draws),
         "other_tasks": others,
     }
     judged = [
-        Judged("clean", prompts.trials(split, corrupted=False).unsteered()),
-        Judged("baseline", judge.unsteered()),
-        *judged_vectors(vectors, prompts, judge, settings),
+        Judged("clean", prompts.trials(options.split, corrupted=False).unsteered()),
+        Judged("bare", judge.unsteered()),
+        *judged_vectors(vectors, prompts, judge, grid),
         *_judged_heads(iv, judge),
         judged_constant(prompts, judge),
     ]
-    rows = [one for many in judged for one in (many.separate() if per_vector else [many])]
-    frame = pd.DataFrame([summary(row, seed) for row in rows])
-    frame.attrs.update(_provenance(prompts, iv, split), searched_on=searched_on)
-    return frame
+    made_by = _provenance(prompts, iv, options.split) | {"grid": asdict(grid), "searched_on": searched_on}
+    return Evaluation.of(judged, options.seed, per_vector=options.per_vector, settings=made_by)
 
 
 def _searched_on(settings: Sequence[Setting], split: SplitName) -> SplitName | None:
@@ -146,13 +145,8 @@ def _searched_on(settings: Sequence[Setting], split: SplitName) -> SplitName | N
     return "select"
 
 
-def _restricted(grid: Grid, layer: int | None, alpha: float | int | None, site: str | None) -> Grid:
-    fixed = {"layers": layer, "alphas": alpha, "sites": site}
-    return replace(grid, **{name: (value,) for name, value in fixed.items() if value is not None})
-
-
 def _random_heads(
-    prompts: PromptSource, iv: InstructionVector, means: HeadMeans | HeadEffects | None, n_draws: int
+    prompts: PromptSets, iv: InstructionVector, means: HeadMeans | HeadEffects | None, n_draws: int
 ) -> list[InstructionVector]:
     if not iv.heads:
         return []
@@ -162,15 +156,15 @@ def _random_heads(
 
 
 def judged_vectors(
-    vectors: dict[str, list[InstructionVector]], prompts: PromptSource, judge: Trials, settings: Sequence[Setting]
+    vectors: dict[str, list[InstructionVector]], prompts: PromptSets, judge: Trials, grid: Grid
 ) -> list[Judged]:
     """Every vector at its own best setting on *select*, judged by `judge`; one result for each condition."""
     every = [vector for several in vectors.values() for vector in several]
-    thetas = torch.stack([vector.theta for vector in every])
+    thetas, settings = torch.stack([vector.theta for vector in every]), grid.settings(prompts.model)
     if len(settings) == 1:
-        best = [settings[0]] * len(every)
+        best = settings * len(every)
     else:
-        best = best_settings(prompts.trials("select"), thetas, settings, prompts.grid)
+        best = best_settings(prompts.trials("select"), thetas, settings, grid)
     scores = judge.at(best, thetas)
     judged, start = [], 0
     for condition, several in vectors.items():
@@ -188,7 +182,7 @@ def _judged_heads(iv: InstructionVector, judge: Trials) -> list[Judged]:
     return [Judged("iv_heads", scores)]
 
 
-def judged_constant(prompts: PromptSource, judge: Trials) -> Judged:
+def judged_constant(prompts: PromptSets, judge: Trials) -> Judged:
     """The answer that is right most often on *select*, given to every judged prompt."""
     answer = best_constant(prompts.examples("select"))
     return Judged(
@@ -196,7 +190,7 @@ def judged_constant(prompts: PromptSource, judge: Trials) -> Judged:
     )
 
 
-def _provenance(prompts: PromptSource, iv: InstructionVector, split: SplitName) -> dict[str, Any]:
+def _provenance(prompts: PromptSets, iv: InstructionVector, split: SplitName) -> dict[str, Any]:
     """What made the table, in plain JSON values, so that it survives parquet."""
     return {
         "model": asdict(model_identity(prompts.model)),
@@ -205,10 +199,7 @@ def _provenance(prompts: PromptSource, iv: InstructionVector, split: SplitName) 
         "vector": {"task": iv.task, "heads": [list(head) for head in iv.heads], "weights_hash": iv.model.weights_hash},
         "split": split,
         "corruption": prompts.applied,
-        "template": prompts.template if isinstance(prompts.template, str) else prompts.template.name,
+        "recipe": prompts.recipe.resolved(prompts.task).to_dict(),
         "n_prompts": prompts.n_prompts,
-        "n_shots": prompts.shots,
         "seed": prompts.seed,
-        "split_seed": prompts.split_seed,
-        "grid": asdict(prompts.grid),
     }

@@ -1,6 +1,6 @@
 """Layer x strength x site grids: the best setting of a vector, and tables of all settings."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,14 +10,12 @@ from torch import Tensor
 
 from ivlens.forward.hooks import SITES, check_layers, check_site
 from ivlens.models.boot import TransformerBridge
-from ivlens.prompts.batch import PromptBatch
-from ivlens.prompts.build import build_prompts
-from ivlens.prompts.corruptions import Corruption
-from ivlens.prompts.templates import PromptTemplate
+from ivlens.prompts.recipe import PromptRecipe
 from ivlens.steering.edits import POSITIONS, Positions
+from ivlens.steering.prompt_sets import PromptSets, followed_recipe
 from ivlens.steering.summary import METRICS, Scores, Setting
 from ivlens.steering.trials import Trials
-from ivlens.tasks.task import SplitName, Task, TaskExample
+from ivlens.tasks.task import SplitName, Task
 from ivlens.vectors.vector import InstructionVector, check_belongs
 
 if TYPE_CHECKING:
@@ -46,6 +44,16 @@ class Grid:
     n_finalists: int = 6
     rows_per_pass: int = 512
 
+    @property
+    def passes(self) -> dict[str, Any]:
+        """What `PromptSets` takes from a grid."""
+        return {"positions": self.positions, "rows_per_pass": self.rows_per_pass}
+
+    @classmethod
+    def only(cls, setting: Setting) -> "Grid":
+        """A grid of one setting: nothing is searched."""
+        return cls((setting.layer,), (setting.alpha,), (setting.site,))
+
     def settings(self, model: TransformerBridge) -> list[Setting]:
         """All settings, layer by layer.
 
@@ -61,96 +69,25 @@ class Grid:
         return [Setting(layer, float(alpha), site) for layer in layers for site in sites for alpha in self.alphas]
 
 
-@dataclass(frozen=True)
-class PromptSource:
-    """How the prompts of a split are made, the same for every split.
-
-    Attributes:
-        corruption: None: clean. `drop` is `none` for a task that has no instruction to drop. With `shuffle` the
-            demonstrations stand alone, without an instruction, in clean prompts too, as in `head_effects`.
-        n_shots: demonstrations in clean prompts; None: 5 where there is no instruction in the prompt, otherwise none.
-        n_prompts: at most so many of a split; None: all.
-        seed: draws which prompts, and their order.
-        split_seed: decides which split an input is in. Instructions and demonstrations are drawn with it too, so that
-            a prompt is the same in every table of one vector.
-    """
-
-    model: TransformerBridge
-    task: Task
-    grid: Grid
-    corruption: Corruption | None = "drop"
-    template: str | PromptTemplate = "plain"
-    n_shots: int | None = None
-    n_prompts: int | None = None
-    seed: int = 0
-    split_seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.n_prompts is not None and self.n_prompts < 1:
-            raise ValueError(f"n_prompts is {self.n_prompts}, expected at least 1, or None for the whole split.")
-
-    @property
-    def applied(self) -> Corruption | None:
-        """The corruption the prompts really have."""
-        instructed = self.task.instructions and not self.task.fused
-        return "none" if self.corruption == "drop" and not instructed else self.corruption
-
-    @property
-    def shots(self) -> int:
-        """Demonstrations in clean prompts."""
-        if self.n_shots is not None:
-            return self.n_shots
-        told = self.task.fused or (self.task.instructions and self.corruption != "shuffle")
-        return 0 if told else min(5, len(self.task.split("fit", self.split_seed)) - 1)
-
-    def examples(self, split: SplitName) -> tuple[TaskExample, ...]:
-        """Examples of a split, in an order drawn with the seed."""
-        found = self.task.split(split, self.split_seed)
-        order = torch.randperm(len(found), generator=torch.Generator().manual_seed(self.seed)).tolist()
-        return tuple(found[index] for index in order[: self.n_prompts])
-
-    def batch(self, split: SplitName, *, corrupted: bool = True) -> PromptBatch:
-        """The prompts, or with `corrupted=False` what they would be without the corruption."""
-        corruption = self.applied if corrupted else None
-        return build_prompts(
-            self.model.tokenizer,
-            self.task,
-            self.examples(split),
-            template=self.template,
-            instruction="" if self.corruption == "shuffle" else None,
-            n_shots=0 if corruption in ("drop", "none") else self.shots,
-            corruption=corruption,
-            seed=self.split_seed,
-        )
-
-    def trials(self, split: SplitName, *, corrupted: bool = True) -> Trials:
-        """The prompts, ready to be run."""
-        batch = self.batch(split, corrupted=corrupted)
-        return Trials(self.model, batch, positions=self.grid.positions, rows_per_pass=self.grid.rows_per_pass)
-
-
 def sweep_settings(
     model: TransformerBridge,
     task: Task,
     vectors: "InstructionVector | Sequence[InstructionVector] | Mapping[str, InstructionVector]",
     *,
+    recipe: PromptRecipe | None = None,
     grid: Grid | None = None,
     split: SplitName = "select",
-    corruption: Corruption | None = "drop",
     n_prompts: int | None = None,
-    template: str | PromptTemplate = "plain",
-    n_shots: int | None = None,
     seed: int = 0,
 ) -> "pd.DataFrame":
-    """Every vector at every setting of the grid, on prompts without instruction.
+    """Accuracy of every vector at every setting of the grid, on bare prompts: no instruction, no demonstrations.
 
     Args:
         vectors: one, several, or several by name.
+        recipe: how prompts are made; None: as those of the first vector were.
         grid: all layers, both sites, strengths 0.5 to 8 by default; the whole of it is measured on all prompts.
         n_prompts: at most so many, drawn with the seed; None: the whole split.
-        n_shots: demonstrations, where the corruption leaves any; None: see `evaluate_intervention`.
-        seed: draws which prompts, and their order; splits and instructions are those of the seed the vectors were made
-            with, or of this one for vectors that record none.
+        seed: draws which prompts, and their order; splits are those of the seed the vectors were made with.
 
     Returns:
         One row per vector, layer, site and alpha, with the means `accuracy`, `prob` (first answer token) and `logprob`
@@ -166,8 +103,8 @@ def sweep_settings(
     for vector in named.values():
         check_belongs(vector, model)
     settings = grid.settings(model)
-    splits = split_seed(named.values(), split, seed)
-    trials = PromptSource(model, task, grid, corruption, template, n_shots, n_prompts, seed, splits).trials(split)
+    chosen = followed_recipe(named.values(), recipe, split, seed)
+    trials = PromptSets(model, task, chosen, n_prompts=n_prompts, seed=seed, **grid.passes).trials(split)
     scores = grid_scores(trials, torch.stack([vector.theta for vector in named.values()]), settings)
     rows = [
         {
@@ -210,39 +147,6 @@ def best_settings(
     scores = trials.at(finalists, thetas.repeat_interleave(order.shape[1], 0), brief=True)
     winners = scores.goodness().reshape(order.shape).argmax(1).tolist()
     return [finalists[row * order.shape[1] + winner] for row, winner in enumerate(winners)]
-
-
-def split_seed(vectors: Iterable[InstructionVector], split: SplitName, default: int) -> int:
-    """The seed of the splits that these vectors were made on, so that no prompt that made one of them judges it.
-
-    Raises:
-        ValueError: two vectors with different seeds, or one that was made on `split`.
-    """
-    made_on = [found for vector in vectors for found in _effects_of(vector.settings)]
-    seeds = sorted({int(found["seed"]) for found in made_on if "seed" in found})
-    if len(seeds) > 1:
-        raise ValueError(
-            f"the vectors were made on splits of the seeds {seeds}, expected one seed, as a prompt of one "
-            "vector's test split is in another's fit split; make them with one seed."
-        )
-    if any(found.get("split") == split for found in made_on):
-        raise ValueError(
-            f"a vector was made on the split {split!r} on which it would be judged, expected two different ones; "
-            "use split='select' or 'test', and effects measured on 'fit'."
-        )
-    return seeds[0] if seeds else default
-
-
-def _effects_of(settings: Any) -> Iterator[Mapping[str, Any]]:
-    """Settings of all effects that went into a vector or chose its heads, through any arithmetic."""
-    if isinstance(settings, Mapping):
-        if isinstance(settings.get("effects"), Mapping):
-            yield settings["effects"]
-        for value in settings.values():
-            yield from _effects_of(value)
-    elif isinstance(settings, Sequence) and not isinstance(settings, str):
-        for value in settings:
-            yield from _effects_of(value)
 
 
 def name_vectors(

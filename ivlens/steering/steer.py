@@ -7,10 +7,11 @@ from typing import Literal, get_args
 
 import torch
 
-from ivlens.forward.hooks import added, check_layers, check_site, patched_heads
+from ivlens.forward.hooks import SITES, Site, added, check_layers, check_site, patched_heads
 from ivlens.models.boot import TransformerBridge
 from ivlens.steering.edits import POSITIONS, Positions, addition, layers_of, replacement
 from ivlens.steering.prompt_ends import followed
+from ivlens.steering.summary import Setting
 from ivlens.vectors.vector import InstructionVector, check_belongs
 
 Mode = Literal["vector", "heads"]
@@ -21,16 +22,16 @@ def steer(
     model: TransformerBridge,
     iv: InstructionVector,
     *,
+    at: Setting | None = None,
     layer: int | None = None,
-    alpha: float | int = 1.0,
-    site: str = "resid_post",
+    alpha: float | int | None = None,
+    site: Site | None = None,
     positions: Positions = "prompt",
     mode: Mode = "vector",
-    allow_other_weights: bool = False,
 ) -> Iterator[None]:
     """Run the body with the vector added: `h_layer <- h_layer + alpha * theta`.
 
-        >>> with ivlens.steer(model, iv, layer=3, alpha=2):
+        >>> with ivlens.steer(model, iv, at=evaluation.best):   # or layer=3, alpha=2
         ...     model.generate("Input: big\\nOutput:", do_sample=False)
 
     It holds for forward passes, `generate`, `hf_generate` and `generate_stream`, with or without KV cache, with padding
@@ -39,22 +40,24 @@ def steer(
     first to leave its context; passes of a second thread *inside* it are refused.
 
     Args:
+        at: layer, strength and site in one, such as `Evaluation.best`; each can be given alone instead.
         layer: where to add it; not for `mode="heads"`, whose heads have layers of their own.
-        alpha: strength; negative subtracts. With `mode="heads"` the share of the way from the head's output to its
-            mean.
-        site: `resid_post` (output of the block) or `attn_out` (what attention adds); not used by `mode="heads"`.
+        alpha: strength, 1 by default; negative subtracts. With `mode="heads"` the share of the way from the head's
+            output to its mean.
+        site: `resid_post` (output of the block, the default) or `attn_out` (what attention adds); not used by
+            `mode="heads"`.
         positions: `prompt` (last prompt token, once) or `every` (each generated token as well).
         mode: `vector`, or `heads`: replace the outputs of the vector's heads by their means instead of adding the sum.
-        allow_other_weights: accept a vector of another checkpoint of the same shape; `InstructionVector.load` has the
-            same option, and records it.
 
     Raises:
-        ValueError: a vector of another model; no such layer, site, positions or mode; a layer missing or out of
-            place; `heads` for a vector without heads (one computed from others).
+        ValueError: a vector of another model (see `InstructionVector.for_model`); no such layer, site, positions or
+            mode; a layer missing or out of place; `at` beside what it holds; `heads` for a vector without heads (one
+            computed from others).
         RuntimeError: the body ran no forward pass, or ran passes from two threads.
     """
-    check_belongs(iv, model, allow_other_weights=allow_other_weights)
-    _check_options(iv, alpha, positions, mode)
+    check_belongs(iv, model)
+    layer, strength, place = _place(at, layer, alpha, site)
+    _check_options(iv, strength, positions, mode)
     if mode == "heads":
         if layer is not None:
             raise ValueError(
@@ -62,7 +65,7 @@ def steer(
             )
         with (
             followed(model) as ends,
-            patched_heads(model, replacement(iv, alpha, lambda: ends.columns(positions)), layers_of(iv)),
+            patched_heads(model, replacement(iv, strength, lambda: ends.columns(positions)), layers_of(iv)),
         ):
             yield
         return
@@ -71,14 +74,29 @@ def steer(
             'steer(mode="vector") got no layer, expected one; sweep_settings and evaluate_intervention find a good one.'
         )
     check_layers(model, [layer])
-    check_site(site)
+    check_site(place)
     with (
         followed(model) as ends,
         added(
-            model, layer, site, addition(alpha * iv.theta, lambda: ends.columns(positions)) if alpha else torch.clone
+            model,
+            layer,
+            place,
+            addition(strength * iv.theta, lambda: ends.columns(positions)) if strength else torch.clone,
         ),
     ):
         yield
+
+
+def _place(
+    at: Setting | None, layer: int | None, alpha: float | int | None, site: str | None
+) -> tuple[int | None, float | int, str]:
+    """Layer, strength and site, from one setting or from what was given alone."""
+    if at is None:
+        return layer, 1.0 if alpha is None else alpha, site or SITES[0]
+    given = [name for name, value in (("layer", layer), ("alpha", alpha), ("site", site)) if value is not None]
+    if given:
+        raise ValueError(f"steer got at={tuple(at)} and {', '.join(given)}, expected one of both; leave one out.")
+    return Setting(*at)
 
 
 def _check_options(iv: InstructionVector, alpha: float | int, positions: str, mode: str) -> None:

@@ -65,8 +65,8 @@ def check_weights(
         raise ValueError(
             f"{name} is a vector for {vector.name!r} with weights {vector.weights_hash:.12}, expected "
             f"{model.weights_hash:.12} of model {model.name!r}; compute it on this model, or, to inject a vector of "
-            "another checkpoint on purpose, pass allow_other_weights=True to InstructionVector.load (which records it) "
-            "or to steer."
+            "another checkpoint on purpose, take iv.for_model(model), or pass allow_other_weights=True to "
+            "InstructionVector.load; both record it."
         )
     return asdict(model)
 

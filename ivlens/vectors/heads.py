@@ -67,7 +67,7 @@ def choosing(effects: HeadEffects, universal: bool | Sequence[HeadEffects]) -> l
                 f"expected {effects.model.name!r} throughout; measure them on one model."
             )
         for name in ("seed", "score", "mode"):
-            ours, theirs = effects.settings.get(name), other.settings.get(name)
+            ours, theirs = (at.recipe.seed if name == "seed" else at.settings.get(name) for at in (effects, other))
             if ours != theirs:
                 raise ValueError(
                     f"universal contains effects of {other.task!r} with {name} {theirs!r}, expected {ours!r} as for "

@@ -2,7 +2,7 @@
 
 import weakref
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor
 from ivlens.effects.results import HeadEffects
 from ivlens.models.boot import TransformerBridge, check_model
 from ivlens.models.fingerprint import ModelIdentity, model_identity
+from ivlens.prompts.recipe import PromptRecipe
 from ivlens.prompts.tokens import token_text
 from ivlens.vectors.file import check_weights, read_vector, write_vector
 from ivlens.vectors.heads import Heads, checked_model, choose_heads, choosing, head_writes, named_heads
@@ -80,7 +81,8 @@ class InstructionVector:
             heads: exactly these `(layer, head)` instead, whatever their effect; `k` is then their number.
             model: the bridge the effects were measured on; needed only where it is no longer in memory (loaded
                 effects).
-            contrast: subtract the same sum over corrupted prompts, so that `θ` holds what the instruction adds.
+            contrast: subtract the same sum over corrupted prompts, so that `θ` holds what the instruction adds; the
+                effects must have been measured with `EffectOptions(contrast=True)`.
             universal: choose the heads by the effect averaged over these results (one per task) instead of this task's
                 own; their settings are recorded.
 
@@ -96,7 +98,9 @@ class InstructionVector:
         live = checked_model(effects, model)
         pool = choosing(effects, universal)
         chosen = choose_heads(pool, k) if heads is None else named_heads(effects, heads, alone=not universal)
-        values = effects.mean_z - effects.mean_z_corrupted if contrast else effects.mean_z
+        values = effects.mean_z
+        if contrast:
+            values = values - effects.contrasted()
         layers, numbers = (list(part) for part in zip(*chosen, strict=True))
         means = effects.mean_z[layers, numbers].detach().float().cpu()
         theta = head_writes(live, values, effects.write_scale)[layers, numbers].sum(0)
@@ -112,6 +116,14 @@ class InstructionVector:
             "effects": dict(effects.settings),
         }
         return cls(theta, chosen, means, effects.task, effects.model, settings, weakref.ref(live))
+
+    @property
+    def recipe(self) -> PromptRecipe | None:
+        """How the prompts were made that it stands for; None where it records none, or was computed from several."""
+        own = self.settings.get("effects")
+        made_by = [own] if isinstance(own, Mapping) else list(effects_of(self.settings))
+        found = [PromptRecipe.recorded(settings) for settings in made_by]
+        return found[0] if found and all(other == found[0] for other in found) else None
 
     @property
     def k(self) -> int:
@@ -231,6 +243,19 @@ class InstructionVector:
         settings = {**vector.settings, "used_with": used_with} if used_with else vector.settings
         return replace(vector, settings=settings, model_ref=weakref.ref(model))
 
+    def for_model(self, model: TransformerBridge) -> "InstructionVector":
+        """The same vector for another checkpoint of the same shape, recorded in `settings["used_with"]`.
+
+        `steer` and the judgements refuse a vector of other weights; re-injection into a tuned model means just that.
+
+        Raises:
+            ValueError: a model of another shape.
+        """
+        name = f"InstructionVector {self.task!r}"
+        used_with = check_weights(name, self.model, model_identity(model), allow_other_weights=True)
+        settings = {**self.settings, "used_with": used_with} if used_with else self.settings
+        return replace(self, settings=settings, model_ref=weakref.ref(model))
+
     def _origin(self) -> dict[str, Any]:
         return {"task": self.task, "weights_hash": self.model.weights_hash, "settings": dict(self.settings)}
 
@@ -254,8 +279,8 @@ def check_width(vector: InstructionVector, model: TransformerBridge) -> None:
         )
 
 
-def check_belongs(vector: InstructionVector, model: TransformerBridge, *, allow_other_weights: bool = False) -> None:
-    """Refuse a vector of another model, unless other weights are allowed here or were when it was loaded.
+def check_belongs(vector: InstructionVector, model: TransformerBridge) -> None:
+    """Refuse a vector of another model, unless its weights were allowed: by `for_model`, or when it was loaded.
 
     Raises:
         TypeError: the model is no bridge.
@@ -264,7 +289,19 @@ def check_belongs(vector: InstructionVector, model: TransformerBridge, *, allow_
     check_width(vector, check_model(model))
     found, allowed = model_identity(model), vector.settings.get("used_with") or {}
     recorded = allowed.get("weights_hash") == found.weights_hash
-    check_weights(f"InstructionVector {vector.task!r}", vector.model, found, allow_other_weights or recorded)
+    check_weights(f"InstructionVector {vector.task!r}", vector.model, found, recorded)
+
+
+def effects_of(settings: Any) -> Iterator[Mapping[str, Any]]:
+    """Settings of all effects that went into a vector or chose its heads, through any arithmetic."""
+    if isinstance(settings, Mapping):
+        if isinstance(settings.get("effects"), Mapping):
+            yield settings["effects"]
+        for value in settings.values():
+            yield from effects_of(value)
+    elif isinstance(settings, Sequence) and not isinstance(settings, str):
+        for value in settings:
+            yield from effects_of(value)
 
 
 def base_task(vector: InstructionVector) -> str:

@@ -84,7 +84,7 @@ def test_what_cosines_are_read_beside(first):
 
 def test_hidden_state_cosines_are_those_of_the_model(pocket, first):
     from ivlens.forward.hooks import captured_residual
-    from ivlens.steering.search import PromptSource
+    from ivlens.steering.prompt_sets import PromptSource
 
     batch = PromptSource(pocket, TASKS[0], Grid(), n_prompts=24).batch("select", corrupted=False)
     with torch.no_grad(), captured_residual(pocket, [3]) as kept:
@@ -155,7 +155,7 @@ def test_an_overlay_is_undone_exactly_by_reinjection_there(pocket, first, layer)
     options = CausalOptions(grid=grid, n_prompts=24, n_draws=3)
     (test,) = causal_tests(pocket, tuned, (first, last), [task], tests=["reinjection"], options=options)
     assert test.accuracy("baseline").mean() < 0.9, "the overlay does nothing"
-    from ivlens.steering.search import PromptSource
+    from ivlens.steering.prompt_sets import PromptSource
 
     want = PromptSource(pocket, task, grid, None, n_prompts=24).trials("test").unsteered()
     got = test.conditions["iv"].scores

@@ -8,16 +8,8 @@ from conftest import tiny_task
 
 import ivlens.steering.controls
 from ivlens.models import model_identity
-from ivlens.steering.controls import (
-    HeadMeans,
-    best_constant,
-    constant_accuracy,
-    other_task_vectors,
-    random_head_vectors,
-    random_vectors,
-    some_other_vectors,
-    true_others,
-)
+from ivlens.steering.controls import best_constant, constant_accuracy, other_task_vectors, random_head_vectors, random_vectors, some_other_vectors, true_others
+from ivlens.forward.means import HeadMeans
 from ivlens.tasks import TaskExample
 from ivlens.vectors import InstructionVector
 from ivlens.vectors.heads import head_writes

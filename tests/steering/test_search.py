@@ -12,7 +12,8 @@ from ivlens.forward.prefix import SharedPrefix
 from ivlens.forward.scoring import answer_logits, first_token_prob, greedy_accuracy, sequence_logprob
 from ivlens.models import load_model, model_identity
 from ivlens.prompts import PromptBatch, build_prompts
-from ivlens.steering.search import Grid, PromptSource, best_settings, sweep_settings
+from ivlens.steering.search import Grid, best_settings, sweep_settings
+from ivlens.steering.prompt_sets import PromptSource
 from ivlens.steering.steer import steer
 from ivlens.steering.summary import Judged, Scores, Setting, summary
 from ivlens.steering.trials import Trials

@@ -468,7 +468,7 @@ def test_the_same_seed_gives_the_same_table(planted):
 def test_scores_are_those_of_steering_and_running_the_model(planted):
     from ivlens.forward.scoring import answer_logits, first_token_prob, greedy_accuracy, sequence_logprob
     from ivlens.prompts import build_prompts
-    from ivlens.steering.search import PromptSource
+    from ivlens.steering.prompt_sets import PromptSource
 
     def prob_of(batch):
         logits = run(bridge, batch.tokens, batch.attention_mask, use_cache=False)

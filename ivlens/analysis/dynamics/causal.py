@@ -10,12 +10,14 @@ import torch
 from ivlens.analysis.dynamics.stages import Stage
 from ivlens.common.checks import check_counts
 from ivlens.common.intervals import grouped_interval
+from ivlens.forward.means import HeadMeans
 from ivlens.models.boot import TransformerBridge
 from ivlens.prompts.corruptions import Corruption
 from ivlens.prompts.templates import PromptTemplate
-from ivlens.steering.controls import HeadMeans, random_head_vectors, random_vectors
+from ivlens.steering.controls import random_head_vectors, random_vectors
 from ivlens.steering.evaluate import judged_constant, judged_vectors
-from ivlens.steering.search import Grid, PromptSource, split_seed
+from ivlens.steering.prompt_sets import PromptSource, split_seed
+from ivlens.steering.search import Grid
 from ivlens.steering.summary import Judged, Scores, summary
 from ivlens.steering.trials import Trials
 from ivlens.tasks.task import SplitName, Task

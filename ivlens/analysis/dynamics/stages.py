@@ -18,7 +18,8 @@ from ivlens.models.artefacts import Artefact
 from ivlens.models.boot import TransformerBridge
 from ivlens.models.fingerprint import ModelIdentity, model_identity
 from ivlens.prompts.batch import PromptBatch
-from ivlens.steering.search import Grid, PromptSource
+from ivlens.steering.prompt_sets import PromptSource
+from ivlens.steering.search import Grid
 from ivlens.tasks.task import SplitName, Task
 from ivlens.vectors.heads import Heads, head_writes
 from ivlens.vectors.vector import InstructionVector

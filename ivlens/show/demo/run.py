@@ -21,14 +21,15 @@ from ivlens.effects.measure import head_effects
 from ivlens.effects.results import HeadEffects
 from ivlens.forward.completions import complete, first_line
 from ivlens.forward.hooks import SITES
+from ivlens.forward.means import HeadMeans
 from ivlens.models.boot import TransformerBridge
 from ivlens.models.fingerprint import ModelIdentity, model_identity
 from ivlens.models.load import load_model
 from ivlens.show.demo.curves import swept_controls
 from ivlens.show.demo.tuning import TuningDemo, can_tune, run_tuning
-from ivlens.steering.controls import HeadMeans
 from ivlens.steering.evaluate import evaluate_intervention
-from ivlens.steering.search import Grid, PromptSource, sweep_settings
+from ivlens.steering.prompt_sets import PromptSource
+from ivlens.steering.search import Grid, sweep_settings
 from ivlens.steering.steer import steer
 from ivlens.tasks.bank import load_task
 from ivlens.tasks.task import Task

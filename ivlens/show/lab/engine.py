@@ -16,7 +16,8 @@ from ivlens.prompts.templates import Renderer, find_template
 from ivlens.show.lab.state import RAW, Head, LabState
 from ivlens.show.lab.streams import Addition, Completion, stream_completions
 from ivlens.steering.edits import Positions
-from ivlens.steering.search import Grid, PromptSource, best_settings
+from ivlens.steering.prompt_sets import PromptSource
+from ivlens.steering.search import Grid, best_settings
 from ivlens.steering.summary import Setting
 from ivlens.tasks.task import Task, split_of
 from ivlens.vectors.vector import InstructionVector, check_width

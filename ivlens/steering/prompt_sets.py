@@ -1,0 +1,111 @@
+"""`PromptSets`: the prompts on which vectors of one task are tried, split by split."""
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import torch
+
+from ivlens.models.boot import TransformerBridge
+from ivlens.prompts.batch import PromptBatch
+from ivlens.prompts.build import build_prompts
+from ivlens.prompts.corruptions import Corruption
+from ivlens.prompts.recipe import PromptRecipe
+from ivlens.steering.edits import Positions
+from ivlens.steering.trials import Trials
+from ivlens.tasks.task import SplitName, Task, TaskExample
+from ivlens.vectors.vector import InstructionVector, effects_of
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PromptSets:
+    """Which prompts are judged, for every split alike.
+
+    Attributes:
+        recipe: How clean prompts are made; its seed also decides which split an input is in.
+        corruption: What the judged prompts lack; `drop`: instruction and demonstrations. None: nothing, the vector is
+            added to clean prompts.
+        n_prompts: At most so many of a split; None: all.
+        seed: Draws which prompts, and their order.
+        positions, rows_per_pass: As of `Trials`.
+    """
+
+    model: TransformerBridge
+    task: Task
+    recipe: PromptRecipe = PromptRecipe()
+    corruption: Corruption | None = "drop"
+    n_prompts: int | None = None
+    seed: int = 0
+    positions: Positions = "prompt"
+    rows_per_pass: int = 512
+
+    def __post_init__(self) -> None:
+        if self.n_prompts is not None and self.n_prompts < 1:
+            raise ValueError(f"n_prompts is {self.n_prompts}, expected at least 1, or None for the whole split.")
+
+    @property
+    def applied(self) -> Corruption | None:
+        """The corruption the prompts really have: a task that is one with its instruction has nothing to drop."""
+        nothing = self.task.fused and not self.recipe.shots(self.task)
+        return "none" if self.corruption == "drop" and nothing else self.corruption
+
+    def examples(self, split: SplitName) -> tuple[TaskExample, ...]:
+        """Examples of a split, in an order drawn with the seed."""
+        found = self.task.split(split, self.recipe.seed)
+        order = torch.randperm(len(found), generator=torch.Generator().manual_seed(self.seed)).tolist()
+        return tuple(found[index] for index in order[: self.n_prompts])
+
+    def batch(self, split: SplitName, *, corrupted: bool = True) -> PromptBatch:
+        """The judged prompts, or with `corrupted=False` the clean ones of the same inputs."""
+        corruption = self.applied if corrupted else None
+        return build_prompts(self.model.tokenizer, self.task, self.examples(split), self.recipe, corruption=corruption)
+
+    def trials(self, split: SplitName, *, corrupted: bool = True) -> Trials:
+        """The prompts, ready to be run."""
+        batch = self.batch(split, corrupted=corrupted)
+        return Trials(self.model, batch, positions=self.positions, rows_per_pass=self.rows_per_pass)
+
+
+def followed_recipe(
+    vectors: Iterable[InstructionVector], given: PromptRecipe | None, split: SplitName, default_seed: int = 0
+) -> PromptRecipe:
+    """The recipe that prompts for these vectors are made with: what was given, or else the vectors' own.
+
+    Its seed is always that of the splits the vectors were made on, so that no prompt that made one of them judges it.
+
+    Raises:
+        ValueError: two vectors with different seeds, or one that was made on `split`.
+    """
+    listed = list(vectors)
+    seed = split_seed(listed, split, default_seed if given is None else given.seed)
+    own = listed[0].recipe if listed else None
+    chosen = replace(given or own or PromptRecipe(), seed=seed)
+    if given is not None and own is not None and chosen != replace(own, seed=seed):
+        # what the recipe leaves open is no difference
+        if chosen.n_shots is not None or replace(chosen, n_shots=own.n_shots) != replace(own, seed=seed):
+            logger.info("prompts are made as given (%s), not as those of the vector were (%s).", chosen, own)
+    return chosen
+
+
+def split_seed(vectors: Iterable[InstructionVector], split: SplitName, default: int) -> int:
+    """The seed of the splits that these vectors were made on.
+
+    Raises:
+        ValueError: two vectors with different seeds, or one that was made on `split`.
+    """
+    made_on = [found for vector in vectors for found in effects_of(vector.settings)]
+    recipes = [recipe for found in made_on if (recipe := PromptRecipe.recorded(found)) is not None]
+    seeds = sorted({recipe.seed for recipe in recipes})
+    if len(seeds) > 1:
+        raise ValueError(
+            f"the vectors were made on splits of the seeds {seeds}, expected one seed, as a prompt of one "
+            "vector's test split is in another's fit split; make them with one seed."
+        )
+    if any(found.get("split") == split for found in made_on):
+        raise ValueError(
+            f"a vector was made on the split {split!r} on which it would be judged, expected two different ones; "
+            "use split='select' or 'test', and effects measured on 'fit'."
+        )
+    return seeds[0] if seeds else default
