@@ -50,7 +50,7 @@ class PromptRecipe:
     """
 
     template: str | PromptTemplate = "plain"
-    instruction: "_FromTask | str | tuple[str, ...] | None" = TASK
+    instruction: "_FromTask | str | Sequence[str] | None" = TASK
     n_shots: int | None = None
     seed: int = 0
 
@@ -134,10 +134,10 @@ class PromptRecipe:
         """
         if "recipe" in settings:
             return cls.from_dict(settings["recipe"])
-        if "template" not in settings:
+        if not settings.keys() & {"template", "n_shots", "seed"}:
             return None
         return cls(
-            _recorded_template(settings["template"]),
+            _recorded_template(settings.get("template", "plain")),
             # before recipes, shuffled demonstrations stood without an instruction
             None if settings.get("corruption") == "shuffle" else TASK,
             settings.get("n_shots"),

@@ -14,7 +14,8 @@ from ivlens.prompts.recipe import PromptRecipe
 from ivlens.steering.edits import Positions
 from ivlens.steering.trials import Trials
 from ivlens.tasks.task import SplitName, Task, TaskExample
-from ivlens.vectors.vector import InstructionVector, effects_of
+from ivlens.vectors.provenance import effects_of
+from ivlens.vectors.vector import InstructionVector
 
 logger = logging.getLogger(__name__)
 

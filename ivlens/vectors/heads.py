@@ -48,16 +48,16 @@ def checked_model(effects: HeadEffects, model: TransformerBridge | None) -> Tran
     return live
 
 
-def choosing(effects: HeadEffects, universal: bool | Sequence[HeadEffects]) -> list[HeadEffects]:
+def choosing(effects: HeadEffects, universal: Sequence[HeadEffects] | None) -> list[HeadEffects]:
     """The results that heads are chosen by.
 
     Raises:
-        ValueError: other weights, seeds, scores or modes among them, or `universal=True`.
+        ValueError: other weights, seeds, scores or modes among them.
     """
-    if universal is True:
-        raise ValueError(
-            "universal is True, expected the effects of several tasks to average over; pass them: universal=[effects "
-            "of one task, of another, ...]."
+    if universal is not None and not isinstance(universal, Sequence):
+        raise TypeError(
+            f"universal is {universal!r:.40}, expected the effects of several tasks to average over: "
+            "universal=[effects of one task, of another, ...]."
         )
     pool = list(universal) if universal else [effects]
     for other in pool:
@@ -112,3 +112,12 @@ def named_heads(effects: HeadEffects, heads: Sequence[tuple[int, int]], *, alone
             f"{n_layers} layers and {n_heads} heads, counted from 0."
         )
     return pairs
+
+
+def check_same_width(one: Tensor, other: Tensor) -> None:
+    """Raise ValueError for vectors of models of different widths."""
+    if one.shape != other.shape:
+        raise ValueError(
+            f"vectors have shapes {tuple(one.shape)} and {tuple(other.shape)}, expected the same d_model; "
+            "compare and combine only vectors of one architecture."
+        )

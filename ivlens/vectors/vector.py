@@ -2,7 +2,7 @@
 
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,16 @@ from ivlens.models.fingerprint import ModelIdentity, model_identity
 from ivlens.prompts.recipe import PromptRecipe
 from ivlens.prompts.tokens import token_text
 from ivlens.vectors.file import check_weights, read_vector, write_vector
-from ivlens.vectors.heads import Heads, checked_model, choose_heads, choosing, head_writes, named_heads
+from ivlens.vectors.heads import (
+    Heads,
+    check_same_width,
+    checked_model,
+    choose_heads,
+    choosing,
+    head_writes,
+    named_heads,
+)
+from ivlens.vectors.provenance import bracketed, recipe_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +80,7 @@ class InstructionVector:
         heads: Sequence[tuple[int, int]] | None = None,
         model: TransformerBridge | None = None,
         contrast: bool = False,
-        universal: bool | Sequence[HeadEffects] = False,
+        universal: Sequence[HeadEffects] | None = None,
     ) -> "InstructionVector":
         """The vector of the `k` heads with the largest average effect, or of the heads that are named.
 
@@ -89,7 +98,7 @@ class InstructionVector:
         Raises:
             ValueError: `k` is not between 1 and the number of measured heads; `heads` that are none, twice there or not
                 in the model, or given beside `universal`; no model; another model than measured; `universal` results
-                that do not fit each other (weights, seed, score, mode), or `universal=True`.
+                that do not fit each other (weights, seed, score, mode).
 
         Source:
             docs/method.md, section 5; arXiv 2406.12227 and 2310.15213. Departure: without the projection's bias, which
@@ -97,7 +106,7 @@ class InstructionVector:
         """
         live = checked_model(effects, model)
         pool = choosing(effects, universal)
-        chosen = choose_heads(pool, k) if heads is None else named_heads(effects, heads, alone=not universal)
+        chosen = choose_heads(pool, k) if heads is None else named_heads(effects, heads, alone=universal is None)
         values = effects.mean_z
         if contrast:
             values = values - effects.contrasted()
@@ -120,10 +129,7 @@ class InstructionVector:
     @property
     def recipe(self) -> PromptRecipe | None:
         """How the prompts were made that it stands for; None where it records none, or was computed from several."""
-        own = self.settings.get("effects")
-        made_by = [own] if isinstance(own, Mapping) else list(effects_of(self.settings))
-        found = [PromptRecipe.recorded(settings) for settings in made_by]
-        return found[0] if found and all(other == found[0] for other in found) else None
+        return recipe_of(self.settings)
 
     @property
     def k(self) -> int:
@@ -142,7 +148,7 @@ class InstructionVector:
             ValueError: another `d_model`, or one of the two is zero.
         """
         theirs = other.theta if isinstance(other, InstructionVector) else other.detach().float().cpu()
-        _check_same_width(self.theta, theirs)
+        check_same_width(self.theta, theirs)
         length = self.norm * float(theirs.norm())
         if length == 0:
             raise ValueError("cosine got a vector of length 0, expected two vectors with a direction.")
@@ -163,7 +169,7 @@ class InstructionVector:
             self,
             theta=self.theta * float(factor),
             head_means=self.head_means * float(factor),
-            task=f"{factor:g} * {_bracketed(self.task)}",
+            task=f"{factor:g} * {bracketed(self.task)}",
             settings={**self.settings, **scaled},
         )
 
@@ -260,9 +266,9 @@ class InstructionVector:
         return {"task": self.task, "weights_hash": self.model.weights_hash, "settings": dict(self.settings)}
 
     def _combined(self, other: "InstructionVector", sign: float, symbol: str) -> "InstructionVector":
-        _check_same_width(self.theta, other.theta)
+        check_same_width(self.theta, other.theta)
         made_by = {"operation": symbol, "operands": [self._origin(), other._origin()]}
-        right = other.task if symbol == "+" else _bracketed(other.task)
+        right = other.task if symbol == "+" else bracketed(other.task)
         return self.derived(self.theta + sign * other.theta, f"{self.task} {symbol} {right}", made_by)
 
 
@@ -292,30 +298,6 @@ def check_belongs(vector: InstructionVector, model: TransformerBridge) -> None:
     check_weights(f"InstructionVector {vector.task!r}", vector.model, found, recorded)
 
 
-def effects_of(settings: Any) -> Iterator[Mapping[str, Any]]:
-    """Settings of all effects that went into a vector or chose its heads, through any arithmetic."""
-    if isinstance(settings, Mapping):
-        if isinstance(settings.get("effects"), Mapping):
-            yield settings["effects"]
-        for value in settings.values():
-            yield from effects_of(value)
-    elif isinstance(settings, Sequence) and not isinstance(settings, str):
-        for value in settings:
-            yield from effects_of(value)
-
-
 def base_task(vector: InstructionVector) -> str:
     """The vector's task, whatever it was scaled by."""
     return vector.settings.get("scaled", vector.task)
-
-
-def _check_same_width(one: Tensor, other: Tensor) -> None:
-    if one.shape != other.shape:
-        raise ValueError(
-            f"vectors have shapes {tuple(one.shape)} and {tuple(other.shape)}, expected the same d_model; "
-            "compare and combine only vectors of one architecture."
-        )
-
-
-def _bracketed(task: str) -> str:
-    return f"({task})" if " " in task else task

@@ -9,11 +9,11 @@ import pytest
 import torch
 from conftest import hf_model, random_prompts, tiny_task
 
-from ivlens.effects import METHODS, HeadEffects, causal_indirect_effect, head_effects
+from ivlens.effects import METHODS, EffectOptions, HeadEffects, causal_indirect_effect, head_effects
 from ivlens.forward import hooks
 from ivlens.forward.means import mean_head_outputs
 from ivlens.models import load_model, model_identity
-from ivlens.prompts import PromptTemplate
+from ivlens.prompts import PromptRecipe, PromptTemplate
 from ivlens.tasks import Task, TaskExample, hash_of_tasks, load_bank
 
 TOKENS, MASK = random_prompts()
@@ -209,7 +209,7 @@ def test_prompts_longer_than_the_context(new_model):
 
 @pytest.fixture(scope="module")
 def effects(llama) -> HeadEffects:
-    return head_effects(llama, TASK, n_prompts=6, others=OTHERS, n_mean_prompts=4)
+    return head_effects(llama, TASK, n_prompts=6, options=EffectOptions(others=OTHERS, n_mean_prompts=4, contrast=True))
 
 
 def test_from_a_task_to_effects(effects, llama):
@@ -223,51 +223,58 @@ def test_from_a_task_to_effects(effects, llama):
     settings = effects.settings
     assert settings["corruption"] == "counterfactual" and settings["others"] == ["rhyme", "synonym"]
     assert settings["others_hash"] == hash_of_tasks(OTHERS) and sum(settings["counterfactual_tasks"].values()) == 6
-    assert settings["n_prompts"] == 6 and settings["n_mean_prompts"] == 4 and settings["n_shots"] == 0
+    assert settings["n_prompts"] == 6 and settings["n_mean_prompts"] == 4
+    assert effects.recipe == PromptRecipe(n_shots=0) and settings["recipe"] == effects.recipe.to_dict()
     assert settings["task_hash"] == TASK.content_hash() and settings["versions"]["torch"]
     assert "'antonym'" in repr(effects) and "6 prompts" in repr(effects)
 
 
 def test_the_same_seed_gives_the_same_bits(effects, llama):
-    again = head_effects(llama, TASK, n_prompts=6, others=OTHERS, n_mean_prompts=4)
+    few = EffectOptions(others=OTHERS, n_mean_prompts=4, contrast=True)
+    again = head_effects(llama, TASK, n_prompts=6, options=few)
     assert torch.equal(effects.cie, again.cie) and effects.inputs == again.inputs
-    other = head_effects(llama, TASK, n_prompts=6, others=OTHERS, n_mean_prompts=4, seed=1)
+    other = head_effects(llama, TASK, n_prompts=6, options=few, recipe=PromptRecipe(seed=1))
     assert effects.inputs != other.inputs
 
 
 def test_the_default_corruption_follows_the_task(llama):
     bare = Task("bare", TASK.examples)
     fused = Task("fused", tuple(TaskExample(f"Is it {x.input}? Answer:", x.answers) for x in TASK.examples), fused=True)
-    few = {"n_prompts": 2, "n_mean_prompts": 3, "layers": [0], "heads": [0]}
+    few = {"n_prompts": 2, "options": EffectOptions(n_mean_prompts=3, contrast=True, layers=[0], heads=[0])}
     shuffled, none = head_effects(llama, bare, **few), head_effects(llama, fused, **few)
-    assert set(shuffled.corruptions) == {"shuffle"} and shuffled.settings["n_shots"] == 5
-    assert set(none.corruptions) == {"none"} and none.settings["n_shots"] == 0
-    told = head_effects(llama, TASK, corruption="shuffle", n_shots=3, **few)
-    assert set(told.corruptions) == {"shuffle"} and told.settings["n_shots"] == 3
-    zero_shot = head_effects(llama, bare, corruption="none", **few)
-    assert zero_shot.settings["n_shots"] == 5 and not torch.allclose(zero_shot.mean_z, zero_shot.mean_z_corrupted)
+    assert set(shuffled.corruptions) == {"shuffle"} and shuffled.recipe.n_shots == 5
+    assert set(none.corruptions) == {"none"} and none.recipe.n_shots == 0
+    assert torch.allclose(none.mean_z, none.mean_z_corrupted)  # nothing is taken away
+    told = head_effects(llama, TASK, recipe=PromptRecipe(n_shots=3), corruption="shuffle", **few)
+    assert set(told.corruptions) == {"shuffle"} and told.recipe.n_shots == 3
+    dropped = head_effects(llama, bare, corruption="drop", **few)
+    assert dropped.recipe.n_shots == 5 and not torch.allclose(dropped.mean_z, dropped.mean_z_corrupted)
+    alone = head_effects(llama, TASK, recipe=PromptRecipe(instruction=None), **few)
+    assert alone.recipe.n_shots == 5 and set(alone.corruptions) == {"shuffle"}
+    assert 0 <= alone.settings["kept_answers"] < 1
 
 
 def test_logit_diff_keeps_prompts_that_have_a_counterfactual(llama):
     half = Task("half", TASK.examples[::2], instructions=("Halve it.",))
     partial = Task("other", tuple(TaskExample(x.input, ("cold",)) for x in half.examples), instructions=("Freeze it.",))
-    got = head_effects(llama, TASK, score="logit_diff", others=[partial], layers=[0], heads=[0])
+    one = {"layers": [0], "heads": [0]}
+    got = head_effects(llama, TASK, score="logit_diff", options=EffectOptions(others=[partial], **one))
     assert set(got.corruptions) == {"counterfactual"}
     assert set(got.inputs) <= {example.input for example in half.examples}
     with pytest.raises(ValueError, match="found no counterfactual for any of [0-9]+ prompts of task 'antonym'"):
-        head_effects(llama, TASK, score="logit_diff", others=[TASK])
+        head_effects(llama, TASK, score="logit_diff", options=EffectOptions(others=[TASK]))
     with pytest.raises(ValueError, match="score 'logit_diff' got no foil_tokens"):
         head_effects(llama, TASK, score="logit_diff", corruption="drop")
 
 
 def test_only_prompts_answered_correctly_enter_the_mean(llama, monkeypatch):
-    few = {"n_prompts": 2, "others": OTHERS, "layers": [0], "heads": [0], "n_mean_prompts": 4}
+    correct = EffectOptions(correct_only=True, others=OTHERS, layers=[0], heads=[0], n_mean_prompts=4)
     with pytest.raises(ValueError, match="correct_only=True found none of 4 clean prompts of task 'antonym'"):
-        head_effects(llama, TASK, correct_only=True, **few)
+        head_effects(llama, TASK, n_prompts=2, options=correct)
     monkeypatch.setattr(
         "ivlens.effects.measure.greedy_accuracy", lambda model, batch, **_: torch.arange(len(batch)) == 1
     )
-    one = head_effects(llama, TASK, correct_only=True, **few)
+    one = head_effects(llama, TASK, n_prompts=2, options=correct)
     assert one.settings["n_mean_prompts"] == 1 and one.settings["correct_only"] is True
 
 
@@ -277,29 +284,27 @@ def test_other_options_are_recorded(llama):
         llama,
         TASK,
         n_prompts=2,
-        template=mine,
+        recipe=PromptRecipe(mine),
         corruption="drop",
-        mode="add",
-        split="select",
-        layers=[1],
+        options=EffectOptions(mode="add", split="select", layers=[1]),
         progress=True,
     )
-    assert got.settings["template"]["name"] == "mine" and got.settings["mode"] == "add"
+    assert got.recipe.template == mine and got.settings["mode"] == "add"
     assert got.settings["layers"] == [1] and got.settings["heads"] is None and got.settings["split"] == "select"
     assert got.settings["others_hash"] is None and got.settings["counterfactual_tasks"] == {}
     json.dumps(dict(got.settings))
 
 
 def test_layers_and_heads_may_be_arrays(llama, tmp_path):
-    few = {"n_prompts": 1, "n_mean_prompts": 2, "others": OTHERS}
-    got = head_effects(llama, TASK, layers=np.array([0, 2]), heads=[np.int64(1)], **few)
+    few = EffectOptions(n_mean_prompts=2, others=OTHERS, layers=np.array([0, 2]), heads=[np.int64(1)])
+    got = head_effects(llama, TASK, n_prompts=1, options=few)
     assert got.settings["layers"] == [0, 2] and got.settings["heads"] == [1]
     assert HeadEffects.load(got.save(tmp_path / "e")).top_heads(2) == got.top_heads(2)
 
 
 def test_the_bank_is_recorded_where_counterfactuals_come_from_it(llama):
-    few = {"n_prompts": 2, "n_mean_prompts": 2, "layers": [0], "heads": [0]}
-    got = head_effects(llama, load_bank()["antonym"], **few)
+    few = EffectOptions(n_mean_prompts=2, layers=[0], heads=[0])
+    got = head_effects(llama, load_bank()["antonym"], n_prompts=2, options=few)
     assert got.settings["others"] is None and got.settings["others_hash"] == hash_of_tasks(load_bank().values())
     assert all(load_bank()[name].in_training for name in got.settings["counterfactual_tasks"])
 
@@ -308,10 +313,10 @@ def test_a_family_that_is_refused_is_refused_before_the_long_part(llama, monkeyp
     def refuse(*args, **options):
         raise ValueError("not defined in this family")
 
-    monkeypatch.setattr("ivlens.effects.measure.mean_write_scale", refuse)
+    monkeypatch.setattr("ivlens.effects.measure.head_means", refuse)
     monkeypatch.setitem(METHODS, "reference", lambda model, request: pytest.fail("measured"))
     with pytest.raises(ValueError, match="not defined in this family"):
-        head_effects(llama, TASK, n_prompts=2, others=OTHERS)
+        head_effects(llama, TASK, n_prompts=2, options=EffectOptions(others=OTHERS))
 
 
 def test_a_steered_model_is_not_measured(llama):
@@ -319,7 +324,7 @@ def test_a_steered_model_is_not_measured(llama):
         with pytest.raises(RuntimeError, match="this thread has a steer context open on the model"):
             causal_indirect_effect(llama, TOKENS, MASK, ANSWERS, some_means(llama))
         with pytest.raises(RuntimeError, match="this thread has a steer context open on the model"):
-            head_effects(llama, TASK, others=OTHERS)
+            head_effects(llama, TASK, options=EffectOptions(others=OTHERS))
 
 
 def test_a_model_that_is_no_bridge():
@@ -333,27 +338,37 @@ def test_a_model_that_is_no_bridge():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"n_prompts": 0}, "n_prompts is 0, n_mean_prompts is 100, expected 1 or more of both"),
-        ({"mode": "swap"}, "mode is 'swap'"),
-        ({"method": "magic"}, "method is 'magic'"),
-        ({"score": "f1"}, "score is 'f1'"),
+        ({"n_prompts": 0}, "n_prompts is 0, expected 1 or more"),
+        ({"n_mean_prompts": 0}, "n_mean_prompts is 0, expected 1 or more"),
         ({"heads": [9]}, "head 9 does not exist"),
-        ({"corruption": "noise"}, "corruption is 'noise'"),
         ({"max_memory": -1}, "max_memory is -1"),
+        ({"recipe": PromptRecipe(instruction=None, n_shots=0)}, "neither an instruction nor demonstrations"),
     ],
 )
 def test_unusable_options(llama, options, message):
     with pytest.raises(ValueError, match=message):
-        head_effects(llama, TASK, **({"n_prompts": 2, "others": OTHERS} | options))
+        direct = {name: options[name] for name in ("n_prompts", "score", "corruption", "recipe") if name in options}
+        rest = {name: value for name, value in options.items() if name not in direct}
+        made_by = EffectOptions(**({"others": OTHERS} | rest))
+        head_effects(llama, TASK, **({"n_prompts": 2, "corruption": "counterfactual"} | direct), options=made_by)
+
+
+@pytest.mark.parametrize("options", [{"mode": "swap"}, {"method": "magic"}, {"score": "f1"}, {"corruption": "noise"}])
+def test_unknown_words_are_refused(llama, options):
+    """As a ValueError, or before that by the check of shapes and types under which tests run."""
+    with pytest.raises((ValueError, TypeError)):
+        direct = {name: value for name, value in options.items() if name in ("score", "corruption")}
+        made_by = EffectOptions(**{name: value for name, value in options.items() if name not in direct})
+        head_effects(llama, TASK, n_prompts=2, options=made_by, **direct)
 
 
 def test_a_model_without_tokenizer_and_prompts_that_do_not_fit(new_model, byte_level):
     with pytest.raises(
         TypeError, match="tokenizer is NoneType, expected a transformers tokenizer; pass model.tokenizer"
     ):
-        head_effects(new_model("llama"), TASK, others=OTHERS)
+        head_effects(new_model("llama"), TASK, options=EffectOptions(others=OTHERS))
     with pytest.raises(ValueError, match="prompt [0-9]+ has [0-9]+ tokens and its answer up to 1, expected at most 16"):
-        head_effects(new_model("gpt2", byte_level, n_ctx=16), TASK, others=OTHERS)
+        head_effects(new_model("gpt2", byte_level, n_ctx=16), TASK, options=EffectOptions(others=OTHERS))
 
 
 def made(cie: torch.Tensor, model) -> HeadEffects:
@@ -492,7 +507,7 @@ def test_effects_that_cannot_be_saved_leave_nothing(effects, tmp_path):
 
 def test_effects_do_not_keep_a_model_in_memory(byte_level):
     model = load_model(hf_model=hf_model("llama"), tokenizer=byte_level)
-    got = head_effects(model, TASK, n_prompts=1, others=OTHERS, layers=[0], heads=[0])
+    got = head_effects(model, TASK, n_prompts=1, options=EffectOptions(others=OTHERS, layers=[0], heads=[0]))
     assert got.live_model is model
     del model
     gc.collect()

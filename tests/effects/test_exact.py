@@ -11,24 +11,25 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ivlens.common import memory
-from ivlens.effects import HeadEffects, causal_indirect_effect, copies, exact, head_effects
+from ivlens.effects import EffectOptions, HeadEffects, causal_indirect_effect, copies, exact, head_effects
 from ivlens.effects.checks import Check
 from ivlens.effects.chunks import ChunkSize, chunk_size, prompt_bytes
 from ivlens.effects.engines import METHODS, run_engine
-from ivlens.effects.request import Unsuitable, make_request
+from ivlens.effects.request import PatchOptions, Unsuitable, make_request
 from ivlens.forward.means import mean_head_outputs
 
 TOKENS, MASK = random_prompts()
 ANSWERS = torch.tensor([[5, -100, -100], [6, 7, -100], [8, 9, 10], [11, -100, -100]])
 
 
-def request_for(model, lengths=(7, 4, 9, 5), score="logprob", seed=3, **options):
+def request_for(model, lengths=(7, 4, 9, 5), score="logprob", seed=3, foil_tokens=None, **options):
     tokens, mask = random_prompts(lengths)
     generator = torch.Generator().manual_seed(seed)
     answers = torch.randint(3, 400, (len(lengths), 3), generator=generator)
     answers[0, 1:] = -100
     mean_z = torch.randn(model.cfg.n_layers, model.cfg.n_heads, model.cfg.d_head, generator=generator)
-    return make_request(model, tokens, mask, answers, mean_z, score=score, **options)
+    patch = PatchOptions(score=score, **options)
+    return make_request(model, tokens, mask, answers, mean_z, foil_tokens=foil_tokens, options=patch)
 
 
 @pytest.fixture
@@ -364,11 +365,11 @@ def test_every_engine_tells_how_far_it_is(llama, method):
 def test_effects_say_which_engine_ran(llama, monkeypatch, tmp_path):
     from test_effects import OTHERS, TASK
 
-    effects = head_effects(llama, TASK, n_prompts=3, n_mean_prompts=4, others=OTHERS)
+    effects = head_effects(llama, TASK, n_prompts=3, options=EffectOptions(n_mean_prompts=4, others=OTHERS))
     assert effects.method == effects.settings["method_asked"] == "exact"
     assert effects.settings["chunk"]["n_prompts"] == 3 and effects.settings["max_memory"] > 2**20
     monkeypatch.setitem(METHODS, "exact", lambda model, request: (_ for _ in ()).throw(Unsuitable("it is so")))
-    effects = head_effects(llama, TASK, n_prompts=3, n_mean_prompts=4, others=OTHERS)
+    effects = head_effects(llama, TASK, n_prompts=3, options=EffectOptions(n_mean_prompts=4, others=OTHERS))
     again = HeadEffects.load(effects.save(tmp_path / "effects.safetensors"))
     assert again.method == "cached" and again.settings["method_asked"] == "exact"
 

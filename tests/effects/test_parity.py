@@ -12,7 +12,7 @@ from families import CONFIGS, N_WORDS, WINDOW, hf_model
 from ivlens.effects import copies
 from ivlens.effects.engines import METHODS, run_engine
 from ivlens.effects.reference import patched_logits
-from ivlens.effects.request import EffectRequest, Unsuitable, make_request
+from ivlens.effects.request import EffectRequest, PatchOptions, Unsuitable, make_request
 from ivlens.models import TransformerBridge, load_model
 
 MOST_USED = ("gpt2", "neox", "llama", "mistral", "qwen2", "qwen3", "gemma2", "phi3")
@@ -43,7 +43,10 @@ def request_on(model: TransformerBridge, n_answer: int = 3, lengths: tuple[int, 
     answers[-1, 2:] = -100
     size = (model.cfg.n_layers, model.cfg.n_heads, model.cfg.d_head)
     mean_z = 6 * torch.randn(size, generator=generator)
-    request = make_request(model, tokens, mask, answers, mean_z, **({"score": "logprob"} | options))
+    request = make_request(
+        model, tokens, mask, answers, mean_z, foil_tokens=options.pop("foil_tokens", None),
+        options=PatchOptions(**({"score": "logprob"} | options)),
+    )  # fmt: skip
     moved = _moved(model, request)
     request.answers[:, 0] = moved.argmax(-1)
     return request

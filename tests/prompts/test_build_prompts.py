@@ -1,11 +1,13 @@
 """Prompts: answer tokens by three kinds of tokenizer, corruptions that change one thing, draws that repeat."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import WORDS, tiny_task
 from transformers import PreTrainedTokenizerFast
 
-from ivlens.prompts import CORRUPTIONS, PromptTemplate, build_prompts
+from ivlens.prompts import CORRUPTIONS, PromptRecipe, PromptTemplate, build_prompts
 from ivlens.prompts.templates import TEMPLATES
 from ivlens.prompts.tokens import Encoder, token_text
 from ivlens.tasks import Task, TaskExample, load_task
@@ -23,6 +25,12 @@ def answer_ids(batch, row):
     return [token for token in batch.answer_tokens[row].tolist() if token != -100]
 
 
+def demonstrated(text):
+    """Input and answer of every demonstration in a prompt of the template `plain`."""
+    parts = [part.splitlines() for part in text.split("\n\n")[:-1]]
+    return [(lines[0].removeprefix("Input: "), lines[1].removeprefix("Output: ")) for lines in parts]
+
+
 def joint_ids(tokenizer, text):
     """As the tokenizer does it, without what it appends."""
     ids = tokenizer(text)["input_ids"]
@@ -33,7 +41,7 @@ def joint_ids(tokenizer, text):
 @pytest.mark.parametrize("n_shots", [0, 3])
 def test_prompt_and_answer_tokens_are_those_of_the_whole_text(any_tokenizer, template, n_shots):
     task = TASK if n_shots == 0 or template != "qa" else tiny_task()
-    batch = build_prompts(any_tokenizer, task, task.examples[:6], template=template, n_shots=n_shots)
+    batch = build_prompts(any_tokenizer, task, task.examples[:6], PromptRecipe(template, n_shots=n_shots))
     for row, example in enumerate(batch.examples):
         whole = joint_ids(any_tokenizer, f"{batch.texts[row]} {example.answer}")
         assert prompt_ids(batch, row) + answer_ids(batch, row) == whole
@@ -64,7 +72,7 @@ def test_answers_of_several_tokens_and_bytes(byte_level, metaspace):
 
 
 def test_bos_stands_exactly_once_where_the_tokenizer_adds_one(any_tokenizer):
-    batch = build_prompts(any_tokenizer, TASK, TASK.examples[:2], n_shots=2)
+    batch = build_prompts(any_tokenizer, TASK, TASK.examples[:2], PromptRecipe(n_shots=2))
     starts = any_tokenizer("a")["input_ids"][0] == any_tokenizer.bos_token_id
     for row in range(2):
         ids = prompt_ids(batch, row)
@@ -85,7 +93,7 @@ def test_a_token_across_the_border_belongs_to_the_answer(byte_level, metaspace):
         example = TaskExample("big", (answer,))
         task = Task("t", (example,), instructions=("Do it.",))
         for tokenizer in (byte_level, metaspace):
-            batch = build_prompts(tokenizer, task, [example], template=template)
+            batch = build_prompts(tokenizer, task, [example], PromptRecipe(template))
             whole = joint_ids(tokenizer, batch.texts[0] + answer)
             ids = prompt_ids(batch, 0)
             assert ids + answer_ids(batch, 0) == whole
@@ -96,7 +104,12 @@ def test_a_token_across_the_border_belongs_to_the_answer(byte_level, metaspace):
 def test_all_variants_end_in_the_same_cue(any_tokenizer, template):
     for corruption in (None, *CORRUPTIONS):
         batch = build_prompts(
-            any_tokenizer, TASK, TASK.examples[:4], template=template, n_shots=2, corruption=corruption, others=OTHERS
+            any_tokenizer,
+            TASK,
+            TASK.examples[:4],
+            PromptRecipe(template, n_shots=2),
+            corruption=corruption,
+            others=OTHERS,
         )
         cue = any_tokenizer(TEMPLATES[template].bare.rpartition("}")[2], add_special_tokens=False)["input_ids"]
         assert (batch.tokens[:, -1] == cue[-1]).all()
@@ -105,17 +118,21 @@ def test_all_variants_end_in_the_same_cue(any_tokenizer, template):
 
 def test_corruptions_change_one_thing(words):
     examples = TASK.examples[:5]
-    clean = build_prompts(words, TASK, examples, n_shots=2)
-    drop = build_prompts(words, TASK, examples, n_shots=2, corruption="drop")
-    none = build_prompts(words, TASK, examples, n_shots=2, corruption="none")
-    other = build_prompts(words, TASK, examples, n_shots=2, corruption="counterfactual", others=OTHERS)
+    recipe = PromptRecipe(n_shots=2)
+    clean = build_prompts(words, TASK, examples, recipe)
+    drop = build_prompts(words, TASK, examples, recipe, corruption="drop")
+    none = build_prompts(words, TASK, examples, recipe, corruption="none")
+    other = build_prompts(words, TASK, examples, recipe, corruption="counterfactual", others=OTHERS)
     for row, example in enumerate(examples):
         told = f"Instruction: {clean.instructions[row]}\n"
         assert clean.instructions[row] in TASK.instructions and told in clean.texts[row]
-        assert drop.texts[row] == clean.texts[row].replace(told, "")
+        assert drop.texts[row] == f"Input: {example.input}\nOutput:"
         assert other.instructions[row] in SYNONYM.instructions
-        assert other.texts[row] == clean.texts[row].replace(told, f"Instruction: {other.instructions[row]}\n")
-        assert none.texts[row] == f"{told}Input: {example.input}\nOutput:"
+        assert demonstrated(other.texts[row]) == [
+            (input, SYNONYM.find(input).answer) for input, _ in demonstrated(clean.texts[row])
+        ]
+        assert other.texts[row].endswith(f"Instruction: {other.instructions[row]}\nInput: {example.input}\nOutput:")
+        assert none.texts[row] == clean.texts[row]
     assert (clean.corruptions[0], drop.corruptions[0], none.corruptions[0]) == ("clean", "drop", "none")
     assert drop.instructions == (None,) * 5 and clean.foil_tokens is None
     foils = [words.convert_ids_to_tokens(token) for token in other.foil_tokens.tolist()]
@@ -124,8 +141,10 @@ def test_corruptions_change_one_thing(words):
 
 def test_shuffle_permutes_the_answers_of_the_same_demonstrations(words):
     examples = TASK.examples[:5]
-    clean = build_prompts(words, TASK, examples, n_shots=4, instruction="")
-    shuffled = build_prompts(words, TASK, examples, n_shots=4, instruction="", corruption="shuffle")
+    clean = build_prompts(words, TASK, examples, PromptRecipe(instruction=None, n_shots=4))
+    shuffled = build_prompts(words, TASK, examples, PromptRecipe(n_shots=4), corruption="shuffle")
+    assert set(shuffled.instructions) == {None}  # an instruction is taken away too
+    assert all(share is not None and share < 1 for share in shuffled.kept_answers)
     for before, after in zip(clean.texts, shuffled.texts, strict=True):
         assert before != after
         before, after = before.splitlines(), after.splitlines()
@@ -137,7 +156,7 @@ def test_shuffle_permutes_the_answers_of_the_same_demonstrations(words):
 def test_demonstrations_come_from_the_fit_split_and_never_show_the_query(words):
     fit = {example.input for example in TASK.split("fit", seed=3)}
     for example, text in zip(
-        TASK.examples, build_prompts(words, TASK, TASK.examples, n_shots=4, seed=3).texts, strict=True
+        TASK.examples, build_prompts(words, TASK, TASK.examples, PromptRecipe(n_shots=4, seed=3)).texts, strict=True
     ):
         shown = [line.removeprefix("Input: ") for line in text.splitlines() if line.startswith("Input: ")]
         assert shown[-1] == example.input and len(set(shown)) == 5
@@ -154,16 +173,17 @@ def test_demonstrations_show_more_than_one_answer_where_there_is_one(words):
     )
     if rare is None:
         pytest.skip("the rare answer is not in the fit split")
-    for text in build_prompts(words, task, task.examples[1:], n_shots=2, instruction="").texts:
+    for text in build_prompts(words, task, task.examples[1:], PromptRecipe(instruction=None, n_shots=2)).texts:
         assert "Output: blue" in text
 
 
 def test_draws_repeat_and_do_not_depend_on_the_batch(words):
-    options = {"n_shots": 3, "corruption": "counterfactual", "others": OTHERS}
-    whole = build_prompts(words, TASK, TASK.examples, **options)
-    again = build_prompts(words, TASK, TASK.examples, **options)
-    alone = build_prompts(words, TASK, TASK.examples[4:5], **options)
-    other_seed = build_prompts(words, TASK, TASK.examples, **options, seed=1)
+    options = {"corruption": "counterfactual", "others": OTHERS}
+    recipe = PromptRecipe(n_shots=3)
+    whole = build_prompts(words, TASK, TASK.examples, recipe, **options)
+    again = build_prompts(words, TASK, TASK.examples, recipe, **options)
+    alone = build_prompts(words, TASK, TASK.examples[4:5], recipe, **options)
+    other_seed = build_prompts(words, TASK, TASK.examples, replace(recipe, seed=1), **options)
     assert whole.texts == again.texts and torch.equal(whole.tokens, again.tokens)
     assert alone.texts[0] == whole.texts[4]
     assert other_seed.texts != whole.texts
@@ -179,6 +199,21 @@ def test_a_counterfactual_that_does_not_exist_is_a_recorded_drop(words):
     assert batch.corruptions == ("drop", "counterfactual")
     assert batch.instructions == (None, "City?")
     assert batch.foil_tokens.tolist() == [-100, words.convert_tokens_to_ids("red")]
+
+
+def test_demonstrations_of_another_task_where_it_lacks_these_inputs(words):
+    other = Task("colour", tuple(TaskExample(word, ("red",)) for word in WORDS[:9]), instructions=("Colour?",))
+    task = replace(TASK, examples=TASK.examples[10:])
+    recipe = PromptRecipe(n_shots=2)
+    batch = build_prompts(words, task, task.examples[:4], recipe, corruption="counterfactual", others=[other])
+    assert set(batch.corruptions) == {"counterfactual_inputs"} and set(batch.foil_tokens.tolist()) == {-100}
+    for text, example in zip(batch.texts, batch.examples, strict=True):
+        shots = demonstrated(text)
+        assert len(shots) == 2 and {answer for _, answer in shots} == {"red"}
+        assert {input for input, _ in shots} <= set(WORDS[:9]) - {example.input} and text.count("Colour?") == 1
+    alone = replace(recipe, instruction=None)
+    batch = build_prompts(words, task, task.examples[:4], alone, corruption="counterfactual_inputs", others=[other])
+    assert batch.foil_tokens is None and not any("Colour?" in text for text in batch.texts)
 
 
 def test_a_counterfactual_answer_is_none_of_the_accepted_ones(words):
@@ -198,9 +233,15 @@ def test_the_bank_is_where_counterfactuals_come_from_by_default(byte_level):
 
 def test_instructions_may_be_given(words):
     examples = TASK.examples[:8]
-    assert set(build_prompts(words, TASK, examples, instruction="Do this.").instructions) == {"Do this."}
-    assert set(build_prompts(words, TASK, examples, instruction=("A.", "B.")).instructions) == {"A.", "B."}
-    assert build_prompts(words, TASK, examples[:1], instruction="").texts == (f"Input: {WORDS[0]}\nOutput:",)
+    own = PromptRecipe(instruction="Do this.")
+    assert set(build_prompts(words, TASK, examples, own).instructions) == {"Do this."}
+    several = PromptRecipe(instruction=("A.", "B."))
+    assert set(build_prompts(words, TASK, examples, several).instructions) == {
+        "A.",
+        "B.",
+    }
+    bare = PromptRecipe(instruction=None, n_shots=0)
+    assert build_prompts(words, TASK, examples[:1], bare).texts == (f"Input: {WORDS[0]}\nOutput:",)
 
 
 def test_a_fused_task_is_asked_as_it_is(words):
@@ -243,19 +284,19 @@ CHAT = (
 
 def test_chat_template(words):
     tokenizer = chat_tokenizer(words, CHAT)
-    batch = build_prompts(tokenizer, TASK, TASK.examples[:2], template="chat", n_shots=1)
+    batch = build_prompts(tokenizer, TASK, TASK.examples[:2], PromptRecipe("chat", n_shots=1))
     shown = batch.texts[0].partition("</s>")[0].splitlines()[-1].removeprefix("Output: ")
     assert shown in {example.answer for example in TASK.examples}
     assert batch.texts[0].endswith(f"</s>Instruction: {batch.instructions[0]}\n{WORDS[0]}\nOutput:")
     assert prompt_ids(batch, 0).count(tokenizer.bos_token_id) == 1
     assert answer_ids(batch, 0) == [words.convert_tokens_to_ids(TASK.examples[0].answer)]
-    drop = build_prompts(tokenizer, TASK, TASK.examples[:2], template="chat", corruption="drop")
+    drop = build_prompts(tokenizer, TASK, TASK.examples[:2], PromptRecipe("chat"), corruption="drop")
     assert drop.texts[0] == f"<s>Instruction: {WORDS[0]}\nOutput:"
 
 
 def test_a_chat_templates_empty_thought_goes_with_the_prompt(words):
     tokenizer = chat_tokenizer(words, CHAT.replace("Output: {{", "Output: no thought\n{{"))
-    batch = build_prompts(tokenizer, TASK, TASK.examples[:1], template="chat")
+    batch = build_prompts(tokenizer, TASK, TASK.examples[:1], PromptRecipe("chat"))
     assert batch.texts[0].endswith("Output: no thought\n")
     assert answer_ids(batch, 0) == [words.convert_tokens_to_ids(TASK.examples[0].answer)]
 
@@ -288,21 +329,21 @@ def test_tokens_as_they_read_in_a_text(byte_level, metaspace, words):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"corruption": "noise"}, "corruption is 'noise', expected one of counterfactual, drop, shuffle, none"),
-        ({"template": "fancy"}, "template is 'fancy', expected one of plain, after, qa, chat"),
-        ({"n_shots": -1}, "n_shots is -1, expected 0 or more"),
+        ({"corruption": "noise"}, "corruption is 'noise', expected one of counterfactual, counterfactual_inputs"),
         ({"n_shots": 200}, "has [0-9]+ examples to demonstrate with .* expected n_shots = 200"),
         ({"corruption": "shuffle"}, "'shuffle' got n_shots = 0, expected 2 or more"),
         (
-            {"corruption": "drop", "instruction": ""},
-            "which has no instruction in these prompts; use 'none', or 'shuffle'",
+            {"corruption": "drop", "instruction": None, "n_shots": 0},
+            "neither an instruction nor demonstrations, expected something to take away",
         ),
+        ({"corruption": "counterfactual_inputs"}, "got no demonstrations, expected some whose inputs are replaced"),
         ({"template": "chat"}, "got a tokenizer without a chat template"),
     ],
 )
 def test_requests_that_cannot_be_met(words, options, message):
     with pytest.raises(ValueError, match=message):
-        build_prompts(words, TASK, TASK.examples[:2], **options)
+        corruption = options.pop("corruption", None)
+        build_prompts(words, TASK, TASK.examples[:2], PromptRecipe(**options), corruption=corruption)
 
 
 def test_unusable_examples_and_tokenizers(words, byte_level):
@@ -321,7 +362,7 @@ def test_unusable_examples_and_tokenizers(words, byte_level):
         Encoder(byte_level).split("In", ["put"])
     same = Task("same", tuple(TaskExample(word, ("red",)) for word in WORDS))
     with pytest.raises(ValueError, match="all demonstrations have the answer 'red', so shuffling changes nothing"):
-        build_prompts(words, same, same.examples, n_shots=3, corruption="shuffle")
+        build_prompts(words, same, same.examples, PromptRecipe(n_shots=3), corruption="shuffle")
 
 
 def test_an_unknown_answer_is_left_out_and_reported_once(words, caplog):

@@ -7,9 +7,17 @@ import torch
 from conftest import tiny_task
 
 import ivlens.steering.controls
-from ivlens.models import model_identity
-from ivlens.steering.controls import best_constant, constant_accuracy, other_task_vectors, random_head_vectors, random_vectors, some_other_vectors, true_others
 from ivlens.forward.means import HeadMeans
+from ivlens.models import model_identity
+from ivlens.steering.controls import (
+    best_constant,
+    constant_accuracy,
+    other_task_vectors,
+    random_head_vectors,
+    random_vectors,
+    some_other_vectors,
+    true_others,
+)
 from ivlens.tasks import TaskExample
 from ivlens.vectors import InstructionVector
 from ivlens.vectors.heads import head_writes
@@ -91,10 +99,11 @@ def test_vectors_of_the_tasks_that_share_the_inputs_are_made_alike(llama, iv, mo
     far = replace(tiny_task("far", "Give a number."), examples=(TaskExample("one", ("two",)),))
     monkeypatch.setattr(ivlens.steering.controls, "load_bank", lambda: {at.name: at for at in (task, near, far)})
     made = replace(iv, settings={"contrast": True, "effects": {"seed": 3, "n_prompts": 2, "score": "logprob"}})
-    (other,) = other_task_vectors(llama, task, made, n_mean_prompts=3)
+    (other,) = other_task_vectors(llama, task, made)
     assert other.task == "near" and other.k == made.k and other.settings["contrast"]
-    assert {name: other.settings["effects"][name] for name in ("seed", "n_prompts", "score")} == {
-        "seed": 3, "n_prompts": 2, "score": "logprob",
+    assert other.recipe.seed == 3
+    assert {name: other.settings["effects"][name] for name in ("n_prompts", "score")} == {
+        "n_prompts": 2, "score": "logprob",
     }  # fmt: skip
     assert [at.task for at in some_other_vectors(llama, task, made, n=5)] == ["near"]
     with pytest.raises(ValueError, match="shares the inputs of 'far'"):

@@ -11,9 +11,9 @@ from ivlens.forward.hooks import SITES
 from ivlens.forward.prefix import SharedPrefix
 from ivlens.forward.scoring import answer_logits, first_token_prob, greedy_accuracy, sequence_logprob
 from ivlens.models import load_model, model_identity
-from ivlens.prompts import PromptBatch, build_prompts
+from ivlens.prompts import PromptBatch, PromptRecipe, build_prompts
+from ivlens.steering.prompt_sets import PromptSets
 from ivlens.steering.search import Grid, best_settings, sweep_settings
-from ivlens.steering.prompt_sets import PromptSource
 from ivlens.steering.steer import steer
 from ivlens.steering.summary import Judged, Scores, Setting, summary
 from ivlens.steering.trials import Trials
@@ -253,18 +253,20 @@ def test_a_sweep_of_several_vectors_is_each_on_its_own(planted):
     torch.testing.assert_close(torch.tensor(mine.logprob), torch.tensor(alone.logprob), atol=1e-3, rtol=1e-3)
 
 
-def test_shuffled_demonstrations_stand_alone(planted):
-    """As in `head_effects`: no instruction, neither in the shuffled prompts nor in their clean ones."""
+def test_bare_prompts_have_neither_instruction_nor_demonstrations(planted):
     bridge, task, iv = planted
-    task = replace(task, examples=tuple(TaskExample(word, (WORDS[at % 5],)) for at, word in enumerate(WORDS)))
-    source = PromptSource(bridge, task, Grid(), "shuffle", n_prompts=3)
-    for corrupted in (True, False):
-        batch = source.batch("select", corrupted=corrupted)
-        assert all(text.count("Input:") == 6 and "Instruction" not in text for text in batch.texts)
+    sets = PromptSets(bridge, task, PromptRecipe(n_shots=3), n_prompts=3)
+    assert all(
+        "Instruction" in text and text.count("Input:") == 4 for text in sets.batch("select", corrupted=False).texts
+    )
+    assert all("Instruction" not in text and text.count("Input:") == 1 for text in sets.batch("select").texts)
     grid = Grid(layers=(1,), alphas=(1,), sites=("attn_out",))
-    assert len(sweep_settings(bridge, task, iv, grid=grid, corruption="shuffle", n_prompts=3)) == 1
-    with pytest.raises(ValueError, match="expected n_shots = 40"):
-        sweep_settings(bridge, task, iv, grid=grid, corruption="shuffle", n_shots=40)
+    few, none = (
+        sweep_settings(bridge, task, iv, grid=grid, recipe=PromptRecipe(n_shots=n), n_prompts=3) for n in (3, 0)
+    )
+    assert few.equals(none)  # what is taken away is not seen in what is left
+    with pytest.raises(ValueError, match="neither an instruction nor demonstrations"):
+        sweep_settings(bridge, task, iv, grid=grid, recipe=PromptRecipe(instruction=None, n_shots=0))
 
 
 def test_vectors_of_other_weights_are_refused(planted, new_model, byte_level):

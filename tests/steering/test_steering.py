@@ -1,6 +1,7 @@
 """Steering does the same however the model is run, leaves nothing behind, and is judged beside what it has to beat."""
 
 import json
+import logging
 import threading
 from dataclasses import replace
 
@@ -10,9 +11,12 @@ from conftest import WORDS, random_prompts
 
 from ivlens.forward.hooks import added, captured_heads, captured_residual, model_lock, patched_heads
 from ivlens.models import model_identity
-from ivlens.steering.evaluate import evaluate_intervention
+from ivlens.prompts import PromptRecipe
+from ivlens.steering.evaluate import JudgeOptions, evaluate_intervention
+from ivlens.steering.prompt_sets import PromptSets
 from ivlens.steering.search import Grid
 from ivlens.steering.steer import steer
+from ivlens.steering.summary import Setting
 from ivlens.tasks import Task, TaskExample
 from ivlens.vectors import InstructionVector
 
@@ -352,7 +356,6 @@ def test_a_second_thread_inside_the_context_is_refused(llama):
         ({"layer": 3}, "layer 3 does not exist.*0 to 2"),
         ({"layer": -1}, "layer -1 does not exist"),
         ({}, "got no layer"),
-        ({"layer": 1, "site": "resid_mid"}, "site is 'resid_mid', expected one of resid_post, attn_out"),
         ({"layer": 1, "alpha": float("nan")}, "alpha is nan"),
         ({"layer": 1, "mode": "heads"}, "leave layer out"),
     ],
@@ -367,6 +370,8 @@ def test_unknown_words_are_refused(llama):
     with pytest.raises((ValueError, TypeError)), steer(llama, iv, layer=1, positions="all"):
         pass
     with pytest.raises((ValueError, TypeError)), steer(llama, iv, layer=1, mode="tokens"):
+        pass
+    with pytest.raises((ValueError, TypeError)), steer(llama, iv, layer=1, site="resid_mid"):
         pass
 
 
@@ -383,7 +388,7 @@ def test_vectors_that_do_not_fit_are_refused(llama, new_model):
     with pytest.raises(ValueError, match="allow_other_weights=True"), steer(tuned, iv, layer=1):
         pass
     tokens, _ = random_prompts((4,))
-    with steer(tuned, iv, layer=1, allow_other_weights=True):
+    with steer(tuned, iv.for_model(tuned), layer=1):
         run(tuned, tokens)
     with pytest.raises(TypeError, match="load_model"), steer(llama.original_model, iv, layer=1):
         pass
@@ -428,16 +433,18 @@ def by_condition(frame):
 def test_a_planted_vector_is_found_and_beats_its_controls(planted):
     bridge, task, iv = planted
     others = [replace(iv.random_like(7), task="other"), iv]
-    frame = evaluate_intervention(bridge, task, iv, grid=GRID, n_draws=3, n_prompts=10, other_vectors=others)
+    frame = evaluate_intervention(
+        bridge, task, iv, at=GRID, n_draws=3, n_prompts=10, options=JudgeOptions(other_vectors=others)
+    ).table
     rows = by_condition(frame)
     assert list(rows) == [
-        "clean", "baseline", "iv", "random", "random_heads", "other_tasks", "iv_heads", "constant",
+        "clean", "bare", "iv", "random", "random_heads", "other_tasks", "iv_heads", "constant",
     ]  # fmt: skip
     assert rows["iv"]["accuracy"] == 1 and rows["iv"]["layer"] == 1 and rows["iv"]["alpha"] == 30
-    assert rows["baseline"]["accuracy"] == 0 and rows["random"]["accuracy"] < 0.7
+    assert rows["bare"]["accuracy"] == 0 and rows["random"]["accuracy"] < 0.7
     assert [rows[name]["n_vectors"] for name in rows] == [0, 0, 1, 3, 3, 1, 0, 0]
     assert rows["constant"]["vector"] == "red" and rows["constant"]["accuracy"] == 1
-    assert rows["iv"]["n"] == 10 and rows["iv"]["prob"] > 5 * rows["baseline"]["prob"]
+    assert rows["iv"]["n"] == 10 and rows["iv"]["prob"] > 5 * rows["bare"]["prob"]
     for row in rows.values():
         assert row["accuracy_lo"] <= row["accuracy"] <= row["accuracy_hi"]
     assert rows["random"]["prob_lo"] < rows["random"]["prob"] < rows["random"]["prob_hi"]
@@ -446,9 +453,9 @@ def test_a_planted_vector_is_found_and_beats_its_controls(planted):
 
 def test_one_row_for_each_vector(planted):
     bridge, task, iv = planted
-    options = {"grid": GRID, "n_draws": 3, "n_prompts": 6}
-    whole = by_condition(evaluate_intervention(bridge, task, iv, **options))
-    each = evaluate_intervention(bridge, task, iv, per_vector=True, **options)
+    options = {"at": GRID, "n_draws": 3, "n_prompts": 6}
+    whole = by_condition(evaluate_intervention(bridge, task, iv, **options).table)
+    each = evaluate_intervention(bridge, task, iv, options=JudgeOptions(per_vector=True), **options).table
     random = each[each.condition == "random"]
     assert len(random) == 3 and random.layer.notna().all() and (random.n_vectors == 1).all()
     assert random.accuracy.mean() == pytest.approx(whole["random"]["accuracy"])
@@ -457,10 +464,10 @@ def test_one_row_for_each_vector(planted):
 
 def test_the_same_seed_gives_the_same_table(planted):
     bridge, task, iv = planted
-    options = {"layer": 1, "alpha": 2, "site": "attn_out", "n_draws": 2, "n_prompts": 5}
-    one, again = (evaluate_intervention(bridge, task, iv, **options) for _ in range(2))
+    options = {"at": Setting(1, 2, "attn_out"), "n_draws": 2, "n_prompts": 5}
+    one, again = (evaluate_intervention(bridge, task, iv, **options).table for _ in range(2))
     assert one.equals(again)
-    other = evaluate_intervention(bridge, task, iv, seed=3, **options)
+    other = evaluate_intervention(bridge, task, iv, options=JudgeOptions(seed=3), **options).table
     assert not one.equals(other)
     assert set(one[one.n_vectors > 0].alpha) == {2.0} and set(one[one.n_vectors > 0].site) == {"attn_out"}
 
@@ -468,22 +475,21 @@ def test_the_same_seed_gives_the_same_table(planted):
 def test_scores_are_those_of_steering_and_running_the_model(planted):
     from ivlens.forward.scoring import answer_logits, first_token_prob, greedy_accuracy, sequence_logprob
     from ivlens.prompts import build_prompts
-    from ivlens.steering.prompt_sets import PromptSource
 
     def prob_of(batch):
         logits = run(bridge, batch.tokens, batch.attention_mask, use_cache=False)
         return first_token_prob(logits[:, -1], batch.answer_tokens[:, 0])
 
     bridge, task, iv = planted
-    fixed = {"layer": 0, "alpha": 2, "site": "attn_out"}
-    rows = by_condition(evaluate_intervention(bridge, task, iv, n_draws=1, n_prompts=8, **fixed))
-    examples = PromptSource(bridge, task, Grid(), n_prompts=8).examples("test")
+    at = Setting(0, 2, "attn_out")
+    rows = by_condition(evaluate_intervention(bridge, task, iv, n_draws=1, n_prompts=8, at=at).table)
+    examples = PromptSets(bridge, task, n_prompts=8).examples("test")
     batch = build_prompts(bridge.tokenizer, task, examples, corruption="drop")
-    with steer(bridge, iv, **fixed):
+    with steer(bridge, iv, at=at):
         prob = prob_of(batch)
     assert rows["iv"]["prob"] == pytest.approx(float(prob.mean()), rel=1e-3)
     logprob = sequence_logprob(answer_logits(bridge, batch), batch.answer_tokens)
-    assert rows["baseline"]["logprob"] == pytest.approx(float(logprob.mean()), rel=1e-3)
+    assert rows["bare"]["logprob"] == pytest.approx(float(logprob.mean()), rel=1e-3)
     clean = build_prompts(bridge.tokenizer, task, examples)
     assert rows["clean"]["accuracy"] == pytest.approx(float(greedy_accuracy(bridge, clean).float().mean()))
     assert rows["clean"]["prob"] == pytest.approx(float(prob_of(clean).mean()), rel=1e-3)
@@ -494,15 +500,18 @@ def test_scores_are_those_of_steering_and_running_the_model(planted):
 
 def test_the_splits_are_those_the_vector_was_made_on(planted):
     bridge, task, iv = planted
-    fixed = {"layer": 0, "alpha": 2, "site": "attn_out", "n_draws": 1}
+    fixed = {"at": Setting(0, 2, "attn_out"), "n_draws": 1}
     made = replace(iv, settings={"effects": {"seed": 5}})
-    frame = evaluate_intervention(bridge, task, made, **fixed)
-    assert frame.attrs["split_seed"] == 5 and frame["n"][0] == len(task.split("test", 5))
+    found = evaluate_intervention(bridge, task, made, **fixed)
+    assert found.recipe.seed == 5 and found.table["n"][0] == len(task.split("test", 5))
     with pytest.raises(ValueError, match=r"seeds \[4, 5\]"):
         other = replace(iv, task="other", settings={"effects": {"seed": 4}})
-        evaluate_intervention(bridge, task, made, other_vectors=[other], **fixed)
-    frame = evaluate_intervention(bridge, task, 2 * made - made.random_like(0), **fixed)
-    assert frame.attrs["split_seed"] == 5
+        evaluate_intervention(bridge, task, made, options=JudgeOptions(other_vectors=[other]), **fixed)
+    found = evaluate_intervention(bridge, task, 2 * made - made.random_like(0), **fixed)
+    assert found.recipe.seed == 5
+    # of another seed would be other splits, on which the vector may have been made
+    found = evaluate_intervention(bridge, task, made, recipe=PromptRecipe("qa", seed=7), **fixed)
+    assert (found.recipe.template, found.recipe.seed) == ("qa", 5)
     on_test = {"effects": {"split": "test", "seed": 5}}
     chosen_on_test = replace(iv, settings={"effects": {"split": "fit"}, "universal": [{"task": "other", **on_test}]})
     for leaking in (replace(iv, settings=on_test), chosen_on_test, 2 * chosen_on_test, made + chosen_on_test):
@@ -512,27 +521,70 @@ def test_the_splits_are_those_the_vector_was_made_on(planted):
 
 def test_other_tasks_are_other_than_the_judged_one(planted, caplog):
     bridge, task, iv = planted
-    fixed = {"layer": 0, "alpha": 2, "site": "attn_out", "n_draws": 1, "n_prompts": 4, "per_vector": True}
+    fixed = {"at": Setting(0, 2, "attn_out"), "n_draws": 1, "n_prompts": 4}
     synonym = replace(iv.random_like(3), task="synonym", settings={})
-    given = [iv, synonym, synonym + iv]
+    given = JudgeOptions(other_vectors=[iv, synonym, synonym + iv], per_vector=True)
     for vector in (2 * iv, iv - synonym):
-        frame = evaluate_intervention(bridge, task, vector, other_vectors=given, **fixed)
+        frame = evaluate_intervention(bridge, task, vector, options=given, **fixed).table
         assert list(frame[frame.condition == "other_tasks"].vector) == ["synonym"]
-    frame = evaluate_intervention(bridge, task, synonym, other_vectors=given, **fixed)
+    frame = evaluate_intervention(bridge, task, synonym, options=given, **fixed).table
     assert by_condition(frame)["other_tasks"]["n_vectors"] == 0 and not caplog.messages
-    frame = evaluate_intervention(bridge, task, iv, **fixed)
+    frame = evaluate_intervention(bridge, task, iv, **fixed).table
     (line,) = caplog.messages
     assert "no built-in task shares the inputs of" in line and by_condition(frame)["other_tasks"]["n_vectors"] == 0
 
 
 def test_judging_on_the_searched_prompts_is_flagged(planted, caplog):
     bridge, task, iv = planted
-    options = {"grid": GRID, "n_draws": 1, "n_prompts": 4, "other_vectors": ()}
-    assert evaluate_intervention(bridge, task, iv, **options).attrs["searched_on"] == "select" and not caplog.messages
-    evaluate_intervention(bridge, task, iv, split="select", **options)
+    options = {"n_draws": 1, "n_prompts": 4}
+    test, select = (JudgeOptions(split=split, other_vectors=()) for split in ("test", "select"))
+    found = evaluate_intervention(bridge, task, iv, at=GRID, options=test, **options)
+    assert found.settings["searched_on"] == "select" and not caplog.messages
+    evaluate_intervention(bridge, task, iv, at=GRID, options=select, **options)
     assert "too high for every vector" in caplog.text
-    fixed = {**options, "layer": 0, "alpha": 1, "site": "attn_out"}
-    assert evaluate_intervention(bridge, task, iv, split="select", **fixed).attrs["searched_on"] is None
+    fixed = evaluate_intervention(bridge, task, iv, at=Setting(0, 1, "attn_out"), options=select, **options)
+    assert fixed.settings["searched_on"] is None
+
+
+def test_an_evaluation_says_where_the_vector_was_best(planted):
+    bridge, task, iv = planted
+    found = evaluate_intervention(
+        bridge, task, iv, at=GRID, n_draws=1, n_prompts=6, options=JudgeOptions(other_vectors=())
+    )
+    row = by_condition(found.table)["iv"]
+    assert found.best == Setting(int(row["layer"]), row["alpha"], row["site"])
+    tokens, mask = random_prompts((5,))
+    with steer(bridge, iv, at=found.best):
+        steered = run(bridge, tokens, mask)
+    with steer(bridge, iv, **found.best._asdict()):
+        assert torch.equal(run(bridge, tokens, mask), steered)
+    with pytest.raises(ValueError, match="leave one out"), steer(bridge, iv, at=found.best, alpha=2):
+        pass
+    assert found.accuracy() == row["accuracy"] and "constant" in str(found) and "<table" in found._repr_html_()
+    assert f"layer {found.best.layer}" in repr(found)
+    with pytest.raises(KeyError, match="expected one of clean, bare, iv"):
+        found.accuracy("baseline")
+    again = evaluate_intervention(bridge, task, iv, at=found.best, n_draws=1, n_prompts=6)
+    assert again.best == found.best and by_condition(again.table)["iv"]["accuracy"] == row["accuracy"]
+
+
+def test_the_vectors_own_recipe_is_followed(planted, caplog):
+    bridge, task, iv = planted
+    examples = tuple(replace(at, answers=(WORDS[n % 7],)) for n, at in enumerate(task.examples))
+    task = replace(task, examples=examples)
+    fixed = {"at": Setting(0, 2, "attn_out"), "n_draws": 1, "n_prompts": 4}
+    own = PromptRecipe("qa", instruction=None, n_shots=3)
+    vector = replace(iv, settings={"effects": {"recipe": own.to_dict()}})
+    assert vector.recipe == own
+    with caplog.at_level(logging.INFO, logger="ivlens"):
+        assert evaluate_intervention(bridge, task, vector, **fixed).recipe == own
+        assert not [line for line in caplog.messages if "prompts are made as given" in line]
+        assert evaluate_intervention(bridge, task, vector, recipe=PromptRecipe(), **fixed).recipe.template == "plain"
+        assert len([line for line in caplog.messages if "prompts are made as given" in line]) == 1
+    clean = PromptSets(bridge, task, own, n_prompts=4).batch("test", corrupted=False)
+    bare = PromptSets(bridge, task, own, n_prompts=4).batch("test")
+    assert all(text.count("Q:") == 4 and "house" not in text for text in clean.texts)
+    assert all(text == f"Q: {one.input}\nA:" for text, one in zip(bare.texts, bare.examples, strict=True))
 
 
 def test_random_heads_of_a_contrast_are_measured_as_contrasts(planted, monkeypatch):
@@ -547,9 +599,10 @@ def test_random_heads_of_a_contrast_are_measured_as_contrasts(planted, monkeypat
         lambda model, iv, means, *rest: kept.append(means) or made(model, iv, means, *rest),
     )
     contrast = replace(iv, settings={"contrast": True, "effects": {"template": "after", "corruption": "drop"}})
-    fixed = {"layer": 0, "alpha": 2, "site": "attn_out", "n_draws": 1, "n_prompts": 4}
+    fixed = {"at": Setting(0, 2, "attn_out"), "n_draws": 1, "n_prompts": 4}
     for vector in (iv, contrast):
-        assert by_condition(evaluate_intervention(bridge, task, vector, **fixed))["random_heads"]["n_vectors"] == 1
+        rows = by_condition(evaluate_intervention(bridge, task, vector, **fixed).table)
+        assert rows["random_heads"]["n_vectors"] == 1
     assert kept[0].mean_z_corrupted is None and kept[1].mean_z_corrupted is not None
     assert not torch.allclose(kept[0].mean_z, kept[1].mean_z)  # the template is the vector's
 
@@ -557,43 +610,48 @@ def test_random_heads_of_a_contrast_are_measured_as_contrasts(planted, monkeypat
 def test_shuffled_prompts_carry_no_instruction(planted):
     bridge, task, iv = planted
     examples = tuple(replace(at, answers=(WORDS[n % 7],)) for n, at in enumerate(task.examples))
-    fixed = {"layer": 0, "alpha": 2, "site": "attn_out", "n_draws": 1, "n_prompts": 4}
-    frame = evaluate_intervention(bridge, replace(task, examples=examples), iv, corruption="shuffle", **fixed)
-    assert frame.attrs["n_shots"] == 5 and frame.attrs["corruption"] == "shuffle"
-    bare = replace(task, examples=examples, instructions=())
-    assert frame.drop(columns="vector").equals(
-        evaluate_intervention(bridge, bare, iv, corruption="shuffle", **fixed).drop(columns="vector")
-    )
+    task = replace(task, examples=examples)
+    fixed = {"at": Setting(0, 2, "attn_out"), "n_draws": 1, "n_prompts": 4}
+    shuffled = JudgeOptions(corruption="shuffle")
+    found = evaluate_intervention(bridge, task, iv, recipe=PromptRecipe(n_shots=5), options=shuffled, **fixed)
+    assert found.recipe.n_shots == 5 and found.settings["corruption"] == "shuffle"
+    batch = PromptSets(bridge, task, PromptRecipe(n_shots=5), "shuffle", n_prompts=4).batch("test")
+    assert not any("house" in text for text in batch.texts) and set(batch.instructions) == {None}
+    with pytest.raises(ValueError, match="'shuffle' got n_shots = 0"):
+        evaluate_intervention(bridge, task, iv, options=shuffled, **fixed)
 
 
 def test_a_scaled_vector_has_all_controls(planted):
     bridge, task, iv = planted
-    fixed = {"layer": 0, "alpha": 2, "site": "attn_out", "n_draws": 2, "n_prompts": 4}
-    rows = by_condition(evaluate_intervention(bridge, task, -iv, **fixed))
+    fixed = {"at": Setting(0, 2, "attn_out"), "n_draws": 2, "n_prompts": 4}
+    rows = by_condition(evaluate_intervention(bridge, task, -iv, **fixed).table)
     assert rows["random_heads"]["n_vectors"] == 2 and "iv_heads" in rows
 
 
 def test_tasks_without_instructions_and_vectors_without_heads(planted):
     bridge, task, iv = planted
     bare = replace(task, instructions=())
-    frame = evaluate_intervention(bridge, bare, iv + iv, layer=1, alpha=1, site="resid_post", n_draws=2, n_prompts=4)
-    rows = by_condition(frame)
-    assert frame.attrs["corruption"] == "none" and frame.attrs["n_shots"] == 5
+    at = Setting(1, 1, "resid_post")
+    found = evaluate_intervention(bridge, bare, iv + iv, at=at, n_draws=2, n_prompts=4)
+    rows = by_condition(found.table)
+    assert found.settings["corruption"] == "drop" and found.recipe.n_shots == 5
     assert "iv_heads" not in rows and rows["random_heads"]["n_vectors"] == 0
     assert rows["random_heads"]["accuracy"] != rows["random_heads"]["accuracy"]
 
 
 def test_wrong_requests_are_refused(planted):
     bridge, task, iv = planted
+    wide = replace(iv, task="wide", theta=torch.randn(16))
     for options, message in (
-        ({"layer": 9}, "layer 9 does not exist"),
-        ({"site": "mlp"}, "site is 'mlp'"),
+        ({"at": Grid(layers=(9,))}, "layer 9 does not exist"),
+        ({"at": Setting(9, 1, "resid_post")}, "layer 9 does not exist"),
+        ({"at": Grid(sites=("mlp",))}, "site is 'mlp'"),
         ({"n_prompts": 0}, "n_prompts is 0"),
-        ({"grid": Grid(alphas=())}, "grid is empty"),
-        ({"other_vectors": [replace(iv, task="wide", theta=torch.randn(16))]}, "has d_model 16"),
+        ({"at": Grid(alphas=())}, "grid is empty"),
+        ({"options": JudgeOptions(other_vectors=[wide])}, "has d_model 16"),
+        ({"recipe": PromptRecipe(instruction=None, n_shots=0)}, "neither an instruction nor demonstrations"),
     ):
         with pytest.raises(ValueError, match=message):
             evaluate_intervention(bridge, task, iv, n_draws=1, **options)
-    tokens, _ = random_prompts((4,))
     with pytest.raises(RuntimeError, match="steer context open"), steer(bridge, iv, layer=0):
-        evaluate_intervention(bridge, task, iv, layer=0, n_draws=1)
+        evaluate_intervention(bridge, task, iv, at=Grid(layers=(0,)), n_draws=1)

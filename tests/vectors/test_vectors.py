@@ -10,10 +10,11 @@ import torch
 from conftest import random_prompts, tiny_task
 from safetensors.torch import save_file
 
-from ivlens.effects import HeadEffects, head_effects
+from ivlens.effects import EffectOptions, HeadEffects, head_effects
 from ivlens.forward.hooks import captured_residual, output_projection
 from ivlens.forward.means import mean_head_outputs, mean_write_scale
 from ivlens.models import model_identity
+from ivlens.prompts import PromptRecipe
 from ivlens.vectors import InstructionVector
 from ivlens.vectors.vector import base_task, check_belongs
 
@@ -98,7 +99,7 @@ def test_universal_heads_come_from_the_average_over_tasks(llama, effects):
         other = replace(effects, settings={**effects.settings, name: value})
         with pytest.raises(ValueError, match=f"with {name} {value!r}"):
             InstructionVector.from_effects(effects, k=4, universal=[effects, other])
-    with pytest.raises(ValueError, match=r"universal=\[effects of one task"):
+    with pytest.raises(TypeError):
         InstructionVector.from_effects(effects, k=4, universal=True)
 
 
@@ -135,10 +136,14 @@ def test_another_model_than_the_measured_one_is_refused(new_model, effects):
 
 
 def test_from_measured_effects(llama):
-    effects = head_effects(llama, tiny_task(), n_prompts=3, n_mean_prompts=4, corruption="drop")
+    effects = head_effects(llama, tiny_task(), n_prompts=3, corruption="drop", options=EffectOptions(n_mean_prompts=4))
     vector = InstructionVector.from_effects(effects, k=2)
     assert vector.settings["corruptions"] == {"drop": 3}
-    assert vector.settings["effects"]["seed"] == 0 and vector.settings["effects"]["versions"]["torch"]
+    assert vector.recipe == effects.recipe == PromptRecipe(n_shots=0)
+    assert vector.settings["effects"]["versions"]["torch"]
+    assert (2 * vector).recipe == (vector - vector.random_like(0)).recipe == effects.recipe
+    with pytest.raises(ValueError, match=r"EffectOptions\(contrast=True\)"):
+        InstructionVector.from_effects(effects, k=2, contrast=True)
 
 
 def test_arithmetic_and_cosine(llama, effects, iv):
@@ -253,9 +258,10 @@ def test_loading_for_another_model(tmp_path, new_model, iv):
         check_belongs(vector, tuned)
     with pytest.raises(ValueError, match="allow_other_weights=True"):
         check_belongs(iv, tuned)
-    check_belongs(iv, tuned, allow_other_weights=True)
+    check_belongs(iv.for_model(tuned), tuned)
+    assert iv.for_model(tuned).settings["used_with"] == allowed.settings["used_with"]
     with pytest.raises(ValueError, match="one shape of model only"):
-        check_belongs(iv, new_model("gpt2"), allow_other_weights=True)
+        iv.for_model(new_model("gpt2"))
     with pytest.raises(TypeError, match="load_model"):
         check_belongs(iv, tuned.original_model)
 
