@@ -15,7 +15,7 @@ from ivlens.effects.results import HeadEffects
 from ivlens.models.boot import TransformerBridge, check_model
 from ivlens.models.fingerprint import ModelIdentity, model_identity
 from ivlens.prompts.recipe import PromptRecipe
-from ivlens.prompts.tokens import token_text
+from ivlens.vectors.decode import top_tokens
 from ivlens.vectors.file import check_weights, read_vector, write_vector
 from ivlens.vectors.heads import (
     Heads,
@@ -209,17 +209,7 @@ class InstructionVector:
         if bridge is None:
             raise ValueError("decode has no model: this vector's own is not in memory; pass decode(model).")
         check_width(self, bridge)
-        if bridge.tokenizer is None:
-            raise ValueError("decode got a model without a tokenizer; give load_model one (tokenizer=...).")
-        parameter = next(bridge.parameters())
-        with torch.no_grad():
-            stream = self.theta.to(parameter.device, parameter.dtype)[None, None]
-            logits = bridge.unembed(bridge.ln_final(stream))[0, 0].float()
-        top = logits.topk(min(k, len(logits)))
-        return [
-            (token_text(bridge.tokenizer, token), value)
-            for token, value in zip(top.indices.tolist(), top.values.tolist(), strict=True)
-        ]
+        return top_tokens(self.theta, bridge, k)
 
     def save(self, path: str | Path) -> Path:
         """Write a safetensors file with all provenance in its metadata; the same vector gives the same bytes."""

@@ -1,0 +1,27 @@
+"""What a vector says in tokens: through the final norm and the unembedding."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ivlens.models.boot import TransformerBridge
+from ivlens.prompts.tokens import token_text
+
+
+def top_tokens(theta: Float[Tensor, " d_model"], model: TransformerBridge, k: int) -> list[tuple[str, float]]:
+    """The `k` tokens of largest logit for a vector taken as the whole residual stream, largest first.
+
+    Raises:
+        ValueError: a model without a tokenizer.
+    """
+    if model.tokenizer is None:
+        raise ValueError("decode got a model without a tokenizer; give load_model one (tokenizer=...).")
+    parameter = next(model.parameters())
+    with torch.no_grad():
+        stream = theta.to(parameter.device, parameter.dtype)[None, None]
+        logits = model.unembed(model.ln_final(stream))[0, 0].float()
+    top = logits.topk(min(k, len(logits)))
+    return [
+        (token_text(model.tokenizer, token), value)
+        for token, value in zip(top.indices.tolist(), top.values.tolist(), strict=True)
+    ]
