@@ -4,7 +4,8 @@
     >>> model = ivlens.load_model("pocket")
     >>> effects = ivlens.head_effects(model, ivlens.load_task("antonym"), n_prompts=32)
     >>> iv = ivlens.InstructionVector.from_effects(effects, k=10)
-    >>> with ivlens.steer(model, iv, layer=3):
+    >>> evaluation = ivlens.evaluate_intervention(model, ivlens.load_task("antonym"), iv)
+    >>> with ivlens.steer(model, iv, at=evaluation.best):
     ...     model.generate("Input: big\\nOutput:")
 
 Names are imported on first use, so that `import ivlens` costs nothing and needs no torch.
@@ -16,9 +17,15 @@ from typing import TYPE_CHECKING, Any
 from ivlens.common.version import __version__
 
 _MODULE_OF = {
+    "EffectOptions": "effects",
+    "Evaluation": "steering.evaluation",
+    "Grid": "steering.search",
     "HeadEffects": "effects",
     "InstructionVector": "vectors",
+    "JudgeOptions": "steering.evaluate",
+    "PromptRecipe": "prompts",
     "PromptTemplate": "prompts",
+    "Setting": "steering.summary",
     "Task": "tasks",
     "TaskExample": "tasks",
     "build_prompts": "prompts",
@@ -38,23 +45,31 @@ _MODULE_OF = {
 }
 
 if TYPE_CHECKING:
-    from ivlens.effects import HeadEffects, causal_indirect_effect, head_effects
+    from ivlens.effects import EffectOptions, HeadEffects, causal_indirect_effect, head_effects
     from ivlens.forward.means import mean_head_outputs
     from ivlens.models import load_model, pocket_path
-    from ivlens.prompts import PromptTemplate, build_prompts
+    from ivlens.prompts import PromptRecipe, PromptTemplate, build_prompts
     from ivlens.runs.suites import load_suite
     from ivlens.show.lab import lab
-    from ivlens.steering.evaluate import evaluate_intervention
-    from ivlens.steering.search import sweep_settings
+    from ivlens.steering.evaluate import JudgeOptions, evaluate_intervention
+    from ivlens.steering.evaluation import Evaluation
+    from ivlens.steering.search import Grid, sweep_settings
     from ivlens.steering.steer import steer
+    from ivlens.steering.summary import Setting
     from ivlens.tasks import Task, TaskExample, list_tasks, load_task
     from ivlens.tuning import finetune
     from ivlens.vectors import InstructionVector
 
 __all__ = [
+    "EffectOptions",
+    "Evaluation",
+    "Grid",
     "HeadEffects",
     "InstructionVector",
+    "JudgeOptions",
+    "PromptRecipe",
     "PromptTemplate",
+    "Setting",
     "Task",
     "TaskExample",
     "__version__",

@@ -57,10 +57,8 @@ for example, told, untold in zip(
 # answer's probability gains is the head's causal effect. ivlens gets all heads from little more than one forward pass.
 
 # %%
-from ivlens.show.figures import head_heatmap
-
 effects = ivlens.head_effects(model, task, n_prompts=32)
-head_heatmap(effects)
+effects.plot()
 
 # %% [markdown]
 # **The map.** One cell per head, layers from bottom to top. Blue: with this head's mean patched in, the right answer
@@ -92,13 +90,11 @@ print([token.strip() for token, _ in iv.decode(model, k=8)])
 # cell takes longest, because one control are the vectors of other tasks, which have to be built first.
 
 # %%
-from ivlens.show.figures import condition_plot
-
-table = ivlens.evaluate_intervention(model, task, iv)
-table[["condition", "n_vectors", "layer", "alpha", "site", "accuracy", "accuracy_lo", "accuracy_hi"]].round(2)
+evaluation = ivlens.evaluate_intervention(model, task, iv)
+evaluation
 
 # %%
-condition_plot(table)
+evaluation.plot()
 
 # %% [markdown]
 # **How to read it.** Top: with the instruction, the best that can be hoped for. The filled circle is the vector, *no instruction*

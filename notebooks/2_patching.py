@@ -17,7 +17,7 @@
 # %%
 MODEL = "pocket"
 TASK, OTHER = "antonym", "english_french"
-LAYER, ALPHA, SITE = 1, 4.0, "attn_out"  # what the search of notebook 1 found; for another model, use what yours finds
+LAYER, ALPHA, SITE = 1, 4.0, "attn_out"  # what the search of notebook 1 found; for another model, use its `evaluation.best`
 
 import pandas as pd
 import torch
@@ -25,6 +25,7 @@ import torch
 import ivlens
 from ivlens.forward.completions import complete, first_line
 
+AT = ivlens.Setting(LAYER, ALPHA, SITE)
 model = ivlens.load_model(MODEL)
 vectors = {
     name: ivlens.InstructionVector.from_effects(ivlens.head_effects(model, ivlens.load_task(name)), k=10)
@@ -43,9 +44,9 @@ print(iv, other, sep="\n")
 words = ["big", "hot", "happy", "open", "dark"]
 prompts = [f"Input: {word}\nOutput:" for word in words]
 plain = complete(model, prompts, max_new_tokens=3)
-with ivlens.steer(model, iv, layer=LAYER, alpha=ALPHA, site=SITE):
+with ivlens.steer(model, iv, at=AT):
     steered = complete(model, prompts, max_new_tokens=3)
-with ivlens.steer(model, iv.random_like(seed=0), layer=LAYER, alpha=ALPHA, site=SITE):
+with ivlens.steer(model, iv.random_like(seed=0), at=AT):
     control = complete(model, prompts, max_new_tokens=3)
 columns = {"input": words, "plain": plain, "steered": steered, "random vector, same norm": control}
 pd.DataFrame({name: [first_line(text) for text in texts] for name, texts in columns.items()})
@@ -66,7 +67,7 @@ from ivlens.show.figures.theme import LIGHT, styled
 tokens = model.tokenizer(prompts[:1], return_tensors="pt").input_ids.to(model.W_E.device)
 with torch.no_grad():
     before = model(tokens)[0, -1].float().softmax(-1)
-    with ivlens.steer(model, iv, layer=LAYER, alpha=ALPHA, site=SITE):
+    with ivlens.steer(model, iv, at=AT):
         after = model(tokens)[0, -1].float().softmax(-1)
 shown = list(dict.fromkeys([*after.topk(5).indices.tolist(), *before.topk(5).indices.tolist()]))
 labels = [model.tokenizer.decode([token]).strip() or repr(token) for token in shown]
@@ -115,9 +116,9 @@ heat.update_xaxes(title_text="layer", dtick=1).update_yaxes(title_text="strength
 instruction = ivlens.load_task(OTHER).instructions[0]
 told = [f"Instruction: {instruction}\nInput: {word}\nOutput:" for word in words]
 following = complete(model, told, max_new_tokens=3)
-with ivlens.steer(model, iv, layer=LAYER, alpha=ALPHA, site=SITE):
+with ivlens.steer(model, iv, at=AT):
     overruled = complete(model, told, max_new_tokens=3)
-    with ivlens.steer(model, other, layer=LAYER, alpha=-ALPHA, site=SITE):
+    with ivlens.steer(model, other, at=AT._replace(alpha=-ALPHA)):
         replaced = complete(model, told, max_new_tokens=3)
 columns = {"input": words, "as told": following, "+ opposite": overruled, "+ opposite − French": replaced}
 pd.DataFrame({name: [first_line(text) for text in texts] for name, texts in columns.items()})
@@ -146,14 +147,14 @@ pd.DataFrame({"input": words, "sum added": map(first_line, steered), "heads repl
 mixed = 0.5 * iv + 0.5 * other
 print(mixed)
 print(f"cosine of the two: {iv.cosine(other):+.2f}; with their mean: {iv.cosine(mixed):+.2f}, {other.cosine(mixed):+.2f}")
-with ivlens.steer(model, mixed, layer=LAYER, alpha=ALPHA, site=SITE):
+with ivlens.steer(model, mixed, at=AT):
     print([first_line(text) for text in complete(model, prompts, max_new_tokens=3)])
 
 # %% [markdown]
 # ## What is refused
 #
 # A vector belongs to one set of weights. Used on others, it raises, and the message says what to do. (Injecting it into a
-# tuned checkpoint on purpose is `allow_other_weights=True`, and is recorded.)
+# tuned checkpoint on purpose is `iv.for_model(tuned)`, and is recorded.)
 
 # %%
 random_weights = ivlens.load_model(

@@ -29,7 +29,7 @@ import ivlens
 from ivlens.analysis.dynamics import CausalOptions, Recorder, TrackOptions, causal_tests, leads
 from ivlens.analysis.forgetting import ProbeOptions, decompose
 from ivlens.steering.search import Grid
-from ivlens.tuning import TuneOptions
+from ivlens.tuning import Along, TuneOptions
 
 model = ivlens.load_model(MODEL)
 new, old = ivlens.load_task(NEW), [ivlens.load_task(name) for name in OLD]
@@ -41,9 +41,9 @@ new, old = ivlens.load_task(NEW), [ivlens.load_task(name) for name in OLD]
 # steps while the training runs; no checkpoint is written. The model that we hold stays as it is: `finetune` trains a copy.
 
 # %%
-recorder = Recorder(model, old, TrackOptions(n_prompts=12, n_scored=32))
-options = TuneOptions(lr=2e-3, n_steps=48, batch_size=32, judge_every=6)
-result = ivlens.finetune(model, new, options=options, watch=old, record=recorder, record_every=16)
+recorder = Recorder(model, old, TrackOptions(n_prompts=12, n_judge_prompts=32))
+options = TuneOptions(lr=2e-3, steps=48, batch_size=32, judge_every=6)
+result = ivlens.finetune(model, new, options=options, watch=old, along=Along(record=recorder, record_every=16))
 result.scores.round(2)
 
 # %%

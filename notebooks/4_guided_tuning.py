@@ -48,7 +48,7 @@ print(*RECIPES, sep=", ")
 
 # %%
 results = {}
-options = TuneOptions(lr=4e-3, n_steps=96, batch_size=32, judge_every=8)
+options = TuneOptions(lr=4e-3, steps=96, batch_size=32, judge_every=8)
 for kind in KINDS:
     guidance = guidance_by_name(kind, model, new, earlier=old)
     results[kind] = ivlens.finetune(model, new, guidance=guidance, options=options, watch=old)

@@ -88,17 +88,15 @@ print({name: round(share, 2) for name, share in shares.items()})
 # ## Effects and the vector
 #
 # Counterfactual instructions come from other tasks that contain the same inputs. The built-in bank has some for these verbs;
-# for data of your own, pass yours: `head_effects(model, task, others=[...])`. Where there is none for a prompt, its instruction
-# is left out instead, and `corruptions` says so.
+# for data of your own, pass yours: `head_effects(model, task, options=ivlens.EffectOptions(others=[...]))`. Where no task has these
+# inputs, the instruction is left out instead, and `corruptions` says so.
 
 # %%
 from collections import Counter
 
-from ivlens.show.figures import head_heatmap
-
 effects = ivlens.head_effects(model, task, n_prompts=32)
 print(Counter(effects.corruptions), "· engine:", effects.method)
-head_heatmap(effects)
+effects.plot()
 
 # %% [markdown]
 # **The map.** Blue heads raise the right answer's probability when their mean output under your instruction is put into a
@@ -110,11 +108,9 @@ head_heatmap(effects)
 # The search over layers and strengths runs on `select`, the verdict on `test`, and every control gets the same search.
 
 # %%
-from ivlens.show.figures import condition_plot
-
 iv = ivlens.InstructionVector.from_effects(effects, k=10)
-table = ivlens.evaluate_intervention(model, task, iv)
-condition_plot(table)
+evaluation = ivlens.evaluate_intervention(model, task, iv)
+evaluation.plot()
 
 # %% [markdown]
 # **The marks.** Compare the vector (filled circle) with *no instruction* and with the orange controls, above all with random
@@ -128,7 +124,7 @@ condition_plot(table)
 results = folder / "results"
 effects.save(results / "effects" / f"{task.name}.safetensors")
 iv.save(results / "vectors" / f"{task.name}.safetensors")
-table.to_parquet(results / "conditions.parquet")
+evaluation.table.to_parquet(results / "conditions.parquet")
 
 from ivlens.show.figures.export import write_set
 from ivlens.show.figures.found import find_results
@@ -145,13 +141,14 @@ print(*(path.name for path in files), trouble)
 #
 # ```python
 # model = ivlens.load_model("meta-llama/Llama-2-7b-chat-hf", device="cuda", dtype="bfloat16")
-# effects = ivlens.head_effects(model, task, n_prompts=25, template="chat", score="logprob")
+# recipe = ivlens.PromptRecipe(template="chat")
+# effects = ivlens.head_effects(model, task, recipe=recipe, n_prompts=25, score="logprob")
 # ```
 #
 # - `dtype="bfloat16"`: effects, means and vectors are still kept in float32.
 # - `template="chat"` for a chat model: its own chat template, with the instruction in the user's message.
 # - `score="logprob"` where the right answer's probability is tiny without the instruction.
 # - `k=10` heads suit 7B; the search goes over all layers, so restrict it at first:
-#   `evaluate_intervention(..., grid=Grid(layers=range(6, 16)))`, with `Grid` from `ivlens.steering.search`.
-# - Memory: `head_effects(max_memory="20GB")`; by default it takes what is free.
+#   `evaluate_intervention(..., at=ivlens.Grid(layers=range(6, 16)))`.
+# - Memory: `EffectOptions(max_memory=20 * 2**30)`; by default a part of what the machine has.
 # - A model on several GPUs: load it with `device_map` yourself, and pass it as `hf_model=`.
