@@ -37,7 +37,9 @@ def model_lock(model: TransformerBridge) -> threading.RLock:
     A thread that hooks two models at once must take them in the same order as all other threads.
     """
     with _LOCKS_GUARD:
-        return _LOCKS.setdefault(check_model(model), threading.RLock())
+        if model not in _LOCKS:
+            _LOCKS[check_model(model)] = threading.RLock()
+        return _LOCKS[model]
 
 
 @contextmanager
@@ -101,7 +103,8 @@ def check_layers(model: TransformerBridge, layers: Iterable[SupportsIndex]) -> t
         TypeError: the model is no bridge, or a layer no whole number.
         ValueError: a layer the model does not have.
     """
-    check_model(model)
+    if model not in _LOCKS:  # one that was hooked before is a bridge
+        check_model(model)
     chosen = whole_numbers("layers", layers)
     for layer in chosen:
         if not 0 <= layer < model.cfg.n_layers:
