@@ -232,19 +232,19 @@ def test_from_a_task_to_effects(effects, llama):
 def test_prompts_are_built_and_checked_once(llama, monkeypatch):
     """Corrupted prompts and clean ones, each once; their corrupted versions only where a contrast is asked for."""
     from ivlens.effects import measure
-    from ivlens.forward import inputs
+    from ivlens.forward import inputs, means
 
-    built, checked, passes = [], [], []
-    build, check, logits = measure.build_prompts, inputs.check_model, inputs.Inputs.logits
+    built, checked, read = [], [], []
+    build, check, passes = measure.build_prompts, inputs.check_model, means._passes
     monkeypatch.setattr(measure, "build_prompts", lambda *a, **o: built.append(len(a[2])) or build(*a, **o))
     monkeypatch.setattr(inputs, "check_model", lambda model: checked.append(1) or check(model))
-    monkeypatch.setattr(inputs.Inputs, "logits", lambda self, model: passes.append(1) or logits(self, model))
+    monkeypatch.setattr(means, "_passes", lambda *given: read.append(len(given[1])) or passes(*given))
     few = {"others": OTHERS, "n_mean_prompts": 4, "batch_size": 2}
     head_effects(llama, TASK, n_prompts=3, options=EffectOptions(**few))
     assert built == [3, 4] and len(checked) == 2
-    assert len(passes) == 2  # means and write scales are read in the same passes
+    assert read == [4]  # means and write scales are read in the same passes
     head_effects(llama, TASK, n_prompts=3, options=EffectOptions(**few, contrast=True))
-    assert built[2:] == [3, 4, 4] and len(passes) == 2 + 4
+    assert built[2:] == [3, 4, 4] and read[1:] == [4, 4]
 
 
 def test_the_same_seed_gives_the_same_bits(effects, llama):
