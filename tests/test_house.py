@@ -1,6 +1,8 @@
 """How the house is built: rooms, one direction of imports, no circles, sizes, what may stand in one place only."""
 
 import ast
+import dataclasses
+import inspect
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
@@ -155,6 +157,38 @@ def test_an_import_from_below_is_found():
 def test_module_sizes():
     sizes = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in MODULES}
     assert not {name: size for name, size in sizes.items() if size > 300}, "modules of more than 300 lines; split them"
+
+
+MOST_PARAMETERS = 8
+MAY_HAVE_MORE = {"causal_indirect_effect"}  # its arguments are those of the papers' equations
+
+
+def wide_functions(tree: ast.AST) -> dict[str, int]:
+    """Functions and methods without a leading underscore that take too many parameters, and how many."""
+    found = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("_"):
+            given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            count = sum(one.arg not in ("self", "cls") for one in given)
+            if count > MOST_PARAMETERS and node.name not in MAY_HAVE_MORE:
+                found[node.name] = count
+    return found
+
+
+def test_no_function_takes_too_many_parameters():
+    found = {str(path.relative_to(ROOT)): wide_functions(ast.parse(path.read_text())) for path in MODULES}
+    assert not {name: wide for name, wide in found.items() if wide}, "group them: a recipe, or an object of options"
+    nine = ", ".join("abcdefghi")
+    assert wide_functions(ast.parse(f"class A:\n    def f(self, {nine}): ...")) == {"f": 9}
+    assert not wide_functions(ast.parse(f"def _f({nine}): ..."))
+
+
+@pytest.mark.parametrize("name", sorted(set(ivlens.__all__) - {"__version__"}))
+def test_a_public_name_takes_at_most_eight_parameters(name: str):
+    """The names of `ivlens` themselves, by their signatures; the fields of a result or of options do not count."""
+    value = getattr(ivlens, name)
+    if name not in MAY_HAVE_MORE and not dataclasses.is_dataclass(value):
+        assert len(inspect.signature(value).parameters) <= MOST_PARAMETERS
 
 
 def code_strings(path: Path) -> Iterator[tuple[int, str]]:
