@@ -126,6 +126,7 @@ def head_effects(
         found = run_engine(model, replace(request, progress=report), options.method)
     asked = {"score": score, "mode": options.mode, "method": found.method, "split": options.split}
     asked |= {"correct_only": options.correct_only, "method_asked": options.method, "max_memory": request.max_memory}
+    asked["n_mean_prompts_asked"] = options.n_mean_prompts
     asked |= {**found.record, "layers": None if options.layers is None else list(layers)}
     asked["heads"] = None if options.heads is None else list(heads)
     settings = plan.settings() | asked | _provenance(model, corrupted, clean)

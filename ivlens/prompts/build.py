@@ -81,6 +81,18 @@ def build_prompts(
     return _batch(rows, corruption, tokenizer)
 
 
+def prompt_text(tokenizer: Any, task: Task, text: str, recipe: PromptRecipe) -> str:
+    """The text of one clean prompt, for an input that need not be one of the task's.
+
+    Raises:
+        TypeError: no usable tokenizer.
+        ValueError: too few demonstrations, or an instruction for a task that is one text with its own.
+    """
+    maker = _Maker(Encoder(tokenizer), task, recipe, None, None)
+    told = maker.told(text)
+    return maker.render(told.instruction, told.shots, text)[0]
+
+
 def _report_unknown(task: Task, answers: Sequence[str], n_left: int) -> None:
     about = f"task {task.name!r}: {len(answers)} of {len(answers) + n_left} examples have an answer that is not in the "
     about += f"tokenizer's vocabulary and becomes the unknown token (first: {answers[0]!r})"
@@ -139,12 +151,15 @@ class _Maker:
             and own.isdisjoint(other.instructions)
         ]
 
-    def _random(self, example: TaskExample, what: str) -> Random:
-        return Random(f"{self.seed}\0{self.task.name}\0{what}\0{example.input}")
+    def _random(self, input: str, what: str) -> Random:
+        return Random(f"{self.seed}\0{self.task.name}\0{what}\0{input}")
+
+    def told(self, input: str) -> Told:
+        """What tells a clean prompt its task."""
+        return Told(self._random(input, "instruction").choice(self.texts) if self.texts else None, self._shots(input))
 
     def row(self, example: TaskExample) -> _Row:
-        instruction = self._random(example, "instruction").choice(self.texts) if self.texts else None
-        told = Told(instruction, self._shots(example))
+        told = self.told(example.input)
         if self.corruption is not None:
             told = CORRUPT[self.corruption](self._case(example, told))
         text, separator = self.render(told.instruction, told.shots, example.input)
@@ -169,21 +184,21 @@ class _Maker:
             told,
             self.others,
             self.prefers_trained,
-            lambda what: self._random(example, what),
+            lambda what: self._random(example.input, what),
             first_token,
             frozenset(answer[0] for answer in answers),
         )
 
-    def _shots(self, example: TaskExample) -> tuple[tuple[str, str], ...]:
+    def _shots(self, input: str) -> tuple[tuple[str, str], ...]:
         if not self.n_shots:
             return ()
-        pool = [shot for shot in self.pool if shot.input != example.input]
+        pool = [shot for shot in self.pool if shot.input != input]
         if len(pool) < self.n_shots:
             raise ValueError(
                 f"task {self.task.name!r} has {len(pool)} examples to demonstrate with (its fit split without the "
                 f"query), expected n_shots = {self.n_shots}; ask for fewer, or bring more examples."
             )
-        random = self._random(example, "demonstrations")
+        random = self._random(input, "demonstrations")
         chosen = random.sample(pool, self.n_shots)
         if len(chosen) > 1 and len({shot.answer for shot in chosen}) == 1:
             # demonstrations that all have one answer show nothing, and cannot be shuffled

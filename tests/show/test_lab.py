@@ -8,15 +8,20 @@ import sys
 import threading
 import time
 from dataclasses import asdict, replace
+from random import Random
 
 import pytest
 import torch
 
 import ivlens
 from ivlens.cli import main as cli
+from ivlens.effects.measure import EffectOptions
 from ivlens.forward.completions import complete
 from ivlens.forward.hooks import model_lock
-from ivlens.show.lab.engine import Engine, EngineOptions, Unwanted, begins_right
+from ivlens.prompts.recipe import PromptRecipe
+from ivlens.prompts.templates import PromptTemplate
+from ivlens.show.lab.engine import SEARCH, Engine, EngineOptions, Unwanted, begins_right
+from ivlens.show.lab.opening import Opened
 from ivlens.show.lab.session import Session
 from ivlens.show.lab.state import LabState, Limits
 from ivlens.show.lab.streams import Addition, stream_completions
@@ -135,6 +140,11 @@ def test_stream_holds_the_lock_during_a_pass_only(pocket):
         ("k", 0, "k is 0, expected a whole number from 1 to 48"),
         ("random", 1, "random is 1, expected true or false"),
         ("max_new_tokens", float("inf"), "max_new_tokens is inf, expected a whole number"),
+        ("template", "odd", "template is 'odd', expected plain, after, qa, chat, raw"),
+        ("n_shots", -1, "n_shots is -1, expected a whole number from 0 to 64"),
+        ("told", ["Say it.", " "], "told is .* expected task, none, or instructions that are not empty"),
+        ("told", [], "told is .* expected task, none"),
+        ("bare", 0, "bare is 0, expected true or false"),
         ("colour", "red", "no setting 'colour', expected one of alpha"),
     ],
 )
@@ -219,6 +229,122 @@ def test_code_gives_the_same_texts(opened_lab):
     with contextlib.redirect_stdout(printed):
         exec(screen["code"], {})
     assert printed.getvalue().splitlines() == [str([text]) for text in screen.texts().values()]
+
+
+OWN = PromptTemplate("own", "{instruction}\n{input} ->", "{input} ->", "{input} -> {answer}\n")
+
+
+def random_state(draw: Random) -> dict:
+    """Values of a state that nobody would think of."""
+    n_shots = draw.choice([None, 0, 1, 3])
+    told = ["task", "Say the opposite.", ("Say the opposite.", "Give the contrary.")]
+    place = {"layer": draw.randrange(6), "alpha": draw.uniform(-8, 8), "site": "attn_out"}
+    heads = [[draw.randrange(6), draw.randrange(8)] for _ in range(draw.randrange(1, 12))]
+    return {
+        "text": draw.choice(["big", "no such word", "hot"]),
+        "template": draw.choice(["plain", "after", "qa", "raw", OWN]),
+        "n_shots": n_shots,
+        "told": draw.choice(told + ["none"] * (n_shots in (None, 3))),
+        "bare": draw.random() < 0.2,
+        "instruction": draw.choice(["", "Give the opposite of the word."]),
+        "heads": draw.choice([None, [], heads, heads]),
+        "random": draw.random() < 0.5,
+        "seed": draw.randrange(1000),
+        "positions": draw.choice(["prompt", "every"]),
+        "max_new_tokens": draw.randrange(1, 6),
+        **draw.choice([{"layer": None}, place]),
+    }
+
+
+def assert_code_prints_what_is_shown(screen: Screen) -> None:
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(screen["code"], {})
+    shown = [screen.texts(number) for number in range(len(screen["result"]["models"]))]
+    assert printed.getvalue().splitlines() == [str([text]) for texts in shown for text in texts.values()]
+
+
+@pytest.mark.parametrize("number", range(9))
+def test_copied_code_gives_the_texts_of_any_state(engine, number, tmp_path, monkeypatch):
+    draw = Random(number)
+    monkeypatch.setattr(ivlens, "load_model", lambda name: engine.model)
+    monkeypatch.chdir(tmp_path)
+    session, screen = opened([engine])
+    if number % 3 == 0:
+        recipe = PromptRecipe(draw.choice(["qa", OWN]), n_shots=draw.choice([0, 2]), seed=draw.randrange(3))
+        measured = ivlens.head_effects(engine.model, engine.tasks["antonym"], recipe=recipe, n_prompts=4)
+        InstructionVector.from_effects(measured, 4).save(tmp_path / "a vector.safetensors")
+    values = random_state(draw)
+    if number % 3 == 0:
+        values["heads"] = None  # naming heads would turn away from the file
+        session.change(**values)
+        session.load("a vector.safetensors")
+        assert session.state.source == "file" and session.state.template == recipe.template
+        session.change(template=values["template"])
+    else:
+        session.change(**values)
+    assert session.wait()
+    assert not screen["status"]["error"], screen["status"]
+    assert_code_prints_what_is_shown(screen)
+    session.close()
+
+
+def test_code_spells_how_given_effects_were_measured(pocket, monkeypatch):
+    task, other = ivlens.load_task("antonym"), ivlens.load_model("pocket")
+    with torch.no_grad():
+        other.unembed.W_U.mul_(0.9)
+    models = {"pocket": pocket, "other": other}
+    monkeypatch.setattr(ivlens, "load_model", lambda name: models[name])
+    recipe = PromptRecipe("after", instruction="Give the opposite of the word.", n_shots=2, seed=3)
+    options = EffectOptions(mode="add", n_mean_prompts=9, correct_only=True)
+    effects = ivlens.head_effects(
+        pocket, task, recipe=recipe, corruption="drop", score="logprob", n_prompts=5, options=options
+    )
+    given = Engine(pocket, {"antonym": task}, EngineOptions(n_prompts=4, n_search=4), [effects])
+    session, screen = opened([given], Opened((given,)).state(text="big"))
+    assert given.effects(session.state) is effects
+    state = session.state
+    assert (state.template, state.n_shots, state.instruction) == ("after", 2, "Give the opposite of the word.")
+    told = "instruction='Give the opposite of the word.'"
+    assert f"recipe = ivlens.PromptRecipe(template='after', {told}, n_shots=2, seed=3)" in screen["code"]
+    assert "corruption='drop', n_prompts=5, score='logprob'" in screen["code"]
+    assert "options=EffectOptions(mode='add', n_mean_prompts=9, correct_only=True)" in screen["code"]
+    assert_code_prints_what_is_shown(screen)
+    prompt = screen["result"]["models"][0]["prompt"]
+    clean = ivlens.build_prompts(pocket.tokenizer, task, [task.find("big")], recipe)
+    assert prompt == clean.texts[0], "shown as the measured prompts were made, demonstrations and all"
+    second = Engine(other, given.tasks, given.options)
+    second.identity = replace(second.identity, name="other")
+    for donor in ("own", "first"):
+        session, screen = opened([given, second], replace(state, donor=donor, random=True))
+        assert ("iv = iv.for_model(model)" in screen["code"]) == (donor == "first")
+        assert_code_prints_what_is_shown(screen)
+
+
+def test_a_loaded_vector_brings_its_recipe_and_is_what_is_searched_for(engine, opened_lab, tmp_path):
+    session, screen = opened_lab
+    recipe = PromptRecipe("qa", instruction=None, n_shots=4, seed=1)
+    measured = ivlens.head_effects(engine.model, engine.tasks["antonym"], recipe=recipe, n_prompts=4)
+    vector = -1 * InstructionVector.from_effects(measured, 3)
+    session.change(instruction="Give the opposite of the word.")
+    session.load(vector.save(tmp_path / "v.safetensors"))
+    assert session.wait()
+    state = session.state
+    assert (state.template, state.n_shots, state.told, state.instruction) == ("qa", 4, "none", "")
+    prompt = screen["result"]["models"][0]["prompt"]
+    assert prompt.count("\nA:") == 5 and "Instruction" not in prompt
+    task = engine.tasks["antonym"]
+    assert prompt == ivlens.build_prompts(engine.model.tokenizer, task, [task.find("big")], recipe).texts[0]
+    session.change(bare=True)
+    assert session.wait() and screen["result"]["models"][0]["prompt"] == "Q: big\nA:"
+    session.search()
+    assert session.wait()
+    grid = ivlens.sweep_settings(engine.model, task, vector, grid=replace(SEARCH, n_finalists=0), n_prompts=12, seed=1)
+    best = grid[grid["accuracy"] == grid["accuracy"].max()]
+    found = (session.state.layer, session.state.alpha, session.state.site)
+    assert found in set(best[["layer", "alpha", "site"]].itertuples(index=False, name=None))
+    by_hand = engine.setting(session.state, InstructionVector.from_effects(engine.effects(STATE), heads=[(5, 5)]))
+    assert by_hand != session.state and len(engine._settings) > 1
 
 
 def test_saved_vector_comes_back(opened_lab, tmp_path):
@@ -371,7 +497,7 @@ def test_two_checkpoints_side_by_side(pocket, engine):
     assert session.wait()
     first, second = session.vectors()
     assert second is first
-    with steer(other, own, layer=2, alpha=4.0, allow_other_weights=True):
+    with steer(other, own.for_model(other), layer=2, alpha=4.0):
         assert [screen.texts(1)["patched"]] == complete(other, [engine.prompt(session.state)], max_new_tokens=12)
     session.close()
 
@@ -402,6 +528,49 @@ def test_lab_from_python(pocket):
     assert ivlens.lab(pocket, tasks=["english_french"], effects=[effects]).effects is effects
     with pytest.raises(ValueError, match="'english_french' .* belong to none of the lab's tasks"):
         ivlens.lab(pocket, tasks=["antonym"], effects=[effects])
+
+
+def test_lab_begins_with_the_recipe_it_is_given(pocket, tmp_path):
+    pytest.importorskip("panel")
+    path = tmp_path / "own.json"
+    path.write_text(json.dumps({name: value for name, value in vars(OWN).items() if name != "chat"}))
+    few = {"n_prompts": 4, "n_search": 0, "layer": 1, "alpha": 2, "site": "resid_post", "text": "big"}
+    recipe = PromptRecipe(str(path), instruction=("Say the opposite.", "Give the contrary."), n_shots=2, seed=5)
+    lab = ivlens.lab(pocket, ["antonym", "synonym"], recipe=recipe, **few)
+    assert lab.effects.recipe == recipe and lab.state.instruction == "Say the opposite."
+    assert lab.wait() and lab._last["state"]["template"] == "own"
+    prompt = lab._last["result"]["models"][0]["prompt"]
+    assert prompt.count(" -> ") == 2 and prompt.endswith("Say the opposite.\nbig ->")
+    lab.set(template="plain")
+    lab.session.change(template="own")  # as the page sends it
+    assert lab.state.template == OWN
+    lab.set(task="synonym")  # has other instructions, and is asked in the same form
+    assert (lab.state.told, lab.state.instruction, lab.state.n_shots, lab.state.template) == ("task", "", 2, OWN)
+    lab.set(template=str(path))
+    with pytest.raises(ValueError, match="template is '.*own.json', expected plain"):
+        lab.session.change(template=str(path))  # a page names no files
+    effects = [
+        ivlens.head_effects(pocket, ivlens.load_task(task), recipe=PromptRecipe(form, n_shots=n), n_prompts=2)
+        for task, form, n in (("antonym", "after", 0), ("synonym", "qa", 2))
+    ]
+    lab = ivlens.lab(pocket, ["antonym", "synonym"], effects=effects, **few)
+    assert (lab.state.template, lab.state.n_shots) == ("after", None) and lab.effects is effects[0]
+    lab.set(task="synonym")
+    assert (lab.state.template, lab.state.n_shots) == ("qa", 2) and lab.effects is effects[1]
+    assert ivlens.lab(pocket, ["antonym"], effects=effects[:1], recipe=PromptRecipe("qa"), **few).state.template == "qa"
+
+
+def test_a_task_without_instructions_is_shown_bare_and_measured_with_demonstrations(pocket):
+    task = replace(ivlens.load_task("antonym"), name="opposites", instructions=())
+    mute = Engine(pocket, {"opposites": task}, EngineOptions(n_prompts=8, n_search=8))
+    session, screen = opened([mute], LabState("opposites", text="big"))
+    assert mute.effects(session.state).recipe == PromptRecipe(n_shots=5)
+    assert screen["result"]["models"][0]["prompt"] == "Input: big\nOutput:" and not screen["status"]["error"]
+    session.change(n_shots=0)
+    assert session.wait() and "expected 2 or more demonstrations" in screen["status"]["error"]
+    session.change(n_shots=20, told="none")
+    assert session.wait() and not screen["status"]["error"]
+    session.close()
 
 
 def test_lab_refuses_what_does_not_fit(pocket, new_model, byte_level):

@@ -224,6 +224,23 @@ def test_random_vector_template_and_instruction(new_tab):
     assert tab.page.locator(".error").text_content() == ""
 
 
+def test_demonstrations_stand_in_the_shown_and_the_measured_prompts(new_tab):
+    tab = new_tab()
+    shown = tab.page.get_by_label("The prompt as the model gets it")
+    tab.choose("n_shots", "3")
+    assert shown.inner_text().count("Output:") == 4
+    assert "n_shots=3, seed=0)" in tab.page.locator("details pre").text_content()
+    tab.page.get_by_role("checkbox", name="Bare").check()
+    assert tab.settle() and shown.inner_text() == "Input: big\nOutput:"
+    tab.choose("told", '"none"')
+    assert "instruction=None, n_shots=3" in tab.page.locator("details pre").text_content()
+    tab.control("instruction").fill("Say the opposite.")
+    tab.settle().choose("told", '["Say the opposite."]')
+    assert "instruction='Say the opposite.', n_shots=3" in tab.page.locator("details pre").text_content()
+    tab.choose("task", "english_french").choose("n_shots", "")
+    assert tab.control("told").input_value() == '"task"' and tab.page.locator(".error").text_content() == ""
+
+
 def test_save_load_and_copy(new_tab, tmp_path: Path):
     tab = new_tab(permissions=["clipboard-read", "clipboard-write"])
     with tab.page.expect_download() as saved:
@@ -276,11 +293,21 @@ def test_every_control_is_reached_by_tab(new_tab):
         )
         reached.append(where)
     names = [name for name, _, _ in reached]
-    wanted = "task text input instruction paraphrase template max_new_tokens k layer alpha site positions".split()
-    wanted += ["Save vector", "Load vector…", "Copy as Python", "Draw another", "Find layer and strength", "No heads"]
+    wanted = (
+        "task text input instruction paraphrase template n_shots bare max_new_tokens told k layer alpha site".split()
+    )
+    wanted += [
+        "positions",
+        "Save vector",
+        "Load vector…",
+        "Copy as Python",
+        "Draw another",
+        "Find layer and strength",
+        "No heads",
+    ]
     assert set(wanted) <= set(names)
     assert any(re.fullmatch(r"L\dH\d", name) for name in names) and "The Python that gives these" in " ".join(names)
-    order = [names.index(name) for name in wanted[:12]]
+    order = [names.index(name) for name in wanted[:15]]
     assert order == sorted(order), names
     assert all(width > 8 and height > 8 for name, width, height in reached if name in wanted)
 
@@ -353,7 +380,7 @@ def test_two_checkpoints_on_one_page(new_tab, tmp_path_factory):
         tab.settle()
         assert tab.page.locator('td[data-head="L5H5"][aria-selected="true"]').count() == 2
         tab.choose("donor", "first")
-        assert "allow_other_weights=True" in tab.page.locator("details pre").text_content()
+        assert "iv = iv.for_model(model)" in tab.page.locator("details pre").text_content()
 
 
 def notebook(folder: Path) -> Path:

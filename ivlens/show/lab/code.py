@@ -1,11 +1,25 @@
 """The Python that gives what the lab shows."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from ivlens.show.lab.state import RAW, LabState
-from ivlens.tasks.bank import list_tasks
+from ivlens.effects.measure import EffectOptions
+from ivlens.prompts.recipe import TASK, PromptRecipe
+from ivlens.prompts.templates import PromptTemplate
+from ivlens.show.lab.state import LabState
+from ivlens.tasks.bank import list_tasks, load_task
 from ivlens.tasks.task import Task
+
+# options of a measurement that its settings record, by the names there
+_OPTIONS = {
+    "mode": "mode",
+    "method": "method_asked",
+    "split": "split",
+    "n_mean_prompts": "n_mean_prompts_asked",
+    "correct_only": "correct_only",
+}
+_PRINTED = "print(complete(model, [prompt], max_new_tokens=n_new))"
 
 
 @dataclass(frozen=True)
@@ -16,15 +30,14 @@ class Listing:
         models: names that `load_model` takes, one, or two that are compared.
         task: the task.
         prompt: the text that is completed.
-        n_prompts, effects_seed: how effects were measured.
+        effects: settings of each model's effects; none where the vector is from a file.
         file: where the vector was loaded from, if it was.
     """
 
     models: Sequence[str]
     task: Task
     prompt: str
-    n_prompts: int
-    effects_seed: int
+    effects: Sequence[Mapping[str, Any]]
     file: str | None = None
 
 
@@ -33,43 +46,67 @@ def python_code(state: LabState, listing: Listing) -> str:
 
     `state` has its heads, layer, strength and site.
     """
-    lines = ["import ivlens", "from ivlens.forward.completions import complete", ""]
-    lines += [f"prompt = {listing.prompt!r}", f"n_new = {state.max_new_tokens}"]
+    lines = ["import ivlens", "from ivlens.forward.completions import complete"]
+    if any(_changed(settings) for settings in listing.effects):
+        lines.append("from ivlens.effects.measure import EffectOptions")
+    lines += ["", f"prompt = {listing.prompt!r}", f"n_new = {state.max_new_tokens}"]
     if listing.file is None:
         lines.append(f"task = ivlens.load_task({_task_name(listing.task)!r})")
+    vector = listing.file is not None or bool(state.heads)
     for index, name in enumerate(listing.models):
         lines += ["", f"model = ivlens.load_model({name!r})"]
-        if index == 0 or (state.donor == "own" and listing.file is None):
-            lines += _vector_lines(state, listing)
-        lines.append("print(complete(model, [prompt], max_new_tokens=n_new))")
-        foreign = listing.file is not None or (index > 0 and state.donor == "first")
-        vectors = ["iv"] if listing.file is not None or state.heads else []
-        for vector in vectors + [f"iv.random_like({state.seed})"] * (state.random and bool(vectors)):
-            lines += _steered(vector, state, foreign=foreign)
+        if listing.file is not None and index == 0:
+            lines.append(f"iv = ivlens.InstructionVector.load({listing.file!r})")
+        if vector and listing.file is None and (index == 0 or state.donor == "own"):
+            lines += _measured(state, listing.effects[index])
+        elif vector:
+            lines.append("iv = iv.for_model(model)  # whose weights may be others than those it was made on")
+        lines.append(_PRINTED)
+        if not vector:
+            lines += ["# no head is chosen, so there is no vector, and nothing changes", _PRINTED]
+        for shown in ["iv"] * vector + [f"iv.random_like({state.seed})"] * (vector and state.random):
+            lines += _steered(shown, state)
     return "\n".join(lines) + "\n"
 
 
-def _vector_lines(state: LabState, listing: Listing) -> list[str]:
-    if listing.file is not None:
-        return [f"iv = ivlens.InstructionVector.load({listing.file!r})"]
-    if not state.heads:
-        return ["# no head is chosen, so there is no vector"]
-    template = "plain" if state.template == RAW else state.template
-    how = f"n_prompts={listing.n_prompts}, template={template!r}, seed={listing.effects_seed}"
+def _measured(state: LabState, settings: Mapping[str, Any]) -> list[str]:
+    recipe = PromptRecipe.recorded(settings) or PromptRecipe()
+    how = f"recipe=recipe, corruption={settings['corruption']!r}, n_prompts={settings['n_prompts']}"
+    if settings["score"] != "prob":
+        how += f", score={settings['score']!r}"
+    if changed := _changed(settings):
+        how += f", options=EffectOptions({', '.join(f'{name}={value!r}' for name, value in changed.items())})"
     return [
+        f"recipe = {_recipe(recipe)}",
         f"effects = ivlens.head_effects(model, task, {how})",
-        f"iv = ivlens.InstructionVector.from_effects(effects, heads={list(state.heads)})",
+        f"iv = ivlens.InstructionVector.from_effects(effects, heads={list(state.heads or ())})",
     ]
 
 
-def _steered(vector: str, state: LabState, *, foreign: bool) -> list[str]:
+def _recipe(recipe: PromptRecipe) -> str:
+    template: Any = recipe.template
+    named = f"ivlens.{template!r}" if isinstance(template, PromptTemplate) else repr(template)
+    told = "ivlens.TASK" if recipe.instruction is TASK else repr(recipe.instruction)
+    return f"ivlens.PromptRecipe(template={named}, instruction={told}, n_shots={recipe.n_shots}, seed={recipe.seed})"
+
+
+def _changed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that are not the default ones."""
+    default = EffectOptions()
+    found = {name: settings.get(key, getattr(default, name)) for name, key in _OPTIONS.items()}
+    return {name: value for name, value in found.items() if value != getattr(default, name)}
+
+
+def _steered(vector: str, state: LabState) -> list[str]:
     where = f"layer={state.layer}, alpha={state.alpha!r}, site={state.site!r}, positions={state.positions!r}"
-    allowed = ", allow_other_weights=True" if foreign else ""
     return [
-        f"with ivlens.steer(model, {vector}, {where}{allowed}):",
-        "    print(complete(model, [prompt], max_new_tokens=n_new))",
+        f"with ivlens.steer(model, {vector}, {where}):",
+        f"    {_PRINTED}",
     ]
 
 
 def _task_name(task: Task) -> str:
-    return task.name if task.name in list_tasks() else task.source or task.name
+    """What `load_task` takes: the name of a built-in task, if it is that one, or the file it was read from."""
+    if task.name in list_tasks() and load_task(task.name).content_hash() == task.content_hash():
+        return task.name
+    return task.source or task.name

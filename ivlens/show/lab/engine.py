@@ -12,11 +12,12 @@ from ivlens.effects.measure import head_effects
 from ivlens.effects.results import HeadEffects
 from ivlens.models.boot import TransformerBridge, check_model
 from ivlens.models.fingerprint import model_identity
-from ivlens.prompts.templates import Renderer, find_template
+from ivlens.prompts.build import prompt_text
+from ivlens.prompts.recipe import PromptRecipe
 from ivlens.show.lab.state import RAW, Head, LabState
 from ivlens.show.lab.streams import Addition, Completion, stream_completions
 from ivlens.steering.edits import Positions
-from ivlens.steering.prompt_sets import PromptSource
+from ivlens.steering.prompt_sets import PromptSets, followed_recipe
 from ivlens.steering.search import Grid, best_settings
 from ivlens.steering.summary import Setting
 from ivlens.tasks.task import Task, split_of
@@ -33,7 +34,7 @@ class EngineOptions:
     Attributes:
         n_prompts: corrupted prompts for the effects of a task.
         n_search: prompts of *select* on which layer, strength and site are searched for; 0: no search.
-        seed: of everything that is drawn.
+        seed: of the recipes of what is measured here.
     """
 
     n_prompts: int = 32
@@ -42,6 +43,9 @@ class EngineOptions:
 
     def __post_init__(self) -> None:
         check_counts(self, n_prompts=1, n_search=0)
+
+
+Key = tuple[str, PromptRecipe]  # a task, and how its prompts are made
 
 
 class Unwanted(Exception):
@@ -61,10 +65,11 @@ class Engine:
         self.model, self.tasks, self.options = check_model(model), tasks, options or EngineOptions()
         self.identity = model_identity(model)
         self._measuring = threading.Lock()
-        self._effects: dict[tuple[str, str], HeadEffects] = {}
-        self._settings: dict[tuple[str, str, int], Setting] = {}
-        for given in effects:
-            self._effects[given.task, self._template_of(given)] = self._checked(given)
+        self._effects: dict[Key, HeadEffects] = {}
+        self._settings: dict[tuple[Key, bytes], Setting] = {}
+        self.given = {each.task: self._checked(each) for each in effects}
+        for each in effects:
+            self._effects[self._key(each.task, self._checked(each).recipe)] = each
 
     def _checked(self, effects: HeadEffects) -> HeadEffects:
         if effects.model.weights_hash != self.identity.weights_hash or effects.task not in self.tasks:
@@ -75,14 +80,25 @@ class Engine:
             )
         return effects
 
-    @staticmethod
-    def _template_of(effects: HeadEffects) -> str:
-        template = effects.settings.get("template", "plain")
-        return template if isinstance(template, str) else str(template.get("name"))
+    def _key(self, task: str, recipe: PromptRecipe) -> Key:
+        try:
+            recipe = recipe.resolved(self.tasks[task])
+        except ValueError:
+            pass  # too few examples: measuring says so
+        return task, replace(recipe, seed=0)  # effects that were given are used whatever their seed
+
+    def needs(self, state: LabState) -> Key:
+        """Which effects a state needs: those of its task, by its recipe."""
+        return self._key(state.task, state.measured(self.options.seed))
+
+    def recipe(self, state: LabState) -> PromptRecipe:
+        """How the prompts of these effects are made, or will be once they are measured."""
+        known = self._effects.get(self.needs(state))
+        return state.measured(self.options.seed) if known is None else known.recipe
 
     def knows(self, state: LabState) -> bool:
         """Whether the effects that `state` needs are measured."""
-        return needs(state) in self._effects
+        return self.needs(state) in self._effects
 
     def effects(self, state: LabState, unwanted: Callable[[], bool] = lambda: False) -> HeadEffects:
         """The effects of the state's task, measured on the first call; a second caller meanwhile waits for them.
@@ -90,7 +106,7 @@ class Engine:
         Args:
             unwanted: Asked now and then; where it says so, measuring ends with `Unwanted`.
         """
-        key = needs(state)
+        key = self.needs(state)
 
         def report(done: int, total: int) -> None:
             if unwanted():
@@ -102,9 +118,8 @@ class Engine:
                 self._effects[key] = head_effects(
                     self.model,
                     self.tasks[state.task],
+                    recipe=state.measured(self.options.seed),
                     n_prompts=self.options.n_prompts,
-                    template=_template(state),
-                    seed=self.options.seed,
                     progress=report,
                 )
             return self._effects[key]
@@ -117,26 +132,34 @@ class Engine:
         measured = int(effects.aie.isfinite().sum())
         return tuple(effects.top_heads(min(state.k, measured)))
 
-    def setting(self, state: LabState) -> Setting:
-        """Layer, strength and site for the `k` strongest heads: the best on *select*, or the paper's place."""
-        key = (state.task, _template(state), state.k)
+    def setting(self, state: LabState, vector: InstructionVector | None = None) -> Setting:
+        """Layer, strength and site that are best on bare *select* prompts; the paper's where nothing can be searched.
+
+        Args:
+            vector: what is added; by default the vector of the state's heads.
+        """
+        vector = vector or self.vector(state)
+        if vector is None or not self.options.n_search:
+            return self._usual()
+        key = self.needs(state), vector.theta.numpy().tobytes()
         if key not in self._settings:
-            self._settings[key] = self._searched(state) or self._usual()
+            self._settings[key] = self._searched(state, vector) or self._usual()
         return self._settings[key]
 
     def _usual(self) -> Setting:
         n_layers = self.model.cfg.n_layers
         return Setting(min(round(n_layers * PAPER_LAYER), n_layers - 1), 1.0, "resid_post")
 
-    def _searched(self, state: LabState) -> Setting | None:
-        task, n_prompts, seed = self.tasks[state.task], self.options.n_search, self.options.seed
-        vector = self.vector(replace(state, heads=None))
-        if not n_prompts or vector is None or all(split_of(each.input, seed) != "select" for each in task.examples):
+    def _searched(self, state: LabState, vector: InstructionVector) -> Setting | None:
+        task, own = self.tasks[state.task], vector.recipe
+        try:
+            recipe = followed_recipe([vector], None if own else self.recipe(state), "select", self.options.seed)
+        except ValueError:
+            return None  # it was made on these very inputs
+        if all(split_of(each.input, recipe.seed) != "select" for each in task.examples):
             return None
-        source = PromptSource(
-            self.model, task, SEARCH, "drop", _template(state), n_prompts=n_prompts, seed=seed, split_seed=seed
-        )
-        return best_settings(source.trials("select"), vector.theta[None], SEARCH.settings(self.model), SEARCH)[0]
+        sets = PromptSets(self.model, task, recipe, n_prompts=self.options.n_search, seed=recipe.seed, **SEARCH.passes)
+        return best_settings(sets.trials("select"), vector.theta[None], SEARCH.settings(self.model), SEARCH)[0]
 
     def vector(self, state: LabState) -> InstructionVector | None:
         """The vector of the state's heads; None where no head is chosen."""
@@ -145,21 +168,21 @@ class Engine:
             return None
         return InstructionVector.from_effects(self.effects(state), heads=heads, model=self.model)
 
-    def prompt(self, state: LabState) -> str:
-        """The text that the model completes.
+    def prompt(self, state: LabState, seed: int | None = None) -> str:
+        """The text that the model completes; demonstrations are drawn with `seed`, that of the effects by default.
 
         Raises:
-            ValueError: there is no text.
+            ValueError: there is no text, or the task has too few demonstrations.
         """
         if not state.text.strip():
             raise ValueError("the input is empty, expected some text to complete; write or choose one.")
         if state.template == RAW:
             return state.text
-        renderer = Renderer(find_template(state.template), self.model.tokenizer, fused=self.tasks[state.task].fused)
-        return renderer(state.instruction.strip() or None, (), state.text)[0]
+        task, seed = self.tasks[state.task], self.recipe(state).seed if seed is None else seed
+        return prompt_text(self.model.tokenizer, task, state.text, state.shown(task, seed))
 
     def stream(
-        self, state: LabState, vector: InstructionVector | None, setting: Setting
+        self, state: LabState, prompt: str, vector: InstructionVector | None, setting: Setting
     ) -> Iterator[dict[str, Completion]]:
         """The prompt completed as it is (`plain`), with the vector (`patched`), and with a `random` one if asked for.
 
@@ -175,7 +198,7 @@ class Engine:
                 names.append("random")
                 deltas.append(setting.alpha * vector.random_like(state.seed).theta)
         what = Addition(torch.stack(deltas), setting.layer, setting.site, cast(Positions, state.positions))
-        for rows in stream_completions(self.model, self.prompt(state), what, max_new_tokens=state.max_new_tokens):
+        for rows in stream_completions(self.model, prompt, what, max_new_tokens=state.max_new_tokens):
             yield dict(zip(names, rows, strict=True))
 
     def answers(self, state: LabState) -> tuple[str, ...]:
@@ -194,15 +217,6 @@ class Engine:
         }
 
 
-def needs(state: LabState) -> tuple[str, str]:
-    """Which effects a state needs: those of its task, under its template."""
-    return state.task, _template(state)
-
-
 def begins_right(text: str, answers: Sequence[str]) -> bool | None:
     """Whether a completion begins with one of the answers; None where there are none."""
     return any(text.strip().startswith(answer.strip()) for answer in answers) if answers else None
-
-
-def _template(state: LabState) -> str:
-    return "plain" if state.template == RAW else state.template

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 from ivlens.models.boot import TransformerBridge
 from ivlens.models.fingerprint import model_identity
 from ivlens.models.load import load_model
+from ivlens.prompts.recipe import PromptRecipe
 from ivlens.show.lab.engine import Engine, EngineOptions
-from ivlens.show.lab.state import LabState
+from ivlens.show.lab.state import LabState, values_of, with_template
 from ivlens.tasks.bank import list_tasks, load_task
 from ivlens.tasks.task import Task
 
@@ -24,11 +25,11 @@ def lab(
     model: TransformerBridge | str | Path = "pocket",
     tasks: Sequence[Task | str | Path] | None = None,
     *,
+    recipe: PromptRecipe | None = None,
     compare: TransformerBridge | str | Path | None = None,
     effects: Sequence["HeadEffects"] = (),
     n_prompts: int = 32,
     n_search: int = 24,
-    seed: int = 0,
     **state: Any,
 ) -> "Lab":
     """A live page: click heads in and out of the vector, move it through layers, and read both completions.
@@ -41,12 +42,14 @@ def lab(
         model: a bridge, or what `load_model` takes.
         tasks: tasks, names or files to choose from; the first is shown. None: for the built-in model the tasks it was
             trained on, for others all built-in tasks.
+        recipe: how prompts are made, those that are measured and the one that is shown first. None: as those of the
+            first task's `effects` were, or the task's instruction in the template `plain`.
         compare: a second checkpoint of the same shape, shown side by side.
         effects: effects that are already measured; others are measured when their task is first looked at.
         n_prompts: prompts that effects are measured on.
         n_search: *select* prompts on which layer, strength and site are searched for; 0: no search.
-        seed: of everything that is drawn.
-        state: what it begins with: `task`, `text`, `layer`, `alpha`, `heads` ...; see `LabState`.
+        state: what it begins with: `task`, `text`, `instruction`, `n_shots`, `layer`, `alpha`, `heads` ...; see
+            `LabState`.
 
     Raises:
         ImportError: panel is not installed.
@@ -60,8 +63,9 @@ def lab(
     if not pn.state.curdoc:
         # the page's scripts go into the notebook: nothing is fetched from elsewhere
         pn.extension(inline=True)
+    seed = recipe.seed if recipe is not None else effects[0].recipe.seed if effects else 0
     opened = open_engines(model, tasks, compare, effects, EngineOptions(n_prompts, n_search, seed))
-    return Lab(opened.engines, opened.state(**state))
+    return Lab(opened.engines, opened.state(recipe, **state))
 
 
 @dataclass(frozen=True)
@@ -70,17 +74,23 @@ class Opened:
 
     engines: tuple[Engine, ...]
 
-    def state(self, **values: Any) -> LabState:
-        """The first state, with some values given.
+    def state(self, recipe: PromptRecipe | None = None, **values: Any) -> LabState:
+        """The first state, by this recipe or that of the task's given effects, with some values given.
 
         Raises:
             ValueError: an unknown name.
+            FileNotFoundError: no such file of a template.
         """
         unknown = sorted(set(values) - set(LabState.__dataclass_fields__))
         if unknown:
             known = ", ".join(LabState.__dataclass_fields__)
             raise ValueError(f"lab got {unknown[0]!r}, expected its own arguments or one of {known}.")
-        return LabState(**{"task": next(iter(self.engines[0].tasks)), **values})
+        first = self.engines[0]
+        name = values.setdefault("task", next(iter(first.tasks)))
+        given = first.given.get(name)
+        recipe = recipe if recipe is not None or given is None else given.recipe
+        by_recipe = {} if recipe is None or name not in first.tasks else values_of(recipe, first.tasks[name])
+        return LabState(**{**by_recipe, **with_template(values)})
 
 
 def open_engines(

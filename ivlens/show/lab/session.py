@@ -6,19 +6,20 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from ivlens.prompts.templates import PromptTemplate
 from ivlens.show.figures.heads import unit_of
 from ivlens.show.lab.code import Listing, python_code
-from ivlens.show.lab.engine import Engine, begins_right, needs
-from ivlens.show.lab.state import Head, LabState, Limits
+from ivlens.show.lab.engine import Engine, begins_right
+from ivlens.show.lab.state import Head, LabState, Limits, values_of
 from ivlens.show.lab.streams import Completion
 from ivlens.show.lab.worker import Cancelled, Worker
 from ivlens.steering.summary import Setting
-from ivlens.vectors.vector import InstructionVector
+from ivlens.vectors.vector import InstructionVector, base_task
 
 Show = Callable[[str, Any], None]
 N_INPUTS = 60
@@ -43,7 +44,8 @@ class Session:
         self._worker = Worker(lambda error: self._say(error=_sentence(error)))
         self._loaded: InstructionVector | None = None
         self._file, self._is_closed = "", False
-        self.state = self._with_text(self.limits.changed(state, asdict(state)))
+        self._own_templates: dict[str, PromptTemplate] = {}
+        self.state = self._with_text(self.limits.changed(state, vars(state)))
 
     def refresh(self) -> None:
         """Show everything anew."""
@@ -60,10 +62,11 @@ class Session:
             ValueError: a value that is not allowed; the state stays as it was.
         """
         with self._guard:
+            if isinstance(template := values.get("template"), str) and template in self._own_templates:
+                values["template"] = self._own_templates[template]
             before, after = self.state, self.limits.changed(self.state, values)
             if after.task != before.task:
-                # another task: its own heads and setting, and no instruction that asks for the old one
-                fresh = {name: value for name, value in _FRESH.items() if name not in values}
+                fresh = {name: value for name, value in self._fresh(after).items() if name not in values}
                 after = self._with_text(replace(after, **fresh))
             if after.source == "file" and self._loaded is None:
                 raise ValueError("source is 'file', but no vector was loaded; load one first.")
@@ -74,6 +77,13 @@ class Session:
             self.state = after
             self.refresh()
 
+    def _fresh(self, state: LabState) -> dict[str, Any]:
+        """What another task begins with: its own heads and setting, and no instruction that asks for the old one."""
+        given = self.engines[0].given.get(state.task)
+        recipe = {} if given is None else values_of(given.recipe, self.engines[0].tasks[state.task])
+        told = {"told": state.told if isinstance(state.told, str) else "task"}
+        return {**_FRESH, **told, **recipe}
+
     def toggle(self, head: Any) -> None:
         """Take a head into the vector, or out of it; without effect as long as effects are being measured."""
         with self._guard:
@@ -81,7 +91,7 @@ class Session:
                 self.change(heads=self.limits.toggled(self.engines[0].heads(self.state), head))
 
     def search(self) -> None:
-        """Layer, strength and site that are best on *select* for the `k` strongest heads."""
+        """Layer, strength and site that are best on *select* for the vector that is shown."""
         self.change(layer=None, alpha=None, site=None)
 
     def vectors(self, state: LabState | None = None) -> list[InstructionVector | None]:
@@ -99,7 +109,7 @@ class Session:
         state = state or self.state
         heads = self.engines[0].heads(state)
         if None in (state.layer, state.alpha, state.site):
-            found = self.engines[0].setting(state)._asdict()
+            found = self.engines[0].setting(state, self.vectors(state)[0])._asdict()
             missing = {name: value for name, value in found.items() if getattr(state, name) is None}
             state = replace(state, **missing)
         return replace(state, heads=heads)
@@ -109,15 +119,17 @@ class Session:
         return self._code(self.resolved())
 
     def load(self, path: str | Path, name: str = "") -> None:
-        """Use a vector that `InstructionVector.save` wrote; its weights may be others of the same shape.
+        """Use a saved vector, of these weights or others of the same shape, and make prompts by its recipe.
 
         Raises:
             FileNotFoundError, ValueError: no such file, or no vector for this shape of model.
         """
         loaded = InstructionVector.load(path, self.engines[0].model, allow_other_weights=True)
         with self._guard:
+            task, recipe = self.engines[0].tasks[self.state.task], loaded.recipe
+            values = {} if recipe is None else values_of(recipe, task, own=base_task(loaded) == task.name)
             self._loaded, self._file = loaded, name or str(path)
-            self.change(source="file")
+            self.change(source="file", **values)
 
     def load_bytes(self, name: str, content: bytes) -> None:
         """As `load`, for a file that a browser sent."""
@@ -162,7 +174,7 @@ class Session:
             if not engine.knows(state):
                 self._say(busy=f"Measuring all heads of {engine.facts()['name']} on {state.task} …")
             # a newer request that needs the same effects waits for these
-            engine.effects(state, lambda: cancelled() and (self._is_closed or needs(self.state) != needs(state)))
+            engine.effects(state, lambda: cancelled() and (self._is_closed or not self._needs_the_same(state)))
         if cancelled():
             return
         self._show("task", {**self._about_task(state), "maps": [_map(engine, state) for engine in self.engines]})
@@ -181,15 +193,22 @@ class Session:
             self._show("code", self._code(resolved))
             self._say(done=f"{first:.2f} s to the first tokens, {time.perf_counter() - began:.2f} s in all")
 
+    def _needs_the_same(self, state: LabState) -> bool:
+        needs = self.engines[0].needs
+        return needs(self.state) == needs(state)
+
     def _stream(self, state: LabState, cancelled: Cancelled, began: float) -> float:
         assert state.layer is not None and state.alpha is not None and state.site is not None
         setting, vectors = Setting(state.layer, state.alpha, state.site), self.vectors(state)
+        prompt = self.engines[0].prompt(state, self._seed(state))
         about = [
-            {"name": engine.facts()["name"], "prompt": engine.prompt(state), "vector": _vector_facts(vector, engine)}
+            {"name": engine.facts()["name"], "prompt": prompt, "vector": _vector_facts(vector, engine)}
             for engine, vector in zip(self.engines, vectors, strict=True)
         ]
         answers = self.engines[0].answers(state)
-        streams = [engine.stream(state, vector, setting) for engine, vector in zip(self.engines, vectors, strict=True)]
+        streams = [
+            engine.stream(state, prompt, vector, setting) for engine, vector in zip(self.engines, vectors, strict=True)
+        ]
         latest: list[dict[str, Completion]] = [{} for _ in streams]
         first = 0.0
         for shown in zip_longest(*streams):
@@ -209,12 +228,17 @@ class Session:
         task = self.engines[0].tasks[state.task]
         if state.text and task.find(state.text) is not None:
             return state
-        return replace(state, text=self._inputs(state.task)[0])
+        return replace(state, text=self._inputs(state)[0])
 
-    def _inputs(self, name: str) -> list[str]:
-        task = self.engines[0].tasks[name]
+    def _seed(self, state: LabState) -> int:
+        """Of the splits and demonstrations that made the vector."""
+        loaded = self._loaded.recipe if self._loaded is not None and state.source == "file" else None
+        return (loaded or self.engines[0].recipe(state)).seed
+
+    def _inputs(self, state: LabState) -> list[str]:
+        task = self.engines[0].tasks[state.task]
         try:
-            shown = task.split("test", self.engines[0].options.seed)
+            shown = task.split("test", self._seed(state))
         except ValueError:  # a small task has none
             shown = task.examples
         return [example.input for example in shown[:N_INPUTS]]
@@ -222,22 +246,34 @@ class Session:
     def _about_task(self, state: LabState) -> dict[str, Any]:
         task = self.engines[0].tasks[state.task]
         instructions = () if task.fused else (*task.instructions, *task.held_out_instructions)
-        return {"name": state.task, "inputs": self._inputs(state.task), "instructions": list(instructions)}
+        return {"name": state.task, "inputs": self._inputs(state), "instructions": list(instructions)}
 
     def _shown_state(self) -> dict[str, Any]:
-        known = self.engines[0].knows(self.state)
-        heads = self.engines[0].heads(self.state) if known else self.state.heads or ()
-        return {**asdict(self.state), "heads": [list(head) for head in heads], "file": self._file}
+        state = self.state
+        known = self.engines[0].knows(state)
+        heads = [list(head) for head in (self.engines[0].heads(state) if known else state.heads or ())]
+        template = self._template_name(state.template)
+        return {**vars(state), "heads": heads, "template": template, "file": self._file}
+
+    def _template_name(self, template: str | PromptTemplate) -> str:
+        """What the page calls a template, and sends for it."""
+        if isinstance(template, str):
+            return template
+        name, number = template.name, 1
+        while name in self.limits.templates or self._own_templates.get(name, template) != template:
+            number += 1
+            name = f"{template.name} {number}"
+        self._own_templates[name] = template
+        return name
 
     def _code(self, state: LabState) -> str:
-        engine = self.engines[0]
+        from_file = state.source == "file"
         listing = Listing(
             models=[each.identity.name for each in self.engines],
-            task=engine.tasks[state.task],
-            prompt=engine.prompt(state),
-            n_prompts=engine.options.n_prompts,
-            effects_seed=engine.options.seed,
-            file=self._file if state.source == "file" else None,
+            task=self.engines[0].tasks[state.task],
+            prompt=self.engines[0].prompt(state, self._seed(state)),
+            effects=[] if from_file else [engine.effects(state).settings for engine in self.engines],
+            file=self._file if from_file else None,
         )
         return python_code(state, listing)
 

@@ -6,13 +6,17 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, NoReturn
 
 from ivlens.forward.hooks import SITES
-from ivlens.prompts.templates import TEMPLATES
+from ivlens.prompts.recipe import TASK, PromptRecipe
+from ivlens.prompts.templates import TEMPLATES, PromptTemplate, find_template
 from ivlens.steering.edits import POSITIONS
+from ivlens.tasks.task import Task
 
 RAW = "raw"
+TOLD = ("task", "none")
 DONORS = ("own", "first")
 SOURCES = ("heads", "file")
 MAX_ALPHA = 64.0
+MAX_SHOTS = 64
 MAX_TEXT = 100_000
 MAX_NEW_TOKENS = 256
 
@@ -26,8 +30,13 @@ class LabState:
     Attributes:
         task: name of the task whose heads and vector are shown.
         text: the input that is completed.
-        instruction: an instruction in the prompt; empty: none, which is where a vector has something to do.
-        template: how both become a prompt; `raw`: the text is the whole prompt.
+        instruction: an instruction in the prompt that is shown; empty: none, where a vector has something to do.
+        template: how prompts are made, those that are measured and the one that is shown, which with `raw` is the text
+            itself.
+        n_shots: demonstrations in both; None: none in the prompt that is shown, and in those that are measured as many
+            as tell the task, which is none beside an instruction.
+        bare: leave instruction and demonstrations out of the prompt that is shown.
+        told: what instruction measured prompts carry: `task` (one of the task's own), `none`, or these texts.
         heads: the heads of the vector; None: the `k` strongest.
         k: how many heads, where none are named.
         layer, alpha, site: where and how strongly the vector is added; None: not yet chosen.
@@ -43,7 +52,10 @@ class LabState:
     task: str
     text: str = ""
     instruction: str = ""
-    template: str = "plain"
+    template: str | PromptTemplate = "plain"
+    n_shots: int | None = None
+    bare: bool = False
+    told: str | tuple[str, ...] = "task"
     heads: tuple[Head, ...] | None = None
     k: int = 10
     layer: int | None = None
@@ -55,6 +67,41 @@ class LabState:
     max_new_tokens: int = 12
     source: str = "heads"
     donor: str = "own"
+
+    def measured(self, seed: int) -> PromptRecipe:
+        """How the prompts are made on which the task's heads are measured."""
+        told = {"task": TASK, "none": None}[self.told] if isinstance(self.told, str) else self.told
+        return PromptRecipe("plain" if self.template == RAW else self.template, told, self.n_shots, seed)
+
+    def shown(self, task: Task, seed: int) -> PromptRecipe:
+        """How the prompt is made that is completed; not for `raw`."""
+        told = None if self.bare or task.fused else self.instruction.strip() or None
+        return PromptRecipe(self.template, told, 0 if self.bare else self.n_shots or 0, seed)
+
+
+def with_template(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of a state that a user, not a page, gave: a template's file is read.
+
+    Raises:
+        ValueError, FileNotFoundError: as `find_template`.
+    """
+    template = values.get("template")
+    if isinstance(template, str) and template.lower().endswith(".json"):
+        return {**values, "template": find_template(template)}
+    return dict(values)
+
+
+def values_of(recipe: PromptRecipe, task: Task, *, own: bool = True) -> dict[str, Any]:
+    """The state's values that make prompts by `recipe`; `own`: its instruction, too, is meant for this task."""
+    told: Any = recipe.instruction
+    texts = (told,) if isinstance(told, str) else told if isinstance(told, tuple) else ()
+    default = recipe.n_shots == replace(recipe, n_shots=None).shots(task) == 0
+    values = {"template": recipe.template, "n_shots": None if default else recipe.n_shots}
+    if not own:
+        return values
+    values["told"] = texts or ("none" if told is None else "task")
+    # which of a task's own instructions a prompt had is drawn: the field stays as it is
+    return values if told is TASK else {**values, "instruction": texts[0] if texts else ""}
 
 
 @dataclass(frozen=True)
@@ -94,7 +141,10 @@ class Limits:
             "task": _one_of(self.tasks),
             "text": _text,
             "instruction": _text,
-            "template": _one_of(self.templates),
+            "template": self._template,
+            "n_shots": _or_none(_whole(0, MAX_SHOTS)),
+            "bare": _truth,
+            "told": _told,
             "heads": lambda name, value: None if value is None else self._heads(name, value),
             "k": _whole(1, count),
             "layer": _or_none(_whole(0, self.n_layers - 1)),
@@ -107,6 +157,10 @@ class Limits:
             "source": _one_of(SOURCES),
             "donor": _one_of(DONORS),
         }
+
+    def _template(self, name: str, value: Any) -> str | PromptTemplate:
+        # a name or an object, never a file, which a page could name
+        return value if isinstance(value, PromptTemplate) else _one_of(self.templates)(name, value)
 
     def _heads(self, name: str, value: Any) -> tuple[Head, ...]:
         if not isinstance(value, Sequence) or isinstance(value, str):
@@ -155,6 +209,15 @@ def _alpha(name: str, value: Any) -> float:
 
 def _truth(name: str, value: Any) -> bool:
     return value if isinstance(value, bool) else _refuse(name, value, "true or false")
+
+
+def _told(name: str, value: Any) -> str | tuple[str, ...]:
+    if isinstance(value, str) and value in TOLD:
+        return value
+    texts = (value,) if isinstance(value, str) else value
+    if not (isinstance(texts, Sequence) and texts and all(isinstance(text, str) and text.strip() for text in texts)):
+        _refuse(name, value, f"{', '.join(TOLD)}, or instructions that are not empty")
+    return tuple(_text(name, text) for text in texts)
 
 
 def _text(name: str, value: Any) -> str:

@@ -14,7 +14,7 @@ from panel.custom import JSComponent
 from ivlens.show.figures.theme import DARK, LIGHT
 from ivlens.show.lab.engine import Engine
 from ivlens.show.lab.session import Session
-from ivlens.show.lab.state import LabState, Limits
+from ivlens.show.lab.state import LabState, Limits, with_template
 
 if TYPE_CHECKING:
     from ivlens.effects.results import HeadEffects
@@ -89,15 +89,18 @@ class Lab(pn.viewable.Viewer):
         return [{column["name"]: column["text"] for column in model["columns"]} for model in models]
 
     def set(self, **values: Any) -> None:
-        """Change the state by its names: task, text, instruction, template, heads, k, layer, alpha, site ...
+        """Change the state by its names: task, text, template, n_shots, instruction, heads, k, layer, alpha, site ...
+
+        `template` may also be a JSON file or a `PromptTemplate`.
 
         Raises:
             ValueError: no such name, or a value that is not allowed.
+            FileNotFoundError: no such file of a template.
         """
-        self.session.change(**values)
+        self.session.change(**with_template(values))
 
     def load(self, path: str | Path) -> None:
-        """Use a saved vector instead of that of the heads."""
+        """Use a saved vector instead of that of the heads, and make prompts by its recipe."""
         self.session.load(path)
 
     def code(self) -> str:
@@ -179,7 +182,6 @@ class Lab(pn.viewable.Viewer):
 
 def _facts(engines: Sequence[Engine], page: bool) -> dict[str, Any]:
     first = engines[0]
-
     limits = Limits(tuple(first.tasks), first.identity.n_layers, first.identity.n_heads)
     chat = getattr(first.model.tokenizer, "chat_template", None)
     return {

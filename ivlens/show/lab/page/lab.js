@@ -2,6 +2,7 @@
 // Values travel as JSON texts, so that neither side guesses at the other's types.
 
 let n_pages = 0;
+const SHOTS = [0, 1, 2, 3, 4, 5, 8, 10, 15, 20];
 
 function make(tag, attributes = {}, ...children) {
   const node = document.createElement(tag);
@@ -65,6 +66,7 @@ class Page {
     this.seen = 0; // of what was sent, the newest that is answered
     this.cursor = [0, 0];
     this.cells = [];
+    this.templates = [...this.facts.templates];
     this.timers = new Map();
     this.root = make(this.facts.page ? "main" : "section", {
       class: this.facts.page ? "lab page" : "lab", "aria-label": "ivlens lab",
@@ -200,16 +202,28 @@ class Page {
     this.instructionSelect = this.select("paraphrase", (instruction) => this.set({ instruction }));
     this.instructionSelect.setAttribute("aria-label", "An instruction of the task");
     this.templateSelect = this.select("template", (template) => this.set({ template }));
-    options(this.templateSelect, this.facts.templates.map((name) => [name, name === "raw" ? "raw: the input is the whole prompt" : name]));
+    this.shotsSelect = this.select("n_shots", (n) => this.set({ n_shots: n === "" ? null : Number(n) }));
+    this.bareBox = this.box("bare", "Bare: neither instruction nor demonstrations", (bare) => this.set({ bare }));
+    this.toldSelect = this.select("told", (told) => this.set({ told: JSON.parse(told) }));
     this.lengthRange = this.range("max_new_tokens", 1, 64, 1, (value) => this.soon("max_new_tokens", 60, value));
     this.prompts = make("pre", { tabindex: "0", "aria-label": "The prompt as the model gets it" });
     return this.panel("Prompt", "left",
       this.label("Task", this.taskSelect),
       this.field(this.label("Input", this.textArea), this.inputSelect),
       this.field(this.label("Instruction in the prompt", this.instructionArea), this.instructionSelect),
-      this.label("Template", this.templateSelect),
+      make("div", { class: "pair" },
+        this.label("Template", this.templateSelect), this.label("Demonstrations", this.shotsSelect)),
+      make("div", { class: "row field" }, this.bareBox),
       make("div", { class: "field" }, make("span", { class: "label" }, "The model gets"), this.prompts),
-      this.label("New tokens ", this.lengthRange, this.max_new_tokens_value));
+      this.label("New tokens ", this.lengthRange, this.max_new_tokens_value),
+      this.label("Heads are measured with", this.toldSelect));
+  }
+
+  box(name, text, onchange) {
+    const box = make("input", { type: "checkbox", "data-name": name, id: `${this.id}-${name}` });
+    box.addEventListener("change", () => onchange(box.checked));
+    this[`${name}Input`] = box;
+    return make("label", { for: box.id }, box, text);
   }
 
   field(labelled, more) {
@@ -233,7 +247,7 @@ class Page {
     options(this.donorSelect, [["own", "its own, of the same heads"], ["first", "that of the first model"]]);
     const donor = this.label("Vector of the second model", this.donorSelect);
     donor.hidden = this.facts.models.length < 2;
-    this.randomBox = make("input", { type: "checkbox", id: `${this.id}-random`, onchange: () => this.set({ random: this.randomBox.checked }) });
+    const random = this.box("random", "Random vector of equal norm", (random) => this.set({ random }));
     this.againButton = make("button", { type: "button", onclick: () => this.set({ random: true, seed: this.state.seed + 1 }) }, "Draw another");
     return this.panel("Heads and vector", "middle",
       this.maps, this.legend, this.about,
@@ -243,8 +257,7 @@ class Page {
         this.label("Strength ", this.alphaRange, this.alpha_value)),
       make("div", { class: "pair" }, this.label("Site", this.siteSelect), this.label("Positions", this.positionsSelect)),
       donor,
-      make("div", { class: "row field" },
-        make("label", { for: this.randomBox.id }, this.randomBox, "Random vector of equal norm"), this.againButton),
+      make("div", { class: "row field" }, random, this.againButton),
       make("div", { class: "row" },
         make("button", { type: "button", onclick: () => this.send("search") }, "Find layer and strength"),
         make("button", { type: "button", onclick: () => this.set({ heads: [] }) }, "No heads")));
@@ -270,7 +283,7 @@ class Page {
     put(this.taskSelect, "value", state.task);
     put(this.textArea, "value", state.text);
     put(this.instructionArea, "value", state.instruction);
-    put(this.templateSelect, "value", state.template);
+    this.recipe(state);
     for (const [name, range] of [["k", this.kRange], ["layer", this.layerRange], ["alpha", this.alphaRange], ["max_new_tokens", this.lengthRange]]) {
       if (state[name] === null) continue;
       if (name === "alpha") { // a strength set from Python may lie beyond the slider's ends
@@ -283,9 +296,27 @@ class Page {
     if (state.site) put(this.siteSelect, "value", state.site);
     put(this.positionsSelect, "value", state.positions);
     put(this.donorSelect, "value", state.donor);
-    put(this.randomBox, "checked", state.random);
+    put(this.randomInput, "checked", state.random);
     this.fill();
     this.choose();
+  }
+
+  // what came with effects, a vector or from Python need not be among the usual choices
+  recipe(state) {
+    if (!this.templates.includes(state.template)) this.templates.push(state.template);
+    options(this.templateSelect, this.templates.map((name) => [name, name === "raw" ? "raw: the input is the whole prompt" : name]));
+    put(this.templateSelect, "value", state.template);
+    const shots = SHOTS.includes(state.n_shots) || state.n_shots === null ? SHOTS : [...SHOTS, state.n_shots];
+    options(this.shotsSelect, [["", "as the task needs"], ...shots.map((n) => [String(n), String(n)])]);
+    put(this.shotsSelect, "value", state.n_shots === null ? "" : String(state.n_shots));
+    put(this.bareInput, "checked", state.bare);
+    const typed = state.instruction.trim();
+    const choices = [["task", "the task’s instructions"], ["none", "demonstrations alone"]];
+    if (typed) choices.push([[typed], `“${typed.slice(0, 60)}”`]);
+    const told = JSON.stringify(state.told);
+    if (!choices.some(([value]) => JSON.stringify(value) === told)) choices.push([state.told, `“${state.told.join("” or “").slice(0, 60)}”`]);
+    options(this.toldSelect, choices.map(([value, text]) => [JSON.stringify(value), text]));
+    put(this.toldSelect, "value", told);
   }
 
   show_task(task) {
