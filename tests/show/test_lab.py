@@ -308,7 +308,7 @@ def test_code_spells_how_given_effects_were_measured(pocket, monkeypatch):
     told = "instruction='Give the opposite of the word.'"
     assert f"recipe = ivlens.PromptRecipe(template='after', {told}, n_shots=2, seed=3)" in screen["code"]
     assert "corruption='drop', n_prompts=5, score='logprob'" in screen["code"]
-    assert "options=EffectOptions(mode='add', n_mean_prompts=9, correct_only=True)" in screen["code"]
+    assert "options=ivlens.EffectOptions(mode='add', n_mean_prompts=9, correct_only=True)" in screen["code"]
     assert_code_prints_what_is_shown(screen)
     prompt = screen["result"]["models"][0]["prompt"]
     clean = ivlens.build_prompts(pocket.tokenizer, task, [task.find("big")], recipe)
