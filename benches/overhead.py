@@ -22,7 +22,8 @@ from ivlens import load_model, load_task
 from ivlens.tuning import IVKL, RECIPES, Guidance, HeadConsistency, Learner, Progressive, TuneOptions, iv_guidance
 from ivlens.tuning.data import TrainingSet, training_set
 from ivlens.tuning.loop import Trainer
-from ivlens.tuning.rehearsal import Rehearsal, instruction_rehearsal
+from ivlens.tuning.rehearsal import Rehearsal
+from ivlens.tuning.rehearsed import instruction_rehearsal
 from ivlens.tuning.teacher import Teacher, ask_teacher
 
 BAR = 1.25  # of a guided step ÷ a plain one, for the parts of the paper
@@ -78,7 +79,7 @@ def pocket() -> Case:
     examples = list(task.split("fit"))
     data = training_set(model, task, examples, n_samples=400)
     whole = iv_guidance(model, task, RECIPES["iv"], earlier=earlier)
-    return Case(model, data, whole, instruction_rehearsal(model, examples, task, earlier), 32, 400)
+    return Case(model, data, whole, instruction_rehearsal(model, task, examples, earlier), 32, 400)
 
 
 def random_case(model: Any, *, n: int, n_tokens: int, top_n: int | None, seed: int = 1) -> Case:
@@ -123,7 +124,7 @@ def _wait(device: torch.device) -> None:
 
 def measure(case: Case, *, rounds: int, precision: str = "float32") -> dict[str, float]:
     """Seconds of a step of every way; of the teacher's pass, and the bytes that it leaves, for an example."""
-    options = TuneOptions(n_steps=10_000, batch_size=case.batch_size, decay="constant", precision=precision)
+    options = TuneOptions(steps=10_000, batch_size=case.batch_size, decay="constant", precision=precision)
     learner = Learner(case.model, "lora")  # one for all: a step costs the same wherever the weights are
     ways = {name: Steps(learner.trainer(case.data, options, guide)) for name, guide in case.guidance().items()}
     every_token = replace(case.whole, kl=replace(case.whole.kl or IVKL(), top_n=None))

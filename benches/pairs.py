@@ -24,14 +24,14 @@ from tuning import TASKS, chosen
 
 from ivlens import load_model
 from ivlens.runs.suites import BenchOptions, Cell, CellResult, Grid, load_suite
-from ivlens.tuning import IVKL, METHODS, RECIPES, Recipe
+from ivlens.tuning import IVKL, METHODS, RECIPES, GuidanceRecipe
 
 WEIGHTS = {
     "ewc": (1.0, 10.0, 100.0, 300.0, 1000.0),
     "lwf": (0.01, 0.03, 0.1, 0.3, 1.0),
     "olora": (0.05, 0.5, 5.0, 50.0),
 }
-ANSWERS = Recipe(rehearse="instructions", rehearse_kl=IVKL(weight=0.1), rehearse_tokens=4)
+ANSWERS = GuidanceRecipe(rehearse="instructions", rehearse_kl=IVKL(weight=0.1), rehearse_tokens=4)
 GUIDANCE = {
     "answers_light": ANSWERS,
     "answers": replace(ANSWERS, rehearse_kl=IVKL(weight=0.3)),
@@ -40,7 +40,7 @@ GUIDANCE = {
 }
 KINDS = (*GUIDANCE, "answers_light_vector/random_heads", "answers_vector/random_heads")
 TARGET = 0.5  # three quarters of what plain LoRA reaches on the harder of the two
-OPTIONS = BenchOptions(tune=SEQUENCE_OPTIONS.tune, n_samples=3200, target=TARGET, n_general=8, n_earlier=8, few_shots=0)
+OPTIONS = BenchOptions(tune=SEQUENCE_OPTIONS.tune, target=TARGET, n_general=8, n_earlier=8, few_shots=0)
 
 
 def strengths() -> list[Cell]:

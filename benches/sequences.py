@@ -31,8 +31,9 @@ ORDERS = list(permutations(TASKS))
 METHODS = ("full", "lora", "inclora", "ewc", "olora", "lwf")
 TARGET = 0.6
 OPTIONS = BenchOptions(
-    tune=TuneOptions(n_steps=300, batch_size=32, decay="constant", judge_every=20, patience=4),
-    n_samples=3200,
+    tune=TuneOptions(
+        steps=300, batch_size=32, decay="constant", judge_every=20, patience=4, n_samples=3200, n_prompts=64
+    ),
     target=TARGET,
     n_general=8,
     n_earlier=8,

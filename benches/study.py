@@ -11,7 +11,7 @@ and were written down before the first cell was run. `show` without `--out` read
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -23,6 +23,7 @@ from ivlens.analysis.dynamics import predictors
 from ivlens.common.files import filling
 from ivlens.common.kept import digest
 from ivlens.models import model_identity
+from ivlens.prompts.recipe import PromptRecipe, plain_options
 from ivlens.runs.study import StudyOptions, claim_table, run_study
 from ivlens.runs.study.claims import interval_text
 
@@ -33,7 +34,7 @@ ORDERS = (
     ("second_letter", "shortest_of_three"),
 )
 # the study's default, and the longer training that was tried first
-REGIMES = {"short": StudyOptions(), "long": StudyOptions(n_steps=120, decay="constant")}
+REGIMES = {"short": StudyOptions(), "long": StudyOptions(steps=120, decay="constant")}
 HERE = Path(__file__).parent
 TABLES = ("evidence", "tasks", "new_scores")
 
@@ -43,9 +44,9 @@ def run(out: Path, orders: Sequence[int], seeds: Sequence[int], n_cells: int | N
     model = load_model("pocket")
     for seed in seeds:
         for order in orders:
-            options = replace(REGIMES[regime], new=ORDERS[order], seed=seed)
+            options = replace(REGIMES[regime], new=ORDERS[order], recipe=PromptRecipe(seed=seed), seed=seed)
             folder = out / f"{regime}-order{order}-seed{seed}"
-            key = digest([asdict(options), model_identity(model).weights_hash])
+            key = digest([plain_options(options), model_identity(model).weights_hash])
             about = folder / "about.json"
             if about.exists():
                 if json.loads(about.read_text())["key"] != key:
@@ -85,7 +86,7 @@ def show(cells: dict[str, pd.DataFrame]) -> str:
     for regime, options in REGIMES.items():
         own = {name: frame[frame["run"].str.startswith(f"{regime}-")] for name, frame in cells.items()}
         if own["evidence"]["run"].nunique() > 1:
-            parts += _regime(f"{options.n_steps} steps for each new task, {options.decay} decay", own)
+            parts += _regime(f"{options.steps} steps for each new task, {options.decay} decay", own)
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 

@@ -20,24 +20,24 @@ from common import machine_line, table, write_section
 from ivlens import load_model
 from ivlens.runs.suites import BenchOptions, Cell, CellResult, Grid, load_suite
 from ivlens.runs.suites.report import curve_frame
-from ivlens.tuning import IVKL, RECIPES, Progressive, Recipe, TuneOptions
+from ivlens.tuning import IVKL, RECIPES, GuidanceRecipe, Progressive, TuneOptions
 
 TASKS = ("middle_of_three", "second_letter")  # the other three of the suite are for reports
 RATES = {"full": (1e-4, 3e-4, 6e-4, 1e-3), "": (5e-4, 1e-3, 2e-3, 4e-3)}
 # Each takes one part of the method, or one of its choices, by itself; those of the library come without a change.
 ABLATIONS = {
-    "progressive_subtracted": Recipe(progressive=Progressive(sign=-1)),
-    "progressive_linear": Recipe(progressive=Progressive("linear")),
-    "progressive_cosine": Recipe(progressive=Progressive("cosine")),
-    "progressive_constant": Recipe(progressive=Progressive("constant")),
-    "kl_reverse": Recipe(kl=IVKL(weight=0.1, direction="reverse")),
-    "kl_strong": Recipe(kl=IVKL(weight=0.1), alpha=2.0),
-    "kl_attn_out": Recipe(kl=IVKL(weight=0.1), alpha=4.0, layer=1, site="attn_out"),
-    "kl_first_token": Recipe(kl=IVKL(weight=0.1, answers=0.0)),
-    "heads_light": Recipe(heads_weight=0.1),
-    "iv_added": Recipe(progressive=Progressive(), kl=IVKL(weight=0.1), heads_weight=1.0),
-    "vector": Recipe(heads_weight=1.0, as_vector=True),
-    "instruction_heads_light": Recipe(rehearse="instructions", rehearse_kl=None, rehearse_heads=1.0),
+    "progressive_subtracted": GuidanceRecipe(progressive=Progressive(sign=-1)),
+    "progressive_linear": GuidanceRecipe(progressive=Progressive("linear")),
+    "progressive_cosine": GuidanceRecipe(progressive=Progressive("cosine")),
+    "progressive_constant": GuidanceRecipe(progressive=Progressive("constant")),
+    "kl_reverse": GuidanceRecipe(kl=IVKL(weight=0.1, direction="reverse")),
+    "kl_strong": GuidanceRecipe(kl=IVKL(weight=0.1), alpha=2.0),
+    "kl_attn_out": GuidanceRecipe(kl=IVKL(weight=0.1), alpha=4.0, layer=1, site="attn_out"),
+    "kl_first_token": GuidanceRecipe(kl=IVKL(weight=0.1, answers=0.0)),
+    "heads_light": GuidanceRecipe(heads_weight=0.1),
+    "iv_added": GuidanceRecipe(progressive=Progressive(), kl=IVKL(weight=0.1), heads_weight=1.0),
+    "vector": GuidanceRecipe(heads_weight=1.0, as_vector=True),
+    "instruction_heads_light": GuidanceRecipe(rehearse="instructions", rehearse_kl=None, rehearse_heads=1.0),
 }
 GUIDANCE = (
     "none",
@@ -85,8 +85,7 @@ GUIDANCE = (
     "translations/random_vector",
 )
 OPTIONS = BenchOptions(
-    tune=TuneOptions(n_steps=240, batch_size=32, decay="constant", judge_every=20),
-    n_samples=3200,
+    tune=TuneOptions(steps=240, batch_size=32, decay="constant", judge_every=20, n_samples=3200, n_prompts=64),
     target=0.9,
     n_general=4,
     n_earlier=8,

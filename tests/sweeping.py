@@ -22,7 +22,7 @@ n_mean_prompts = 8
 n_prompts = 4
 n_mean_prompts = 8
 n_draws = 1
-n_judged = 8
+n_judge_prompts = 8
 layers = [0, 1]
 alphas = [2.0]
 [[tuning]]

@@ -31,7 +31,7 @@ n_mean_prompts = 4
 seeds = [1]
 [dynamics]
 n_prompts = 2
-n_scored = 2
+n_judge_prompts = 2
 """
 N = {
     "command line": 150,
@@ -61,8 +61,8 @@ def make_targets(folder: Path) -> Targets:
     hf_model("llama", n_ctx=64).save_pretrained(folder / "model")
     byte_level_tokenizer().save_pretrained(folder / "model")
     model, task = load_model(folder / "model"), tiny_task()
-    learner = Learner(model, seed=0)
-    learner.learn(training_set(model, task, task.examples[:4]), TuneOptions(lr=1e-2, n_steps=2, batch_size=2))
+    learner = Learner(model)
+    learner.learn(training_set(model, task, task.examples[:4]), TuneOptions(lr=1e-2, steps=2, batch_size=2))
     more = {"adapters": learner.save(folder / "adapters"), "checkpoint": folder / "model"}
     suite = Suite("pocket", (task, tiny_task("synonym", "Give a synonym.", 2)), dict.fromkeys(NEW, "accuracy"))
     grid, cell = Grid(model, lambda order: suite, BenchOptions(), folder / "bench"), Cell("lora")

@@ -73,12 +73,38 @@ def build_prompts(
     if not examples:
         raise ValueError(f"build_prompts got no examples of task {task.name!r}, expected at least one.")
     maker = _Maker(Encoder(tokenizer), task, recipe or PromptRecipe(), corruption, others)
-    rows, unknown = [], []
-    for row in map(maker.row, examples):
-        (unknown if maker.encoder.unknown(row.answers[0]) else rows).append(row)
+    return _batch(_spelled(maker, examples), corruption, tokenizer)
+
+
+def sampled_prompts(
+    tokenizer: Any, task: Task, examples: Sequence[TaskExample], recipe: PromptRecipe, *, n: int, seed: int
+) -> PromptBatch:
+    """Clean prompts of the first `n` examples that can be spelled (or of fewer); of what comes after them none is made.
+
+    Instructions and demonstrations are drawn with `seed`; splits stay those of the recipe's seed.
+
+    Raises:
+        TypeError, ValueError: as `build_prompts`.
+    """
+    maker = _Maker(Encoder(tokenizer), task, recipe, None, None, seed)
+    return _batch(_spelled(maker, examples, n), None, tokenizer)
+
+
+def _spelled(maker: "_Maker", examples: Sequence[TaskExample], at_most: int | None = None) -> list[_Row]:
+    """The rows whose answers the tokenizer can spell."""
+    rows: list[_Row] = []
+    unknown: list[str] = []
+    for example in examples:
+        if len(rows) == at_most:
+            break
+        row = maker.row(example)
+        if maker.encoder.unknown(row.answers[0]):
+            unknown.append(example.answer)
+        else:
+            rows.append(row)
     if unknown:
-        _report_unknown(task, [row.example.answer for row in unknown], len(rows))
-    return _batch(rows, corruption, tokenizer)
+        _report_unknown(maker.task, unknown, len(rows))
+    return rows
 
 
 def prompt_text(tokenizer: Any, task: Task, text: str, recipe: PromptRecipe) -> str:
@@ -129,12 +155,14 @@ class _Maker:
         recipe: PromptRecipe,
         corruption: str | None,
         others: Sequence[Task] | Mapping[str, Task] | None,
+        seed: int | None = None,
     ) -> None:
-        self.encoder, self.task, self.seed, self.corruption = encoder, task, recipe.seed, corruption
+        self.encoder, self.task, self.corruption = encoder, task, corruption
+        self.seed = recipe.seed if seed is None else seed
         self.render = Renderer(find_template(recipe.template), encoder.tokenizer, fused=task.fused)
         self.texts, self.n_shots = recipe.texts(task), recipe.shots(task)
         check_corruption(corruption, task, len(self.texts), self.n_shots)
-        self.pool = task.split("fit", self.seed) if self.n_shots else ()
+        self.pool = task.split("fit", recipe.seed) if self.n_shots else ()
         self.others = self._others(others) if str(corruption).startswith("counterfactual") else []
         self.prefers_trained = others is None and task.in_training
 

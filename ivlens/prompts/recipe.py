@@ -103,6 +103,10 @@ class PromptRecipe:
         """
         return "none" if task.fused else "counterfactual" if self.texts(task) else "shuffle"
 
+    def for_other_tasks(self) -> "PromptRecipe":
+        """The same for tasks that have instructions of their own, or none."""
+        return replace(self, instruction=None if self.instruction is None else TASK, n_shots=self.n_shots or None)
+
     def alike(self, other: "PromptRecipe", task: Task) -> bool:
         """Whether both make the same prompts of `task`."""
         return self.resolved(task) == other.resolved(task)
@@ -154,6 +158,12 @@ class PromptRecipe:
     def _repr_html_(self) -> str:
         rows = "".join(f"<tr><th>{name}</th><td>{escape(str(value))}</td></tr>" for name, value in vars(self).items())
         return f"<table><caption>PromptRecipe</caption>{rows}</table>"
+
+
+def plain_options(options: Any) -> dict[str, Any]:
+    """The fields of an options object in plain JSON values, a `recipe` among them, for keys and settings."""
+    recipe = getattr(options, "recipe", None)
+    return asdict(options) | ({} if recipe is None else {"recipe": recipe.to_dict()})
 
 
 def _checked_instruction(given: Any) -> Any:

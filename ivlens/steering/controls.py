@@ -16,7 +16,6 @@ from ivlens.effects.measure import EffectOptions, head_effects
 from ivlens.effects.results import HeadEffects
 from ivlens.forward.means import HeadMeans, head_means, mean_head_outputs
 from ivlens.models.boot import TransformerBridge
-from ivlens.prompts.recipe import TASK, PromptRecipe
 from ivlens.steering.prompt_sets import PromptSets
 from ivlens.tasks.bank import load_bank
 from ivlens.tasks.task import Task, TaskExample
@@ -124,7 +123,7 @@ def other_task_vectors(
     same = {name: known[name] for name in ("n_prompts", "score") if name in known}
     same["options"] = EffectOptions(mode=known.get("mode", "replace"), contrast=is_contrast(iv))
     if iv.recipe is not None:
-        same["recipe"] = for_other_tasks(iv.recipe)
+        same["recipe"] = iv.recipe.for_other_tasks()
     if same.get("score") == "logit_diff":
         same["corruption"] = "counterfactual"
     k = iv.k or iv.settings.get("k", 10)
@@ -134,11 +133,6 @@ def other_task_vectors(
         )
         for other in chosen
     ]
-
-
-def for_other_tasks(recipe: PromptRecipe) -> PromptRecipe:
-    """The same recipe for tasks that have instructions of their own, and may lack one."""
-    return replace(recipe, instruction=None if recipe.instruction is None else TASK, n_shots=recipe.n_shots or None)
 
 
 def some_other_vectors(model: TransformerBridge, task: Task, iv: InstructionVector, n: int) -> list[InstructionVector]:

@@ -1,8 +1,16 @@
 """Fine-tuning that keeps the old computation alive, and the methods it is compared with."""
 
-from ivlens.tuning.builder import CONTROLS, RECIPES, Recipe, control, find_recipe, guidance_by_name, iv_guidance
+from ivlens.tuning.builder import (
+    CONTROLS,
+    RECIPES,
+    GuidanceRecipe,
+    control,
+    find_guidance,
+    guidance_by_name,
+    iv_guidance,
+)
 from ivlens.tuning.exams import Exam, make_exam, mean_score
-from ivlens.tuning.finetuning import TuneResult, finetune
+from ivlens.tuning.finetuning import Along, TuneResult, finetune
 from ivlens.tuning.guidance import Guidance
 from ivlens.tuning.learner import Learner
 from ivlens.tuning.methods import METHODS, Method, new_method
@@ -15,18 +23,19 @@ __all__ = [
     "IVKL",
     "METHODS",
     "RECIPES",
+    "Along",
     "Exam",
     "Guidance",
+    "GuidanceRecipe",
     "HeadConsistency",
     "Learner",
     "Method",
     "Progressive",
-    "Recipe",
     "TuneOptions",
     "TuneResult",
     "control",
     "data_parallel",
-    "find_recipe",
+    "find_guidance",
     "finetune",
     "guidance_by_name",
     "iv_guidance",

@@ -2,34 +2,39 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from ivlens.effects.measure import head_effects
 from ivlens.effects.results import HeadEffects
+from ivlens.forward.hooks import Site
 from ivlens.models.boot import TransformerBridge
+from ivlens.prompts.recipe import PromptRecipe
 from ivlens.tasks.task import Task, TaskExample
 from ivlens.tuning.guidance import Guidance
-from ivlens.tuning.rehearsal import REHEARSED, Rehearsal, instruction_rehearsal, vector_rehearsal
+from ivlens.tuning.rehearsal import REHEARSED, Rehearsal
+from ivlens.tuning.rehearsed import RehearsalOptions, instruction_rehearsal, vector_rehearsal
 from ivlens.tuning.terms import IVKL, HeadConsistency, Progressive
 from ivlens.vectors.heads import choose_heads
 from ivlens.vectors.vector import InstructionVector
 
-CONTROLS = ("zero_vector", "random_vector", "random_heads", "all_heads")
-REHEARSALS = ("instructions", "vectors", "translations")
+Control = Literal["zero_vector", "random_vector", "random_heads", "all_heads"]
+RehearsedBy = Literal["", "instructions", "vectors", "translations"]
+CONTROLS: tuple[str, ...] = get_args(Control)
+REHEARSALS: tuple[str, ...] = get_args(RehearsedBy)[1:]
 
 
 @dataclass(frozen=True)
-class Recipe:
+class GuidanceRecipe:
     """What guidance is made of; `iv_guidance` makes it for one model and task.
 
     Attributes:
         progressive, kl: Act through the vector of the task in training; None leaves one out.
         heads_weight: Of head consistency on the task's own prompts; 0 leaves it out.
-        rehearse: Ask the new inputs for old tasks: by their `instructions`, by their `vectors`, or by instructions that
-            the frozen model gets as vectors (`translations`); empty for neither.
+        rehearse: Ask the new inputs for earlier tasks: by their `instructions`, by their `vectors`, or by instructions
+            that the frozen model gets as vectors (`translations`); empty for neither.
         rehearse_kl: Weight of the answers there; None leaves them out.
         rehearse_heads: Weight of the heads there; 0 leaves them out.
         rehearse_tokens: Of the frozen model's own answers that are rehearsed.
@@ -42,13 +47,13 @@ class Recipe:
     progressive: Progressive | None = None
     kl: IVKL | None = None
     heads_weight: float = 0.0
-    rehearse: str = ""
+    rehearse: RehearsedBy = ""
     rehearse_kl: IVKL | None = REHEARSED
     rehearse_heads: float = 0.0
     rehearse_tokens: int = 1
     as_vector: bool = False
     layer: int = 0
-    site: str = "resid_post"
+    site: Site = "resid_post"
     alpha: float = 1.0
     k: int = 10
     n_prompts: int = 32
@@ -59,26 +64,26 @@ class Recipe:
 
 
 # Weights, sites and the sign are choices, made on the built-in model: the papers leave them open.
-RECIPES: dict[str, Recipe | None] = {
+RECIPES: dict[str, GuidanceRecipe | None] = {
     "none": None,
-    "iv": Recipe(progressive=Progressive(sign=-1), kl=IVKL(weight=0.1), heads_weight=1.0),
-    "progressive": Recipe(progressive=Progressive()),
-    "kl": Recipe(kl=IVKL(weight=0.1)),
-    "heads": Recipe(heads_weight=1.0),
-    "vectors": Recipe(rehearse="vectors", alpha=2.0),
-    "instructions": Recipe(rehearse="instructions"),
-    "instructions_light": Recipe(rehearse="instructions", rehearse_kl=replace(REHEARSED, weight=0.3)),
-    "instructions_lighter": Recipe(rehearse="instructions", rehearse_kl=replace(REHEARSED, weight=0.1)),
-    "answers": Recipe(rehearse="instructions", rehearse_kl=IVKL(weight=0.3), rehearse_tokens=4),
-    "answers_light": Recipe(rehearse="instructions", rehearse_kl=IVKL(weight=0.1), rehearse_tokens=4),
-    "instruction_heads": Recipe(rehearse="instructions", rehearse_kl=None, rehearse_heads=10.0),
-    "instruction_vector": Recipe(rehearse="instructions", rehearse_kl=None, rehearse_heads=1.0, as_vector=True),
-    "translations": Recipe(rehearse="translations", alpha=2.0),
+    "iv": GuidanceRecipe(progressive=Progressive(sign=-1), kl=IVKL(weight=0.1), heads_weight=1.0),
+    "progressive": GuidanceRecipe(progressive=Progressive()),
+    "kl": GuidanceRecipe(kl=IVKL(weight=0.1)),
+    "heads": GuidanceRecipe(heads_weight=1.0),
+    "vectors": GuidanceRecipe(rehearse="vectors", alpha=2.0),
+    "instructions": GuidanceRecipe(rehearse="instructions"),
+    "instructions_light": GuidanceRecipe(rehearse="instructions", rehearse_kl=replace(REHEARSED, weight=0.3)),
+    "instructions_lighter": GuidanceRecipe(rehearse="instructions", rehearse_kl=replace(REHEARSED, weight=0.1)),
+    "answers": GuidanceRecipe(rehearse="instructions", rehearse_kl=IVKL(weight=0.3), rehearse_tokens=4),
+    "answers_light": GuidanceRecipe(rehearse="instructions", rehearse_kl=IVKL(weight=0.1), rehearse_tokens=4),
+    "instruction_heads": GuidanceRecipe(rehearse="instructions", rehearse_kl=None, rehearse_heads=10.0),
+    "instruction_vector": GuidanceRecipe(rehearse="instructions", rehearse_kl=None, rehearse_heads=1.0, as_vector=True),
+    "translations": GuidanceRecipe(rehearse="translations", alpha=2.0),
 }
 
 
-def find_recipe(name: str) -> tuple[Recipe | None, str]:
-    """The recipe behind a name (None for `none`), and the control behind its slash (`iv/zero_vector`), "" for none.
+def find_guidance(name: str) -> tuple[GuidanceRecipe | None, str]:
+    """What is behind a name (None for `none`), and the control behind its slash (`iv/zero_vector`), "" for none.
 
     Raises:
         ValueError: there is none of that name.
@@ -96,20 +101,21 @@ def guidance_by_name(name: str, model: TransformerBridge, task: Task, *, seed: i
     """`iv_guidance` by the name of a recipe, with a control where one is named; None for `none`.
 
     Raises:
-        ValueError: as `find_recipe`, `iv_guidance` and `control`.
+        ValueError: as `find_guidance`, `iv_guidance` and `control`.
     """
-    recipe, other = find_recipe(name)
-    if recipe is None:
+    plan, other = find_guidance(name)
+    if plan is None:
         return None
-    made = iv_guidance(model, task, recipe, seed=seed, **more)
+    made = iv_guidance(model, task, plan, seed=seed, **more)
     return control(made, other, model, seed=seed) if other else made
 
 
 def iv_guidance(
     model: TransformerBridge,
     task: Task,
-    recipe: Recipe | None = None,
+    plan: GuidanceRecipe | None = None,
     *,
+    recipe: PromptRecipe | None = None,
     earlier: Sequence[Task] = (),
     examples: Sequence[TaskExample] | None = None,
     effects: Mapping[str, HeadEffects] | None = None,
@@ -123,27 +129,30 @@ def iv_guidance(
 
     Args:
         model: The model as it is now: of a `Learner`, its `bridge()`.
-        recipe: What the guidance is made of; None: `RECIPES["iv"]`, all parts of the paper.
-        earlier: Tasks that shall be kept. Of these only instructions and heads are used, never examples in training.
+        plan: What the guidance is made of; None: `RECIPES["iv"]`, all parts of the paper.
+        recipe: How prompts are made, and the seed of the splits; None: each task's instruction, or demonstrations
+            where it has none. Earlier tasks have instructions of their own.
+        earlier: Tasks that shall be kept. Of these only heads are used, and what tells them (instructions, or
+            demonstrations); their examples are never learned.
         examples: Whose inputs are rehearsed on; None: the task's `fit` split.
         effects: Of earlier tasks, by name, where they have been measured before, of whatever stage of the model: `S` is
             chosen by them. Vectors are always those of `model`.
-        seed: Of everything that is drawn.
+        seed: Draws what is rehearsed.
 
     Raises:
         ValueError: an option that does not exist, a task that effects cannot be measured on, or rehearsal without
             earlier tasks.
     """
-    plan = recipe or RECIPES["iv"]
+    plan = plan or RECIPES["iv"]
     assert plan is not None
     if plan.rehearse and not earlier:
         raise ValueError(f"rehearsal of {plan.rehearse} got no earlier tasks, expected those that shall be kept.")
-    measure = _Measure(model, plan, seed)
+    measure = _Measure(model, plan, task, recipe or PromptRecipe())
     heads = None
     if plan.heads_weight or (plan.rehearse and plan.rehearse_heads):
         known = effects or {}
         heads = choose_heads([known.get(one.name) or measure.effects(one) for one in earlier or [task]], plan.k)
-    inputs = list(task.split("fit", seed) if examples is None else examples)
+    inputs = list(task.split("fit", measure.recipe.seed) if examples is None else examples)
     return Guidance(
         theta=measure.vector(task) if plan.progressive or plan.kl else None,
         layer=plan.layer,
@@ -152,7 +161,7 @@ def iv_guidance(
         progressive=plan.progressive,
         kl=plan.kl,
         heads=HeadConsistency(heads, plan.heads_weight, plan.as_vector) if heads and plan.heads_weight else None,
-        rehearsal=(_rehearsal(measure, task, inputs, earlier, heads),) if plan.rehearse else (),
+        rehearsal=(_rehearsal(measure, inputs, earlier, heads, seed),) if plan.rehearse else (),
     )
 
 
@@ -161,13 +170,15 @@ class _Measure:
     """Effects and vectors in the model before the task, each task measured once."""
 
     model: TransformerBridge
-    plan: Recipe
-    seed: int
+    plan: GuidanceRecipe
+    task: Task
+    recipe: PromptRecipe
     found: dict[str, HeadEffects] = field(default_factory=dict)
 
     def effects(self, task: Task) -> HeadEffects:
         if task.name not in self.found:
-            self.found[task.name] = head_effects(self.model, task, n_prompts=self.plan.n_prompts, seed=self.seed)
+            recipe = self.recipe if task.name == self.task.name else self.recipe.for_other_tasks()
+            self.found[task.name] = head_effects(self.model, task, recipe=recipe, n_prompts=self.plan.n_prompts)
         return self.found[task.name]
 
     def vector(self, task: Task) -> Tensor:
@@ -176,24 +187,29 @@ class _Measure:
 
 def _rehearsal(
     measure: _Measure,
-    task: Task,
     inputs: Sequence[TaskExample],
     earlier: Sequence[Task],
     heads: tuple[tuple[int, int], ...] | None,
+    seed: int,
 ) -> Rehearsal:
-    plan = measure.plan
-    held = HeadConsistency(heads, plan.rehearse_heads, plan.as_vector) if heads and plan.rehearse_heads else None
-    how: dict[str, Any] = {"layer": plan.layer, "site": plan.site, "seed": measure.seed}
-    how |= {"kl": plan.rehearse_kl, "heads": held, "n_tokens": plan.rehearse_tokens}
+    model, task, plan = measure.model, measure.task, measure.plan
+    options = RehearsalOptions(
+        layer=plan.layer,
+        site=plan.site,
+        kl=plan.rehearse_kl,
+        heads=HeadConsistency(heads, plan.rehearse_heads, plan.as_vector) if heads and plan.rehearse_heads else None,
+        n_tokens=plan.rehearse_tokens,
+        recipe=measure.recipe,
+    )
     if plan.rehearse == "instructions":
-        return instruction_rehearsal(measure.model, inputs, task, earlier, **how)
+        return instruction_rehearsal(model, task, inputs, earlier, options=options, seed=seed)
     deltas = plan.alpha * torch.stack([measure.vector(one) for one in earlier])
     if plan.rehearse == "vectors":
-        return vector_rehearsal(measure.model, inputs, task, deltas, **how)
-    return instruction_rehearsal(measure.model, inputs, task, earlier, deltas=deltas, **how)
+        return vector_rehearsal(model, task, inputs, deltas, options=options, seed=seed)
+    return instruction_rehearsal(model, task, inputs, earlier, deltas=deltas, options=options, seed=seed)
 
 
-def control(guidance: Guidance, kind: str, model: TransformerBridge, *, seed: int = 0) -> Guidance:
+def control(guidance: Guidance, kind: Control | str, model: TransformerBridge, *, seed: int = 0) -> Guidance:
     """The same guidance without what should make it work.
 
     Args:

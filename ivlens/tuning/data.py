@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from ivlens.forward.inputs import check_answers, check_length, check_prompts, forced
 from ivlens.models.boot import TransformerBridge
 from ivlens.prompts.batch import PromptBatch
-from ivlens.prompts.build import build_prompts
-from ivlens.prompts.templates import PromptTemplate
+from ivlens.prompts.build import sampled_prompts
+from ivlens.prompts.recipe import PromptRecipe
 from ivlens.tasks.task import Task, TaskExample
 
 IGNORED = -100
@@ -60,28 +60,35 @@ def training_set(
     task: Task,
     examples: Sequence[TaskExample],
     *,
+    recipe: PromptRecipe | None = None,
     n_samples: int | None = None,
-    template: str | PromptTemplate = "plain",
     seed: int = 0,
 ) -> TrainingSet:
-    """Prompts of `task` with instructions drawn for each, to be answered by the first listed answer.
+    """Prompts of `task` with instructions or demonstrations drawn for each, to be answered by the first listed answer.
 
     Args:
+        recipe: how prompts are made; its seed is that of the splits. None: the task's instruction, or demonstrations
+            where it has none.
         n_samples: how many; more than there are examples repeat them with other instructions. None: each once.
+        seed: draws which instruction and which demonstrations each of them gets.
 
     Raises:
-        ValueError: no examples, or one that does not fit the model's context.
+        ValueError: no examples, too few demonstrations, or a prompt that does not fit the model's context.
     """
     n_samples = len(examples) if n_samples is None else n_samples
     if n_samples < 1 or not examples:
         raise ValueError(f"task {task.name!r}: {n_samples} samples of {len(examples)} examples, expected 1 or more.")
+
+    def some(pool: Sequence[TaskExample], n: int, number: int) -> PromptBatch:
+        given = recipe or PromptRecipe()
+        return sampled_prompts(model.tokenizer, task, pool, given, n=n, seed=seed * 1_000_003 + number)
+
+    batches = [some(examples, n_samples, 0)]
     # an answer that the tokenizer cannot spell is left out, once and for all
-    spelled = build_prompts(model.tokenizer, task, examples, template=template, seed=seed).examples
+    spelled = batches[0].examples
     n_samples = min(n_samples, len(spelled)) if n_samples == len(examples) else n_samples
-    batches: list[PromptBatch] = []
     while (missing := n_samples - sum(map(len, batches))) > 0:
-        round_seed = seed * 1_000_003 + len(batches)
-        batches.append(build_prompts(model.tokenizer, task, spelled[:missing], template=template, seed=round_seed))
+        batches.append(some(spelled, missing, len(batches)))
     return TrainingSet.joined([as_training_set(model, batch) for batch in batches])
 
 

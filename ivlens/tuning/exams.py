@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ivlens.forward.scoring import greedy_match
 from ivlens.models.boot import TransformerBridge
 from ivlens.prompts.build import build_prompts
-from ivlens.prompts.templates import PromptTemplate
+from ivlens.prompts.recipe import PromptRecipe
 from ivlens.tasks.task import Task, TaskExample
 from ivlens.tuning.data import TrainingSet, answer_logits, as_training_set
 
@@ -51,18 +51,16 @@ def make_exam(
     model: TransformerBridge,
     questions: Iterable[tuple[Task, Sequence[TaskExample]]],
     *,
-    n: int | None = None,
-    n_shots: int = 0,
-    template: str | PromptTemplate = "plain",
-    instructed: bool = True,
+    recipe: PromptRecipe | Mapping[str, PromptRecipe] | None = None,
+    n_prompts: int | None = None,
     seed: int = 0,
 ) -> Exam:
     """Prompts of every task that ask the examples beside it.
 
     Args:
-        n: at most so many of each task, drawn with the seed; None: all.
-        n_shots: demonstrations in each prompt, from the `fit` split.
-        instructed: without it prompts carry no instruction (for in-context learning).
+        recipe: how prompts are made, of all tasks or by the name of each; None: a task's instruction, or
+            demonstrations where it has none.
+        n_prompts: at most so many of each task, drawn with the seed; None: all.
 
     Raises:
         ValueError: a prompt that does not fit the model, or too few demonstrations.
@@ -71,10 +69,8 @@ def make_exam(
     for number, (task, listed) in enumerate(questions):
         examples = list(listed)
         Random(f"{seed}\0{task.name}\0exam").shuffle(examples)
-        instruction = None if instructed and task.instructions else ""
-        batch = build_prompts(
-            model.tokenizer, task, examples[:n], template=template, instruction=instruction, n_shots=n_shots, seed=seed
-        )
+        asked = recipe[task.name] if isinstance(recipe, Mapping) else recipe
+        batch = build_prompts(model.tokenizer, task, examples[:n_prompts], asked)
         wide, source = batch.expanded()
         parts.append(as_training_set(model, wide))
         owners.append(source + len(numbers))

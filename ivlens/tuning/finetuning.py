@@ -1,4 +1,4 @@
-"""`finetune`: one task, in one call."""
+"""`finetune`: one task, in one call. `Along`: what happens on the way."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from ivlens.common.checks import check_counts
 from ivlens.common.files import ready_folder
 from ivlens.models.boot import TransformerBridge
+from ivlens.prompts.recipe import PromptRecipe
 from ivlens.tasks.task import SplitName, Task
 from ivlens.tuning.data import training_set
 from ivlens.tuning.exams import Exam, make_exam, mean_score
@@ -38,6 +40,31 @@ class TuneResult:
     checkpoints: Mapping[int, Path]
 
 
+@dataclass(frozen=True)
+class Along:
+    """What happens along a training.
+
+    Attributes:
+        folder: Keeps the state of the training there (see `Learner.learn`), and the model in the end.
+        checkpoint_every: Also write the model every so many steps, under `folder`.
+        on_step: Gets every row of the log as it is made.
+        record: Given the step and the model as it is then every `record_every` steps, to measure it rather than write
+            it; `ivlens.analysis.dynamics.Recorder` is made for that. The training goes on as if nobody had looked.
+        record_every: Steps between two records.
+    """
+
+    folder: str | Path | None = None
+    checkpoint_every: int | None = None
+    on_step: Callable[[Row], None] = lambda row: None
+    record: Callable[[int, TransformerBridge], object] | None = None
+    record_every: int = 50
+
+    def __post_init__(self) -> None:
+        if self.checkpoint_every is not None and self.folder is None:
+            raise ValueError(f"checkpoint_every is {self.checkpoint_every}, expected a folder beside it; give one.")
+        check_counts(self, checkpoint_every=1, record_every=1)
+
+
 def finetune(
     model: TransformerBridge,
     task: Task,
@@ -45,90 +72,84 @@ def finetune(
     method: str | Method = "lora",
     guidance: Guidance | None = None,
     options: TuneOptions | None = None,
+    recipe: PromptRecipe | None = None,
     watch: Sequence[Task] = (),
-    n_watched: int = 32,
-    n_samples: int | None = None,
-    template: str = "plain",
-    seed: int = 0,
-    folder: str | Path | None = None,
-    checkpoint_every: int | None = None,
-    on_step: Callable[[Row], None] = lambda row: None,
-    record: Callable[[int, TransformerBridge], object] | None = None,
-    record_every: int = 50,
+    along: Along | None = None,
 ) -> TuneResult:
     """Teach `model` one task, from the inputs of its `fit` split. The model given stays as it is.
+
+        >>> finetune(model, task, options=TuneOptions(steps=100, seed=1), watch=[other], along=Along("out/task"))
 
     Args:
         method: `full`, `lora`, ... see `METHODS`.
         guidance: What keeps the old computation alive; see `iv_guidance`.
-        watch: Tasks that the model should not forget.
-        n_watched: Prompts of each task in every judgement.
-        n_samples: Prompts, with instructions drawn for each; None: one for every input.
-        folder: Keeps the state of the training there (see `Learner.learn`), and the model in the end.
-        checkpoint_every: Also write the model every so many steps, under `folder`.
-        record: Given the step and the model as it is then every `record_every` steps, to measure it rather than write
-            it; `ivlens.analysis.dynamics.Recorder` is made for that. The training goes on as if nobody had looked.
+        options: How it is trained, on how many samples, with which seed.
+        recipe: How prompts are made, of training and of judgements, and the seed of the splits; None: the task's
+            instruction, or demonstrations where it has none. Watched tasks have instructions of their own.
+        watch: Tasks that are judged along the training.
+        along: What happens on the way: files, checkpoints, records.
 
     Raises:
         ValueError: an option that does not exist or does not suit the model, or prompts that do not fit it.
         OSError: a folder that cannot be written, or that another training is using.
     """
-    if checkpoint_every is not None and (folder is None or checkpoint_every < 1):
-        raise ValueError(f"checkpoint_every is {checkpoint_every}, expected 1 or more, and a folder beside it.")
-    if record_every < 1:
-        raise ValueError(f"record_every is {record_every}, expected 1 or more.")
-    if folder is not None:
-        ready_folder(folder)  # before minutes of training, not after
-    learner = Learner(model, method, seed=seed)
-    data = training_set(model, task, list(task.split("fit", seed)), n_samples=n_samples, template=template, seed=seed)
-    final, along = (_exams(model, task, watch, split, n_watched, template, seed) for split in ("test", "select"))
+    options, recipe, along = options or TuneOptions(), recipe or PromptRecipe(), along or Along()
+    # before minutes of training, not after
+    folder = None if along.folder is None else ready_folder(along.folder)
+    learner = Learner(model, method)
+    examples = task.split("fit", recipe.seed)
+    data = training_set(model, task, examples, recipe=recipe, n_samples=options.n_samples, seed=options.seed)
+    final, judged = (_exam(model, task, watch, split, recipe, options) for split in ("test", "select"))
     before = final.sit(learner.trained)
-    place = None if folder is None else Path(folder)
-    along_the_way = _Along(learner, place, checkpoint_every, record, record_every, on_step)
+    on_the_way = _OnTheWay(learner, along, folder)
     with alone_in(folder):  # until the model is written as well
         log = learner._learn(
             data,
             options,
             guidance,
-            folder=place,
-            on_step=along_the_way,
-            judge=lambda plain: _summed_up(along.sit(plain), task),
+            folder=folder,
+            on_step=on_the_way,
+            judge=lambda plain: _summed_up(judged.sit(plain), task),
         )
         if folder is not None:
-            learner.save(Path(folder) / "model")
+            learner.save(folder / "model")
     after = final.sit(learner.trained)
     roles = ["new" if name == task.name else "watched" for name in after]
     scores = pd.DataFrame({"task": [*after], "role": roles, "before": [*before.values()], "after": [*after.values()]})
     tuned = learner.bridge(f"{model.cfg.model_name} + {task.name}")
-    return TuneResult(tuned, log, scores, learner, along_the_way.checkpoints)
+    return TuneResult(tuned, log, scores, learner, on_the_way.checkpoints)
 
 
 @dataclass
-class _Along:
-    """What is done with the model on its way: checkpoints, records, whatever the caller wants to be told."""
+class _OnTheWay:
+    """What is done with the model after a step: checkpoints, records, whatever the caller wants to be told."""
 
     learner: Learner
+    along: Along
     folder: Path | None
-    checkpoint_every: int | None
-    record: Callable[[int, TransformerBridge], object] | None
-    record_every: int
-    on_step: Callable[[Row], None]
     checkpoints: dict[int, Path] = field(default_factory=dict)
 
     def __call__(self, row: Row) -> None:
-        step = int(row["step"])
-        if self.checkpoint_every is not None and self.folder is not None and step % self.checkpoint_every == 0:
+        step, along = int(row["step"]), self.along
+        if along.checkpoint_every is not None and self.folder is not None and step % along.checkpoint_every == 0:
             self.checkpoints[step] = self.learner.save(self.folder / f"step-{step:06d}")
-        if self.record is not None and step % self.record_every == 0:
-            self.record(step, self.learner.bridge())
-        self.on_step(row)
+        if along.record is not None and step % along.record_every == 0:
+            along.record(step, self.learner.bridge())
+        along.on_step(row)
 
 
-def _exams(
-    model: TransformerBridge, task: Task, watch: Sequence[Task], split: SplitName, n: int, template: str, seed: int
+def _exam(
+    model: TransformerBridge,
+    task: Task,
+    watch: Sequence[Task],
+    split: SplitName,
+    recipe: PromptRecipe,
+    options: TuneOptions,
 ) -> Exam:
-    asked = [task, *(one for one in watch if one.name != task.name)]
-    return make_exam(model, [(one, one.split(split, seed)) for one in asked], n=n, template=template, seed=seed)
+    others = [one for one in watch if one.name != task.name]
+    recipes = {task.name: recipe} | {one.name: recipe.for_other_tasks() for one in others}
+    questions = [(one, one.split(split, recipe.seed)) for one in (task, *others)]
+    return make_exam(model, questions, recipe=recipes, n_prompts=options.n_prompts, seed=options.seed)
 
 
 def _summed_up(scores: Mapping[str, float], task: Task) -> dict[str, float]:

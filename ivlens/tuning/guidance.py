@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
+from ivlens.forward.hooks import Site
 from ivlens.tuning.rehearsal import Rehearsal
 from ivlens.tuning.terms import IVKL, HeadConsistency, Progressive
 
@@ -33,7 +34,7 @@ class Guidance:
 
     theta: Float[Tensor, " d_model"] | None = None
     layer: int = 0
-    site: str = "resid_post"
+    site: Site = "resid_post"
     alpha: float = 1.0
     progressive: Progressive | None = None
     kl: IVKL | None = None

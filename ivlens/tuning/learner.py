@@ -33,13 +33,12 @@ class Learner:
     Args:
         model: From `load_model`.
         method: Name of a method, or one with options of its own; it remembers what the method remembers.
-        seed: Of new adapters, of the order of examples, of everything drawn.
     """
 
-    def __init__(self, model: TransformerBridge, method: str | Method = "lora", *, seed: int = 0) -> None:
+    def __init__(self, model: TransformerBridge, method: str | Method = "lora") -> None:
         self._first = check_model(model)
         self.method = new_method(method) if isinstance(method, str) else copy.deepcopy(method)
-        self.seed, self.n_tasks = seed, 0
+        self.n_tasks = 0
         self.sites = Sites(model)
         self.trained: nn.Module = plain_model(model)
         name = model_identity(model).name
@@ -109,7 +108,7 @@ class Learner:
         """
         options = options or TuneOptions()
         guides = self._guides(guidance)
-        seed = self.seed + 7_907 * self.n_tasks
+        seed = options.seed + 7_907 * self.n_tasks
         self._begin(seed)
         rehearsals = [part for guide in guides for part in guide.rehearsal]
         rehearsed = {

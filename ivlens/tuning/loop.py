@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -121,7 +121,7 @@ class Trainer:
         return teachers
 
     def _judge(self, row: Row) -> None:
-        is_last = row["step"] == self.options.n_steps
+        is_last = row["step"] == self.options.steps
         if self.judge is not None and (is_last or row["step"] % self.options.judge_every == 0):
             self.model.eval()
             row.update(current().as_the_first(self.judge(), self.data.tokens.device), judged=1)
@@ -130,7 +130,7 @@ class Trainer:
                 raise self._no_score("the judge gives no score `new`")
 
     def _is_over(self, rows: Sequence[Row]) -> bool:
-        if not rows or len(rows) == self.options.n_steps:
+        if not rows or len(rows) == self.options.steps:
             return bool(rows)
         if "judged" not in rows[-1]:
             return False
@@ -206,7 +206,7 @@ class Trainer:
         rows, column, own = self.data.rows(index), last_column(self.data), self._own(index)
         with ExitStack() as stack:
             # open during backward as well: checkpointed blocks are run again there
-            self._intervene(stack, column, step / self.options.n_steps, own)
+            self._intervene(stack, column, step / self.options.steps, own)
             layers = sorted({layer for guide in self.guides if guide.heads for layer, _ in guide.heads.heads})
             z = stack.enter_context(self.sites.head_outputs(self.model, layers, column))
             with self._autocast():
@@ -272,7 +272,7 @@ class Trainer:
         """What must be the same for a state to be gone on from."""
         content = [self.data.tokens, self.data.attention_mask, self.data.answers]
         return {
-            "options": asdict(self.options),
+            "options": self.options.kept(),
             "guides": [[guide.describe(), _digest(guide.tensors())] for guide in self.guides],
             "seed": self.seed,
             "data": _digest(content),

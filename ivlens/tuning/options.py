@@ -2,14 +2,15 @@
 
 import math
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
 
 import torch
 
-DECAYS = ("linear", "cosine", "constant")
-PRECISIONS = ("float32", "bfloat16")
+Decay = Literal["linear", "cosine", "constant"]
+Precision = Literal["float32", "bfloat16"]
 
-_COUNTS = ("n_steps", "batch_size", "accumulate", "save_every", "judge_every")
+_COUNTS = ("steps", "batch_size", "accumulate", "save_every", "judge_every", "n_prompts")
 _RANGES = {
     "lr": (0.0, math.inf),
     "max_grad_norm": (0.0, math.inf),
@@ -24,7 +25,7 @@ class TuneOptions:
 
     Attributes:
         lr: Learning rate after warm-up.
-        n_steps: Optimiser steps.
+        steps: Optimiser steps.
         batch_size: Examples in a step; with `accumulate`, in that many passes.
         accumulate: Passes for each step; of several processes, in each of them.
         decay: How the learning rate falls to 0 after warm-up, or `constant`.
@@ -39,24 +40,32 @@ class TuneOptions:
             weights of the best judgement, the first if there are several, are kept. They are compared by `merit` where
             the judge gives one, else by `new`; those of negative merit do not try it. None: all steps are made, and
             the last weights kept.
+        n_samples: Training prompts, with an instruction (or demonstrations) drawn for each; None: one for every input.
+            A `Learner`, which is given its prompts, does not read it.
+        n_prompts: Prompts of each task in every judgement that `finetune` makes.
+        seed: Of new adapters, of samples and their order, of everything else that a training draws. Splits are those
+            of the recipe's seed.
     """
 
     lr: float = 1e-4
-    n_steps: int = 200
+    steps: int = 200
     batch_size: int = 16
     accumulate: int = 1
-    decay: str = "linear"
+    decay: Decay = "linear"
     warmup: float = 0.05
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
-    precision: str = "float32"
+    precision: Precision = "float32"
     gradient_checkpointing: bool = False
     save_every: int = 50
     judge_every: int = 20
     patience: int | None = None
+    n_samples: int | None = None
+    n_prompts: int = 32
+    seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in (*_COUNTS, *(() if self.patience is None else ("patience",))):
+        for name in (*_COUNTS, *(name for name in ("patience", "n_samples") if getattr(self, name) is not None)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} is {value!r}, expected a whole number, 1 or more.")
@@ -69,7 +78,7 @@ class TuneOptions:
                 f"batch_size {self.batch_size} is no multiple of accumulate {self.accumulate}, expected parts of one "
                 "size; change one of them."
             )
-        for name, known in (("decay", DECAYS), ("precision", PRECISIONS)):
+        for name, known in (("decay", get_args(Decay)), ("precision", get_args(Precision))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(known)}.")
 
@@ -79,12 +88,18 @@ class TuneOptions:
             return nullcontext()
         return torch.autocast(device.type, dtype=torch.bfloat16)
 
+    def kept(self) -> dict[str, Any]:
+        """As states on disk have them: samples and seed stand there as what they came to, and `steps` was `n_steps`."""
+        values = asdict(self)
+        values["n_steps"] = values.pop("steps")
+        return {name: value for name, value in values.items() if name not in ("n_samples", "n_prompts", "seed")}
+
     def rate(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""
-        n_warm = math.ceil(self.warmup * self.n_steps)
+        n_warm = math.ceil(self.warmup * self.steps)
         if step < n_warm:
             return self.lr * (step + 1) / n_warm
-        progress = (step - n_warm) / max(1, self.n_steps - n_warm)
+        progress = (step - n_warm) / max(1, self.steps - n_warm)
         falls = {"linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2, "constant": 1.0}
         return self.lr * falls[self.decay]
 

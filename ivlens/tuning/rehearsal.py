@@ -1,15 +1,16 @@
-"""Rehearsal: old tasks are kept alive on the inputs of the new one, without any old example.
+"""Rehearsal: earlier tasks are kept alive on the inputs of the new one, without any example of theirs.
 
-A prompt of the new task's inputs is asked for an old task in one of three ways: by the old task's Instruction Vector,
-added to a prompt that has no instruction; by the old task's instruction; or by the instruction in the model in training
-and by the vector in the frozen one. The model in training must answer as the frozen model before the task does:
+A prompt of the new task's inputs is asked for an earlier task in one of three ways: by the earlier task's Instruction
+Vector, added to a prompt that has no instruction; by the earlier task's instruction (its demonstrations, where it has
+none); or by the instruction in the model in training and by the vector in the frozen one. The model in training must
+answer as the frozen model before the task does:
 
     L = kl.weight · T² KL(M⁰(x, j) ‖ M(x, j))  +  heads.weight · Σ_S ‖z(x, j) - z⁰(x, j)‖² / d_head
 
-at the last prompt token, averaged over pairs of an input `x` and an old task `j`; the first term also at the tokens of
-the frozen model's own greedy answer, where more than its first token is rehearsed. Under a vector the first term guards
-how the model *reads* an Instruction Vector; under an instruction the second one guards how its heads *write* it. The
-new task's own prompts are not held back.
+at the last prompt token, averaged over pairs of an input `x` and an earlier task `j`; the first term also at the tokens
+of the frozen model's own greedy answer, where more than its first token is rehearsed. Under a vector the first term
+guards how the model *reads* an Instruction Vector; under an instruction the second one guards how its heads *write* it.
+The new task's own prompts are not held back. `ivlens.tuning.rehearsed` makes the prompts.
 
 Source: ivlens; the papers hold the new task's prompts only.
 """
@@ -23,11 +24,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ivlens.models.boot import TransformerBridge
-from ivlens.prompts.build import build_prompts
-from ivlens.prompts.templates import PromptTemplate
-from ivlens.tasks.task import Task, TaskExample
-from ivlens.tuning.data import IGNORED, TrainingSet, answer_logits, as_training_set, base_model, evaluating, last_column
+from ivlens.forward.hooks import Site
+from ivlens.tuning.data import IGNORED, TrainingSet, answer_logits, base_model, evaluating, last_column
 from ivlens.tuning.losses import SoftTargets, Totals, head_distance, iv_kl
 from ivlens.tuning.options import TuneOptions
 from ivlens.tuning.processes import current
@@ -42,7 +40,7 @@ class Rehearsal:
     """What is rehearsed.
 
     Attributes:
-        prompts: New inputs, asked for old tasks. Of the answers nothing is read.
+        prompts: New inputs, asked for earlier tasks. Of the answers nothing is read.
         deltas: What is added to each of them at its last token, `α θ_j`; None: nothing.
         teacher: What the frozen model is asked, one for each of `prompts`; it alone gets `deltas` then. None: the same.
         layer, site: Where.
@@ -56,7 +54,7 @@ class Rehearsal:
     deltas: Float[Tensor, "n d_model"] | None
     teacher: TrainingSet | None = None
     layer: int = 0
-    site: str = "resid_post"
+    site: Site = "resid_post"
     kl: IVKL | None = REHEARSED
     heads: HeadConsistency | None = None
     per_step: int = 32
@@ -193,90 +191,3 @@ class Rehearsal:
 class _Answer(NamedTuple):
     logits: Float[Tensor, "rows 1 d_vocab"]
     z: Float[Tensor, "rows parts width"] | None
-
-
-def vector_rehearsal(
-    model: TransformerBridge,
-    examples: Sequence[TaskExample],
-    task: Task,
-    deltas: Float[Tensor, "n_vectors d_model"],
-    *,
-    layer: int = 0,
-    site: str = "resid_post",
-    n: int = 800,
-    kl: IVKL | None = REHEARSED,
-    heads: HeadConsistency | None = None,
-    n_tokens: int = 1,
-    template: str | PromptTemplate = "plain",
-    seed: int = 0,
-) -> Rehearsal:
-    """Inputs of `task` without instruction, each with one of the vectors.
-
-    Args:
-        deltas: `α θ_j` of every old task.
-        n: Pairs of input and vector, drawn with the seed.
-
-    Raises:
-        ValueError: options that `Rehearsal` refuses, or prompts that do not fit the model.
-    """
-    batch = build_prompts(model.tokenizer, task, list(examples), template=template, instruction="", seed=seed)
-    prompts = _first_token(as_training_set(model, batch))
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randint(len(prompts), (n,), generator=generator).to(prompts.tokens.device)
-    chosen = torch.randint(len(deltas), (n,), generator=generator)
-    given = deltas[chosen].to(prompts.tokens.device)
-    return Rehearsal(prompts.rows(drawn), given, layer=layer, site=site, kl=kl, heads=heads, n_tokens=n_tokens)
-
-
-def instruction_rehearsal(
-    model: TransformerBridge,
-    examples: Sequence[TaskExample],
-    task: Task,
-    earlier: Sequence[Task],
-    *,
-    n: int = 800,
-    kl: IVKL | None = REHEARSED,
-    heads: HeadConsistency | None = None,
-    n_tokens: int = 1,
-    template: str | PromptTemplate = "plain",
-    deltas: Float[Tensor, "n_earlier d_model"] | None = None,
-    layer: int = 0,
-    site: str = "resid_post",
-    seed: int = 0,
-) -> Rehearsal:
-    """Inputs of `task` with the instructions of `earlier` tasks.
-
-    Args:
-        deltas: `α θ_j` of every earlier task: the frozen model gets it in place of the instruction. None: it gets the
-            instruction too, which is what a vector has to be as good as.
-        n: Pairs of input and earlier task, drawn with the seed; as many of each task, so rounded up.
-
-    Raises:
-        ValueError: no earlier tasks, not one of `deltas` for each, options that `Rehearsal` refuses, or prompts that do
-            not fit the model.
-    """
-    if not earlier or (deltas is not None and len(deltas) != len(earlier)):
-        raise ValueError(
-            f"instruction_rehearsal got {len(earlier)} earlier tasks and {'no' if deltas is None else len(deltas)} "
-            "deltas, expected one task or more, and a delta for each or none at all."
-        )
-    share = -(-n // len(earlier))
-    generator = torch.Generator().manual_seed(seed)
-    sets, bare = [], []
-    for number, old in enumerate(earlier):
-        drawn = [examples[i] for i in torch.randint(len(examples), (share,), generator=generator).tolist()]
-        for kept, instruction in ((sets, old.instructions), (bare, "")):
-            batch = build_prompts(
-                model.tokenizer, task, drawn, template=template, instruction=instruction, seed=seed + number
-            )
-            kept.append(_first_token(as_training_set(model, batch)))
-    prompts = TrainingSet.joined(sets)
-    if deltas is None:
-        return Rehearsal(prompts, None, kl=kl, heads=heads, n_tokens=n_tokens)
-    given = deltas.repeat_interleave(share, 0).to(prompts.tokens.device)
-    return Rehearsal(prompts, given, TrainingSet.joined(bare), layer, site, kl=kl, heads=heads, n_tokens=n_tokens)
-
-
-def _first_token(data: TrainingSet) -> TrainingSet:
-    """What the answer is does not matter, and of its tokens the first alone is asked for."""
-    return TrainingSet(data.tokens, data.attention_mask, data.answers[:, :1])

@@ -7,6 +7,10 @@ section 9, names the choices that the papers leave open.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal, get_args
+
+Schedule = Literal["staircase", "linear", "cosine", "constant", "off"]
+Direction = Literal["forward", "reverse"]
 
 
 def _staircase(progress: float, r: float = 0.25) -> float:
@@ -27,8 +31,8 @@ _STRENGTH: dict[str, Callable[[float], float]] = {
 }
 
 
-def strength(schedule: str, progress: float) -> float:
-    """`g(p)`: how much of the vector is in the student when a share `p = step / n_steps` of the training is over.
+def strength(schedule: Schedule | str, progress: float) -> float:
+    """`g(p)`: how much of the vector is in the student when a share `p = step / steps` of the training is over.
 
     `staircase` (default): 1 for the first quarter, then down in tenths, 0 for the last quarter; `linear` and `cosine`
     fall from 1 to 0; `constant` is 1, `off` is 0.
@@ -57,7 +61,7 @@ class Progressive:
         sign: `σ`: +1 adds the vector, so that the model need not learn to make it; -1 subtracts it.
     """
 
-    schedule: str = "staircase"
+    schedule: Schedule = "staircase"
     sign: int = 1
 
     def __post_init__(self) -> None:
@@ -84,14 +88,14 @@ class IVKL:
     """
 
     weight: float = 0.1
-    direction: str = "forward"
+    direction: Direction = "forward"
     temperature: float = 2.0
     last: float = 1.0
     answers: float = 1.0
     top_n: int | None = 4096
 
     def __post_init__(self) -> None:
-        if self.direction not in ("forward", "reverse"):
+        if self.direction not in get_args(Direction):
             raise ValueError(f"direction is {self.direction!r}, expected 'forward' or 'reverse'.")
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature is {self.temperature}, expected a number above 0.")

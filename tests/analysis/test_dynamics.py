@@ -26,10 +26,10 @@ from ivlens.analysis.dynamics.stages import Stage
 from ivlens.models import pocket_path
 from ivlens.models.checkpoints import checkpoint_series
 from ivlens.steering.search import Grid
-from ivlens.tuning import TuneOptions, finetune
+from ivlens.tuning import Along, TuneOptions, finetune
 
 TASKS = [load_task(name) for name in ("antonym", "english_french", "capitalize")]
-OPTIONS = TrackOptions(n_prompts=8, k=5, n_scored=24)
+OPTIONS = TrackOptions(n_prompts=8, k=5, n_judge_prompts=24)
 SHAPE = (6, 8)
 
 
@@ -84,9 +84,9 @@ def test_what_cosines_are_read_beside(first):
 
 def test_hidden_state_cosines_are_those_of_the_model(pocket, first):
     from ivlens.forward.hooks import captured_residual
-    from ivlens.steering.prompt_sets import PromptSource
+    from ivlens.steering.prompt_sets import PromptSets
 
-    batch = PromptSource(pocket, TASKS[0], Grid(), n_prompts=24).batch("select", corrupted=False)
+    batch = PromptSets(pocket, TASKS[0], n_prompts=24).batch("select", corrupted=False)
     with torch.no_grad(), captured_residual(pocket, [3]) as kept:
         pocket(batch.tokens, attention_mask=batch.attention_mask, use_cache=False)
     theta = first.vector("antonym").theta
@@ -155,9 +155,9 @@ def test_an_overlay_is_undone_exactly_by_reinjection_there(pocket, first, layer)
     options = CausalOptions(grid=grid, n_prompts=24, n_draws=3)
     (test,) = causal_tests(pocket, tuned, (first, last), [task], tests=["reinjection"], options=options)
     assert test.accuracy("baseline").mean() < 0.9, "the overlay does nothing"
-    from ivlens.steering.prompt_sets import PromptSource
+    from ivlens.steering.prompt_sets import PromptSets
 
-    want = PromptSource(pocket, task, grid, None, n_prompts=24).trials("test").unsteered()
+    want = PromptSets(pocket, task, corruption=None, n_prompts=24).trials("test").unsteered()
     got = test.conditions["iv"].scores
     torch.testing.assert_close(got.logprob, want.logprob, atol=2e-4, rtol=1e-4)
     assert bool((got.accuracy == want.accuracy).all())
@@ -245,10 +245,10 @@ def test_a_series_goes_on_where_it_stopped(pocket, tmp_path, monkeypatch):
 
 
 def test_recording_during_training(pocket, tmp_path):
-    task, options = load_task("middle_of_three"), TuneOptions(lr=2e-3, n_steps=4, batch_size=8)
+    task, options = load_task("middle_of_three"), TuneOptions(lr=2e-3, steps=4, batch_size=8, n_prompts=4)
     recorder = Recorder(pocket, TASKS[:2], OPTIONS, folder=tmp_path)
-    watched = finetune(pocket, task, options=options, n_watched=4, record=recorder, record_every=2)
-    plain = finetune(pocket, task, options=options, n_watched=4)
+    watched = finetune(pocket, task, options=options, along=Along(record=recorder, record_every=2))
+    plain = finetune(pocket, task, options=options)
     assert watched.log["loss"].to_list() == plain.log["loss"].to_list(), "looking changed the training"
     found = recorder.dynamics()
     assert [stage.step for stage in found.stages] == [0, 2, 4]
@@ -262,7 +262,7 @@ def test_recording_during_training(pocket, tmp_path):
     again = Recorder(pocket, TASKS[:2], OPTIONS, folder=tmp_path).dynamics()
     pd.testing.assert_frame_equal(again.tasks, found.tasks)
     with pytest.raises(ValueError, match="record_every is 0"):
-        finetune(pocket, task, options=options, record=recorder, record_every=0)
+        finetune(pocket, task, options=options, along=Along(record=recorder, record_every=0))
     # a record of other tasks is no part of it
     (tmp_path / "step-000000.safetensors").rename(tmp_path / "first")
     other = Recorder(pocket, TASKS[1:3], OPTIONS, folder=tmp_path)

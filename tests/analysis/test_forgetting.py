@@ -1,5 +1,7 @@
 """Instruction and knowledge probability, and what was lost of each."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,7 +12,7 @@ from ivlens import load_model, load_task
 from ivlens.analysis.forgetting import MEASURES, ProbeOptions, decompose, decomposition, has_knowledge, probe
 from ivlens.analysis.forgetting.drops import log_odds
 from ivlens.models import pocket_path
-from ivlens.prompts import build_prompts
+from ivlens.prompts import PromptRecipe, build_prompts
 
 ANTONYM, CAPITAL, LETTER = (load_task(name) for name in ("antonym", "country_capital", "first_letter"))
 FEW = ProbeOptions(n_prompts=6, n_clozes=2)
@@ -122,8 +124,6 @@ def test_bad_requests(pocket):
         ProbeOptions(n_prompts=0)
     with pytest.raises(ValueError, match="distinct names"):
         probe(pocket, [ANTONYM, ANTONYM])
-    bare = load_task("antonym")
-    from dataclasses import replace
-
-    with pytest.raises(ValueError, match="has no instruction"):
-        probe(pocket, [replace(bare, instructions=())], FEW)
+    bare = PromptRecipe(instruction=None, n_shots=0)
+    with pytest.raises(ValueError, match="neither an instruction nor demonstrations"):
+        probe(pocket, [ANTONYM], replace(FEW, recipe=bare))

@@ -15,10 +15,10 @@ from ivlens.common.intervals import grouped_interval
 from ivlens.models import checkpoints
 from ivlens.models.adapters import adapter_folders, named_base
 from ivlens.models.checkpoints import Checkpoint, checkpoint_series
-from ivlens.tuning import Learner, TuneOptions, finetune
+from ivlens.tuning import Along, Learner, TuneOptions, finetune
 from ivlens.tuning.data import training_set
 
-OPTIONS = TuneOptions(lr=1e-2, n_steps=4, batch_size=4, judge_every=4)
+OPTIONS = TuneOptions(lr=1e-2, steps=4, batch_size=4, judge_every=4)
 PROBE = torch.arange(8)[None] + 5
 
 
@@ -32,7 +32,7 @@ def tuned(request, llama, tmp_path_factory):
     """A training that wrote its model twice: (folder, final bridge, base)."""
     folder = tmp_path_factory.mktemp(request.param)
     task = tiny_task()
-    result = finetune(llama, task, method=request.param, options=OPTIONS, folder=folder, checkpoint_every=2)
+    result = finetune(llama, task, method=request.param, options=OPTIONS, along=Along(folder, checkpoint_every=2))
     for path in [folder / "model", *result.checkpoints.values()]:
         if request.param == "full":
             llama.tokenizer.save_pretrained(path)

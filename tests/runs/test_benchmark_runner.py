@@ -21,10 +21,10 @@ from ivlens.runs.suites import (
     summary,
 )
 from ivlens.runs.suites.report import write_report
-from ivlens.tuning import TuneOptions, find_recipe
+from ivlens.tuning import TuneOptions, find_guidance
 
 OPTIONS = BenchOptions(
-    tune=TuneOptions(lr=1e-2, n_steps=4, batch_size=4, judge_every=2), n_samples=8, n_test=4, n_general=4, n_earlier=1
+    tune=TuneOptions(lr=1e-2, steps=4, batch_size=4, judge_every=2, n_samples=8, n_prompts=4), n_general=4, n_earlier=1
 )
 
 
@@ -73,7 +73,7 @@ def test_training_ends_at_the_target(llama, suite):
 def test_training_ends_when_patience_does(llama, suite):
     from dataclasses import replace
 
-    tune = replace(OPTIONS.tune, n_steps=12, lr=1e-12, patience=2)  # which learns nothing
+    tune = replace(OPTIONS.tune, steps=12, lr=1e-12, patience=2)  # which learns nothing
     result = run_cell(llama, suite, Cell("full"), replace(OPTIONS, tune=tune))
     assert [[row["step"] for row in curve] for curve in result.curves] == [[2, 4, 6], [2, 4, 6]]
 
@@ -87,7 +87,7 @@ def test_with_patience_the_step_that_forgets_least_at_the_target_is_kept(llama, 
     rows = iter([(0.2, 1.0), (0.6, 0.1), (0.5, 0.7), (0.9, 0.3), (0.8, 0.2), (0.3, 0.9), (0.9, 0.1), (0.6, 0.7)])
     monkeypatch.setattr(cells.Scorer, "scores", lambda self, learner: {"one": next(values)})
     values = (score for row in rows for score in row)
-    options = replace(OPTIONS, tune=replace(OPTIONS.tune, n_steps=20, patience=4), target=0.5)
+    options = replace(OPTIONS, tune=replace(OPTIONS.tune, steps=20, patience=4), target=0.5)
     run = cells._Run(llama, suite, Cell("full"), options, {})
     curve = run.learn(1, suite.tasks[1], lambda row: None)
     # four at the target after the third, which is kept
@@ -116,7 +116,7 @@ def test_a_task_scored_by_rouge_is_judged_by_rouge_on_the_way(llama, monkeypatch
         return [text] * len(prompts)
 
     monkeypatch.setattr(scores, "complete", written)
-    options = replace(OPTIONS, n_test=50)
+    options = replace(OPTIONS, tune=replace(OPTIONS.tune, n_prompts=50))
     result = run_cell(llama, suite, Cell("lora"), options)
     want = {side: np.mean([rouge_l(text, one.answers) for one in listed]) for side, listed in inputs.items()}
     assert 0 < want["select"] < 1
@@ -146,9 +146,9 @@ def test_results_stay_good_where_nothing_concerns_them(llama, suite, tmp_path):
 
 def test_unknown_guidance_is_named():
     with pytest.raises(ValueError, match="guidance is 'vi', expected one of none, iv"):
-        find_recipe("vi")
+        find_guidance("vi")
     with pytest.raises(ValueError, match="guidance is 'none/zero_vector'"):
-        find_recipe("none/zero_vector")
+        find_guidance("none/zero_vector")
 
 
 def test_a_grid_is_kept_cell_by_cell_and_goes_on(llama, suite, tmp_path):

@@ -13,18 +13,18 @@ from ivlens.cli.main import main
 from ivlens.runs.study import StudyOptions, claim_table, run_study, write_study
 from ivlens.show.pages.study import about, page, write_page
 from ivlens.steering.search import Grid
-from ivlens.tuning import TuneOptions, finetune
+from ivlens.tuning import Along, TuneOptions, finetune
 
 TINY = StudyOptions(
-    old=("antonym", "country_capital"),
+    earlier=("antonym", "country_capital"),
     new=("middle_of_three",),
     guidance=("none", "iv", "iv/zero_vector"),
-    n_steps=2,
+    steps=2,
     n_records=2,
     n_samples=32,
     batch_size=8,
-    n_prompts=4,
-    n_effects=3,
+    n_prompts=3,
+    n_judge_prompts=4,
     n_draws=2,
     k=4,
     grid=Grid(layers=(1,), alphas=(2.0,), sites=("resid_post",)),
@@ -196,8 +196,8 @@ def test_a_rival_that_predicts_better():
 
 
 def test_what_no_study_can_be_made_of():
-    with pytest.raises(ValueError, match="two or more old ones"):
-        StudyOptions(old=("antonym",))
+    with pytest.raises(ValueError, match="two or more earlier ones"):
+        StudyOptions(earlier=("antonym",))
     with pytest.raises(ValueError, match="others that are new"):
         StudyOptions(new=("antonym",))
     with pytest.raises(ValueError, match="expected none first"):
@@ -219,8 +219,8 @@ def test_too_many_heads_are_refused_before_anything_is_measured(pocket):
 @pytest.fixture(scope="module")
 def checkpoints(pocket, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tuned")
-    options = TuneOptions(lr=5e-3, n_steps=4, batch_size=8, judge_every=4)
-    finetune(pocket, load_task("second_letter"), options=options, n_watched=2, folder=folder, checkpoint_every=2)
+    options = TuneOptions(lr=5e-3, steps=4, batch_size=8, judge_every=4, n_prompts=2)
+    finetune(pocket, load_task("second_letter"), options=options, along=Along(folder, checkpoint_every=2))
     return folder
 
 
@@ -279,7 +279,7 @@ def test_commands_say_what_is_missing(tmp_path, capsys):
         assert main([*command, "--figures", "gif"]) == 2
         assert "gif" in capsys.readouterr().err, "a suffix is refused before anything is measured"
     assert main(["study", "--old", "antonym", "--out", str(tmp_path)]) == 2
-    assert "two or more old ones" in capsys.readouterr().err
+    assert "two or more earlier ones" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -288,7 +288,7 @@ def test_commands_say_what_is_missing(tmp_path, capsys):
         ("study --n-draws -1", "n_draws is -1, expected a whole number, 1 or more"),
         ("study --k 0", "k is 0, expected a whole number, 1 or more"),
         ("study --n-prompts 0", "n_prompts is 0, expected a whole number, 1 or more"),
-        ("study --n-steps 2", "n_steps is 2 and n_records 3, expected no more records than steps"),
+        ("study --n-steps 2", "steps is 2 and n_records 3, expected no more records than steps"),
         ("study --lr nan", "lr is nan, expected a finite number"),
         ("study --method magic", "method is 'magic', expected one of full"),
         ("dynamics CHECKPOINTS --k 0", "--k is 0, expected a whole number, 1 or more"),

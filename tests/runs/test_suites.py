@@ -115,8 +115,8 @@ def test_trace_in_order_with_its_metrics(tmp_path: Path) -> None:
     ]  # fmt: skip
     for task in suite.tasks:
         assert task.fused
-        for side, part in (("train", "train"), ("select", "eval"), ("test", "test")):
-            assert [example.part for example in split_examples(task, side)] == [part] * 4
+        for split, part in (("train", "train"), ("select", "eval"), ("test", "test")):
+            assert [example.part for example in split_examples(task, split)] == [part] * 4
 
 
 def test_folders_may_be_spelled_otherwise_and_lie_deeper(tmp_path: Path) -> None:
@@ -258,7 +258,7 @@ def test_long_orders_of_four_need_four(tmp_path: Path, opened: list[Path]) -> No
 def test_long_real() -> None:
     suite = load_suite("long", SHARED / "long", partial=True)
     assert names_of(suite) == ["CB"] and len(suite.missing) == 14
-    train, select, test = (split_examples(suite.tasks[0], side) for side in ("train", "select", "test"))
+    train, select, test = (split_examples(suite.tasks[0], split) for split in ("train", "select", "test"))
     assert len(train) + len(select) == 250 and len(test) == 56 and 40 < len(select) < 85
     with pytest.raises(FileNotFoundError, match="14 of 15 tasks are missing"):
         load_suite("long", SHARED / "long")
@@ -359,16 +359,16 @@ def in_parts(**counts: int) -> Task:
 
 def test_given_splits_are_kept() -> None:
     task = in_parts(train=40, dev=5, test=6)
-    assert [{e.part for e in split_examples(task, side)} for side in ("train", "select", "test")] == [
+    assert [{e.part for e in split_examples(task, split)} for split in ("train", "select", "test")] == [
         {"train"}, {"dev"}, {"test"}
     ]  # fmt: skip
-    assert [len(split_examples(task, side, seed=9)) for side in ("train", "select", "test")] == [40, 5, 6]
+    assert [len(split_examples(task, split, seed=9)) for split in ("train", "select", "test")] == [40, 5, 6]
 
 
 @pytest.mark.parametrize("part", ["test", "eval", "validation"])
 def test_two_parts_select_on_a_quarter_of_training(part: str) -> None:
     task = in_parts(train=200, **{part: 7})
-    train, select, test = (split_examples(task, side) for side in ("train", "select", "test"))
+    train, select, test = (split_examples(task, split) for split in ("train", "select", "test"))
     assert {e.part for e in test} == {part} and len(test) == 7
     assert set(train) | set(select) == set(task.examples) - set(test) and not set(train) & set(select)
     assert 30 < len(select) < 70 and all(split_of(e.input) == "select" for e in select)
@@ -378,8 +378,8 @@ def test_two_parts_select_on_a_quarter_of_training(part: str) -> None:
 @pytest.mark.parametrize("counts", [{"": 60}, {"train": 60}, {"test": 60}])
 def test_without_given_splits_the_seeded_ones_hold(counts: dict[str, int]) -> None:
     task = in_parts(**counts)
-    for side, own in (("train", "fit"), ("select", "select"), ("test", "test")):
-        assert split_examples(task, side, seed=3) == task.split(own, 3)
+    for split, own in (("train", "fit"), ("select", "select"), ("test", "test")):
+        assert split_examples(task, split, seed=3) == task.split(own, 3)
 
 
 def test_a_test_file_that_repeats_another_does_not_leak(tmp_path: Path) -> None:
@@ -388,13 +388,13 @@ def test_a_test_file_that_repeats_another_does_not_leak(tmp_path: Path) -> None:
     for part in ("dev", "test"):
         write(tmp_path / f"{part}.json", [*held, {"input": "t0", "output": "x"}])
     task = ivlens.tasks.load_task(tmp_path)
-    sides = [{e.input for e in split_examples(task, side)} for side in ("train", "select", "test")]
-    assert sides[2] == {f"h{i}" for i in range(5)} and sides[1] < {f"t{i}" for i in range(40)}
-    assert len(sides[0]) + len(sides[1]) == 40 and not sides[0] & sides[1]
+    parts = [{e.input for e in split_examples(task, split)} for split in ("train", "select", "test")]
+    assert parts[2] == {f"h{i}" for i in range(5)} and parts[1] < {f"t{i}" for i in range(40)}
+    assert len(parts[0]) + len(parts[1]) == 40 and not parts[0] & parts[1]
 
 
-def test_sides_that_are_not_there() -> None:
-    with pytest.raises(ValueError, match="got side 'fit', expected one of train, select, test"):
+def test_splits_that_are_not_there() -> None:
+    with pytest.raises(ValueError, match="got split 'fit', expected one of train, select, test"):
         split_examples(in_parts(train=4, test=4), "fit")
     seeds = {split_of("train 0", seed) == "select": seed for seed in range(20)}
     with pytest.raises(ValueError, match="has nothing for 'select' among 5 examples of test, train"):

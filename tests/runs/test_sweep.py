@@ -431,7 +431,7 @@ def test_pickles_are_found(tmp_path: Path):
 def test_what_is_asked_of_single_checkpoints(tmp_path: Path):
     """`forgetting` and `dynamics`: no first model is there, so nothing is said of the distance to it."""
     grid = tmp_path / "grid.toml"
-    forgetting, dynamics = "n_prompts = 2\nn_clozes = 1", "n_prompts = 2\nk = 3\nn_scored = 4"
+    forgetting, dynamics = "n_prompts = 2\nn_clozes = 1", "n_prompts = 2\nk = 3\nn_judge_prompts = 4"
     grid.write_text(f'tasks = ["antonym"]\n[forgetting]\n{forgetting}\n[dynamics]\n{dynamics}\n')
     outcome = swept(grid, tmp_path / "store")
     assert (outcome.n_made, outcome.failed) == (2, [])

@@ -5,11 +5,21 @@ from contextlib import ExitStack
 
 import pytest
 import torch
-from conftest import tiny_task
+from conftest import tiny_task, unchecked
 
-from ivlens.tuning import IVKL, RECIPES, Guidance, HeadConsistency, Learner, Recipe, TuneOptions, control, iv_guidance
+from ivlens.tuning import (
+    IVKL,
+    RECIPES,
+    Guidance,
+    GuidanceRecipe,
+    HeadConsistency,
+    Learner,
+    TuneOptions,
+    control,
+    iv_guidance,
+)
 from ivlens.tuning.data import answer_logits, last_column, training_set
-from ivlens.tuning.rehearsal import instruction_rehearsal, vector_rehearsal
+from ivlens.tuning.rehearsed import RehearsalOptions, instruction_rehearsal, vector_rehearsal
 from ivlens.vectors import InstructionVector
 
 
@@ -39,9 +49,9 @@ def test_s_are_the_heads_of_the_earlier_tasks(llama, made):
 
 
 def test_parts_can_be_left_out(llama, task):
-    only_heads = iv_guidance(llama, task, Recipe(heads_weight=1.0, k=2, n_prompts=4))
+    only_heads = iv_guidance(llama, task, GuidanceRecipe(heads_weight=1.0, k=2, n_prompts=4))
     assert only_heads.theta is None and only_heads.heads is not None
-    only_vector = iv_guidance(llama, task, Recipe(kl=IVKL(), k=2, n_prompts=4))
+    only_vector = iv_guidance(llama, task, GuidanceRecipe(kl=IVKL(), k=2, n_prompts=4))
     assert only_vector.theta is not None and only_vector.heads is None
 
 
@@ -68,16 +78,18 @@ def test_controls_are_refused_where_there_is_nothing_to_replace(llama):
         control(Guidance(heads=HeadConsistency(everyone)), "random_heads", llama)
 
 
-def rehearsal_terms(llama, task, rehearsal, n_steps=3):
-    learner = Learner(llama, "full", seed=0)
+def rehearsal_terms(llama, task, rehearsal, steps=3):
+    learner = Learner(llama, "full")
     data = training_set(llama, task, list(task.examples)[:8])
-    options = TuneOptions(n_steps=n_steps, batch_size=4, lr=1e-2, decay="constant", warmup=0.0)
+    options = TuneOptions(steps=steps, batch_size=4, lr=1e-2, decay="constant", warmup=0.0)
     return learner, learner.learn(data, options, Guidance(rehearsal=(rehearsal,)))
 
 
 def test_controls_reach_into_rehearsal(llama, task):
     old = [tiny_task("synonym", "Give a synonym.", 2), tiny_task("third", "Give a third.", 3)]
-    made = iv_guidance(llama, task, Recipe(rehearse="vectors", rehearse_heads=1.0, k=3, n_prompts=4), earlier=old)
+    made = iv_guidance(
+        llama, task, GuidanceRecipe(rehearse="vectors", rehearse_heads=1.0, k=3, n_prompts=4), earlier=old
+    )
     (before,) = made.rehearsal
     (zero,) = control(made, "zero_vector", llama).rehearsal
     assert not zero.deltas.any() and zero.heads == before.heads
@@ -87,14 +99,14 @@ def test_controls_reach_into_rehearsal(llama, task):
     (other,) = control(made, "random_heads", llama).rehearsal
     assert not set(other.heads.heads) & set(before.heads.heads)
     with pytest.raises(ValueError, match="rehearsal of vectors got no earlier tasks"):
-        iv_guidance(llama, task, Recipe(rehearse="vectors"))
+        iv_guidance(llama, task, GuidanceRecipe(rehearse="vectors"))
     with pytest.raises(ValueError, match="rehearse is 'vector', expected instructions, vectors, translations"):
-        Recipe(rehearse="vector")
+        unchecked(GuidanceRecipe, rehearse="vector")
 
 
 def test_rehearsal_begins_at_zero_and_grows_as_the_model_moves(llama, task):
     deltas = torch.randn(2, llama.cfg.d_model, generator=torch.Generator().manual_seed(0))
-    rehearsal = vector_rehearsal(llama, task.examples, task, deltas, layer=1, n=20)
+    rehearsal = vector_rehearsal(llama, task, task.examples, deltas, options=RehearsalOptions(layer=1, n=20))
     _, log = rehearsal_terms(llama, task, rehearsal)
     assert log.rehearsal0[0] == pytest.approx(0.0, abs=1e-5)
     assert log.rehearsal0[2] > 1e-4
@@ -106,8 +118,8 @@ def test_rehearsal_holds_the_answers_under_the_vectors(llama, task):
     moved = {}
     for weight in (1e-6, 100.0):
         kl = IVKL(weight=weight, answers=0.0)
-        rehearsal = vector_rehearsal(llama, task.examples, task, deltas, layer=1, n=20, kl=kl)
-        _, log = rehearsal_terms(llama, task, rehearsal, n_steps=12)
+        rehearsal = vector_rehearsal(llama, task, task.examples, deltas, options=RehearsalOptions(layer=1, n=20, kl=kl))
+        _, log = rehearsal_terms(llama, task, rehearsal, steps=12)
         moved[weight] = log.rehearsal0.iloc[-1] / weight
     assert moved[100.0] < moved[1e-6] / 2
 
@@ -118,7 +130,7 @@ def test_each_pair_is_asked_with_its_own_vector(llama, task):
 
     learner = Learner(llama, "full")
     deltas = 3 * torch.randn(2, llama.cfg.d_model, generator=torch.Generator().manual_seed(0))
-    both = vector_rehearsal(llama, task.examples, task, deltas, layer=1, n=6)
+    both = vector_rehearsal(llama, task, task.examples, deltas, options=RehearsalOptions(layer=1, n=6))
     index = torch.arange(6)
     with ExitStack() as stack:
         together = both._ask(learner.trained, learner.sites, index, TuneOptions(), stack).logits
@@ -131,7 +143,7 @@ def test_each_pair_is_asked_with_its_own_vector(llama, task):
 
 def test_instruction_rehearsal_asks_old_tasks_about_new_inputs(llama, task):
     old = tiny_task("synonym", "Give a synonym.", 2)
-    rehearsal = instruction_rehearsal(llama, task.examples, task, [old], n=6)
+    rehearsal = instruction_rehearsal(llama, task, task.examples, [old], options=RehearsalOptions(n=6))
     text = llama.tokenizer.decode(rehearsal.prompts.tokens[0], skip_special_tokens=True)
     assert "Give a synonym." in text and rehearsal.deltas is None
 
@@ -140,7 +152,9 @@ def test_instruction_rehearsal_asks_old_tasks_about_new_inputs(llama, task):
 def test_whole_answers_are_those_that_the_frozen_model_writes(llama, task, ends):
     """The answers compared at are greedy ones, ended by the end-of-text token; nothing is compared behind it."""
     old = tiny_task("synonym", "Give a synonym.", 2)
-    rehearsal = instruction_rehearsal(llama, task.examples, task, [old], n=6, kl=IVKL(), n_tokens=4)
+    rehearsal = instruction_rehearsal(
+        llama, task, task.examples, [old], options=RehearsalOptions(n=6, kl=IVKL(), n_tokens=4)
+    )
     learner = Learner(llama, "full")
     plain, prompts = learner.trained, rehearsal.prompts
     ask = {"attention_mask": prompts.attention_mask, "max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
@@ -159,8 +173,10 @@ def test_whole_answers_are_held_beyond_their_first_token(llama, task):
     moved = {}
     for weight in (1e-6, 100.0):
         kl = IVKL(weight=weight, last=0.0)
-        rehearsal = instruction_rehearsal(llama, task.examples, task, [old], n=20, kl=kl, n_tokens=3)
-        _, log = rehearsal_terms(llama, task, rehearsal, n_steps=12)
+        rehearsal = instruction_rehearsal(
+            llama, task, task.examples, [old], options=RehearsalOptions(n=20, kl=kl, n_tokens=3)
+        )
+        _, log = rehearsal_terms(llama, task, rehearsal, steps=12)
         assert log.rehearsal0[0] == pytest.approx(0.0, abs=1e-5 * weight)
         moved[weight] = log.rehearsal0.iloc[-1] / weight
     assert moved[100.0] < moved[1e-6] / 2
@@ -175,8 +191,10 @@ def test_rehearsal_can_hold_heads_alone(llama, task):
     moved = {}
     for weight in (1e-6, 100.0):
         heads = HeadConsistency(((0, 1), (2, 3)), weight)
-        rehearsal = instruction_rehearsal(llama, task.examples, task, [old], n=20, kl=None, heads=heads)
-        _, log = rehearsal_terms(llama, task, rehearsal, n_steps=12)
+        rehearsal = instruction_rehearsal(
+            llama, task, task.examples, [old], options=RehearsalOptions(n=20, kl=None, heads=heads)
+        )
+        _, log = rehearsal_terms(llama, task, rehearsal, steps=12)
         assert log.rehearsal0[0] == pytest.approx(0.0, abs=1e-4 * weight)
         moved[weight] = log.rehearsal0.iloc[-1] / weight
     assert moved[100.0] < moved[1e-6] / 2
@@ -185,7 +203,9 @@ def test_rehearsal_can_hold_heads_alone(llama, task):
 
 
 def test_a_vector_at_a_place_that_does_not_exist(llama, task):
-    rehearsal = vector_rehearsal(llama, task.examples, task, torch.zeros(1, llama.cfg.d_model), n=4)
+    rehearsal = vector_rehearsal(
+        llama, task, task.examples, torch.zeros(1, llama.cfg.d_model), options=RehearsalOptions(n=4)
+    )
     with pytest.raises(ValueError, match="layer 9"):
         rehearsal_terms(llama, task, dataclasses.replace(rehearsal, layer=9))
 
@@ -214,8 +234,10 @@ def test_holding_the_vector_leaves_heads_free(llama, task):
     moved = {}
     for weight in (1e-6, 100.0):
         held = HeadConsistency(((0, 1), (2, 3)), weight, as_vector=True)
-        rehearsal = instruction_rehearsal(llama, task.examples, task, [old], n=20, kl=None, heads=held)
-        _, log = rehearsal_terms(llama, task, rehearsal, n_steps=12)
+        rehearsal = instruction_rehearsal(
+            llama, task, task.examples, [old], options=RehearsalOptions(n=20, kl=None, heads=held)
+        )
+        _, log = rehearsal_terms(llama, task, rehearsal, steps=12)
         assert log.rehearsal0[0] == pytest.approx(0.0, abs=1e-4 * weight)
         moved[weight] = log.rehearsal0.iloc[-1] / weight
     assert moved[100.0] < moved[1e-6] / 2
@@ -224,7 +246,7 @@ def test_holding_the_vector_leaves_heads_free(llama, task):
 def test_a_translation_asks_by_vector_what_the_model_in_training_is_asked_in_words(llama, task):
     old = [tiny_task("synonym", "Give a synonym.", 2), tiny_task("third", "Give a third.", 3)]
     deltas = 3 * torch.randn(2, llama.cfg.d_model, generator=torch.Generator().manual_seed(0))
-    made = instruction_rehearsal(llama, task.examples, task, old, n=6, deltas=deltas, layer=1)
+    made = instruction_rehearsal(llama, task, task.examples, old, deltas=deltas, options=RehearsalOptions(n=6, layer=1))
     learner, index = Learner(llama, "full"), torch.arange(6)
     texts = [llama.tokenizer.decode(rows.tokens[0], skip_special_tokens=True) for rows in (made.prompts, made.teacher)]
     assert "Give a synonym." in texts[0] and texts[0].endswith(texts[1])
@@ -237,9 +259,9 @@ def test_a_translation_asks_by_vector_what_the_model_in_training_is_asked_in_wor
         torch.testing.assert_close(answer_logits(learner.trained, made.teacher), taught, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(answer_logits(learner.trained, made.prompts), student, atol=1e-4, rtol=1e-4)
     with pytest.raises(ValueError, match="got 3 earlier tasks and 2 deltas"):
-        instruction_rehearsal(llama, task.examples, task, [*old, task], n=6, deltas=deltas)
+        instruction_rehearsal(llama, task, task.examples, [*old, task], deltas=deltas, options=RehearsalOptions(n=6))
     with pytest.raises(ValueError, match="got 0 earlier tasks"):
-        instruction_rehearsal(llama, task.examples, task, [], n=6)
+        instruction_rehearsal(llama, task, task.examples, [], options=RehearsalOptions(n=6))
     with pytest.raises(ValueError, match="got 2 deltas, expected 6, one for each prompt"):
         dataclasses.replace(made, deltas=deltas)
     with pytest.raises(ValueError, match="got 2 prompts for its teacher, expected 6"):

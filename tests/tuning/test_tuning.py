@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import WORDS, tiny_task
+from conftest import WORDS, tiny_task, unchecked
 from families import hf_model
 from torch.nn.functional import kl_div
 
@@ -13,16 +13,16 @@ from ivlens.forward.inputs import forced
 from ivlens.forward.scoring import answer_logits as bridge_logits
 from ivlens.models import load_model
 from ivlens.models.plain import plain_model
-from ivlens.prompts import build_prompts
+from ivlens.prompts import PromptRecipe, build_prompts
 from ivlens.tasks import load_task
-from ivlens.tuning import IVKL, Guidance, HeadConsistency, Learner, Progressive, TuneOptions, finetune, strength
+from ivlens.tuning import IVKL, Along, Guidance, HeadConsistency, Learner, Progressive, TuneOptions, finetune, strength
 from ivlens.tuning.data import answer_logits, as_training_set, last_column, training_set
 from ivlens.tuning.losses import SoftTargets, answer_loss, head_distance, iv_kl
 from ivlens.tuning.sites import Sites
 from ivlens.tuning.teacher import ask_teacher
 
 TASK = tiny_task()
-QUICK = TuneOptions(lr=1e-2, n_steps=6, batch_size=4, save_every=2)
+QUICK = TuneOptions(lr=1e-2, steps=6, batch_size=4, save_every=2)
 FUSED = ("gpt2", "neox", "phi3")
 
 
@@ -156,16 +156,16 @@ def test_schedules():
     [
         (lambda: strength("steps", 0.5), "schedule is 'steps', expected one of staircase, linear, cosine"),
         (lambda: Progressive("linear", 2), "sign is 2, expected 1"),
-        (lambda: IVKL(direction="both"), "direction is 'both', expected 'forward' or 'reverse'"),
+        (lambda: unchecked(IVKL, direction="both"), "direction is 'both', expected 'forward' or 'reverse'"),
         (lambda: IVKL(temperature=0.0), "temperature is 0.0, expected a number above 0"),
         (lambda: HeadConsistency(()), "HeadConsistency got no heads"),
         (lambda: Guidance(kl=IVKL()), "Guidance got no theta"),
         (lambda: Guidance(theta=torch.full((4,), torch.nan)), "theta contains NaN"),
-        (lambda: TuneOptions(n_steps=0), "n_steps is 0"),
+        (lambda: TuneOptions(steps=0), "^steps is 0"),
         (lambda: TuneOptions(batch_size=6, accumulate=4), "batch_size 6 is no multiple of accumulate 4"),
         (lambda: TuneOptions(lr=-1.0), "lr is -1.0"),
-        (lambda: TuneOptions(decay="step"), "decay is 'step', expected one of linear, cosine, constant"),
-        (lambda: TuneOptions(precision="int8"), "precision is 'int8', expected one of float32, bfloat16"),
+        (lambda: unchecked(TuneOptions, decay="step"), "decay is 'step', expected one of linear, cosine, constant"),
+        (lambda: unchecked(TuneOptions, precision="int8"), "precision is 'int8', expected one of float32, bfloat16"),
     ],
 )
 def test_options_that_make_no_sense(make, message):
@@ -234,7 +234,7 @@ def test_an_adapter_learns_and_merges_and_is_read_by_plain_peft(models, family, 
     model = models(family)
     learner = Learner(model, "lora")
     data = data_of(model)
-    log = learner.learn(data, dataclasses.replace(QUICK, n_steps=30))
+    log = learner.learn(data, dataclasses.replace(QUICK, steps=30))
     assert log.lm.iloc[-3:].mean() < log.lm.iloc[:3].mean() - 0.4
     with torch.no_grad():
         want = answer_logits(learner.trained, data)
@@ -267,8 +267,8 @@ def test_the_same_seed_gives_the_same_weights(models):
     data, guidance = data_of(model), guidance_of(model, **ALL_PARTS)
     runs = []
     for seed in (0, 0, 1):
-        runs.append(Learner(model, "lora", seed=seed))
-        runs[-1].learn(data, QUICK, guidance)
+        runs.append(Learner(model, "lora"))
+        runs[-1].learn(data, dataclasses.replace(QUICK, seed=seed), guidance)
     first, same, other = map(weights_of, runs)
     assert all(torch.equal(first[name], same[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
@@ -313,15 +313,15 @@ def test_the_state_of_another_training_is_refused(models, tmp_path):
     model = models("llama")
     Learner(model, "lora").learn(data_of(model), QUICK, folder=tmp_path)
     changes = [
-        {"seed": 1},
+        {"options": dataclasses.replace(QUICK, seed=1)},
         {"options": dataclasses.replace(QUICK, lr=2e-2)},
         {"data": data_of(model, 7)},
         {"guidance": guidance_of(model, kl=IVKL())},
         {"method": "full"},
     ]
     for change in changes:
-        given = {"seed": 0, "options": QUICK, "data": data_of(model), "guidance": None, "method": "lora"} | change
-        learner = Learner(model, given["method"], seed=given["seed"])
+        given = {"options": QUICK, "data": data_of(model), "guidance": None, "method": "lora"} | change
+        learner = Learner(model, given["method"])
         with pytest.raises(ValueError, match="is the state of another training, expected one with the same data"):
             learner.learn(given["data"], given["options"], given["guidance"], folder=tmp_path)
     (tmp_path / "state.safetensors").write_bytes((tmp_path / "state.safetensors").read_bytes()[:-50])
@@ -346,7 +346,7 @@ def test_gradient_checkpointing_changes_no_gradient(models, family):
     model = models(family)
     data, guidance = data_of(model), guidance_of(model, **ALL_PARTS)
     plain, checkpointed = Learner(model, "lora"), Learner(model, "lora")
-    options = dataclasses.replace(QUICK, n_steps=1)
+    options = dataclasses.replace(QUICK, steps=1)
     want = plain.learn(data, options, guidance)
     got = checkpointed.learn(data, dataclasses.replace(options, gradient_checkpointing=True), guidance)
     assert got.grad_norm[0] == pytest.approx(want.grad_norm[0], rel=1e-4)
@@ -366,12 +366,12 @@ def test_bfloat16_keeps_weights_in_full_precision(models):
 def test_a_loss_that_is_not_finite_ends_the_training(models, tmp_path):
     model = models("llama")
     with pytest.raises(FloatingPointError, match=r"the loss is (nan|inf) in step .*; use a smaller lr"):
-        Learner(model, "full").learn(data_of(model), dataclasses.replace(QUICK, lr=1e30, n_steps=20))
+        Learner(model, "full").learn(data_of(model), dataclasses.replace(QUICK, lr=1e30, steps=20))
 
 
 def test_guidance_holds_heads_in_place(models):
     model = models("llama")
-    data, options = data_of(model), dataclasses.replace(QUICK, n_steps=30)
+    data, options = data_of(model), dataclasses.replace(QUICK, steps=30)
     heads = HeadConsistency(tuple((layer, head) for layer in range(3) for head in range(4)), weight=100.0)
     distances = []
     for guidance in (None, Guidance(heads=heads)):
@@ -390,8 +390,8 @@ def test_the_vector_is_gone_at_the_end_of_the_schedule(models):
     logs = {}
     for schedule in ("off", "staircase", "constant"):
         part = guidance_of(model, progressive=Progressive(schedule))
-        logs[schedule] = Learner(model, "lora").learn(data, dataclasses.replace(QUICK, lr=1e-9, n_steps=8), part).lm
-    plain = Learner(model, "lora").learn(data, dataclasses.replace(QUICK, lr=1e-9, n_steps=8)).lm
+        logs[schedule] = Learner(model, "lora").learn(data, dataclasses.replace(QUICK, lr=1e-9, steps=8), part).lm
+    plain = Learner(model, "lora").learn(data, dataclasses.replace(QUICK, lr=1e-9, steps=8)).lm
     assert logs["off"].equals(plain)
     assert abs(logs["staircase"][7] - plain[7]) < 1e-5 < abs(logs["staircase"][0] - plain[0])
     assert logs["staircase"][0] == logs["constant"][0] and abs(logs["constant"][7] - plain[7]) > 1e-3
@@ -422,10 +422,10 @@ def test_pocket_learns_a_task_it_was_not_trained_on():
 
     torch.set_num_threads(1)
     model, task = load_model("pocket"), load_task("first_and_last_letter")
-    batch = build_prompts(model.tokenizer, task, task.split("select", 0), seed=1)
+    batch = build_prompts(model.tokenizer, task, task.split("select", 0), PromptRecipe(seed=1))
     assert greedy_accuracy(model, batch).float().mean() < 0.1
-    options = TuneOptions(lr=2e-3, n_steps=80, batch_size=32)
-    tuned = finetune(model, task, options=options, n_samples=400).model
+    options = TuneOptions(lr=2e-3, steps=80, batch_size=32, n_samples=400)
+    tuned = finetune(model, task, options=options).model
     assert greedy_accuracy(tuned, batch).float().mean() > 0.5
 
 
@@ -433,7 +433,7 @@ def test_pocket_learns_a_task_it_was_not_trained_on():
 def test_an_interrupted_call_can_be_repeated(llama, tmp_path, method):
     """In a notebook: the same learner, the same call; with a folder it goes on, without one it begins anew."""
     data = training_set(llama, tiny_task(), list(tiny_task().examples)[:8])
-    options = TuneOptions(lr=1e-2, n_steps=8, batch_size=4, save_every=2)
+    options = TuneOptions(lr=1e-2, steps=8, batch_size=4, save_every=2)
     want = Learner(llama, method)
     want.learn(data, options)
 
@@ -457,7 +457,7 @@ def test_a_state_of_another_method_is_refused(llama, tmp_path):
     from ivlens.tuning import new_method
 
     data = training_set(llama, tiny_task(), list(tiny_task().examples)[:8])
-    options = TuneOptions(lr=1e-2, n_steps=4, batch_size=4)
+    options = TuneOptions(lr=1e-2, steps=4, batch_size=4)
     Learner(llama, new_method("ewc", weight=1.0)).learn(data, options, folder=tmp_path)
     with pytest.raises(ValueError, match="is the state of another training"):
         Learner(llama, new_method("ewc", weight=2.0)).learn(data, options, folder=tmp_path)
@@ -466,13 +466,13 @@ def test_a_state_of_another_method_is_refused(llama, tmp_path):
 def test_a_folder_that_cannot_be_written_is_said_before_training(llama, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="is no folder that can be written to"):
-        finetune(llama, tiny_task(), folder=tmp_path / "file")
+        finetune(llama, tiny_task(), along=Along(tmp_path / "file"))
 
 
 def test_finetune_says_what_was_learned_and_what_forgotten(llama, tmp_path):
     old = tiny_task("synonym", "Give a synonym.", 2)
-    options = TuneOptions(lr=1e-2, n_steps=4, batch_size=4, judge_every=2)
-    result = finetune(llama, tiny_task(), watch=[old], options=options, folder=tmp_path, checkpoint_every=2)
+    options = TuneOptions(lr=1e-2, steps=4, batch_size=4, judge_every=2)
+    result = finetune(llama, tiny_task(), watch=[old], options=options, along=Along(tmp_path, checkpoint_every=2))
     assert result.scores[["task", "role"]].values.tolist() == [["antonym", "new"], ["synonym", "watched"]]
     assert result.log.new.notna().tolist() == [False, True, False, True]
     assert sorted(result.checkpoints) == [2, 4] and all(path.is_dir() for path in result.checkpoints.values())
@@ -489,33 +489,34 @@ def test_passes_of_a_step_weigh_tokens_not_passes(llama, guidance):
     guide = Guidance(theta=torch.ones(llama.cfg.d_model), kl=IVKL(), heads=HeadConsistency(((0, 1),)))
     logs = []
     for accumulate in (1, 4):
-        options = TuneOptions(lr=1e-2, n_steps=2, batch_size=8, accumulate=accumulate)
+        options = TuneOptions(lr=1e-2, steps=2, batch_size=8, accumulate=accumulate)
         logs.append(Learner(llama, "full").learn(data, options, None if guidance is None else guide))
     for name in ("loss", "grad_norm", *(() if guidance is None else ("kl", "heads"))):
         assert logs[0][name].tolist() == pytest.approx(logs[1][name].tolist(), rel=1e-3, abs=1e-6), name
 
 
 def test_a_training_with_another_rehearsal_does_not_go_on_from_this_one(llama, tmp_path):
-    from ivlens.tuning import Recipe, control, iv_guidance
+    from ivlens.tuning import GuidanceRecipe, control, iv_guidance
 
     data = training_set(llama, tiny_task(), list(tiny_task().examples)[:8])
-    options = TuneOptions(lr=1e-2, n_steps=2, batch_size=4)
+    options = TuneOptions(lr=1e-2, steps=2, batch_size=4)
     old = tiny_task("synonym", "Give a synonym.", 2)
-    made = iv_guidance(llama, tiny_task(), Recipe(rehearse="vectors", k=2, n_prompts=4), earlier=[old])
+    made = iv_guidance(llama, tiny_task(), GuidanceRecipe(rehearse="vectors", k=2, n_prompts=4), earlier=[old])
     Learner(llama, "full").learn(data, options, made, folder=tmp_path)
     with pytest.raises(ValueError, match="is the state of another training"):
         Learner(llama, "full").learn(data, options, control(made, "zero_vector", llama), folder=tmp_path)
 
 
 def test_rehearsal_is_the_same_with_gradient_checkpointing(llama):
-    from ivlens.tuning.rehearsal import vector_rehearsal
+    from ivlens.tuning.rehearsed import RehearsalOptions, vector_rehearsal
 
     data = training_set(llama, tiny_task(), list(tiny_task().examples)[:8])
     deltas = 3 * torch.randn(2, llama.cfg.d_model, generator=torch.Generator().manual_seed(0))
-    part = vector_rehearsal(llama, tiny_task().examples, tiny_task(), deltas, layer=1, site="attn_out", n=20)
+    place = RehearsalOptions(n=20, layer=1, site="attn_out")
+    part = vector_rehearsal(llama, tiny_task(), tiny_task().examples, deltas, options=place)
     norms = []
     for checkpointing in (False, True):
-        options = TuneOptions(lr=1e-2, n_steps=3, batch_size=4, gradient_checkpointing=checkpointing)
+        options = TuneOptions(lr=1e-2, steps=3, batch_size=4, gradient_checkpointing=checkpointing)
         log = Learner(llama, "full").learn(data, options, Guidance(rehearsal=(part,)))
         norms.append(log.grad_norm.tolist())
     assert norms[0] == pytest.approx(norms[1], rel=1e-5)
@@ -524,7 +525,7 @@ def test_rehearsal_is_the_same_with_gradient_checkpointing(llama):
 def test_in_bfloat16_an_unmoved_student_is_at_its_teacher(llama):
     data = training_set(llama, tiny_task(), list(tiny_task().examples)[:8])
     guide = Guidance(theta=torch.zeros(llama.cfg.d_model), kl=IVKL(), heads=HeadConsistency(((0, 1),)))
-    options = TuneOptions(lr=1e-2, n_steps=1, batch_size=8, precision="bfloat16")
+    options = TuneOptions(lr=1e-2, steps=1, batch_size=8, precision="bfloat16")
     log = Learner(llama, "full").learn(data, options, guide)
     assert log.kl[0] < 1e-4 and log.heads[0] < 1e-4
 

@@ -18,14 +18,14 @@ from ivlens.forward import hooks
 from ivlens.forward.inputs import forced
 from ivlens.models import load_model
 from ivlens.models.plain import plain_model
-from ivlens.tuning import IVKL, Guidance, HeadConsistency, Learner, Progressive, TuneOptions, finetune
+from ivlens.tuning import IVKL, Along, Guidance, HeadConsistency, Learner, Progressive, TuneOptions, finetune
 from ivlens.tuning.data import TrainingSet, answer_logits, last_column, training_set
 from ivlens.tuning.losses import SoftTargets
 from ivlens.tuning.methods import Replay
-from ivlens.tuning.rehearsal import instruction_rehearsal
+from ivlens.tuning.rehearsed import RehearsalOptions, instruction_rehearsal
 from ivlens.tuning.sites import Sites
 
-OPTIONS = TuneOptions(lr=1e-2, n_steps=4, batch_size=4)
+OPTIONS = TuneOptions(lr=1e-2, steps=4, batch_size=4)
 OWNER = "import sys, time; from pathlib import Path; from ivlens.common.files import held\n"
 OWNER += "with held(Path(sys.argv[1]), 'a training'): print('up', flush=True); time.sleep(60)"
 
@@ -48,7 +48,7 @@ def test_a_second_training_in_a_folder_is_kept_out(llama, tmp_path):
     def meanwhile(row):
         for train in (
             lambda: second.learn(data_of(llama), OPTIONS, folder=tmp_path),
-            lambda: finetune(llama, tiny_task(), options=OPTIONS, folder=tmp_path),
+            lambda: finetune(llama, tiny_task(), options=OPTIONS, along=Along(tmp_path)),
         ):
             with pytest.raises(BlockingIOError, match=f"'{tmp_path}' is in use by a training that is still running"):
                 train()
@@ -67,7 +67,7 @@ def test_a_folder_stays_held_until_the_model_is_written(llama, tmp_path, monkeyp
 
     monkeypatch.setattr(Learner, "save", save)
     with pytest.raises(KeyboardInterrupt):
-        finetune(llama, tiny_task(), options=OPTIONS, folder=tmp_path)
+        finetune(llama, tiny_task(), options=OPTIONS, along=Along(tmp_path))
 
 
 def test_an_owner_that_is_killed_lets_go(tmp_path):
@@ -142,7 +142,7 @@ def test_guidance_acts_on_the_new_tasks_prompts_alone(llama):
     """One step over new and replayed examples: guidance's terms are those of a step over the new ones alone."""
     new, old = data_of(llama), data_of(llama, tiny_task("second", "Give another word.", 2), 4)
     method = Replay(share=0.5, buffer=[old])
-    options = TuneOptions(lr=1e-2, n_steps=1, batch_size=12, weight_decay=0.0)
+    options = TuneOptions(lr=1e-2, steps=1, batch_size=12, weight_decay=0.0)
     mixed = Learner(llama, method).learn(new, options, guide(llama, **ALL)).iloc[0]
     alone = Learner(llama).learn(new, dataclasses.replace(options, batch_size=8), guide(llama, **ALL)).iloc[0]
     assert mixed.kl == pytest.approx(alone.kl, rel=1e-4) and mixed.heads == pytest.approx(alone.heads, rel=1e-4)
@@ -153,7 +153,7 @@ def test_the_vector_is_not_added_to_replayed_prompts(llama):
     """The loss of a step is that of new prompts under the vector and of replayed ones without it."""
     new, old = data_of(llama), data_of(llama, tiny_task("second", "Give another word.", 2), 4)
     learner, guidance = Learner(llama, Replay(share=0.5, buffer=[old])), guide(llama, progressive=Progressive())
-    options = TuneOptions(lr=1e-2, n_steps=1, batch_size=12)
+    options = TuneOptions(lr=1e-2, steps=1, batch_size=12)
     trainer = learner.trainer(new, options, guidance)
     both = trainer.data
     with torch.no_grad():
@@ -168,7 +168,7 @@ def test_the_vector_is_not_added_to_replayed_prompts(llama):
 def test_a_pass_of_replayed_prompts_only_has_no_guidance(llama):
     old = data_of(llama, tiny_task("second", "Give another word.", 2), 8)
     method = Replay(share=1.0, buffer=[old])
-    options = TuneOptions(lr=1e-2, n_steps=8, batch_size=2, accumulate=2)
+    options = TuneOptions(lr=1e-2, steps=8, batch_size=2, accumulate=2)
     log = Learner(llama, method).learn(data_of(llama), options, guide(llama, **ALL))
     assert log.loss.notna().all() and log.kl.isna().any() and log.kl.notna().any()
 
@@ -180,7 +180,7 @@ def test_a_pass_of_replayed_prompts_only_has_no_guidance(llama):
 def test_rehearsal_is_divided_into_as_many_passes(llama, accumulate, monkeypatch):
     task, old = tiny_task(), tiny_task("synonym", "Give a synonym.", 2)
     heads = HeadConsistency(((0, 1),), 3.0)
-    part = instruction_rehearsal(llama, task.examples, task, [old], n=40, heads=heads)
+    part = instruction_rehearsal(llama, task, task.examples, [old], options=RehearsalOptions(n=40, heads=heads))
     part = dataclasses.replace(part, per_step=14)
     sizes: list[int] = []
 
@@ -193,7 +193,7 @@ def test_rehearsal_is_divided_into_as_many_passes(llama, accumulate, monkeypatch
     logs = []
     for passes in (1, accumulate):
         sizes.clear()
-        options = TuneOptions(lr=1e-3, n_steps=3, batch_size=6, accumulate=passes)
+        options = TuneOptions(lr=1e-3, steps=3, batch_size=6, accumulate=passes)
         logs.append(Learner(llama, "full").learn(data_of(llama), options, Guidance(rehearsal=(part,))))
         assert len(sizes) == 3 * passes and sum(sizes) == 3 * 14 and max(sizes) - min(sizes) <= 1
     for name in ("rehearsal0", "grad_norm"):
@@ -256,7 +256,7 @@ def judged(seen=None):
     return {"judge": judge, "on_step": on_step}
 
 
-PATIENT = TuneOptions(lr=1e-2, n_steps=14, batch_size=4, judge_every=2, save_every=3, patience=3)
+PATIENT = TuneOptions(lr=1e-2, steps=14, batch_size=4, judge_every=2, save_every=3, patience=3)
 
 
 def test_training_ends_when_patience_does_and_the_best_weights_are_kept(llama):
@@ -267,7 +267,7 @@ def test_training_ends_when_patience_does_and_the_best_weights_are_kept(llama):
     options = dataclasses.replace(PATIENT, decay="constant", warmup=0.0)
     learner, best = Learner(llama), Learner(llama)
     learner.learn(data, options, **judged())
-    best.learn(data, dataclasses.replace(options, n_steps=4, patience=None))
+    best.learn(data, dataclasses.replace(options, steps=4, patience=None))
     want, got = weights_of(best), weights_of(learner)
     assert all(torch.equal(want[name], got[name]) for name in want)
 

@@ -14,7 +14,7 @@ from ivlens.tuning.methods import EWC, IncLora, OLora, Replay, diagonal_fisher, 
 from ivlens.tuning.teacher import ask_teacher
 
 TASKS = [tiny_task(f"task{shift}", f"Do number {shift}.", shift=shift) for shift in (1, 2, 3)]
-OPTIONS = TuneOptions(lr=1e-2, n_steps=4, batch_size=4)
+OPTIONS = TuneOptions(lr=1e-2, steps=4, batch_size=4)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def moved(before, after):
 def test_every_method_learns_two_tasks_guided_or_not(calm, method):
     theta = torch.randn(32, generator=torch.Generator().manual_seed(5))
     guidance = Guidance(theta=theta, layer=1, kl=IVKL(), heads=HeadConsistency(((0, 1),)))
-    options = dataclasses.replace(OPTIONS, n_steps=12)
+    options = dataclasses.replace(OPTIONS, steps=12)
     for guide in (None, guidance):
         learner = Learner(calm, method)
         for task in TASKS[:2]:
@@ -95,7 +95,7 @@ def test_earlier_adapters_stand_still_and_stay_in_use(calm):
 def test_o_lora_keeps_its_subspaces_apart(calm):
     def overlap(weight):
         learner = learned(
-            calm, OLora(weight=weight), 3, dataclasses.replace(OPTIONS, n_steps=60, lr=2e-2, decay="constant")
+            calm, OLora(weight=weight), 3, dataclasses.replace(OPTIONS, steps=60, lr=2e-2, decay="constant")
         )
         method = learner.method
         pairs = method.subspaces(learner.trained)
@@ -154,9 +154,9 @@ def test_the_fisher_information_of_a_model_where_it_is_known():
 def test_ewc_holds_what_mattered(calm):
     def drift(weight):
         learner = Learner(calm, EWC(weight=weight))
-        learner.learn(data_of(calm, TASKS[0]), dataclasses.replace(OPTIONS, n_steps=20))
+        learner.learn(data_of(calm, TASKS[0]), dataclasses.replace(OPTIONS, steps=20))
         before = snapshot(learner.trained)
-        learner.learn(data_of(calm, TASKS[1]), dataclasses.replace(OPTIONS, n_steps=20))
+        learner.learn(data_of(calm, TASKS[1]), dataclasses.replace(OPTIONS, steps=20))
         after, fisher = snapshot(learner.trained), learner.method.fisher
         return sum(float((fisher[name] * (after[name] - before[name]) ** 2).sum()) for name in before if name in fisher)
 

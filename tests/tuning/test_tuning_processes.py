@@ -18,7 +18,7 @@ import os, signal, sys
 from contextlib import nullcontext
 from pathlib import Path
 import ivlens
-from ivlens.tuning import TuneOptions, data_parallel, finetune, guidance_by_name
+from ivlens.tuning import Along, TuneOptions, data_parallel, finetune, guidance_by_name
 from ivlens.tuning.processes import under_torchrun
 
 out, method, what = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
@@ -34,12 +34,14 @@ with data_parallel() if several else nullcontext() as processes:
     guidance = guidance_by_name("answers", model, task, earlier=[old])
     if what == "differ" and processes.rank == 1:
         model.blocks[0].attn.q.weight.data[0, 0] += 1
-    options = TuneOptions(n_steps=4, batch_size=8, accumulate=1 if several else 2, save_every=1, judge_every=2)
+    options = TuneOptions(
+        steps=4, batch_size=8, accumulate=1 if several else 2, save_every=1, judge_every=2, n_samples=24, n_prompts=4,
+    )
     if what in ("own", "own_die"):
         out /= f"process{processes.rank}"
     result = finetune(
-        model, task, method=method, guidance=guidance, options=options, n_samples=24, n_watched=4, watch=[old],
-        folder=out, on_step=on_step, checkpoint_every=2,
+        model, task, method=method, guidance=guidance, options=options, watch=[old],
+        along=Along(out, checkpoint_every=2, on_step=on_step),
     )
     if not several or processes.is_first:
         result.log.drop(columns="seconds").to_csv(out / "log.csv", index=False)

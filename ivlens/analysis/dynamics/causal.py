@@ -1,7 +1,7 @@
 """Erased or overlaid? Vectors of one checkpoint in another, each beside its controls."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,15 +13,15 @@ from ivlens.common.intervals import grouped_interval
 from ivlens.forward.means import HeadMeans
 from ivlens.models.boot import TransformerBridge
 from ivlens.prompts.corruptions import Corruption
-from ivlens.prompts.templates import PromptTemplate
+from ivlens.prompts.recipe import PromptRecipe
 from ivlens.steering.controls import random_head_vectors, random_vectors
 from ivlens.steering.evaluate import judged_constant, judged_vectors
-from ivlens.steering.prompt_sets import PromptSource, split_seed
+from ivlens.steering.prompt_sets import PromptSets, followed_recipe
 from ivlens.steering.search import Grid
 from ivlens.steering.summary import Judged, Scores, summary
 from ivlens.steering.trials import Trials
 from ivlens.tasks.task import SplitName, Task
-from ivlens.vectors.vector import InstructionVector, check_width
+from ivlens.vectors.vector import InstructionVector
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,16 +44,15 @@ class CausalOptions:
         split: Inputs to judge on.
         n_prompts: At most so many of each split; None: all.
         n_draws: Random vectors, and sets of random heads; 19 or more for a table.
-        template: Of prompts.
-        seed: Of everything that is drawn.
+        recipe: How clean prompts are made; None: as in the stages. Its seed draws prompts and controls; splits are
+            always those that the vectors were made on.
     """
 
     grid: Grid = field(default_factory=lambda: Grid(alphas=(1.0, 2.0, 4.0, 8.0)))
     split: SplitName = "test"
     n_prompts: int | None = None
     n_draws: int = 19
-    template: str | PromptTemplate = "plain"
-    seed: int = 0
+    recipe: PromptRecipe | None = None
 
     def __post_init__(self) -> None:
         check_counts(self, n_prompts=1, n_draws=1)
@@ -65,9 +64,9 @@ class CausalTest:
 
     Attributes:
         test, task: Which.
-        conditions: By name, the judged prompts: `clean` (with the instruction), `baseline` (what the vectors are added
-            to), `iv`, `own` (re-injection of the tuned model's own vector), the controls, `constant`. One row for each
-            vector.
+        conditions: By name, the judged prompts: `clean` (as the recipe makes them), `baseline` (what the vectors are
+            added to), `iv`, `own` (re-injection of the tuned model's own vector), the controls, `constant`. One row for
+            each vector.
         strongest: The kind of control whose vectors do best on *select*, on average; None where there are none.
         best_draw: The single control vector that does best there: its kind and row.
         seed: Of intervals.
@@ -141,6 +140,7 @@ def causal_tests(
         ValueError: an unknown test, or stages of other models than given, or without one of the tasks.
     """
     options = options or CausalOptions()
+    options = replace(options, recipe=options.recipe or PromptRecipe.recorded(stages[0].settings))
     unknown = [test for test in tests if test not in TESTS]
     if unknown:
         raise ValueError(f"tests has {', '.join(unknown)}, expected some of {', '.join(TESTS)}.")
@@ -198,10 +198,14 @@ def _groups(
     own_heads = HeadMeans(means.mean_z, means.write_scale)
     return {
         "iv": [iv],
-        "random": random_vectors(iv, options.n_draws, options.seed),
-        "random_heads": random_head_vectors(model, iv, own_heads, options.n_draws, options.seed),
+        "random": random_vectors(iv, options.n_draws, _seed(options)),
+        "random_heads": random_head_vectors(model, iv, own_heads, options.n_draws, _seed(options)),
         "other_tasks": others,
     }
+
+
+def _seed(options: CausalOptions) -> int:
+    return (options.recipe or PromptRecipe()).seed
 
 
 def _negated(groups: _Groups) -> _Groups:
@@ -216,27 +220,23 @@ def _judged(
     corruption: Corruption | None,
     options: CausalOptions,
 ) -> CausalTest:
-    every = [vector for vectors in groups.values() for vector in vectors]
-    for vector in every:
-        check_width(vector, model)
-    splits = split_seed(every, options.split, options.seed)
-    prompts = PromptSource(
-        model, task, options.grid, corruption, options.template, None, options.n_prompts, options.seed, splits
-    )
-    settings = options.grid.settings(model)
+    groups = {name: [vector.for_model(model) for vector in vectors] for name, vectors in groups.items()}
+    every, seed = [vector for vectors in groups.values() for vector in vectors], _seed(options)
+    recipe = followed_recipe(every, options.recipe, options.split, seed)
+    prompts = PromptSets(model, task, recipe, corruption, options.n_prompts, seed, **options.grid.passes)
     judge = prompts.trials(options.split)
     judged = {
         "clean": Judged("clean", prompts.trials(options.split, corrupted=False).unsteered()),
         "baseline": Judged("baseline", judge.unsteered()),
     }
-    judged |= {one.condition: one for one in judged_vectors(groups, prompts, judge, settings)}
+    judged |= {one.condition: one for one in judged_vectors(groups, prompts, judge, options.grid)}
     judged = {name: one for name, one in judged.items() if name not in groups or groups[name]}
     judged["constant"] = judged_constant(prompts, judge)
-    return CausalTest(test, task.name, judged, *_strongest(judged, groups, prompts), options.seed)
+    return CausalTest(test, task.name, judged, *_strongest(judged, groups, prompts), seed)
 
 
 def _strongest(
-    judged: Mapping[str, Judged], groups: _Groups, prompts: PromptSource
+    judged: Mapping[str, Judged], groups: _Groups, prompts: PromptSets
 ) -> tuple[str | None, tuple[str, int] | None]:
     """The kind of control that does best on *select*, on average over its vectors, and the best single vector."""
     places = [(name, row) for name in CONTROLS for row in range(len(groups.get(name, [])))]

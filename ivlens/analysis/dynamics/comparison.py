@@ -54,9 +54,9 @@ def compare(stages: Sequence[Stage]) -> Dynamics:
       chosen anew in each; `norm_ratio`: `‖θ^t‖ / ‖θ^0‖`, fixed `S`;
     - `z_cosine`: mean over `S` of the cosine of `z̄` before and after;
     - `head_overlap`: Jaccard index of the two `S`; `aie_rank_correlation`: Spearman's, over all heads;
-    - `activation_cosine`: mean cosine of `θ^0` and the hidden state under the instruction, in the layer where it is
+    - `activation_cosine`: mean cosine of `θ^0` and the hidden state under clean prompts, in the layer where it is
       largest in the first model (`activation_layer`);
-    - `accuracy`, `prob`, `logprob` under the instruction, `n` prompts; `distance`: `‖ΔW‖ / ‖W_0‖`;
+    - `accuracy`, `prob`, `logprob` of clean prompts, `n` of them; `distance`: `‖ΔW‖ / ‖W_0‖`;
     - `step`: training steps before it, NaN where they are not known.
 
     To be read beside `split_half` (cosine of two halves of the prompts in the first model) and `between_mean` and

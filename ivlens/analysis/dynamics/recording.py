@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from ivlens.analysis.dynamics.stages import Stage, TrackOptions, check_k, measur
 from ivlens.common.kept import check_key, digest
 from ivlens.models.boot import TransformerBridge
 from ivlens.models.checkpoints import Checkpoint, CheckpointSeries
+from ivlens.prompts.recipe import plain_options
 from ivlens.tasks.task import Task
 
 logger = logging.getLogger("ivlens")
@@ -57,10 +58,10 @@ def track(
 
 @dataclass
 class Recorder:
-    """Measures a model while it is trained, without saving it: `finetune(..., record=recorder, record_every=50)`.
+    """Measures a model while it is trained, without saving it: `finetune(..., along=Along(record=recorder))`.
 
-        >>> recorder = Recorder(model, old_tasks)
-        >>> finetune(model, new_task, record=recorder, record_every=50)
+        >>> recorder = Recorder(model, earlier_tasks)
+        >>> finetune(model, new_task, along=Along(record=recorder, record_every=50))
         >>> recorder.dynamics().tasks
 
     Called with a step and a bridge, it can be used in any other training loop as well. The model it begins with is
@@ -162,4 +163,4 @@ class _Kept:
 
     def _key(self, checkpoint: dict[str, Any]) -> str:
         tasks = [[task.name, task.content_hash()] for task in self.tasks]
-        return digest({"checkpoint": checkpoint, "tasks": tasks, "options": asdict(self.options)})
+        return digest({"checkpoint": checkpoint, "tasks": tasks, "options": plain_options(self.options)})

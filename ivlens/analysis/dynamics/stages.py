@@ -1,7 +1,7 @@
 """Everything that is kept of one checkpoint: enough to compare it with any other without opening either again."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ from ivlens.models.artefacts import Artefact
 from ivlens.models.boot import TransformerBridge
 from ivlens.models.fingerprint import ModelIdentity, model_identity
 from ivlens.prompts.batch import PromptBatch
-from ivlens.steering.prompt_sets import PromptSource
-from ivlens.steering.search import Grid
+from ivlens.prompts.recipe import PromptRecipe, plain_options
+from ivlens.steering.prompt_sets import PromptSets
 from ivlens.tasks.task import SplitName, Task
 from ivlens.vectors.heads import Heads, head_writes
 from ivlens.vectors.vector import InstructionVector
@@ -35,20 +35,18 @@ class TrackOptions:
         n_prompts: Corrupted prompts per task for the effects, from *fit*.
         k: Heads in a vector.
         split: Inputs for performance and hidden states.
-        n_scored: At most so many of them; None: the whole split.
-        template: Of all prompts.
-        seed: Of everything that is drawn.
+        n_judge_prompts: At most so many of them; None: the whole split.
+        recipe: How clean prompts are made, with the seed of splits and of everything that is drawn.
     """
 
     n_prompts: int = 24
     k: int = 10
     split: SplitName = "select"
-    n_scored: int | None = None
-    template: str = "plain"
-    seed: int = 0
+    n_judge_prompts: int | None = None
+    recipe: PromptRecipe = PromptRecipe()
 
     def __post_init__(self) -> None:
-        check_counts(self, n_prompts=1, k=1, n_scored=1)
+        check_counts(self, n_prompts=1, k=1, n_judge_prompts=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,12 +55,12 @@ class TaskStage:
 
     Attributes:
         aie: Average indirect effect of every head.
-        mean_z: `z̄`, mean output of every head on instructed prompts.
+        mean_z: `z̄`, mean output of every head on clean prompts.
         writes: What that adds to the residual stream: `(z̄ W_O) · write_scale`.
         write_scale: See `HeadEffects`.
-        directions: Mean over instructed prompts of the hidden state at the last prompt token, each at length 1, by
+        directions: Mean over clean prompts of the hidden state at the last prompt token, each at length 1, by
             layer: its product with any unit vector is the mean cosine with it.
-        accuracy, prob, logprob: Of each instructed prompt of the split.
+        accuracy, prob, logprob: Of each clean prompt of the split.
         split_half: Cosine between the vectors of two halves of the prompts; NaN where it was not measured.
     """
 
@@ -141,8 +139,8 @@ class Stage:
                 task: TaskStage(**{part: tensors[f"{task}/{part}"] for part in parts})
                 for task, _ in about["settings"]["tasks"]
             }
-            values = {name: about[name] for name in ("name", "step", "model", "distance", "settings")}
-            found, key = cls(tasks=tasks, **values), str(about["key"])
+            values = {name: about[name] for name in ("name", "step", "model", "distance")}
+            found, key = cls(tasks=tasks, settings=_as_now(about["settings"]), **values), str(about["key"])
             for task in tasks:
                 found.vector(task)  # takes numbers and settings that fit each other
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -177,12 +175,25 @@ def measure_stage(
     distance = 0.0 if first is None else weight_distance(first, model)
     measured, made_by = {}, {}
     for task in tasks:
-        found = head_effects(model, task, n_prompts=options.n_prompts, template=options.template, seed=options.seed)
+        found = head_effects(model, task, recipe=options.recipe, n_prompts=options.n_prompts)
         measured[task.name] = _task_stage(model, task, found, options, halves=first is None)
         made_by[task.name] = dict(found.settings)
-    settings = {**asdict(options), "tasks": [[task.name, task.content_hash()] for task in tasks], "effects": made_by}
+    settings = {
+        **plain_options(options),
+        "tasks": [[task.name, task.content_hash()] for task in tasks],
+        "effects": made_by,
+    }
     identity = model_identity(model)
     return Stage(name or identity.name, -1 if step is None else step, identity, measured, distance, settings)
+
+
+def _as_now(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a stage that was written before there were recipes, under the names of today."""
+    recipe = PromptRecipe.recorded(settings) or PromptRecipe()
+    before = {"template", "seed", "n_scored"}
+    kept = {name: value for name, value in settings.items() if name not in before}
+    n_judge_prompts = settings["n_scored"] if "n_scored" in settings else settings["n_judge_prompts"]
+    return kept | {"recipe": recipe.to_dict(), "n_judge_prompts": n_judge_prompts}
 
 
 def check_k(model: TransformerBridge, k: int) -> None:
@@ -219,10 +230,7 @@ def weight_distance(first: TransformerBridge, model: TransformerBridge) -> float
 def _task_stage(
     model: TransformerBridge, task: Task, found: HeadEffects, options: TrackOptions, *, halves: bool
 ) -> TaskStage:
-    source = PromptSource(
-        model, task, Grid(), template=options.template, n_prompts=options.n_scored, seed=options.seed,
-        split_seed=options.seed,
-    )  # fmt: skip
+    source = PromptSets(model, task, options.recipe, n_prompts=options.n_judge_prompts, seed=options.recipe.seed)
     writes = head_writes(model, found.mean_z, found.write_scale)
     trials = source.trials(options.split, corrupted=False)
     scores = trials.unsteered()
@@ -263,7 +271,7 @@ def _unit(rows: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"
     return rows / rows.norm(dim=-1, keepdim=True).clamp_min(1e-30)
 
 
-def _split_half(source: PromptSource, found: HeadEffects, heads: Heads) -> Float[Tensor, ""]:
+def _split_half(source: PromptSets, found: HeadEffects, heads: Heads) -> Float[Tensor, ""]:
     """Cosine between the vectors that the same heads write on every other prompt and on the rest."""
     batch = source.batch("fit", corrupted=False)
     if len(batch) < 2:

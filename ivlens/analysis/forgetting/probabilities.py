@@ -1,7 +1,7 @@
 """Instruction and knowledge probability of one model, for every example."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +10,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ivlens.common.checks import check_counts
 from ivlens.forward.scoring import answer_passes, first_token_prob, greedy_accuracy, sequence_logprob
 from ivlens.models.boot import TransformerBridge
 from ivlens.prompts.batch import PromptBatch
 from ivlens.prompts.build import build_prompts
+from ivlens.prompts.recipe import PromptRecipe
 from ivlens.prompts.templates import PromptTemplate
 from ivlens.tasks.task import SplitName, Task, TaskExample
 
@@ -32,25 +34,21 @@ class ProbeOptions:
 
     Attributes:
         split: Which examples.
-        n_prompts: At most so many of each task, drawn with the seed; None: all of the split.
+        n_prompts: At most so many of each task, drawn with the recipe's seed; None: all of the split.
         n_clozes: At most so many of a task's clozes; every example is asked by each of them. None: all.
-        template: Of instructed prompts.
-        seed: Of examples, instructions and splits.
+        recipe: How clean prompts are made, with the seed of splits and draws; clozes stand alone, without instruction
+            or demonstrations.
         batch_size: Prompts in a pass.
     """
 
     split: SplitName = "test"
     n_prompts: int | None = None
     n_clozes: int | None = 4
-    template: str = "plain"
-    seed: int = 0
+    recipe: PromptRecipe = PromptRecipe()
     batch_size: int = 128
 
     def __post_init__(self) -> None:
-        for name in ("n_prompts", "n_clozes"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}, expected 1 or more, or None for all.")
+        check_counts(self, n_prompts=1, n_clozes=1, batch_size=1)
 
 
 def has_knowledge(task: Task) -> bool:
@@ -64,8 +62,9 @@ def has_knowledge(task: Task) -> bool:
 def probe(model: TransformerBridge, tasks: Sequence[Task], options: ProbeOptions | None = None) -> "pd.DataFrame":
     """How probable the right answer is with the instruction, and in a cloze sentence without it.
 
-    Instruction probability is `P(y | c, x)` under the instructed prompt; knowledge probability is `P(y | x)` after a
-    cloze of the task (`The capital of {x} is`), the mean over its clozes. Each in three measures:
+    Instruction probability is `P(y | c, x)` under the clean prompt of the recipe, where `c` is the instruction, or the
+    demonstrations of a task that has none; knowledge probability is `P(y | x)` after a cloze of the task (`The capital
+    of {x} is`), the mean over its clozes. Each in three measures:
 
     - `prob`: probability of the answer's first token;
     - `seq_prob`: `exp(log P(y) / n_tokens)`, the geometric mean of its tokens' probabilities, teacher-forced;
@@ -74,14 +73,15 @@ def probe(model: TransformerBridge, tasks: Sequence[Task], options: ProbeOptions
 
     Args:
         model: From `load_model`, with its tokenizer.
-        tasks: With instructions. Those without clozes, and rules, get no `knowledge` rows.
+        tasks: Those without clozes, and rules, get no `knowledge` rows.
 
     Returns:
         One row for each task, kind (`instruction`, `knowledge`) and example: `task`, `kind`, `input`, the measures
         (shares of the clozes for the two accuracies), `n_prompts`. Its `attrs` have the shape of the model.
 
     Raises:
-        ValueError: no tasks, a task without an instruction, prompts that do not fit the model.
+        ValueError: no tasks, a recipe that leaves prompts of a task with nothing that tells it, prompts that do not
+            fit the model.
 
     Source: arXiv 2406.12227, section 3; docs/method.md, section 7. Departures: clozes for the knowledge, and all three
         measures.
@@ -94,12 +94,15 @@ def probe(model: TransformerBridge, tasks: Sequence[Task], options: ProbeOptions
     rows: list[dict[str, Any]] = []
     for task in tasks:
         examples = _examples(task, options)
-        if not task.instructions and not task.fused:
-            raise ValueError(f"task {task.name!r} has no instruction, so no instruction probability; leave it out.")
+        if not (task.fused or options.recipe.texts(task) or options.recipe.shots(task)):
+            raise ValueError(
+                f"task {task.name!r}: the recipe gives its prompts neither an instruction nor demonstrations, expected "
+                "something that tells the task; give it an instruction or n_shots."
+            )
         clozes = _clozes(task, options) if has_knowledge(task) else []
-        for kind, templates in (("instruction", [options.template]), ("knowledge", clozes)):
-            others = _first_tokens(model, task, templates[0], kind, options) if templates else torch.empty(0)
-            found = [_scored(model, task, examples, template, kind, others, options) for template in templates]
+        for kind, recipes in (("instruction", [options.recipe]), ("knowledge", clozes)):
+            others = _first_tokens(model, task, recipes[0]) if recipes else torch.empty(0)
+            found = [_scored(model, task, examples, recipe, others, options.batch_size) for recipe in recipes]
             for text in found[0] if found else ():
                 means = np.mean([scores[text] for scores in found], 0)
                 values = dict(zip(MEASURES, means.tolist(), strict=True))
@@ -116,17 +119,19 @@ def shape_of(model: TransformerBridge) -> str:
 
 
 def _examples(task: Task, options: ProbeOptions) -> list[TaskExample]:
-    examples = list(task.split(options.split, options.seed))
-    Random(f"{options.seed}\0{task.name}\0probe").shuffle(examples)
+    seed = options.recipe.seed
+    examples = list(task.split(options.split, seed))
+    Random(f"{seed}\0{task.name}\0probe").shuffle(examples)
     return examples[: options.n_prompts]
 
 
-def _clozes(task: Task, options: ProbeOptions) -> list[PromptTemplate]:
-    """The clozes as templates whose prompts carry no instruction."""
+def _clozes(task: Task, options: ProbeOptions) -> list[PromptRecipe]:
+    """The clozes as recipes whose prompts carry neither an instruction nor demonstrations."""
     found = []
     for number, cloze in enumerate(task.clozes[: options.n_clozes]):
         bare = cloze.replace("{x}", "{input}")
-        found.append(PromptTemplate(f"cloze {number}", instructed=f"{{instruction}} {bare}", bare=bare))
+        template = PromptTemplate(f"cloze {number}", instructed=f"{{instruction}} {bare}", bare=bare)
+        found.append(PromptRecipe(template, instruction=None, n_shots=0, seed=options.recipe.seed))
     return found
 
 
@@ -134,41 +139,27 @@ def _scored(
     model: TransformerBridge,
     task: Task,
     examples: Sequence[TaskExample],
-    template: str | PromptTemplate,
-    kind: str,
+    recipe: PromptRecipe,
     others: Tensor,
-    options: ProbeOptions,
+    batch_size: int,
 ) -> dict[str, list[float]]:
-    """The measures of every example under one template; `others` are the first tokens of all the task's answers."""
-    instruction = "" if kind == "knowledge" else None
-    batch = build_prompts(
-        model.tokenizer, task, examples, template=template, instruction=instruction, seed=options.seed
-    )
+    """The measures of every example under one recipe; `others` are the first tokens of all the task's answers."""
+    batch = build_prompts(model.tokenizer, task, examples, recipe)
     first, log_probs, ranked = [], [], []
-    for rows, logits in answer_passes(model, batch, batch_size=options.batch_size):
+    for rows, logits in answer_passes(model, batch, batch_size=batch_size):
         answers = batch.answer_tokens[rows].to(logits.device)
         first.append(first_token_prob(logits[:, 0], answers[:, 0]).double().cpu())
         log_probs.append((sequence_logprob(logits, answers) / (answers != -100).sum(-1)).double().cpu())
         ranked.append(_ranked(logits[:, 0].cpu(), batch.rows(rows), others))
-    right = greedy_accuracy(model, batch, batch_size=options.batch_size).double().cpu()
+    right = greedy_accuracy(model, batch, batch_size=batch_size).double().cpu()
     columns = [torch.cat(first), torch.cat(log_probs).exp(), right, torch.cat(ranked).double()]
     values = torch.stack(columns, 1).tolist()
     return dict(zip((example.input for example in batch.examples), values, strict=True))
 
 
-def _first_tokens(
-    model: TransformerBridge,
-    task: Task,
-    template: str | PromptTemplate,
-    kind: str,
-    options: ProbeOptions,
-) -> Tensor:
-    """First tokens of the task's answers, of whatever split."""
-    instruction = "" if kind == "knowledge" else None
-    batch = build_prompts(
-        model.tokenizer, task, task.examples, template=template, instruction=instruction, seed=options.seed
-    )
-    return batch.answer_tokens[:, 0].unique()
+def _first_tokens(model: TransformerBridge, task: Task, recipe: PromptRecipe) -> Tensor:
+    """First tokens of the task's answers, of whatever split; demonstrations make no difference to them."""
+    return build_prompts(model.tokenizer, task, task.examples, replace(recipe, n_shots=0)).answer_tokens[:, 0].unique()
 
 
 def _ranked(logits: Float[Tensor, "rows d_vocab"], batch: PromptBatch, others: Tensor) -> Bool[Tensor, " rows"]:

@@ -1,7 +1,6 @@
 """The probabilities of every checkpoint of a series, each kept as soon as it is there."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +8,7 @@ from ivlens.analysis.forgetting.drops import check_same_shape
 from ivlens.analysis.forgetting.probabilities import SHAPE, ProbeOptions, probe, shape_of
 from ivlens.common.kept import kept_table
 from ivlens.models.checkpoints import Checkpoint, CheckpointSeries
+from ivlens.prompts.recipe import plain_options
 from ivlens.tasks.task import Task, hash_of_tasks
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def probe_series(
     found: dict[str, pd.DataFrame] = {}
     for checkpoint in series:
         on_checkpoint(checkpoint)
-        key = {"model": checkpoint.key(), "options": asdict(options), "tasks": hash_of_tasks(tasks)}
+        key = {"model": checkpoint.key(), "options": plain_options(options), "tasks": hash_of_tasks(tasks)}
         path = None if folder is None else Path(folder) / f"{checkpoint.name}.parquet"
         first = found[series.first.name].attrs.get(SHAPE) if found else None
 

@@ -1,14 +1,14 @@
 """The argument of the Instruction Vector paper on one model and one sequence of new tasks, with all controls."""
 
 from ivlens.runs.study.claims import CLAIMS, Claim, claim_table
-from ivlens.runs.study.plan import NEW_TASKS, OLD_TASKS, StudyOptions
+from ivlens.runs.study.plan import EARLIER_TASKS, NEW_TASKS, StudyOptions
 from ivlens.runs.study.results import StudyResult, write_study
 from ivlens.runs.study.running import run_study
 
 __all__ = [
     "CLAIMS",
+    "EARLIER_TASKS",
     "NEW_TASKS",
-    "OLD_TASKS",
     "Claim",
     "StudyOptions",
     "StudyResult",

@@ -14,6 +14,7 @@ from ivlens.analysis.dynamics.comparison import Dynamics
 from ivlens.analysis.forgetting.drops import log_odds
 from ivlens.common.files import filling
 from ivlens.models.fingerprint import ModelIdentity
+from ivlens.prompts.recipe import plain_options
 from ivlens.runs.study.plan import PLAIN, StudyOptions
 
 UNFINISHED = "unfinished"  # of a study's folder: what it has done so far
@@ -31,7 +32,7 @@ class StudyResult:
         causal: One row for each test, task and condition, on *test*.
         predictors: What predicts performance along the training, one task left out in turn.
         new_scores: Accuracy on each new task after each kind of guidance, on *test*.
-        evidence: One value for each claim's quantity and old task: `name`, `task`, `value`.
+        evidence: One value for each claim's quantity and earlier task: `name`, `task`, `value`.
         seconds: Wall time.
     """
 
@@ -48,7 +49,7 @@ class StudyResult:
 
     def about(self) -> dict[str, Any]:
         """Model, options and time, as plain values."""
-        return {"model": asdict(self.model), "options": asdict(self.options), "seconds": round(self.seconds, 1)}
+        return {"model": asdict(self.model), "options": plain_options(self.options), "seconds": round(self.seconds, 1)}
 
 
 def evidence(
@@ -57,7 +58,7 @@ def evidence(
     tests: Sequence[CausalTest],
     guidance: Sequence[str],
 ) -> pd.DataFrame:
-    """For each quantity that a claim is about, its mean over prompts for every old task.
+    """For each quantity that a claim is about, its mean over prompts for every earlier task.
 
     - `instruction_drop`, `knowledge_drop` (of `seq_prob`), `excess` (log-odds, nats);
     - `iv_cosine`, `accuracy_drop`: at the end of the training, on *select*;

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -18,12 +18,13 @@ from ivlens.effects.results import HeadEffects
 from ivlens.models.boot import TransformerBridge
 from ivlens.models.fingerprint import model_identity
 from ivlens.models.load import load_model
+from ivlens.prompts.recipe import plain_options
 from ivlens.runs.study.plan import PLAIN, StudyOptions
 from ivlens.runs.study.results import UNFINISHED, StudyResult, evidence
 from ivlens.runs.suites.suite import for_training, load_suite, split_examples
 from ivlens.tasks.bank import load_task
 from ivlens.tasks.task import Task
-from ivlens.tuning.builder import find_recipe, guidance_by_name
+from ivlens.tuning.builder import find_guidance, guidance_by_name
 from ivlens.tuning.data import training_set
 from ivlens.tuning.exams import make_exam
 from ivlens.tuning.learner import Learner
@@ -40,7 +41,7 @@ def run_study(
 ) -> StudyResult:
     """The whole argument on one model and one sequence of new tasks.
 
-    1. Train on the new tasks, without guidance, and measure vectors, heads and performance of the old ones on the way.
+    1. Train on the new tasks, without guidance; measure vectors, heads, performance of the earlier ones on the way.
     2. Take apart what was forgotten: instruction or knowledge.
     3. Causal tests between the first model and the last: write, read, re-injection, subtraction of the new task.
     4. Train again with each kind of guidance, and see what that keeps.
@@ -59,10 +60,10 @@ def run_study(
     first = load_model(options.model) if model is None else model
     kept = None
     if folder is not None:
-        kept = Path(folder) / UNFINISHED / digest([asdict(options), model_identity(first).weights_hash])
-    run = _Run(first, [load_task(name) for name in options.old], _new_tasks(options), options, kept)
+        kept = Path(folder) / UNFINISHED / digest([plain_options(options), model_identity(first).weights_hash])
+    run = _Run(first, [load_task(name) for name in options.earlier], _new_tasks(options), options, kept)
     say("the model before training")
-    recorder = Recorder(first, run.old, options.track, folder=None if kept is None else kept / "stages")
+    recorder = Recorder(first, run.earlier, options.track, folder=None if kept is None else kept / "stages")
     tuned, scores = run.train(PLAIN, recorder, say)
     dynamics = recorder.dynamics()
     say("instruction and knowledge")
@@ -70,7 +71,7 @@ def run_study(
     say("causal tests")
     stages = dynamics.stages[0], dynamics.stages[-1]
     new = measure_stage(tuned, [for_training(run.new[-1])], options.track, first=first)
-    tests = causal_tests(first, tuned, stages, run.old, new=new.vector(run.new[-1].name), options=options.causal)
+    tests = causal_tests(first, tuned, stages, run.earlier, new=new.vector(run.new[-1].name), options=options.causal)
     for name in options.guidance[1:]:
         guided, found = run.train(name, None, say)
         scores |= found
@@ -109,17 +110,17 @@ class _Run:
     """One model, led through the new tasks as often as there are kinds of guidance."""
 
     model: TransformerBridge
-    old: list[Task]
+    earlier: list[Task]
     new: list[Task]
     options: StudyOptions
     kept: Path | None
 
     def probed(self, name: str, model: TransformerBridge) -> pd.DataFrame:
-        """Instruction and knowledge probability of the old tasks in a model."""
-        tasks = [[task.name, task.content_hash()] for task in self.old]
+        """Instruction and knowledge probability of the earlier tasks in a model."""
+        tasks = [[task.name, task.content_hash()] for task in self.earlier]
         key = {"tasks": tasks, "weights": model_identity(model).weights_hash}
         path = self._place(f"{name}.parquet")
-        return kept_table(path, key, lambda: probe(model, self.old, self.options.probe))
+        return kept_table(path, key, lambda: probe(model, self.earlier, self.options.probe))
 
     def _place(self, name: str) -> Path | None:
         return None if self.kept is None else self.kept / name.replace("/", "~")
@@ -129,26 +130,28 @@ class _Run:
     ) -> tuple[TransformerBridge, dict[str, dict[str, float]]]:
         """The model after all new tasks, and its accuracy on each of them on *test*."""
         options = self.options
-        learner = Learner(self.model, options.method, seed=options.seed)
-        every = max(1, options.n_steps // options.n_records)
+        learner = Learner(self.model, options.method)
+        every = max(1, options.steps // options.n_records)
         effects: dict[str, HeadEffects] = {}
         for number, task in enumerate(self.new):
             say(f"training on {task.name}, guidance {name}")
             guidance = None
-            if find_recipe(name)[0] is not None:
+            own, before = for_training(task), [for_training(one) for one in self.new[:number]]
+            if find_guidance(name)[0] is not None:
                 guidance = guidance_by_name(
                     name,
                     learner.bridge(),
-                    for_training(task),
-                    earlier=[*self.old, *map(for_training, self.new[:number])],
+                    own,
+                    recipe=options.recipe,
+                    earlier=[*self.earlier, *before],
                     effects=effects,
                     seed=options.seed,
                 )
             data = training_set(
-                self.model, task, split_examples(task, "train"), n_samples=options.n_samples, seed=options.seed
+                self.model, own, own.examples, recipe=options.recipe, n_samples=options.n_samples, seed=options.seed
             )
             if recorder is not None:
-                recorder.offset = number * options.n_steps
+                recorder.offset = number * options.steps
 
             def look(row: dict[str, float | int]) -> None:
                 if recorder is not None and int(row["step"]) % every == 0:
@@ -157,7 +160,6 @@ class _Run:
             place = self._place(name)
             state = None if place is None else place / str(number)
             learner.learn(data, options.tune, guidance, on_step=look, folder=state)
-        exam = make_exam(
-            self.model, [(task, split_examples(task, "test")) for task in self.new], n=64, seed=options.seed
-        )
+        asked = [(for_training(task), split_examples(task, "test")) for task in self.new]
+        exam = make_exam(self.model, asked, recipe=options.recipe, n_prompts=64, seed=options.recipe.seed)
         return learner.bridge(), {name: exam.sit(learner.trained)}

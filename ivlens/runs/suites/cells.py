@@ -6,14 +6,16 @@ from dataclasses import dataclass, field, replace
 
 from torch import nn
 
+from ivlens.common.checks import check_counts
 from ivlens.effects.measure import head_effects
 from ivlens.effects.results import HeadEffects
 from ivlens.models.boot import TransformerBridge
+from ivlens.prompts.recipe import PromptRecipe
 from ivlens.runs.suites.results import Cell, CellResult
 from ivlens.runs.suites.scores import Scorer
 from ivlens.runs.suites.suite import Suite, for_training, split_examples
 from ivlens.tasks.task import Task
-from ivlens.tuning.builder import find_recipe, guidance_by_name
+from ivlens.tuning.builder import find_guidance, guidance_by_name
 from ivlens.tuning.data import training_set
 from ivlens.tuning.exams import mean_score
 from ivlens.tuning.guidance import Guidance
@@ -27,27 +29,33 @@ class BenchOptions:
     """What all cells have in common.
 
     Attributes:
-        tune: How each task is trained, `patience` on *select* included.
-        n_samples: Training prompts of each task.
+        tune: How each task is trained, on how many samples (None: one for every training input), `patience` on *select*
+            included; and how many prompts of it each judgement has. Its seed is that of each cell.
         target: A task's training ends as soon as its score on *select* reaches this; None: after all steps. With
             `patience`, which only begins there, it goes on instead, and of the judgements at this score or above, the
             one with the highest score on old tasks is kept: methods are compared at one score on the new task, each
             where it forgets least.
-        n_test: Prompts of each task in a judgement.
         n_general: Prompts of each general task.
         n_earlier: General tasks whose heads guidance keeps.
         few_shots: Demonstrations in the prompts for IP; 0 leaves IP out.
-        template: Of prompts.
+        recipe: How prompts are made, and the seed of those that judge. A task without an instruction is told by
+            demonstrations. How a suite divides its examples, no seed changes.
     """
 
-    tune: TuneOptions = field(default_factory=TuneOptions)
-    n_samples: int = 400
+    tune: TuneOptions = field(default_factory=lambda: TuneOptions(n_samples=400, n_prompts=64))
     target: float | None = None
-    n_test: int = 64
     n_general: int = 16
     n_earlier: int = 6
     few_shots: int = 3
-    template: str = "plain"
+    recipe: PromptRecipe = PromptRecipe()
+
+    def __post_init__(self) -> None:
+        check_counts(self, n_general=1, n_earlier=1, few_shots=0)
+
+    @property
+    def few_shot_recipe(self) -> PromptRecipe:
+        """Of prompts for IP: demonstrations alone."""
+        return replace(self.recipe, instruction=None, n_shots=self.few_shots)
 
     def ends_at(self, new: float) -> bool:
         """Whether a score on the new task ends its training."""
@@ -73,7 +81,7 @@ def run_cell(
         ValueError: a method, guidance or option that does not exist or does not suit the model.
     """
     options = options or BenchOptions()
-    find_recipe(cell.guidance)
+    find_guidance(cell.guidance)
     started = time.perf_counter()
     run = _Run(model, suite, cell, options, {} if effects is None else effects)
     scores, gp, ip = [run.scores()], [run.gp()], [run.ip()]
@@ -101,12 +109,11 @@ class _Run:
         effects: dict[str, HeadEffects],
     ) -> None:
         self._model, self._suite, self._cell, self._options = model, suite, cell, options
-        self._learner = Learner(model, cell.method, seed=cell.seed)
-        self._test = Scorer(model, suite, suite.tasks, n=options.n_test, template=options.template)
-        self._general = Scorer(model, suite, suite.general, n=options.n_general, template=options.template)
-        self._few_shot = Scorer(
-            model, suite, suite.general, n=options.n_general, template=options.template, n_shots=options.few_shots
-        )
+        self._learner = Learner(model, cell.method)
+        self._test = Scorer(model, suite, suite.tasks, n_prompts=options.tune.n_prompts, recipe=options.recipe)
+        n_general, few_shots = options.n_general, options.few_shot_recipe
+        self._general = Scorer(model, suite, suite.general, n_prompts=n_general, recipe=options.recipe)
+        self._few_shot = Scorer(model, suite, suite.general, n_prompts=n_general, recipe=few_shots)
         self._effects, self._own_effects = effects, dict[str, HeadEffects]()
 
     def scores(self) -> dict[str, float]:
@@ -120,15 +127,11 @@ class _Run:
 
     def learn(self, number: int, task: Task, on_step: Callable[[Row], None]) -> list[Row]:
         """Train on one task; the judged rows of its log."""
-        options, seed = self._options, self._cell.seed
-        tune = options.tune if self._cell.lr is None else replace(options.tune, lr=self._cell.lr)
+        options, cell = self._options, self._cell
+        tune = replace(options.tune, seed=cell.seed, lr=options.tune.lr if cell.lr is None else cell.lr)
+        own = for_training(task)
         data = training_set(
-            self._model,
-            task,
-            split_examples(task, "train"),
-            n_samples=options.n_samples,
-            template=options.template,
-            seed=seed,
+            self._model, own, own.examples, recipe=options.recipe, n_samples=tune.n_samples, seed=cell.seed
         )
         log = self._learner.learn(
             data,
@@ -144,11 +147,11 @@ class _Run:
 
     def _judge(self, number: int, task: Task) -> Callable[[nn.Module], dict[str, float]]:
         """Scores on *select* by the suite's metrics, of the new task and of all that came before it."""
-        old = [*self._suite.tasks[:number], *self._suite.general]
+        earlier = [*self._suite.tasks[:number], *self._suite.general]
         options = self._options
         ask = {
-            name: Scorer(self._model, self._suite, tasks, n=n, side="select", template=options.template)
-            for name, tasks, n in (("new", [task], options.n_test), ("old", old, options.n_general))
+            name: Scorer(self._model, self._suite, tasks, n_prompts=n, split="select", recipe=options.recipe)
+            for name, tasks, n in (("new", [task], options.tune.n_prompts), ("old", earlier, options.n_general))
         }
 
         def judge(plain: nn.Module) -> dict[str, float]:
@@ -163,21 +166,23 @@ class _Run:
 
         Each of these counts for as much as half of the general ones together.
         """
-        recipe, _ = find_recipe(self._cell.guidance)
-        if recipe is None:
+        plan, _ = find_guidance(self._cell.guidance)
+        if plan is None:
             return None
+        recipe = replace(self._options.recipe, seed=self._cell.seed)  # effects on other prompts in every cell
         before = self._learner.bridge()
         general, n = self._suite.general, self._options.n_earlier
         general = [for_training(one) for one in general[:: max(1, len(general) // n)][:n]]
         own = [for_training(one) for one in self._suite.tasks[:number]]
-        if recipe.heads_weight or recipe.rehearse_heads:  # measured once: in the first model, or when just learned
+        if plan.heads_weight or plan.rehearse_heads:  # measured once: in the first model, or when just learned
             for known, tasks in ((self._effects, general), (self._own_effects, own)):
                 missing = [one for one in tasks if one.name not in known]
-                known |= {one.name: head_effects(before, one, seed=self._cell.seed) for one in missing}
+                known |= {one.name: head_effects(before, one, recipe=recipe) for one in missing}
         return guidance_by_name(
             self._cell.guidance,
             before,
             for_training(task),
+            recipe=recipe,
             earlier=general + own * max(1, len(general) // 2),
             examples=split_examples(task, "train"),
             effects=self._effects | self._own_effects,

@@ -15,11 +15,12 @@ from ivlens.common.version import __version__
 from ivlens.effects.results import HeadEffects
 from ivlens.models.boot import TransformerBridge
 from ivlens.models.fingerprint import model_identity
+from ivlens.prompts.recipe import PromptRecipe
 from ivlens.runs.suites.cells import BenchOptions, run_cell
 from ivlens.runs.suites.results import Cell, CellResult
 from ivlens.runs.suites.suite import Suite
 from ivlens.tasks.task import hash_of_tasks
-from ivlens.tuning.builder import find_recipe
+from ivlens.tuning.builder import find_guidance
 from ivlens.tuning.methods import new_method
 from ivlens.tuning.processes import current
 
@@ -137,13 +138,23 @@ class Grid:
         tasks = [hash_of_tasks([task]) for task in suite.tasks]
         what = [_FORMAT, suite.name, tasks, hash_of_tasks(suite.general), model_identity(self.model).weights_hash]
         parts = [[example.part for example in task.examples] for task in (*suite.tasks, *suite.general)]
-        recipe, _ = find_recipe(cell.guidance)
-        made_of = [parts, None if recipe is None else asdict(recipe), new_method(cell.method).describe()]
-        options = asdict(self.options)
-        if self.options.tune.patience is None:
-            del options["tune"]["patience"]  # results from before there was patience are still good
-        all_of_it = json.dumps([*what, *made_of, options, asdict(cell), *_revised(suite, cell)], sort_keys=True)
+        plan, _ = find_guidance(cell.guidance)
+        made_of = [parts, None if plan is None else asdict(plan), new_method(cell.method).describe()]
+        about = [_as_kept(self.options), asdict(cell), *_revised(suite, cell)]
+        all_of_it = json.dumps([*what, *made_of, *about], sort_keys=True)
         return sha256(all_of_it.encode()).hexdigest()[:16]
+
+
+def _as_kept(options: BenchOptions) -> dict[str, Any]:
+    """Options as they stand in the keys of kept cells, under their first names: results made then are still good."""
+    tune, recipe = options.tune, options.recipe
+    values = {name: getattr(options, name) for name in ("target", "n_general", "n_earlier", "few_shots")}
+    values |= {"tune": tune.kept(), "n_samples": tune.n_samples, "n_test": tune.n_prompts, "template": recipe.template}
+    if tune.patience is None:
+        del values["tune"]["patience"]  # there was none at first
+    # nor were there recipes, but for the template by its name
+    named = isinstance(recipe.template, str) and recipe == PromptRecipe(recipe.template)
+    return values if named else values | {"template": None, "recipe": recipe.to_dict()}
 
 
 def _unsealed(text: str) -> tuple[str, CellResult]:
@@ -165,7 +176,8 @@ def _revised(suite: Suite, cell: Cell) -> list[str]:
     """What this cell is made of that cells of the same format were not at first."""
     revised = {
         "judged by Rouge-L": any(suite.metrics[task.name] == "rouge_l" for task in (*suite.tasks, *suite.general)),
-        "replayed prompts unguided": cell.method == "replay" and find_recipe(cell.guidance)[0] is not None,
+        "replayed prompts unguided": cell.method == "replay" and find_guidance(cell.guidance)[0] is not None,
+        "told by demonstrations": any(not (one.instructions or one.fused) for one in (*suite.tasks, *suite.general)),
     }
     return [what for what, concerns_it in revised.items() if concerns_it]
 

@@ -7,7 +7,8 @@ import torch
 from ivlens.forward.completions import complete, first_line
 from ivlens.models.boot import TransformerBridge
 from ivlens.prompts.build import build_prompts
-from ivlens.runs.suites.suite import Side, Suite, for_training, split_examples
+from ivlens.prompts.recipe import PromptRecipe
+from ivlens.runs.suites.suite import Suite, SuiteSplit, for_training, split_examples
 from ivlens.tasks.task import Task, TaskExample
 from ivlens.tuning.exams import Exam, make_exam
 from ivlens.tuning.learner import Learner
@@ -23,9 +24,9 @@ class Scorer:
     only tasks that are not scored by accuracy are: tokens say nothing of Rouge-L, and nearly all of accuracy.
 
     Args:
-        side: *test*, or *select* for judgements on the way.
-        n: at most so many prompts of each task.
-        n_shots: demonstrations in each prompt; without an instruction then.
+        n_prompts: at most so many of each task.
+        split: *test*, or *select* for judgements on the way.
+        recipe: how prompts are made; None: a task's instruction, or demonstrations where it has none.
         max_new_tokens: of what is written.
     """
 
@@ -35,24 +36,22 @@ class Scorer:
         suite: Suite,
         tasks: Sequence[Task],
         *,
-        n: int,
-        side: Side = "test",
-        template: str = "plain",
-        n_shots: int = 0,
+        n_prompts: int,
+        split: SuiteSplit = "test",
+        recipe: PromptRecipe | None = None,
         max_new_tokens: int = 64,
     ) -> None:
-        self._suite, self._n_shots, self._template = suite, n_shots, template
-        self._max_new_tokens = max_new_tokens
-        asked = [(for_training(task), split_examples(task, side)) for task in tasks]
+        self._suite, self._recipe, self._max_new_tokens = suite, recipe or PromptRecipe(), max_new_tokens
+        asked = [(for_training(task), split_examples(task, split)) for task in tasks]
 
         def is_by_tokens(task: Task) -> bool:
-            return bool(task.kind) or (side == "select" and suite.metrics[task.name] == "accuracy")
+            return bool(task.kind) or (split == "select" and suite.metrics[task.name] == "accuracy")
 
         by_tokens = [(task, examples) for task, examples in asked if is_by_tokens(task)]
         self._exam: Exam | None = None
         if by_tokens:
-            self._exam = make_exam(model, by_tokens, n=n, n_shots=n_shots, template=template, instructed=not n_shots)
-        self._written = [(task, examples[:n]) for task, examples in asked if not is_by_tokens(task)]
+            self._exam = make_exam(model, by_tokens, recipe=self._recipe, n_prompts=n_prompts, seed=self._recipe.seed)
+        self._written = [(task, examples[:n_prompts]) for task, examples in asked if not is_by_tokens(task)]
 
     def scores(self, learner: Learner) -> dict[str, float]:
         """Mean score of each task, from 0 to 1."""
@@ -63,14 +62,7 @@ class Scorer:
         return found
 
     def _written_score(self, bridge: TransformerBridge, task: Task, examples: Sequence[TaskExample]) -> float:
-        batch = build_prompts(
-            bridge.tokenizer,
-            task,
-            examples,
-            template=self._template,
-            instruction="" if self._n_shots or not task.instructions else None,
-            n_shots=self._n_shots,
-        )
+        batch = build_prompts(bridge.tokenizer, task, examples, self._recipe)
         texts: list[str] = []
         for index in torch.arange(len(batch)).split(_WRITTEN_AT_ONCE):
             texts += complete(bridge, [batch.texts[row] for row in index], max_new_tokens=self._max_new_tokens)

@@ -17,7 +17,7 @@ from ivlens.tasks.bank import list_tasks, load_task
 from ivlens.tasks.records import wrong
 from ivlens.tasks.task import Task, TaskExample, split_of
 
-Side = Literal["train", "select", "test"]
+SuiteSplit = Literal["train", "select", "test"]
 _GENERATED = ("MeetingBank", "Py150", "20Minuten")
 # Task orders of O-LoRA (Wang et al., 2023); 4 to 6 come from Progressive Prompts (Razdaibiedina et al., 2023).
 _LONG_ORDERS = (
@@ -137,7 +137,7 @@ def load_suite(
     return Suite(name, tasks, _metrics(name, tasks, others), others, number, source, missing, keep_case)
 
 
-def split_examples(task: Task, side: Side | str, seed: int = 0) -> tuple[TaskExample, ...]:
+def split_examples(task: Task, split: SuiteSplit | str, seed: int = 0) -> tuple[TaskExample, ...]:
     """The examples to train on, to choose settings on (`select`), or to judge on (`test`).
 
     Where the source has a training part and others, they are kept: `train`; `eval`, `dev` or `validation` to select;
@@ -146,21 +146,22 @@ def split_examples(task: Task, side: Side | str, seed: int = 0) -> tuple[TaskExa
     counts for the first alone, so a test set that repeats the eval or training file shrinks rather than leaks.
 
     Raises:
-        ValueError: an unknown side, or one without examples.
+        ValueError: an unknown split, or one without examples.
     """
-    if side not in get_args(Side):
-        raise wrong(f"Task {task.name!r}", f"got side {side!r}", f"one of {', '.join(get_args(Side))}", "name one")
+    if split not in get_args(SuiteSplit):
+        known = ", ".join(get_args(SuiteSplit))
+        raise wrong(f"Task {task.name!r}", f"got split {split!r}", f"one of {known}", "name one")
     parts = {example.part for example in task.examples}
     if "train" not in parts or not parts & {"test", *HELD_PARTS}:
-        return task.split("fit" if side == "train" else side, seed)
+        return task.split("fit" if split == "train" else split, seed)
     has_both = "test" in parts and bool(parts & set(HELD_PARTS))
-    side_of = {"train": "train", "test": "test"} | dict.fromkeys(HELD_PARTS, "select" if has_both else "test")
-    chosen = [one for one in task.examples if side_of.get(one.part) == side]
-    if side != "test" and not has_both:
+    goes_to = {"train": "train", "test": "test"} | dict.fromkeys(HELD_PARTS, "select" if has_both else "test")
+    chosen = [one for one in task.examples if goes_to.get(one.part) == split]
+    if split != "test" and not has_both:
         trained = [one for one in task.examples if one.part == "train"]
-        chosen = [one for one in trained if (split_of(one.input, seed) == "select") == (side == "select")]
+        chosen = [one for one in trained if (split_of(one.input, seed) == "select") == (split == "select")]
     if not chosen:
-        got = f"has nothing for {side!r} among {len(task)} examples of {', '.join(sorted(parts))}"
+        got = f"has nothing for {split!r} among {len(task)} examples of {', '.join(sorted(parts))}"
         raise wrong(f"Task {task.name!r}", got, "at least one", f"check the files in {task.source}")
     return tuple(chosen)
 

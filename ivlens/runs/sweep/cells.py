@@ -9,6 +9,7 @@ import torch
 import transformers
 
 from ivlens.common.version import __version__
+from ivlens.prompts.recipe import PromptRecipe
 from ivlens.runs.sweep.kinds import KINDS
 from ivlens.runs.sweep.options import Setting, checked
 from ivlens.runs.sweep.tasks import bank_hash, task_facts
@@ -70,6 +71,11 @@ class Cell:
         """For people; not unique."""
         return f"{self.kind} {self.model.name} {self.task} seed {self.seed}"
 
+    @property
+    def recipe(self) -> PromptRecipe:
+        """How its clean prompts are made."""
+        return self.options.recipe(self.seed)
+
     def to_json(self) -> str:
         """For another process."""
         return json.dumps(asdict(self))
@@ -93,7 +99,8 @@ class Cell:
     def needs(self, kind: str, task: str | None = None) -> "Cell":
         """The cell of another kind, with the options that they share, that this one is made from."""
         made = KINDS[kind].options
-        shared = {name: getattr(self.options, name) for name in made.__dataclass_fields__}
+        given = self.options if task in (None, self.task) else self.options.for_other_tasks()
+        shared = {name: getattr(given, name) for name in made.__dataclass_fields__}
         return replace(self, kind=kind, task=task or self.task, options=made(**shared), others=())
 
     def labels(self) -> dict[str, Any]:
@@ -107,6 +114,9 @@ class Cell:
     def what(self, model: Survey) -> dict[str, Any]:
         """Everything the result depends on: the description that the store makes its key from."""
         watched = [*self.others, *getattr(self.options, "watch", ())]
+        options = asdict(self.options) | ({"watch": None} if hasattr(self.options, "watch") else {})
+        # a template's content, whatever its file is called
+        options["template"] = self.recipe.to_dict()["template"]
         return {
             "kind": self.kind,
             "format": [KINDS[kind].format for kind in (self.kind, *KINDS[self.kind].made_from)],
@@ -121,7 +131,7 @@ class Cell:
             "task": task_facts(self.task),
             "others": [task_facts(task) for task in watched],
             "seed": self.seed,
-            "options": {**asdict(self.options), **({"watch": None} if hasattr(self.options, "watch") else {})},
+            "options": options,
         }
 
 

@@ -9,6 +9,7 @@ from functools import lru_cache
 
 import torch
 
+from ivlens.prompts.recipe import PromptRecipe
 from ivlens.runs.sweep.cells import Cell, Survey
 from ivlens.runs.sweep.tasks import open_task
 from ivlens.tasks.task import Task, split_of
@@ -31,9 +32,13 @@ def all_heads(model: Survey, n_tokens: float | int) -> float:
 
 
 def effects(cell: Cell, model: Survey) -> float:
-    """Means of clean and corrupted prompts, two passes each, and the effects."""
-    options, n_tokens = cell.options, prompt_tokens(open_task(cell.task), cell.options.n_shots or 0)
-    means = 4 * min(options.n_mean_prompts, _n(cell.task, "fit", cell.seed)) * forward(model, n_tokens)
+    """Means of clean prompts, with `contrast` of corrupted ones too, and the effects."""
+    options, n_tokens = cell.options, _prompt(cell)
+    means = (
+        (2 if options.contrast else 1)
+        * min(options.n_mean_prompts, _n(cell.task, "fit", cell.seed))
+        * forward(model, n_tokens)
+    )
     n_prompts = min(options.n_prompts, _n(cell.task, "fit", cell.seed))
     if options.method == "attribution":
         return means + n_prompts * (1 + BACKWARD) * forward(model, n_tokens)
@@ -52,9 +57,9 @@ def interventions(cell: Cell, model: Survey) -> float:
     options = cell.options
     n_vectors = 1 + 2 * options.n_draws + len(cell.others)
     n_settings = len(options.layers or range(model.n_layers)) * len(options.alphas) * len(options.sites)
-    n_select, n_test = (_n(cell.task, split, cell.seed, options.n_judged) for split in ("select", "test"))
+    n_select, n_test = (_n(cell.task, split, cell.seed, options.n_judge_prompts) for split in ("select", "test"))
     rows = n_vectors * (n_settings * min(16, n_select) + 6 * n_select + n_test)
-    prefix = (n_select + 2 * n_test) * forward(model, prompt_tokens(open_task(cell.task)), 1)
+    prefix = (n_select + 2 * n_test) * forward(model, _prompt(cell), 1)
     return prefix + rows * forward(model, 2)  # the last prompt token and the answer
 
 
@@ -62,33 +67,45 @@ def forgetting(cell: Cell, model: Survey) -> float:
     """Every prompt, instructed and by each cloze: once for its answer, once for greedy decoding."""
     options, task = cell.options, open_task(cell.task)
     n_forms = 1 + min(len(task.clozes), options.n_clozes or len(task.clozes))
-    return 2 * n_forms * _n(cell.task, "test", cell.seed, options.n_prompts) * forward(model, prompt_tokens(task) + 2)
+    return 2 * n_forms * _n(cell.task, "test", cell.seed, options.n_prompts) * forward(model, _prompt(cell) + 2)
 
 
 def dynamics(cell: Cell, model: Survey) -> float:
     """The effects, and means of two halves; instructed prompts for performance and hidden states."""
-    n_tokens, n_fit = prompt_tokens(open_task(cell.task)), _n(cell.task, "fit", cell.seed)
-    scored = 3 * _n(cell.task, "select", cell.seed, cell.options.n_scored) * forward(model, n_tokens)
-    means = 6 * min(100, n_fit) * forward(model, n_tokens)
+    n_tokens, n_fit = _prompt(cell), _n(cell.task, "fit", cell.seed)
+    scored = 3 * _n(cell.task, "select", cell.seed, cell.options.n_judge_prompts) * forward(model, n_tokens)
+    means = 2 * min(100, n_fit) * forward(model, n_tokens)
     return means + scored + min(cell.options.n_prompts, n_fit) * all_heads(model, n_tokens)
 
 
 def tuning(cell: Cell, model: Survey) -> float:
     """Steps forward and backward, twice with rehearsal; judgements; the effects that guidance needs."""
-    options, n_tokens = cell.options, prompt_tokens(open_task(cell.task)) + 2
+    options, n_tokens = cell.options, _prompt(cell) + 2
     step = (1 + BACKWARD) * options.batch_size * forward(model, n_tokens)
     n_passes = 2 if options.guidance.startswith(("instruction", "vectors", "translations")) else 1
-    judged = (options.steps / options.judge_every + 2) * 32 * (1 + len(options.watch)) * forward(model, n_tokens)
+    judged = (
+        (options.steps / options.judge_every + 2)
+        * options.n_prompts
+        * (1 + len(options.watch))
+        * forward(model, n_tokens)
+    )
     guided = 0.0 if options.guidance == "none" else (1 + len(options.watch)) * 32 * all_heads(model, n_tokens)
     return options.steps * n_passes * step + judged + guided
 
 
-def prompt_tokens(task: Task, n_shots: int = 0) -> float:
-    """Length of a prompt of a task, guessed from its letters."""
-    some = task.examples[:32]
+def prompt_tokens(task: Task, recipe: PromptRecipe | None = None) -> float:
+    """Length of a clean prompt of a task, guessed from its letters."""
+    some, recipe = task.examples[:32], recipe or PromptRecipe()
     mean = sum(len(example.input) + len(example.answer) for example in some) / len(some)
-    instruction = len(task.instructions[0]) if task.instructions else 0
-    return 6 + (instruction + mean * (1 + n_shots)) / CHARS_PER_TOKEN
+    instruction = max((len(text) for text in recipe.texts(task)[:1]), default=0)
+    return 6 + (instruction + mean * (1 + recipe.shots(task))) / CHARS_PER_TOKEN
+
+
+def _prompt(cell: Cell) -> float:
+    try:
+        return prompt_tokens(open_task(cell.task), cell.recipe)
+    except ValueError:  # which the cell itself will raise, and cost no other
+        return prompt_tokens(open_task(cell.task), PromptRecipe(n_shots=0))
 
 
 @lru_cache(maxsize=1)

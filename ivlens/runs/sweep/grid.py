@@ -97,6 +97,8 @@ def _section(kind: str, table: Mapping[str, Any], setting: Setting, source: Path
     given = {name: value for name, value in table.items() if name not in _AXES}
     if isinstance(given.get("watch"), list):
         given["watch"] = _tasks_in(given["watch"], source)
+    if "template" in given:
+        given["template"] = _templates(given["template"], source)
     varied = {name: _values(made, name, value) for name, value in given.items()}
     n_cells = math.prod(map(len, (models, tasks, seeds, *varied.values())))
     if not 0 < n_cells <= MAX_CELLS:
@@ -134,6 +136,13 @@ def _tasks_in(value: list[Any], source: Path) -> list[Any]:
     if value and all(isinstance(item, list) for item in value):
         return [_tasks_in(item, source) for item in value]
     return [_task(item, source) if isinstance(item, str) else item for item in value]
+
+
+def _templates(value: Any, source: Path) -> Any:
+    """Names as they are, paths made whole."""
+    if isinstance(value, list):
+        return [_templates(item, source) for item in value]
+    return _beside(value, source) if isinstance(value, str) and value.lower().endswith(".json") else value
 
 
 def _models(name: str, source: Path) -> list[ModelSpec]:

@@ -32,10 +32,10 @@ class Kind:
 
 # in the order in which they are made: what others are made from comes first
 KINDS: dict[str, Kind] = {
-    "effects": Kind(EffectsOptions),
-    "vectors": Kind(VectorOptions, made_from=("effects",)),
-    "interventions": Kind(InterventionOptions, made_from=("effects", "vectors"), uses_others=True),
+    "effects": Kind(EffectsOptions, format=2),
+    "vectors": Kind(VectorOptions, format=2, made_from=("effects",)),
+    "interventions": Kind(InterventionOptions, format=2, made_from=("effects", "vectors"), uses_others=True),
     "forgetting": Kind(ForgettingOptions),
-    "dynamics": Kind(DynamicsOptions, format=2),
-    "tuning": Kind(TuningOptions),
+    "dynamics": Kind(DynamicsOptions, format=3),
+    "tuning": Kind(TuningOptions, format=2),
 }

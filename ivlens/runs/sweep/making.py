@@ -16,11 +16,10 @@ from ivlens.effects.results import HeadEffects
 from ivlens.models.boot import TransformerBridge
 from ivlens.runs.sweep import cost
 from ivlens.runs.sweep.cells import Cell, Survey
-from ivlens.steering.evaluate import evaluate_intervention
-from ivlens.steering.search import Grid as SettingsGrid
+from ivlens.steering.evaluate import JudgeOptions, evaluate_intervention
 from ivlens.tasks.task import Task
 from ivlens.tuning.builder import guidance_by_name
-from ivlens.tuning.finetuning import finetune
+from ivlens.tuning.finetuning import Along, finetune
 from ivlens.vectors.vector import InstructionVector
 
 logger = logging.getLogger("ivlens")
@@ -66,17 +65,11 @@ def _effects(making: Making, folder: Path) -> None:
     found = head_effects(
         making.model,
         making.open_task(cell.task),
-        n_prompts=options.n_prompts,
-        n_mean_prompts=options.n_mean_prompts,
+        recipe=cell.recipe,
         corruption=options.corruption,
         score=options.score,
-        mode=options.mode,
-        method=options.method,
-        template=options.template,
-        n_shots=options.n_shots,
-        correct_only=options.correct_only,
-        seed=cell.seed,
-        max_memory=cell.setting.max_memory,
+        n_prompts=options.n_prompts,
+        options=options.effects(cell.setting.max_memory),
     )
     found.save(folder / EFFECTS_FILE)
     found.to_frame().drop(columns="task").to_parquet(folder / TABLE, index=False)
@@ -105,22 +98,23 @@ def _vector(making: Making, task: str) -> InstructionVector:
 def _interventions(making: Making, folder: Path) -> None:
     cell, options = making.cell, making.cell.options
     task = making.open_task(cell.task)
-    table = evaluate_intervention(
+    judge = JudgeOptions(
+        seed=cell.seed,
+        corruption=options.judged_on,
+        other_vectors=[_vector(making, name) for name in cell.others],
+        means=_measured(making),
+    )
+    found = evaluate_intervention(
         making.model,
         task,
         _vector(making, cell.task),
-        corruption=options.judged_on,
-        n_prompts=options.n_judged,
+        recipe=cell.recipe,
+        at=options.grid,
+        n_prompts=options.n_judge_prompts,
         n_draws=options.n_draws,
-        seed=cell.seed,
-        other_vectors=[_vector(making, name) for name in cell.others],
-        template=options.template,
-        means=_measured(making),
-        grid=SettingsGrid(
-            layers=options.layers, alphas=options.alphas, sites=options.sites, positions=options.positions
-        ),
+        options=judge,
     )
-    table.to_parquet(folder / TABLE, index=False)
+    found.table.to_parquet(folder / TABLE, index=False)
 
 
 def _tuning(making: Making, folder: Path) -> None:
@@ -139,17 +133,16 @@ def _tuning(making: Making, folder: Path) -> None:
 def _trained(making: Making, folder: Path) -> None:
     cell, options = making.cell, making.cell.options
     task, watch = making.open_task(cell.task), [making.open_task(name) for name in options.watch]
+    recipe, seed = cell.recipe, cell.seed
     result = finetune(
         making.model,
         task,
         method=options.method,
-        guidance=guidance_by_name(options.guidance, making.model, task, seed=cell.seed, earlier=watch),
-        options=options.training(),
+        guidance=guidance_by_name(options.guidance, making.model, task, seed=seed, recipe=recipe, earlier=watch),
+        options=options.training(seed),
+        recipe=recipe,
         watch=watch,
-        n_samples=options.n_samples,
-        template=options.template,
-        seed=cell.seed,
-        folder=making.work,
+        along=Along(making.work),
     )
     result.log.drop(columns="seconds").to_parquet(folder / LOG_FILE, index=False)
     result.scores.rename(columns={"task": "judged"}).to_parquet(folder / TABLE, index=False)
@@ -159,7 +152,8 @@ def _trained(making: Making, folder: Path) -> None:
 
 
 def _forgetting(making: Making, folder: Path) -> None:
-    options = ProbeOptions(**vars(making.cell.options), seed=making.cell.seed)
+    cell, asked = making.cell, making.cell.options
+    options = ProbeOptions(n_prompts=asked.n_prompts, n_clozes=asked.n_clozes, recipe=cell.recipe)
     found = probe(making.model, [making.open_task(making.cell.task)], options)
     renamed = found.drop(columns="task").rename(columns={"kind": "probe", "n_prompts": "n_asked"})
     renamed.to_parquet(folder / TABLE, index=False)
@@ -168,8 +162,8 @@ def _forgetting(making: Making, folder: Path) -> None:
 def _dynamics(making: Making, folder: Path) -> None:
     import pandas as pd
 
-    task = making.open_task(making.cell.task)
-    options = TrackOptions(**vars(making.cell.options), seed=making.cell.seed)
+    task, asked, recipe = making.open_task(making.cell.task), making.cell.options, making.cell.recipe
+    options = TrackOptions(asked.n_prompts, asked.k, n_judge_prompts=asked.n_judge_prompts, recipe=recipe)
     # a cell knows no first model, and 0 would say that this one is as near to it as can be
     stage = replace(measure_stage(making.model, [task], options), distance=math.nan)
     stage.save(folder / STAGE_FILE)

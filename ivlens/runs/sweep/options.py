@@ -2,27 +2,56 @@
 
 import types
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from difflib import get_close_matches
 from functools import cache
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from ivlens.common.checks import check_counts
 from ivlens.effects.engines import find_engine
+from ivlens.effects.measure import EffectOptions
 from ivlens.effects.request import check_mode
 from ivlens.forward.hooks import SITES, check_site
 from ivlens.forward.scoring import check_score
 from ivlens.prompts.corruptions import CORRUPTIONS
-from ivlens.prompts.templates import find_template
+from ivlens.prompts.recipe import TASK, PromptRecipe
 from ivlens.steering.edits import POSITIONS
 from ivlens.steering.search import Grid as SettingsGrid
-from ivlens.tuning.builder import find_recipe
+from ivlens.tuning.builder import find_guidance
 from ivlens.tuning.methods import METHODS
-from ivlens.tuning.options import TuneOptions
+from ivlens.tuning.options import Decay, TuneOptions
 
 
 @dataclass(frozen=True)
-class EffectsOptions:
+class PromptOptions:
+    """Of a `PromptRecipe`, whose seed is the cell's.
+
+    Attributes:
+        template: As of the recipe; a path is relative to the grid's file.
+        instruction: `task`: one of the task's own; `none`; or a text.
+        n_shots: As of the recipe.
+    """
+
+    template: str = "plain"
+    instruction: str = "task"
+    n_shots: int | None = None
+
+    def __post_init__(self) -> None:
+        check_counts(self, n_shots=0)
+        self.recipe(0)
+
+    def recipe(self, seed: int) -> PromptRecipe:
+        """How clean prompts are made."""
+        given = {"task": TASK, "none": None}.get(self.instruction, self.instruction)
+        return PromptRecipe(self.template, given, self.n_shots, seed)
+
+    def for_other_tasks(self) -> "PromptOptions":
+        """The same for tasks that have instructions of their own."""
+        return self if self.instruction in ("task", "none") else replace(self, instruction="task")
+
+
+@dataclass(frozen=True)
+class EffectsOptions(PromptOptions):
     """Of `head_effects`."""
 
     n_prompts: int = 32
@@ -31,25 +60,28 @@ class EffectsOptions:
     score: str = "prob"
     mode: str = "replace"
     method: str = "exact"
-    template: str = "plain"
-    n_shots: int | None = None
     correct_only: bool = False
+    contrast: bool = False
 
     def __post_init__(self) -> None:
-        check_counts(self, n_prompts=1, n_mean_prompts=1, n_shots=0)
+        super().__post_init__()
+        check_counts(self, n_prompts=1, n_mean_prompts=1)
         _check_choice("corruption", self.corruption, (None, *CORRUPTIONS))
         check_score(self.score, has_foils=True)
         check_mode(self.mode)
         find_engine(self.method)
-        find_template(self.template)
+
+    def effects(self, max_memory: int) -> EffectOptions:
+        """As `head_effects` takes them."""
+        names = ("mode", "method", "n_mean_prompts", "correct_only", "contrast")
+        return EffectOptions(max_memory=max_memory, **{name: getattr(self, name) for name in names})
 
 
 @dataclass(frozen=True)
 class VectorOptions(EffectsOptions):
-    """Of the effects and of `InstructionVector.from_effects`."""
+    """Of the effects and of `InstructionVector.from_effects`; with `contrast` the effects are measured for it."""
 
     k: int = 10
-    contrast: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -62,7 +94,7 @@ class InterventionOptions(VectorOptions):
 
     n_draws: int = 19
     judged_on: str = "drop"
-    n_judged: int | None = None
+    n_judge_prompts: int | None = None
     layers: tuple[int, ...] | None = None
     alphas: tuple[float, ...] = tuple(SettingsGrid.alphas)
     sites: tuple[str, ...] = tuple(SITES)
@@ -70,7 +102,7 @@ class InterventionOptions(VectorOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_counts(self, n_draws=0, n_judged=1)
+        check_counts(self, n_draws=0, n_judge_prompts=1)
         _check_choice("judged_on", self.judged_on, CORRUPTIONS)
         _check_choice("positions", self.positions, POSITIONS)
         for site in self.sites:
@@ -78,10 +110,16 @@ class InterventionOptions(VectorOptions):
         if not self.alphas or not self.sites or self.layers == ():
             raise ValueError("layers, alphas or sites is an empty list, expected something to try; name some.")
 
+    @property
+    def grid(self) -> SettingsGrid:
+        """What every vector searches."""
+        names = ("layers", "alphas", "sites", "positions")
+        return SettingsGrid(**{name: getattr(self, name) for name in names})
+
 
 @dataclass(frozen=True)
-class TuningOptions:
-    """Of `finetune` and the guidance in it."""
+class TuningOptions(PromptOptions):
+    """Of `finetune` and the guidance in it, which keeps the tasks in `watch`."""
 
     method: str = "lora"
     guidance: str = "none"
@@ -91,49 +129,48 @@ class TuningOptions:
     batch_size: int = 32
     decay: str = "linear"
     n_samples: int | None = None
+    n_prompts: int = 32
     judge_every: int = 20
     save_every: int = 50
-    template: str = "plain"
     keep_model: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_counts(self, n_samples=1)
         _check_choice("method", self.method, tuple(METHODS))
-        find_recipe(self.guidance)
-        find_template(self.template)
-        self.training()
+        find_guidance(self.guidance)
+        _check_choice("decay", self.decay, get_args(Decay))
+        self.training(0)
 
-    def training(self) -> TuneOptions:
-        """As the loop takes them."""
-        names = ("lr", "batch_size", "decay", "judge_every", "save_every")
-        return TuneOptions(n_steps=self.steps, **{name: getattr(self, name) for name in names})
+    def training(self, seed: int) -> TuneOptions:
+        """As `finetune` takes them."""
+        names = ("lr", "steps", "batch_size", "decay", "judge_every", "save_every", "n_samples", "n_prompts")
+        return TuneOptions(seed=seed, **{name: getattr(self, name) for name in names})
 
 
 @dataclass(frozen=True)
-class ForgettingOptions:
+class ForgettingOptions(PromptOptions):
     """Of `probe`: what a model does under the instruction, and what it knows without."""
 
     n_prompts: int | None = None
     n_clozes: int | None = 4
-    template: str = "plain"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_counts(self, n_prompts=1, n_clozes=1)
-        find_template(self.template)
 
 
 @dataclass(frozen=True)
-class DynamicsOptions:
+class DynamicsOptions(PromptOptions):
     """Of `measure_stage`: all that is kept of one checkpoint, to be compared with others without opening it again."""
 
     n_prompts: int = 24
     k: int = 10
-    n_scored: int | None = None
-    template: str = "plain"
+    n_judge_prompts: int | None = None
 
     def __post_init__(self) -> None:
-        check_counts(self, n_prompts=1, k=1, n_scored=1)
-        find_template(self.template)
+        super().__post_init__()
+        check_counts(self, n_prompts=1, k=1, n_judge_prompts=1)
 
 
 @dataclass(frozen=True)
