@@ -66,8 +66,8 @@ def evaluate_intervention(
     outside S, scaled to equal norm), `other_tasks` (`other_vectors`, those that contain this task's left out),
     `constant` (the answer right most often on `select`, given to all).
 
-    An answer is right where greedy decoding begins with it: what follows its last token is not looked at, so a model
-    that writes "12" is right where "1" was asked, if the tokenizer splits numbers into digits.
+    An answer is right (`accuracy`) where greedy decoding begins with it and does not go on inside its last word: "12"
+    is not "1", "small dog" is "small". It is `exact` where the text or the line ends with it.
 
     Args:
         layer, alpha, site: fix them instead of searching. They then hold for all conditions, so a setting that was
@@ -89,11 +89,11 @@ def evaluate_intervention(
 
     Returns:
         A row per condition: `condition`, `vector`, `n_vectors`, `layer`, `alpha`, `site` (those that all its vectors
-        share), `n` prompts, and for `accuracy`, `prob` (first answer token) and `logprob` (whole answer, nats) the mean
-        over prompts and vectors with a 95 % bootstrap interval over prompts (`accuracy_lo`, `accuracy_hi`, ...);
-        `accuracy_best` is the best single vector's, `n_nonfinite` counts overflows (wrong, probability 0). A control
-        that cannot be made (no heads left, no other vectors) has `n_vectors` 0. The settings are in `.attrs`, with the
-        split that was `searched_on`, if any: judging on that one flatters all vectors, and is logged.
+        share), `n` prompts, and for `accuracy`, `exact`, `prob` (first answer token) and `logprob` (whole answer, nats)
+        the mean over prompts and vectors with a 95 % bootstrap interval over prompts (`accuracy_lo`, `accuracy_hi`,
+        ...); `accuracy_best` is the best single vector's, `n_nonfinite` counts overflows (wrong, probability 0). A
+        control that cannot be made (no heads left, no other vectors) has `n_vectors` 0. The settings are in `.attrs`,
+        with the split that was `searched_on`, if any: judging on that one flatters all vectors, and is logged.
 
     Raises:
         ValueError: an unknown split, layer or site; a vector of another model (`InstructionVector.load` can allow other
