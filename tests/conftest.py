@@ -140,6 +140,18 @@ def output_bias(model: torch.nn.Module, layer: int) -> torch.Tensor:
     return torch.zeros(model.cfg.d_model) if bias is None else bias.detach()
 
 
+def chained(model: torch.nn.Module, links: dict[int, int]) -> torch.nn.Module:
+    """Make a llama write one token after another, whatever stands before: `{token: the one that follows it}`."""
+    wrapped = model.original_model
+    with torch.no_grad():
+        most = 1.5 * wrapped.lm_head.weight.abs().max()
+        for number, (token, following) in enumerate(links.items()):
+            direction = torch.eye(model.cfg.d_model)[number]
+            wrapped.model.embed_tokens.weight[token] = 1e4 * direction  # nothing that blocks write comes near
+            wrapped.lm_head.weight[following] = most * direction / wrapped.model.norm.weight
+    return model
+
+
 def tiny_task(
     name: str = "antonym", instruction: str = "Give the opposite of the word.", shift: int = 1, **more
 ) -> Task:

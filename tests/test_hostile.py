@@ -64,7 +64,7 @@ def make_targets(folder: Path) -> Targets:
     learner = Learner(model)
     learner.learn(training_set(model, task, task.examples[:4]), TuneOptions(lr=1e-2, steps=2, batch_size=2))
     more = {"adapters": learner.save(folder / "adapters"), "checkpoint": folder / "model"}
-    suite = Suite("pocket", (task, tiny_task("synonym", "Give a synonym.", 2)), dict.fromkeys(NEW, "accuracy"))
+    suite = Suite("pocket", (task, tiny_task("synonym", "Give a synonym.", 2)), dict.fromkeys(NEW, "suite_accuracy"))
     grid, cell = Grid(model, lambda order: suite, BenchOptions(), folder / "bench"), Cell("lora")
     grid.keep(CellResult(cell, NEW, [[0.0, 0.25], [1.0, 0.5], [0.75, 1.0]], [{"a": 1.0}, {"a": 0.5}], [], CURVES, 1.5))
     (folder / "sandbox").mkdir()

@@ -69,7 +69,7 @@ def forget(
     prompts: PromptOptions | None = None,
     out: Path = Path("out/forget"),
     split: Literal["select", "test"] = "test",
-    measure: Literal["prob", "seq_prob", "greedy", "ranked"] = "seq_prob",
+    measure: Literal["prob", "seq_prob", "accuracy", "exact", "ranked"] = "seq_prob",
     figures: FigureSuffix = "html",
     as_json: AsJson = False,
 ) -> None:
@@ -85,7 +85,8 @@ def forget(
             writes it; or one checkpoint.
         out: Folder for probes/ (every example), forgetting.parquet (both drops, with intervals) and the figure.
         split: Inputs to judge on.
-        measure: What the table and the figure show: probability of the first token or of the whole answer, or accuracy.
+        measure: What the table and the figure show: probability of the first token or of the whole answer, accuracy
+            (exact: the answer and nothing behind it), or ranked, the accuracy among the task's answers.
         figures: Suffix of the figure.
     """
     quiet_libraries()

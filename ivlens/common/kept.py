@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ivlens")
 KEY = "ivlens_key"
+RENAMED = {"greedy": "accuracy"}  # measures, as older tables call them
 
 
 def digest(what: Any) -> str:
@@ -37,12 +38,18 @@ def kept_table(path: Path | None, key: Mapping[str, Any], make: "Callable[[], pd
             logger.warning("%s is damaged (%s); it is measured again.", path, type(error).__name__)
         else:
             check_key(path, found.attrs.get(KEY), mark)
-            return found
+            return renamed(found)
     made = make()
     made.attrs[KEY] = mark
     if path is not None:
         write_whole(path, made.to_parquet)
     return made
+
+
+def renamed(table: "pd.DataFrame") -> "pd.DataFrame":
+    """A table with measures under the names they have now, as columns or in a column `measure`."""
+    found = table.rename(columns=RENAMED)
+    return found.assign(measure=found["measure"].replace(RENAMED)) if "measure" in found else found
 
 
 def check_key(path: Path, found: Any, expected: str) -> None:

@@ -1,7 +1,7 @@
 """Prompts run once without their last token, so that the last one can be run many times under other interventions."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -74,18 +74,22 @@ class SharedPrefix:
         answers: Int[Tensor, "rows given"],
         stream: Float[Tensor, "rows given+1 d_model"] | None = None,
         start: int = 0,
-    ) -> Float[Tensor, "rows given+1 d_vocab"]:
+        *,
+        last_only: bool = False,
+    ) -> Float[Tensor, "rows kept d_vocab"]:
         """Logits at the last prompt token of each row's prompt and at the tokens that follow it (none may follow).
 
         Args:
             prompts: which prompt each row continues.
             answers: the tokens that follow.
             stream: the residual stream that enters block `start`, whose predecessors are left out.
+            last_only: logits at the last token alone.
         """
         prompts, answers = prompts.to(self._tokens.device), answers.to(self._tokens.device)
         following = torch.cat([self._tokens[prompts, -1:], answers], dim=1)
         mask = torch.cat([self._mask[prompts], torch.ones_like(answers)], dim=1)
-        with torch.no_grad(), blocks_left_out(self._model, start, stream, self._form):
+        fewer = _last_logits_only(self._model) if last_only else nullcontext()
+        with torch.no_grad(), blocks_left_out(self._model, start, stream, self._form), fewer:
             if self._cache is None:
                 return self._model(following, attention_mask=mask, use_cache=False)
             # a pass lengthens the cache, so every pass gets fresh rows; blocks left out need the length only

@@ -4,12 +4,13 @@ Every function computes in float32 at least. `-100` in answer tokens is padding.
 """
 
 from collections.abc import Iterator
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ivlens.forward.borders import Borders
 from ivlens.forward.hooks import check_unsteered, model_lock
 from ivlens.forward.inputs import check_answers, check_length, check_prompts, forced, row_slices
 from ivlens.models.boot import TransformerBridge
@@ -128,18 +129,75 @@ def answer_logits(
     return torch.cat([logits for _, logits in answer_passes(model, batch, batch_size=batch_size)])
 
 
-def greedy_accuracy(model: TransformerBridge, batch: PromptBatch, *, batch_size: int = 64) -> Bool[Tensor, " batch"]:
-    """Whether greedy decoding gives any of the accepted answers of each row.
+class Correct(NamedTuple):
+    """Which answers greedy decoding gets right.
 
-    An answer counts as soon as its tokens are there: what follows is not looked at.
+    Attributes:
+        accuracy: It begins with an accepted answer, and does not go on inside the answer's last word: "12" is not "1",
+            "small dog" is "small".
+        exact: It writes an accepted answer, and then ends the text or the line.
+    """
+
+    accuracy: Bool[Tensor, " rows"]
+    exact: Bool[Tensor, " rows"]
+
+
+def judged_rows(
+    logits: Float[Tensor, "rows positions d_vocab"],
+    answers: Int[Tensor, "rows answer_len"],
+    is_full: Bool[Tensor, " rows"],
+    borders: Borders,
+) -> Correct:
+    """Which rows greedy decoding gets right, from the logits at each answer token and at the one after the last.
+
+    Args:
+        is_full: prompt and answer fill the model's context: the answer counts as ended, whatever the logits there.
+    """
+    accuracy = greedy_match(logits[:, : answers.shape[1]], answers)
+    exact = torch.zeros_like(accuracy)
+    matched = accuracy.nonzero()[:, 0]
+    behind = (answers[matched] != -100).sum(1).clamp(max=logits.shape[1] - 1)
+    following = logits[matched, behind].argmax(-1).masked_fill(is_full[matched], -1).tolist()
+    for row, given, token in zip(matched.tolist(), answers[matched].tolist(), following, strict=True):
+        answer, after = tuple(each for each in given if each != -100), None if token < 0 else token
+        accuracy[row], exact[row] = not borders.goes_on(answer, after), borders.ends(answer, after)
+    return Correct(accuracy, exact)
+
+
+def greedy_correct(model: TransformerBridge, batch: PromptBatch, *, batch_size: int = 64) -> Correct:
+    """Which rows greedy decoding answers with any of their accepted answers, and where it ends with that answer.
+
+    The token after an answer is looked at too, which needs one more position of the model's context. Where prompt and
+    answer fill the context, the answer counts as ended. Without a tokenizer no answer is seen to go on or to end: see
+    `Borders`.
 
     Raises:
         ValueError, RuntimeError: as `answer_passes`.
     """
     wide, source = batch.expanded()
+    tokens, mask = check_prompts(model, wide.tokens, wide.attention_mask)
     answers = check_answers(model, wide.answer_tokens, len(wide))
-    right = torch.zeros(len(batch), dtype=torch.bool, device=answers.device)
-    for rows, logits in answer_passes(model, wide, batch_size=batch_size):
-        hits = greedy_match(logits, answers[rows])
-        right[source.to(answers.device)[rows][hits]] = True
+    check_length(model, mask, answers.shape[1])
+    is_full = mask.sum(1) + (answers != -100).sum(1) >= model.cfg.n_ctx
+    # side by side, a long prompt and a long answer may be wider together than the context, which neither fills
+    size = batch_size if tokens.shape[1] + answers.shape[1] <= model.cfg.n_ctx else min(batch_size, 1)
+    borders, source = Borders(model.tokenizer), source.to(answers.device)
+    right = Correct(*torch.zeros((2, len(batch)), dtype=torch.bool, device=answers.device))
+    for rows in row_slices(len(wide), size):
+        given = check_answers(model, answers[rows], len(answers[rows]))
+        followed = given if size == 1 and is_full[rows].any() else torch.nn.functional.pad(given, (0, 1), value=-100)
+        with model_lock(model):
+            check_unsteered(model)
+            logits = forced(*check_prompts(model, tokens[rows], mask[rows]), followed).logits(model)
+        for kept, found in zip(right, judged_rows(logits, given, is_full[rows], borders), strict=True):
+            kept[source[rows][found]] = True
     return right
+
+
+def greedy_accuracy(model: TransformerBridge, batch: PromptBatch, *, batch_size: int = 64) -> Bool[Tensor, " batch"]:
+    """Whether greedy decoding begins with any of the accepted answers of each row, and not with a longer word.
+
+    Raises:
+        ValueError, RuntimeError: as `answer_passes`.
+    """
+    return greedy_correct(model, batch, batch_size=batch_size).accuracy

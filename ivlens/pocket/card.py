@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from ivlens.common.version import __version__
 from ivlens.effects.measure import head_effects
-from ivlens.forward.scoring import greedy_accuracy
+from ivlens.forward.scoring import greedy_correct
 from ivlens.models.boot import TransformerBridge
 from ivlens.models.fingerprint import model_identity
 from ivlens.models.load import load_model
@@ -79,7 +79,8 @@ class Card:
     """Measures of a pocket model.
 
     Attributes:
-        measures: name, title, value, low, high (95 % interval), bar, verdict; one row per entry of `BARS`.
+        measures: name, title, value (accuracy), low, high (95 % interval), exact (the share of answers with nothing
+            behind them), bar, verdict; one row per entry of `BARS`.
         tasks: accuracy of every task under every condition that needs no vector.
         interventions: every shared-input task under every control, with the setting each of them chose.
         about: model, bank, split, seed, versions.
@@ -119,13 +120,13 @@ def measure_card(
 def _judge_task(
     bridge: TransformerBridge, bank: Mapping[str, Task], task: Task, split: Split, seed: int
 ) -> pd.DataFrame:
-    """One row per prompt: task, group, condition, input, correct."""
+    """One row per prompt: task, group, condition, input, correct, exact."""
     rows = []
     for condition, batch in _prompts(bridge.tokenizer, bank, task, split, seed):
-        correct = greedy_accuracy(bridge, batch).float().tolist()
         inputs = [example.input for example in batch.examples]
-        rows += [(task.name, task.inputs, condition, x, c) for x, c in zip(inputs, correct, strict=True)]
-    return pd.DataFrame(rows, columns=["task", "group", "condition", "input", "correct"])
+        correct, exact = (found.float().tolist() for found in greedy_correct(bridge, batch))
+        rows += [(task.name, task.inputs, condition, *row) for row in zip(inputs, correct, exact, strict=True)]
+    return pd.DataFrame(rows, columns=["task", "group", "condition", "input", "correct", "exact"])
 
 
 def _prompts(
@@ -189,10 +190,12 @@ def _measures(judged: pd.DataFrame, interventions: pd.DataFrame, seed: int) -> p
     for name, bar in BARS.items():
         if name in prompts:
             value, low, high = mean_over_tasks(prompts[name], seed)
+            exact = mean_over_tasks(prompts[name].assign(correct=prompts[name]["exact"]), seed)[0]
         else:
             found = vectors[name.removesuffix("_worst")]
-            value, low, high = _mean_of_rows(found.nsmallest(1 if name == "iv_worst" else len(found), ["accuracy"]))
-        entry = {"name": name, "title": bar.title, "value": value, "low": low, "high": high}
+            found = found.nsmallest(1 if name == "iv_worst" else len(found), ["accuracy"])
+            (value, low, high), exact = _mean_of_rows(found), float(found["exact"].to_numpy(float).mean())
+        entry = {"name": name, "title": bar.title, "value": value, "low": low, "high": high, "exact": exact}
         table.append(entry | {"bar": bar.text(), "verdict": bar.verdict(value)})
     return pd.DataFrame(table)
 

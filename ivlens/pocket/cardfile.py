@@ -15,8 +15,9 @@ instruction and input meet only at the cue): a demonstration, not evidence about
 makes the weights, `ivlens pocket card` this page.
 
 Every control chooses its layer, strength and site on the *select* inputs by itself, as the vector does. Accuracy is
-greedy: the first tokens generated are those of an accepted answer. Intervals are 95 % bootstrap intervals over inputs.
-Words that no rule prompt contained are spelled out in the training prose."""
+greedy: what is generated begins with an accepted answer and does not go on inside its last word; *exact* asks that it
+ends there. Intervals are 95 % bootstrap intervals over inputs. Words that no rule prompt contained are spelled out in
+the training prose."""
 
 
 def card_json(card: Card) -> str:
@@ -30,10 +31,10 @@ def card_json(card: Card) -> str:
 
 def card_table(card: Card) -> str:
     """The measures as a Markdown table."""
-    lines = ["| measure | value | 95 % interval | bar | |", "|---|---|---|---|---|"]
+    lines = ["| measure | value | 95 % interval | exact | bar | |", "|---|---|---|---|---|---|"]
     for row in card.measures.to_dict("records"):
-        interval = f"{row['low']:.3f} – {row['high']:.3f}"
-        lines.append(f"| {row['title']} | {row['value']:.3f} | {interval} | {row['bar']} | {row['verdict']} |")
+        numbers = f"{row['value']:.3f} | {row['low']:.3f} – {row['high']:.3f} | {row['exact']:.3f}"
+        lines.append(f"| {row['title']} | {numbers} | {row['bar']} | {row['verdict']} |")
     return "\n".join(lines)
 
 
@@ -51,6 +52,7 @@ def write_card(card: Card, folder: Path) -> None:
         "accuracy",
         "accuracy_lo",
         "accuracy_hi",
+        "exact",
     ]
     interventions = card.interventions.reindex(columns=[name for name in columns if name in card.interventions])
     parts = [

@@ -85,6 +85,9 @@ def evaluate_intervention(
     `random_heads` (`n_draws` vectors from k heads outside S, scaled to equal norm), `other_tasks` (vectors of other
     tasks, those that contain this task's left out), `constant` (the answer right most often on *select*, given to all).
 
+    An answer is right (`accuracy`) where greedy decoding begins with it and does not go on inside its last word: "12"
+    is not "1", "small dog" is "small". It is `exact` where the text or the line ends with it.
+
     Args:
         recipe: how clean prompts are made; None: as those of the vector were.
         at: what is searched, and `positions`; or one setting, which is then not searched and holds for all conditions:

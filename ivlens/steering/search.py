@@ -90,8 +90,8 @@ def sweep_settings(
         seed: draws which prompts, and their order; splits are those of the seed the vectors were made with.
 
     Returns:
-        One row per vector, layer, site and alpha, with the means `accuracy`, `prob` (first answer token) and `logprob`
-        (whole answer, nats) over `n` prompts.
+        One row per vector, layer, site and alpha, with the means `accuracy`, `exact`, `prob` (first answer token) and
+        `logprob` (whole answer, nats) over `n` prompts; see `evaluate_intervention`.
 
     Raises:
         ValueError: an unknown layer, site, positions or split; a vector of another model, or made on this split.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ivlens.common.intervals import percentiles, resampled_means
 
-METRICS = ("accuracy", "prob", "logprob")
+METRICS = ("accuracy", "exact", "prob", "logprob")
 
 
 class Setting(NamedTuple):
@@ -26,12 +26,15 @@ class Scores:
     """What came of each intervention on each prompt.
 
     Attributes:
-        accuracy: 1 where greedy decoding gives one of the accepted answers, else 0.
+        accuracy: 1 where greedy decoding begins with one of the accepted answers and does not go on inside its last
+            word, else 0; see `ivlens.forward.scoring.Correct`.
+        exact: 1 where it writes one of them and then ends the text or the line, else 0.
         prob: probability of the first token of the first answer.
         logprob: log-probability of the whole first answer, in nats.
     """
 
     accuracy: Float[Tensor, "n batch"]
+    exact: Float[Tensor, "n batch"]
     prob: Float[Tensor, "n batch"]
     logprob: Float[Tensor, "n batch"]
 
@@ -104,9 +107,9 @@ def summary(judged: Judged, seed: int) -> dict[str, Any]:
 
 
 def accuracy_only(accuracy: Float[Tensor, " batch"]) -> Scores:
-    """Scores of something that has no probabilities: NaN there."""
+    """Scores of something that gives whole answers and has no probabilities: NaN there."""
     nothing = torch.full_like(accuracy, float("nan"))[None]
-    return Scores(accuracy[None], nothing, nothing)
+    return Scores(accuracy[None], accuracy[None], nothing, nothing)
 
 
 def _interval(values: Float[Tensor, "n batch"], seed: int) -> tuple[float, float, float]:

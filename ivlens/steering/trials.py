@@ -6,16 +6,19 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from ivlens.forward.borders import Borders
 from ivlens.forward.hooks import added, check_unsteered, model_lock
 from ivlens.forward.inputs import check_length, check_prompts, row_slices
 from ivlens.forward.prefix import SharedPrefix, prompts_that_fit
+from ivlens.forward.scoring import Correct
 from ivlens.models.boot import TransformerBridge
 from ivlens.prompts.batch import PromptBatch
+from ivlens.steering.answers import AnswerRows, Rows, answer_rows, enter
 from ivlens.steering.edits import Positions, Where, addition
-from ivlens.steering.summary import Scores, Setting
+from ivlens.steering.summary import METRICS, Scores, Setting
 
 # a share of the cache and three copies of the logits for every row of a pass must fit in this many floats (0.5 GB)
 _FLOATS_PER_PASS = 2**27
@@ -25,8 +28,12 @@ class Trials:
     """Prompts with everything that does not depend on the intervention computed once.
 
     Teacher forcing with an argmax at every answer token is greedy decoding as far as right answers go; every accepted
-    answer is tried. Where the caches of all prompts do not fit in memory, the prompts are run in portions, one after
-    the other, and each call computes anew what a portion shares.
+    answer is tried. What is written after an answer is asked in a second pass, and only where all of the answer was
+    written (see `Correct`); where prompt and answer fill the model's context, the answer counts as ended. Without a
+    tokenizer there is no second pass: `accuracy` is that of the answer's tokens alone, and `exact` is 0.
+
+    Where the caches of all prompts do not fit in memory, the prompts are run in portions, one after the other, and each
+    call computes anew what a portion shares.
 
     Args:
         batch: left-padded prompts with their answers.
@@ -49,10 +56,12 @@ class Trials:
         self.model, self.batch = model, batch
         self.positions: Positions = positions
         self._rows_per_pass = rows_per_pass
+        self._borders = Borders(model.tokenizer)
         tokens, mask = check_prompts(model, batch.tokens, batch.attention_mask)
         check_length(model, mask, max(len(answer) for answers in batch.alternatives for answer in answers))
         check_unsteered(model)
-        n_answer_tokens = max(sum(map(len, answers)) for answers in batch.alternatives)
+        # every answer is run without its last token and with it
+        n_answer_tokens = max(sum(2 * len(answer) + 1 for answer in answers) for answers in batch.alternatives)
         size = min(rows_per_pass, prompts_that_fit(model, tokens.shape[1], n_answer_tokens))
         self._slices = list(row_slices(len(batch), size))
         self._held: tuple[int, _Portion] | None = None
@@ -88,23 +97,31 @@ class Trials:
         if self._held is None or self._held[0] != number:
             self._held = None  # two at once would be twice the memory
             rows = self.batch.rows(self._slices[number])
-            self._held = number, _Portion(self.model, rows, self.positions, self._rows_per_pass)
+            self._held = number, _Portion(self.model, rows, self.positions, self._rows_per_pass, self._borders)
         return self._held[1]
 
 
 class _Portion:
     """As many prompts as fit in memory side by side."""
 
-    def __init__(self, model: TransformerBridge, batch: PromptBatch, positions: Positions, rows_per_pass: int) -> None:
-        self.model = model
+    def __init__(
+        self,
+        model: TransformerBridge,
+        batch: PromptBatch,
+        positions: Positions,
+        rows_per_pass: int,
+        borders: Borders,
+    ) -> None:
+        self.model, self.batch, self._borders = model, batch, borders
         self.positions: Positions = positions
-        tokens, mask = check_prompts(model, batch.tokens, batch.attention_mask)
-        self.batch, self._device = batch, tokens.device
-        self._groups = _answer_rows(batch.alternatives)
-        (self._openings,) = _answer_rows([[answer[:1] for answer in answers] for answers in batch.alternatives])
+        self._tokens, self._mask = check_prompts(model, batch.tokens, batch.attention_mask)
+        self._n_tokens = self._mask.sum(1).cpu()
+        self._groups = answer_rows(batch.alternatives)
+        (self._openings,) = answer_rows([[answer[:1] for answer in answers] for answers in batch.alternatives])
         self._streams_of: dict[int, Tensor | None] = {}
+        self._shorter: dict[int, SharedPrefix] = {}
         longest = max(group.targets.shape[2] for group in self._groups)
-        self._prefix = SharedPrefix(model, tokens, mask)
+        self._prefix = SharedPrefix(model, self._tokens, self._mask)
         floats = self._prefix.floats_per_row + 3 * longest * model.cfg.d_vocab
         self._rows_per_pass = max(1, min(rows_per_pass, _FLOATS_PER_PASS // floats))
 
@@ -124,55 +141,99 @@ class _Portion:
 
     def scores(self, n: int, edit: "_Edit", brief: bool = False) -> Scores:
         size = (n, len(self.batch))
-        scores = Scores(torch.zeros(size), torch.zeros(size), torch.zeros(size))
+        scores = Scores(*(torch.zeros(size) for _ in METRICS))
         begun = torch.ones(size, dtype=torch.bool)
         if brief and len(self._groups) > 1:
             # few get a first token right, and no others need be looked at further
-            begun = self._run(scores, self._openings, torch.arange(begun.numel()), edit).reshape(size)
+            begun = self._run(scores, self._openings, torch.arange(begun.numel()), edit).reshape(size) >= 0
         for group in self._groups:
             n_rows = len(group.prompts)
             flat = torch.arange(n * n_rows)
             flat = flat[begun[flat // n_rows, group.prompts[flat % n_rows]]]
-            right = flat[self._run(scores, group, flat, edit)]
-            scores.accuracy[right // n_rows, group.prompts[right % n_rows]] = 1.0
+            written = self._run(scores, group, flat, edit)
+            flat, written = flat[written >= 0], written[written >= 0]
+            chosen, prompts = flat // n_rows, group.prompts[flat % n_rows]
+            right = self._judged(group.whole, chosen, group.number[flat % n_rows, written], edit)
+            for name, found in right._asdict().items():
+                getattr(scores, name)[chosen[found], prompts[found]] = 1.0
         return replace(scores, logprob=torch.full(size, torch.nan)) if brief else scores
 
     def _run(
-        self, scores: Scores, group: "_AnswerRows", flat: Int[Tensor, " rows"], edit: "_Edit"
-    ) -> Bool[Tensor, " rows"]:
-        """Enter probabilities of these (intervention, row) pairs into `scores`; which of them are answered right."""
-        right = [torch.zeros(0, dtype=torch.bool)]
+        self, scores: Scores, group: AnswerRows, flat: Int[Tensor, " rows"], edit: "_Edit"
+    ) -> Int[Tensor, " rows"]:
+        """Enter probabilities of these (intervention, row) pairs into `scores`; the answer that each writes, or -1."""
+        written = [torch.zeros(0, dtype=torch.long)]
         for part in flat.split(self._rows_per_pass) if len(flat) else ():
             chosen, rows = part // len(group.prompts), part % len(group.prompts)
-            if isinstance(edit, _Addition):
-                logits = self._added_pass(group, chosen, rows, edit)
-            else:
-                with edit(self._where(group, rows)):
-                    logits = self._prefix.logits(group.prompts[rows], group.given[rows])
-            right.append(_enter(scores, group, chosen, rows, logits))
-        return torch.cat(right)
+            written.append(enter(scores, group, chosen, rows, self._logits(group, chosen, rows, edit)))
+        return torch.cat(written)
 
-    def _added_pass(
-        self, group: "_AnswerRows", chosen: Int[Tensor, " rows"], rows: Int[Tensor, " rows"], edit: "_Addition"
-    ) -> Float[Tensor, "rows answer_len d_vocab"]:
-        change = addition(edit.deltas[chosen], self._where(group, rows))
+    def _judged(self, whole: Rows, chosen: Int[Tensor, " rows"], rows: Int[Tensor, " rows"], edit: "_Edit") -> Correct:
+        """Which of these answers, all of which were written, do not go on inside their last word, and which end."""
+        accuracy = torch.ones(len(rows), dtype=torch.bool)
+        exact = torch.zeros_like(accuracy)
+        if self._borders.tokenizer is None:
+            return Correct(accuracy, exact)
+        has_place = self._n_tokens[whole.prompts[rows]] + whole.given.shape[1] < self.model.cfg.n_ctx
+        after: list[int | None] = [None] * len(rows)
+        asked = has_place.nonzero()[:, 0]
+        for part in asked.split(self._rows_per_pass) if len(asked) else ():
+            logits = self._logits(whole, chosen[part], rows[part], edit, last_only=True)[:, -1]
+            accuracy[part] = logits.amax(-1).isfinite().cpu()  # an overflow is no next token
+            for row, token in zip(part.tolist(), logits.argmax(-1).tolist(), strict=True):
+                after[row] = token
+        for row, answer in enumerate(map(tuple, whole.given[rows].tolist())):
+            if accuracy[row]:
+                accuracy[row] = not self._borders.goes_on(answer, after[row])
+                exact[row] = self._borders.ends(answer, after[row])
+        return Correct(accuracy, exact)
+
+    def _logits(
+        self,
+        group: Rows,
+        chosen: Int[Tensor, " rows"],
+        rows: Int[Tensor, " rows"],
+        edit: "_Edit",
+        *,
+        last_only: bool = False,
+    ) -> Float[Tensor, "rows kept d_vocab"]:
+        """Logits at the last prompt token and at the tokens given after it, each row under its own intervention."""
+        where = self._where(group, rows)
+        prefix = self._prefix_of(group)
         given = group.prompts[rows], group.given[rows]
-        streams = self._streams(group)
+        if not isinstance(edit, _Addition):
+            with edit(where):
+                return prefix.logits(*given, last_only=last_only)
+        change, streams = addition(edit.deltas[chosen], where), self._streams(group)
         if streams is None or (edit.site, edit.layer) == ("attn_out", 0):
             with added(self.model, edit.layer, edit.site, change):
-                return self._prefix.logits(*given)
+                return prefix.logits(*given, last_only=last_only)
         if edit.site == "resid_post":
-            return self._prefix.logits(*given, change(streams[edit.layer, rows]), edit.layer + 1)
+            return prefix.logits(*given, change(streams[edit.layer, rows]), edit.layer + 1, last_only=last_only)
         with added(self.model, edit.layer, edit.site, change):
-            return self._prefix.logits(*given, streams[edit.layer - 1, rows], edit.layer)
+            return prefix.logits(*given, streams[edit.layer - 1, rows], edit.layer, last_only=last_only)
 
-    def _streams(self, group: "_AnswerRows") -> Tensor | None:
+    def _streams(self, group: Rows) -> Tensor | None:
         if id(group) not in self._streams_of:
-            self._streams_of[id(group)] = self._prefix.streams(group.prompts, group.given, self._rows_per_pass)
+            prefix = self._prefix_of(group)
+            self._streams_of[id(group)] = prefix.streams(group.prompts, group.given, self._rows_per_pass)
         return self._streams_of[id(group)]
 
-    def _where(self, group: "_AnswerRows", rows: Int[Tensor, " rows"]) -> Where:
-        where = torch.ones(len(rows), group.targets.shape[2], dtype=torch.bool, device=self._device)
+    def _prefix_of(self, group: Rows) -> SharedPrefix:
+        """The prefix of all prompts, or where the longest ones would push a row out of the context, of the others."""
+        n_given, n_ctx = group.given.shape[1], self.model.cfg.n_ctx
+        if self._tokens.shape[1] + n_given <= n_ctx:
+            return self._prefix
+        if n_given not in self._shorter:
+            # prompts that fill the context are not asked; another one stands in their places, so that numbers stay
+            fits = self._n_tokens + n_given < n_ctx
+            kept = torch.where(fits, torch.arange(len(fits)), fits.int().argmax()).to(self._tokens.device)
+            shorter = check_prompts(self.model, self._tokens[kept], self._mask[kept])
+            self._shorter[n_given] = SharedPrefix(self.model, *shorter)
+        return self._shorter[n_given]
+
+    def _where(self, group: Rows, rows: Int[Tensor, " rows"]) -> Where:
+        where = torch.ones(len(rows), group.given.shape[1] + 1, dtype=torch.bool, device=self._tokens.device)
         if self.positions == "prompt":
             where[:, 1:] = False
         return lambda: where
@@ -188,58 +249,3 @@ class _Addition:
 
 
 _Edit = _Addition | Callable[[Where], AbstractContextManager[None]]
-
-
-@dataclass(frozen=True, eq=False)
-class _AnswerRows:
-    """The answers of one length: rows of a prompt and the tokens given after it, and what would be right after each.
-
-    `targets` is padded with -1; where `first` holds, the task's first answer stands first among them.
-    """
-
-    prompts: Int[Tensor, " rows"]
-    given: Int[Tensor, "rows given"]
-    targets: Int[Tensor, "rows answers answer_len"]
-    first: Bool[Tensor, " rows"]
-
-
-def _answer_rows(alternatives: Sequence[Sequence[tuple[int, ...]]]) -> list[_AnswerRows]:
-    # answers that differ in their last token only share a row; most are one token long and share it all
-    by_length: dict[int, dict[tuple[int, tuple[int, ...]], list[tuple[int, ...]]]] = defaultdict(dict)
-    for prompt, answers in enumerate(alternatives):
-        for answer in answers:
-            by_length[len(answer)].setdefault((prompt, answer[:-1]), []).append(answer)
-    groups = []
-    for length, rows in sorted(by_length.items()):
-        most = max(map(len, rows.values()))
-        targets = torch.full((len(rows), most, length), -1)
-        for row, answers in enumerate(rows.values()):
-            targets[row, : len(answers)] = torch.tensor(answers)
-        first = [alternatives[prompt][0] in answers for (prompt, _), answers in rows.items()]
-        given = torch.tensor([prefix for _, prefix in rows], dtype=torch.long).reshape(len(rows), length - 1)
-        prompts = torch.tensor([prompt for prompt, _ in rows])
-        groups.append(_AnswerRows(prompts, given, targets, torch.tensor(first)))
-    return groups
-
-
-def _enter(
-    scores: Scores,
-    group: _AnswerRows,
-    chosen: Int[Tensor, " rows"],
-    rows: Int[Tensor, " rows"],
-    logits: Float[Tensor, "rows answer_len d_vocab"],
-) -> Bool[Tensor, " rows"]:
-    """Put the probabilities of these rows into `scores`, in place; which rows are answered right."""
-    targets, prompts, first = group.targets[rows], group.prompts[rows], group.first[rows]
-    logits = logits.float()
-    top = logits.argmax(-1, keepdim=True)
-    wanted, peak = logits.gather(2, targets[:, :1].transpose(1, 2).to(logits.device)), logits.gather(2, top)
-    # of logits with a NaN the argmax is that NaN, which is no answer
-    chosen_tokens = top.masked_fill(~peak.isfinite(), -2)[..., 0].cpu()
-    right = (chosen_tokens[:, None] == targets).all(2).any(1)
-    # in place: logits are by far the largest tensor here, and nobody else has them
-    total = logits.sub_(peak).exp_().sum(2, keepdim=True).log_().add_(peak)
-    log_probs = (wanted - total)[..., 0].cpu()
-    scores.prob[chosen[first], prompts[first]] = log_probs[first, 0].exp()
-    scores.logprob[chosen[first], prompts[first]] = log_probs[first].sum(1)
-    return right

@@ -1,19 +1,20 @@
 """How many prompts of a task a model in training answers right, fast enough to be asked every few steps."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
-from ivlens.forward.scoring import greedy_match
+from ivlens.forward.borders import Borders
+from ivlens.forward.scoring import Correct, judged_rows
 from ivlens.models.boot import TransformerBridge
 from ivlens.prompts.build import build_prompts
 from ivlens.prompts.recipe import PromptRecipe
 from ivlens.tasks.task import Task, TaskExample
-from ivlens.tuning.data import TrainingSet, answer_logits, as_training_set
+from ivlens.tuning.data import IGNORED, TrainingSet, answer_logits, as_training_set
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,29 +22,36 @@ class Exam:
     """Prompts of several tasks with all their accepted answers, one row for each.
 
     Attributes:
-        data: prompts and answers, each ended by the end-of-text token: an answer with more behind it is wrong.
+        data: prompts and answers; behind the longest answer, too, there is a column for the token that follows.
         question: the prompt that each row belongs to.
         task: number of each prompt's task in `names`.
         names: the tasks.
+        is_full: rows whose prompt and answer fill the model's context.
+        borders: of the model's tokenizer.
     """
 
     data: TrainingSet
     question: Int[Tensor, " rows"]
     task: Int[Tensor, " questions"]
     names: tuple[str, ...]
+    is_full: Bool[Tensor, " rows"]
+    borders: Borders
 
-    def sit(self, plain: nn.Module, *, batch_size: int = 128) -> dict[str, float]:
-        """Share of right answers for each task, by greedy decoding."""
-        right = self.answered(plain, batch_size=batch_size).double().cpu()
+    def sit(self, plain: nn.Module, *, exact: bool = False, batch_size: int = 128) -> dict[str, float]:
+        """Accuracy on each task, by greedy decoding; `exact`: the share of answers that end where they should."""
+        found = self.answered(plain, batch_size=batch_size)
+        right = (found.exact if exact else found.accuracy).double().cpu()
         return {name: float(right[self.task == number].mean()) for number, name in enumerate(self.names)}
 
-    def answered(self, plain: nn.Module, *, batch_size: int = 128) -> Bool[Tensor, " questions"]:
-        """Whether greedy decoding writes one of the accepted answers and ends there."""
-        right = torch.zeros(len(self.task), dtype=torch.bool, device=self.data.tokens.device)
+    def answered(self, plain: nn.Module, *, batch_size: int = 128) -> Correct:
+        """Which questions greedy decoding answers with one of the accepted answers, and where it ends with that."""
+        right = Correct(*torch.zeros((2, len(self.task)), dtype=torch.bool, device=self.data.tokens.device))
         with torch.no_grad():
             for index, rows in self.data.portions(batch_size):
-                hits = greedy_match(answer_logits(plain, rows), rows.answers)
-                right[self.question[index][hits]] = True
+                logits = answer_logits(plain, rows)
+                found = judged_rows(logits, rows.answers[:, :-1], self.is_full[index], self.borders)
+                for kept, hits in zip(right, found, strict=True):
+                    kept[self.question[index][hits]] = True
         return right
 
 
@@ -76,8 +84,18 @@ def make_exam(
         owners.append(source + len(numbers))
         numbers += [number] * len(batch)
         names.append(task.name)
-    data = TrainingSet.joined(parts)
-    return Exam(data, torch.cat(owners).to(data.tokens.device), torch.tensor(numbers), tuple(names))
+    data = _open_ended(TrainingSet.joined(parts), model.tokenizer.eos_token_id)
+    is_full = data.attention_mask.sum(1) + (data.answers != IGNORED).sum(1) >= model.cfg.n_ctx
+    question = torch.cat(owners).to(data.tokens.device)
+    return Exam(data, question, torch.tensor(numbers), tuple(names), is_full, Borders(model.tokenizer))
+
+
+def _open_ended(data: TrainingSet, end: int | None) -> TrainingSet:
+    """Answers without the end-of-text token that training ends them with: whatever follows them is looked at."""
+    if end is None:
+        return replace(data, answers=nn.functional.pad(data.answers, (0, 1), value=IGNORED))
+    last = (data.answers != IGNORED).sum(1, keepdim=True) - 1
+    return replace(data, answers=data.answers.scatter(1, last, IGNORED))
 
 
 def mean_score(scores: Mapping[str, float]) -> float:

@@ -17,6 +17,7 @@ import torch
 import ivlens.common.store.entries
 from ivlens.cli.main import main
 from ivlens.common.files import held
+from ivlens.common.kept import KEY, digest, kept_table, renamed
 from ivlens.common.store import Store, StoreError, collect_garbage, content_key, verify
 from ivlens.common.store.entries import MANIFEST, TABLE, _seal
 
@@ -52,6 +53,20 @@ def test_what_is_put_is_found_once(store: Store):
     assert store.frame()[["n", "name", "x"]].values.tolist() == [[3, "three", x] for x in range(3)]
     assert not any((store.folder / "scratch").iterdir())
     assert verify(store) == (1, [])
+
+
+def test_measures_of_older_tables_have_the_names_of_today(store: Store, tmp_path: Path):
+    old = pd.DataFrame({"greedy": [0.5], "measure": ["greedy"], "prob": [0.25]})
+    old.attrs[KEY] = digest({"n": 1})
+    old.to_parquet(tmp_path / "old.parquet")
+    read = kept_table(tmp_path / "old.parquet", {"n": 1}, lambda: pytest.fail("it is there already"))
+    assert (
+        read.to_dict("records") == [{"accuracy": 0.5, "measure": "accuracy", "prob": 0.25}] and read.attrs == old.attrs
+    )
+    put = store.put(WHAT, lambda folder: old.drop(columns="measure").to_parquet(folder / TABLE))
+    assert put.table().to_dict("records") == [{"accuracy": 0.5, "prob": 0.25}]
+    new = pd.DataFrame({"accuracy": [0.5], "exact": [0.5]})
+    pd.testing.assert_frame_equal(renamed(new), new)
 
 
 def test_same_content_same_bytes(store: Store, tmp_path: Path):

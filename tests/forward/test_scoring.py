@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from conftest import chained, random_prompts
 
 from ivlens.forward import hooks, scoring
 from ivlens.prompts import PromptBatch, build_prompts
@@ -66,31 +67,89 @@ def test_answer_logits_are_those_of_each_text_alone(model, batch):
         torch.testing.assert_close(got[row, : len(answer)], want, atol=2e-3, rtol=1e-3)
 
 
-def test_greedy_accuracy_is_what_generate_writes(llama, batch):
-    """Answers are set to what greedy decoding writes, or to something else: the verdict must follow."""
+def written_by(model, batch, n):
+    """What greedy decoding writes after each prompt on its own, in tokens."""
     written = []
-    for row in range(len(batch)):
-        prompt = batch.tokens[row][batch.attention_mask[row] == 1][None]
-        out = llama.generate(prompt, max_new_tokens=3, do_sample=False, verbose=False, stop_at_eos=False)
+    for tokens, mask in zip(batch.tokens, batch.attention_mask, strict=True):
+        prompt = tokens[mask == 1][None]
+        out = model.generate(prompt, max_new_tokens=n, do_sample=False, verbose=False, stop_at_eos=False)
         written.append(tuple(out[0, prompt.shape[1] :].tolist()))
-    wrong = tuple((first + 1) % 300 for first in written[0])
-    alternatives = ((written[0],), (wrong, written[1]), (written[2][:2], wrong))
-    answers = torch.full((3, 3), -100)
-    for row, options in enumerate(alternatives):
-        answers[row, : len(options[0])] = torch.tensor(options[0])
-    fields = {name: getattr(batch, name) for name in ("tokens", "attention_mask", "texts", "examples", "corruptions")}
-    made = PromptBatch(
-        **fields, answer_tokens=answers, foil_tokens=None, alternatives=alternatives, instructions=batch.instructions
+    return written
+
+
+def answered(tokens, mask, alternatives):
+    """Prompts with these lists of answers, each a tuple of tokens."""
+    first = torch.full((len(tokens), max(len(answers[0]) for answers in alternatives)), -100)
+    for row, answers in enumerate(alternatives):
+        first[row, : len(answers[0])] = torch.tensor(answers[0])
+    example, n = TaskExample("input", ("answer",)), len(tokens)
+    return PromptBatch(
+        tokens, mask, first, None, tuple(alternatives), ("",) * n, (example,) * n, ("",) * n, (None,) * n
     )
-    assert scoring.greedy_accuracy(llama, made, batch_size=2).tolist() == [True, True, True]
-    worse = PromptBatch(
-        **fields,
-        answer_tokens=answers,
-        foil_tokens=None,
-        alternatives=((wrong,), (wrong, (*written[1][:2], wrong[0])), (written[2][:2],)),
-        instructions=batch.instructions,
-    )
-    assert scoring.greedy_accuracy(llama, worse).tolist() == [False, False, True]
+
+
+def one_word(tokenizer, tokens, n):
+    """Whether the text of the first tokens goes on without a border."""
+    text, more = (tokenizer.decode(list(tokens[:length]), skip_special_tokens=True) for length in (n, n + 1))
+    border = text[-1:] + (more[len(text) :] if more.startswith(text) else "\ufffd")[:1]
+    return len(border) == 2 and all(char.isalnum() or char == "\ufffd" for char in border)
+
+
+@pytest.mark.parametrize("tokenized", [False, True])
+def test_greedy_accuracy_is_what_generate_writes(new_model, byte_level, tokenized):
+    """Answers are what greedy decoding writes, longer and shorter, or something else: the verdict must follow."""
+    model = new_model("llama", byte_level if tokenized else None)
+    prompts = random_prompts((7, 4, 9, 5, 6, 8, 3, 5, 4, 9))
+    written = written_by(model, answered(*prompts, [((1,),)] * 10), 4)
+    wrong = (395, 396)
+    rows = [(row, length) for row in range(10) for length in (1, 2, 3)]
+    alternatives = [((wrong,) * (row % 2) + (written[row][:length],)) for row, length in rows]
+    wide = [part[[row for row, _ in rows]] for part in prompts]
+    found = scoring.greedy_correct(model, answered(*wide, alternatives), batch_size=7)
+    expected = [not one_word(byte_level, written[row], length) for row, length in rows]
+    assert set(expected) == {True, False}
+    assert found.accuracy.tolist() == (expected if tokenized else [True] * 30)
+    assert (found.exact <= found.accuracy).all() and (tokenized or not found.exact.any())
+    others = [((*written[row][: length - 1], 399),) for row, length in rows]
+    assert not scoring.greedy_accuracy(model, answered(*wide, others)).any()
+
+
+AFTER_ONE = {"2": (0, 0), "a": (0, 0), ".": (1, 0), "Ġ": (1, 0), "Ċ": (1, 1), "<|endoftext|>": (1, 1)}
+
+
+@pytest.mark.parametrize(("piece", "expected"), AFTER_ONE.items())
+def test_a_model_that_writes_12_is_wrong_about_1(new_model, byte_level, piece, expected):
+    colon, space, one, comma, following = byte_level.convert_tokens_to_ids([":", "Ġ", "1", ",", piece])
+    # Ġ is followed by 1, so that a second one cannot be written after it
+    links = {colon: space, space: one, one: following} if piece != "Ġ" else {colon: one, one: following}
+    model = chained(new_model("llama", byte_level, n_layers=2), links | {following: comma})
+    answer = (space, one) if piece != "Ġ" else (one,)
+    tokens = torch.tensor([[5, 9, colon], [3, 9, colon]])
+    found = scoring.greedy_correct(model, answered(tokens, torch.ones_like(tokens), [(answer,), ((399,), answer)]))
+    assert [each.int().tolist() for each in found] == [[expected[0]] * 2, [expected[1]] * 2]
+    longer = ((*answer, following),)
+    both = scoring.greedy_accuracy(model, answered(tokens, torch.ones_like(tokens), [(answer, *longer), longer]))
+    assert both.all(), "what goes on may be another accepted answer"
+
+
+@pytest.mark.parametrize("n_ctx", [9, 10, 11])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_answers_that_fill_the_context(new_model, byte_level, family, n_ctx):
+    """Long prompts beside long answers, as much as fits: each row is judged as on its own."""
+    model = new_model(family, byte_level, n_ctx=n_ctx)
+    tokens, mask = random_prompts((8, 6, 7, 3, 8, 5, 4))
+    lengths, numbers = mask.sum(1).tolist(), list(range(7))
+    written = written_by(model, answered(tokens, mask, [((1,),)] * 7), n_ctx - 8)
+    alternatives = [tuple(each[:n] for n in range(1, n_ctx - 7)) for each in written]
+    rows = [(row, (answer,)) for row in numbers for answer in alternatives[row]]
+    at = [row for row, _ in rows]
+    batch = answered(tokens[at], mask[at], [answers for _, answers in rows])
+    found = scoring.greedy_correct(model, batch)
+    alone = [scoring.greedy_correct(model, batch.rows([number])) for number in range(len(batch))]
+    for name in ("accuracy", "exact"):
+        assert getattr(found, name).tolist() == [bool(getattr(one, name)) for one in alone]
+    is_full = [lengths[row] + len(answers[0]) >= n_ctx for row, answers in rows]
+    assert any(is_full) and all(found.exact[torch.tensor(is_full)]) and not found.exact.all()
 
 
 def test_scores_of_a_batch_do_not_depend_on_its_size(llama, batch):

@@ -6,11 +6,13 @@ import pandas as pd
 import pytest
 
 from ivlens.models import load_model, model_identity, pocket_path
-from ivlens.pocket.card import BARS, Bar, Card, mean_over_tasks
+from ivlens.pocket.card import BARS, Bar, Card, _judge_task, _measures, mean_over_tasks
 from ivlens.pocket.cardfile import write_card
 from ivlens.pocket.corpus import bank_hash
 from ivlens.pocket.tokenizer import build_tokenizer
 from ivlens.tasks import load_bank
+
+_BY_PROMPT = ("seen_instructions", "held_out_instructions", "few_shot", "cloze", "unseen_rule_inputs", "baseline")
 
 
 @pytest.mark.parametrize(
@@ -47,15 +49,31 @@ def test_intervals_resample_inputs_not_prompts():
     assert mean_over_tasks(more, seed=0) == pytest.approx((value, low, high))
 
 
+def test_measures_have_accuracy_and_exact_answers_beside_it():
+    bridge, bank = load_model("pocket"), load_bank()
+    rows = _judge_task(bridge, bank, bank["antonym"], "select", 0)
+    assert (rows["exact"] <= rows["correct"]).all() and rows["exact"].any()
+    judged = pd.concat([rows.assign(condition=name) for name in BARS if name in _BY_PROMPT])
+    named = {"accuracy": 0.75, "accuracy_lo": 0.5, "accuracy_hi": 1.0, "exact": 0.25}
+    vectors = pd.DataFrame([{"condition": name, **named} for name in BARS])
+    measures = _measures(judged.assign(correct=0.5, exact=0.125), vectors, 0)
+    for row in measures.to_dict("records"):
+        by_prompt = row["name"] in _BY_PROMPT
+        assert (row["value"], row["exact"]) == pytest.approx((0.5, 0.125) if by_prompt else (0.75, 0.25))
+
+
 def test_a_card_is_written_as_page_and_json(tmp_path):
     measures = pd.DataFrame(
-        [{"name": "iv", "title": "IV", "value": 0.95, "low": 0.9, "high": 1.0, "bar": "≥ 0.90", "verdict": "holds"}]
+        [
+            {"name": "iv", "title": "IV", "value": 0.95, "low": 0.9, "high": 1.0, "exact": 0.925}
+            | {"bar": "≥ 0.90", "verdict": "holds"}
+        ]
     )
     tasks = pd.DataFrame([{"task": "antonym", "cloze": 1.0, "baseline": float("nan")}])
     interventions = pd.DataFrame([{"task": "antonym", "condition": "iv", "accuracy": 0.95, "layer": 3}])
     write_card(Card(measures, tasks, interventions, {"split": "test"}), tmp_path)
     page = (tmp_path / "MODEL_CARD.md").read_text()
-    assert "| IV | 0.950 | 0.900 – 1.000 | ≥ 0.90 | holds |" in page and "| antonym | 1.000 |  |" in page
+    assert "| IV | 0.950 | 0.900 – 1.000 | 0.925 | ≥ 0.90 | holds |" in page and "| antonym | 1.000 |  |" in page
     data = json.loads((tmp_path / "card.json").read_text(), parse_constant=pytest.fail)
     assert data["measures"][0]["value"] == 0.95 and data["tasks"][0]["baseline"] is None
 

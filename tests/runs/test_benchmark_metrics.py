@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ivlens.runs.suites.metrics import Interval, forget_verdict, paired_interval, sequence_metrics, verdict
-from ivlens.runs.suites.rouge import accuracy, mean_score, metric_of, normalised, rouge_l, tokens
+from ivlens.runs.suites.rouge import mean_score, metric_of, normalised, rouge_l, suite_accuracy, tokens
 from ivlens.tasks import Task, TaskExample
 
 NAN = float("nan")
@@ -247,7 +247,7 @@ def test_rouge_l_of_nothing() -> None:
     assert rouge_l("", "a") == rouge_l("?!", "a") == rouge_l("a", "?!") == 0.0
     assert rouge_l("", "") == rouge_l(" + ", "+") == 1.0
     assert rouge_l("+", "-") == 0.0
-    for score in (rouge_l, accuracy):
+    for score in (rouge_l, suite_accuracy):
         with pytest.raises(ValueError, match="references: are empty"):
             score("a", [])
 
@@ -277,31 +277,31 @@ def test_rouge_l_is_quick() -> None:
         ("", "positive", 0.0),
     ],
 )
-def test_accuracy(said: str, known: str | list[str], expected: float) -> None:
-    assert accuracy(said, known) == expected
+def test_suite_accuracy(said: str, known: str | list[str], expected: float) -> None:
+    assert suite_accuracy(said, known) == expected
 
 
 def test_case_can_be_the_answer() -> None:
-    assert accuracy("happy", "Happy") == 1.0
-    assert accuracy("happy", "Happy", keep_case=True) == 0.0
-    assert accuracy("Happy.", "Happy", keep_case=True) == 1.0
+    assert suite_accuracy("happy", "Happy") == 1.0
+    assert suite_accuracy("happy", "Happy", keep_case=True) == 0.0
+    assert suite_accuracy("Happy.", "Happy", keep_case=True) == 1.0
     assert normalised("St. John's.") == "st. john's"
 
 
 def test_mean_score() -> None:
-    assert mean_score("accuracy", ["a", "b"], ["A", ["x", "y"]]) == 0.5
+    assert mean_score("suite_accuracy", ["a", "b"], ["A", ["x", "y"]]) == 0.5
     assert mean_score("rouge_l", ["a b", "b"], ["a c", "b"]) == 0.75
     with pytest.raises(ValueError, match="got 1 predictions and 2 references"):
-        mean_score("accuracy", ["a"], ["a", "b"])
+        mean_score("suite_accuracy", ["a"], ["a", "b"])
     with pytest.raises(ValueError, match="got 0 predictions"):
-        mean_score("accuracy", [], [])
+        mean_score("suite_accuracy", [], [])
 
 
 @pytest.mark.parametrize(
     ("answers", "expected"),
     [
-        (["yes", "no"] * 10, "accuracy"),
-        ([str(i % 20) for i in range(40)], "accuracy"),
+        (["yes", "no"] * 10, "suite_accuracy"),
+        ([str(i % 20) for i in range(40)], "suite_accuracy"),
         ([str(i % 21) for i in range(60)], "rouge_l"),
         ([f"sentence {i}" for i in range(10)], "rouge_l"),
         (["a very long answer that is no label of any kind", "no"] * 10, "rouge_l"),

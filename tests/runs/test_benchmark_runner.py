@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import tiny_task
+from conftest import WORDS, chained, tiny_task
 from pickles import assert_no_pickle
 
 from ivlens.runs.suites import (
@@ -21,6 +21,7 @@ from ivlens.runs.suites import (
     summary,
 )
 from ivlens.runs.suites.report import write_report
+from ivlens.tasks import Task, TaskExample
 from ivlens.tuning import TuneOptions, find_guidance
 
 OPTIONS = BenchOptions(
@@ -35,7 +36,7 @@ def suite():
         tiny_task("second", "Give another word.", 2, kind="lexical"),
     )
     general = (tiny_task("third", "Give a third word.", 3, kind="lexical"),)
-    return Suite("pocket", tasks, dict.fromkeys(("antonym", "second", "third"), "accuracy"), general)
+    return Suite("pocket", tasks, dict.fromkeys(("antonym", "second", "third"), "suite_accuracy"), general)
 
 
 def test_a_cell_measures_every_task_at_every_stage(llama, suite):
@@ -105,7 +106,10 @@ def test_a_task_scored_by_rouge_is_judged_by_rouge_on_the_way(llama, monkeypatch
     tasks = [tiny_task(name, f"Do {name}.", shift) for shift, name in enumerate(names, 1)]
     tasks[2] = replace(tasks[2], kind="lexical")
     suite = Suite(
-        "trace", tuple(tasks[:2]), dict(zip(names, ("rouge_l", "accuracy", "accuracy"), strict=True)), (tasks[2],)
+        "trace",
+        tuple(tasks[:2]),
+        dict(zip(names, ("rouge_l", "suite_accuracy", "suite_accuracy"), strict=True)),
+        (tasks[2],),
     )
 
     inputs = {side: split_examples(tasks[0], side) for side in ("select", "test")}
@@ -127,6 +131,22 @@ def test_a_task_scored_by_rouge_is_judged_by_rouge_on_the_way(llama, monkeypatch
     assert not any("Do labels" in prompt and f"Input: {word}\n" in prompt for prompt in asked for word in labelled)
     stopped = run_cell(llama, suite, Cell("lora"), replace(options, target=want["select"] - 1e-6))
     assert len(stopped.curves[0]) == 1
+
+
+def test_the_suites_metric_wants_nothing_behind_an_answer(new_model, byte_level):
+    """By tokens as by text: `suite_accuracy` is about the whole line, whatever `accuracy` says elsewhere."""
+    from ivlens.runs.suites.scores import Scorer
+    from ivlens.tuning import Learner, make_exam
+
+    task = Task("number", tuple(TaskExample(word, ("1",)) for word in WORDS), ("Give it.",), kind="lexical")
+    for piece, expected in ((".", 0.0), ("Ċ", 1.0)):
+        links = byte_level.convert_tokens_to_ids([":", "Ġ", "1", piece])
+        model = chained(new_model("llama", byte_level, n_layers=2), dict(zip(links, links[1:], strict=False)))
+        suite = Suite("pocket", (task,), {"number": "suite_accuracy"})
+        learner = Learner(model, "full")
+        assert Scorer(model, suite, suite.tasks, n=5).scores(learner) == {"number": expected}
+        assert make_exam(model, [(task, task.examples)]).sit(learner.trained) == {"number": 1.0}
+    assert suite.score("number", "1", ("1",)) == 1.0 and suite.score("number", "1 dog", ("1",)) == 0.0
 
 
 def test_results_stay_good_where_nothing_concerns_them(llama, suite, tmp_path):
@@ -284,7 +304,9 @@ def test_nothing_of_test_enters_guidance(llama, monkeypatch, seed):
         return replace(task, examples=examples)
 
     tasks = [parted(tiny_task(f"task{n}", f"Do {n}.", n, kind="lexical")) for n in (1, 2, 3)]
-    suite = Suite("pocket", tuple(tasks[:2]), dict.fromkeys(("task1", "task2", "task3"), "accuracy"), tuple(tasks[2:]))
+    suite = Suite(
+        "pocket", tuple(tasks[:2]), dict.fromkeys(("task1", "task2", "task3"), "suite_accuracy"), tuple(tasks[2:])
+    )
     tested = {one.input for task in tasks for one in split_examples(task, "test")}
     seen = []
 

@@ -86,7 +86,7 @@ def test_pocket_watches_what_its_model_was_trained_on() -> None:
     suite = load_suite("pocket")
     trained = {name for name, task in load_bank().items() if task.in_training}
     assert {task.name for task in suite.general} == trained and not suite.missing
-    assert set(suite.metrics) == set(load_bank()) and set(suite.metrics.values()) == {"accuracy"}
+    assert set(suite.metrics) == set(load_bank()) and set(suite.metrics.values()) == {"suite_accuracy"}
     assert [task.name for task in load_suite("pocket", general=["antonym"]).general] == ["antonym"]
     with pytest.raises(ValueError, match="has swap_pair twice, expected general tasks that are not trained"):
         load_suite("pocket", general=["swap_pair"])
@@ -110,9 +110,8 @@ def test_case_counts_where_it_is_the_answer(tmp_path: Path) -> None:
 def test_trace_in_order_with_its_metrics(tmp_path: Path) -> None:
     suite = load_suite("trace", trace_folder(tmp_path))
     assert names_of(suite) == TRACE and suite.order == 0 and suite.source == str(tmp_path) and not suite.general
-    assert [suite.metrics[name] for name in TRACE] == [
-        "accuracy", "accuracy", "rouge_l", "rouge_l", "accuracy", "accuracy", "accuracy", "rouge_l"
-    ]  # fmt: skip
+    whole, rouge = "suite_accuracy", "rouge_l"
+    assert [suite.metrics[name] for name in TRACE] == [whole, whole, rouge, rouge, whole, whole, whole, rouge]
     for task in suite.tasks:
         assert task.fused
         for split, part in (("train", "train"), ("select", "eval"), ("test", "test")):
@@ -226,7 +225,7 @@ def test_an_order_of_ones_own(tmp_path: Path) -> None:
 def test_long_as_published(tmp_path: Path) -> None:
     suite = load_suite("long", long_folder(tmp_path))
     assert names_of(suite) == list(LONG)
-    assert set(suite.metrics.values()) == {"accuracy"} and not suite.keep_case
+    assert set(suite.metrics.values()) == {"suite_accuracy"} and not suite.keep_case
     assert suite.tasks[12].name == "BoolQ" and suite.tasks[12].source == str(tmp_path / "BoolQA" / "BoolQA")
     assert all(task.instructions == ("Choose the label that fits the text: good or bad.",) for task in suite.tasks)
 
@@ -289,7 +288,7 @@ def test_natural_instructions_metric_by_data(tmp_path: Path) -> None:
         labels = ["POS", "NEG"] * 5 if number in (363, 1510) else [f"a text about {i}" for i in range(10)]
         ni_file(tmp_path, number, labels)
     metrics = load_suite("ni-m1", tmp_path).metrics
-    assert {name for name, metric in metrics.items() if metric == "accuracy"} == {"task363", "task1510"}
+    assert {name for name, metric in metrics.items() if metric == "suite_accuracy"} == {"task363", "task1510"}
     (tmp_path / "task360_some_name.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"1 of 5 tasks are missing: task360 \(no file task360_\*.json\)"):
         load_suite("ni-m1", tmp_path)
@@ -298,7 +297,7 @@ def test_natural_instructions_metric_by_data(tmp_path: Path) -> None:
 @real_files
 def test_natural_instructions_real() -> None:
     suite = load_suite("ni-c1", SHARED / "ni", partial=True)
-    assert suite.metrics == {"task363": "accuracy"} and len(suite.missing) == 4
+    assert suite.metrics == {"task363": "suite_accuracy"} and len(suite.missing) == 4
     assert suite.tasks[0].instructions[0].startswith("In this task, you are given sentences")
 
 
@@ -345,7 +344,7 @@ def test_func_missing(functions: Path) -> None:
 def test_func_real() -> None:
     suite = load_suite("func", SHARED / "function_vectors", n=2, general=[SHARED / "long" / "CB"])
     assert names_of(suite) == ["antonym", "choose_first_of_3"]
-    assert suite.metrics == {"antonym": "accuracy", "choose_first_of_3": "accuracy", "CB": "accuracy"}
+    assert suite.metrics == {"antonym": "suite_accuracy", "choose_first_of_3": "suite_accuracy", "CB": "suite_accuracy"}
     assert suite.keep_case == {"antonym", "choose_first_of_3"}
 
 

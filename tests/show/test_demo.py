@@ -11,7 +11,9 @@ from pickles import assert_no_pickle
 import ivlens.show.demo.run as demo_module
 from ivlens.common.files import write_whole
 from ivlens.effects import HeadEffects
+from ivlens.forward.borders import begins_with
 from ivlens.forward.completions import complete, first_line
+from ivlens.models import load_model
 from ivlens.prompts.recipe import PromptRecipe
 from ivlens.show.demo.run import DEFAULT_TASKS, DemoOptions, DemoResult, run_demo, summary, write_demo
 from ivlens.show.pages.demo import page
@@ -76,7 +78,23 @@ def test_examples_are_test_inputs_completed_both_ways(result: DemoResult) -> Non
         assert set(rows["input"]) <= {example.input for example in task.split("test")}
         for row in rows.to_dict("records"):
             assert "Instruction" not in row["prompt"] and row["input"] in row["prompt"]
-            assert row["right_after"] == (row["after"] in row["answers"])
+            assert row["right_after"] == any(begins_with(row["after"], answer) for answer in row["answers"])
+
+
+def test_an_example_is_wrong_where_its_answer_goes_on(result: DemoResult, options, monkeypatch) -> None:
+    model, judged = load_model(options.model), result.conditions.query("task == 'next'")
+    answers = {word: WORDS[(n + 1) % len(WORDS)] for n, word in enumerate(WORDS)}
+
+    def completed(model, prompts, **_):
+        complete(model, prompts, max_new_tokens=1)  # a context in which nothing runs says so
+        ending = next(endings)
+        return [f" {answers[prompt.split('Input: ')[1].split(chr(10))[0]]}{ending}\nInput" for prompt in prompts]
+
+    monkeypatch.setattr(demo_module, "complete", completed)
+    for ending, expected in (("", True), (" dog", True), (".", True), ("er", False), ("2", False)):
+        endings = iter(["ish", ending])
+        rows = demo_module._examples(model, result.tasks[0], result.vectors[0], judged, options)
+        assert set(rows["right_before"]) == {False} and set(rows["right_after"]) == {expected}
 
 
 def test_same_seed_same_result(options: DemoOptions, result: DemoResult) -> None:

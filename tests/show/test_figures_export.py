@@ -12,6 +12,7 @@ from test_figures import effects, judged, swept, vector
 
 from ivlens.cli.main import main
 from ivlens.show.figures.export import write_set
+from ivlens.show.figures.forgetting import forgetting_plot
 from ivlens.show.figures.found import find_results
 from ivlens.show.figures.interventions import intervention_curves
 from ivlens.show.figures.kinds import KINDS_OF_RESULTS, draw_all
@@ -80,6 +81,7 @@ def study_tables() -> dict[str, pd.DataFrame]:
         | {f"{kind}_drop_lo": 0.8 - after for kind in kinds} | {f"{kind}_drop_hi": 1.0 - after for kind in kinds}
         for name, after in (("step-10", 0.7), ("step-20", 0.4)) for task in tasks
     ]  # fmt: skip
+    lost += [row | {"measure": "greedy"} for row in lost]  # as older tables call it
     stages = [{"checkpoint": f"step-{step}", "step": step, "task": task} for step in (0, 20) for task in tasks[:2]]
     measured = {"accuracy": 0.5, "prob": 0.5, "iv_cosine_fixed": 0.9, "split_half": 0.99, "between_mean": 0.1}
     heads = [
@@ -234,8 +236,12 @@ def test_the_study_in_figures() -> None:
     tables = study_tables()
     curves = {trace.name: list(trace.y) for trace in knowledge_curves(tables["l"]).data if trace.name}
     assert curves == {"with the instruction": [0.9, 0.7, 0.4], "in clozes without it": [0.9, 0.7, 0.4]}
-    with pytest.raises(ValueError, match="measure is 'speed', expected one of seq_prob"):
+    with pytest.raises(ValueError, match="measure is 'speed', expected one of accuracy, seq_prob"):
         knowledge_curves(tables["l"], measure="speed")
+    assert knowledge_curves(tables["l"], measure="accuracy").data, "which this table calls greedy"
+    assert forgetting_plot(tables["l"], measure="accuracy").data
+    with pytest.raises(ValueError, match="no rows of the measure 'exact'"):
+        forgetting_plot(tables["l"], measure="exact")
     moved = drift_of_table(tables["n"]).data[0].z
     assert moved.shape == (2, 3) and moved[1, 2] == pytest.approx(0.6) and moved[0, 0] == 0
     tables["n"].loc[tables["n"]["step"] > 0, "step"] = -1  # as of a checkpoint whose name has no number

@@ -505,6 +505,8 @@ def test_two_checkpoints_side_by_side(pocket, engine):
 def test_answers_and_prompts(engine):
     assert begins_right(" small\n", ("small", "little")) is True
     assert begins_right(" size", ("small",)) is False
+    assert begins_right(" smaller", ("small",)) is False and begins_right(" small.", ("small",)) is True
+    assert begins_right("12", ("1",)) is False and begins_right("12", ("1", "12")) is True
     assert begins_right("anything", ()) is None
     assert engine.answers(replace(STATE, text="no such word")) == ()
     assert engine.prompt(replace(STATE, template="raw", text="big is")) == "big is"

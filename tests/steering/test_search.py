@@ -5,7 +5,7 @@ from itertools import product
 
 import pytest
 import torch
-from conftest import WORDS, random_prompts
+from conftest import WORDS, chained, random_prompts
 
 from ivlens.forward.hooks import SITES
 from ivlens.forward.prefix import SharedPrefix
@@ -225,7 +225,8 @@ def planted(new_model, byte_level):
     """A model, a task and a vector that makes the task's answer win at the last layer, if it is strong enough."""
     bridge = new_model("llama", byte_level, n_layers=2)
     task = Task("say red", tuple(TaskExample(word, ("red",)) for word in WORDS), instructions=("Give the red house.",))
-    (token,) = byte_level.encode(" red", add_special_tokens=False)
+    (token,), (house,) = (byte_level.encode(word, add_special_tokens=False) for word in (" red", " house"))
+    chained(bridge, {token: house})  # the answer does not go on as another word
     row = bridge.original_model.lm_head.weight.detach()[token].clone()
     theta = row / bridge.original_model.model.norm.weight.detach()
     means = torch.zeros(0, bridge.cfg.d_head)
@@ -287,14 +288,14 @@ def test_two_rounds_find_what_one_round_finds(planted):
 
 
 def test_nan_never_wins():
-    scores = Scores(torch.zeros(2, 1), torch.tensor([[float("nan")], [0.1]]), torch.zeros(2, 1))
+    scores = Scores(*torch.zeros(2, 2, 1), torch.tensor([[float("nan")], [0.1]]), torch.zeros(2, 1))
     assert int(scores.goodness().argmax()) == 1
 
 
 def test_one_overflow_does_not_hide_a_row():
     nan = float("nan")
     values = torch.tensor([[0.5, 0.5], [nan, 0.5]])
-    row = summary(Judged("random", Scores(torch.tensor([[1.0, 0], [0, 1]]), values, -values)), 0)
+    row = summary(Judged("random", Scores(torch.tensor([[1.0, 0], [0, 1]]), torch.zeros(2, 2), values, -values)), 0)
     assert row["n_nonfinite"] == 1 and row["accuracy"] == 0.5
     assert row["prob"] == pytest.approx((0.25 + 0.5) / 2) and row["logprob"] == pytest.approx(-0.5)
     assert row["prob_lo"] <= row["prob"] <= row["prob_hi"]

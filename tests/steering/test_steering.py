@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import WORDS, random_prompts
+from conftest import WORDS, chained, random_prompts
 
 from ivlens.forward.hooks import added, captured_heads, captured_residual, model_lock, patched_heads
 from ivlens.models import model_identity
@@ -416,7 +416,8 @@ def planted(new_model, byte_level):
     bridge = new_model("llama", byte_level, n_layers=2)
     examples = tuple(TaskExample(f"{a} {b}", ("red",)) for a in WORDS for b in ("hot", "cold", "tree"))
     task = Task("say red", examples, instructions=("Give the red house.",))
-    (token,) = byte_level.encode(" red", add_special_tokens=False)
+    (token,), (house,) = (byte_level.encode(word, add_special_tokens=False) for word in (" red", " house"))
+    chained(bridge, {token: house})  # the answer does not go on as another word
     row = bridge.original_model.lm_head.weight.detach()[token].clone()
     theta = row / bridge.original_model.model.norm.weight.detach()
     iv = InstructionVector(theta, HEADS[:2], torch.randn(2, bridge.cfg.d_head), task.name, model_identity(bridge), {})

@@ -1,5 +1,6 @@
 """What was lost between two models: the instruction's part and the knowledge's part, with intervals."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -7,11 +8,14 @@ import numpy as np
 
 from ivlens.analysis.forgetting.probabilities import MEASURES, SHAPE, ProbeOptions, probe
 from ivlens.common.intervals import grouped_interval
+from ivlens.common.kept import renamed
 from ivlens.models.boot import TransformerBridge
 from ivlens.tasks.task import Task
 
 if TYPE_CHECKING:
     import pandas as pd
+
+logger = logging.getLogger("ivlens")
 
 _Key = tuple[str, str, str]  # task, kind, input
 KINDS = ("instruction", "knowledge")
@@ -45,7 +49,8 @@ def decomposition(before: "pd.DataFrame", after: "pd.DataFrame") -> "pd.DataFram
         One row for each task and measure, and for `all tasks` (those with both kinds): `task`, `measure`, `n` examples,
         for both kinds the means `instruction_before`, `instruction_after`, `instruction_drop` (`..._lo`, `..._hi`), and
         `excess` (`excess_lo`, `excess_hi`; nats for probabilities). 95 % bootstrap intervals over examples, and over
-        tasks as well for `all tasks`. NaN where a task has no knowledge rows.
+        tasks as well for `all tasks`. NaN where a task has no knowledge rows. A measure that an older table lacks
+        (`exact`) is left out.
 
     Raises:
         ValueError: the two tables are not about the same examples, or about models of different shapes.
@@ -54,6 +59,12 @@ def decomposition(before: "pd.DataFrame", after: "pd.DataFrame") -> "pd.DataFram
 
     check_same_shape(before.attrs.get(SHAPE), after.attrs.get(SHAPE), "the model after")
 
+    before, after = renamed(before), renamed(after)
+    if ("exact" in before) != ("exact" in after):
+        logger.warning(
+            "one of the two tables is older: its accuracy did not look at what follows an answer; probe both models "
+            "again to compare accuracies."
+        )
     rows_before, rows_after = _records(before), _records(after)
     if list(rows_before) != list(rows_after):
         raise ValueError(
@@ -63,7 +74,7 @@ def decomposition(before: "pd.DataFrame", after: "pd.DataFrame") -> "pd.DataFram
     rows = []
     names = list(dict.fromkeys(task for task, _, _ in rows_before))
     known = list(dict.fromkeys(task for task, kind, _ in rows_before if kind == KINDS[1]))
-    for measure in MEASURES:
+    for measure in (name for name in MEASURES if name in before and name in after):
         drops = {name: _drops(rows_before, rows_after, name, measure) for name in names}
         rows += [_row(name, measure, [drops[name]]) for name in names]
         rows.append(_row(ALL_TASKS, measure, [drops[name] for name in known or names]))

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ivlens.common.checks import check_counts
-from ivlens.forward.scoring import answer_passes, first_token_prob, greedy_accuracy, sequence_logprob
+from ivlens.forward.scoring import answer_passes, first_token_prob, greedy_correct, sequence_logprob
 from ivlens.models.boot import TransformerBridge
 from ivlens.prompts.batch import PromptBatch
 from ivlens.prompts.build import build_prompts
@@ -22,8 +22,9 @@ from ivlens.tasks.task import SplitName, Task, TaskExample
 if TYPE_CHECKING:
     import pandas as pd
 
-# probability of the first answer token; of the whole answer, per token; greedy decoding; rank among the task's answers
-MEASURES = ("prob", "seq_prob", "greedy", "ranked")
+# probability of the first answer token; of the whole answer, per token; greedy decoding that begins with the answer, or
+# is the answer; rank among the task's answers
+MEASURES = ("prob", "seq_prob", "accuracy", "exact", "ranked")
 SHAPE = "ivlens_shape"  # of the model that a table is about, in the table's attrs
 NO_KNOWLEDGE = ("rule", "choice")  # kinds of tasks that are nothing to know: the answer follows from the input
 
@@ -64,12 +65,14 @@ def probe(model: TransformerBridge, tasks: Sequence[Task], options: ProbeOptions
 
     Instruction probability is `P(y | c, x)` under the clean prompt of the recipe, where `c` is the instruction, or the
     demonstrations of a task that has none; knowledge probability is `P(y | x)` after a cloze of the task (`The capital
-    of {x} is`), the mean over its clozes. Each in three measures:
+    of {x} is`), the mean over its clozes. Each in these measures:
 
     - `prob`: probability of the answer's first token;
     - `seq_prob`: `exp(log P(y) / n_tokens)`, the geometric mean of its tokens' probabilities, teacher-forced;
-    - accuracy: `greedy`, whether greedy decoding gives an accepted answer, and `ranked`, whether the answer's first
-      token is more probable than that of every other answer of the task (answers that share it are left out).
+    - `accuracy`: whether greedy decoding begins with an accepted answer and does not go on inside its last word;
+      `exact`: whether it also ends the text or the line there;
+    - `ranked`: whether the answer's first token is more probable than that of every other answer of the task (answers
+      that share it are left out).
 
     Args:
         model: From `load_model`, with its tokenizer.
@@ -77,13 +80,13 @@ def probe(model: TransformerBridge, tasks: Sequence[Task], options: ProbeOptions
 
     Returns:
         One row for each task, kind (`instruction`, `knowledge`) and example: `task`, `kind`, `input`, the measures
-        (shares of the clozes for the two accuracies), `n_prompts`. Its `attrs` have the shape of the model.
+        (shares of the clozes for the last three), `n_prompts`. Its `attrs` have the shape of the model.
 
     Raises:
         ValueError: no tasks, a recipe that leaves prompts of a task with nothing that tells it, prompts that do not
             fit the model.
 
-    Source: arXiv 2406.12227, section 3; docs/method.md, section 7. Departures: clozes for the knowledge, and all three
+    Source: arXiv 2406.12227, section 3; docs/method.md, section 7. Departures: clozes for the knowledge, and all these
         measures.
     """
     import pandas as pd
@@ -151,8 +154,8 @@ def _scored(
         first.append(first_token_prob(logits[:, 0], answers[:, 0]).double().cpu())
         log_probs.append((sequence_logprob(logits, answers) / (answers != -100).sum(-1)).double().cpu())
         ranked.append(_ranked(logits[:, 0].cpu(), batch.rows(rows), others))
-    right = greedy_accuracy(model, batch, batch_size=batch_size).double().cpu()
-    columns = [torch.cat(first), torch.cat(log_probs).exp(), right, torch.cat(ranked).double()]
+    right = [each.double().cpu() for each in greedy_correct(model, batch, batch_size=batch_size)]
+    columns = [torch.cat(first), torch.cat(log_probs).exp(), *right, torch.cat(ranked).double()]
     values = torch.stack(columns, 1).tolist()
     return dict(zip((example.input for example in batch.examples), values, strict=True))
 

@@ -13,7 +13,7 @@ from ivlens.runs.suites.metrics import (
 )
 from ivlens.runs.suites.report import latex, markdown, summary, write_report
 from ivlens.runs.suites.results import Cell, CellResult
-from ivlens.runs.suites.rouge import Metric, accuracy, mean_score, metric_of, rouge_l
+from ivlens.runs.suites.rouge import Metric, mean_score, metric_of, rouge_l, suite_accuracy
 from ivlens.runs.suites.runner import Grid, all_cells
 from ivlens.runs.suites.suite import Suite, load_suite, n_orders, split_examples, suite_names
 
@@ -27,7 +27,6 @@ __all__ = [
     "SequenceMetrics",
     "Suite",
     "Verdict",
-    "accuracy",
     "all_cells",
     "drilled",
     "forget_verdict",
@@ -42,6 +41,7 @@ __all__ = [
     "run_cell",
     "sequence_metrics",
     "split_examples",
+    "suite_accuracy",
     "suite_names",
     "summary",
     "verdict",

@@ -12,7 +12,7 @@ from typing import Literal
 from ivlens.tasks.records import wrong
 from ivlens.tasks.task import Task
 
-Metric = Literal["accuracy", "rouge_l"]
+Metric = Literal["suite_accuracy", "rouge_l"]
 # A task with at most so many different answers, none longer than this, each given twice on average, has labels.
 MAX_LABELS, MAX_LABEL_LENGTH = 20, 40
 
@@ -93,8 +93,8 @@ def rouge_l(prediction: str, references: str | Sequence[str]) -> float:
     return max(_f1(prediction, said, reference) for reference in _listed(references))
 
 
-def accuracy(prediction: str, references: str | Sequence[str], *, keep_case: bool = False) -> float:
-    """1 where the whole prediction is one of the references after `normalised`, else 0.
+def suite_accuracy(prediction: str, references: str | Sequence[str], *, keep_case: bool = False) -> float:
+    """1 where the whole prediction is one of the references after `normalised`, else 0: the suites' own accuracy.
 
     Raises:
         ValueError: no references.
@@ -103,7 +103,10 @@ def accuracy(prediction: str, references: str | Sequence[str], *, keep_case: boo
     return float(any(said == normalised(reference, keep_case=keep_case) for reference in _listed(references)))
 
 
-SCORERS: dict[Metric, Callable[[str, str | Sequence[str]], float]] = {"accuracy": accuracy, "rouge_l": rouge_l}
+SCORERS: dict[Metric, Callable[[str, str | Sequence[str]], float]] = {
+    "suite_accuracy": suite_accuracy,
+    "rouge_l": rouge_l,
+}
 
 
 def mean_score(metric: Metric, predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> float:
@@ -122,10 +125,10 @@ def mean_score(metric: Metric, predictions: Sequence[str], references: Sequence[
 
 
 def metric_of(task: Task) -> Metric:
-    """`accuracy` for a task with labels (at most 20 different short answers, each given twice on average)."""
+    """`suite_accuracy` for a task with labels (at most 20 different short answers, each given twice on average)."""
     answers = {answer for example in task.examples for answer in example.answers}
     has_labels = len(answers) <= MAX_LABELS and 2 * len(answers) <= len(task)
-    return "accuracy" if has_labels and max(map(len, answers)) <= MAX_LABEL_LENGTH else "rouge_l"
+    return "suite_accuracy" if has_labels and max(map(len, answers)) <= MAX_LABEL_LENGTH else "rouge_l"
 
 
 def _folded(text: str) -> str:

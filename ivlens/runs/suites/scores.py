@@ -19,9 +19,9 @@ _WRITTEN_AT_ONCE = 32
 class Scorer:
     """Asks the same prompts again and again.
 
-    Tasks scored by accuracy on a word-level basis (the bank's) are judged by their answers' tokens, which needs one
-    pass and no generation; all others by what the model writes. On *select*, which is asked many times in a training,
-    only tasks that are not scored by accuracy are: tokens say nothing of Rouge-L, and nearly all of accuracy.
+    The bank's tasks are judged by their answers' tokens, which needs one pass and no generation, and count where greedy
+    decoding is `exact`; all others by what the model writes. On *select*, which is asked many times in a training, only
+    tasks that are not scored by `suite_accuracy` are: tokens say nothing of Rouge-L, and nearly all of whole answers.
 
     Args:
         n_prompts: at most so many of each task.
@@ -45,7 +45,7 @@ class Scorer:
         asked = [(for_training(task), split_examples(task, split)) for task in tasks]
 
         def is_by_tokens(task: Task) -> bool:
-            return bool(task.kind) or (split == "select" and suite.metrics[task.name] == "accuracy")
+            return bool(task.kind) or (split == "select" and suite.metrics[task.name] == "suite_accuracy")
 
         by_tokens = [(task, examples) for task, examples in asked if is_by_tokens(task)]
         self._exam: Exam | None = None
@@ -55,7 +55,7 @@ class Scorer:
 
     def scores(self, learner: Learner) -> dict[str, float]:
         """Mean score of each task, from 0 to 1."""
-        found = {} if self._exam is None else self._exam.sit(learner.trained)
+        found = {} if self._exam is None else self._exam.sit(learner.trained, exact=True)
         if self._written:
             bridge = learner.bridge()
             found |= {task.name: self._written_score(bridge, task, examples) for task, examples in self._written}
@@ -66,7 +66,7 @@ class Scorer:
         texts: list[str] = []
         for index in torch.arange(len(batch)).split(_WRITTEN_AT_ONCE):
             texts += complete(bridge, [batch.texts[row] for row in index], max_new_tokens=self._max_new_tokens)
-        by_accuracy = self._suite.metrics[task.name] == "accuracy"
+        by_accuracy = self._suite.metrics[task.name] == "suite_accuracy"
         each = [
             self._suite.score(task.name, first_line(text) if by_accuracy else text.strip(), example.answers)
             for text, example in zip(texts, batch.examples, strict=True)

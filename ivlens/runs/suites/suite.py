@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 from ivlens.runs.suites.drills import drilled
 from ivlens.runs.suites.places import HELD_PARTS, LAYOUTS, TASKS, canonical, found_places, incomplete, picked_place
-from ivlens.runs.suites.rouge import SCORERS, Metric, accuracy, metric_of
+from ivlens.runs.suites.rouge import SCORERS, Metric, metric_of, suite_accuracy
 from ivlens.tasks.bank import list_tasks, load_task
 from ivlens.tasks.records import wrong
 from ivlens.tasks.task import Task, TaskExample, split_of
@@ -44,7 +44,8 @@ class Suite:
         order: Number of the order; None for one's own.
         source: Folder the tasks were found under.
         missing: Tasks of the sequence that were not found (`partial=True`), each with why.
-        keep_case: Tasks for whose accuracy case counts (FUNC, the bank): at word level it can be the whole answer.
+        keep_case: Tasks for whose `suite_accuracy` case counts (FUNC, the bank): at word level it can be the whole
+            answer.
     """
 
     name: str
@@ -64,8 +65,8 @@ class Suite:
         """
         if task not in self.metrics:
             raise wrong(f"Suite {self.name!r}", f"got task {task!r}", f"one of {', '.join(self.metrics)}", "name one")
-        if self.metrics[task] == "accuracy":
-            return accuracy(prediction, answers, keep_case=task in self.keep_case)
+        if self.metrics[task] == "suite_accuracy":
+            return suite_accuracy(prediction, answers, keep_case=task in self.keep_case)
         return SCORERS[self.metrics[task]](prediction, answers)
 
 
@@ -97,7 +98,8 @@ def load_suite(
     - pocket: five tasks the built-in model never saw, `drilled`; orders 0 to 4: each task once at each place.
 
     TRACE itself scores Py150 by edit similarity and 20Minuten by SARI; Rouge-L stands for both here, as for
-    MeetingBank. Natural-Instructions, and general tasks from files, are scored by `metric_of`, others by accuracy.
+    MeetingBank. Natural-Instructions, and general tasks from files, are scored by `metric_of`, others by
+    `suite_accuracy`.
 
     Args:
         name: One of `suite_names()`.
@@ -206,7 +208,7 @@ def _metrics(suite: str, tasks: Sequence[Task], general: Sequence[Task]) -> dict
         got = f"has {', '.join(repeated)} twice"
         raise wrong(f"Suite {suite!r}", got, "general tasks that are not trained", "leave them out of general=")
     by_data = (*(task for task in general if not task.kind), *(tasks if suite.startswith("ni-") else ()))
-    metrics: dict[str, Metric] = dict.fromkeys(names, "accuracy")
+    metrics: dict[str, Metric] = dict.fromkeys(names, "suite_accuracy")
     metrics |= {task.name: metric_of(task) for task in by_data}
     metrics |= {task.name: "rouge_l" for task in tasks if suite == "trace" and task.name in _GENERATED}
     return metrics

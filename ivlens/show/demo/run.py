@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from ivlens.common.files import filling
 from ivlens.effects.measure import head_effects
 from ivlens.effects.results import HeadEffects
+from ivlens.forward.borders import begins_with
 from ivlens.forward.completions import complete, first_line
 from ivlens.forward.hooks import SITES
 from ivlens.forward.means import HeadMeans
@@ -276,8 +277,8 @@ def _examples(
             "answers": list(example.answers),
             "before": first_line(plain),
             "after": first_line(steered),
-            "right_before": first_line(plain) in example.answers,
-            "right_after": first_line(steered) in example.answers,
+            "right_before": any(begins_with(first_line(plain), answer) for answer in example.answers),
+            "right_after": any(begins_with(first_line(steered), answer) for answer in example.answers),
         }
         for example, prompt, plain, steered in zip(batch.examples, batch.texts, before, after, strict=True)
     )

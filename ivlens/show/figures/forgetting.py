@@ -5,13 +5,15 @@ from collections.abc import Sequence
 import pandas as pd
 import plotly.graph_objects as go
 
+from ivlens.common.kept import renamed
 from ivlens.show.figures.rows import Row, rows_of
 from ivlens.show.figures.theme import LIGHT, Theme, styled, with_legend
 
 LABELS = {
     "prob": "probability of the answer's first token",
     "seq_prob": "probability of the answer, per token",
-    "greedy": "accuracy, greedy decoding",
+    "accuracy": "accuracy, greedy decoding",
+    "exact": "accuracy, greedy decoding of the answer alone",
     "ranked": "accuracy, among the task's answers",
 }
 KINDS = {"instruction": "with the instruction", "knowledge": "in a sentence, without it"}
@@ -25,12 +27,15 @@ def forgetting_plot(table: pd.DataFrame, *, measure: str = "seq_prob", theme: Th
         measure: One of its measures.
 
     Raises:
-        ValueError: not such a table, or an unknown measure.
+        ValueError: not such a table, or a measure that is unknown or not in it.
     """
     if measure not in LABELS:
         raise ValueError(f"measure is {measure!r}, expected one of {', '.join(LABELS)}.")
-    every = rows_of(table, ("task", "measure", "instruction_before", "excess"), "ivlens.analysis.forgetting.decompose")
+    needed = ("task", "measure", "instruction_before", "excess")
+    every = rows_of(renamed(table), needed, "ivlens.analysis.forgetting.decompose")
     rows = [row for row in every if row["measure"] == measure]
+    if not rows:
+        raise ValueError(f"the table has no rows of the measure {measure!r}, expected some; decompose anew.")
     rows = rows[-1:] + rows[:-1] if len(rows) > 2 else rows[:1]  # the mean first; of one task it is the same
     figure = go.Figure()
     for offset, (kind, label) in zip((0.15, -0.15), KINDS.items(), strict=True):

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
+from ivlens.common.kept import renamed
 from ivlens.show.figures.dynamics import drift_map
 from ivlens.show.figures.rows import grouped, mean, rows_of
 from ivlens.show.figures.theme import LIGHT, Theme, styled, translucent, with_legend
@@ -26,7 +27,7 @@ def knowledge_curves(table: pd.DataFrame, *, measure: str = "seq_prob", theme: T
         ValueError: a column is missing, or no row has this measure.
     """
     every = rows_of(
-        table, ("checkpoint", "task", "measure", "instruction_before", "instruction_drop_lo"), "ivlens forget"
+        renamed(table), ("checkpoint", "task", "measure", "instruction_before", "instruction_drop_lo"), "ivlens forget"
     )
     rows = [row for row in every if row["measure"] == measure and row["task"] == "all tasks"]
     if not rows:

@@ -12,6 +12,7 @@ from ivlens.show.figures.theme import LIGHT, Theme, colour_at, styled, with_lege
 
 METRIC_NAMES = {
     "accuracy": "accuracy (share of prompts)",
+    "exact": "exact answers (share of prompts)",
     "prob": "probability of the answer's first token",
     "logprob": "log-probability of the answer (nats)",
 }
@@ -29,7 +30,7 @@ def strength_curves(
     Args:
         frame: what `ivlens.sweep_settings` returns (columns layer, alpha, site and the metric), or several of these
             concatenated. Rows of strength 0 are no vector: their mean is a dashed line.
-        metric: accuracy, prob or logprob.
+        metric: accuracy, exact, prob or logprob.
 
     Raises:
         ValueError: a column is missing, or there are no rows.

@@ -10,6 +10,7 @@ import torch
 from ivlens.common.checks import check_counts
 from ivlens.effects.measure import head_effects
 from ivlens.effects.results import HeadEffects
+from ivlens.forward.borders import begins_with
 from ivlens.models.boot import TransformerBridge, check_model
 from ivlens.models.fingerprint import model_identity
 from ivlens.prompts.build import prompt_text
@@ -218,5 +219,5 @@ class Engine:
 
 
 def begins_right(text: str, answers: Sequence[str]) -> bool | None:
-    """Whether a completion begins with one of the answers; None where there are none."""
-    return any(text.strip().startswith(answer.strip()) for answer in answers) if answers else None
+    """Whether a completion begins with one of the answers, and not with a longer word; None where there are none."""
+    return any(begins_with(text, answer) for answer in answers) if answers else None

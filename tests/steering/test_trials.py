@@ -1,0 +1,222 @@
+"""Right answers of interventions are those that generation under `steer` writes as text."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import chained, random_prompts
+
+from ivlens import load_model, load_task
+from ivlens.effects import head_effects
+from ivlens.forward.completions import complete
+from ivlens.forward.prefix import SharedPrefix
+from ivlens.forward.scoring import greedy_correct
+from ivlens.prompts import PromptBatch, build_prompts
+from ivlens.steering.steer import steer
+from ivlens.steering.summary import Setting
+from ivlens.steering.trials import Trials
+from ivlens.tasks import TaskExample
+from ivlens.tuning.exams import make_exam
+from ivlens.vectors import InstructionVector
+
+TASKS = ("spell", "country_capital", "length")  # letters, names of several tokens, numbers
+
+
+@pytest.fixture(scope="module")
+def pocket():
+    return load_model("pocket")
+
+
+@pytest.fixture(scope="module")
+def vector(pocket):
+    return InstructionVector.from_effects(head_effects(pocket, load_task("spell"), n_prompts=16), k=10, model=pocket)
+
+
+def cut(task, texts, examples):
+    """The task with answers of all sorts, made of what a model wrote: whole, begun, with more behind, others beside."""
+    made = []
+    for text, example in zip(texts, examples, strict=True):
+        line = next(iter(text.strip().splitlines()), "") or "nothing"
+        line = line[:12].strip() if len(line) > 16 else line  # it may have been cut off
+        half, word = line[: (len(line) + 1) // 2].strip(), line.split()[0]
+        for number, answers in enumerate(((line,), ("other words", half), (word, line[:1]), (f"{line} s", "other"))):
+            made.append((number, TaskExample(example.input, answers)))
+    return [replace(task, examples=tuple(one for at, one in made if at == number)) for number in range(4)]
+
+
+def together(batches):
+    """The same prompts once for each batch of answers."""
+    n = len(batches[0])
+    assert all(batch.texts == batches[0].texts for batch in batches)
+    alternatives = tuple(answers for batch in batches for answers in batch.alternatives)
+    examples = tuple(example for batch in batches for example in batch.examples)
+    return replace(batches[0].rows([*range(n)] * len(batches)), alternatives=alternatives, examples=examples)
+
+
+def by_eye(text, answers):
+    """Accuracy and exactness of a completion, as one would judge it by reading."""
+    found = [(answer, text.strip()[len(answer) :]) for answer in answers if text.strip().startswith(answer)]
+    is_right = any(not (answer[-1].isalnum() and rest[:1].isalnum()) for answer, rest in found)
+    return float(is_right), float(any(not rest or rest.startswith("\n") for _, rest in found))
+
+
+def check(scores, texts, batch):
+    judged = [by_eye(text, example.answers) for text, example in zip(texts, batch.examples, strict=True)]
+    assert list(zip(scores.accuracy[0].tolist(), scores.exact[0].tolist(), strict=True)) == judged
+    return judged
+
+
+@pytest.mark.parametrize("site", ["resid_post", "attn_out"])
+@pytest.mark.parametrize("positions", ["prompt", "every"])
+def test_scores_are_those_of_generated_texts(pocket, vector, positions, site):
+    judged, layer, alpha = [], 1, 1.5
+    for name in TASKS:
+        task = load_task(name)
+        batch = build_prompts(pocket.tokenizer, task, task.split("test")[:6], corruption="drop")
+        with steer(pocket, vector, layer=layer, alpha=alpha, site=site, positions=positions):
+            texts = complete(pocket, batch.texts, max_new_tokens=20)
+        made = cut(task, texts, batch.examples)
+        asked = together([build_prompts(pocket.tokenizer, one, one.examples, corruption="drop") for one in made])
+        trials = Trials(pocket, asked, positions=positions)
+        judged += check(trials.added(alpha * vector.theta[None], layer, site), texts * 4, asked)
+        check(trials.at([Setting(layer, alpha, site)], vector.theta[None], brief=True), texts * 4, asked)
+    assert len({*judged}) == 3, "not all verdicts were tried"
+
+
+def test_trials_scoring_and_exams_agree(pocket):
+    """On the same prompts, for answers that end, that go on, and that are not written at all."""
+    seen = set()
+    for name in (*TASKS, "antonym"):
+        task = load_task(name)
+        batch = build_prompts(pocket.tokenizer, task, task.split("select")[:5])
+        texts = complete(pocket, batch.texts, max_new_tokens=20)
+        made = cut(task, texts, batch.examples)
+        for one in made:
+            asked = build_prompts(pocket.tokenizer, one, one.examples)
+            scores, right = Trials(pocket, asked).unsteered(), greedy_correct(pocket, asked)
+            exam = make_exam(pocket, [(one, one.examples)])
+            answered = exam.answered(pocket.original_model)
+            order = torch.tensor([_place(exam, asked, row) for row in range(len(asked))])
+            for measure in ("accuracy", "exact"):
+                expected = getattr(scores, measure)[0].bool()
+                assert torch.equal(getattr(right, measure), expected)
+                assert torch.equal(getattr(answered, measure)[order], expected)
+                sat = exam.sit(pocket.original_model, exact=measure == "exact")
+                assert sat == {name: pytest.approx(float(expected.float().mean()))}
+            seen |= set(check(scores, texts, asked))
+    assert len(seen) == 3
+
+
+def _place(exam, batch, row):
+    """The number of a batch's prompt among an exam's questions, which are shuffled."""
+    prompt = batch.tokens[row][batch.attention_mask[row] == 1].tolist()
+    for at, question in enumerate(exam.question.tolist()):
+        if exam.data.tokens[at][exam.data.attention_mask[at] == 1].tolist() == prompt:
+            return question
+    raise AssertionError("no such question")
+
+
+def batch_of(tokens, mask, alternatives):
+    first = torch.full((len(tokens), max(len(answers[0]) for answers in alternatives)), -100)
+    for row, answers in enumerate(alternatives):
+        first[row, : len(answers[0])] = torch.tensor(answers[0])
+    none, examples = ("",) * len(tokens), (TaskExample("input", ("answer",)),) * len(tokens)
+    return PromptBatch(tokens, mask, first, None, tuple(alternatives), none, examples, none, (None,) * len(tokens))
+
+
+AFTER_ONE = {"2": (0, 0), "a": (0, 0), ".": (1, 0), "Ċ": (1, 1), "<|endoftext|>": (1, 1)}
+
+
+@pytest.fixture(scope="module", params=AFTER_ONE)
+def after_one(request, new_model, byte_level):
+    """A model that writes 1 and then something, with a prompt for it, and the verdict on 1."""
+    links = byte_level.convert_tokens_to_ids([":", "1", request.param, ","])
+    model = chained(new_model("llama", byte_level, n_layers=2), dict(zip(links, links[1:], strict=False)))
+    return model, torch.tensor([[9, 5, links[0]], [0, 7, links[0]]]), links[1:3], AFTER_ONE[request.param]
+
+
+def test_twelve_is_not_one(after_one):
+    model, tokens, (one, following), expected = after_one
+    mask = torch.tensor([[1, 1, 1], [0, 1, 1]])
+    both = [((one,), (399,)), ((399, one), (one,))]
+    for brief in (False, True):
+        scores = Trials(model, batch_of(tokens, mask, both)).at(
+            [Setting(0, 0.0, "resid_post")], torch.ones(1, model.cfg.d_model), brief=brief
+        )
+        assert (scores.accuracy[0].tolist(), scores.exact[0].tolist()) == ([expected[0]] * 2, [expected[1]] * 2)
+    longer = [((one,), (one, following)), ((one, following),)]
+    assert Trials(model, batch_of(tokens, mask, longer)).unsteered().accuracy.all(), "12 may be accepted beside 1"
+
+
+def test_the_second_pass_is_small(after_one):
+    """Only rows whose whole answer was written are looked at again, and of these only the last column."""
+    model, tokens, (one, _), expected = after_one
+    trials = Trials(model, batch_of(tokens, torch.ones_like(tokens), [((one,),), ((399,), (398, 9))]))
+    passes = []
+    handle = model.unembed.register_forward_hook(lambda module, given, out: passes.append(tuple(out.shape[:2])))
+    try:
+        scores = trials.unsteered()
+    finally:
+        handle.remove()
+    # without the last prompt token; answers of one token; what follows the one that was written; answers of two
+    assert passes == [(2, 1), (2, 1), (1, 1), (1, 2)]
+    assert scores.accuracy.tolist() == [[expected[0], 0]]
+
+
+@pytest.mark.parametrize("positions", ["prompt", "every"])
+@pytest.mark.parametrize("site", ["resid_post", "attn_out"])
+def test_left_out_blocks_change_no_verdict(pocket, vector, monkeypatch, positions, site):
+    task = load_task("country_capital")
+    batch = build_prompts(pocket.tokenizer, task, task.split("test")[:12], corruption="drop")
+    thetas, settings = vector.theta.repeat(6, 1), [Setting(layer, 3.0, site) for layer in range(6)]
+    with steer(pocket, vector, layer=3, alpha=3.0, site=site, positions=positions):
+        texts = complete(pocket, batch.texts, max_new_tokens=3)
+    examples = tuple(TaskExample(one.input, (text.strip() or "x",))
+                     for one, text in zip(batch.examples, texts, strict=True))  # fmt: skip
+    batch = build_prompts(pocket.tokenizer, replace(task, examples=examples), examples, corruption="drop")
+    quick = Trials(pocket, batch, positions=positions).at(settings, thetas)
+    monkeypatch.setattr(SharedPrefix, "streams", lambda *_: None)
+    slow = Trials(pocket, batch, positions=positions, rows_per_pass=7).at(settings, thetas)
+    assert torch.equal(quick.accuracy, slow.accuracy) and torch.equal(quick.exact, slow.exact)
+    assert quick.accuracy.any() and (quick.accuracy < 1).any()
+
+
+@pytest.mark.parametrize("n_ctx", [9, 10, 11])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_answers_that_fill_the_context(new_model, byte_level, family, n_ctx):
+    """Long prompts beside long answers, as much as fits: scores as by `greedy_correct`, and as of each row alone."""
+    model = new_model(family, byte_level, n_ctx=n_ctx)
+    tokens, mask = random_prompts((8, 6, 7, 3, 8, 5, 4))
+    alternatives = []
+    for row in range(7):
+        prompt = tokens[row][mask[row] == 1][None]
+        out = model.generate(prompt, max_new_tokens=n_ctx - 8, do_sample=False, verbose=False, stop_at_eos=False)
+        written = tuple(out[0, prompt.shape[1] :].tolist())
+        alternatives.append(tuple(written[:n] for n in range(1 + row % 2, n_ctx - 7)) or (written,))
+    batch = batch_of(tokens, mask, alternatives)
+    right = greedy_correct(model, batch)
+    for positions in ("prompt", "every"):
+        trials = Trials(model, batch, positions=positions)
+        nothing = torch.zeros(2, model.cfg.d_model)
+        for scores in (
+            trials.unsteered(),
+            trials.added(nothing, 1, "resid_post"),
+            trials.added(nothing, 0, "attn_out"),
+        ):
+            assert torch.equal(scores.accuracy, right.accuracy.float().expand_as(scores.accuracy))
+            assert torch.equal(scores.exact, right.exact.float().expand_as(scores.exact))
+    alone = [Trials(model, batch.rows([row])).unsteered() for row in range(7)]
+    assert torch.equal(torch.cat([one.accuracy[0] for one in alone]).bool(), right.accuracy)
+    assert torch.equal(torch.cat([one.exact[0] for one in alone]).bool(), right.exact)
+
+
+def test_an_overflow_after_the_answer_is_no_right_answer(after_one, monkeypatch):
+    model, tokens, (one, _), _ = after_one
+    trials, logits = Trials(model, batch_of(tokens, torch.ones_like(tokens), [((one,),)] * 2)), SharedPrefix.logits
+
+    def overflowing(self, *given, last_only=False):
+        return logits(self, *given) + (torch.nan if last_only else 0)
+
+    monkeypatch.setattr(SharedPrefix, "logits", overflowing)
+    scores = trials.unsteered()
+    assert not scores.accuracy.any() and not scores.exact.any() and scores.prob.gt(0).all()
