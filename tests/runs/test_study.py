@@ -278,7 +278,7 @@ def test_commands_say_what_is_missing(tmp_path, capsys):
     for command in (["forget", "x"], ["dynamics", "x"], ["study"]):
         assert main([*command, "--figures", "gif"]) == 2
         assert "gif" in capsys.readouterr().err, "a suffix is refused before anything is measured"
-    assert main(["study", "--earlier", "antonym", "--out", str(tmp_path)]) == 2
+    assert main(["study", "--old", "antonym", "--out", str(tmp_path)]) == 2
     assert "two or more old ones" in capsys.readouterr().err
 
 
