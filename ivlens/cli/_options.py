@@ -45,12 +45,12 @@ class PromptOptions:
 
     Attributes:
         template: plain, after (instruction after the input), qa, chat, or a JSON file with the fields of a template. By
-            default as the prompts of a file's effects or vector, where there is one, and plain otherwise.
-        n_shots: Demonstrations in each prompt. By default as a file's, or as many as tell the task: 5 without an
-            instruction, none with one.
-        instruction: task (one of the task's own), none (demonstrations alone), or the instruction itself. By default as
-            a file's, or task.
-        seed: Of splits, instructions, demonstrations, and of whatever else is drawn. By default a file's, or 0.
+            default plain; a file of effects or a vector brings its own.
+        n_shots: Demonstrations in each prompt. By default as many as tell the task: 5 without an instruction, none with
+            one; a file brings its own.
+        instruction: task (one of the task's own), none (demonstrations alone), or the instruction itself. By default
+            task; a file brings its own.
+        seed: Of splits, instructions, demonstrations, and of whatever else is drawn. By default 0, or that of a file.
     """
 
     template: str | None = None

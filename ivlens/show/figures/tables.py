@@ -38,7 +38,7 @@ def tuning_table(scores: pd.DataFrame) -> str:
     kinds = [name for name in rows[0] if name not in ("task", "role", "before") and isinstance(rows[0][name], float)]
     head = ["task", "", "before", *(_escaped(KINDS[kind].label if kind in KINDS else kind) for kind in kinds)]
     lines = [
-        [_escaped(row["task"]), "new" if row["role"] == "new" else "old"]
+        [_escaped(row["task"]), "new" if row["role"] == "new" else "earlier"]
         + [_number(row[name]) for name in ("before", *kinds)]
         for row in rows
     ]
