@@ -602,6 +602,32 @@ def test_lab_on_the_command_line_says_what_is_wrong(monkeypatch, capsys):
     assert "the lab needs panel, which is not installed; pip install 'ivlens[lab]'" in capsys.readouterr().err
 
 
+def test_options_of_the_command_make_the_recipe(monkeypatch, capsys):
+    pytest.importorskip("panel")
+
+    def told(engines, state, *, port):
+        raise ValueError(f"{state.template} {state.n_shots} {state.told} {state.instruction} {engines[0].options.seed}")
+
+    monkeypatch.setattr("ivlens.show.lab.server.open_server", told)
+    words = [
+        "lab",
+        "--task",
+        "antonym",
+        "--template",
+        "qa",
+        "--n-shots",
+        "2",
+        "--instruction",
+        "Say it.",
+        "--seed",
+        "3",
+    ]
+    assert cli.main(words) == 2
+    assert "qa 2 ('Say it.',) Say it. 3" in capsys.readouterr().err
+    assert cli.main(words[:7]) == 2
+    assert "qa 2 task  0" in capsys.readouterr().err
+
+
 def test_page_survives_any_event(pocket):
     pytest.importorskip("panel")
     lab = ivlens.lab(pocket, tasks=["antonym"], n_prompts=8, n_search=0)
