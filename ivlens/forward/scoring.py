@@ -178,18 +178,22 @@ def greedy_correct(model: TransformerBridge, batch: PromptBatch, *, batch_size: 
     tokens, mask = check_prompts(model, wide.tokens, wide.attention_mask)
     answers = check_answers(model, wide.answer_tokens, len(wide))
     check_length(model, mask, answers.shape[1])
-    is_full = mask.sum(1) + (answers != -100).sum(1) >= model.cfg.n_ctx
-    # side by side, a long prompt and a long answer may be wider together than the context, which neither fills
+    n_answer = (answers != -100).sum(1)
+    is_full = mask.sum(1) + n_answer >= model.cfg.n_ctx
+    # of an answer that fills the context the last token is not given: nothing is asked behind it
+    n_given = n_answer - is_full.long()
+    columns = torch.arange(answers.shape[1] + 1, device=answers.device)
+    given = torch.nn.functional.pad(answers, (0, 1), value=-100).masked_fill(columns >= n_given[:, None], -100)
+    # side by side, a long prompt and a long answer may be wider than the context, which neither of them fills
     size = batch_size if tokens.shape[1] + answers.shape[1] <= model.cfg.n_ctx else min(batch_size, 1)
     borders, source = Borders(model.tokenizer), source.to(answers.device)
     right = Correct(*torch.zeros((2, len(batch)), dtype=torch.bool, device=answers.device))
     for rows in row_slices(len(wide), size):
-        given = check_answers(model, answers[rows], len(answers[rows]))
-        followed = given if size == 1 and is_full[rows].any() else torch.nn.functional.pad(given, (0, 1), value=-100)
+        targets, followed = answers[rows, : int(n_answer[rows].max())], given[rows, : int(n_given[rows].max()) + 1]
         with model_lock(model):
             check_unsteered(model)
             logits = forced(*check_prompts(model, tokens[rows], mask[rows]), followed).logits(model)
-        for kept, found in zip(right, judged_rows(logits, given, is_full[rows], borders), strict=True):
+        for kept, found in zip(right, judged_rows(logits, targets, is_full[rows], borders), strict=True):
             kept[source[rows][found]] = True
     return right
 

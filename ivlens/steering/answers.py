@@ -24,26 +24,33 @@ class Rows:
 class AnswerRows(Rows):
     """The answers of one length: rows of a prompt and the tokens given after it, and what would be right after each.
 
-    `targets` is padded with -1; where `first` holds, the task's first answer stands first among them.
+    `targets` is padded with -1; where `first` holds, the task's first answer stands first among them; `has_next` says
+    which answers leave a place for one more token.
     """
 
     targets: Int[Tensor, "rows answers answer_len"]
     first: Bool[Tensor, " rows"]
+    has_next: Bool[Tensor, "rows answers"]
 
     @cached_property
     def whole(self) -> Rows:
-        """A row for every answer, given to its last token, to see what is written after it."""
-        rows, answers = (self.targets[..., 0] >= 0).nonzero(as_tuple=True)
+        """A row for every answer with a place behind it, given to its last token, to see what is written there."""
+        rows, answers = self.has_next.nonzero(as_tuple=True)
         return Rows(self.prompts[rows], self.targets[rows, answers])
 
     @cached_property
     def number(self) -> Int[Tensor, "rows answers"]:
-        """The row of `whole` that each answer has."""
-        return (self.targets[..., 0] >= 0).flatten().cumsum(0).reshape(self.targets.shape[:2]) - 1
+        """The row of `whole` that each answer has, -1 for none."""
+        rows = self.has_next.flatten().cumsum(0).reshape(self.has_next.shape) - 1
+        return rows.masked_fill(~self.has_next, -1)
 
 
-def answer_rows(alternatives: Sequence[Sequence[tuple[int, ...]]]) -> list[AnswerRows]:
-    """One group for every length that an answer has."""
+def answer_rows(alternatives: Sequence[Sequence[tuple[int, ...]]], places: Int[Tensor, " prompts"]) -> list[AnswerRows]:
+    """One group for every length that an answer has.
+
+    Args:
+        places: How many tokens fit behind each prompt.
+    """
     # answers that differ in their last token only share a row; most are one token long and share it all
     by_length: dict[int, dict[tuple[int, tuple[int, ...]], list[tuple[int, ...]]]] = defaultdict(dict)
     for prompt, answers in enumerate(alternatives):
@@ -58,7 +65,8 @@ def answer_rows(alternatives: Sequence[Sequence[tuple[int, ...]]]) -> list[Answe
         first = [alternatives[prompt][0] in answers for (prompt, _), answers in rows.items()]
         given = torch.tensor([prefix for _, prefix in rows], dtype=torch.long).reshape(len(rows), length - 1)
         prompts = torch.tensor([prompt for prompt, _ in rows])
-        groups.append(AnswerRows(prompts, given, targets, torch.tensor(first)))
+        has_next = (targets[..., 0] >= 0) & (length < places[prompts])[:, None]
+        groups.append(AnswerRows(prompts, given, targets, torch.tensor(first), has_next))
     return groups
 
 

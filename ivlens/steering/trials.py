@@ -115,11 +115,12 @@ class _Portion:
         self.model, self.batch, self._borders = model, batch, borders
         self.positions: Positions = positions
         self._tokens, self._mask = check_prompts(model, batch.tokens, batch.attention_mask)
-        self._n_tokens = self._mask.sum(1).cpu()
-        self._groups = answer_rows(batch.alternatives)
-        (self._openings,) = answer_rows([[answer[:1] for answer in answers] for answers in batch.alternatives])
+        self._places = model.cfg.n_ctx - self._mask.sum(1).cpu()
+        openings = [[answer[:1] for answer in answers] for answers in batch.alternatives]
+        self._groups = answer_rows(batch.alternatives, self._places)
+        (self._openings,) = answer_rows(openings, self._places)
         self._streams_of: dict[int, Tensor | None] = {}
-        self._shorter: dict[int, SharedPrefix] = {}
+        self._narrow: dict[int, SharedPrefix] = {}
         longest = max(group.targets.shape[2] for group in self._groups)
         self._prefix = SharedPrefix(model, self._tokens, self._mask)
         floats = self._prefix.floats_per_row + 3 * longest * model.cfg.d_vocab
@@ -152,10 +153,9 @@ class _Portion:
             flat = flat[begun[flat // n_rows, group.prompts[flat % n_rows]]]
             written = self._run(scores, group, flat, edit)
             flat, written = flat[written >= 0], written[written >= 0]
-            chosen, prompts = flat // n_rows, group.prompts[flat % n_rows]
-            right = self._judged(group.whole, chosen, group.number[flat % n_rows, written], edit)
-            for name, found in right._asdict().items():
-                getattr(scores, name)[chosen[found], prompts[found]] = 1.0
+            chosen, rows = flat // n_rows, flat % n_rows
+            for name, found in self._judged(group, chosen, rows, written, edit)._asdict().items():
+                getattr(scores, name)[chosen[found], group.prompts[rows[found]]] = 1.0
         return replace(scores, logprob=torch.full(size, torch.nan)) if brief else scores
 
     def _run(
@@ -168,21 +168,28 @@ class _Portion:
             written.append(enter(scores, group, chosen, rows, self._logits(group, chosen, rows, edit)))
         return torch.cat(written)
 
-    def _judged(self, whole: Rows, chosen: Int[Tensor, " rows"], rows: Int[Tensor, " rows"], edit: "_Edit") -> Correct:
+    def _judged(
+        self,
+        group: AnswerRows,
+        chosen: Int[Tensor, " rows"],
+        rows: Int[Tensor, " rows"],
+        written: Int[Tensor, " rows"],
+        edit: "_Edit",
+    ) -> Correct:
         """Which of these answers, all of which were written, do not go on inside their last word, and which end."""
         accuracy = torch.ones(len(rows), dtype=torch.bool)
         exact = torch.zeros_like(accuracy)
         if self._borders.tokenizer is None:
             return Correct(accuracy, exact)
-        has_place = self._n_tokens[whole.prompts[rows]] + whole.given.shape[1] < self.model.cfg.n_ctx
         after: list[int | None] = [None] * len(rows)
-        asked = has_place.nonzero()[:, 0]
+        whole = group.number[rows, written]
+        asked = (whole >= 0).nonzero()[:, 0]
         for part in asked.split(self._rows_per_pass) if len(asked) else ():
-            logits = self._logits(whole, chosen[part], rows[part], edit, last_only=True)[:, -1]
+            logits = self._logits(group.whole, chosen[part], whole[part], edit, last_only=True)[:, -1]
             accuracy[part] = logits.amax(-1).isfinite().cpu()  # an overflow is no next token
             for row, token in zip(part.tolist(), logits.argmax(-1).tolist(), strict=True):
                 after[row] = token
-        for row, answer in enumerate(map(tuple, whole.given[rows].tolist())):
+        for row, answer in enumerate(map(tuple, group.targets[rows, written].tolist())):
             if accuracy[row]:
                 accuracy[row] = not self._borders.goes_on(answer, after[row])
                 exact[row] = self._borders.ends(answer, after[row])
@@ -198,8 +205,7 @@ class _Portion:
         last_only: bool = False,
     ) -> Float[Tensor, "rows kept d_vocab"]:
         """Logits at the last prompt token and at the tokens given after it, each row under its own intervention."""
-        where = self._where(group, rows)
-        prefix = self._prefix_of(group)
+        where, prefix = self._where(group, rows), self._prefix_of(group)
         given = group.prompts[rows], group.given[rows]
         if not isinstance(edit, _Addition):
             with edit(where):
@@ -220,17 +226,17 @@ class _Portion:
         return self._streams_of[id(group)]
 
     def _prefix_of(self, group: Rows) -> SharedPrefix:
-        """The prefix of all prompts, or where the longest ones would push a row out of the context, of the others."""
-        n_given, n_ctx = group.given.shape[1], self.model.cfg.n_ctx
-        if self._tokens.shape[1] + n_given <= n_ctx:
+        """The prefix of all prompts; where the longest would make rows wider than the context, that of the others."""
+        n_given = group.given.shape[1]
+        if self._tokens.shape[1] + n_given <= self.model.cfg.n_ctx:
             return self._prefix
-        if n_given not in self._shorter:
-            # prompts that fill the context are not asked; another one stands in their places, so that numbers stay
-            fits = self._n_tokens + n_given < n_ctx
+        if n_given not in self._narrow:
+            fits = self._places > n_given
+            # another prompt stands in the places of the long ones, so that each keeps its number
             kept = torch.where(fits, torch.arange(len(fits)), fits.int().argmax()).to(self._tokens.device)
-            shorter = check_prompts(self.model, self._tokens[kept], self._mask[kept])
-            self._shorter[n_given] = SharedPrefix(self.model, *shorter)
-        return self._shorter[n_given]
+            narrow = check_prompts(self.model, self._tokens[kept], self._mask[kept])
+            self._narrow[n_given] = SharedPrefix(self.model, *narrow)
+        return self._narrow[n_given]
 
     def _where(self, group: Rows, rows: Int[Tensor, " rows"]) -> Where:
         where = torch.ones(len(rows), group.given.shape[1] + 1, dtype=torch.bool, device=self._tokens.device)

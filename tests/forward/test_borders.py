@@ -163,6 +163,23 @@ def test_no_place_no_text_and_no_tokenizer(byte_level):
     assert not blind.goes_on(answer, letter) and not blind.ends(answer, letter) and blind.ends(answer, None)
 
 
+def test_tokens_beyond_the_tokenizer_are_not_decoded(byte_level):
+    """Rows that pad the embedding matrix; tokenizers written in Python raise there."""
+
+    class Strict:
+        all_special_ids, added_tokens_decoder = byte_level.all_special_ids, byte_level.added_tokens_decoder
+
+        def __len__(self):
+            return len(byte_level)
+
+        def decode(self, tokens, **options):
+            assert max(tokens) < len(byte_level)
+            return byte_level.decode(tokens, **options)
+
+    borders, answer = Borders(Strict()), ids(byte_level, " small")
+    assert not borders.goes_on(answer, len(byte_level)) and borders.goes_on(answer, token(byte_level, "s"))
+
+
 def test_every_pair_is_decoded_once(byte_level, monkeypatch):
     seen = []
     borders, answer, letter = Borders(byte_level), ids(byte_level, " small"), token(byte_level, "s")

@@ -133,14 +133,14 @@ def test_a_model_that_writes_12_is_wrong_about_1(new_model, byte_level, piece, e
 
 
 @pytest.mark.parametrize("n_ctx", [9, 10, 11])
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gptneo"])
 def test_answers_that_fill_the_context(new_model, byte_level, family, n_ctx):
     """Long prompts beside long answers, as much as fits: each row is judged as on its own."""
     model = new_model(family, byte_level, n_ctx=n_ctx)
     tokens, mask = random_prompts((8, 6, 7, 3, 8, 5, 4))
     lengths, numbers = mask.sum(1).tolist(), list(range(7))
-    written = written_by(model, answered(tokens, mask, [((1,),)] * 7), n_ctx - 8)
-    alternatives = [tuple(each[:n] for n in range(1, n_ctx - 7)) for each in written]
+    written = written_by(model, answered(tokens, mask, [((1,),)] * 7), n_ctx - 7)
+    alternatives = [tuple(each[:n] for n in range(1, n_ctx - 6)) for each in written]
     rows = [(row, (answer,)) for row in numbers for answer in alternatives[row]]
     at = [row for row, _ in rows]
     batch = answered(tokens[at], mask[at], [answers for _, answers in rows])

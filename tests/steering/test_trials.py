@@ -182,7 +182,7 @@ def test_left_out_blocks_change_no_verdict(pocket, vector, monkeypatch, position
 
 
 @pytest.mark.parametrize("n_ctx", [9, 10, 11])
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gptneo"])
 def test_answers_that_fill_the_context(new_model, byte_level, family, n_ctx):
     """Long prompts beside long answers, as much as fits: scores as by `greedy_correct`, and as of each row alone."""
     model = new_model(family, byte_level, n_ctx=n_ctx)
@@ -190,9 +190,9 @@ def test_answers_that_fill_the_context(new_model, byte_level, family, n_ctx):
     alternatives = []
     for row in range(7):
         prompt = tokens[row][mask[row] == 1][None]
-        out = model.generate(prompt, max_new_tokens=n_ctx - 8, do_sample=False, verbose=False, stop_at_eos=False)
+        out = model.generate(prompt, max_new_tokens=n_ctx - 7, do_sample=False, verbose=False, stop_at_eos=False)
         written = tuple(out[0, prompt.shape[1] :].tolist())
-        alternatives.append(tuple(written[:n] for n in range(1 + row % 2, n_ctx - 7)) or (written,))
+        alternatives.append(tuple(written[:n] for n in range(1 + row % 2, n_ctx - 6)) or (written,))
     batch = batch_of(tokens, mask, alternatives)
     right = greedy_correct(model, batch)
     for positions in ("prompt", "every"):
