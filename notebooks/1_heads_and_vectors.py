@@ -91,7 +91,7 @@ print([token.strip() for token, _ in iv.decode(model, k=8)])
 
 # %%
 evaluation = ivlens.evaluate_intervention(model, task, iv)
-evaluation
+evaluation  # noqa: B018, the cell shows it
 
 # %%
 evaluation.plot()
