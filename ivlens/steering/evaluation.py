@@ -71,10 +71,10 @@ class Evaluation:
         return condition_plot(self.table.assign(task=self.settings.get("task", "")))
 
     def _shown(self) -> "pd.DataFrame":
-        return self.table.reindex(columns=list(_SHOWN)).round(3)
+        return self.table.reindex(columns=list(_SHOWN)).round(2)
 
     def __str__(self) -> str:
-        return self._shown().to_string(index=False)
+        return self._shown().to_string(index=False, na_rep="")
 
     def __repr__(self) -> str:
         layer, alpha, site = self.best
