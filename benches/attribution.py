@@ -16,6 +16,7 @@ from scipy.stats import spearmanr
 
 from ivlens import head_effects, load_model, load_task
 from ivlens.effects.engines import METHODS
+from ivlens.effects.measure import EffectOptions
 
 PAGE = Path(__file__).parent.parent / "docs" / "attribution.md"
 TASKS = ("antonym", "english_french", "first_letter", "capitalize", "synonym", "last_letter")
@@ -52,7 +53,8 @@ def pocket_rows() -> Iterator[list[str]]:
     for task in map(load_task, TASKS):
         for score in SCORES:
             aie = {
-                method: head_effects(model, task, score=score, method=method).aie for method in ("attribution", "exact")
+                method: head_effects(model, task, score=score, options=EffectOptions(method=method)).aie
+                for method in ("attribution", "exact")
             }
             yield [f"pocket, {task.name}", score, *agreement(aie["attribution"], aie["exact"])]
 

@@ -17,7 +17,7 @@ import transformers
 from ivlens import load_model, load_task
 from ivlens.common.memory import _total_memory
 from ivlens.effects.reference import patched_logits
-from ivlens.effects.request import EffectRequest, make_request
+from ivlens.effects.request import EffectRequest, PatchOptions, make_request
 from ivlens.forward.means import mean_head_outputs
 from ivlens.prompts import build_prompts
 
@@ -31,7 +31,7 @@ def gpt2_small(n_layers: int = 12, n_ctx: int = 1024) -> Any:
     return load_model(hf_model=transformers.GPT2LMHeadModel(config).eval())
 
 
-def random_request(model: Any, n_prompts: int, n_tokens: int, **options: Any) -> EffectRequest:
+def random_request(model: Any, n_prompts: int, n_tokens: int, score: str = "logprob") -> EffectRequest:
     """Random prompts of one length, and means large enough to move logits by more than a nat."""
     generator = torch.Generator().manual_seed(1)
     tokens = torch.randint(10, model.cfg.d_vocab, (n_prompts, n_tokens), generator=generator)
@@ -40,7 +40,7 @@ def random_request(model: Any, n_prompts: int, n_tokens: int, **options: Any) ->
     device = next(model.parameters()).device
     mask = torch.ones_like(tokens)
     request = make_request(
-        model, *(each.to(device) for each in (tokens, mask, answers, mean_z)), **{"score": "logprob"} | options
+        model, *(each.to(device) for each in (tokens, mask, answers, mean_z)), options=PatchOptions(score=score)
     )
     request.answers[:, 0] = _moved(model, request).argmax(-1)
     return request
@@ -56,15 +56,15 @@ def _moved(model: Any, request: EffectRequest) -> torch.Tensor:
 
 def pocket_request(model: Any, n_prompts: int, task: str = "antonym") -> EffectRequest:
     """Real prompts: another task's instruction, and the means of the right one."""
-    examples = load_task(task).split("fit")
-    corrupted = build_prompts(
-        model.tokenizer, load_task(task), examples=examples[:n_prompts], corruption="counterfactual"
-    )
-    clean = build_prompts(model.tokenizer, load_task(task), examples=examples)
+    loaded = load_task(task)
+    examples = loaded.split("fit")
+    corrupted = build_prompts(model.tokenizer, loaded, examples[:n_prompts], corruption="counterfactual")
+    clean = build_prompts(model.tokenizer, loaded, examples)
     mean_z = mean_head_outputs(model, clean.tokens, clean.attention_mask)
     return make_request(
-        model, corrupted.tokens, corrupted.attention_mask, corrupted.answer_tokens, mean_z, score="logprob"
-    )
+        model, corrupted.tokens, corrupted.attention_mask, corrupted.answer_tokens, mean_z,
+        options=PatchOptions(score="logprob"),
+    )  # fmt: skip
 
 
 def seconds(ways: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:

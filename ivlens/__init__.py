@@ -26,7 +26,6 @@ _MODULE_OF = {
     "PromptRecipe": "prompts",
     "PromptTemplate": "prompts",
     "Setting": "steering.summary",
-    "TASK": "prompts",
     "Task": "tasks",
     "TaskExample": "tasks",
     "build_prompts": "prompts",
@@ -49,7 +48,7 @@ if TYPE_CHECKING:
     from ivlens.effects import EffectOptions, HeadEffects, causal_indirect_effect, head_effects
     from ivlens.forward.means import mean_head_outputs
     from ivlens.models import load_model, pocket_path
-    from ivlens.prompts import TASK, PromptRecipe, PromptTemplate, build_prompts
+    from ivlens.prompts import PromptRecipe, PromptTemplate, build_prompts
     from ivlens.runs.suites import load_suite
     from ivlens.show.lab import lab
     from ivlens.steering.evaluate import JudgeOptions, evaluate_intervention
@@ -62,7 +61,6 @@ if TYPE_CHECKING:
     from ivlens.vectors import InstructionVector
 
 __all__ = [
-    "TASK",
     "EffectOptions",
     "Evaluation",
     "Grid",

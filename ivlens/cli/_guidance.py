@@ -8,11 +8,12 @@ from cyclopts import Parameter
 
 if TYPE_CHECKING:
     from ivlens.models.boot import TransformerBridge
+    from ivlens.prompts.recipe import PromptRecipe
     from ivlens.tasks.task import Task
-    from ivlens.tuning.builder import Recipe
+    from ivlens.tuning.builder import GuidanceRecipe
     from ivlens.tuning.guidance import Guidance
 
-# where each option goes: the parts of a recipe that may have it, and its name there
+# where each option goes: the parts of a guidance that may have it, and its name there
 _PLACES: dict[str, tuple[tuple[str, ...], str]] = {
     "schedule": (("progressive",), "schedule"),
     "sign": (("progressive",), "sign"),
@@ -70,72 +71,77 @@ class GuidanceOptions:
     rehearsal_weight: float | None = None
     k: int | None = None
 
-    def recipe(self, name: str) -> "tuple[Recipe | None, str]":
-        """The recipe of that name with the options that were given, and the control behind its slash.
+    def plan(self, name: str) -> "tuple[GuidanceRecipe | None, str]":
+        """What the guidance of that name is made of, with the options that were given; and the control behind a slash.
 
         Raises:
             ValueError: there is none, it has no part that an option is about, or a value is impossible.
         """
-        from ivlens.tuning.builder import find_recipe
+        from ivlens.tuning.builder import find_guidance
 
-        recipe, control = find_recipe(name)
+        plan, control = find_guidance(name)
         for option in fields(self):
             value = getattr(self, option.name)
             if value is None:
                 continue
-            if recipe is None:
+            if plan is None:
                 raise ValueError(f"{_flag(option.name)} is given, but --guidance is none; name one, or leave it out.")
-            recipe = _changed(recipe, name, option.name, value)
-        return recipe, control
+            plan = _changed(plan, name, option.name, value)
+        return plan, control
 
     def guidance(
-        self, name: str, model: "TransformerBridge", task: "Task", *, earlier: "list[Task]", seed: int
+        self,
+        name: str,
+        model: "TransformerBridge",
+        task: "Task",
+        *,
+        recipe: "PromptRecipe",
+        earlier: "list[Task]",
+        seed: int,
     ) -> "Guidance | None":
         """For one model and task; None for `none`.
 
         Raises:
-            ValueError: as `recipe`, or the model has no such layer or too few heads.
+            ValueError: as `plan`, or the model has no such layer or too few heads.
         """
         from ivlens.tuning.builder import control, iv_guidance
 
-        recipe, other = self.recipe(name)
-        if recipe is None:
+        plan, other = self.plan(name)
+        if plan is None:
             return None
         n_heads = model.cfg.n_layers * model.cfg.n_heads
         for flag, value, least, most in (
-            ("--layer", recipe.layer, 0, model.cfg.n_layers - 1),
-            ("--k", recipe.k, 1, n_heads),
+            ("--layer", plan.layer, 0, model.cfg.n_layers - 1),
+            ("--k", plan.k, 1, n_heads),
         ):
             if not least <= value <= most:
                 raise ValueError(f"{flag} is {value}, expected {least} to {most} for this model; choose one of these.")
-        made = iv_guidance(model, task, recipe, earlier=earlier, seed=seed)
+        made = iv_guidance(model, task, plan, recipe=recipe, earlier=earlier, seed=seed)
         return control(made, other, model, seed=seed) if other else made
 
 
-def _changed(recipe: "Recipe", name: str, option: str, value: Any) -> "Recipe":
+def _changed(plan: "GuidanceRecipe", name: str, option: str, value: Any) -> "GuidanceRecipe":
     from ivlens.tuning.terms import HeadConsistency
 
-    holds = [key for key in ("heads_weight", "rehearse_heads") if getattr(recipe, key)]
-    has_vector = bool(recipe.progressive or recipe.kl or recipe.rehearse not in ("", "instructions"))
+    holds = [key for key in ("heads_weight", "rehearse_heads") if getattr(plan, key)]
+    has_vector = bool(plan.progressive or plan.kl or plan.rehearse not in ("", "instructions"))
     if option in _PLACES:
         parts, key = _PLACES[option]
-        there = [part for part in parts if getattr(recipe, part) and (part != "rehearse_kl" or recipe.rehearse)]
+        there = [part for part in parts if getattr(plan, part) and (part != "rehearse_kl" or plan.rehearse)]
         if not there:
             raise _lacks(option, name, parts[0])
-        new = [
-            _checked(option, key, lambda part=part: replace(getattr(recipe, part), **{key: value})) for part in there
-        ]
-        return replace(recipe, **dict(zip(there, new, strict=True)))
+        new = [_checked(option, key, lambda part=part: replace(getattr(plan, part), **{key: value})) for part in there]
+        return replace(plan, **dict(zip(there, new, strict=True)))
     if option == "heads_weight":
         if not holds:
             raise _lacks(option, name, "heads")
         _checked(option, "weight", lambda: HeadConsistency(((0, 0),), value))
-        return replace(recipe, **dict.fromkeys(holds, value))
+        return replace(plan, **dict.fromkeys(holds, value))
     if not has_vector and not (option == "k" and holds):
         raise _lacks(option, name, "vector")
     if option == "alpha" and not math.isfinite(value):
         raise ValueError(f"--alpha is {value}, expected a finite number.")
-    return replace(recipe, **{option: value})
+    return replace(plan, **{option: value})
 
 
 def _checked(option: str, key: str, make: Any) -> Any:

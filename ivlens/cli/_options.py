@@ -1,6 +1,6 @@
 """Options that several commands share."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
@@ -8,6 +8,7 @@ from cyclopts import Parameter
 if TYPE_CHECKING:
     from ivlens.effects.results import HeadEffects
     from ivlens.models.boot import TransformerBridge
+    from ivlens.prompts.recipe import PromptRecipe
     from ivlens.tasks.task import Task
 
 FigureSuffix = Literal["html", "png", "svg", "pdf", "json"]
@@ -39,8 +40,44 @@ class ModelOptions:
 
 @Parameter(name="*")
 @dataclass(frozen=True)
-class MeasureOptions:
-    """How effects are measured.
+class PromptOptions:
+    """How prompts are made.
+
+    Attributes:
+        template: plain, after (instruction after the input), qa, chat, or a JSON file with the fields of a template. By
+            default plain; a file of effects or a vector brings its own.
+        n_shots: Demonstrations in each prompt. By default as many as tell the task: 5 without an instruction, none with
+            one; a file brings its own.
+        instruction: task (one of the task's own), none (demonstrations alone), or the instruction itself. By default
+            task; a file brings its own.
+        seed: Of splits, instructions, demonstrations, and of whatever else is drawn. By default 0, or that of a file.
+    """
+
+    template: str | None = None
+    n_shots: int | None = None
+    instruction: str | None = None
+    seed: int | None = None
+
+    def recipe(self, recorded: "PromptRecipe | None" = None) -> "PromptRecipe":
+        """The recipe of a file, or the default one, with the options that were given.
+
+        Raises:
+            ValueError, FileNotFoundError: an option that no recipe can have.
+        """
+        from ivlens.prompts.recipe import TASK, PromptRecipe
+
+        given = {name: value for name in ("template", "n_shots", "seed") if (value := getattr(self, name)) is not None}
+        if self.instruction is not None:
+            given["instruction"] = {"task": TASK, "none": None}.get(self.instruction, self.instruction)
+            if recorded is not None and self.n_shots is None:
+                given["n_shots"] = None  # what told the task beside the instruction need not be what is needed now
+        return replace(recorded or PromptRecipe(), **given)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class MeasureOptions(PromptOptions):
+    """How effects are measured, and on which prompts.
 
     Attributes:
         n_prompts: Corrupted prompts to measure on.
@@ -48,30 +85,27 @@ class MeasureOptions:
         score: What an effect is a difference of.
         method: exact (or the next slower way that is right for the model), cached, reference (one pass for every head),
             or attribution, an estimate from one gradient.
-        template: How instruction and input become a prompt: plain, after, qa or chat.
-        seed: Of everything that is drawn.
     """
 
     n_prompts: int = 32
-    corruption: Literal["counterfactual", "drop", "shuffle", "none"] | None = None
+    corruption: Literal["counterfactual", "counterfactual_inputs", "drop", "shuffle", "none"] | None = None
     score: Literal["prob", "logprob", "logit_diff"] = "prob"
     method: Literal["exact", "cached", "reference", "attribution"] = "exact"
-    template: str = "plain"
-    seed: int = 0
 
-    def measure(self, model: "TransformerBridge", task: "Task", *, progress: bool) -> "HeadEffects":
-        """Measure every head on `task`."""
-        from ivlens.effects.measure import head_effects
+    def measure(
+        self, model: "TransformerBridge", task: "Task", *, contrast: bool = False, progress: bool = False
+    ) -> "HeadEffects":
+        """Measure every head on `task`; `contrast`: with the means that such a vector subtracts."""
+        from ivlens.effects.measure import EffectOptions, head_effects
 
         return head_effects(
             model,
             task,
-            n_prompts=self.n_prompts,
+            recipe=self.recipe(),
             corruption=self.corruption,
             score=self.score,
-            method=self.method,
-            template=self.template,
-            seed=self.seed,
+            n_prompts=self.n_prompts,
+            options=EffectOptions(method=self.method, contrast=contrast),
             progress=progress,
         )
 

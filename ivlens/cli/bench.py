@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from ivlens.cli._options import AsJson, ModelOptions
+from ivlens.cli._options import AsJson, ModelOptions, PromptOptions
 from ivlens.cli._output import print_json, shows_progress
 from ivlens.cli.tune import TrainOptions
 
@@ -24,24 +24,59 @@ class SuiteTrainOptions(TrainOptions):
     lr: float = 1e-3
     batch_size: int = 32
     decay: Literal["linear", "cosine", "constant"] = "constant"
+    n_samples: int | None = 400
+    n_prompts: int = 64
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class SuiteOptions:
+    """Which tasks, in which order.
+
+    Attributes:
+        suite: pocket, trace, func, long, ni-c1, ni-g1 or ni-m1.
+        data: Folder with the suite's files; none for pocket.
+        orders: Numbers of the suite's orders, separated by commas, or all.
+        tasks: Only these tasks of the suite, separated by commas, in this order.
+        partial: Take what there is where files of the suite are missing.
+    """
+
+    suite: str = "pocket"
+    data: Path | None = None
+    orders: str = "0"
+    tasks: str | None = None
+    partial: bool = False
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class CellOptions:
+    """What each order is run with.
+
+    Attributes:
+        methods: Separated by commas: full, lora, inclora, ewc, olora, lwf, replay.
+        guidance: Separated by commas: none, or the names that `ivlens tune --help` lists; with a control behind a slash
+            (iv/zero_vector, heads/random_heads).
+        seeds: So many seeds of trainings, from 0.
+        target: End a task's training as soon as its score on *select* reaches this.
+        quick: Two tasks, 60 steps, one seed, few test prompts: to see it work.
+    """
+
+    methods: str = "lora,ewc"
+    guidance: str = "none,instructions"
+    seeds: int = 1
+    target: float | None = None
+    quick: Annotated[bool, Parameter(negative="")] = False
 
 
 def bench(
     *,
     out: Path,
-    suite: str = "pocket",
-    data: Path | None = None,
+    which: SuiteOptions | None = None,
     where: ModelOptions | None = None,
+    cells: CellOptions | None = None,
     how: SuiteTrainOptions | None = None,
-    methods: str = "lora,ewc",
-    guidance: str = "none,instructions",
-    orders: str = "0",
-    tasks: str | None = None,
-    seeds: int = 1,
-    n_samples: int = 400,
-    target: float | None = None,
-    partial: bool = False,
-    quick: Annotated[bool, Parameter(negative="")] = False,
+    prompts: PromptOptions | None = None,
     as_json: AsJson = False,
 ) -> int:
     """Lead a model through a suite's tasks, by every method with every guidance, and say what it forgets.
@@ -58,52 +93,41 @@ def bench(
 
     Args:
         out: Folder for the cells, table.md, table.tex, and cells.parquet, scores.parquet and curves.parquet.
-        suite: pocket, trace, func, long, ni-c1, ni-g1 or ni-m1.
-        data: Folder with the suite's files; none for pocket.
-        methods: Separated by commas: full, lora, inclora, ewc, olora, lwf, replay.
-        guidance: Separated by commas: none, or the names that `ivlens tune --help` lists; with a control behind a slash
-            (iv/zero_vector, heads/random_heads).
-        orders: Numbers of the suite's orders, separated by commas, or all.
-        tasks: Only these tasks of the suite, separated by commas, in this order.
-        seeds: So many seeds, from 0.
-        n_samples: Training prompts of each task.
-        target: End a task's training as soon as its score on *select* reaches this.
-        partial: Take what there is where files of the suite are missing.
-        quick: Two tasks, 60 steps, one seed, few test prompts: to see it work.
     """
     from ivlens.common.files import ready_folder
     from ivlens.runs.suites.cells import BenchOptions
     from ivlens.runs.suites.report import markdown, write_report
     from ivlens.runs.suites.runner import Grid, all_cells
 
-    train = how or SuiteTrainOptions()
-    wanted, kinds = _known_methods(methods), _known_guidance(guidance)
-    if seeds < 1:
-        raise ValueError(f"--seeds is {seeds}, expected 1 or more.")
-    names = None if tasks is None else _listed("tasks", tasks)
-    suites = _Suites(suite, data, names, partial, 2 if quick else None)
-    cells = all_cells(wanted, kinds, suites.orders(orders), range(1 if quick else seeds))
-    for cell in cells:
+    which, asked, train = which or SuiteOptions(), cells or CellOptions(), how or SuiteTrainOptions()
+    wanted, kinds = _known_methods(asked.methods), _known_guidance(asked.guidance)
+    if asked.seeds < 1:
+        raise ValueError(f"--seeds is {asked.seeds}, expected 1 or more.")
+    suites = _Suites(which, 2 if asked.quick else None)
+    todo = all_cells(wanted, kinds, suites.orders(), range(1 if asked.quick else asked.seeds))
+    for cell in todo:
         suites(cell.order)  # whatever is missing is said before anything is trained
     ready_folder(out)
-    options = BenchOptions(tune=train.options(), n_samples=n_samples, target=target)
-    if quick:
-        options = replace(options, tune=replace(options.tune, n_steps=60), n_general=8, n_test=32)
-    with _Bar(cells, suites(cells[0].order), options.tune.n_steps, shows_progress(as_json)) as bar:
+    recipe = (prompts or PromptOptions()).recipe()
+    options = BenchOptions(tune=train.options(), target=asked.target, recipe=recipe)
+    if asked.quick:
+        options = replace(options, tune=replace(options.tune, steps=60, n_prompts=32), n_general=8)
+    with _Bar(todo, suites(todo[0].order), options.tune.steps, shows_progress(as_json)) as bar:
         grid = Grid(
             (where or ModelOptions()).load(), suites, options, out, on_step=bar.step_done, on_cell=bar.cell_done
         )
-        results = grid.run(cells)
+        results = grid.run(todo)
     if not results:
-        raise ValueError(f"none of {len(cells)} cells could be run; see {out / 'failed'}.")
+        raise ValueError(f"none of {len(todo)} cells could be run; see {out / 'failed'}.")
     table = write_report(results, out)
     if as_json:
-        print_json({"rows": table.to_dict("records"), "failed": [cell.name for cell in grid.failed], "out": str(out)})
+        rows, failed = table.to_dict("records"), [cell.name for cell in grid.failed]
+        print_json({"rows": rows, "failed": failed, "recipe": recipe.to_dict(), "out": str(out)})
     else:
         print(markdown(table))
         print(f"written: {out}")
     if grid.failed:
-        print(f"ivlens: {len(grid.failed)} of {len(cells)} cells failed; see {out / 'failed'}", file=sys.stderr)
+        print(f"ivlens: {len(grid.failed)} of {len(todo)} cells failed; see {out / 'failed'}", file=sys.stderr)
     return 1 if grid.failed else 0
 
 
@@ -118,11 +142,11 @@ def _known_methods(text: str) -> list[str]:
 
 
 def _known_guidance(text: str) -> list[str]:
-    from ivlens.tuning.builder import find_recipe
+    from ivlens.tuning.builder import find_guidance
 
     kinds = _listed("guidance", text)
     for kind in kinds:
-        find_recipe(kind)
+        find_guidance(kind)
     return kinds
 
 
@@ -136,27 +160,31 @@ def _listed(name: str, text: str) -> list[str]:
 class _Suites:
     """The suite in any of its orders, read once each."""
 
-    def __init__(self, name: str, data: Path | None, tasks: list[str] | None, partial: bool, n: int | None) -> None:
-        self._name, self._data, self._tasks, self._partial, self._n = name, data, tasks, partial, n
+    def __init__(self, which: SuiteOptions, n: int | None) -> None:
+        self._which, self._n = which, n
+        self._tasks = None if which.tasks is None else _listed("tasks", which.tasks)
         self._read: dict[int, Suite] = {}
 
     def __call__(self, order: int) -> "Suite":
         from ivlens.runs.suites.suite import load_suite
 
         if order not in self._read:
-            chosen = self._tasks or order
+            about = self._which
             n = self._n if self._tasks is None else None
-            self._read[order] = load_suite(self._name, self._data, order=chosen, partial=self._partial, n=n)
+            self._read[order] = load_suite(
+                about.suite, about.data, order=self._tasks or order, partial=about.partial, n=n
+            )
         return self._read[order]
 
-    def orders(self, text: str) -> list[int]:
+    def orders(self) -> list[int]:
         """`all`, or numbers separated by commas."""
+        text = self._which.orders
         if self._tasks is not None:
             return [0]
         if text == "all":
             from ivlens.runs.suites.suite import n_orders
 
-            return list(range(n_orders(self._name)))
+            return list(range(n_orders(self._which.suite)))
         listed = _listed("orders", text)
         if not all(part.isdecimal() for part in listed):
             raise ValueError(f"--orders is {text!r}, expected numbers separated by commas, or all.")
@@ -166,11 +194,11 @@ class _Suites:
 class _Bar:
     """One bar for all cells, in training steps."""
 
-    def __init__(self, cells: "list[Cell]", suite: "Suite", n_steps: int, shown: bool) -> None:
+    def __init__(self, cells: "list[Cell]", suite: "Suite", steps: int, shown: bool) -> None:
         from tqdm import tqdm
 
         self._shown, self._n_cells = shown, len(cells)
-        self._per_cell = len(suite.tasks) * n_steps
+        self._per_cell = len(suite.tasks) * steps
         self._done = 0
         self._bar: Any = tqdm(total=len(cells) * self._per_cell, disable=not shown, leave=False, unit="step")
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from ivlens.cli._options import AsJson, quiet_libraries
+from ivlens.cli._options import AsJson, PromptOptions, quiet_libraries
 from ivlens.cli._output import print_json, print_table, shows_progress
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 COLUMNS = {
     "task": "task",
-    "baseline": "no instruction",
+    "bare": "no instruction",
     "iv": "IV added",
     "iv_heads": "its heads",
     "random": "random",
@@ -33,14 +33,12 @@ class Amounts:
     Attributes:
         n_prompts: Corrupted prompts per task to measure effects on.
         k: Heads per vector.
-        n_steps: Of the training at the end; 0 leaves it out.
-        seed: Of everything that is drawn.
+        steps: Of the training at the end; 0 leaves it out.
     """
 
     n_prompts: int = 24
     k: int = 10
-    n_steps: int = 120
-    seed: int = 0
+    steps: int = 120
 
 
 def demo(
@@ -48,6 +46,7 @@ def demo(
     model: str = "pocket",
     task: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     amounts: Amounts | None = None,
+    prompts: PromptOptions | None = None,
     out: Path = Path("out/demo"),
     as_json: AsJson = False,
 ) -> None:
@@ -68,12 +67,13 @@ def demo(
     from ivlens.show.demo.run import DEFAULT_TASKS, DemoOptions, run_demo, summary, write_demo
     from ivlens.show.pages.demo import write_page
 
-    options = DemoOptions(model=model, tasks=task or DEFAULT_TASKS, **asdict(amounts or Amounts()))
+    recipe = (prompts or PromptOptions()).recipe()
+    options = DemoOptions(model=model, tasks=task or DEFAULT_TASKS, recipe=recipe, **asdict(amounts or Amounts()))
     result = run_demo(options, progress=shows_progress(as_json))
     write_demo(result, out, also=lambda folder: write_page(result, folder / "index.html"))
     page = out / "index.html"
     if as_json:
-        print_json({**summary(result), "page": str(page)})
+        print_json({**summary(result), "recipe": recipe.to_dict(), "page": str(page)})
         return
     print(f"Accuracy on test inputs, {result.model}\n")
     _print_result(result)
@@ -94,10 +94,10 @@ def _print_result(result: "DemoResult") -> None:
 
 def _print_tuning(result: "DemoResult") -> None:
     if result.tuning is None:
-        if result.options.n_steps and result.options.model == "pocket":
+        if result.options.steps and result.options.model == "pocket":
             print("\nNo task was taught: LoRA needs the package peft; pip install 'ivlens[tune]'.")
         return
     guided = {"none": "plain LoRA", "instructions_lighter": "guided LoRA"}
     names = {"task": "task", "role": "role", "before": "before", **guided}
-    print(f"\nTaught one more task in {result.tuning.n_steps} steps; guided: asked for old tasks meanwhile\n")
+    print(f"\nTaught one more task in {result.tuning.steps} steps; guided: asked for earlier tasks meanwhile\n")
     print_table([*names.values()], [[row[name] for name in names] for row in result.tuning.scores.to_dict("records")])

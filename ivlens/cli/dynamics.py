@@ -1,12 +1,12 @@
 """`ivlens dynamics`: over a folder of checkpoints, what Instruction Vectors do."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from ivlens.cli._options import AsJson, FigureSuffix, quiet_libraries
+from ivlens.cli._options import AsJson, FigureSuffix, PromptOptions, quiet_libraries
 from ivlens.cli._output import print_json, print_table
 from ivlens.cli.forget import SeriesOptions, said
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from ivlens.analysis.dynamics.causal import CausalOptions
     from ivlens.analysis.dynamics.comparison import Dynamics
+    from ivlens.analysis.dynamics.stages import TrackOptions
     from ivlens.models.checkpoints import CheckpointSeries
     from ivlens.tasks.task import Task
 
@@ -30,20 +31,50 @@ SHOWN = {
 }
 
 
+@Parameter(name="*")
+@dataclass(frozen=True)
+class TrackedOptions(SeriesOptions):
+    """Which models and tasks are followed, and how much is measured.
+
+    Attributes:
+        k: Heads in a vector.
+        n_prompts: Corrupted prompts of each task to measure effects on.
+        n_judge_prompts: At most so many prompts of each task to judge accuracy on.
+    """
+
+    k: int = 10
+    n_prompts: int = 24
+    n_judge_prompts: int | None = None
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class CausalTests:
+    """Whether vectors of one checkpoint do their work in another.
+
+    Attributes:
+        causal: Also put vectors of the first model into the last and the other way round, beside their controls
+            (causal.parquet): write test, read test, re-injection.
+        new: The task that was trained: with `--causal`, its vector is also taken away from the last model.
+        n_draws: Random vectors, and sets of random heads, beside every vector.
+    """
+
+    causal: Annotated[bool, Parameter(negative="")] = False
+    new: str | None = None
+    n_draws: int = 19
+
+
 def dynamics(
     checkpoints: Path,
     *,
-    which: SeriesOptions | None = None,
+    which: TrackedOptions | None = None,
+    prompts: PromptOptions | None = None,
+    tests: CausalTests | None = None,
     out: Path = Path("out/dynamics"),
-    k: int = 10,
-    n_effects: int = 24,
-    causal: Annotated[bool, Parameter(negative="")] = False,
-    new: str | None = None,
-    n_draws: int = 19,
     figures: FigureSuffix = "html",
     as_json: AsJson = False,
 ) -> None:
-    """Follow the Instruction Vectors of old tasks through checkpoints: do they stay, and are they written and read?
+    """Follow the Instruction Vectors of earlier tasks through checkpoints: do they stay, and are they written and read?
 
     Every checkpoint's measurements are kept in `--out`; the same command goes on where it was interrupted, and measures
     checkpoints that have come since.
@@ -54,16 +85,11 @@ def dynamics(
         checkpoints: Folder with whole models or peft adapters in its subfolders, as `ivlens tune --checkpoint-every N`
             writes it; or one checkpoint.
         out: Folder for stages/, tasks.parquet, heads.parquet, layers.parquet, similarity.parquet, and the figures.
-        k: Heads in a vector.
-        n_effects: Corrupted prompts of each task to measure effects on.
-        causal: Also put vectors of the first model into the last and the other way round, beside their controls
-            (causal.parquet): write test, read test, re-injection.
-        new: The task that was trained: with `--causal`, its vector is also taken away from the last model.
-        n_draws: Random vectors, and sets of random heads, beside every vector.
         figures: Suffix of the figures.
     """
-    if new is not None and not causal:
-        raise ValueError(f"--new is {new!r} without --causal, expected both: only causal tests use it; add --causal.")
+    chosen, asked, recipe = which or TrackedOptions(), tests or CausalTests(), (prompts or PromptOptions()).recipe()
+    if asked.new is not None and not asked.causal:
+        raise ValueError(f"--new is {asked.new!r} without --causal, expected both: only causal tests use it; add it.")
     quiet_libraries()
     from ivlens.analysis.dynamics.causal import CausalOptions
     from ivlens.analysis.dynamics.recording import track
@@ -72,28 +98,29 @@ def dynamics(
     from ivlens.common.files import ready_folder
     from ivlens.tasks.bank import load_task
 
-    chosen = which or SeriesOptions()
     tasks, series = chosen.tasks(), chosen.series(checkpoints)
-    for name, count in (("--n-prompts", chosen.n_prompts), ("--n-effects", n_effects), ("--k", k)):
+    judged = chosen.n_judge_prompts
+    for name, count in (("--n-prompts", chosen.n_prompts), ("--n-judge-prompts", judged), ("--k", chosen.k)):
         check_count(name, count, 1)
-    options = TrackOptions(n_prompts=n_effects, k=k, n_scored=chosen.n_prompts, seed=chosen.seed)
-    asked = CausalOptions(n_prompts=chosen.n_prompts, n_draws=n_draws, seed=chosen.seed) if causal else None
-    taught = None if new is None else load_task(new)
+    options = TrackOptions(n_prompts=chosen.n_prompts, k=chosen.k, n_judge_prompts=judged, recipe=recipe)
+    causal = CausalOptions(n_prompts=judged, n_draws=asked.n_draws, recipe=recipe) if asked.causal else None
+    taught = None if asked.new is None else load_task(asked.new)
     ready_folder(out)
     found = track(series, tasks, options, folder=out / "stages", on_checkpoint=said)
-    tests = None if asked is None else _causal(series, found, tasks, taught, asked, out)
-    _write(found, tests, out, figures)
+    table = None if causal is None else _causal(series, found, tasks, taught, causal, options, out)
+    _write(found, table, out, figures)
     rows = found.tasks.to_dict("records")
     if as_json:
-        print_json({"tasks": rows, "causal": [] if tests is None else tests.to_dict("records"), "out": str(out)})
+        transfers = [] if table is None else table.to_dict("records")
+        print_json({"tasks": rows, "causal": transfers, "recipe": recipe.to_dict(), "out": str(out)})
         return
     print_table([*SHOWN.values()], [[row[name] for name in SHOWN] for row in rows])
-    if tests is not None:
+    if table is not None:
         print()
         print_table(
             ["test", "task", "condition", "accuracy", "95 %"],
             [[row["test"], row["task"], row["condition"], row["accuracy"],
-              f"{row['accuracy_lo']:.2f} to {row['accuracy_hi']:.2f}"] for row in tests.to_dict("records")],
+              f"{row['accuracy_lo']:.2f} to {row['accuracy_hi']:.2f}"] for row in table.to_dict("records")],
         )  # fmt: skip
     print(f"\naccuracy on select inputs, of causal tests on test inputs; written: {out}")
 
@@ -131,13 +158,14 @@ def _causal(
     tasks: "list[Task]",
     new: "Task | None",
     options: "CausalOptions",
+    tracked: "TrackOptions",
     out: Path,
 ) -> "pd.DataFrame":
     """All causal tests between the first and the last model, measured once."""
     import pandas as pd
 
     from ivlens.analysis.dynamics.causal import causal_tests
-    from ivlens.analysis.dynamics.stages import TrackOptions, measure_stage
+    from ivlens.analysis.dynamics.stages import measure_stage
     from ivlens.common.kept import kept_table
 
     last = series.later[-1]
@@ -145,8 +173,8 @@ def _causal(
     def measured() -> "pd.DataFrame":
         before, after, vector = series.first.open(), last.open(), None
         if new is not None:
-            alike = {name: found.stages[0].settings[name] for name in ("n_prompts", "k", "seed")}
-            vector = measure_stage(after, [new], TrackOptions(**alike), first=before).vector(new.name)
+            alike = replace(tracked, recipe=tracked.recipe.for_other_tasks(), n_judge_prompts=None)
+            vector = measure_stage(after, [new], alike, first=before).vector(new.name)
         tests = causal_tests(before, after, (found.stages[0], found.stages[-1]), tasks, new=vector, options=options)
         return pd.concat([test.frame() for test in tests], ignore_index=True)
 

@@ -2,7 +2,9 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
 
 from ivlens.cli._options import AsJson, MeasureOptions, ModelOptions
 from ivlens.cli._output import print_json, print_table, shows_progress
@@ -18,6 +20,7 @@ def effects(
     task: str,
     where: ModelOptions | None = None,
     how: MeasureOptions | None = None,
+    contrast: Annotated[bool, Parameter(negative="")] = False,
     top: int = 10,
     out: Path | None = None,
     as_json: AsJson = False,
@@ -31,6 +34,7 @@ def effects(
 
     Args:
         task: Name of a built-in task, or a path: a task file or folder, CSV, JSON, JSONL.
+        contrast: Also the mean outputs on corrupted prompts, which `ivlens vector --effects ... --contrast` subtracts.
         top: How many heads to print.
         out: Write all of it: .safetensors (to build vectors from), .csv or .parquet (a table), .html, .png, .svg or
             .pdf (the map of all heads).
@@ -42,7 +46,7 @@ def effects(
         raise ValueError(f"--top is {top}, expected 0 or more.")
     loaded = load_task(task)
     model = (where or ModelOptions()).load()
-    found = (how or MeasureOptions()).measure(model, loaded, progress=shows_progress(as_json))
+    found = (how or MeasureOptions()).measure(model, loaded, contrast=contrast, progress=shows_progress(as_json))
     if out is not None:
         write_effects(found, out)
     if as_json:
@@ -57,7 +61,8 @@ def _print(found: "HeadEffects", top: int) -> None:
     print(f"{found.task} on {found.model}")
     corruptions = ", ".join(sorted(set(found.corruptions)))
     how = f"score: {found.settings.get('score')}, method: {found.method}"
-    print(f"{len(found.corruptions)} corrupted prompts ({corruptions}), {how}\n")
+    print(f"{len(found.corruptions)} corrupted prompts ({corruptions}), {how}")
+    print(f"prompts: {found.recipe}\n")
     rows = [
         [row["label"], f"{row['aie']:+.4g}", f"{row['low']:+.4g} to {row['high']:+.4g}"]
         for row in found.to_frame().head(top).to_dict("records")
@@ -72,6 +77,7 @@ def describe(found: "HeadEffects") -> dict[str, Any]:
         "model": asdict(found.model),
         "n_prompts": len(found.corruptions),
         "corruptions": sorted(set(found.corruptions)),
+        "recipe": found.recipe.to_dict(),
         "settings": dict(found.settings),
     }
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from ivlens.cli._options import AsJson, FigureSuffix, quiet_libraries
+from ivlens.cli._options import AsJson, FigureSuffix, PromptOptions, quiet_libraries
 from ivlens.cli._output import print_json, print_table
 
 if TYPE_CHECKING:
@@ -26,14 +26,10 @@ class SeriesOptions:
             else the first checkpoint.
         task: A task the first model knows, built in or a path; give it several times. By default, for the built-in
             model, six of those it was trained on.
-        n_prompts: At most so many prompts of each task.
-        seed: Of everything that is drawn.
     """
 
     before: str | None = None
     task: Annotated[tuple[str, ...], Parameter(negative="")] = ()
-    n_prompts: int | None = None
-    seed: int = 0
 
     def series(self, checkpoints: Path) -> "CheckpointSeries":
         """In order."""
@@ -43,10 +39,22 @@ class SeriesOptions:
 
     def tasks(self) -> "list[Task]":
         """Opened."""
-        from ivlens.runs.study.plan import OLD_TASKS
+        from ivlens.runs.study.plan import EARLIER_TASKS
         from ivlens.tasks.bank import load_task
 
-        return [load_task(name) for name in self.task or OLD_TASKS]
+        return [load_task(name) for name in self.task or EARLIER_TASKS]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class ProbedOptions(SeriesOptions):
+    """Which models and tasks are probed.
+
+    Attributes:
+        n_prompts: At most so many prompts of each task.
+    """
+
+    n_prompts: int | None = None
 
 
 def said(checkpoint: "Checkpoint") -> None:
@@ -57,14 +65,15 @@ def said(checkpoint: "Checkpoint") -> None:
 def forget(
     checkpoints: Path,
     *,
-    which: SeriesOptions | None = None,
+    which: ProbedOptions | None = None,
+    prompts: PromptOptions | None = None,
     out: Path = Path("out/forget"),
     split: Literal["select", "test"] = "test",
     measure: Literal["prob", "seq_prob", "greedy", "ranked"] = "seq_prob",
     figures: FigureSuffix = "html",
     as_json: AsJson = False,
 ) -> None:
-    """Take apart what checkpoints have forgotten: instruction probability and knowledge probability of old tasks.
+    """Take apart what checkpoints have forgotten: instruction probability and knowledge probability of tasks they knew.
 
     Every checkpoint's measurements are kept in `--out`; the same command goes on where it was interrupted, and measures
     checkpoints that have come since.
@@ -89,9 +98,9 @@ def forget(
     from ivlens.show.figures.forgetting import forgetting_plot
     from ivlens.show.figures.theme import write_figure
 
-    chosen = which or SeriesOptions()
+    chosen, recipe = which or ProbedOptions(), (prompts or PromptOptions()).recipe()
     tasks, series = chosen.tasks(), chosen.series(checkpoints)
-    options = ProbeOptions(split=split, n_prompts=chosen.n_prompts, seed=chosen.seed)
+    options = ProbeOptions(split=split, n_prompts=chosen.n_prompts, recipe=recipe)
     ready_folder(out)
     probes = probe_series(series, tasks, options, folder=out / "probes", on_checkpoint=said)
     before = probes[series.first.name]
@@ -101,7 +110,8 @@ def forget(
     figure = write_figure(forgetting_plot(tables[-1], measure=measure), out / f"forgetting.{figures}")
     rows = [row for row in table.to_dict("records") if row["measure"] == measure]
     if as_json:
-        print_json({"measure": measure, "before": series.first.name, "rows": rows, "out": str(out)})
+        facts = {"measure": measure, "before": series.first.name, "recipe": recipe.to_dict()}
+        print_json({**facts, "rows": rows, "out": str(out)})
         return
     _print(rows, measure, figure)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from ivlens.cli._options import ModelOptions
+from ivlens.cli._options import ModelOptions, PromptOptions
 
 if TYPE_CHECKING:
     from ivlens.models.boot import TransformerBridge
@@ -30,7 +30,6 @@ class LabOptions:
         site: resid_post (after the block) or attn_out (what attention adds).
         n_prompts: Prompts that the effects of a task are measured on.
         n_search: *select* prompts on which layer, strength and site are searched for; 0: no search.
-        seed: Of everything that is drawn.
     """
 
     task: tuple[str, ...] = ()
@@ -41,13 +40,13 @@ class LabOptions:
     site: Literal["resid_post", "attn_out"] | None = None
     n_prompts: int = 32
     n_search: int = 24
-    seed: int = 0
 
 
 def lab(
     *,
     what: LabOptions | None = None,
     where: ModelOptions | None = None,
+    prompts: PromptOptions | None = None,
     port: int = 0,
     no_browser: Flag = False,
 ) -> int:
@@ -67,7 +66,7 @@ def lab(
     from ivlens.show.lab.opening import check_panel
 
     check_panel()
-    server = _server(what, where, port)
+    server = _server(what, where, prompts or PromptOptions(), port)
     print(f"ivlens lab: {server.url}", flush=True)
     print("Ctrl-C ends it.", file=sys.stderr)
     if not no_browser:
@@ -79,16 +78,17 @@ def lab(
     return 0
 
 
-def _server(what: LabOptions, where: ModelOptions, port: int) -> Any:
+def _server(what: LabOptions, where: ModelOptions, prompts: PromptOptions, port: int) -> Any:
     from ivlens.show.lab.engine import EngineOptions
     from ivlens.show.lab.opening import open_engines
     from ivlens.show.lab.server import open_server
     from ivlens.show.lab.state import Limits
 
-    options = EngineOptions(what.n_prompts, what.n_search, what.seed)
+    recipe = prompts.recipe()
+    options = EngineOptions(what.n_prompts, what.n_search, recipe.seed)
     opened = open_engines(where.load(), what.task or None, _second(what, where), (), options)
     given = {name: value for name in ("layer", "alpha", "site") if (value := getattr(what, name)) is not None}
-    state = opened.state(text=what.text, **given)
+    state = opened.state(recipe, text=what.text, **given)
     about = opened.engines[0].identity
     # a wrong layer is one line here, where the page would open with an error
     Limits((state.task,), about.n_layers, about.n_heads).changed(state, {"text": what.text, **given})

@@ -11,6 +11,7 @@ from ivlens.cli._output import one_line, print_json, shows_progress
 
 if TYPE_CHECKING:
     from ivlens.models.boot import TransformerBridge
+    from ivlens.prompts.recipe import PromptRecipe
     from ivlens.tasks.task import Task
     from ivlens.vectors.vector import InstructionVector
 
@@ -65,7 +66,8 @@ def steer_text(
     `ivlens steer --vector antonym.safetensors --layer 3 --alpha 4 --text big`
 
     Args:
-        text: The input of the task; it is put into the template without an instruction.
+        text: The input of the task; it is put into the template without instruction and demonstrations. The template is
+            that of the vector's own prompts, if no other is named.
     """
     what, where, how = what or SteerOptions(), where or ModelOptions(), how or MeasureOptions()
     text.encode()  # a half surrogate is no text: one line now, not a library's error later
@@ -73,11 +75,13 @@ def steer_text(
     model = where.load()
     iv = _vector(model, task, what, how, shows_progress(as_json))
     setting = _setting(model, task, iv, what, how)
-    prompt = _prompt(model, text, how.template, what.raw)
+    recipe = how.recipe(iv.recipe)
+    prompt = _prompt(model, task, text, None if what.raw else recipe)
     plain, steered = _completions(model, iv, setting, prompt, what.max_new_tokens)
     if as_json:
         about = {"task": iv.task, "norm": iv.norm, "heads": [f"L{layer}H{head}" for layer, head in iv.heads]}
-        facts = {"text": text, "prompt": prompt, "plain": plain, "steered": steered}
+        about["recipe"] = iv.recipe and iv.recipe.to_dict()
+        facts = {"text": text, "prompt": prompt, "plain": plain, "steered": steered, "recipe": recipe.to_dict()}
         print_json({**facts, "setting": setting, "vector": about, "model": asdict(iv.model)})
         return
     print(f"prompt   {one_line(prompt)}")
@@ -126,18 +130,23 @@ def _setting(
         sites=Grid.sites if what.site is None else (what.site,),
         positions=what.positions,
     )
-    frame = sweep_settings(model, task, iv, grid=grid, n_prompts=N_SEARCH_PROMPTS, template=how.template, seed=how.seed)
+    recipe = how.recipe(iv.recipe)
+    frame = sweep_settings(model, task, iv, recipe=recipe, grid=grid, n_prompts=N_SEARCH_PROMPTS, seed=recipe.seed)
     best = frame.sort_values(["accuracy", "prob"], ascending=False, kind="stable").iloc[0]
     found = {"layer": int(best["layer"]), "alpha": float(best["alpha"]), "site": str(best["site"])}
     return {**common, **found, "select_accuracy": float(best["accuracy"])}
 
 
-def _prompt(model: "TransformerBridge", text: str, template: str, raw: bool) -> str:
+def _prompt(model: "TransformerBridge", task: "Task | None", text: str, recipe: "PromptRecipe | None") -> str:
+    """The text as a bare prompt; without a recipe it is one already."""
     from ivlens.prompts.templates import Renderer, find_template
 
     if not text.strip():
         raise ValueError("--text is empty, expected some text to complete.")
-    return text if raw else Renderer(find_template(template), model.tokenizer, fused=False)(None, (), text)[0]
+    if recipe is None:
+        return text
+    fused = task is not None and task.fused
+    return Renderer(find_template(recipe.template), model.tokenizer, fused=fused)(None, (), text)[0]
 
 
 def _completions(

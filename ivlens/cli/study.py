@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from ivlens.cli._options import AsJson, FigureSuffix, quiet_libraries
+from ivlens.cli._options import AsJson, FigureSuffix, PromptOptions, quiet_libraries
 from ivlens.cli._output import print_json, print_table
 
 if TYPE_CHECKING:
@@ -22,29 +22,30 @@ class StudyAmounts:
 
     Attributes:
         method: full, lora, inclora, ewc, olora, lwf or replay.
-        n_steps: Steps for each new task.
+        steps: Optimiser steps for each new task.
         lr: Learning rate.
-        n_prompts: Prompts of each old task in every judgement.
+        n_prompts: Corrupted prompts of each task that effects are measured on.
+        n_judge_prompts: Prompts of each earlier task in every judgement.
         n_draws: Random vectors, and sets of random heads, beside every vector.
         k: Heads in a vector.
-        seed: Of everything that is drawn.
     """
 
     method: str = "lora"
-    n_steps: int = 50
+    steps: int = 50
     lr: float = 1e-3
-    n_prompts: int = 32
+    n_prompts: int = 24
+    n_judge_prompts: int = 32
     n_draws: int = 19
     k: int = 10
-    seed: int = 0
 
 
 def study(
     *,
     model: str = "pocket",
-    old: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    earlier: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     new: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     amounts: StudyAmounts | None = None,
+    prompts: PromptOptions | None = None,
     out: Path = Path("out/study"),
     figures: FigureSuffix = "json",
     as_json: AsJson = False,
@@ -58,11 +59,11 @@ def study(
     built-in model on two cores.
 
     Example: `ivlens study --model pocket --out out/study`, or
-    `ivlens study --model ./checkpoint --old tasks/antonym.json --old tasks/capital.json --new tasks/new.json`
+    `ivlens study --model ./checkpoint --earlier tasks/antonym.json --earlier tasks/capital.json --new tasks/new.json`
 
     Args:
         model: "pocket", a checkpoint folder, or a Hugging Face Hub name.
-        old: A task the model knows, built in or a path; give it twice or more. By default six with clozes.
+        earlier: A task the model knows, built in or a path; give it twice or more. By default six with clozes.
         new: A task it is trained on, in order. By default two that pocket was not trained on.
         out: Folder to write to.
         figures: Also write each figure as png, svg, pdf, html or json.
@@ -74,7 +75,7 @@ def study(
     from ivlens.show.figures.theme import LIGHT, write_figure
     from ivlens.show.pages.study import about, claims_of, study_figures, write_page
 
-    options = _options(model, old, new, amounts or StudyAmounts())
+    options = _options(model, earlier, new, amounts or StudyAmounts(), prompts or PromptOptions())
     ready_folder(out)
     result = run_study(options, folder=out, say=lambda text: print(f"ivlens: {text}", file=sys.stderr, flush=True))
 
@@ -87,19 +88,22 @@ def study(
     for name, figure in study_figures(result, LIGHT).items():
         write_figure(figure, out / "figures" / f"{name}.{figures}")
     if as_json:
-        print_json({**about(result), "page": str(out / "index.html")})
+        print_json({**about(result), "recipe": options.recipe.to_dict(), "page": str(out / "index.html")})
         return
     _print(result)
     print(f"\nreport: {out / 'index.html'} ({result.seconds:.0f} s)")
 
 
-def _options(model: str, old: tuple[str, ...], new: tuple[str, ...], amounts: StudyAmounts) -> "StudyOptions":
+def _options(
+    model: str, earlier: tuple[str, ...], new: tuple[str, ...], amounts: StudyAmounts, prompts: PromptOptions
+) -> "StudyOptions":
     from dataclasses import asdict
 
     from ivlens.runs.study.plan import StudyOptions
 
-    tasks = {name: value for name, value in (("old", old), ("new", new)) if value}
-    return StudyOptions(model=model, **tasks, **asdict(amounts))
+    tasks = {name: value for name, value in (("earlier", earlier), ("new", new)) if value}
+    recipe = prompts.recipe()
+    return StudyOptions(model=model, **tasks, **asdict(amounts), recipe=recipe, seed=recipe.seed)
 
 
 def _print(result: "StudyResult") -> None:

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from ivlens.cli._guidance import GuidanceOptions
-from ivlens.cli._options import AsJson, ModelOptions
+from ivlens.cli._options import AsJson, ModelOptions, PromptOptions
 from ivlens.cli._output import print_json, print_table, shows_progress
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
+    from ivlens.prompts.recipe import PromptRecipe
     from ivlens.tuning.finetuning import TuneResult
     from ivlens.tuning.options import TuneOptions
     from ivlens.tuning.processes import Processes
@@ -34,6 +35,8 @@ class TrainOptions:
         decay: How the learning rate falls.
         precision: bfloat16 computes in it and keeps weights as they are.
         judge_every: Steps between two judgements on *select*.
+        n_samples: Training prompts; by default one for every training input.
+        n_prompts: Prompts of each task in a judgement.
         patience: Judgements without a better score on the new task after which training ends; the best weights are
             kept. By default all steps are made.
         gradient_checkpointing: Compute activations twice rather than keep them.
@@ -46,6 +49,8 @@ class TrainOptions:
     decay: Literal["linear", "cosine", "constant"] = "linear"
     precision: Literal["float32", "bfloat16"] = "float32"
     judge_every: int = 20
+    n_samples: int | None = None
+    n_prompts: int = 32
     patience: int | None = None
     gradient_checkpointing: Annotated[bool, Parameter(negative="")] = False
 
@@ -55,16 +60,42 @@ class TrainOptions:
 
         return TuneOptions(
             lr=self.lr,
-            n_steps=self.steps,
+            steps=self.steps,
             batch_size=self.batch_size,
             accumulate=self.accumulate,
             decay=self.decay,
             precision=self.precision,
             judge_every=self.judge_every,
+            n_samples=self.n_samples,
+            n_prompts=self.n_prompts,
             patience=self.patience,
             gradient_checkpointing=self.gradient_checkpointing,
             **more,
         )
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class TuneWays:
+    """How it is taught, and what is watched meanwhile.
+
+    Attributes:
+        method: full fine-tuning, or one of the methods on low-rank adapters.
+        guidance: none; iv, or one of its parts: progressive, kl, heads; or what is rehearsed on the new inputs:
+            instructions, the same with less weight (instructions_light, best with full fine-tuning;
+            instructions_lighter, best with adapters), answers and answers_light (whole answers),
+            instruction_heads, instruction_vector, vectors, translations.
+            With a control behind a slash: iv/zero_vector, iv/random_vector, heads/random_heads, heads/all_heads. The
+            options below change what it is made of.
+        watch: Tasks that are judged along the training, and that guidance keeps; by default, with the built-in model,
+            six of those it was trained on.
+        checkpoint_every: Also write the model every so many steps.
+    """
+
+    method: MethodName = "lora"
+    guidance: str = "none"
+    watch: list[str] | None = None
+    checkpoint_every: int | None = None
 
 
 def tune(
@@ -72,14 +103,10 @@ def tune(
     task: str,
     out: Path,
     where: ModelOptions | None = None,
+    what: TuneWays | None = None,
     how: TrainOptions | None = None,
-    method: MethodName = "lora",
-    guidance: str = "none",
+    prompts: PromptOptions | None = None,
     made_of: GuidanceOptions | None = None,
-    watch: list[str] | None = None,
-    n_samples: int | None = None,
-    checkpoint_every: int | None = None,
-    seed: int = 0,
     as_json: AsJson = False,
 ) -> None:
     """Teach a model one task, with or without guidance, and see what it forgets.
@@ -94,50 +121,38 @@ def tune(
         task: Name of a built-in task, or a path: a task file or folder, CSV, JSON, JSONL.
         out: Folder for the state of the training, the log (log.csv), the scores (scores.csv) and the model (model/:
             adapters in peft's format, or the whole model with `--method full`).
-        method: full fine-tuning, or one of the methods on low-rank adapters.
-        guidance: none; iv, or one of its parts: progressive, kl, heads; or what is rehearsed on the new inputs:
-            instructions, the same with less weight (instructions_light, best with full fine-tuning;
-            instructions_lighter, best with adapters), answers and answers_light (whole answers),
-            instruction_heads, instruction_vector, vectors, translations.
-            With a control behind a slash: iv/zero_vector, iv/random_vector, heads/random_heads, heads/all_heads. The
-            options below change what it is made of.
-        watch: Tasks that should not be forgotten; by default, with the built-in model, six of those it was trained on.
-            Guidance keeps their heads.
-        n_samples: Training prompts; by default one for every training input.
-        checkpoint_every: Also write the model every so many steps.
-        seed: Of everything that is drawn.
     """
     from ivlens.common.files import STATE
     from ivlens.tasks.bank import load_task
-    from ivlens.tuning.finetuning import finetune
+    from ivlens.tuning.finetuning import Along, finetune
 
-    parts = made_of or GuidanceOptions()
-    parts.recipe(guidance)  # what is wrong with it is said before anything is loaded
+    ways, parts, train = what or TuneWays(), made_of or GuidanceOptions(), how or TrainOptions()
+    parts.plan(ways.guidance)  # what is wrong with it is said before anything is loaded
+    recipe = (prompts or PromptOptions()).recipe()
+    options = train.options(seed=recipe.seed)
     loaded = load_task(task)
     chosen = where or ModelOptions()
-    watched = [load_task(name) for name in (_default_watch(chosen) if watch is None else watch)]
+    watched = [load_task(name) for name in (_default_watch(chosen) if ways.watch is None else ways.watch)]
     with _processes() as processes:
-        model, train = chosen.load(), how or TrainOptions()
-        guides = parts.guidance(guidance, model, loaded, earlier=watched, seed=seed)
+        model = chosen.load()
+        guides = parts.guidance(ways.guidance, model, loaded, recipe=recipe, earlier=watched, seed=recipe.seed)
         if processes.is_first and (out / STATE).exists():
             print(f"ivlens: {out} has the state of a training; going on from it", file=sys.stderr)
         with _bar(train.steps, loaded.name, processes.is_first and shows_progress(as_json)) as step_done:
+            along = Along(folder=out, checkpoint_every=ways.checkpoint_every, on_step=step_done)
             result = finetune(
                 model,
                 loaded,
-                method=method,
+                method=ways.method,
                 guidance=guides,
-                options=train.options(),
+                options=options,
+                recipe=recipe,
                 watch=watched,
-                n_samples=n_samples,
-                seed=seed,
-                folder=out,
-                checkpoint_every=checkpoint_every,
-                on_step=step_done,
+                along=along,
             )
         if processes.is_first:
             _write(result, out)
-            _tell(result, out, as_json)
+            _tell(result, recipe, out, as_json)
 
 
 def _processes() -> "AbstractContextManager[Processes]":
@@ -149,10 +164,10 @@ def _processes() -> "AbstractContextManager[Processes]":
     return data_parallel() if under_torchrun() else nullcontext(current())
 
 
-def _tell(result: "TuneResult", out: Path, as_json: bool) -> None:
+def _tell(result: "TuneResult", recipe: "PromptRecipe", out: Path, as_json: bool) -> None:
     rows = result.scores.to_dict("records")
     if as_json:
-        print_json({"scores": rows, "out": str(out)})
+        print_json({"scores": rows, "recipe": recipe.to_dict(), "out": str(out)})
         return
     columns = ("task", "role", "before", "after")
     print_table(columns, [[row[name] for name in columns] for row in rows])

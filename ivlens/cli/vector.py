@@ -10,9 +10,8 @@ from ivlens.cli._options import AsJson, MeasureOptions, ModelOptions
 from ivlens.cli._output import one_line, print_json, print_table, shows_progress
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from ivlens.models.boot import TransformerBridge
+    from ivlens.steering.evaluation import Evaluation
     from ivlens.tasks.task import Task
     from ivlens.vectors.vector import InstructionVector
 
@@ -50,8 +49,9 @@ def vector(
 ) -> None:
     """Build the Instruction Vector of a task, or inspect one in a file.
 
-    With `--judge`, the vector is added to prompts without instruction, at the best layer and strength on the *select*
-    inputs, and compared with its controls on the *test* inputs.
+    With `--judge`, the vector is added to bare prompts, without instruction and demonstrations, at the best layer and
+    strength on the *select* inputs, and compared with its controls on the *test* inputs. Prompts are made as those were
+    that the vector or the effects were made on, as far as no option says otherwise.
 
     Example: `ivlens vector --task antonym --k 10 --out antonym.safetensors --judge`, later
     `ivlens vector antonym.safetensors --model pocket`
@@ -70,13 +70,12 @@ def vector(
     made = _load(file, model) if file else _build(model, task, build, how, shows_progress(as_json))
     if out is not None:
         made.save(out)  # before judging, which may fail or be interrupted
-    table = _judge(model, task, made, how) if judge else None
+    evaluation = _judge(model, task, made, how) if judge else None
     facts = describe(made, model)
     if as_json:
-        judged = {"conditions": table.to_dict("records")} if table is not None else {}
-        print_json({**facts, **judged, "out": out and str(out)})
+        print_json({**facts, **_judged(evaluation), "out": out and str(out)})
         return
-    _print(made, facts, table)
+    _print(made, facts, evaluation)
     if out is not None:
         print(f"\nwritten: {out}")
 
@@ -88,6 +87,7 @@ def describe(made: "InstructionVector", model: "TransformerBridge | None") -> di
         "model": asdict(made.model),
         "norm": made.norm,
         "heads": [f"L{layer}H{head}" for layer, head in made.heads],
+        "recipe": made.recipe and made.recipe.to_dict(),
         "settings": dict(made.settings),
         "tokens": [list(pair) for pair in made.decode(model)] if model is not None else None,
     }
@@ -107,41 +107,61 @@ def _build(
 
     if build.effects is not None:
         found = HeadEffects.load(build.effects)
+        if build.contrast and found.mean_z_corrupted is None:
+            raise ValueError(
+                f"{build.effects} holds no means over corrupted prompts, which --contrast subtracts; measure them with "
+                "ivlens effects --contrast."
+            )
     else:
         assert task is not None and model is not None
-        found = how.measure(model, task, progress=progress)
+        found = how.measure(model, task, contrast=build.contrast, progress=progress)
     return InstructionVector.from_effects(found, build.k, model=model, contrast=build.contrast)
 
 
 def _judge(
     model: "TransformerBridge | None", task: "Task | None", made: "InstructionVector", how: MeasureOptions
-) -> "pd.DataFrame":
-    from ivlens.steering.evaluate import evaluate_intervention
+) -> "Evaluation":
+    from ivlens.steering.evaluate import JudgeOptions, evaluate_intervention
 
     assert model is not None and task is not None
-    return evaluate_intervention(model, task, made, n_draws=N_DRAWS, seed=how.seed, template=how.template)
+    recipe = how.recipe(made.recipe)
+    return evaluate_intervention(
+        model, task, made, recipe=recipe, n_draws=N_DRAWS, options=JudgeOptions(seed=recipe.seed)
+    )
 
 
-def _print(made: "InstructionVector", facts: dict[str, Any], table: "pd.DataFrame | None") -> None:
+def _judged(evaluation: "Evaluation | None") -> dict[str, Any]:
+    """What `--judge` found, in plain values."""
+    if evaluation is None:
+        return {}
+    return {
+        "conditions": evaluation.table.to_dict("records"),
+        "best": evaluation.best._asdict(),
+        "judged": evaluation.settings,
+    }
+
+
+def _print(made: "InstructionVector", facts: dict[str, Any], evaluation: "Evaluation | None") -> None:
     print(f"{made.task} on {made.model}")
     print(f"norm    {made.norm:.3f}")
     print(f"heads   {' '.join(facts['heads']) or 'none: computed from other vectors'}")
+    print(f"prompts {made.recipe or 'of several recipes, or of none that is recorded'}")
     if facts["tokens"]:
         print(f"tokens  {' | '.join(one_line(token).strip() or repr(token) for token, _ in facts['tokens'])}")
-    if table is None:
+    if evaluation is None:
         return
-    print("\nAccuracy on test inputs without instruction\n")
-    rows = []
-    for row in table.dropna(subset=["accuracy"]).to_dict("records"):
-        between = f"{row['accuracy_lo']:.2f} to {row['accuracy_hi']:.2f}"
-        rows.append([row["condition"], float(row["accuracy"]), between, _setting(row)])
-    print_table(["condition", "accuracy", "95 % interval", "setting"], rows)
+    layer, alpha, site = evaluation.best
+    print(f"\nAccuracy on bare test inputs; the vector is added at layer {layer}, alpha {alpha:g}, {site}\n")
+    rows = [
+        [row["condition"], float(row["accuracy"]), f"{row['accuracy_lo']:.2f} to {row['accuracy_hi']:.2f}", _of(row)]
+        for row in evaluation.table.dropna(subset=["accuracy"]).to_dict("records")
+    ]
+    print_table(["condition", "accuracy", "95 % interval", "mean of"], rows)
+    print(f"\nprompts: {evaluation.recipe}")
 
 
-def _setting(row: dict[str, Any]) -> str:
-    if row["condition"] != "iv":
-        return f"{row['n_vectors']} vectors" if row["n_vectors"] > 1 else ""
-    return f"layer {row['layer']:g}, alpha {row['alpha']:g}, {row['site']}"
+def _of(row: dict[Any, Any]) -> str:
+    return f"{row['n_vectors']} vectors" if row["n_vectors"] > 1 else ""
 
 
 def _check(file: Path | None, build: BuildOptions, judge: bool, out: Path | None) -> None:

@@ -4,7 +4,7 @@ import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
@@ -16,6 +16,9 @@ from ivlens.effects.files import FILE, TENSORS, check_model_of, read_effects
 from ivlens.models.boot import TransformerBridge
 from ivlens.models.fingerprint import ModelIdentity, model_identity
 from ivlens.prompts.recipe import PromptRecipe
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,6 +159,17 @@ class HeadEffects:
             for layer, head in self.top_heads(measured)
         ]
         return pd.DataFrame(rows)
+
+    def plot(self, top: int = 10) -> "go.Figure":
+        """The map of all heads; the `top` strongest carry their rank."""
+        from ivlens.show.figures.heads import head_heatmap
+
+        return head_heatmap(self, top=top)
+
+    def _repr_html_(self) -> str:
+        from ivlens.show.tables import effects_html
+
+        return effects_html(self)
 
     def save(self, path: str | Path) -> Path:
         """Write one safetensors file, its metadata as JSON; a file of that name is replaced as a whole.

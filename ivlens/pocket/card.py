@@ -23,8 +23,9 @@ from ivlens.models.load import load_model
 from ivlens.pocket.corpus import RULES, bank_hash, unseen_rule_words
 from ivlens.prompts.batch import PromptBatch
 from ivlens.prompts.build import build_prompts
+from ivlens.prompts.recipe import TASK, PromptRecipe
 from ivlens.prompts.templates import PromptTemplate
-from ivlens.steering.evaluate import evaluate_intervention
+from ivlens.steering.evaluate import JudgeOptions, evaluate_intervention
 from ivlens.tasks.bank import load_bank
 from ivlens.tasks.task import Task, TaskExample, split_of
 from ivlens.vectors.vector import InstructionVector
@@ -63,7 +64,7 @@ BARS = {
     "few_shot": Bar("accuracy, 3-shot without instruction", at_least=0.90),
     "cloze": Bar("cloze accuracy (knowledge)", at_least=0.98),
     "unseen_rule_inputs": Bar("rules on words that no rule prompt contained"),
-    "baseline": Bar("shared-input tasks: accuracy with no instruction", at_most=0.20),
+    "bare": Bar("shared-input tasks: accuracy with no instruction", at_most=0.20),
     "iv": Bar("the same, with the task's IV added", at_least=0.90),
     "iv_worst": Bar("the same, worst task", at_least=0.60),
     "random": Bar("the same, with random vectors of equal norm", at_most=0.20),
@@ -133,19 +134,21 @@ def _prompts(
     examples = task.split(split, seed)
     batches = []
     for template in ("plain", "after"):
-        ways = (("seen_instructions", None), ("held_out_instructions", task.held_out_instructions))
+        ways = (("seen_instructions", TASK), ("held_out_instructions", task.held_out_instructions))
         for condition, instruction in ways:
-            batch = build_prompts(tokenizer, task, examples, template=template, instruction=instruction, seed=seed)
-            batches.append((condition, batch))
-    batches.append(("few_shot", build_prompts(tokenizer, task, examples, instruction="", n_shots=3, seed=seed)))
+            recipe = PromptRecipe(template, instruction, seed=seed)
+            batches.append((condition, build_prompts(tokenizer, task, examples, recipe)))
+    shots = PromptRecipe(instruction=None, n_shots=3, seed=seed)
+    batches.append(("few_shot", build_prompts(tokenizer, task, examples, shots)))
     batches += [("cloze", batch) for batch in _clozes(tokenizer, task, examples)]
     if task.inputs == SHARED:
-        batches.append(("baseline", build_prompts(tokenizer, task, examples, corruption="drop", seed=seed)))
+        recipe = PromptRecipe(seed=seed)
+        batches.append(("bare", build_prompts(tokenizer, task, examples, recipe, corruption="drop")))
     # Words without rule prompts are spelled out in prose, or no rule could apply to them: `spell` is no test of that.
     if task.name in RULES and task.name != "spell":
         words = [word for word in unseen_rule_words(bank)[1] if split_of(word, seed) == split]
         unseen = [TaskExample(word, (RULES[task.name](word),)) for word in words]
-        batches.append(("unseen_rule_inputs", build_prompts(tokenizer, task, unseen, seed=seed)))
+        batches.append(("unseen_rule_inputs", build_prompts(tokenizer, task, unseen, PromptRecipe(seed=seed))))
     return batches
 
 
@@ -157,7 +160,7 @@ def _clozes(tokenizer: Any, task: Task, examples: Sequence[TaskExample]) -> list
         template = PromptTemplate("cloze", instructed=f"{{instruction}} {beginning}", bare=beginning)
         share = examples[i :: len(task.clozes)]
         if share:
-            batches.append(build_prompts(tokenizer, task, share, template=template, instruction=""))
+            batches.append(build_prompts(tokenizer, task, share, PromptRecipe(template, instruction=None, n_shots=0)))
     return batches
 
 
@@ -167,13 +170,13 @@ def _interventions(
     """Each shared-input task's vector and its controls."""
     vectors: dict[str, InstructionVector] = {}
     for task in tqdm(tasks, desc="vectors", disable=not progress):
-        vectors[task.name] = InstructionVector.from_effects(head_effects(bridge, task, seed=seed), k=N_HEADS)
+        effects = head_effects(bridge, task, recipe=PromptRecipe(seed=seed))
+        vectors[task.name] = InstructionVector.from_effects(effects, k=N_HEADS)
     frames = []
     for task in tqdm(tasks, desc="interventions", disable=not progress):
         others = [vector for name, vector in vectors.items() if name != task.name]
-        frame = evaluate_intervention(
-            bridge, task, vectors[task.name], split=split, other_vectors=others, n_draws=N_DRAWS, seed=seed
-        )
+        options = JudgeOptions(split=split, seed=seed, other_vectors=others)
+        frame = evaluate_intervention(bridge, task, vectors[task.name], n_draws=N_DRAWS, options=options).table
         frame.insert(0, "task", task.name)
         frames.append(frame)
     return pd.concat(frames, ignore_index=True)

@@ -90,6 +90,11 @@ class Task:
     def __repr__(self) -> str:
         return f"Task({self.name!r}, {len(self.examples)} examples, {len(self.instructions)} instructions)"
 
+    def _repr_html_(self) -> str:
+        from ivlens.show.tables import task_html
+
+        return task_html(self)
+
     @cached_property
     def _by_input(self) -> dict[str, TaskExample]:
         return {example.input: example for example in self.examples}

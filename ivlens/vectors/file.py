@@ -71,6 +71,15 @@ def check_weights(
     return asdict(model)
 
 
+def check_same_width(one: Tensor, other: Tensor) -> None:
+    """Raise ValueError for vectors of models of different widths."""
+    if one.shape != other.shape:
+        raise ValueError(
+            f"vectors have shapes {tuple(one.shape)} and {tuple(other.shape)}, expected the same d_model; "
+            "compare and combine only vectors of one architecture."
+        )
+
+
 def _check_tensors(
     source: str | Path, tensors: Mapping[str, Tensor], model: ModelIdentity, heads: tuple[tuple[int, int], ...]
 ) -> None:

@@ -112,12 +112,3 @@ def named_heads(effects: HeadEffects, heads: Sequence[tuple[int, int]], *, alone
             f"{n_layers} layers and {n_heads} heads, counted from 0."
         )
     return pairs
-
-
-def check_same_width(one: Tensor, other: Tensor) -> None:
-    """Raise ValueError for vectors of models of different widths."""
-    if one.shape != other.shape:
-        raise ValueError(
-            f"vectors have shapes {tuple(one.shape)} and {tuple(other.shape)}, expected the same d_model; "
-            "compare and combine only vectors of one architecture."
-        )

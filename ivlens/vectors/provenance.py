@@ -1,8 +1,13 @@
 """What the settings of a vector say about the effects and the prompts that made it."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from jaxtyping import Float
+from torch import Tensor
+
+from ivlens.effects.results import HeadEffects
 from ivlens.prompts.recipe import PromptRecipe
 
 
@@ -24,6 +29,24 @@ def recipe_of(settings: Mapping[str, Any]) -> PromptRecipe | None:
     made_by = [own] if isinstance(own, Mapping) else list(effects_of(settings))
     found = [PromptRecipe.recorded(each) for each in made_by]
     return found[0] if found and all(other == found[0] for other in found) else None
+
+
+def made_from(effects: HeadEffects, chosen_by: Sequence[HeadEffects]) -> dict[str, Any]:
+    """What is recorded of the effects that a vector was made from, and of those that chose its heads, if others did."""
+    return {
+        "universal": [{"task": at.task, "effects": dict(at.settings)} for at in chosen_by] or False,
+        "bias": False,
+        "write_scaled": bool((effects.write_scale != 1).any()),
+        "n_effect_prompts": len(effects.corruptions),
+        "corruptions": dict(sorted(Counter(effects.corruptions).items())),
+        "effects": dict(effects.settings),
+    }
+
+
+def shares_of(writes: Float[Tensor, "k d_model"], theta: Float[Tensor, " d_model"]) -> list[float] | None:
+    """How much of `θ` each head is: its write along `θ`, `w·θ / |θ|²`; they sum to 1. None of a vector that is zero."""
+    square = float(theta.double() @ theta.double())
+    return (writes.double() @ theta.double() / square).tolist() if square else None
 
 
 def bracketed(task: str) -> str:

@@ -1,11 +1,10 @@
 """`InstructionVector`: what chosen heads write into the residual stream under an instruction, with its provenance."""
 
 import weakref
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -16,17 +15,12 @@ from ivlens.models.boot import TransformerBridge, check_model
 from ivlens.models.fingerprint import ModelIdentity, model_identity
 from ivlens.prompts.recipe import PromptRecipe
 from ivlens.vectors.decode import top_tokens
-from ivlens.vectors.file import check_weights, read_vector, write_vector
-from ivlens.vectors.heads import (
-    Heads,
-    check_same_width,
-    checked_model,
-    choose_heads,
-    choosing,
-    head_writes,
-    named_heads,
-)
-from ivlens.vectors.provenance import bracketed, recipe_of
+from ivlens.vectors.file import check_same_width, check_weights, read_vector, write_vector
+from ivlens.vectors.heads import Heads, checked_model, choose_heads, choosing, head_writes, named_heads
+from ivlens.vectors.provenance import bracketed, made_from, recipe_of, shares_of
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +38,8 @@ class InstructionVector:
         head_means: `z̄` of each head of `S`, times the vector's factor where it was scaled.
         task: name of the task, or the formula it was computed by (`"antonym - synonym"`).
         model: the model it belongs to.
-        settings: everything else that made it (k, contrast, universal, and the settings of the effects).
+        settings: everything else that made it (k, contrast, universal, the settings of the effects), and `shares`: how
+            much of `θ` each head is, `w·θ / |θ|²` of its write `w`.
     """
 
     theta: Float[Tensor, " d_model"]
@@ -112,17 +107,14 @@ class InstructionVector:
             values = values - effects.contrasted()
         layers, numbers = (list(part) for part in zip(*chosen, strict=True))
         means = effects.mean_z[layers, numbers].detach().float().cpu()
-        theta = head_writes(live, values, effects.write_scale)[layers, numbers].sum(0)
+        writes = head_writes(live, values, effects.write_scale)[layers, numbers]
+        theta = writes.sum(0)
         settings = {
             "k": len(chosen),
             **({} if heads is None else {"heads": "named"}),
             "contrast": contrast,
-            "universal": [{"task": at.task, "effects": dict(at.settings)} for at in pool] if universal else False,
-            "bias": False,
-            "write_scaled": bool((effects.write_scale != 1).any()),
-            "n_effect_prompts": len(effects.corruptions),
-            "corruptions": dict(sorted(Counter(effects.corruptions).items())),
-            "effects": dict(effects.settings),
+            "shares": shares_of(writes, theta),
+            **made_from(effects, pool if universal else ()),
         }
         return cls(theta, chosen, means, effects.task, effects.model, settings, weakref.ref(live))
 
@@ -210,6 +202,21 @@ class InstructionVector:
             raise ValueError("decode has no model: this vector's own is not in memory; pass decode(model).")
         check_width(self, bridge)
         return top_tokens(self.theta, bridge, k)
+
+    def plot(self) -> "go.Figure":
+        """How much of the vector each of its heads is.
+
+        Raises:
+            ValueError: it has no heads: it was computed from other vectors.
+        """
+        from ivlens.show.figures.vectors import head_shares
+
+        return head_shares(self)
+
+    def _repr_html_(self) -> str:
+        from ivlens.show.tables import vector_html
+
+        return vector_html(self)
 
     def save(self, path: str | Path) -> Path:
         """Write a safetensors file with all provenance in its metadata; the same vector gives the same bytes."""

@@ -111,9 +111,11 @@ def test_vector_is_built_from_saved_effects_and_inspected(
 def test_vector_is_judged_beside_its_controls(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = run(capsys, *vector_command(place, "--judge"))
     assert status == 0
-    assert all(condition in out for condition in ("clean", "baseline", "random_heads", "constant", "layer "))
+    assert all(condition in out for condition in ("clean", "bare", "random_heads", "constant", "layer "))
     status, out, _ = run(capsys, *vector_command(place, "--judge", "--json"))
-    assert {"iv", "baseline"} <= {row["condition"] for row in json.loads(out)["conditions"]}
+    judged = json.loads(out)
+    assert {"iv", "bare"} <= {row["condition"] for row in judged["conditions"]}
+    assert judged["best"]["layer"] in range(3) and judged["judged"]["recipe"] == judged["recipe"]
 
 
 def test_steer_completes_with_and_without(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,6 +135,58 @@ def test_steer_with_a_saved_vector_changes_the_text(
     assert facts["40"]["plain"] != facts["40"]["steered"] and facts["-40"]["setting"]["alpha"] == -40
     raw = json.loads(run(capsys, *words, "--alpha", "2", "--raw")[1])
     assert raw["prompt"] == "big"
+
+
+def test_prompts_are_made_as_options_say(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["effects", *common(place), "--json", "--template", "qa", "--n-shots", 3, "--seed", 2]
+    facts = json.loads(run(capsys, *words)[1])
+    recipe = {"template": "qa", "instruction": {"task": True}, "n_shots": 3, "seed": 2}
+    assert facts["recipe"] == recipe and facts["corruptions"] == ["shuffle"]
+    told = json.loads(run(capsys, *words, "--instruction", "Give the next.")[1])
+    assert told["recipe"] == {**recipe, "instruction": ["Give the next."]}
+    assert told["settings"]["corruption"] == "counterfactual"
+    bare = json.loads(run(capsys, *words, "--instruction", "none")[1])
+    assert bare["recipe"] == {**recipe, "instruction": None}
+    assert "n_shots is -1, expected 0 or more" in refused(capsys, "effects", *common(place), "--n-shots", -1)
+
+
+def test_a_file_brings_its_recipe_unless_an_option_is_given(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "own.json").write_text(json.dumps({"instructed": "{instruction} {input} =>", "bare": "{input} =>"}))
+    effects, vector = tmp_path / "e.safetensors", tmp_path / "v.safetensors"
+    made = ["--template", tmp_path / "own.json", "--n-shots", 2, "--seed", 4]
+    assert run(capsys, "effects", *common(place), *made, "--contrast", "--out", effects)[0] == 0
+    build = ["vector", "--model", place / "gpt2", "--effects", effects, "--k", 2, "--contrast", "--out", vector]
+    recipe = json.loads(run(capsys, *build, "--json")[1])["recipe"]
+    assert (recipe["template"]["bare"], recipe["n_shots"], recipe["seed"]) == ("{input} =>", 2, 4)
+    judge = ["vector", vector, "--model", place / "gpt2", "--task", place / "next.json", "--judge", "--json"]
+    judged = json.loads(run(capsys, *judge)[1])
+    assert judged["judged"]["recipe"] == recipe and judged["judged"]["seed"] == 4
+    other = json.loads(run(capsys, *judge, "--template", "plain", "--seed", 1)[1])["judged"]
+    assert other["recipe"] == {**recipe, "template": "plain"}, "splits stay those of the vector"
+    assert other["seed"] == 1
+    steer = [
+        "steer",
+        "--model",
+        place / "gpt2",
+        "--vector",
+        vector,
+        "--layer",
+        0,
+        "--alpha",
+        1,
+        "--text",
+        "big",
+        "--json",
+    ]
+    assert json.loads(run(capsys, *steer)[1])["prompt"] == "big =>"
+    found = json.loads(run(capsys, *steer, "--template", "qa")[1])
+    assert found["prompt"] == "Q: big\nA:" and found["recipe"] == {**recipe, "template": "qa"}
+    assert found["vector"]["recipe"] == recipe
+    plain = tmp_path / "plain.safetensors"
+    assert run(capsys, "effects", *common(place), "--out", plain)[0] == 0
+    assert "ivlens effects --contrast" in refused(capsys, *[plain if word == effects else word for word in build])
 
 
 def test_steer_replaces_heads(place: Path, vector_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -288,17 +342,17 @@ def test_what_a_guidance_is_made_of_can_be_changed():
     whole, control = GuidanceOptions(
         schedule="linear", sign=1, layer=3, site="attn_out", alpha=0.5, direction="reverse", temperature=1.0, top_n=9,
         kl_weight=0.3, last_weight=0.4, answers_weight=0.6, heads_weight=7.0, k=4,
-    ).recipe("iv/zero_vector")  # fmt: skip
+    ).plan("iv/zero_vector")  # fmt: skip
     was = RECIPES["iv"]
     kl = replace(was.kl, direction="reverse", temperature=1.0, top_n=9, weight=0.3, last=0.4, answers=0.6)
     progressive = replace(was.progressive, schedule="linear", sign=1)
     place = {"layer": 3, "site": "attn_out", "alpha": 0.5}
     assert whole == replace(was, kl=kl, progressive=progressive, heads_weight=7.0, k=4, **place)
-    assert control == "zero_vector" and GuidanceOptions().recipe("iv") == (was, "")
-    rehearsed, _ = GuidanceOptions(temperature=1.0, rehearsal_weight=3.0).recipe("instructions")
+    assert control == "zero_vector" and GuidanceOptions().plan("iv") == (was, "")
+    rehearsed, _ = GuidanceOptions(temperature=1.0, rehearsal_weight=3.0).plan("instructions")
     was = RECIPES["instructions"]
     assert rehearsed == replace(was, rehearse_kl=replace(was.rehearse_kl, temperature=1.0, weight=3.0))
-    held, _ = GuidanceOptions(heads_weight=3.0, k=2).recipe("instruction_heads")
+    held, _ = GuidanceOptions(heads_weight=3.0, k=2).plan("instruction_heads")
     assert held == replace(RECIPES["instruction_heads"], rehearse_heads=3.0, k=2)
 
 

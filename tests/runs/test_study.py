@@ -253,8 +253,8 @@ def test_a_difference_between_two_models_is_no_forgetting(pocket, checkpoint, tm
 
 
 def test_dynamics_command(checkpoints, tmp_path, capsys):
-    command = ["dynamics", str(checkpoints), "--task", "antonym", "--task", "capitalize", "--n-prompts", "4"]
-    command += ["--n-effects", "3", "--k", "4", "--causal", "--n-draws", "2", "--new", "second_letter", "--out"]
+    command = ["dynamics", str(checkpoints), "--task", "antonym", "--task", "capitalize", "--n-prompts", "3"]
+    command += ["--n-judge-prompts", "4", "--k", "4", "--causal", "--n-draws", "2", "--new", "second_letter", "--out"]
     assert main([*command, str(tmp_path), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert {row["checkpoint"] for row in found["tasks"]} == {"before", "step-000002", "step-000004", "model"}
@@ -292,7 +292,7 @@ def test_commands_say_what_is_missing(tmp_path, capsys):
         ("study --lr nan", "lr is nan, expected a finite number"),
         ("study --method magic", "method is 'magic', expected one of full"),
         ("dynamics CHECKPOINTS --k 0", "--k is 0, expected a whole number, 1 or more"),
-        ("dynamics CHECKPOINTS --n-effects 0", "--n-effects is 0, expected a whole number, 1 or more"),
+        ("dynamics CHECKPOINTS --n-prompts 0", "--n-prompts is 0, expected a whole number, 1 or more"),
         ("dynamics CHECKPOINTS --causal --n-draws 0", "n_draws is 0, expected a whole number, 1 or more"),
         ("dynamics CHECKPOINTS --causal --new nosuch", "Task 'nosuch' is unknown"),
         ("dynamics CHECKPOINTS --new second_letter", "without --causal, expected both"),

@@ -12,6 +12,7 @@ import ivlens.show.demo.run as demo_module
 from ivlens.common.files import write_whole
 from ivlens.effects import HeadEffects
 from ivlens.forward.completions import complete, first_line
+from ivlens.prompts.recipe import PromptRecipe
 from ivlens.show.demo.run import DEFAULT_TASKS, DemoOptions, DemoResult, run_demo, summary, write_demo
 from ivlens.show.pages.demo import page
 from ivlens.tasks import list_tasks, load_bank
@@ -51,7 +52,7 @@ def test_default_tasks_are_built_in_trained_and_share_their_inputs() -> None:
 
 def test_every_task_is_judged_beside_every_control(result: DemoResult) -> None:
     assert [task.name for task in result.tasks] == ["next", "second"]
-    conditions = {"clean", "baseline", "iv", "iv_heads", "random", "random_heads", "other_tasks", "constant"}
+    conditions = {"clean", "bare", "iv", "iv_heads", "random", "random_heads", "other_tasks", "constant"}
     for _, rows in result.conditions.groupby("task"):
         assert set(rows["condition"]) == conditions
     counts = result.conditions.set_index(["task", "condition"])["n_vectors"]
@@ -155,6 +156,7 @@ def test_one_task_and_repeated_tasks_are_refused(options: DemoOptions) -> None:
 def test_summary_is_plain(result: DemoResult) -> None:
     facts = json.loads(json.dumps(summary(result)))
     assert [row["task"] for row in facts["tasks"]] == ["next", "second"] and facts["model"]["n_layers"] == 3
+    assert facts["options"]["recipe"] == PromptRecipe().to_dict()
 
 
 # --- the page --------------------------------------------------------------------------------------------------------
@@ -211,13 +213,13 @@ def test_page_escapes_what_a_model_writes(result: DemoResult) -> None:
 
 def test_the_built_in_model_is_taught_a_task_with_and_without_guidance(result: DemoResult, tmp_path: Path) -> None:
     from ivlens.models import load_model
-    from ivlens.show.demo.tuning import GUIDANCE, NEW_TASK, OLD_TASKS, can_tune, run_tuning
+    from ivlens.show.demo.tuning import EARLIER_TASKS, GUIDANCE, NEW_TASK, can_tune, run_tuning
 
     assert can_tune("pocket") and not can_tune("./checkpoint") and result.tuning is None
     bank = load_bank()
-    assert not bank[NEW_TASK].in_training and all(bank[name].in_training for name in OLD_TASKS)
-    tuning = run_tuning(load_model("pocket"), n_steps=5, seed=0, bar=lambda what, items: items)
-    assert tuning.scores["task"].tolist() == [NEW_TASK, *OLD_TASKS]
+    assert not bank[NEW_TASK].in_training and all(bank[name].in_training for name in EARLIER_TASKS)
+    tuning = run_tuning(load_model("pocket"), steps=5, recipe=PromptRecipe(), bar=lambda what, items: items)
+    assert tuning.scores["task"].tolist() == [NEW_TASK, *EARLIER_TASKS]
     assert tuning.scores["role"].tolist() == ["new", "watched", "watched", "watched"]
     assert tuning.curves[["guidance", "step"]].values.tolist() == [[name, 5] for name in GUIDANCE]
     whole = replace(result, tuning=tuning)
@@ -225,7 +227,7 @@ def test_the_built_in_model_is_taught_a_task_with_and_without_guidance(result: D
     assert "Teaching it one more task" in own and 'data-figure="tuning"' in own and NEW_TASK in own
     figures = json.loads(re.search(r'id="figures">(.*?)</script>', own, flags=re.DOTALL)[1])
     lines = figures["tuning"]["dark"]["data"]
-    assert [line["name"] for line in lines] == ["plain LoRA", "old instructions rehearsed"]
+    assert [line["name"] for line in lines] == ["plain LoRA", "earlier instructions rehearsed"]
     assert "Teaching it" not in without_plotly(page(result))
     write_demo(whole, tmp_path)
     assert len(pd.read_parquet(tmp_path / "tuning.parquet")) == 4

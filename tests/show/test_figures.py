@@ -67,7 +67,7 @@ def swept(sites: tuple[str, ...] = ("resid_post", "attn_out")) -> pd.DataFrame:
 
 
 def judged(tasks: tuple[str, ...] = ("x", "y")) -> pd.DataFrame:
-    values = {"clean": 0.9, "baseline": 0.1, "iv": 0.8, "random": 0.1, "constant": 0.0}
+    values = {"clean": 0.9, "bare": 0.1, "iv": 0.8, "random": 0.1, "constant": 0.0}
     rows = [
         {"task": task, "condition": name, "accuracy": value, "accuracy_lo": value - 0.1, "accuracy_hi": value + 0.1}
         for task in tasks

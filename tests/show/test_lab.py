@@ -308,7 +308,7 @@ def test_code_spells_how_given_effects_were_measured(pocket, monkeypatch):
     told = "instruction='Give the opposite of the word.'"
     assert f"recipe = ivlens.PromptRecipe(template='after', {told}, n_shots=2, seed=3)" in screen["code"]
     assert "corruption='drop', n_prompts=5, score='logprob'" in screen["code"]
-    assert "options=EffectOptions(mode='add', n_mean_prompts=9, correct_only=True)" in screen["code"]
+    assert "options=ivlens.EffectOptions(mode='add', n_mean_prompts=9, correct_only=True)" in screen["code"]
     assert_code_prints_what_is_shown(screen)
     prompt = screen["result"]["models"][0]["prompt"]
     clean = ivlens.build_prompts(pocket.tokenizer, task, [task.find("big")], recipe)
@@ -547,7 +547,7 @@ def test_lab_begins_with_the_recipe_it_is_given(pocket, tmp_path):
     lab.set(task="synonym")  # has other instructions, and is asked in the same form
     assert (lab.state.told, lab.state.instruction, lab.state.n_shots, lab.state.template) == ("task", "", 2, OWN)
     lab.set(template=str(path))
-    with pytest.raises(ValueError, match="template is '.*own.json', expected plain"):
+    with pytest.raises(ValueError, match="template is '.*, expected plain, after"):
         lab.session.change(template=str(path))  # a page names no files
     effects = [
         ivlens.head_effects(pocket, ivlens.load_task(task), recipe=PromptRecipe(form, n_shots=n), n_prompts=2)
@@ -598,6 +598,32 @@ def test_lab_on_the_command_line_says_what_is_wrong(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "panel", None)
     assert cli.main(["lab", "--no-browser"]) == 2
     assert "the lab needs panel, which is not installed; pip install 'ivlens[lab]'" in capsys.readouterr().err
+
+
+def test_options_of_the_command_make_the_recipe(monkeypatch, capsys):
+    pytest.importorskip("panel")
+
+    def told(engines, state, *, port):
+        raise ValueError(f"{state.template} {state.n_shots} {state.told} {state.instruction} {engines[0].options.seed}")
+
+    monkeypatch.setattr("ivlens.show.lab.server.open_server", told)
+    words = [
+        "lab",
+        "--task",
+        "antonym",
+        "--template",
+        "qa",
+        "--n-shots",
+        "2",
+        "--instruction",
+        "Say it.",
+        "--seed",
+        "3",
+    ]
+    assert cli.main(words) == 2
+    assert "qa 2 ('Say it.',) Say it. 3" in capsys.readouterr().err
+    assert cli.main(words[:7]) == 2
+    assert "qa 2 task 0" in capsys.readouterr().err
 
 
 def test_page_survives_any_event(pocket):

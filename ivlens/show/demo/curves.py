@@ -20,7 +20,6 @@ def swept_controls(
     vector: InstructionVector,
     others: Sequence[InstructionVector],
     found: HeadEffects,
-    *,
     grid: Grid,
     seed: int,
 ) -> pd.DataFrame:

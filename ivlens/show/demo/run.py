@@ -25,10 +25,12 @@ from ivlens.forward.means import HeadMeans
 from ivlens.models.boot import TransformerBridge
 from ivlens.models.fingerprint import ModelIdentity, model_identity
 from ivlens.models.load import load_model
+from ivlens.prompts.recipe import PromptRecipe
 from ivlens.show.demo.curves import swept_controls
 from ivlens.show.demo.tuning import TuningDemo, can_tune, run_tuning
-from ivlens.steering.evaluate import evaluate_intervention
-from ivlens.steering.prompt_sets import PromptSource
+from ivlens.steering.evaluate import JudgeOptions, evaluate_intervention
+from ivlens.steering.evaluation import Evaluation
+from ivlens.steering.prompt_sets import PromptSets
 from ivlens.steering.search import Grid, sweep_settings
 from ivlens.steering.steer import steer
 from ivlens.tasks.bank import load_task
@@ -64,8 +66,8 @@ class DemoOptions:
         k: heads per vector.
         n_draws: random vectors, and random sets of heads, per task.
         n_examples: test inputs per task that are completed with and without the vector.
-        n_steps: of the training at the end; 0 leaves it out, and so does any other model than the built-in one.
-        seed: of everything that is drawn.
+        steps: of the training at the end; 0 leaves it out, and so does any other model than the built-in one.
+        recipe: how prompts are made, with the seed of everything that is drawn.
     """
 
     model: str = "pocket"
@@ -74,8 +76,8 @@ class DemoOptions:
     k: int = 10
     n_draws: int = 5
     n_examples: int = 6
-    n_steps: int = 120
-    seed: int = 0
+    steps: int = 120
+    recipe: PromptRecipe = PromptRecipe()
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +85,7 @@ class DemoResult:
     """What the demo found; sequences are in the order of the tasks.
 
     Attributes:
-        conditions: `evaluate_intervention` of every task on *test*, with a column `task`.
+        conditions: the tables of `evaluate_intervention` of every task on *test*, with a column `task`.
         sweep: `sweep_settings` of every task's own vector on *select*, with a column `task`; strength 0 is no vector.
         curves: the same beside that of the controls, told apart by a column `condition`.
         examples: task, input, prompt, answers, before, after, and whether each is right.
@@ -133,8 +135,9 @@ def run_demo(options: DemoOptions, *, progress: bool = False) -> DemoResult:
 def _measured(
     model: TransformerBridge, tasks: Sequence[Task], options: DemoOptions, bar: "_Bars", start: float
 ) -> DemoResult:
+    recipe, seed = options.recipe, options.recipe.seed
     effects = [
-        head_effects(model, task, n_prompts=options.n_prompts, seed=options.seed)
+        head_effects(model, task, recipe=recipe, n_prompts=options.n_prompts)
         for task in bar("measuring effects", tasks)
     ]
     vectors = [InstructionVector.from_effects(found, k=options.k, model=model) for found in effects]
@@ -142,13 +145,14 @@ def _measured(
     for task, found in bar("judging vectors", list(zip(tasks, effects, strict=True))):
         vector = vectors[len(judged)]
         for grid in (GRID, NO_VECTOR):
-            swept.append(sweep_settings(model, task, vector, grid=grid, seed=options.seed).assign(task=task.name))
-        controls.append(swept_controls(model, task, vector, vectors, found, grid=GRID, seed=options.seed))
-        judged.append(_judge(model, task, vector, vectors, found, options).assign(task=task.name))
-        shown.append(_examples(model, task, vector, judged[-1], options))
+            swept.append(sweep_settings(model, task, vector, grid=grid, seed=seed).assign(task=task.name))
+        controls.append(swept_controls(model, task, vector, vectors, found, GRID, seed))
+        evaluation = _judge(model, task, vector, vectors, found, options)
+        judged.append(evaluation.table.assign(task=task.name))
+        shown.append(_examples(model, task, vector, evaluation, options))
     tuning = None
-    if options.n_steps and can_tune(options.model):
-        tuning = run_tuning(model, n_steps=options.n_steps, seed=options.seed, bar=bar)
+    if options.steps and can_tune(options.model):
+        tuning = run_tuning(model, steps=options.steps, recipe=recipe, bar=bar)
     return DemoResult(
         options=options,
         model=model_identity(model),
@@ -203,7 +207,7 @@ def summary(result: DemoResult) -> dict[str, Any]:
     """What a script wants to know, as plain values."""
     return {
         "model": asdict(result.model),
-        "options": asdict(result.options),
+        "options": asdict(result.options) | {"recipe": result.options.recipe.to_dict()},
         "seconds": round(result.seconds, 1),
         "tasks": result.table().to_dict("records"),
         "tuning": None if result.tuning is None else result.tuning.scores.to_dict("records"),
@@ -249,28 +253,20 @@ def _judge(
     vectors: Sequence[InstructionVector],
     found: HeadEffects,
     options: DemoOptions,
-) -> pd.DataFrame:
-    return evaluate_intervention(
-        model,
-        task,
-        vector,
-        other_vectors=vectors,
-        means=HeadMeans(found.mean_z, found.write_scale),
-        n_draws=options.n_draws,
-        seed=options.seed,
-        grid=GRID,
-    )
+) -> Evaluation:
+    seed, means = options.recipe.seed, HeadMeans(found.mean_z, found.write_scale)
+    judge = JudgeOptions(seed=seed, other_vectors=vectors, means=means)
+    return evaluate_intervention(model, task, vector, at=GRID, n_draws=options.n_draws, options=judge)
 
 
 def _examples(
-    model: TransformerBridge, task: Task, vector: InstructionVector, judged: pd.DataFrame, options: DemoOptions
+    model: TransformerBridge, task: Task, vector: InstructionVector, evaluation: Evaluation, options: DemoOptions
 ) -> pd.DataFrame:
-    """Completions of prompts without instruction, plain and with the vector at the setting found on *select*."""
-    chosen = judged[judged["condition"] == "iv"].iloc[0]
-    source = PromptSource(model, task, GRID, n_prompts=options.n_examples, seed=options.seed, split_seed=options.seed)
-    batch = source.batch("test")
+    """Completions of bare prompts, plain and with the vector at the setting found on *select*."""
+    recipe = evaluation.recipe
+    batch = PromptSets(model, task, recipe, n_prompts=options.n_examples, seed=recipe.seed, **GRID.passes).batch("test")
     before = complete(model, batch.texts, max_new_tokens=MAX_NEW_TOKENS)
-    with steer(model, vector, layer=int(chosen["layer"]), alpha=float(chosen["alpha"]), site=str(chosen["site"])):
+    with steer(model, vector, at=evaluation.best):
         after = complete(model, batch.texts, max_new_tokens=MAX_NEW_TOKENS)
     return pd.DataFrame(
         {

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from ivlens.models.boot import TransformerBridge
+from ivlens.prompts.recipe import PromptRecipe
 from ivlens.runs.suites.drills import drilled
 from ivlens.tasks.bank import load_task
 from ivlens.tuning.builder import guidance_by_name
@@ -16,9 +17,9 @@ from ivlens.tuning.finetuning import finetune
 from ivlens.tuning.options import TuneOptions
 
 NEW_TASK = "middle_of_three"  # not among those that the model was trained on
-OLD_TASKS = ("antonym", "english_french", "capitalize")
+EARLIER_TASKS = ("antonym", "english_french", "capitalize")
 GUIDANCE = ("none", "instructions_lighter")
-LR, BATCH_SIZE, JUDGE_EVERY, N_WATCHED = 4e-3, 32, 10, 32
+LR, BATCH_SIZE, JUDGE_EVERY, N_JUDGED = 4e-3, 32, 10, 32
 
 Bar = Callable[[str, Sequence[Any]], Iterable[Any]]
 
@@ -31,32 +32,34 @@ class TuningDemo:
         scores: Accuracy on *test*: one row per task, with `role` (new or watched), `before`, and a column for each
             guidance.
         curves: One row per guidance and judgement: `step`, and the accuracies `new` and `watched` on *select*.
-        n_steps: Of each training.
+        steps: Of each training.
         seconds: Wall time.
     """
 
     scores: pd.DataFrame
     curves: pd.DataFrame
-    n_steps: int
+    steps: int
     seconds: float
 
 
 def can_tune(model: str) -> bool:
-    """Whether there is something to show: the tasks are new and old to the built-in model only, and LoRA is peft's."""
+    """Whether there is something to show: the new task is new to the built-in model only, and LoRA is peft's."""
     return model == "pocket" and find_spec("peft") is not None
 
 
-def run_tuning(model: TransformerBridge, *, n_steps: int, seed: int, bar: Bar) -> TuningDemo:
+def run_tuning(model: TransformerBridge, *, steps: int, recipe: PromptRecipe, bar: Bar) -> TuningDemo:
     """Train once for each guidance; the model given stays as it is."""
     start = time.perf_counter()
-    new, old = drilled(load_task(NEW_TASK)), [load_task(name) for name in OLD_TASKS]
-    options = TuneOptions(lr=LR, n_steps=n_steps, batch_size=BATCH_SIZE, judge_every=JUDGE_EVERY)
+    new, earlier = drilled(load_task(NEW_TASK)), [load_task(name) for name in EARLIER_TASKS]
+    options = TuneOptions(
+        lr=LR, steps=steps, batch_size=BATCH_SIZE, judge_every=JUDGE_EVERY, n_prompts=N_JUDGED, seed=recipe.seed
+    )
     scores, curves = pd.DataFrame(), list[dict[str, Any]]()
     for name in bar("teaching a task", GUIDANCE):
-        guidance = guidance_by_name(name, model, new, earlier=old, seed=seed)
-        result = finetune(model, new, guidance=guidance, options=options, watch=old, n_watched=N_WATCHED, seed=seed)
+        guidance = guidance_by_name(name, model, new, recipe=recipe, earlier=earlier, seed=recipe.seed)
+        result = finetune(model, new, guidance=guidance, options=options, recipe=recipe, watch=earlier)
         scores = result.scores[["task", "role", "before"]] if scores.empty else scores
         scores = scores.assign(**{name: result.scores["after"]})
         judged = [row for row in result.log.to_dict("records") if row["judged"] == 1]
         curves += [{"guidance": name, **{key: row[key] for key in ("step", "new", "watched")}} for row in judged]
-    return TuningDemo(scores, pd.DataFrame(curves), n_steps, time.perf_counter() - start)
+    return TuningDemo(scores, pd.DataFrame(curves), steps, time.perf_counter() - start)

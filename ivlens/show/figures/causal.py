@@ -24,7 +24,7 @@ NAMES = {
     "none": "none",
     "iv": "iv: intervention, KL, heads",
     "iv/zero_vector": "iv with a zero vector",
-    "instructions_lighter": "old instructions rehearsed",
+    "instructions_lighter": "earlier instructions rehearsed",
 }
 
 
@@ -78,7 +78,7 @@ def causal_plot(table: pd.DataFrame, *, theme: Theme = LIGHT) -> go.Figure:
 
 
 def guidance_plot(evidence: pd.DataFrame, *, theme: Theme = LIGHT) -> go.Figure:
-    """Probability of the answers of old tasks, with their instruction, after each kind of guidance.
+    """Probability of the answers of earlier tasks, with their instruction, after each kind of guidance.
 
     Args:
         evidence: `StudyResult.evidence`.
@@ -106,7 +106,7 @@ def guidance_plot(evidence: pd.DataFrame, *, theme: Theme = LIGHT) -> go.Figure:
         figure,
         theme,
         "What guidance keeps",
-        "large: mean of old tasks; small: each task; test inputs",
+        "large: mean of earlier tasks; small: each task; test inputs",
         height=150 + 48 * len(kinds),
     )
     figure.update_xaxes(

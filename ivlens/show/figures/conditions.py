@@ -23,12 +23,13 @@ LOOKS = {
     "clean": Look("with the instruction", "circle-open", "text"),
     "iv": Look("Instruction Vector added", "circle", "accent"),
     "iv_heads": Look("its heads replaced by their means", "star", "accent"),
-    "baseline": Look("no instruction", "line-ns-open", "text"),
+    "bare": Look("no instruction", "line-ns-open", "text"),
     "random": Look("random vectors", "diamond", "control"),
     "random_heads": Look("random heads' vectors", "square", "control"),
     "other_tasks": Look("other tasks' vectors", "triangle-up", "control"),
     "constant": Look("best constant answer", "x-thin-open", "reference"),
 }
+RENAMED = {"baseline": "bare"}  # conditions, as older tables call them
 VALUES = ("accuracy", "accuracy_lo", "accuracy_hi")
 ROW_HEIGHT = 82
 
@@ -37,7 +38,7 @@ def condition_plot(frame: pd.DataFrame, *, theme: Theme = LIGHT) -> go.Figure:
     """One row per task, one mark per condition with its interval; the mean of several tasks comes first.
 
     Args:
-        frame: what `ivlens.evaluate_intervention` returns, with a column `task` where there are several tasks.
+        frame: the table of `ivlens.evaluate_intervention`, with a column `task` where there are several tasks.
 
     Raises:
         ValueError: a column is missing, or there are no rows.
@@ -67,9 +68,19 @@ def condition_plot(frame: pd.DataFrame, *, theme: Theme = LIGHT) -> go.Figure:
     return figure
 
 
+def condition_rows(frame: pd.DataFrame) -> list[Row]:
+    """The rows of a judgement's table, with conditions under the names they have now.
+
+    Raises:
+        ValueError: a column is missing, or there are no rows.
+    """
+    rows = rows_of(frame, ("condition", *VALUES), "ivlens.evaluate_intervention(...).table")
+    return [{**row, "condition": RENAMED.get(row["condition"], row["condition"])} for row in rows]
+
+
 def _rows_by_task(frame: pd.DataFrame) -> list[Row]:
     """One row per task and condition; several rows of one condition (`per_vector=True`) are averaged."""
-    rows = rows_of(frame, ("condition", *VALUES), "ivlens.evaluate_intervention")
+    rows = condition_rows(frame)
     groups = grouped(rows, lambda row: (row.get("task", ""), row["condition"]))
     return [
         {"task": task, "condition": condition, **{name: mean(row[name] for row in group) for name in VALUES}}

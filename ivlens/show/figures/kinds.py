@@ -127,7 +127,7 @@ def _strengths(name: str, file: Found) -> Iterator[Drawing]:
 
 
 def _training(name: str, file: Found) -> Iterator[Drawing]:
-    caption = "Accuracy on select inputs of the new task and of old tasks along the training."
+    caption = "Accuracy on select inputs of the new task and of earlier tasks along the training."
     yield Drawing(name, caption, training_curves(file.frame))
 
 
@@ -138,7 +138,7 @@ def _trade_off(name: str, file: Found) -> Iterator[Drawing]:
     shows = (
         "the way of each training"
         if once
-        else "the best mean accuracy on old tasks at every accuracy on the new one or more, over all trainings and "
+        else "the best mean accuracy on earlier tasks at every accuracy on the new one or more, over all trainings and "
         "their judged moments"
     )
     caption = f"Forgetting against learning: {shows}, on select inputs."

@@ -53,9 +53,7 @@ def _causal(name: str, file: Found) -> Iterator[Drawing]:
 
 
 def _guidance(name: str, file: Found) -> Iterator[Drawing]:
-    caption = (
-        "Probability of old tasks' answers, with their instruction, after each kind of guidance; small marks are tasks."
-    )
+    caption = "Probability of earlier tasks' answers, with their instruction, after each guidance; small marks: tasks."
     yield Drawing(name, caption, guidance_plot(file.frame), width="page", inches=2.4)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
-from ivlens.show.figures.conditions import LOOKS
+from ivlens.show.figures.conditions import LOOKS, condition_rows
 from ivlens.show.figures.rows import grouped, mean, rows_of
 from ivlens.show.figures.training import KINDS
 
@@ -17,7 +17,7 @@ _SPECIAL = {char: f"\\{char}" for char in "&%$#_{}"} | {
 
 def condition_table(conditions: pd.DataFrame) -> str:
     """Accuracy of every task under every condition, that of the Instruction Vector with its 95 % interval."""
-    rows = rows_of(conditions, ("condition", "accuracy", "accuracy_lo", "accuracy_hi"), "ivlens.evaluate_intervention")
+    rows = condition_rows(conditions)
     names = [name for name in LOOKS if any(row["condition"] == name for row in rows)]
     tasks = grouped(rows, lambda row: row.get("task", "accuracy"))
     lines = []
@@ -38,7 +38,7 @@ def tuning_table(scores: pd.DataFrame) -> str:
     kinds = [name for name in rows[0] if name not in ("task", "role", "before") and isinstance(rows[0][name], float)]
     head = ["task", "", "before", *(_escaped(KINDS[kind].label if kind in KINDS else kind) for kind in kinds)]
     lines = [
-        [_escaped(row["task"]), "new" if row["role"] == "new" else "old"]
+        [_escaped(row["task"]), "new" if row["role"] == "new" else "earlier"]
         + [_number(row[name]) for name in ("before", *kinds)]
         for row in rows
     ]

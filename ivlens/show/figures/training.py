@@ -41,7 +41,7 @@ OTHERS = ("#444444", "#777777", "#26246e", "#8f3f00", "#06477f", "#2c3440")
 
 
 def training_curves(log: pd.DataFrame, *, theme: Theme = LIGHT) -> go.Figure:
-    """Accuracy on the new task and, where some were watched, on old ones, along the steps of a training.
+    """Accuracy on the new task and, where some were watched, on earlier ones, along the steps of a training.
 
     Args:
         log: the `log` of `ivlens.finetune`, or the log.csv of `ivlens tune`: columns step, new and, at judged steps,
@@ -55,7 +55,7 @@ def training_curves(log: pd.DataFrame, *, theme: Theme = LIGHT) -> go.Figure:
         raise ValueError("the log has no judged steps, expected some; train with judge_every below the steps.")
     lines = [
         ("new", "new task", "accent", "solid", "circle"),
-        ("watched", "old tasks, mean", "control", "dash", "square"),
+        ("watched", "earlier tasks, mean", "control", "dash", "square"),
     ]
     figure = go.Figure()
     for column, label, colour, dash, symbol in lines:
@@ -77,12 +77,12 @@ def training_curves(log: pd.DataFrame, *, theme: Theme = LIGHT) -> go.Figure:
 def forgetting_against_learning(
     curves: pd.DataFrame, *, kinds: Sequence[str] | None = None, theme: Theme = LIGHT
 ) -> go.Figure:
-    """What is left of old tasks at every score on the new one; one line per kind of guidance, one panel per method.
+    """What is left of earlier tasks at every score on the new one; one line per kind of guidance, one panel per method.
 
     Where each kind was trained once, a line is the way that training took. Otherwise it shows, over all trainings and
-    moments of a kind, the best score on old tasks among those that reach the new score or more (the Pareto front): so
-    a weak setting, which neither learns nor forgets, looks no better than it is. Several new tasks are averaged as far
-    as all of them go.
+    moments of a kind, the best score on earlier tasks among those that reach the new score or more (the Pareto front):
+    so a weak setting, which neither learns nor forgets, looks no better than it is. Several new tasks are averaged as
+    far as all of them go.
 
     Args:
         curves: judged moments, with the columns guidance, new and old (or watched), and possibly method and task: the
@@ -116,7 +116,7 @@ def forgetting_against_learning(
         title = "accuracy on the new task" + (f" · {method}" if method else "")
         figure.update_xaxes(title_text=title, range=[-0.03, 1.03], dtick=0.2, row=1, col=column)
     figure.update_yaxes(range=[-0.03, 1.06], dtick=0.2)
-    figure.update_yaxes(title_text="mean accuracy on old tasks", row=1, col=1)
+    figure.update_yaxes(title_text="mean accuracy on earlier tasks", row=1, col=1)
     return with_legend(figure, theme, 106)
 
 

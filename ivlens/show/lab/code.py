@@ -47,8 +47,6 @@ def python_code(state: LabState, listing: Listing) -> str:
     `state` has its heads, layer, strength and site.
     """
     lines = ["import ivlens", "from ivlens.forward.completions import complete"]
-    if any(_changed(settings) for settings in listing.effects):
-        lines.append("from ivlens.effects.measure import EffectOptions")
     lines += ["", f"prompt = {listing.prompt!r}", f"n_new = {state.max_new_tokens}"]
     if listing.file is None:
         lines.append(f"task = ivlens.load_task({_task_name(listing.task)!r})")
@@ -75,7 +73,7 @@ def _measured(state: LabState, settings: Mapping[str, Any]) -> list[str]:
     if settings["score"] != "prob":
         how += f", score={settings['score']!r}"
     if changed := _changed(settings):
-        how += f", options=EffectOptions({', '.join(f'{name}={value!r}' for name, value in changed.items())})"
+        how += f", options=ivlens.EffectOptions({', '.join(f'{name}={value!r}' for name, value in changed.items())})"
     return [
         f"recipe = {_recipe(recipe)}",
         f"effects = ivlens.head_effects(model, task, {how})",
@@ -86,8 +84,8 @@ def _measured(state: LabState, settings: Mapping[str, Any]) -> list[str]:
 def _recipe(recipe: PromptRecipe) -> str:
     template: Any = recipe.template
     named = f"ivlens.{template!r}" if isinstance(template, PromptTemplate) else repr(template)
-    told = "ivlens.TASK" if recipe.instruction is TASK else repr(recipe.instruction)
-    return f"ivlens.PromptRecipe(template={named}, instruction={told}, n_shots={recipe.n_shots}, seed={recipe.seed})"
+    told = "" if recipe.instruction is TASK else f"instruction={recipe.instruction!r}, "
+    return f"ivlens.PromptRecipe(template={named}, {told}n_shots={recipe.n_shots}, seed={recipe.seed})"
 
 
 def _changed(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,21 +1,18 @@
 """One page's state and work, without any page: events come in, plain values to be shown go out."""
 
-import math
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from ivlens.prompts.templates import PromptTemplate
-from ivlens.show.figures.heads import unit_of
 from ivlens.show.lab.code import Listing, python_code
-from ivlens.show.lab.engine import Engine, begins_right
-from ivlens.show.lab.state import Head, LabState, Limits, values_of
+from ivlens.show.lab.engine import Engine
+from ivlens.show.lab.plain import as_file, column, effects_map, sentence, vector_facts
+from ivlens.show.lab.state import LabState, Limits, values_of
 from ivlens.show.lab.streams import Completion
 from ivlens.show.lab.worker import Cancelled, Worker
 from ivlens.steering.summary import Setting
@@ -41,7 +38,7 @@ class Session:
         about = self.engines[0].identity
         self.limits = Limits(tuple(self.engines[0].tasks), about.n_layers, about.n_heads)
         self._guard = threading.RLock()
-        self._worker = Worker(lambda error: self._say(error=_sentence(error)))
+        self._worker = Worker(lambda error: self._say(error=sentence(error)))
         self._loaded: InstructionVector | None = None
         self._file, self._is_closed = "", False
         self._own_templates: dict[str, PromptTemplate] = {}
@@ -135,7 +132,7 @@ class Session:
         """As `load`, for a file that a browser sent."""
         if len(content) > MAX_FILE:
             raise ValueError(f"{name} has {len(content)} bytes, expected a vector of at most {MAX_FILE}.")
-        with _as_file(content) as path:
+        with as_file(content) as path:
             try:
                 self.load(path, name)
             except ValueError as error:
@@ -150,7 +147,7 @@ class Session:
         vector = self.vectors()[0]
         if vector is None:
             raise ValueError("there is no vector to save, expected at least one head; choose some.")
-        with _as_file(b"") as path:
+        with as_file(b"") as path:
             vector.save(path)
             plain = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in vector.task)
             return f"{plain}.safetensors", path.read_bytes()
@@ -167,7 +164,7 @@ class Session:
     def say_error(self, error: Exception) -> None:
         """Show what was wrong with an event, and the state as it still is."""
         self._show("state", self._shown_state())
-        self._say(error=_sentence(error))
+        self._say(error=sentence(error))
 
     def _work(self, state: LabState, cancelled: Cancelled, began: float) -> None:
         for engine in self.engines:
@@ -177,7 +174,7 @@ class Session:
             engine.effects(state, lambda: cancelled() and (self._is_closed or not self._needs_the_same(state)))
         if cancelled():
             return
-        self._show("task", {**self._about_task(state), "maps": [_map(engine, state) for engine in self.engines]})
+        self._show("task", {**self._about_task(state), "maps": [effects_map(engine, state) for engine in self.engines]})
         if None in (state.layer, state.alpha, state.site):
             self._say(busy="Looking for layer and strength on inputs that are not judged …")
         resolved = self.resolved(state)
@@ -202,7 +199,7 @@ class Session:
         setting, vectors = Setting(state.layer, state.alpha, state.site), self.vectors(state)
         prompt = self.engines[0].prompt(state, self._seed(state))
         about = [
-            {"name": engine.facts()["name"], "prompt": prompt, "vector": _vector_facts(vector, engine)}
+            {"name": engine.facts()["name"], "prompt": prompt, "vector": vector_facts(vector, engine)}
             for engine, vector in zip(self.engines, vectors, strict=True)
         ]
         answers = self.engines[0].answers(state)
@@ -217,7 +214,7 @@ class Session:
             first = first or time.perf_counter() - began
             latest = [new or old for new, old in zip(shown, latest, strict=True)]
             models = [
-                {**facts, "columns": [_column(name, one, answers) for name, one in rows.items()]}
+                {**facts, "columns": [column(name, one, answers) for name, one in rows.items()]}
                 for facts, rows in zip(about, latest, strict=True)
             ]
             self._show("result", {"models": models, "answers": list(answers)})
@@ -279,37 +276,3 @@ class Session:
 
     def _say(self, *, busy: str = "", done: str = "", error: str = "") -> None:
         self._show("status", {"busy": busy, "done": done, "error": error})
-
-
-def _map(engine: Engine, state: LabState) -> Mapping[str, Any]:
-    effects = engine.effects(state)
-    low, high = effects.interval()
-    named = {"aie": effects.aie, "low": low, "high": high}
-    values = {
-        name: [[round(x, 5) if math.isfinite(x) else None for x in row] for row in part.tolist()]
-        for name, part in named.items()
-    }
-    return {**engine.facts(), **values, "unit": unit_of(effects), "n_prompts": len(effects.cie)}
-
-
-def _vector_facts(vector: InstructionVector | None, engine: Engine) -> dict[str, Any] | None:
-    if vector is None:
-        return None
-    heads: Sequence[Head] = vector.heads
-    return {"task": vector.task, "norm": vector.norm, "k": len(heads), "tokens": vector.decode(engine.model, k=10)}
-
-
-def _column(name: str, one: Completion, answers: Sequence[str]) -> dict[str, Any]:
-    return {"name": name, "text": one.text, "done": one.done, "top": one.top, "right": begins_right(one.text, answers)}
-
-
-@contextmanager
-def _as_file(content: bytes) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "vector.safetensors"
-        path.write_bytes(content)
-        yield path
-
-
-def _sentence(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -59,7 +59,7 @@ class LabState:
     heads: tuple[Head, ...] | None = None
     k: int = 10
     layer: int | None = None
-    alpha: float | None = None
+    alpha: float | int | None = None
     site: str | None = None
     positions: str = "prompt"
     random: bool = False

@@ -22,13 +22,13 @@ from ivlens.show.pages.html import embedded, script, style, template
 from ivlens.tasks.task import Task
 from ivlens.vectors.vector import InstructionVector
 
-TABLE_CONDITIONS = ("baseline", "iv", "iv_heads", "random", "other_tasks", "random_heads", "constant", "clean")
+TABLE_CONDITIONS = ("bare", "iv", "iv_heads", "random", "other_tasks", "random_heads", "constant", "clean")
 SEVERAL = ("random", "random_heads", "other_tasks")
 RIGHT = (
     '<p class="note below">✓ exactly one of the accepted answers; otherwise the expected one in brackets. '
     "Greedy decoding, first line.</p>"
 )
-TILES = ("baseline", "iv", "random", "other_tasks", "random_heads", "clean")
+TILES = ("bare", "iv", "random", "other_tasks", "random_heads", "clean")
 
 
 def write_page(result: DemoResult, path: str | Path) -> Path:
@@ -102,7 +102,7 @@ def _lead(result: DemoResult) -> str:
     return (
         "The Instruction Vector of a task is the summed average output of the attention heads that carry its "
         "instruction. Added to prompts that contain <b>no instruction</b>, it takes the accuracy from "
-        f"{_percent(means['baseline'])} to <b>{_percent(means['iv'])}</b>. Of the same length, "
+        f"{_percent(means['bare'])} to <b>{_percent(means['iv'])}</b>. Of the same length, "
         f"random vectors reach {_percent(means.get('random'))} and vectors of as many random heads "
         f"{_percent(means.get('random_heads'))}. With the instruction it is {_percent(means['clean'])}."
     )
@@ -247,7 +247,7 @@ def _settings(result: DemoResult) -> str:
         "vector": f"the {options.k} heads of largest effect, mean output times output projection, without its bias",
         "controls": f"{options.n_draws} random vectors of equal norm; {options.n_draws} sets of other heads; "
         f"the other {len(result.tasks) - 1} tasks' vectors; the answer that is right most often",
-        "seed": str(options.seed),
+        "seed": str(options.recipe.seed),
         "made with": f"ivlens {__version__} in {result.seconds:.0f} s",
     }
     return "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in facts.items())

@@ -1,4 +1,4 @@
-"""What a model forgets while it learns: the score on old tasks against the score on the new one."""
+"""What a model forgets while it learns: the score on earlier tasks against the score on the new one."""
 
 from html import escape
 
@@ -8,20 +8,20 @@ from ivlens.show.demo.tuning import TuningDemo
 from ivlens.show.figures.rows import Row, grouped, rows_of
 from ivlens.show.figures.theme import LIGHT, Theme, styled, with_legend
 
-NAMES = {"none": "plain LoRA", "instructions_lighter": "old instructions rehearsed"}
+NAMES = {"none": "plain LoRA", "instructions_lighter": "earlier instructions rehearsed"}
 
 
 def forgetting_curves(
     tuning: TuningDemo, *, title: str = "What is forgotten on the way", theme: Theme = LIGHT
 ) -> go.Figure:
-    """One line per guidance, one point per judgement of the training: old tasks against the new one, on *select*."""
+    """One line per guidance, one point per judgement: earlier tasks against the new one, on *select*."""
     rows = rows_of(tuning.curves, ("guidance", "step", "new", "watched"), "run_demo")
     figure = go.Figure()
     for name, points in grouped(rows, lambda row: row["guidance"]).items():
         figure.add_trace(_line(name, points, theme.control if name == "none" else theme.accent))
-    styled(figure, theme, title, f"{tuning.n_steps} steps, select inputs", height=340)
+    styled(figure, theme, title, f"{tuning.steps} steps, select inputs", height=340)
     figure.update_xaxes(title_text="accuracy on the new task", range=[-0.03, 1.03], dtick=0.2)
-    figure.update_yaxes(title_text="mean accuracy on old tasks", range=[-0.03, 1.06], dtick=0.2)
+    figure.update_yaxes(title_text="mean accuracy on earlier tasks", range=[-0.03, 1.06], dtick=0.2)
     return with_legend(figure, theme)
 
 
@@ -30,7 +30,7 @@ def _line(name: str, points: list[Row], colour: str) -> go.Scatter:
         x=[row["new"] for row in points], y=[row["watched"] for row in points], name=NAMES.get(name, name),
         mode="lines+markers", line={"color": colour, "width": 2}, marker={"size": 6, "color": colour},
         customdata=[[int(row["step"])] for row in points],
-        hovertemplate="step %{customdata[0]}: new %{x:.2f}, old %{y:.2f}<extra></extra>",
+        hovertemplate="step %{customdata[0]}: new %{x:.2f}, earlier %{y:.2f}<extra></extra>",
     )  # fmt: skip
 
 
@@ -47,15 +47,15 @@ def tuning_section(tuning: TuningDemo | None) -> str:
     kinds = [name for name in rows[0] if name not in ("task", "role", "before")]
     head = "".join(f"<th class=n>{escape(text)}</th>" for text in ("before", *(NAMES.get(one, one) for one in kinds)))
     body = "".join(
-        f"<tr><th>{escape(row['task'])}<small>{'new' if row['role'] == 'new' else 'old'}</small></th>"
+        f"<tr><th>{escape(row['task'])}<small>{'new' if row['role'] == 'new' else 'earlier'}</small></th>"
         f"{''.join(f'<td class=n>{row[name]:.2f}</td>' for name in ('before', *kinds))}</tr>"
         for row in rows
     )
     return (
         "<section>\n<h2>Teaching it one more task</h2>\n"
-        f"<p>LoRA on the query and value projections, {tuning.n_steps} steps on a task that the model has not seen, "
-        "once plainly, and once while it is also asked for old tasks by their <i>instructions</i>, on the new task's "
-        "inputs: there it must answer as it did before. Accuracy on <i>test</i> inputs; in the figure, on "
+        f"<p>LoRA on the query and value projections, {tuning.steps} steps on a task that the model has not seen, "
+        "once plainly, and once while it is also asked for earlier tasks by their <i>instructions</i>, on the new "
+        "task's inputs: there it must answer as it did before. Accuracy on <i>test</i> inputs; in the figure, on "
         "<i>select</i> inputs along the training.</p>\n"
         f'<div class="card scroll"><table><thead><tr><th>task</th>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"

@@ -26,8 +26,8 @@ WARNING = (
     "sequence of new tasks."
 )
 OTHER = (
-    "One model, one sequence of new tasks, one seed: the intervals say how much the numbers depend on which old tasks "
-    "were asked, and nothing about other models or other trainings."
+    "One model, one sequence of new tasks, one seed: the intervals say how much the numbers depend on which earlier "
+    "tasks were asked, and nothing about other models or other trainings."
 )
 
 
@@ -64,7 +64,7 @@ def page(result: StudyResult) -> str:
     claims = claims_of(result)
     numbers = {row["claim"]: row for row in claims.to_dict("records")}
     head, body = _scores(result)
-    task = load_task(result.options.old[0])
+    task = load_task(result.options.earlier[0])
     return template("study.html").substitute(
         title=f"What {name} forgets",
         heading=f"What <code>{name}</code> forgets, and whether its Instruction Vectors stay",
@@ -81,7 +81,7 @@ def page(result: StudyResult) -> str:
         causal_text=_said(numbers["reinjection"]) + " " + _said(numbers["overlaid"]),
         guidance_text="The same training again, guided. <b>iv</b> is the method of the papers (progressive "
         "intervention, IV-based KL, head consistency); its control has a zero vector in the place of the Instruction "
-        "Vector; rehearsal asks old instructions on new inputs. "
+        "Vector; rehearsal asks earlier instructions on new inputs. "
         f"{_said(numbers['guidance'])} {_said(numbers['vector'])}",
         scores_head=head,
         scores=body,
@@ -103,10 +103,10 @@ def _lead(result: StudyResult, numbers: dict) -> str:
     row = next(one for one in lost if one["task"] == "all tasks" and one["measure"] == "seq_prob")
     new = " and ".join(f"<code>{escape(task)}</code>" for task in result.options.new)
     return (
-        f"Trained on {new}, the model answers what {len(result.options.old)} old tasks ask with a probability of "
-        f"{row['instruction_after']:.2f} instead of {row['instruction_before']:.2f} where an instruction tells it to, "
-        f"and of {row['knowledge_after']:.2f} instead of {row['knowledge_before']:.2f} where a sentence asks for the "
-        f"same. The old Instruction Vectors have kept a cosine of {numbers['cosine']['value']:.2f}."
+        f"Trained on {new}, the model answers what {len(result.options.earlier)} earlier tasks ask with a probability "
+        f"of {row['instruction_after']:.2f} instead of {row['instruction_before']:.2f} where an instruction tells it "
+        f"to, and of {row['knowledge_after']:.2f} instead of {row['knowledge_before']:.2f} where a sentence asks for "
+        f"the same. The Instruction Vectors of these tasks have kept a cosine of {numbers['cosine']['value']:.2f}."
     )
 
 
@@ -142,15 +142,15 @@ def _settings(result: StudyResult) -> str:
     model, options = result.model, result.options
     facts = {
         "model": f"{model.name} · {model.n_layers} layers × {model.n_heads} heads · weights {model.weights_hash[:12]}",
-        "old tasks": ", ".join(options.old),
+        "earlier tasks": ", ".join(options.earlier),
         "new tasks": " then ".join(options.new),
-        "training": f"{options.method}, {options.n_steps} steps each, lr {options.lr:g}, batch {options.batch_size}",
+        "training": f"{options.method}, {options.steps} steps each, lr {options.lr:g}, batch {options.batch_size}",
         "splits": "fit (heads, means), select (settings, the curves of section 2), test (all else), by the input",
-        "vectors": f"{options.k} heads, effects on {options.n_effects} corrupted prompts",
+        "vectors": f"{options.k} heads, effects on {options.n_prompts} corrupted prompts",
         "controls": f"{options.n_draws} random vectors of equal norm, {options.n_draws} sets of random heads, the "
-        "other old tasks' vectors; quoted is the kind that does best on select, on average",
-        "prompts": f"at most {options.n_prompts} of each task and split",
-        "seed": str(options.seed),
+        "other earlier tasks' vectors; quoted is the kind that does best on select, on average",
+        "prompts": f"at most {options.n_judge_prompts} of each task and split; {options.recipe}",
+        "seed": f"{options.seed} of the trainings",
         "made with": f"ivlens {__version__} in {result.seconds:.0f} s",
     }
     return "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in facts.items())

@@ -307,7 +307,7 @@ class Page {
     options(this.templateSelect, this.templates.map((name) => [name, name === "raw" ? "raw: the input is the whole prompt" : name]));
     put(this.templateSelect, "value", state.template);
     const shots = SHOTS.includes(state.n_shots) || state.n_shots === null ? SHOTS : [...SHOTS, state.n_shots];
-    options(this.shotsSelect, [["", "as the task needs"], ...shots.map((n) => [String(n), String(n)])]);
+    options(this.shotsSelect, [["", "default"], ...shots.map((n) => [String(n), String(n)])]);
     put(this.shotsSelect, "value", state.n_shots === null ? "" : String(state.n_shots));
     put(this.bareInput, "checked", state.bare);
     const typed = state.instruction.trim();

@@ -1,0 +1,37 @@
+"""What one vector is made of."""
+
+import plotly.graph_objects as go
+
+from ivlens.show.figures.theme import LIGHT, Theme, styled
+from ivlens.vectors.vector import InstructionVector
+
+
+def head_shares(vector: InstructionVector, *, theme: Theme = LIGHT) -> go.Figure:
+    """One bar for each head of the vector, largest effect on top: its write along the vector, over the vector's length.
+
+    The shares sum to 1; a negative one writes against the others. Of a vector that does not record them (made by an
+    older version, or a stage of a series), the norms of the heads' mean outputs, which no model is needed for.
+
+    Raises:
+        ValueError: it has no heads.
+    """
+    if not vector.heads:
+        raise ValueError(
+            f"vector {vector.task!r} has no heads to draw, expected one made from effects; this one was computed "
+            "from others: plot those, or look at decode(model)."
+        )
+    norms, recorded = vector.head_means.norm(dim=1).tolist(), vector.settings.get("shares")
+    shares = recorded if recorded is not None and len(recorded) == len(norms) else None
+    labels = [f"L{layer}H{head}" for layer, head in vector.heads]
+    figure = go.Figure(
+        go.Bar(
+            x=shares or norms, y=labels, orientation="h", marker={"color": theme.accent}, customdata=norms,
+            hovertemplate="%{y}: %{x:.3f}<br>norm of its mean output %{customdata:.3g}<extra></extra>",
+        )
+    )  # fmt: skip
+    name = vector.model.name.rstrip("/").rpartition("/")[2]
+    note = f"{name} · norm {vector.norm:.3g} · heads by their effect, largest on top"
+    styled(figure, theme, f"Instruction Vector of {vector.task}", note, height=130 + 24 * len(labels))
+    figure.update_xaxes(title_text="share of the vector" if shares else "norm of the head's mean output")
+    figure.update_yaxes(autorange="reversed", showgrid=False, type="category", dtick=1)
+    return figure

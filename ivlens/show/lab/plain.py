@@ -1,0 +1,53 @@
+"""What a session shows, in values that JSON can hold."""
+
+import math
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ivlens.show.figures.heads import unit_of
+from ivlens.show.lab.engine import Engine, begins_right
+from ivlens.show.lab.state import Head, LabState
+from ivlens.show.lab.streams import Completion
+from ivlens.vectors.vector import InstructionVector
+
+
+def effects_map(engine: Engine, state: LabState) -> Mapping[str, Any]:
+    """The effects of all heads, with their intervals; null where a head was not measured."""
+    effects = engine.effects(state)
+    low, high = effects.interval()
+    named = {"aie": effects.aie, "low": low, "high": high}
+    values = {
+        name: [[round(x, 5) if math.isfinite(x) else None for x in row] for row in part.tolist()]
+        for name, part in named.items()
+    }
+    return {**engine.facts(), **values, "unit": unit_of(effects), "n_prompts": len(effects.cie)}
+
+
+def vector_facts(vector: InstructionVector | None, engine: Engine) -> dict[str, Any] | None:
+    """What the page says about a vector."""
+    if vector is None:
+        return None
+    heads: Sequence[Head] = vector.heads
+    return {"task": vector.task, "norm": vector.norm, "k": len(heads), "tokens": vector.decode(engine.model, k=10)}
+
+
+def column(name: str, one: Completion, answers: Sequence[str]) -> dict[str, Any]:
+    """One completion, and whether it is right."""
+    return {"name": name, "text": one.text, "done": one.done, "top": one.top, "right": begins_right(one.text, answers)}
+
+
+@contextmanager
+def as_file(content: bytes) -> Iterator[Path]:
+    """A file with this content, as long as it is needed."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "vector.safetensors"
+        path.write_bytes(content)
+        yield path
+
+
+def sentence(error: Exception) -> str:
+    """An error in one line."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,78 @@
+"""Small tables that notebooks show for results: everything a task, a model or a file says is escaped."""
+
+from collections.abc import Iterable, Mapping
+from html import escape
+from typing import Any
+
+from ivlens.effects.results import HeadEffects
+from ivlens.tasks.task import Task
+from ivlens.vectors.vector import InstructionVector
+
+N_HEADS, N_EXAMPLES, N_INSTRUCTIONS, MOST_LETTERS = 10, 3, 3, 160
+
+
+def effects_html(effects: HeadEffects) -> str:
+    """The strongest heads with their intervals, and what was measured."""
+    rows = effects.to_frame().head(N_HEADS).to_dict("records")
+    heads = [
+        (row["label"], f"{row['aie']:+.4g}", "–" if row["n"] < 2 else f"{row['low']:+.4g} to {row['high']:+.4g}")
+        for row in rows
+    ]
+    facts = {
+        "model": effects.model,
+        "prompts": f"{len(effects.cie)} corrupted ({', '.join(sorted(set(effects.corruptions)))}); {effects.recipe}",
+        "score": f"{effects.settings.get('score', '')}, method {effects.settings.get('method', '')}",
+    }
+    table = _table(("head", "AIE", "95 % interval"), heads)
+    return _titled(f"Head effects of {effects.task}", _facts(facts) + table)
+
+
+def vector_html(vector: InstructionVector) -> str:
+    """Heads, norm, recipe and model."""
+    facts = {
+        "model": vector.model,
+        "heads": " ".join(f"L{layer}H{head}" for layer, head in vector.heads) or "none: computed from other vectors",
+        "norm": f"{vector.norm:.4g}",
+        "prompts": vector.recipe or "not recorded, or of several recipes",
+    }
+    if "used_with" in vector.settings:
+        facts["used with"] = f"{vector.settings['used_with'].get('name')}, which has other weights"
+    return _titled(f"Instruction Vector of {vector.task}", _facts(facts))
+
+
+def task_html(task: Task) -> str:
+    """Counts, some examples, some instructions."""
+    facts = {
+        "examples": len(task.examples),
+        "instructions": "one text with the input" if task.fused else _some(task.instructions),
+        "skipped": len(task.skipped),
+        "source": task.source,
+    }
+    shown = [(each.input, " | ".join(each.answers)) for each in task.examples[:N_EXAMPLES]]
+    table = _table(("input", "answers"), shown)
+    return _titled(f"Task {task.name}", _facts({name: value for name, value in facts.items() if value}) + table)
+
+
+def _some(texts: tuple[str, ...]) -> str:
+    more = len(texts) - N_INSTRUCTIONS
+    return " | ".join(texts[:N_INSTRUCTIONS]) + (f" | and {more} more" if more > 0 else "") if texts else "none"
+
+
+def _titled(title: str, content: str) -> str:
+    return f"<div><p><b>{_cell(title)}</b></p>{content}</div>"
+
+
+def _facts(facts: Mapping[str, Any]) -> str:
+    rows = "".join(f"<tr><th>{_cell(name)}</th><td>{_cell(value)}</td></tr>" for name, value in facts.items())
+    return f"<table>{rows}</table>"
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
+    top = "".join(f"<th>{_cell(name)}</th>" for name in head)
+    body = "".join(f"<tr>{''.join(f'<td>{_cell(value)}</td>' for value in row)}</tr>" for row in rows)
+    return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _cell(value: Any) -> str:
+    text = str(value)
+    return escape(text if len(text) <= MOST_LETTERS else text[: MOST_LETTERS - 1] + "…")
