@@ -94,7 +94,7 @@ def test_an_interrupted_study_goes_on_to_the_same_result(pocket, result, tmp_pat
 def test_evidence_agrees_with_the_tables(result):
     value = result.evidence.set_index(["name", "task"])["value"]
     table = result.forgetting.query("measure == 'seq_prob'").set_index("task")
-    for task in TINY.old:
+    for task in TINY.earlier:
         assert value["excess", task] == pytest.approx(table.loc[task, "excess"])
         assert value["instruction_drop", task] == pytest.approx(table.loc[task, "instruction_drop"])
         causal = result.causal.query("test == 'read' and task == @task").set_index("condition")
@@ -278,7 +278,7 @@ def test_commands_say_what_is_missing(tmp_path, capsys):
     for command in (["forget", "x"], ["dynamics", "x"], ["study"]):
         assert main([*command, "--figures", "gif"]) == 2
         assert "gif" in capsys.readouterr().err, "a suffix is refused before anything is measured"
-    assert main(["study", "--old", "antonym", "--out", str(tmp_path)]) == 2
+    assert main(["study", "--earlier", "antonym", "--out", str(tmp_path)]) == 2
     assert "two or more earlier ones" in capsys.readouterr().err
 
 
@@ -288,7 +288,7 @@ def test_commands_say_what_is_missing(tmp_path, capsys):
         ("study --n-draws -1", "n_draws is -1, expected a whole number, 1 or more"),
         ("study --k 0", "k is 0, expected a whole number, 1 or more"),
         ("study --n-prompts 0", "n_prompts is 0, expected a whole number, 1 or more"),
-        ("study --n-steps 2", "steps is 2 and n_records 3, expected no more records than steps"),
+        ("study --steps 2", "steps is 2 and n_records 3, expected no more records than steps"),
         ("study --lr nan", "lr is nan, expected a finite number"),
         ("study --method magic", "method is 'magic', expected one of full"),
         ("dynamics CHECKPOINTS --k 0", "--k is 0, expected a whole number, 1 or more"),

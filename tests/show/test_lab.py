@@ -625,7 +625,7 @@ def test_options_of_the_command_make_the_recipe(monkeypatch, capsys):
     assert cli.main(words) == 2
     assert "qa 2 ('Say it.',) Say it. 3" in capsys.readouterr().err
     assert cli.main(words[:7]) == 2
-    assert "qa 2 task  0" in capsys.readouterr().err
+    assert "qa 2 task 0" in capsys.readouterr().err
 
 
 def test_page_survives_any_event(pocket):
