@@ -14,7 +14,7 @@ import transformers
 from common import random_request, table
 from scipy.stats import spearmanr
 
-from ivlens import head_effects, load_model, load_task
+from ivlens import EffectOptions, head_effects, load_model, load_task
 from ivlens.effects.engines import METHODS
 
 PAGE = Path(__file__).parent.parent / "docs" / "attribution.md"
@@ -52,7 +52,8 @@ def pocket_rows() -> Iterator[list[str]]:
     for task in map(load_task, TASKS):
         for score in SCORES:
             aie = {
-                method: head_effects(model, task, score=score, method=method).aie for method in ("attribution", "exact")
+                method: head_effects(model, task, score=score, options=EffectOptions(method=method)).aie
+                for method in ("attribution", "exact")
             }
             yield [f"pocket, {task.name}", score, *agreement(aie["attribution"], aie["exact"])]
 

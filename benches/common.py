@@ -17,7 +17,7 @@ import transformers
 from ivlens import load_model, load_task
 from ivlens.common.memory import _total_memory
 from ivlens.effects.reference import patched_logits
-from ivlens.effects.request import EffectRequest, make_request
+from ivlens.effects.request import EffectRequest, PatchOptions, make_request
 from ivlens.forward.means import mean_head_outputs
 from ivlens.prompts import build_prompts
 
@@ -63,7 +63,12 @@ def pocket_request(model: Any, n_prompts: int, task: str = "antonym") -> EffectR
     clean = build_prompts(model.tokenizer, load_task(task), examples=examples)
     mean_z = mean_head_outputs(model, clean.tokens, clean.attention_mask)
     return make_request(
-        model, corrupted.tokens, corrupted.attention_mask, corrupted.answer_tokens, mean_z, score="logprob"
+        model,
+        corrupted.tokens,
+        corrupted.attention_mask,
+        corrupted.answer_tokens,
+        mean_z,
+        options=PatchOptions(score="logprob"),
     )
 
 

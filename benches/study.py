@@ -72,7 +72,8 @@ def kept(out: Path) -> dict[str, pd.DataFrame]:
 
 def committed() -> dict[str, pd.DataFrame]:
     frame = pd.read_parquet(HERE / "study.parquet")
-    return {name: frame[frame["table"] == name].dropna(axis=1, how="all") for name in TABLES}  # columns of its own
+    own = {name: rows.drop(columns="table") for name, rows in frame.groupby("table")}
+    return {name: own[name].dropna(axis=1, how="all") for name in TABLES}  # columns of its own
 
 
 def show(cells: dict[str, pd.DataFrame]) -> str:
