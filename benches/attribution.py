@@ -14,7 +14,7 @@ import transformers
 from common import random_request, table
 from scipy.stats import spearmanr
 
-from ivlens import head_effects, load_model, load_task
+from ivlens import EffectOptions, head_effects, load_model, load_task
 from ivlens.effects.engines import METHODS
 from ivlens.effects.measure import EffectOptions
 

@@ -62,9 +62,13 @@ def pocket_request(model: Any, n_prompts: int, task: str = "antonym") -> EffectR
     clean = build_prompts(model.tokenizer, loaded, examples)
     mean_z = mean_head_outputs(model, clean.tokens, clean.attention_mask)
     return make_request(
-        model, corrupted.tokens, corrupted.attention_mask, corrupted.answer_tokens, mean_z,
+        model,
+        corrupted.tokens,
+        corrupted.attention_mask,
+        corrupted.answer_tokens,
+        mean_z,
         options=PatchOptions(score="logprob"),
-    )  # fmt: skip
+    )
 
 
 def seconds(ways: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:

@@ -72,8 +72,8 @@ def kept(out: Path) -> dict[str, pd.DataFrame]:
 
 def committed() -> dict[str, pd.DataFrame]:
     frame = pd.read_parquet(HERE / "study.parquet")
-    tables = {name: frame[frame["table"] == name].drop(columns="table") for name in TABLES}
-    return {name: table.dropna(axis=1, how="all") for name, table in tables.items()}  # columns of its own
+    own = {name: rows.drop(columns="table") for name, rows in frame.groupby("table")}
+    return {name: own[name].dropna(axis=1, how="all") for name in TABLES}  # columns of its own
 
 
 def show(cells: dict[str, pd.DataFrame]) -> str:

@@ -25,8 +25,11 @@ from ivlens.analysis.dynamics import (
 from ivlens.analysis.dynamics.stages import Stage
 from ivlens.models import pocket_path
 from ivlens.models.checkpoints import checkpoint_series
+from ivlens.prompts import PromptRecipe
+from ivlens.steering.prompt_sets import PromptSets
 from ivlens.steering.search import Grid
 from ivlens.tuning import Along, TuneOptions, finetune
+from ivlens.vectors.vector import check_belongs
 
 TASKS = [load_task(name) for name in ("antonym", "english_french", "capitalize")]
 OPTIONS = TrackOptions(n_prompts=8, k=5, n_judge_prompts=24)
@@ -84,7 +87,6 @@ def test_what_cosines_are_read_beside(first):
 
 def test_hidden_state_cosines_are_those_of_the_model(pocket, first):
     from ivlens.forward.hooks import captured_residual
-    from ivlens.steering.prompt_sets import PromptSets
 
     batch = PromptSets(pocket, TASKS[0], n_prompts=24).batch("select", corrupted=False)
     with torch.no_grad(), captured_residual(pocket, [3]) as kept:
@@ -155,7 +157,6 @@ def test_an_overlay_is_undone_exactly_by_reinjection_there(pocket, first, layer)
     options = CausalOptions(grid=grid, n_prompts=24, n_draws=3)
     (test,) = causal_tests(pocket, tuned, (first, last), [task], tests=["reinjection"], options=options)
     assert test.accuracy("baseline").mean() < 0.9, "the overlay does nothing"
-    from ivlens.steering.prompt_sets import PromptSets
 
     want = PromptSets(pocket, task, corruption=None, n_prompts=24).trials("test").unsteered()
     got = test.conditions["iv"].scores
@@ -328,3 +329,73 @@ def test_predictors_are_judged_where_they_were_not_fitted():
     assert np.isfinite(found.loc["step", "r2"]) and found.loc["distance"].drop("n").isna().all()
     with pytest.raises(ValueError, match="one value of 'task'"):
         predictors(table[table["task"] == "task 0"])
+
+
+# ---- recipes
+
+
+SHOWN = replace(TASKS[1], instructions=())  # nothing but demonstrations tells it
+
+
+def test_a_task_told_by_demonstrations_is_tracked_and_tested(pocket):
+    """Beside one with an instruction, each by its own default; with a recipe of demonstrations alone, both are."""
+    tasks = [TASKS[0], SHOWN]
+    options = replace(OPTIONS, n_prompts=6, n_judge_prompts=12)
+    stage = measure_stage(pocket, tasks, options, name="first", step=0)
+    shots = {name: found["recipe"]["n_shots"] for name, found in stage.settings["effects"].items()}
+    assert shots == {"antonym": 0, "english_french": 5}
+    assert (compare([stage, stage]).tasks["iv_cosine_fixed"] > 0.999).all()
+    few = PromptRecipe(instruction=None, n_shots=3, seed=2)
+    shown = measure_stage(pocket, tasks, replace(options, recipe=few), name="shown")
+    assert shown.vector("antonym").recipe == few
+    grid = Grid(layers=(1, 2), alphas=(2.0,), sites=("resid_post",))
+    judged = CausalOptions(grid=grid, n_prompts=6, n_draws=2)
+    for one in (stage, shown):
+        found = causal_tests(pocket, pocket, (one, one), tasks, tests=["read", "reinjection"], options=judged)
+        assert [test.task for test in found] == ["antonym"] * 2 + ["english_french"] * 2
+        assert all(test.accuracy("clean").mean() >= test.accuracy("baseline").mean() for test in found)
+        assert found[0].seed == PromptRecipe.recorded(one.settings).seed
+
+
+def test_causal_tests_ask_as_the_stages_did(pocket, first, monkeypatch):
+    """Unless they are told otherwise; splits are those of the vectors in any case."""
+    from ivlens.analysis.dynamics import causal
+
+    made = []
+
+    def kept(*args, **more):
+        made.append(PromptSets(*args, **more))
+        return made[-1]
+
+    monkeypatch.setattr(causal, "PromptSets", kept)
+    stage = measure_stage(pocket, TASKS[:2], replace(OPTIONS, n_prompts=3, recipe=PromptRecipe("qa", seed=4)))
+    grid = Grid(layers=(1,), alphas=(2.0,), sites=("resid_post",))
+    for given in (None, PromptRecipe("after", seed=9)):
+        options = CausalOptions(grid=grid, n_prompts=3, n_draws=1, recipe=given)
+        causal_tests(pocket, pocket, (stage, stage), TASKS[:1], tests=["read"], options=options)
+    asked = [(one.recipe.template, one.recipe.seed, one.seed) for one in made]
+    assert asked == [("qa", 4, 4), ("after", 4, 9)]
+
+
+def test_vectors_of_another_checkpoint_are_recorded_as_such(pocket, first):
+    changed = without_heads([(2, 3)])
+    with pytest.raises(ValueError, match="with weights"):
+        check_belongs(first.vector("antonym"), changed)
+    check_belongs(first.vector("antonym").for_model(changed), changed)
+
+
+def test_stages_written_before_recipes_can_be_compared(first, tmp_path):
+    from ivlens.analysis.dynamics.stages import FILE
+
+    tensors, about = FILE.read(first.save(tmp_path / "first.safetensors"))
+    settings = {name: value for name, value in about["settings"].items() if name not in ("recipe", "n_judge_prompts")}
+    for made in settings["effects"].values():
+        made |= {"template": "plain", "n_shots": 0, "seed": 0}
+        del made["recipe"]
+    settings |= {"template": "plain", "seed": 0, "n_scored": OPTIONS.n_judge_prompts}
+    old, _ = Stage.load(FILE.write(tmp_path / "old.safetensors", tensors, about | {"settings": settings}))
+    assert old.vector("antonym").recipe == first.vector("antonym").recipe == PromptRecipe(n_shots=0)
+    assert (compare([first, old]).tasks["iv_cosine_fixed"] > 0.999).all()
+    other = replace(old, settings={**old.settings, "recipe": PromptRecipe(seed=1).to_dict()})
+    with pytest.raises(ValueError, match="measure checkpoints of one model alike"):
+        compare([first, other])

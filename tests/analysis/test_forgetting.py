@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from ivlens import load_model, load_task
 from ivlens.analysis.forgetting import MEASURES, ProbeOptions, decompose, decomposition, has_knowledge, probe
 from ivlens.analysis.forgetting.drops import log_odds
+from ivlens.forward.scoring import answer_logits, first_token_prob
 from ivlens.models import pocket_path
 from ivlens.prompts import PromptRecipe, build_prompts
 
@@ -138,3 +139,33 @@ def test_bad_requests(pocket):
     bare = PromptRecipe(instruction=None, n_shots=0)
     with pytest.raises(ValueError, match="neither an instruction nor demonstrations"):
         probe(pocket, [ANTONYM], replace(FEW, recipe=bare))
+
+
+def test_a_task_told_by_demonstrations_is_probed(pocket):
+    """The clean prompt is then that of the recipe; clozes stay bare, and ask the same whatever the recipe."""
+    shown = replace(CAPITAL, instructions=())
+    table = probe(pocket, [shown], FEW)
+    assert set(table["kind"]) == {"instruction", "knowledge"}
+    by_kind = {kind: rows.set_index("input") for kind, rows in table.groupby("kind")}
+    inputs = list(by_kind["instruction"].index)
+    batch = build_prompts(pocket.tokenizer, shown, [shown.find(text) for text in inputs], PromptRecipe())
+    assert all(text.count("Input: ") == 6 and "Instruction" not in text for text in batch.texts)
+    want = first_token_prob(answer_logits(pocket, batch)[:, 0], batch.answer_tokens[:, 0]).double()
+    assert by_kind["instruction"]["prob"].to_numpy() == pytest.approx(want.numpy(), abs=1e-6)
+    told = probe(pocket, [CAPITAL], replace(FEW, recipe=PromptRecipe("qa", n_shots=2))).groupby("kind")
+    cloze = told.get_group("knowledge").set_index("input").loc[inputs]
+    for measure in MEASURES:
+        assert cloze[measure].to_numpy() == pytest.approx(by_kind["knowledge"].loc[inputs][measure].to_numpy())
+
+
+def test_seeds_and_recipes_are_in_the_key_of_a_series(pocket, tmp_path):
+    from ivlens.analysis.forgetting import probe_series
+    from ivlens.models.checkpoints import checkpoint_series
+
+    series = checkpoint_series({"first": pocket, "second": pocket})
+    one = ProbeOptions(n_prompts=2, n_clozes=1)
+    probe_series(series, [ANTONYM], one, folder=tmp_path)
+    probe_series(series, [ANTONYM], one, folder=tmp_path)
+    for recipe in (PromptRecipe(seed=1), PromptRecipe("qa"), PromptRecipe(n_shots=1), PromptRecipe(instruction="Say.")):
+        with pytest.raises(ValueError, match="measured on other weights, tasks or options"):
+            probe_series(series, [ANTONYM], replace(one, recipe=recipe), folder=tmp_path)

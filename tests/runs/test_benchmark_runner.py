@@ -162,6 +162,60 @@ def test_results_stay_good_where_nothing_concerns_them(llama, suite, tmp_path):
     assert _revised(suite, Cell("replay", "iv")) == ["replayed prompts unguided"]
     rouge = replace(suite, metrics={**suite.metrics, "antonym": "rouge_l"})
     assert _revised(rouge, Cell("lora")) == ["judged by Rouge-L"]
+    shown = replace(suite, tasks=(replace(suite.tasks[0], instructions=()), *suite.tasks[1:]))
+    assert _revised(shown, Cell("lora")) == ["told by demonstrations"]
+
+
+def test_options_are_in_keys_as_they_were_before_recipes():
+    """Results of benchmarks that were run then are still good, whatever options are called today."""
+    from dataclasses import replace
+
+    from ivlens.prompts import PromptRecipe
+    from ivlens.runs.suites.runner import _as_kept
+
+    tune = {
+        "lr": 1e-4, "n_steps": 200, "batch_size": 16, "accumulate": 1, "decay": "linear", "warmup": 0.05,
+        "weight_decay": 0.0, "max_grad_norm": 1.0, "precision": "float32", "gradient_checkpointing": False,
+        "save_every": 50, "judge_every": 20,
+    }  # fmt: skip
+    kept = {"tune": tune, "n_samples": 400, "target": None, "n_test": 64, "n_general": 16, "n_earlier": 6}
+    kept |= {"few_shots": 3, "template": "plain"}
+    assert _as_kept(BenchOptions()) == kept
+    assert _as_kept(BenchOptions(recipe=PromptRecipe("qa"))) == kept | {"template": "qa"}
+    for recipe in (PromptRecipe(seed=1), PromptRecipe(n_shots=2), PromptRecipe("qa", instruction=None)):
+        assert _as_kept(BenchOptions(recipe=recipe)) == kept | {"template": None, "recipe": recipe.to_dict()}
+    assert replace(BenchOptions(), recipe=PromptRecipe()) == BenchOptions()
+
+
+def test_a_suite_of_tasks_that_demonstrations_tell(llama, monkeypatch):
+    """Function vectors have no instructions: they are trained on, judged and kept by demonstrations of training."""
+    from dataclasses import replace
+
+    from ivlens.runs.suites import split_examples
+    from ivlens.runs.suites.cells import training_set
+
+    def parted(task):
+        parts = ["train"] * 12 + ["eval"] * 4 + ["test"] * (len(task.examples) - 16)
+        examples = tuple(replace(one, part=part) for one, part in zip(task.examples, parts, strict=True))
+        return replace(task, examples=examples, instructions=())
+
+    tasks = [parted(tiny_task(f"task{n}", shift=n, kind="lexical")) for n in (1, 2, 3)]
+    suite = Suite("func", tuple(tasks[:2]), dict.fromkeys(("task1", "task2", "task3"), "accuracy"), tuple(tasks[2:]))
+    held = {one.input for one in tasks[0].examples} - {one.input for one in split_examples(tasks[0], "train")}
+    texts = []
+
+    def watched(model, task, examples, **more):
+        data = training_set(model, task, examples, **more)
+        texts.extend(
+            model.tokenizer.decode(row[mask == 1]) for row, mask in zip(data.tokens, data.attention_mask, strict=True)
+        )
+        return data
+
+    monkeypatch.setattr("ivlens.runs.suites.cells.training_set", watched)
+    result = run_cell(llama, suite, Cell("lora", "answers"), replace(OPTIONS, few_shots=2))
+    assert len(result.scores) == 3 and len(result.ip) == 2 and len(texts) == 16
+    assert all(text.count("Input: ") > 2 and "Instruction" not in text for text in texts)
+    assert not any(f"Input: {word}\n" in text for text in texts for word in held), "what is judged is shown in training"
 
 
 def test_unknown_guidance_is_named():
@@ -197,7 +251,7 @@ def test_results_of_another_benchmark_are_refused(llama, suite, tmp_path):
 
     Grid(llama, lambda order: suite, OPTIONS, tmp_path).run([Cell("full")])
     with pytest.raises(ValueError, match="is the result of another benchmark"):
-        Grid(llama, lambda order: suite, replace(OPTIONS, n_samples=9), tmp_path).run([Cell("full")])
+        Grid(llama, lambda order: suite, replace(OPTIONS, few_shots=2), tmp_path).run([Cell("full")])
 
 
 def test_a_damaged_result_is_run_again(llama, suite, tmp_path, caplog):

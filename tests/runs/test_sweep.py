@@ -24,10 +24,12 @@ from ivlens.cli.main import main
 from ivlens.common.store import Store, StoreError, content_key, verify
 from ivlens.effects import HeadEffects
 from ivlens.models import pocket_path
+from ivlens.prompts import TASK, PromptRecipe
 from ivlens.runs.sweep import KINDS, Cell, LocalExecutor, ModelSpec, Setting, Survey, make_plan, read_grid, run_sweep
 from ivlens.runs.sweep.cluster import ClusterExecutor, _Dispatch, pins, visible_gpus
 from ivlens.runs.sweep.making import MAKERS
 from ivlens.runs.sweep.tasks import forget_tasks
+from ivlens.tasks import load_task
 from ivlens.vectors import InstructionVector
 
 SMALL = """
@@ -426,6 +428,91 @@ def test_pickles_are_found(tmp_path: Path):
         assert_no_pickle(tmp_path, "a.safetensors")
     with pytest.raises(AssertionError, match="nothing.* not among"):
         assert_no_pickle(tmp_path, "nothing")
+
+
+def test_prompts_are_made_as_the_grid_says(tmp_path: Path):
+    """By the names of a recipe's parts, in every kind."""
+    (tmp_path / "mine.json").write_text(
+        json.dumps({"bare": "Word: {input} ->", "instructed": "{instruction} {input} ->"})
+    )
+    varied = 'template = ["plain", "mine.json"]\ninstruction = ["task", "none", "Say it."]\nn_shots = 2\n'
+    grid = read_grid(write_grid(tmp_path, f'tasks = ["antonym"]\nseeds = [3]\n[effects]\n{varied}'))
+    recipes = [cell.recipe for cell in grid.cells]
+    assert len({*recipes}) == 6 and {recipe.seed for recipe in recipes} == {3}
+    assert {recipe.instruction for recipe in recipes} == {TASK, None, "Say it."}
+    assert {getattr(recipe.template, "name", recipe.template) for recipe in recipes} == {"plain", "mine"}
+    model = Survey("0" * 64, None, "Llama", "cpu", 10, 1, 1, 1, 1)
+    before = [cell.what(model) for cell in grid.cells]
+    assert len({json.dumps(one, sort_keys=True) for one in before}) == 6
+    (tmp_path / "mine.json").write_text(
+        json.dumps({"bare": "A word: {input} ->", "instructed": "{instruction} {input} ->"})
+    )
+    changed = [one != cell.what(model) for one, cell in zip(before, grid.cells, strict=True)]
+    assert changed == [cell.options.template != "plain" for cell in grid.cells], "a template's content is in the key"
+    for kind in KINDS:
+        text = f'tasks = ["antonym"]\n[{kind}]\ntemplate = "qa"\ninstruction = "none"\nn_shots = 1\n'
+        (cell,) = read_grid(write_grid(tmp_path, text)).cells
+        assert cell.recipe == PromptRecipe("qa", instruction=None, n_shots=1)
+        assert Cell.from_json(cell.to_json()) == cell
+
+
+def test_other_tasks_keep_their_own_instructions(tmp_path: Path):
+    text = 'tasks = ["antonym", "synonym"]\n[interventions]\ninstruction = "Say the opposite."\n'
+    cell = read_grid(write_grid(tmp_path, text)).cells[0]
+    assert cell.needs("vectors").recipe.instruction == "Say the opposite."
+    assert cell.needs("vectors", "synonym").recipe.instruction is TASK
+
+
+def test_a_contrast_is_measured_where_a_vector_needs_it(tmp_path: Path):
+    few = "n_prompts = 2\nn_mean_prompts = 4"
+    text = f'tasks = ["antonym"]\n[effects]\n{few}\n[vectors]\n{few}\nk = 3\ncontrast = [false, true]\n'
+    outcome = swept(write_grid(tmp_path, text), tmp_path / "store")
+    assert (outcome.n_made, outcome.failed) == (3, [])
+    store = Store(tmp_path / "store")
+    measured = [HeadEffects.load(entry.path("effects.safetensors")) for entry in store.entries("effects")]
+    assert sorted(one.mean_z_corrupted is not None for one in measured) == [False, True]
+    vectors = [InstructionVector.load(entry.path("vector.safetensors")) for entry in store.entries("vectors")]
+    assert sorted(one.settings["contrast"] for one in vectors) == [False, True]
+
+
+def test_cells_of_tasks_that_demonstrations_tell(tmp_path: Path):
+    """Every kind: effects, vectors, interventions, trainings, probes and stages."""
+    (tmp_path / "mine.json").write_text(
+        json.dumps([{"input": one.input, "output": one.answer} for one in load_task("antonym").examples])
+    )
+    few = "n_prompts = 2\nn_mean_prompts = 4"
+    text = f"""
+tasks = ["mine.json"]
+[effects]
+{few}
+[vectors]
+{few}
+k = 3
+[interventions]
+{few}
+k = 3
+n_draws = 1
+n_judge_prompts = 4
+layers = [1]
+alphas = [2.0]
+sites = ["resid_post"]
+[tuning]
+watch = ["mine.json"]
+guidance = "answers"
+steps = 2
+n_samples = 4
+n_prompts = 2
+batch_size = 4
+[forgetting]
+n_prompts = 2
+[dynamics]
+n_prompts = 2
+n_judge_prompts = 2
+"""
+    outcome = swept(write_grid(tmp_path, text), tmp_path / "store")
+    assert (outcome.n_made, outcome.failed) == (6, [])
+    effects = Store(tmp_path / "store").entries("effects")[0]
+    assert HeadEffects.load(effects.path("effects.safetensors")).recipe.n_shots == 5
 
 
 def test_what_is_asked_of_single_checkpoints(tmp_path: Path):
