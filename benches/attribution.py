@@ -16,7 +16,6 @@ from scipy.stats import spearmanr
 
 from ivlens import EffectOptions, head_effects, load_model, load_task
 from ivlens.effects.engines import METHODS
-from ivlens.effects.measure import EffectOptions
 
 PAGE = Path(__file__).parent.parent / "docs" / "attribution.md"
 TASKS = ("antonym", "english_french", "first_letter", "capitalize", "synonym", "last_letter")
