@@ -180,10 +180,7 @@ def greedy_correct(model: TransformerBridge, batch: PromptBatch, *, batch_size: 
     check_length(model, mask, answers.shape[1])
     n_answer = (answers != -100).sum(1)
     is_full = mask.sum(1) + n_answer >= model.cfg.n_ctx
-    # of an answer that fills the context the last token is not given: nothing is asked behind it
-    n_given = n_answer - is_full.long()
-    columns = torch.arange(answers.shape[1] + 1, device=answers.device)
-    given = torch.nn.functional.pad(answers, (0, 1), value=-100).masked_fill(columns >= n_given[:, None], -100)
+    given, n_given = torch.nn.functional.pad(answers, (0, 1), value=-100), n_answer - is_full.long()
     # side by side, a long prompt and a long answer may be wider than the context, which neither of them fills
     size = batch_size if tokens.shape[1] + answers.shape[1] <= model.cfg.n_ctx else min(batch_size, 1)
     borders, source = Borders(model.tokenizer), source.to(answers.device)

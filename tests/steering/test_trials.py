@@ -138,7 +138,7 @@ def after_one(request, new_model, byte_level):
 def test_twelve_is_not_one(after_one):
     model, tokens, (one, following), expected = after_one
     mask = torch.tensor([[1, 1, 1], [0, 1, 1]])
-    both = [((one,), (399,)), ((399, one), (one,))]
+    both = [((one,), (399,), (399, one)), ((399,), (one,))]
     for brief in (False, True):
         scores = Trials(model, batch_of(tokens, mask, both)).at(
             [Setting(0, 0.0, "resid_post")], torch.ones(1, model.cfg.d_model), brief=brief
