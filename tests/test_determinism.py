@@ -19,7 +19,7 @@ HASH_SEEDS = ("1", "3")
 MAKE = """
 import sys
 from pathlib import Path
-from test_pocket_train import TINY
+from tiny_training import TINY
 from ivlens.cli.main import main
 from ivlens.pocket.train import Trainer
 

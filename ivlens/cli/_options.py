@@ -68,6 +68,8 @@ class PromptOptions:
 
         given = {name: value for name in ("template", "n_shots", "seed") if (value := getattr(self, name)) is not None}
         if self.instruction is not None:
+            if not self.instruction.strip():
+                raise ValueError("--instruction is empty, expected a text, 'task' for one of the task's, or 'none'.")
             given["instruction"] = {"task": TASK, "none": None}.get(self.instruction, self.instruction)
             if recorded is not None and self.n_shots is None:
                 given["n_shots"] = None  # what told the task beside the instruction need not be what is needed now

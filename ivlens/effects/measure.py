@@ -113,7 +113,8 @@ def head_effects(
     examples = list(task.split(options.split, plan.recipe.seed))
     Random(f"{plan.recipe.seed}\0{task.name}\0prompts").shuffle(examples)
     corrupted = _measured_prompts(model, plan, examples, n_prompts, score)
-    clean, counterpart = _mean_prompts(model, plan, examples[::-1][: options.n_mean_prompts], options)
+    kind, mean_examples = corrupted.corruptions[0], examples[::-1][: options.n_mean_prompts]
+    clean, counterpart = _mean_prompts(model, plan, mean_examples, options, kind)
     # all that may refuse the model or the options comes before the long part
     means = _means(model, clean, counterpart, options.batch_size)
     request = make_request(
@@ -234,9 +235,9 @@ def _measured_prompts(
 
 
 def _mean_prompts(
-    model: TransformerBridge, plan: _Plan, examples: Sequence[TaskExample], options: EffectOptions
+    model: TransformerBridge, plan: _Plan, examples: Sequence[TaskExample], options: EffectOptions, kind: str
 ) -> tuple[PromptBatch, PromptBatch | None]:
-    """Clean prompts, and their corrupted counterparts where a contrast is asked for."""
+    """Clean prompts, and where a contrast is asked for their corrupted counterparts, all of one kind."""
     clean = plan.prompts(model.tokenizer, examples, corrupted=False)
     if options.correct_only:
         right = greedy_accuracy(model, clean, batch_size=options.batch_size).nonzero()[:, 0].tolist()
@@ -248,7 +249,14 @@ def _mean_prompts(
         clean = clean.rows(right)
     if not options.contrast:
         return clean, None
-    return clean, plan.prompts(model.tokenizer, clean.examples, corrupted=True)
+    counterpart = plan.prompts(model.tokenizer, clean.examples, corrupted=True)
+    alike = counterpart.rows_of_one_kind(kind)
+    if not alike:
+        raise ValueError(
+            f"none of {len(clean)} prompts of task {plan.task.name!r} for the means can be corrupted as {kind!r}, "
+            "expected at least one for a contrast; use more n_mean_prompts, or another corruption."
+        )
+    return clean.rows(alike), counterpart.rows(alike)
 
 
 def _provenance(model: TransformerBridge, corrupted: PromptBatch, clean: PromptBatch) -> dict[str, Any]:

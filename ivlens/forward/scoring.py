@@ -46,8 +46,13 @@ def logit_diff(
 def greedy_match(
     logits: Float[Tensor, "batch answer_len d_vocab"], answers: Int[Tensor, "batch answer_len"]
 ) -> Bool[Tensor, " batch"]:
-    """Whether every answer token is the most likely one given those before it: what greedy decoding would write."""
-    return ((logits.argmax(-1) == answers) | (answers == -100)).all(-1)
+    """Whether every answer token is the most likely one given those before it: what greedy decoding would write.
+
+    Logits that are not finite are no answer.
+    """
+    top = logits.argmax(-1, keepdim=True)  # of logits with a NaN, that NaN
+    is_right = (top[..., 0] == answers) & logits.gather(-1, top)[..., 0].isfinite()
+    return (is_right | (answers == -100)).all(-1)
 
 
 def answer_rank(logits: Float[Tensor, "batch d_vocab"], answer: Int[Tensor, " batch"]) -> Int[Tensor, " batch"]:

@@ -1,5 +1,6 @@
 """`PromptBatch`: prompts as tokens, with the tokens of their answers."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
@@ -57,6 +58,12 @@ class PromptBatch:
         names = ("alternatives", "texts", "examples", "corruptions", "instructions", "counterfactuals", "kept_answers")
         listed = {name: tuple(each[row] for row in chosen) for name in names if (each := getattr(self, name))}
         return replace(self._with_tensors(lambda tensor: tensor[at]), **listed)
+
+    def rows_of_one_kind(self, kind: str | None = None) -> list[int]:
+        """Numbers of the rows with this corruption; None: with the one that most rows have."""
+        counts = Counter(self.corruptions)
+        wanted = kind or max(counts, key=lambda each: (counts[each], each))
+        return [row for row, each in enumerate(self.corruptions) if each == wanted]
 
     def _with_tensors(self, change: Callable[[Tensor], Tensor]) -> "PromptBatch":
         names = ("tokens", "attention_mask", "answer_tokens", "foil_tokens")

@@ -104,8 +104,26 @@ class PromptRecipe:
         return "none" if task.fused else "counterfactual" if self.texts(task) else "shuffle"
 
     def for_other_tasks(self) -> "PromptRecipe":
-        """The same for tasks that have instructions of their own, or none."""
-        return replace(self, instruction=None if self.instruction is None else TASK, n_shots=self.n_shots or None)
+        """The same for tasks that have instructions of their own, or none.
+
+        Without demonstrations, a task that has no instruction gets the default number of them.
+        """
+        if self.instruction is None:
+            return self
+        return replace(self, instruction=TASK, n_shots=self.n_shots or None)
+
+    def check_for(self, tasks: Sequence[Task]) -> None:
+        """Refuse an instruction of one task for several.
+
+        Raises:
+            ValueError: the recipe has a text of its own, and there is more than one task.
+        """
+        if len(tasks) > 1 and self.instruction not in (TASK, None):
+            raise ValueError(
+                f"the recipe has an instruction of its own, {str(self.instruction)!r:.60}, for the tasks "
+                f"{', '.join(task.name for task in tasks)[:80]}, expected one task; leave the instruction out, so that "
+                "each is asked by its own."
+            )
 
     def alike(self, other: "PromptRecipe", task: Task) -> bool:
         """Whether both make the same prompts of `task`."""
@@ -125,9 +143,14 @@ class PromptRecipe:
         Raises:
             ValueError, TypeError: values that are no recipe.
         """
-        template, given = values["template"], values["instruction"]
-        instruction = TASK if isinstance(given, Mapping) else None if given is None else tuple(given)
-        return cls(_recorded_template(template), instruction, values["n_shots"], values["seed"])
+        missing = [name for name in ("template", "instruction", "n_shots", "seed") if name not in values]
+        if missing:
+            raise ValueError(f"a recipe lacks {', '.join(missing)}, expected what PromptRecipe.to_dict gives.")
+        given = values["instruction"]
+        told = (
+            TASK if isinstance(given, Mapping) else given if given is None or isinstance(given, str) else tuple(given)
+        )
+        return cls(_recorded_template(values["template"]), told, values["n_shots"], values["seed"])
 
     @classmethod
     def recorded(cls, settings: Mapping[str, Any]) -> "PromptRecipe | None":
@@ -138,10 +161,12 @@ class PromptRecipe:
         """
         if "recipe" in settings:
             return cls.from_dict(settings["recipe"])
-        if not settings.keys() & {"template", "n_shots", "seed"}:
+        template = settings.get("template", "plain")
+        is_file = isinstance(template, str) and template not in TEMPLATES  # recorded by its path, which is not followed
+        if is_file or not settings.keys() & {"template", "n_shots", "seed"}:
             return None
         return cls(
-            _recorded_template(settings.get("template", "plain")),
+            _recorded_template(template),
             # before recipes, shuffled demonstrations stood without an instruction
             None if settings.get("corruption") == "shuffle" else TASK,
             settings.get("n_shots"),

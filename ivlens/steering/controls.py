@@ -79,10 +79,12 @@ def measured_again(prompts: PromptSets, iv: InstructionVector) -> HeadMeans:
     known = iv.settings.get("effects") or {}
     source = replace(prompts, recipe=recipe, n_prompts=100, corruption=known.get("corruption", prompts.corruption))
     clean = source.batch("fit", corrupted=False)
-    found = head_means(prompts.model, clean.tokens, clean.attention_mask)
     if not is_contrast(iv):
-        return found
+        return head_means(prompts.model, clean.tokens, clean.attention_mask)
     corrupted = source.batch("fit")
+    alike = corrupted.rows_of_one_kind()
+    clean, corrupted = clean.rows(alike), corrupted.rows(alike)
+    found = head_means(prompts.model, clean.tokens, clean.attention_mask)
     return replace(found, mean_z_corrupted=mean_head_outputs(prompts.model, corrupted.tokens, corrupted.attention_mask))
 
 
@@ -108,8 +110,9 @@ def other_task_vectors(
         task: the task on which `iv` is judged.
         tasks: which ones; None: built-in tasks that have at least half of this task's inputs.
         n: at most so many of them, drawn with the seed of `iv`; None: all.
-        options: for `head_effects`, such as `n_prompts`; where not given, the number of prompts, the score, the mode
-            and the recipe are those of `iv`, if it records them, with each task's own instruction.
+        options: for `head_effects`, such as `n_prompts`; where not given, the recipe, the score and all that
+            `EffectOptions` says of prompts are those of `iv`, if it records them, with each task's own instruction. The
+            corruption is each task's default one (`counterfactual` for the score `logit_diff`).
 
     Raises:
         ValueError: no built-in task has these inputs.
@@ -121,7 +124,10 @@ def other_task_vectors(
     if n is not None and n < len(chosen):
         chosen = Random(f"{iv.recipe.seed if iv.recipe else 0}\0{task.name}").sample(chosen, n)
     same = {name: known[name] for name in ("n_prompts", "score") if name in known}
-    same["options"] = EffectOptions(mode=known.get("mode", "replace"), contrast=is_contrast(iv))
+    asked = {"n_mean_prompts": known.get("n_mean_prompts_asked"), "correct_only": known.get("correct_only")}
+    asked |= {"mode": known.get("mode"), "split": known.get("split")}
+    given = {name: value for name, value in asked.items() if value is not None}
+    same["options"] = EffectOptions(contrast=is_contrast(iv), **given)
     if iv.recipe is not None:
         same["recipe"] = iv.recipe.for_other_tasks()
     if same.get("score") == "logit_diff":

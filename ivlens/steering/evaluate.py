@@ -25,7 +25,7 @@ from ivlens.steering.controls import (
 )
 from ivlens.steering.edits import layers_of, replacement
 from ivlens.steering.evaluation import Evaluation
-from ivlens.steering.prompt_sets import PromptSets, followed_recipe
+from ivlens.steering.prompt_sets import PromptSets, followed_recipe, split_seed
 from ivlens.steering.search import Grid, best_settings
 from ivlens.steering.summary import Judged, Setting, accuracy_only
 from ivlens.steering.trials import Trials
@@ -116,8 +116,10 @@ def evaluate_intervention(
         check_belongs(vector, model)
     grid = Grid.only(Setting(*at)) if isinstance(at, tuple) else at or Grid()
     settings = grid.settings(model)
-    chosen = followed_recipe([iv, *others], recipe, options.split, options.seed)
+    chosen = followed_recipe([iv, *others], recipe, task, options.split, options.seed)
     searched_on = _searched_on(settings, options.split)
+    if searched_on is not None and searched_on != options.split:
+        split_seed([iv, *others], searched_on, chosen.seed)  # refuses a vector that was made where it would be searched
     prompts = PromptSets(model, task, chosen, options.corruption, n_prompts, options.seed, **grid.passes)
     judge = prompts.trials(options.split)
     vectors = {

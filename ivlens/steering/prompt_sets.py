@@ -14,8 +14,8 @@ from ivlens.prompts.recipe import PromptRecipe
 from ivlens.steering.edits import Positions
 from ivlens.steering.trials import Trials
 from ivlens.tasks.task import SplitName, Task, TaskExample
-from ivlens.vectors.provenance import effects_of
-from ivlens.vectors.vector import InstructionVector
+from ivlens.vectors.provenance import effects_of, seeds_of
+from ivlens.vectors.vector import InstructionVector, base_task
 
 logger = logging.getLogger(__name__)
 
@@ -70,11 +70,16 @@ class PromptSets:
 
 
 def followed_recipe(
-    vectors: Iterable[InstructionVector], given: PromptRecipe | None, split: SplitName, default_seed: int = 0
+    vectors: Iterable[InstructionVector],
+    given: PromptRecipe | None,
+    task: Task,
+    split: SplitName,
+    default_seed: int = 0,
 ) -> PromptRecipe:
-    """The recipe that prompts for these vectors are made with: what was given, or else the vectors' own.
+    """The recipe that prompts of `task` are made with for these vectors: what was given, or else the first one's own.
 
     Its seed is always that of the splits the vectors were made on, so that no prompt that made one of them judges it.
+    Of another task's vector the form is followed, not its instruction: `task` is asked by its own.
 
     Raises:
         ValueError: two vectors with different seeds, or one that was made on `split`.
@@ -82,6 +87,8 @@ def followed_recipe(
     listed = list(vectors)
     seed = split_seed(listed, split, default_seed if given is None else given.seed)
     own = listed[0].recipe if listed else None
+    if own is not None and base_task(listed[0]) != task.name:
+        own = own.for_other_tasks()
     chosen = replace(given or own or PromptRecipe(), seed=seed)
     if given is not None and own is not None and chosen != replace(own, seed=seed):
         # what the recipe leaves open is no difference
@@ -96,9 +103,9 @@ def split_seed(vectors: Iterable[InstructionVector], split: SplitName, default: 
     Raises:
         ValueError: two vectors with different seeds, or one that was made on `split`.
     """
-    made_on = [found for vector in vectors for found in effects_of(vector.settings)]
-    recipes = [recipe for found in made_on if (recipe := PromptRecipe.recorded(found)) is not None]
-    seeds = sorted({recipe.seed for recipe in recipes})
+    listed = list(vectors)
+    made_on = [found for vector in listed for found in effects_of(vector.settings)]
+    seeds = sorted({seed for vector in listed for seed in seeds_of(vector.settings)})
     if len(seeds) > 1:
         raise ValueError(
             f"the vectors were made on splits of the seeds {seeds}, expected one seed, as a prompt of one "

@@ -103,7 +103,7 @@ def sweep_settings(
     for vector in named.values():
         check_belongs(vector, model)
     settings = grid.settings(model)
-    chosen = followed_recipe(named.values(), recipe, split, seed)
+    chosen = followed_recipe(named.values(), recipe, task, split, seed)
     trials = PromptSets(model, task, chosen, n_prompts=n_prompts, seed=seed, **grid.passes).trials(split)
     scores = grid_scores(trials, torch.stack([vector.theta for vector in named.values()]), settings)
     rows = [

@@ -23,6 +23,15 @@ def effects_of(settings: Any) -> Iterator[Mapping[str, Any]]:
             yield from effects_of(value)
 
 
+def seeds_of(settings: Any) -> Iterator[int]:
+    """Seeds of the splits that all these effects were measured on."""
+    for found in effects_of(settings):
+        recipe = found.get("recipe")
+        seed = recipe.get("seed") if isinstance(recipe, Mapping) else found.get("seed")
+        if seed is not None:
+            yield int(seed)
+
+
 def recipe_of(settings: Mapping[str, Any]) -> PromptRecipe | None:
     """The recipe of the prompts that a vector stands for; None where none is recorded, or several."""
     own = settings.get("effects")

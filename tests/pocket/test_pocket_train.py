@@ -6,6 +6,7 @@ import random
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_training import TINY
 
 from ivlens.pocket.corpus import ANSWER, CONTEXT, CUE, OTHER, QUERY, RULES, Corpus, Mix, unseen_rule_words
 from ivlens.pocket.muon import StackedMuon, orthogonalised
@@ -13,10 +14,6 @@ from ivlens.pocket.packing import attention_rule, draw_batch, encode_spans
 from ivlens.pocket.tokenizer import build_tokenizer
 from ivlens.pocket.train import TrainConfig, Trainer
 from ivlens.tasks import load_bank
-
-TINY = TrainConfig(
-    steps=4, n_layers=2, n_heads=2, d_model=16, d_mlp=32, rows=4, length=96, head_dropout=0.1, compile=False
-)
 
 
 @pytest.fixture(scope="module")

@@ -144,7 +144,7 @@ def test_the_suites_metric_wants_nothing_behind_an_answer(new_model, byte_level)
         model = chained(new_model("llama", byte_level, n_layers=2), dict(zip(links, links[1:], strict=False)))
         suite = Suite("pocket", (task,), {"number": "suite_accuracy"})
         learner = Learner(model, "full")
-        assert Scorer(model, suite, suite.tasks, n=5).scores(learner) == {"number": expected}
+        assert Scorer(model, suite, suite.tasks, n_prompts=5).scores(learner) == {"number": expected}
         assert make_exam(model, [(task, task.examples)]).sit(learner.trained) == {"number": 1.0}
     assert suite.score("number", "1", ("1",)) == 1.0 and suite.score("number", "1 dog", ("1",)) == 0.0
 
@@ -200,7 +200,9 @@ def test_a_suite_of_tasks_that_demonstrations_tell(llama, monkeypatch):
         return replace(task, examples=examples, instructions=())
 
     tasks = [parted(tiny_task(f"task{n}", shift=n, kind="lexical")) for n in (1, 2, 3)]
-    suite = Suite("func", tuple(tasks[:2]), dict.fromkeys(("task1", "task2", "task3"), "accuracy"), tuple(tasks[2:]))
+    suite = Suite(
+        "func", tuple(tasks[:2]), dict.fromkeys(("task1", "task2", "task3"), "suite_accuracy"), tuple(tasks[2:])
+    )
     held = {one.input for one in tasks[0].examples} - {one.input for one in split_examples(tasks[0], "train")}
     texts = []
 

@@ -222,7 +222,7 @@ def _judged(
 ) -> CausalTest:
     groups = {name: [vector.for_model(model) for vector in vectors] for name, vectors in groups.items()}
     every, seed = [vector for vectors in groups.values() for vector in vectors], _seed(options)
-    recipe = followed_recipe(every, options.recipe, options.split, seed)
+    recipe = followed_recipe(every, options.recipe, task, options.split, seed)
     prompts = PromptSets(model, task, recipe, corruption, options.n_prompts, seed, **options.grid.passes)
     judge = prompts.trials(options.split)
     judged = {

@@ -169,6 +169,7 @@ def measure_stage(
     options = options or TrackOptions()
     check_unsteered(model)
     check_k(model, options.k)
+    options.recipe.check_for(tasks)
     names = [task.name for task in tasks]
     if not tasks or len(set(names)) < len(names):
         raise ValueError(f"tasks are {names}, expected one or more with distinct names.")

@@ -94,6 +94,7 @@ def probe(model: TransformerBridge, tasks: Sequence[Task], options: ProbeOptions
     options = options or ProbeOptions()
     if not tasks or len({task.name for task in tasks}) < len(tasks):
         raise ValueError(f"tasks are {[task.name for task in tasks]}, expected one or more with distinct names.")
+    options.recipe.check_for(tasks)
     rows: list[dict[str, Any]] = []
     for task in tasks:
         examples = _examples(task, options)

@@ -42,6 +42,7 @@ class Scorer:
         max_new_tokens: int = 64,
     ) -> None:
         self._suite, self._recipe, self._max_new_tokens = suite, recipe or PromptRecipe(), max_new_tokens
+        self._recipe.check_for(tasks)
         asked = [(for_training(task), split_examples(task, split)) for task in tasks]
 
         def is_by_tokens(task: Task) -> bool:

@@ -46,8 +46,10 @@ class PromptOptions:
         return PromptRecipe(self.template, given, self.n_shots, seed)
 
     def for_other_tasks(self) -> "PromptOptions":
-        """The same for tasks that have instructions of their own."""
-        return self if self.instruction in ("task", "none") else replace(self, instruction="task")
+        """The same for other tasks, by the rule of `PromptRecipe.for_other_tasks`."""
+        if self.instruction == "none":
+            return self
+        return replace(self, instruction="task", n_shots=self.n_shots or None)
 
 
 @dataclass(frozen=True)

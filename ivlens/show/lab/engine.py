@@ -154,7 +154,7 @@ class Engine:
     def _searched(self, state: LabState, vector: InstructionVector) -> Setting | None:
         task, own = self.tasks[state.task], vector.recipe
         try:
-            recipe = followed_recipe([vector], None if own else self.recipe(state), "select", self.options.seed)
+            recipe = followed_recipe([vector], None if own else self.recipe(state), task, "select", self.options.seed)
         except ValueError:
             return None  # it was made on these very inputs
         if all(split_of(each.input, recipe.seed) != "select" for each in task.examples):

@@ -125,8 +125,13 @@ class Session:
         with self._guard:
             task, recipe = self.engines[0].tasks[self.state.task], loaded.recipe
             values = {} if recipe is None else values_of(recipe, task, own=base_task(loaded) == task.name)
+            before = self._loaded, self._file
             self._loaded, self._file = loaded, name or str(path)
-            self.change(source="file", **values)
+            try:
+                self.change(source="file", **values)
+            except ValueError:
+                self._loaded, self._file = before
+                raise
 
     def load_bytes(self, name: str, content: bytes) -> None:
         """As `load`, for a file that a browser sent."""

@@ -93,6 +93,7 @@ def with_template(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def values_of(recipe: PromptRecipe, task: Task, *, own: bool = True) -> dict[str, Any]:
     """The state's values that make prompts by `recipe`; `own`: its instruction, too, is meant for this task."""
+    recipe = recipe if own else recipe.for_other_tasks()
     told: Any = recipe.instruction
     texts = (told,) if isinstance(told, str) else told if isinstance(told, tuple) else ()
     default = recipe.n_shots == replace(recipe, n_shots=None).shots(task) == 0
