@@ -2,10 +2,13 @@
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
 from fuzzing import DEEP, as_json
+
+sys.path.append(str(Path(__file__).parent / "runs"))
 from test_suites import long_folder, ni_file, trace_folder
 
 RECORDS = [{"input": f"word{n}", "output": [f"answer{n}", "other"]} for n in range(5)]
