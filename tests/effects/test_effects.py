@@ -229,6 +229,17 @@ def test_from_a_task_to_effects(effects, llama):
     assert "'antonym'" in repr(effects) and "6 prompts" in repr(effects)
 
 
+def test_prompts_of_different_kinds_are_never_averaged(llama):
+    half = Task("half", TASK.examples[::2], instructions=("Halve it.",))
+    partial = Task("other", tuple(TaskExample(x.input, ("cold",)) for x in half.examples), instructions=("Freeze it.",))
+    some = EffectOptions(others=[partial], layers=[0], heads=[0], n_mean_prompts=8, contrast=True)
+    got = head_effects(llama, TASK, n_prompts=6, options=some)
+    assert len(set(got.corruptions)) == 1
+    assert 0 < got.settings["n_mean_prompts"] < 8  # those whose counterpart is of that kind
+    alone = head_effects(llama, TASK, n_prompts=6, options=dataclasses.replace(some, contrast=False))
+    assert alone.settings["n_mean_prompts"] == 8
+
+
 def test_prompts_are_built_and_checked_once(llama, monkeypatch):
     """Corrupted prompts and clean ones, each once; their corrupted versions only where a contrast is asked for."""
     from ivlens.effects import measure

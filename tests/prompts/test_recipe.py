@@ -56,8 +56,28 @@ def test_what_older_files_record():
     assert PromptRecipe.recorded(old) == PromptRecipe("qa", n_shots=3, seed=7)
     assert PromptRecipe.recorded(old | {"corruption": "shuffle"}) == PromptRecipe("qa", None, 3, 7)
     assert PromptRecipe.recorded({"score": "prob"}) is None
+    assert PromptRecipe.recorded(old | {"template": "mine.json"}) is None  # a file that another file names is not read
     with pytest.raises(ValueError, match="expected one of plain, after, qa, chat, or its fields"):
-        PromptRecipe.recorded(old | {"template": "/etc/template.json"})  # a file that another file names is not read
+        PromptRecipe.from_dict(PromptRecipe().to_dict() | {"template": "mine.json"})
+
+
+def test_a_recipe_in_a_file_is_read_as_it_is_meant():
+    values = PromptRecipe("qa", "Give it.").to_dict()
+    assert PromptRecipe.from_dict(values | {"instruction": "Give it."}) == PromptRecipe("qa", "Give it.")  # one text
+    with pytest.raises(ValueError, match="a recipe lacks instruction"):
+        PromptRecipe.from_dict({name: value for name, value in values.items() if name != "instruction"})
+
+
+def test_other_tasks_are_asked_by_their_own_instructions():
+    own = PromptRecipe("qa", "Give the opposite.", 0, seed=3)
+    assert own.for_other_tasks() == PromptRecipe("qa", TASK, None, seed=3)
+    assert PromptRecipe(instruction=None, n_shots=0).for_other_tasks() == PromptRecipe(instruction=None, n_shots=0)
+    own.check_for([tiny_task()])
+    PromptRecipe().check_for([tiny_task(), tiny_task("synonym")])
+    with pytest.raises(
+        ValueError, match="an instruction of its own, 'Give the opposite.', for the tasks antonym, synonym"
+    ):
+        own.check_for([tiny_task(), tiny_task("synonym")])
 
 
 def test_a_template_may_be_a_file(tmp_path):

@@ -588,6 +588,26 @@ def test_the_vectors_own_recipe_is_followed(planted, caplog):
     assert all(text == f"Q: {one.input}\nA:" for text, one in zip(bare.texts, bare.examples, strict=True))
 
 
+def test_another_tasks_vector_lends_its_form_but_not_its_instruction(planted):
+    bridge, task, iv = planted
+    fixed = {"at": Setting(0, 2, "attn_out"), "n_draws": 1, "n_prompts": 4}
+    told = PromptRecipe("qa", instruction="Give the opposite.", n_shots=0)
+    other = replace(iv, task="antonym", settings={"effects": {"recipe": told.to_dict()}})
+    found = evaluate_intervention(bridge, task, other, **fixed)
+    assert found.recipe == PromptRecipe("qa", n_shots=0)  # this task has an instruction
+    bare = replace(task, instructions=())
+    assert evaluate_intervention(bridge, bare, other, **fixed).recipe == PromptRecipe("qa", n_shots=5)
+    assert evaluate_intervention(bridge, task, replace(other, task=task.name), **fixed).recipe == told
+
+
+def test_a_vector_is_not_searched_where_it_was_made(planted):
+    bridge, task, iv = planted
+    made = replace(iv, settings={"effects": {"split": "select", "seed": 0}})
+    with pytest.raises(ValueError, match="made on the split 'select'"):
+        evaluate_intervention(bridge, task, made, at=GRID, n_draws=1, n_prompts=4)
+    evaluate_intervention(bridge, task, made, at=Setting(0, 2, "attn_out"), n_draws=1, n_prompts=4)
+
+
 def test_random_heads_of_a_contrast_are_measured_as_contrasts(planted, monkeypatch):
     from ivlens.steering import evaluate
 

@@ -242,6 +242,12 @@ def test_provenance_is_complete(iv):
     assert iv.model.weights_hash and iv.settings["effects"]["split"] == "fit"
 
 
+def test_a_damaged_recipe_is_refused_with_the_file(tmp_path, iv):
+    odd = replace(iv, settings={**iv.settings, "effects": {"recipe": {"template": "plain"}}})
+    with pytest.raises(ValueError, match="incomplete metadata .ValueError: a recipe lacks instruction"):
+        InstructionVector.load(odd.save(tmp_path / "odd.safetensors"))
+
+
 def test_loading_for_another_model(tmp_path, new_model, iv):
     path = iv.save(tmp_path / "iv.safetensors")
     with pytest.raises(ValueError, match="one shape of model only"):
