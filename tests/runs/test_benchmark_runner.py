@@ -200,6 +200,7 @@ def test_a_suite_of_tasks_that_demonstrations_tell(llama, monkeypatch):
         return replace(task, examples=examples, instructions=())
 
     tasks = [parted(tiny_task(f"task{n}", shift=n, kind="lexical")) for n in (1, 2, 3)]
+    metrics = dict.fromkeys(("task1", "task2", "task3"), "suite_accuracy")
     suite = Suite("func", tuple(tasks[:2]), metrics, tuple(tasks[2:]))
     held = {one.input for one in tasks[0].examples} - {one.input for one in split_examples(tasks[0], "train")}
     texts = []
@@ -358,6 +359,7 @@ def test_nothing_of_test_enters_guidance(llama, monkeypatch, seed):
         return replace(task, examples=examples)
 
     tasks = [parted(tiny_task(f"task{n}", f"Do {n}.", n, kind="lexical")) for n in (1, 2, 3)]
+    metrics = dict.fromkeys(("task1", "task2", "task3"), "suite_accuracy")
     suite = Suite("pocket", tuple(tasks[:2]), metrics, tuple(tasks[2:]))
     tested = {one.input for task in tasks for one in split_examples(task, "test")}
     seen = []

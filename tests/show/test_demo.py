@@ -17,6 +17,8 @@ from ivlens.models import load_model
 from ivlens.prompts.recipe import PromptRecipe
 from ivlens.show.demo.run import DEFAULT_TASKS, DemoOptions, DemoResult, run_demo, summary, write_demo
 from ivlens.show.pages.demo import page
+from ivlens.steering.evaluation import Evaluation
+from ivlens.steering.summary import Setting
 from ivlens.tasks import list_tasks, load_bank
 from ivlens.vectors import InstructionVector
 
@@ -82,7 +84,11 @@ def test_examples_are_test_inputs_completed_both_ways(result: DemoResult) -> Non
 
 
 def test_an_example_is_wrong_where_its_answer_goes_on(result: DemoResult, options, monkeypatch) -> None:
-    model, judged = load_model(options.model), result.conditions.query("task == 'next'")
+    model, table = load_model(options.model), result.conditions.query("task == 'next'")
+    row = table.set_index("condition").loc["iv"]
+    judged = Evaluation(
+        table, Setting(int(row["layer"]), float(row["alpha"]), str(row["site"])), {"recipe": PromptRecipe().to_dict()}
+    )
     answers = {word: WORDS[(n + 1) % len(WORDS)] for n, word in enumerate(WORDS)}
 
     def completed(model, prompts, **_):
