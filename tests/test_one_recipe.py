@@ -1,14 +1,18 @@
 """One recipe, the same prompts: effects, judgements, probes, exams, trainings and the lab ask a model in one way."""
 
+import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ivlens import EffectOptions, PromptRecipe, head_effects, load_model, load_task
+from ivlens import EffectOptions, InstructionVector, PromptRecipe, Setting, head_effects, load_model, load_task, steer
 from ivlens.analysis.forgetting import ProbeOptions, probabilities, probe
 from ivlens.effects import measure
+from ivlens.forward.completions import complete
 from ivlens.prompts import TASK, PromptTemplate, build_prompts
 from ivlens.show.lab.engine import Engine
 from ivlens.show.lab.state import LabState
@@ -99,3 +103,52 @@ def test_a_training_asks_as_its_recipe_says(pocket):
                 1 + recipe.n_shots if recipe.n_shots else 1
             )
             assert ("Do it." in text) == (recipe.instruction == "Do it.")
+
+
+ELSEWHERE = """
+import contextlib, io, json, sys
+import ivlens
+from ivlens.forward.completions import complete
+from ivlens.prompts import build_prompts
+from ivlens.show.lab.engine import EngineOptions
+from ivlens.show.lab.opening import open_engines
+from ivlens.show.lab.session import Session
+
+model, task = ivlens.load_model("pocket"), ivlens.load_task("antonym")
+iv = ivlens.InstructionVector.load(sys.argv[1], model)
+at, alone = ivlens.Setting(0, 2.0, "resid_post"), ivlens.JudgeOptions(other_vectors=())
+judged = ivlens.evaluate_intervention(model, task, iv, at=at, n_prompts=4, n_draws=1, options=alone)
+(bare,) = build_prompts(model.tokenizer, task, task.split("test")[:1], iv.recipe, corruption="drop").texts
+with ivlens.steer(model, iv, at=at):
+    steered = complete(model, [bare], max_new_tokens=3)
+opened = open_engines(model, ["antonym"], None, (), EngineOptions(n_prompts=2, n_search=0))
+session = Session(opened.engines, opened.state(text="big", max_new_tokens=3), lambda channel, value: None)
+session.load(sys.argv[1])
+session.change(layer=0, alpha=2.0, site="resid_post")
+shown, code = session.engines[0].prompt(session.resolved()), session.code()
+with contextlib.redirect_stdout(io.StringIO()) as said:
+    exec(code, {})
+found = {"recipe": iv.recipe.to_dict(), "judged": judged.recipe.to_dict(), "bare": bare, "steered": steered}
+print(json.dumps(found | {"shown": shown, "said": said.getvalue().splitlines()}), flush=True)
+session.close()
+"""
+
+
+def test_a_saved_vector_takes_its_recipe_along(pocket, tmp_path):
+    """In a new process it is judged, steered, shown in the lab and copied as Python with the recipe it was made by."""
+    recipe = PromptRecipe("qa", instruction=None, n_shots=2)
+    task = load_task("antonym")
+    effects = head_effects(pocket, task, recipe=recipe, n_prompts=4, options=EffectOptions(n_mean_prompts=4))
+    vector = InstructionVector.from_effects(effects, k=3)
+    path = vector.save(tmp_path / "iv.safetensors")
+    done = subprocess.run([sys.executable, "-c", ELSEWHERE, str(path)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["recipe"] == found["judged"] == recipe.to_dict()
+    assert found["bare"].startswith("Q: ") and found["bare"].count("Q: ") == 1
+    assert found["shown"].count("Q: ") == 3 and found["shown"].endswith("Q: big\nA:")
+    with steer(pocket, vector, at=Setting(0, 2.0, "resid_post")):
+        assert complete(pocket, [found["bare"]], max_new_tokens=3) == found["steered"]
+        (patched,) = complete(pocket, [found["shown"]], max_new_tokens=3)
+    (plain,) = complete(pocket, [found["shown"]], max_new_tokens=3)
+    assert found["said"] == [repr([plain]), repr([patched])]  # what the copied code prints
