@@ -1,8 +1,6 @@
-"""Intervals: percentile bootstrap, also of things that come in groups (prompts of tasks, tasks of runs); Wilson's."""
+"""Percentile bootstrap intervals, also of things that come in groups: prompts of tasks, tasks of runs."""
 
-import math
 from collections.abc import Sequence
-from statistics import NormalDist
 
 import numpy as np
 
@@ -24,30 +22,6 @@ def percentiles(means: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
     """The interval in the middle that holds this share of the resamples."""
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
-
-
-def wilson(n_right: int, n: int, level: float = LEVEL) -> tuple[float, float]:
-    """Wilson's interval of a proportion: what it can be, where `n_right` of `n` independent cases had it.
-
-    ```text
-    (p + z²/2n ± z sqrt(p (1 − p) / n + z²/4n²)) / (1 + z²/n)      p = n_right / n, z of the normal distribution
-    ```
-
-    Unlike a bootstrap it has a width where all or none of the cases had it. NaN where there are none.
-
-    Raises:
-        ValueError: more right ones than cases, or fewer than none.
-
-    Source: docs/method.md, section 3; Wilson (1927).
-    """
-    if not 0 <= n_right <= n:
-        raise ValueError(f"n_right is {n_right} of n = {n}, expected 0 to n.")
-    if n == 0:
-        return float("nan"), float("nan")
-    share, z = n_right / n, NormalDist().inv_cdf((1 + level) / 2)
-    middle, half = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
-    scale = 1 + z * z / n
-    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
 
 
 def grouped_interval(groups: Sequence[Sequence[float] | np.ndarray], seed: int = 0) -> tuple[float, float, float]:
