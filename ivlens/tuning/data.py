@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ivlens.common.progress import ticking
 from ivlens.forward.inputs import check_answers, check_length, check_prompts, forced
 from ivlens.models.boot import TransformerBridge
 from ivlens.prompts.batch import PromptBatch
@@ -41,7 +42,7 @@ class TrainingSet:
 
     def portions(self, size: int) -> Iterator[tuple[Int[Tensor, " rows"], "TrainingSet"]]:
         """All examples in order, a few at a time, with their numbers."""
-        for index in torch.arange(len(self), device=self.tokens.device).split(size):
+        for index in ticking(torch.arange(len(self), device=self.tokens.device).split(size), "examples", "pass"):
             yield index, self.rows(index)
 
     @classmethod

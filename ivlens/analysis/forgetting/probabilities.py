@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ivlens.common.checks import check_counts
+from ivlens.common.progress import ticking
 from ivlens.forward.scoring import answer_passes, first_token_prob, greedy_correct, sequence_logprob
 from ivlens.models.boot import TransformerBridge
 from ivlens.prompts.batch import PromptBatch
@@ -96,7 +97,7 @@ def probe(model: TransformerBridge, tasks: Sequence[Task], options: ProbeOptions
         raise ValueError(f"tasks are {[task.name for task in tasks]}, expected one or more with distinct names.")
     options.recipe.check_for(tasks)
     rows: list[dict[str, Any]] = []
-    for task in tasks:
+    for task in ticking(tasks, "probing", "tasks"):
         examples = _examples(task, options)
         if not (task.fused or options.recipe.texts(task) or options.recipe.shots(task)):
             raise ValueError(
