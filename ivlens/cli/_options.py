@@ -1,6 +1,5 @@
 """Options that several commands share."""
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -88,8 +87,6 @@ class PromptOptions:
         self,
         model: "TransformerBridge | Callable[[], TransformerBridge]",
         tasks: "Sequence[Task]",
-        *,
-        progress: bool = False,
     ) -> "PromptRecipe":
         """`recipe()`, or where no option says in which form to ask, the form that suits this model and these tasks.
 
@@ -111,11 +108,14 @@ class PromptOptions:
         opened = model if isinstance(model, TransformerBridge) else model()
         if is_built_in(opened):
             return recipe
-        return auto_recipe(opened, tasks, seed=recipe.seed, progress=progress, say=_said)
+        return auto_recipe(opened, tasks, seed=recipe.seed, say=said)
 
 
-def _said(line: str) -> None:
-    print(f"ivlens: {line}", file=sys.stderr, flush=True)
+def said(line: str) -> None:
+    """A line on stderr, in the program's name."""
+    from ivlens.common.progress import say
+
+    say(f"ivlens: {line}")
 
 
 @Parameter(name="*")
@@ -148,7 +148,7 @@ class MeasureOptions(PromptOptions):
         return head_effects(
             model,
             task,
-            recipe=self.chosen(model, [task], progress=progress),
+            recipe=self.chosen(model, [task]),
             corruption=self.corruption,
             score=self.score,
             n_prompts=self.n_prompts,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from ivlens.cli._options import AsJson, FigureSuffix, PromptOptions, quiet_libraries
-from ivlens.cli._output import print_json, print_table, shows_progress
+from ivlens.cli._output import print_json, print_table
 from ivlens.cli.forget import SeriesOptions, said
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def dynamics(
         check_count(name, count, 1)
     taught = None if asked.new is None else load_task(asked.new)
     ready_folder(out)
-    recipe = how.chosen(series.first.open, tasks, progress=shows_progress(as_json))
+    recipe = how.chosen(series.first.open, tasks)
     options = TrackOptions(n_prompts=chosen.n_prompts, k=chosen.k, n_judge_prompts=judged, recipe=recipe)
     causal = CausalOptions(n_prompts=judged, n_draws=asked.n_draws, recipe=recipe) if asked.causal else None
     found = track(series, tasks, options, folder=out / "stages", on_checkpoint=said)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from ivlens.cli._options import AsJson, FigureSuffix, PromptOptions, quiet_libraries
-from ivlens.cli._output import print_json, print_table, shows_progress
+from ivlens.cli._output import print_json, print_table
 
 if TYPE_CHECKING:
     from ivlens.models.checkpoints import Checkpoint, CheckpointSeries
@@ -106,7 +106,7 @@ def forget(
     how.recipe()  # what is wrong with it is said before any model is loaded
     tasks, series = chosen.tasks(), chosen.series(checkpoints)
     ready_folder(out)
-    recipe = how.chosen(series.first.open, tasks, progress=shows_progress(as_json))
+    recipe = how.chosen(series.first.open, tasks)
     options = ProbeOptions(split=split, n_prompts=chosen.n_prompts, recipe=recipe)
     probes = probe_series(series, tasks, options, folder=out / "probes", on_checkpoint=said)
     before = probes[series.first.name]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from ivlens.cli._options import AsJson, FigureSuffix, PromptOptions, quiet_libraries
-from ivlens.cli._output import print_json, print_table, shows_progress
+from ivlens.cli._output import print_json, print_table
 
 if TYPE_CHECKING:
     from ivlens.runs.study.plan import StudyOptions
@@ -84,7 +84,7 @@ def study(
     options = _options(model, earlier, new, amounts or StudyAmounts(), how)
     known = [load_task(name) for name in options.earlier]
     ready_folder(out)
-    recipe = how.chosen(lambda: load_model(model), known, progress=shows_progress(as_json))
+    recipe = how.chosen(lambda: load_model(model), known)
     options = replace(options, recipe=recipe)
     result = run_study(options, folder=out, say=lambda text: print(f"ivlens: {text}", file=sys.stderr, flush=True))
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from tqdm.auto import tqdm
-
 from ivlens.common.checks import check_count
 from ivlens.common.intervals import wilson
+from ivlens.common.progress import Progress, bar, showing
+from ivlens.forward.ability import Ability
 from ivlens.forward.forms import DEFAULT_SHOTS_TRIED, Form, Template, all_forms, templates_of, told_by, tried_examples
 from ivlens.forward.hooks import check_unsteered, model_lock
 from ivlens.forward.inputs import check_answers, check_prompts, forced
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 N_FIRST = 8  # prompts that every form is tried on
 N_FINALISTS = 4  # forms that are tried on all prompts
-LEAST_CLEAN, LEAST_GAIN = 0.3, 0.2  # below these no vector can carry a task
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,15 +62,20 @@ class PromptSearch:
         return len(self.table)
 
     @property
-    def warning(self) -> str:
-        """What is wrong with the best form; empty where the model answers it."""
+    def ability(self) -> Ability:
+        """Clean and bare accuracy of the best form."""
         row = self.table.iloc[0]
-        if row["clean"] >= LEAST_CLEAN and row["clean"] - row["bare"] >= LEAST_GAIN:
+        return Ability(float(row["clean"]), float(row["bare"]), int(row["n"]))
+
+    @property
+    def warning(self) -> str:
+        """What is wrong with the best form; empty where a vector may carry the task."""
+        if self.ability.is_enough:
             return ""
         return (
-            f"no form was found in which {self.model.name} answers {self.task}: the best one has accuracy "
-            f"{row['clean']:.2f}, and {row['bare']:.2f} without instruction and demonstrations; no vector can carry "
-            "that. Take another task or model, or try templates and shots of your own."
+            f"{self.model.name} answers {self.task} in none of {self.n_forms} forms well enough, in the best one with "
+            f"{self.ability}: no vector can carry what the model does not do; take another task or model, or try "
+            "templates and shots of your own."
         )
 
     def __str__(self) -> str:
@@ -135,12 +139,7 @@ def find_prompts(
     chosen = templates_of(model.tokenizer, templates)
     examples = tried_examples(model, task, n_prompts, seed)
     forms = all_forms(model, task, examples, chosen, numbers, seed)
-    with tqdm(desc=f"{task.name}: forms", disable=not progress, leave=False, unit="prompt") as bar:
-
-        def report(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
+    with showing(progress), bar(f"{task.name}: forms", unit="prompt") as report:
         trials = search_forms(forms, lambda batch: right_answers(model, batch), report)
     return summed_up(trials, task.name, model_identity(model))
 
@@ -150,9 +149,13 @@ Asked = Callable[[PromptBatch], list[bool]]
 
 @dataclass(eq=False)
 class Trial:
-    """What came of one form: right answers of its clean prompts as far as they were asked, and of the bare ones."""
+    """What came of one form: right answers of its clean prompts as far as they were asked, and of the bare ones.
+
+    `order` is the form's place among all: the cheapest first, of equals in the order of the templates.
+    """
 
     form: Form
+    order: int
     bare: list[bool]
     clean: list[bool] = field(default_factory=list)
 
@@ -166,9 +169,7 @@ class Trial:
         return sum(self.clean) + n - len(self.clean) - sum(self.bare[:n])
 
 
-def search_forms(
-    forms: Sequence[Form], ask: Asked, report: Callable[[int, int], object], *, stop: bool = True
-) -> list[Trial]:
+def search_forms(forms: Sequence[Form], ask: Asked, report: Progress, *, stop: bool = True) -> list[Trial]:
     """Try the forms, which stand in order of their cost; the best one first, then those that were asked most.
 
     Args:
@@ -192,14 +193,14 @@ def search_forms(
     bares: dict[int, list[bool]] = {}
     trials: list[Trial] = []
     whole: list[Trial] = []
-    for form in forms:
-        trial = Trial(form, bares.setdefault(id(form.bare), []))
+    for order, form in enumerate(forms):
+        trial = Trial(form, order, bares.setdefault(id(form.bare), []))
         trials.append(trial)
         extend(trial.bare, form.bare, n_first)
         fourth = sorted((each.gain() for each in whole), reverse=True)[N_FINALISTS - 1 : N_FINALISTS]
         if fourth and stop:
             extend(trial.clean, form.clean, (n_first + 1) // 2)
-            if trial.at_most(n_first) <= fourth[0]:  # it is longer than those before it, so of equals it loses
+            if trial.at_most(n_first) <= fourth[0]:  # it is no cheaper than those before it, so of equals it loses
                 continue
         extend(trial.clean, form.clean, n_first)
         whole.append(trial)
@@ -207,7 +208,7 @@ def search_forms(
     for trial in _ranked(whole)[:N_FINALISTS]:
         extend(trial.bare, trial.form.bare, n)
         for end in range(n_first, n + N_FIRST, N_FIRST):
-            if stop and best is not None and (trial.at_most(n), -trial.form.n_tokens) <= _merit(best):
+            if stop and best is not None and (trial.at_most(n), -trial.order) < _merit(best):
                 break
             extend(trial.clean, trial.form.clean, min(end, n))
         if len(trial.clean) == n and (best is None or _merit(trial) > _merit(best)):
@@ -217,14 +218,9 @@ def search_forms(
     return [best, *others]
 
 
-def _merit(trial: Trial) -> tuple[int, float]:
-    """By what the best form is chosen: the gain, and of equals the shorter prompt."""
-    return trial.gain(), -trial.form.n_tokens
-
-
-def _ranked(trials: Iterable[Trial]) -> list[Trial]:
-    """The largest gain for each prompt first, of equals the cheaper form (`sorted` keeps their order)."""
-    return sorted(trials, key=lambda trial: -trial.gain() / max(len(trial.clean), 1))
+def _merit(trial: Trial) -> tuple[int, int]:
+    """By what the best form is chosen: the gain, and of equals the cheaper form."""
+    return trial.gain(), -trial.order
 
 
 def right_answers(model: TransformerBridge, batch: PromptBatch) -> list[bool]:
@@ -247,7 +243,9 @@ def right_answers(model: TransformerBridge, batch: PromptBatch) -> list[bool]:
         rows = [row for row in rows if possible[row]]
         if not rows:
             return [False] * len(batch)
-        right = greedy_correct(model, replace(batch.rows(rows), alternatives=tuple(possible[row] for row in rows))).accuracy.tolist()
+        right = greedy_correct(
+            model, replace(batch.rows(rows), alternatives=tuple(possible[row] for row in rows))
+        ).accuracy.tolist()
     else:
         right = greedy_correct(model, batch).accuracy.tolist()
     found = dict(zip(rows, right, strict=True))

@@ -114,9 +114,7 @@ def all_forms(
     return sorted(found.values(), key=lambda form: form.n_tokens)
 
 
-def _recipes(
-    task: Task, templates: Sequence[Template], shots: Sequence[int], seed: int
-) -> Iterator[PromptRecipe]:
+def _recipes(task: Task, templates: Sequence[Template], shots: Sequence[int], seed: int) -> Iterator[PromptRecipe]:
     # of two recipes that make the same prompts the first one stands for both
     told = (TASK, None) if task.instructions or task.fused else (None, TASK)
     for template in templates:

@@ -30,9 +30,7 @@ Auto = Literal["auto"]
 KIND, FOLDER, RECIPES = "prompts", "prompts", "recipes.json"
 
 
-def recipe_for(
-    model: TransformerBridge, task: Task, given: PromptRecipe | Auto | None, *, progress: bool = False
-) -> PromptRecipe:
+def recipe_for(model: TransformerBridge, task: Task, given: PromptRecipe | Auto | None) -> PromptRecipe:
     """The recipe that was given; `"auto"`: the one found for this task; None: the default one.
 
     Raises:
@@ -41,8 +39,10 @@ def recipe_for(
     if given is None or isinstance(given, PromptRecipe):
         return given or PromptRecipe()
     if given != "auto":
-        raise TypeError(f"recipe is {given!r:.60}, expected a PromptRecipe, 'auto', or None for the task's instruction.")
-    return auto_recipe(model, [task], progress=progress)
+        raise TypeError(
+            f"recipe is {given!r:.60}, expected a PromptRecipe, 'auto', or None for the task's instruction."
+        )
+    return auto_recipe(model, [task])
 
 
 def auto_recipe(
@@ -50,7 +50,6 @@ def auto_recipe(
     tasks: Sequence[Task],
     *,
     seed: int = 0,
-    progress: bool = False,
     say: Callable[[str], object] | None = None,
 ) -> PromptRecipe:
     """The recipe in which `find_prompts` finds that the model answers these tasks best.
@@ -65,7 +64,7 @@ def auto_recipe(
     Raises:
         ValueError: no form suits the task, or all of them.
     """
-    searches = [remembered_search(model, task, seed=seed, progress=progress) for task in tasks]
+    searches = [remembered_search(model, task, seed) for task in tasks]
     recipe = searches[0].best if len(searches) == 1 else _best_for_all(searches)
     (say or logger.info)(_chosen(searches, recipe))
     if len(searches) == 1 and searches[0].warning:
@@ -73,9 +72,7 @@ def auto_recipe(
     return recipe
 
 
-def remembered_search(
-    model: TransformerBridge, task: Task, *, seed: int = 0, progress: bool = False
-) -> PromptSearch:
+def remembered_search(model: TransformerBridge, task: Task, seed: int = 0) -> PromptSearch:
     """`find_prompts` with its defaults, or what it found earlier for these weights and this task.
 
     Raises:
@@ -85,7 +82,7 @@ def remembered_search(
     found = None if store is None else _kept(store, what, model)
     if found is not None:
         return found
-    search = find_prompts(model, task, seed=seed, progress=progress)
+    search = find_prompts(model, task, seed=seed)
     if store is not None:
         _keep(store, what, search)
     return search

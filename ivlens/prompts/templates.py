@@ -63,7 +63,6 @@ class PromptTemplate:
                 f"{_cue(self.bare)!r} without, expected the same cue; effects are measured at its last token."
             )
 
-
     @property
     def demonstrates(self) -> bool:
         """Whether prompts can have demonstrations."""
