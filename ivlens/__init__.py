@@ -24,6 +24,7 @@ _MODULE_OF = {
     "InstructionVector": "vectors",
     "JudgeOptions": "steering.evaluate",
     "PromptRecipe": "prompts",
+    "PromptSearch": "forward.finding",
     "PromptTemplate": "prompts",
     "Setting": "steering.summary",
     "Task": "tasks",
@@ -31,6 +32,7 @@ _MODULE_OF = {
     "build_prompts": "prompts",
     "causal_indirect_effect": "effects",
     "evaluate_intervention": "steering.evaluate",
+    "find_prompts": "forward.finding",
     "finetune": "tuning",
     "head_effects": "effects",
     "lab": "show.lab",
@@ -46,6 +48,7 @@ _MODULE_OF = {
 
 if TYPE_CHECKING:
     from ivlens.effects import EffectOptions, HeadEffects, causal_indirect_effect, head_effects
+    from ivlens.forward.finding import PromptSearch, find_prompts
     from ivlens.forward.means import mean_head_outputs
     from ivlens.models import load_model, pocket_path
     from ivlens.prompts import PromptRecipe, PromptTemplate, build_prompts
@@ -68,6 +71,7 @@ __all__ = [
     "InstructionVector",
     "JudgeOptions",
     "PromptRecipe",
+    "PromptSearch",
     "PromptTemplate",
     "Setting",
     "Task",
@@ -76,6 +80,7 @@ __all__ = [
     "build_prompts",
     "causal_indirect_effect",
     "evaluate_intervention",
+    "find_prompts",
     "finetune",
     "head_effects",
     "lab",

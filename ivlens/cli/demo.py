@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from ivlens.cli._options import AsJson, PromptOptions, quiet_libraries
+from ivlens.cli._options import AsJson, PromptOptions, quiet_libraries, said
 from ivlens.cli._output import print_json, print_table, shows_progress
 
 if TYPE_CHECKING:
@@ -54,7 +54,8 @@ def demo(
 
     With the built-in model it also teaches one new task, with and without guidance, to show what is forgotten. Takes
     about a minute on two cores. Writes index.html (works offline), the results as parquet, effects and vectors as
-    safetensors.
+    safetensors. Where no option says in which form to ask, each task is asked in the one in which the model answers it
+    best.
 
     Example: `ivlens demo`, or `ivlens demo --model ./checkpoint --task tasks/antonym.json --task tasks/synonym.json`
 
@@ -67,9 +68,10 @@ def demo(
     from ivlens.show.demo.run import DEFAULT_TASKS, DemoOptions, run_demo, summary, write_demo
     from ivlens.show.pages.demo import write_page
 
-    recipe = (prompts or PromptOptions()).recipe()
-    options = DemoOptions(model=model, tasks=task or DEFAULT_TASKS, recipe=recipe, **asdict(amounts or Amounts()))
-    result = run_demo(options, progress=shows_progress(as_json))
+    asked, amount = prompts or PromptOptions(), asdict(amounts or Amounts())
+    recipe = asked.recipe()
+    options = DemoOptions(model=model, tasks=task or DEFAULT_TASKS, recipe=recipe, find=asked.is_open, **amount)
+    result = run_demo(options, progress=shows_progress(as_json), say=said)
     write_demo(result, out, also=lambda folder: write_page(result, folder / "index.html"))
     page = out / "index.html"
     if as_json:

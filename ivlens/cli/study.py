@@ -1,7 +1,7 @@
 """`ivlens study`: the paper's argument on one model and one sequence of tasks, as one page."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -52,6 +52,9 @@ def study(
 ) -> None:
     """Train on new tasks, take apart what is forgotten, and test every claim of the paper beside its controls.
 
+    All tasks are asked in one form; where no option says in which, it is the one in which the model answers the earlier
+    tasks best on average.
+
     An interrupted study goes on from its trainings when the same command is given again.
 
     The page (index.html, works offline) tells it in four steps: instruction or knowledge; does the vector stay; erased
@@ -70,13 +73,19 @@ def study(
     """
     quiet_libraries()
     from ivlens.common.files import ready_folder
+    from ivlens.models.load import load_model
     from ivlens.runs.study.results import write_study
     from ivlens.runs.study.running import run_study
     from ivlens.show.figures.theme import LIGHT, write_figure
     from ivlens.show.pages.study import about, claims_of, study_figures, write_page
+    from ivlens.tasks.bank import load_task
 
-    options = _options(model, earlier, new, amounts or StudyAmounts(), prompts or PromptOptions())
+    how = prompts or PromptOptions()
+    options = _options(model, earlier, new, amounts or StudyAmounts(), how)
+    known = [load_task(name) for name in options.earlier]
     ready_folder(out)
+    recipe = how.chosen(lambda: load_model(model), known)
+    options = replace(options, recipe=recipe)
     result = run_study(options, folder=out, say=lambda text: print(f"ivlens: {text}", file=sys.stderr, flush=True))
 
     def also(folder: Path) -> None:

@@ -1,6 +1,8 @@
-"""Percentile bootstrap intervals, also of things that come in groups: prompts of tasks, tasks of runs."""
+"""Percentile bootstrap intervals, also of things that come in groups: prompts of tasks, tasks of runs; and Wilson's."""
 
 from collections.abc import Sequence
+from math import sqrt
+from statistics import NormalDist
 
 import numpy as np
 
@@ -22,6 +24,19 @@ def percentiles(means: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
     """The interval in the middle that holds this share of the resamples."""
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def wilson(k: int, n: int, level: float = LEVEL) -> tuple[float, float]:
+    """Wilson's interval of a share: `k` right of `n` that are independent; it has a width where all are right, too.
+
+    Raises:
+        ValueError: no trials, or more hits than trials.
+    """
+    if not 0 <= k <= n or n < 1:
+        raise ValueError(f"wilson got {k} of {n}, expected 0 to n of one or more.")
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    middle, reach = (k + z * z / 2) / (n + z * z), z * sqrt(k * (n - k) / n + z * z / 4) / (n + z * z)
+    return max(0.0, middle - reach), min(1.0, middle + reach)
 
 
 def grouped_interval(groups: Sequence[Sequence[float] | np.ndarray], seed: int = 0) -> tuple[float, float, float]:

@@ -20,9 +20,10 @@ _SHAPES = {
     "mean_z_corrupted": ("n_layers", "n_heads", "d_head"),
     "write_scale": ("n_layers", "d_model"),
     "base_scores": ("n",),
+    "clean_scores": ("n",),
 }
 TENSORS = tuple(_SHAPES)
-_OPTIONAL = {"mean_z_corrupted"}
+_OPTIONAL = {"mean_z_corrupted", "clean_scores"}  # the latter lacks in older files
 
 
 def read_effects(path: str | Path) -> dict[str, Any]:

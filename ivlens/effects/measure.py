@@ -3,26 +3,38 @@
 import logging
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from random import Random
 from typing import Any, Literal, SupportsIndex
 
-from tqdm.auto import tqdm
+from jaxtyping import Float
+from torch import Tensor
 
+from ivlens.common.checks import check_counts
+from ivlens.common.progress import Progress, bar, showing
 from ivlens.common.version import __version__
 from ivlens.effects.engines import find_engine, run_engine
-from ivlens.effects.request import Measured, PatchOptions, Progress, check_mode, check_selection, make_request
+from ivlens.effects.request import (
+    EffectRequest,
+    Measured,
+    PatchOptions,
+    check_mode,
+    check_selection,
+    make_request,
+)
 from ivlens.effects.results import HeadEffects
+from ivlens.effects.taken import scores_of
+from ivlens.forward.ability import Ability, measure_ability
+from ivlens.forward.asking import prompts_for
 from ivlens.forward.hooks import check_unsteered
 from ivlens.forward.means import HeadMeans, head_means, mean_head_outputs
+from ivlens.forward.remembered import Auto, recipe_for
 from ivlens.forward.scoring import Score, check_score, greedy_accuracy
 from ivlens.models.boot import TransformerBridge, check_model
 from ivlens.models.fingerprint import model_identity
 from ivlens.prompts.batch import PromptBatch
-from ivlens.prompts.build import build_prompts
 from ivlens.prompts.corruptions import Corruption
 from ivlens.prompts.recipe import PromptRecipe
 from ivlens.tasks.bank import load_bank
@@ -46,6 +58,8 @@ class EffectOptions:
         layers, heads: Measure only these; None: all.
         batch_size: Prompts in each pass that only reads.
         max_memory: As in `causal_indirect_effect`.
+        n_check_prompts: *select* prompts on which it is looked first whether the model can do the task; 0: not at all.
+        ability: What is known of that already; None: it is measured.
     """
 
     mode: Literal["replace", "add"] = "replace"
@@ -59,19 +73,22 @@ class EffectOptions:
     heads: Iterable[SupportsIndex] | None = None
     batch_size: int = 32
     max_memory: int | str = "auto"
+    n_check_prompts: int = 24
+    ability: Ability | None = None
 
     def __post_init__(self) -> None:
         find_engine(self.method)
         check_mode(self.mode)
         if self.n_mean_prompts < 1:
             raise ValueError(f"n_mean_prompts is {self.n_mean_prompts}, expected 1 or more.")
+        check_counts(self, n_check_prompts=0)
 
 
 def head_effects(
     model: TransformerBridge,
     task: Task,
     *,
-    recipe: PromptRecipe | None = None,
+    recipe: PromptRecipe | Auto | None = None,
     corruption: Corruption | None = None,
     score: Score = "prob",
     n_prompts: int = 32,
@@ -82,11 +99,15 @@ def head_effects(
 
         >>> effects = ivlens.head_effects(model, task, recipe=ivlens.PromptRecipe(n_shots=10, instruction=None))
 
+    First it looks whether the model can do the task at all, on *select* inputs (`HeadEffects.ability`), and says so in
+    the log: with a warning where no vector can carry it, and another where the corruption takes little away.
+
     Args:
         model: From `load_model`, with its tokenizer.
         task: From `load_task`.
         recipe: How clean prompts are made, and the seed of every draw and of the splits. None: the task's instruction,
-            or five demonstrations where it has none.
+            or five demonstrations where it has none. `"auto"`: the form in which the model answers best, as
+            `find_prompts` finds it once for each model and task; the log says which.
         corruption: What the patched prompts lack, see `build_prompts`. None: `counterfactual` where there is an
             instruction, `shuffle` where there are demonstrations alone, `none` where instruction and input are one
             text. Prompts of another kind than the rest (no other task contains their input) are left out.
@@ -105,33 +126,59 @@ def head_effects(
     """
     check_unsteered(check_model(model))
     options = options or EffectOptions()
-    plan = _Plan.of(task, recipe or PromptRecipe(), corruption, options.others)
-    check_score(score, has_foils=plan.corruption == "counterfactual")
     layers, heads = check_selection(model, options.layers, options.heads)
     if n_prompts < 1:
         raise ValueError(f"n_prompts is {n_prompts}, expected 1 or more.")
+    with showing(progress is True):  # a search for the recipe takes a while
+        plan = _Plan.of(task, recipe_for(model, task, recipe), corruption, options.others)
+    check_score(score, has_foils=plan.corruption == "counterfactual")
     examples = list(task.split(options.split, plan.recipe.seed))
     Random(f"{plan.recipe.seed}\0{task.name}\0prompts").shuffle(examples)
     corrupted = _measured_prompts(model, plan, examples, n_prompts, score)
     kind, mean_examples = corrupted.corruptions[0], examples[::-1][: options.n_mean_prompts]
-    clean, counterpart = _mean_prompts(model, plan, mean_examples, options, kind)
-    # all that may refuse the model or the options comes before the long part
-    means = _means(model, clean, counterpart, options.batch_size)
-    request = make_request(
-        model, corrupted.tokens, corrupted.attention_mask, corrupted.answer_tokens, means.mean_z,
-        foil_tokens=corrupted.foil_tokens,
-        options=PatchOptions(options.mode, layers, heads, score, options.max_memory),
-    )  # fmt: skip
-    with _bar(f"{task.name}: heads", progress is True) as bar:
-        report = bar if isinstance(progress, bool) else progress
-        found = run_engine(model, replace(request, progress=report), options.method)
+    with showing(progress is True):
+        ability = options.ability
+        if ability is None and options.n_check_prompts:
+            ability = measure_ability(model, task, plan.recipe, options.n_check_prompts, batch_size=options.batch_size)
+        clean, counterpart = _mean_prompts(model, plan, mean_examples, options, kind)
+        # all that may refuse the model or the options comes before the long part
+        means = _means(model, clean, counterpart, options.batch_size)
+        request = make_request(
+            model, corrupted.tokens, corrupted.attention_mask, corrupted.answer_tokens, means.mean_z,
+            foil_tokens=corrupted.foil_tokens,
+            options=PatchOptions(options.mode, layers, heads, score, options.max_memory),
+        )  # fmt: skip
+        clean_scores = _clean_scores(model, plan, corrupted, score, options.batch_size)
+        found = _run(model, request, options.method, f"{task.name}: heads", progress)
     asked = {"score": score, "mode": options.mode, "method": found.method, "split": options.split}
     asked |= {"correct_only": options.correct_only, "method_asked": options.method, "max_memory": request.max_memory}
     asked["n_mean_prompts_asked"] = options.n_mean_prompts
     asked |= {**found.record, "layers": None if options.layers is None else list(layers)}
     asked["heads"] = None if options.heads is None else list(heads)
+    asked |= {} if ability is None else {"ability": ability.to_dict()}
     settings = plan.settings() | asked | _provenance(model, corrupted, clean)
-    return _result(model, task, found, means, corrupted, settings)
+    effects = _result(model, task, found, means, corrupted, clean_scores, settings)
+    if effects.taken_warning:
+        logger.warning("%s", effects.taken_warning)
+    return effects
+
+
+def _run(
+    model: TransformerBridge, request: EffectRequest, method: str, what: str, progress: bool | Progress
+) -> Measured:
+    with bar(what) as report:
+        told = report if isinstance(progress, bool) else progress
+        return run_engine(model, replace(request, progress=told), method)
+
+
+def _clean_scores(
+    model: TransformerBridge, plan: "_Plan", corrupted: PromptBatch, score: Score, batch_size: int
+) -> Float[Tensor, " batch"] | None:
+    """Scores of the clean versions of the measured prompts; None where they are these prompts."""
+    if plan.corruption == "none":
+        return None
+    clean = plan.prompts(model, corrupted.examples, corrupted=False)
+    return scores_of(model, clean, score, corrupted.foil_tokens, batch_size)
 
 
 def _means(model: TransformerBridge, clean: PromptBatch, counterpart: PromptBatch | None, batch_size: int) -> HeadMeans:
@@ -149,6 +196,7 @@ def _result(
     found: Measured,
     means: HeadMeans,
     corrupted: PromptBatch,
+    clean_scores: Float[Tensor, " batch"] | None,
     settings: Mapping[str, Any],
 ) -> HeadEffects:
     return HeadEffects(
@@ -157,6 +205,7 @@ def _result(
         mean_z_corrupted=None if means.mean_z_corrupted is None else means.mean_z_corrupted.cpu(),
         write_scale=means.write_scale.cpu(),
         base_scores=found.base.cpu(),
+        clean_scores=found.base.cpu() if clean_scores is None else clean_scores.to(found.base.dtype),
         corruptions=corrupted.corruptions,
         inputs=tuple(example.input for example in corrupted.examples),
         task=task.name,
@@ -164,17 +213,6 @@ def _result(
         settings=settings,
         model_ref=weakref.ref(model),
     )
-
-
-@contextmanager
-def _bar(what: str, shown: bool) -> Iterator[Progress]:
-    with tqdm(desc=what, disable=not shown) as bar:
-
-        def report(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        yield report
 
 
 @dataclass(frozen=True)
@@ -196,9 +234,11 @@ class _Plan:
     ) -> "_Plan":
         return cls(task, recipe.resolved(task), corruption or recipe.corruption(task), others)
 
-    def prompts(self, tokenizer: Any, examples: Sequence[TaskExample], *, corrupted: bool) -> PromptBatch:
+    def prompts(self, model: TransformerBridge, examples: Sequence[TaskExample], *, corrupted: bool) -> PromptBatch:
         corruption = self.corruption if corrupted else None
-        return build_prompts(tokenizer, self.task, examples, self.recipe, corruption=corruption, others=self.others)
+        return prompts_for(
+            model, self.task, examples, self.recipe, corruption=corruption, others=self.others, n_answer=1
+        )
 
     def settings(self) -> dict[str, Any]:
         others = list(self.others.values() if isinstance(self.others, Mapping) else self.others or ())
@@ -216,11 +256,11 @@ def _measured_prompts(
     model: TransformerBridge, plan: _Plan, examples: Sequence[TaskExample], n_prompts: int, score: str
 ) -> PromptBatch:
     """Corrupted prompts of one kind: what is missing from some and not from others is not averaged over."""
-    batch = plan.prompts(model.tokenizer, examples[:n_prompts], corrupted=True)
+    batch = plan.prompts(model, examples[:n_prompts], corrupted=True)
     kinds = Counter(batch.corruptions)
     wanted = "counterfactual" if score == "logit_diff" else max(kinds, key=lambda kind: (kinds[kind], kind))
     if set(kinds) != {wanted}:
-        batch = plan.prompts(model.tokenizer, examples, corrupted=True)
+        batch = plan.prompts(model, examples, corrupted=True)
         usable = [row for row, kind in enumerate(batch.corruptions) if kind == wanted]
         if not usable:
             raise ValueError(
@@ -238,7 +278,7 @@ def _mean_prompts(
     model: TransformerBridge, plan: _Plan, examples: Sequence[TaskExample], options: EffectOptions, kind: str
 ) -> tuple[PromptBatch, PromptBatch | None]:
     """Clean prompts, and where a contrast is asked for their corrupted counterparts, all of one kind."""
-    clean = plan.prompts(model.tokenizer, examples, corrupted=False)
+    clean = plan.prompts(model, examples, corrupted=False)
     if options.correct_only:
         right = greedy_accuracy(model, clean, batch_size=options.batch_size).nonzero()[:, 0].tolist()
         if not right:
@@ -249,7 +289,7 @@ def _mean_prompts(
         clean = clean.rows(right)
     if not options.contrast:
         return clean, None
-    counterpart = plan.prompts(model.tokenizer, clean.examples, corrupted=True)
+    counterpart = plan.prompts(model, clean.examples, corrupted=True)
     alike = counterpart.rows_of_one_kind(kind)
     if not alike:
         raise ValueError(

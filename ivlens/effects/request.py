@@ -1,6 +1,6 @@
 """What an engine is asked to measure, checked once for all engines."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, SupportsIndex, get_args
 
@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ivlens.common.memory import memory_budget
+from ivlens.common.progress import Progress
 from ivlens.forward.hooks import check_layers, check_unsteered, whole_numbers
 from ivlens.forward.inputs import check_answers, check_length, check_prompts
 from ivlens.forward.scoring import check_score, score_answers, scored_columns
@@ -16,8 +17,6 @@ from ivlens.models.boot import TransformerBridge, check_model
 
 Mode = Literal["replace", "add"]
 MODES: tuple[str, ...] = get_args(Mode)
-
-Progress = Callable[[int, int], object]
 
 
 @dataclass(frozen=True)

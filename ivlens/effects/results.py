@@ -13,6 +13,8 @@ from torch import Tensor
 
 from ivlens.common.intervals import N_RESAMPLES
 from ivlens.effects.files import FILE, TENSORS, check_model_of, read_effects
+from ivlens.effects.taken import Taken
+from ivlens.forward.ability import Ability
 from ivlens.models.boot import TransformerBridge
 from ivlens.models.fingerprint import ModelIdentity, model_identity
 from ivlens.prompts.recipe import PromptRecipe
@@ -31,6 +33,7 @@ class HeadEffects:
         mean_z_corrupted: The same over the corrupted versions of those prompts; None where no contrast was asked for.
         write_scale: Mean scale of a head's write into the residual stream; ones except on post-norm families.
         base_scores: Score of each corrupted prompt without a patch.
+        clean_scores: Score of the same prompts with nothing taken away; None in files that were written before.
         corruptions: What was done to each prompt.
         inputs: The input each prompt asks about.
         task: The task's name.
@@ -50,10 +53,54 @@ class HeadEffects:
     model: ModelIdentity
     settings: Mapping[str, Any]
     model_ref: "weakref.ref[TransformerBridge] | None" = field(default=None, repr=False)
+    clean_scores: Float[Tensor, " batch"] | None = None
 
     def __repr__(self) -> str:
         best = ", ".join(f"L{layer}H{head} {self.aie[layer, head]:+.3g}" for layer, head in self.top_heads(1))
-        return f"HeadEffects({self.task!r}, {self.model.name!r}, {len(self.cie)} prompts, largest {best})"
+        taken = f"{self.taken}, " if self.taken else ""
+        return f"HeadEffects({self.task!r}, {self.model.name!r}, {len(self.cie)} prompts, {taken}largest {best})"
+
+    def __str__(self) -> str:
+        return "\n".join([*self.warnings, repr(self)])
+
+    @property
+    def ability(self) -> Ability | None:
+        """Clean and bare accuracy on *select* inputs; None where it was not measured."""
+        return Ability.recorded(self.settings)
+
+    @property
+    def clean_accuracy(self) -> float | None:
+        """How often the model is right on clean prompts; None where it was not measured."""
+        return self.ability and self.ability.clean
+
+    @property
+    def bare_accuracy(self) -> float | None:
+        """How often it is right without instruction and demonstrations; None where it was not measured."""
+        return self.ability and self.ability.bare
+
+    @property
+    def taken(self) -> Taken | None:
+        """What the corruption takes away from the score of the measured prompts; None where it is not known."""
+        if self.clean_scores is None:
+            return None
+        return Taken.of(self.clean_scores, self.base_scores, str(self.settings.get("score", "prob")))
+
+    @property
+    def taken_warning(self) -> str:
+        """What to say where the corruption takes nothing or little away; empty where it does, or `none` was asked."""
+        if set(self.corruptions) == {"none"} or self.taken is None or self.taken.is_enough:
+            return ""
+        kinds = ", ".join(sorted(set(self.corruptions)))
+        return (
+            f"{self.task}: the corruption {kinds} takes little away, {self.taken}: what heads bring back then says "
+            "little of the task; use another corruption or recipe, or more prompts."
+        )
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What speaks against building a vector from these effects, in whole sentences; empty where nothing does."""
+        ability = self.ability.warning(self.task, self.model.name) if self.ability else ""
+        return tuple(filter(None, (ability, self.taken_warning)))
 
     @property
     def live_model(self) -> TransformerBridge | None:

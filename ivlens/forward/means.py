@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ivlens.common.progress import ticking
 from ivlens.forward.hooks import captured_heads, captured_projection, captured_residual, model_lock, post_attention_norm
 from ivlens.forward.inputs import Inputs, check_length, check_prompts, row_slices
 from ivlens.models.boot import TransformerBridge
@@ -166,7 +167,7 @@ def _passes(
     model: TransformerBridge, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"], batch_size: int
 ) -> Iterator[Inputs]:
     check_length(model, mask)
-    for rows in row_slices(len(tokens), batch_size):
+    for rows in ticking(list(row_slices(len(tokens), batch_size)), "mean head outputs", "pass"):
         yield Inputs(tokens[rows], mask[rows], last=tokens.shape[1] - 1, n_answer=1)
 
 

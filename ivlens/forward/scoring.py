@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ivlens.common.progress import ticking
 from ivlens.forward.borders import Borders
 from ivlens.forward.hooks import check_unsteered, model_lock
 from ivlens.forward.inputs import check_answers, check_length, check_prompts, forced, row_slices
@@ -120,7 +121,7 @@ def answer_passes(
     tokens, mask = check_prompts(model, batch.tokens, batch.attention_mask)
     answers = check_answers(model, batch.answer_tokens, len(batch))
     check_length(model, mask, answers.shape[1])
-    for rows in row_slices(len(batch), batch_size):
+    for rows in ticking(list(row_slices(len(batch), batch_size)), "scoring answers", "pass"):
         with model_lock(model):
             check_unsteered(model)
             logits = forced(tokens[rows], mask[rows], answers[rows]).logits(model)
@@ -190,7 +191,7 @@ def greedy_correct(model: TransformerBridge, batch: PromptBatch, *, batch_size: 
     size = batch_size if tokens.shape[1] + answers.shape[1] <= model.cfg.n_ctx else min(batch_size, 1)
     borders, source = Borders(model.tokenizer), source.to(answers.device)
     right = Correct(*torch.zeros((2, len(batch)), dtype=torch.bool, device=answers.device))
-    for rows in row_slices(len(wide), size):
+    for rows in ticking(list(row_slices(len(wide), size)), "asking the model", "pass"):
         targets, followed = answers[rows, : int(n_answer[rows].max())], given[rows, : int(n_given[rows].max()) + 1]
         with model_lock(model):
             check_unsteered(model)

@@ -12,8 +12,7 @@ from typing import Any, Literal
 
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
-
+from ivlens.common.progress import showing, ticking
 from ivlens.common.version import __version__
 from ivlens.effects.measure import head_effects
 from ivlens.forward.scoring import greedy_correct
@@ -100,15 +99,19 @@ def measure_card(
     Layers, strengths and sites are always searched on `select`; with `split="select"` they are judged there as well,
     which is good for comparing designs and for nothing else.
     """
-    bridge = load_model(model) if isinstance(model, str) else model
+    with showing(progress):
+        return _measured(load_model(model) if isinstance(model, str) else model, split, seed)
+
+
+def _measured(bridge: TransformerBridge, split: Split, seed: int) -> Card:
     bank = load_bank()
     tasks = [task for task in bank.values() if task.in_training]
     judged = pd.concat(
-        [_judge_task(bridge, bank, task, split, seed) for task in tqdm(tasks, desc="tasks", disable=not progress)],
+        [_judge_task(bridge, bank, task, split, seed) for task in ticking(tasks, "tasks", "tasks")],
         ignore_index=True,
     )
     shared = [task for task in tasks if task.inputs == SHARED]
-    interventions = _interventions(bridge, shared, split, seed, progress)
+    interventions = _interventions(bridge, shared, split, seed)
     return Card(
         measures=_measures(judged, interventions, seed),
         tasks=_task_table(judged),
@@ -166,15 +169,15 @@ def _clozes(tokenizer: Any, task: Task, examples: Sequence[TaskExample]) -> list
 
 
 def _interventions(
-    bridge: TransformerBridge, tasks: Sequence[Task], split: Split, seed: int, progress: bool
+    bridge: TransformerBridge, tasks: Sequence[Task], split: Split, seed: int
 ) -> pd.DataFrame:
     """Each shared-input task's vector and its controls."""
     vectors: dict[str, InstructionVector] = {}
-    for task in tqdm(tasks, desc="vectors", disable=not progress):
+    for task in ticking(tasks, "vectors", "tasks"):
         effects = head_effects(bridge, task, recipe=PromptRecipe(seed=seed))
         vectors[task.name] = InstructionVector.from_effects(effects, k=N_HEADS)
     frames = []
-    for task in tqdm(tasks, desc="interventions", disable=not progress):
+    for task in ticking(tasks, "interventions", "tasks"):
         others = [vector for name, vector in vectors.items() if name != task.name]
         options = JudgeOptions(split=split, seed=seed, other_vectors=others)
         frame = evaluate_intervention(bridge, task, vectors[task.name], n_draws=N_DRAWS, options=options).table

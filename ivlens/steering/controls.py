@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ivlens.common.progress import ticking
 from ivlens.effects.measure import EffectOptions, head_effects
 from ivlens.effects.results import HeadEffects
 from ivlens.forward.means import HeadMeans, head_means, mean_head_outputs
@@ -127,7 +128,8 @@ def other_task_vectors(
     asked = {"n_mean_prompts": known.get("n_mean_prompts_asked"), "correct_only": known.get("correct_only")}
     asked |= {"mode": known.get("mode"), "split": known.get("split")}
     given = {name: value for name, value in asked.items() if value is not None}
-    same["options"] = EffectOptions(contrast=is_contrast(iv), **given)
+    # a control need not be a task that the model can do
+    same["options"] = EffectOptions(contrast=is_contrast(iv), n_check_prompts=0, **given)
     if iv.recipe is not None:
         same["recipe"] = iv.recipe.for_other_tasks()
     if same.get("score") == "logit_diff":
@@ -137,7 +139,7 @@ def other_task_vectors(
         InstructionVector.from_effects(
             head_effects(model, other, **{**same, **options}), k=k, model=model, contrast=is_contrast(iv)
         )
-        for other in chosen
+        for other in ticking(chosen, "other tasks' vectors", "tasks")
     ]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ivlens.common.progress import showing
 from ivlens.effects.results import HeadEffects
 from ivlens.forward.hooks import patched_heads
 from ivlens.forward.means import HeadMeans
@@ -51,6 +52,7 @@ class JudgeOptions:
         means: Mean outputs of all heads, for `random_heads`: the vector's own effects, where they are at hand; measured
             again on up to 100 `fit` prompts if not given.
         per_vector: One row for each control vector, instead of one for all of a condition.
+        progress: Show bars: for the vectors of other tasks, the search and the judgement.
     """
 
     split: SplitName = "test"
@@ -59,6 +61,7 @@ class JudgeOptions:
     other_vectors: Sequence[InstructionVector] | None = None
     means: HeadMeans | HeadEffects | None = None
     per_vector: bool = False
+    progress: bool = False
 
 
 def evaluate_intervention(
@@ -110,6 +113,20 @@ def evaluate_intervention(
     """
     check_belongs(iv, model)
     options = options or JudgeOptions()
+    with showing(options.progress):
+        return _evaluated(model, task, iv, recipe, at, n_prompts, n_draws, options)
+
+
+def _evaluated(
+    model: TransformerBridge,
+    task: Task,
+    iv: InstructionVector,
+    recipe: PromptRecipe | None,
+    at: Grid | Setting | None,
+    n_prompts: int | None,
+    n_draws: int,
+    options: JudgeOptions,
+) -> Evaluation:
     given = options.other_vectors
     others = true_others(some_other_vectors(model, task, iv, n_draws) if given is None else given, iv, task)
     for vector in others:

@@ -4,11 +4,13 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import count
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ivlens.common.progress import bar, ticking
 from ivlens.forward.borders import Borders
 from ivlens.forward.hooks import added, check_unsteered, model_lock
 from ivlens.forward.inputs import check_length, check_prompts, row_slices
@@ -78,11 +80,11 @@ class Trials:
 
     def edited(self, context: Callable[[Where], AbstractContextManager[None]]) -> Scores:
         """Scores with `context(where)` open around every pass: one row."""
-        return self._all(lambda portion: portion.scores(1, context))
+        return self._all(lambda portion: portion.scores(1, context), "asking the model")
 
     def added(self, deltas: Float[Tensor, "n d_model"], layer: int, site: str, *, brief: bool = False) -> Scores:
         """Scores with each of `deltas` added at one place; `brief`: without `logprob`, which is then NaN."""
-        return self._all(lambda portion: portion.added(deltas, layer, site, brief))
+        return self._all(lambda portion: portion.added(deltas, layer, site, brief), "trying vectors")
 
     def at(
         self,
@@ -98,12 +100,21 @@ class Trials:
             brief: without `logprob`, which is then NaN.
             loose: brief, and without the second pass: answers that go on count as right, and none is seen to end.
         """
-        return self._all(lambda portion: portion.at(settings, thetas, brief or loose, loose))
+        places = len({(setting.layer, setting.site) for setting in settings})
+        total, done = places * len(self._slices), count(1)
+        with bar("trying settings", total, "places") as report:
+            return self._all(
+                lambda portion: portion.at(
+                    settings, thetas, lambda: report(next(done), total), brief=brief or loose, loose=loose
+                )
+            )
 
-    def _all(self, run: "Callable[[_Portion], Scores]") -> Scores:
+    def _all(self, run: "Callable[[_Portion], Scores]", what: str = "") -> Scores:
+        numbers = range(len(self._slices))
         with model_lock(self.model):
             check_unsteered(self.model)
-            return Scores.abreast([run(self._portion(number)) for number in range(len(self._slices))])
+            each = ticking(numbers, what, "portions") if what else numbers
+            return Scores.abreast([run(self._portion(number)) for number in each])
 
     def _portion(self, number: int) -> "_Portion":
         if self._held is None or self._held[0] != number:
@@ -143,7 +154,15 @@ class _Portion:
     ) -> Scores:
         return self.scores(len(deltas), _Addition(deltas, layer, site), brief, loose)
 
-    def at(self, settings: Sequence[Setting], thetas: Float[Tensor, "n d_model"], brief: bool, loose: bool) -> Scores:
+    def at(
+        self,
+        settings: Sequence[Setting],
+        thetas: Float[Tensor, "n d_model"],
+        place_done: Callable[[], object],
+        *,
+        brief: bool,
+        loose: bool,
+    ) -> Scores:
         places: dict[tuple[int, str], list[int]] = defaultdict(list)
         for index, setting in enumerate(settings):
             places[setting.layer, setting.site].append(index)
@@ -151,6 +170,7 @@ class _Portion:
         for (layer, site), indices in places.items():
             alphas = torch.tensor([settings[index].alpha for index in indices])
             parts.append(self.added(thetas[indices] * alphas[:, None], layer, site, brief, loose))
+            place_done()
         order = torch.tensor([index for indices in places.values() for index in indices])
         return Scores.stacked(parts).chosen(order.argsort().tolist())
 

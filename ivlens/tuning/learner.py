@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ivlens.common.files import held, ready_folder, replacing
+from ivlens.common.progress import bar
 from ivlens.models.adapters import put_in_order
 from ivlens.models.boot import TransformerBridge, check_model
 from ivlens.models.fingerprint import model_identity
@@ -89,9 +90,15 @@ class Learner:
     ) -> pd.DataFrame:
         """`learn` in a folder that is held already."""
         trainer = self.trainer(data, options, guidance)
-        trainer.folder, trainer.on_step, trainer.stop = folder, on_step, stop
+        trainer.folder, trainer.stop = folder, stop
         trainer.judge = None if judge is None else lambda: judge(self.trained)
-        with _undone_on_error(self.trained):
+        with _undone_on_error(self.trained), bar("training", trainer.options.steps, "steps") as report:
+
+            def step_done(row: Row) -> None:
+                report(int(row["step"]), trainer.options.steps)
+                on_step(row)
+
+            trainer.on_step = step_done
             rows = trainer.run()
             self.method.finish(self.trained, data, trainer.seed)
         self.n_tasks += 1

@@ -10,6 +10,7 @@ import torch
 from ivlens.analysis.dynamics.stages import Stage
 from ivlens.common.checks import check_counts
 from ivlens.common.intervals import grouped_interval
+from ivlens.common.progress import ticking
 from ivlens.forward.means import HeadMeans
 from ivlens.models.boot import TransformerBridge
 from ivlens.prompts.corruptions import Corruption
@@ -150,7 +151,7 @@ def causal_tests(
         if missing:
             raise ValueError(f"stage {stage.name!r} lacks {', '.join(missing)}, expected all tasks; measure them too.")
     found = []
-    for task in tasks:
+    for task in ticking(tasks, "causal tests", "tasks"):
         heads = first.tasks[task.name].top_heads(int(first.settings["k"]))
         old, own = first.vector(task.name), last.vector(task.name, heads)
         sources = {

@@ -9,6 +9,7 @@ from typing import Any
 from ivlens.analysis.dynamics.comparison import Dynamics, compare
 from ivlens.analysis.dynamics.stages import Stage, TrackOptions, check_k, measure_stage
 from ivlens.common.kept import check_key, digest
+from ivlens.common.progress import ticking
 from ivlens.models.boot import TransformerBridge
 from ivlens.models.checkpoints import Checkpoint, CheckpointSeries
 from ivlens.prompts.recipe import plain_options
@@ -42,7 +43,7 @@ def track(
     kept = _Kept(None if folder is None else Path(folder), tasks, options)
     first: TransformerBridge | None = None
     stages = []
-    for number, checkpoint in enumerate(series):
+    for number, checkpoint in enumerate(ticking(list(series), "checkpoints", "checkpoints")):
         on_checkpoint(checkpoint)
         stage = kept.load(checkpoint.name, checkpoint.key())
         if stage is None:

@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ivlens.common.checks import check_counts
-from ivlens.effects.measure import head_effects
+from ivlens.common.progress import ticking
+from ivlens.effects.measure import EffectOptions, head_effects
 from ivlens.effects.results import HeadEffects
 from ivlens.forward.hooks import captured_residual, check_unsteered, model_lock
 from ivlens.forward.means import mean_head_outputs
@@ -175,8 +176,10 @@ def measure_stage(
         raise ValueError(f"tasks are {names}, expected one or more with distinct names.")
     distance = 0.0 if first is None else weight_distance(first, model)
     measured, made_by = {}, {}
-    for task in tasks:
-        found = head_effects(model, task, recipe=options.recipe, n_prompts=options.n_prompts)
+    # the first model is asked whether it can do its tasks; what became of that later is what is measured
+    effects = EffectOptions() if first is None else EffectOptions(n_check_prompts=0)
+    for task in ticking(tasks, "measuring tasks", "tasks"):
+        found = head_effects(model, task, recipe=options.recipe, n_prompts=options.n_prompts, options=effects)
         measured[task.name] = _task_stage(model, task, found, options, halves=first is None)
         made_by[task.name] = dict(found.settings)
     settings = {
@@ -256,7 +259,7 @@ def _directions(model: TransformerBridge, batch: PromptBatch) -> Float[Tensor, "
     layers = range(model.cfg.n_layers)
     device = next(model.parameters()).device
     total = torch.zeros(model.cfg.n_layers, model.cfg.d_model, dtype=torch.float64)
-    for start in range(0, len(batch), 32):
+    for start in ticking(range(0, len(batch), 32), "hidden states", "pass"):
         rows = batch.rows(slice(start, start + 32)).to(device)
         with (
             model_lock(model),

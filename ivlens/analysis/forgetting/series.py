@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from ivlens.analysis.forgetting.drops import check_same_shape
 from ivlens.analysis.forgetting.probabilities import SHAPE, ProbeOptions, probe, shape_of
 from ivlens.common.kept import kept_table
+from ivlens.common.progress import ticking
 from ivlens.models.checkpoints import Checkpoint, CheckpointSeries
 from ivlens.prompts.recipe import plain_options
 from ivlens.tasks.task import Task, hash_of_tasks
@@ -36,7 +37,7 @@ def probe_series(
     """
     options = options or ProbeOptions()
     found: dict[str, pd.DataFrame] = {}
-    for checkpoint in series:
+    for checkpoint in ticking(list(series), "checkpoints", "checkpoints"):
         on_checkpoint(checkpoint)
         key = {"model": checkpoint.key(), "options": plain_options(options), "tasks": hash_of_tasks(tasks)}
         path = None if folder is None else Path(folder) / f"{checkpoint.name}.parquet"

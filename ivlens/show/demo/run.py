@@ -23,8 +23,9 @@ from ivlens.forward.borders import begins_with
 from ivlens.forward.completions import complete, first_line
 from ivlens.forward.hooks import SITES
 from ivlens.forward.means import HeadMeans
+from ivlens.forward.remembered import auto_recipe
 from ivlens.models.boot import TransformerBridge
-from ivlens.models.fingerprint import ModelIdentity, model_identity
+from ivlens.models.fingerprint import ModelIdentity, is_built_in, model_identity
 from ivlens.models.load import load_model
 from ivlens.prompts.recipe import PromptRecipe
 from ivlens.show.demo.curves import swept_controls
@@ -69,6 +70,8 @@ class DemoOptions:
         n_examples: test inputs per task that are completed with and without the vector.
         steps: of the training at the end; 0 leaves it out, and so does any other model than the built-in one.
         recipe: how prompts are made, with the seed of everything that is drawn.
+        find: each task is asked in the form in which the model answers it best, in place of the recipe, of which only
+            the seed counts; the built-in model is asked by the recipe.
     """
 
     model: str = "pocket"
@@ -79,6 +82,7 @@ class DemoOptions:
     n_examples: int = 6
     steps: int = 120
     recipe: PromptRecipe = PromptRecipe()
+    find: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,8 +123,11 @@ class DemoResult:
         return pd.DataFrame(list(rows.values()))
 
 
-def run_demo(options: DemoOptions, *, progress: bool = False) -> DemoResult:
+def run_demo(options: DemoOptions, *, progress: bool = False, say: Callable[[str], object] | None = None) -> DemoResult:
     """Do the whole of it, with progress bars on stderr if asked for.
+
+    Args:
+        say: told what form was found for each task; None: the log is.
 
     Raises:
         ValueError: fewer than two tasks, or two of one name; whatever loading and measuring raise.
@@ -130,17 +137,23 @@ def run_demo(options: DemoOptions, *, progress: bool = False) -> DemoResult:
     bar = _Bars(progress)
     (model,) = [load_model(name) for name in bar("loading the model", [options.model])]
     with _few_threads(model):
-        return _measured(model, tasks, options, bar, start)
+        return _measured(model, tasks, options, bar, say, start)
 
 
 def _measured(
-    model: TransformerBridge, tasks: Sequence[Task], options: DemoOptions, bar: "_Bars", start: float
+    model: TransformerBridge,
+    tasks: Sequence[Task],
+    options: DemoOptions,
+    bar: "_Bars",
+    say: Callable[[str], object] | None,
+    start: float,
 ) -> DemoResult:
     recipe, seed = options.recipe, options.recipe.seed
-    effects = [
-        head_effects(model, task, recipe=recipe, n_prompts=options.n_prompts)
-        for task in bar("measuring effects", tasks)
-    ]
+    find = options.find and not is_built_in(model)
+    effects = []
+    for task in bar("measuring effects", tasks):
+        own = auto_recipe(model, [task], seed=seed, say=say) if find else recipe
+        effects.append(head_effects(model, task, recipe=own, n_prompts=options.n_prompts))
     vectors = [InstructionVector.from_effects(found, k=options.k, model=model) for found in effects]
     judged, swept, controls, shown = [], [], [], []
     for task, found in bar("judging vectors", list(zip(tasks, effects, strict=True))):
@@ -209,6 +222,7 @@ def summary(result: DemoResult) -> dict[str, Any]:
     return {
         "model": asdict(result.model),
         "options": asdict(result.options) | {"recipe": result.options.recipe.to_dict()},
+        "recipes": {found.task: found.recipe.to_dict() for found in result.effects},
         "seconds": round(result.seconds, 1),
         "tasks": result.table().to_dict("records"),
         "tuning": None if result.tuning is None else result.tuning.scores.to_dict("records"),

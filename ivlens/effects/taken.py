@@ -1,0 +1,68 @@
+"""What a corruption takes away: the clean score of the measured prompts beside the corrupted one."""
+
+from dataclasses import dataclass, replace
+from math import exp, nan
+
+from jaxtyping import Float
+from torch import Tensor, cat
+
+from ivlens.common.intervals import percentiles, resampled_means
+from ivlens.forward.inputs import check_answers
+from ivlens.forward.scoring import answer_passes, score_answers, scored_columns
+from ivlens.models.boot import TransformerBridge
+from ivlens.prompts.batch import PromptBatch
+
+LEAST_SHARE = 0.2  # of the clean score
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Mean of clean − corrupted score over the measured prompts, with its 95 % interval (bootstrap, paired by prompt).
+
+    Attributes:
+        mean, low, high: In the unit of the score; the ends are NaN for a single prompt.
+        share: How much of the clean score is lost: of a probability its part, of a log-probability the part of the
+            probability (`1 - exp(-mean)`); NaN for a logit difference that is not positive on clean prompts.
+    """
+
+    mean: float
+    low: float
+    high: float
+    share: float
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether something was taken away: the interval is above 0, and at least a fifth of the clean score is lost."""
+        return not (self.low <= 0 or self.mean <= 0 or self.share < LEAST_SHARE)
+
+    def __str__(self) -> str:
+        share = "" if self.share != self.share else f", {100 * self.share:.0f} % of the clean score"
+        between = "" if self.low != self.low else f" ({self.low:+.3g} to {self.high:+.3g})"
+        return f"clean less corrupted score {self.mean:+.3g}{between}{share}"
+
+    @classmethod
+    def of(cls, clean: Float[Tensor, " batch"], corrupted: Float[Tensor, " batch"], score: str) -> "Taken":
+        """From the scores of the same prompts."""
+        lost = (clean.double() - corrupted.double()).cpu().numpy()
+        mean, whole = float(lost.mean()), float(clean.double().mean())
+        low, high = percentiles(resampled_means(lost)) if len(lost) > 1 else (nan, nan)
+        share = 1 - exp(-mean) if score == "logprob" else mean / whole if whole > 0 else nan
+        return cls(mean, low, high, share)
+
+
+def scores_of(
+    model: TransformerBridge, batch: PromptBatch, score: str, foils: Tensor | None, batch_size: int
+) -> Float[Tensor, " batch"]:
+    """The score of each prompt as it is.
+
+    Raises:
+        ValueError: a prompt that does not fit the model.
+    """
+    answers = scored_columns(score, check_answers(model, batch.answer_tokens, len(batch)))
+    foils = None if foils is None else foils.to(answers.device)
+    return cat(
+        [
+            score_answers(score, logits, answers[rows], None if foils is None else foils[rows]).cpu()
+            for rows, logits in answer_passes(model, replace(batch, answer_tokens=answers), batch_size=batch_size)
+        ]
+    )

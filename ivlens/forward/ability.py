@@ -1,0 +1,108 @@
+"""Whether a model can do a task at all, as it is asked: what no vector can carry need not be measured for long."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+from ivlens.common.intervals import wilson
+from ivlens.forward.scoring import greedy_accuracy
+from ivlens.models.boot import TransformerBridge
+from ivlens.prompts.build import build_prompts
+from ivlens.prompts.recipe import PromptRecipe
+from ivlens.tasks.task import Task
+
+logger = logging.getLogger(__name__)
+
+LEAST_CLEAN = 0.3  # accuracy on clean prompts
+LEAST_LEAD = 0.2  # of clean over bare prompts
+
+
+@dataclass(frozen=True)
+class Ability:
+    """How often a model is right on clean prompts of a task, and on bare ones, of the same *select* inputs.
+
+    Attributes:
+        clean: Accuracy with what tells the task.
+        bare: Accuracy without it; None where instruction and input are one text, so that nothing can be left out.
+        n: Inputs that were asked.
+    """
+
+    clean: float
+    bare: float | None
+    n: int
+
+    @property
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """Wilson's 95 % interval of each accuracy."""
+        shares = {"clean": self.clean, "bare": self.bare}
+        return {name: wilson(round(share * self.n), self.n) for name, share in shares.items() if share is not None}
+
+    @property
+    def is_enough(self) -> bool:
+        """Whether there is something for a vector to carry: clean at least 0.3, and at least 0.2 above bare."""
+        return self.clean >= LEAST_CLEAN and self.clean - (self.bare or 0.0) >= LEAST_LEAD - 1e-9
+
+    def __str__(self) -> str:
+        parts = []
+        for name, (low, high) in self.intervals.items():
+            parts.append(f"{name} accuracy {getattr(self, name):.2f} ({low:.2f} to {high:.2f})")
+        return f"{', '.join(parts)} on {self.n} select inputs"
+
+    def warning(self, task: str, model: str) -> str:
+        """What to say where it is not enough: why, and what to do; empty where it is."""
+        if self.is_enough:
+            return ""
+        why = "no vector can carry what the model does not do"
+        if self.clean >= LEAST_CLEAN:
+            why = "the prompt without an instruction does nearly as well, so a vector has little to carry"
+        return (
+            f"{task}: {self}: {why}; ask in a form that the model can answer (ivlens prompts --model {model} --task "
+            f"{task}, or find_prompts(model, task)), or take another task."
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """In plain JSON values."""
+        intervals = {f"{name}_interval": list(ends) for name, ends in self.intervals.items()}
+        return {"clean": self.clean, "bare": self.bare, "n": self.n, **intervals}
+
+    @classmethod
+    def recorded(cls, settings: Mapping[str, Any]) -> "Ability | None":
+        """From the settings of a result; None where it was not measured."""
+        found = settings.get("ability")
+        return None if found is None else cls(found["clean"], found["bare"], found["n"])
+
+
+def measure_ability(
+    model: TransformerBridge, task: Task, recipe: PromptRecipe, n_prompts: int = 24, *, batch_size: int = 32
+) -> Ability | None:
+    """Clean and bare accuracy on up to `n_prompts` inputs of *select*, drawn with the recipe's seed.
+
+    Says what it found in the log, with a warning where it is not enough for a vector.
+
+    Returns:
+        None where it cannot be asked: a task without *select* inputs, or prompts there that do not fit the model.
+
+    Raises:
+        RuntimeError: inside a `steer` context.
+    """
+    try:
+        examples = list(task.split("select", recipe.seed))
+        Random(f"{recipe.seed}\0{task.name}\0ability").shuffle(examples)
+        examples, has_bare = examples[:n_prompts], bool(recipe.shots(task)) or not task.fused
+        kinds = [None, "drop"] if has_bare else [None]
+        batches = [build_prompts(model.tokenizer, task, examples, recipe, corruption=kind) for kind in kinds]
+        right = [greedy_accuracy(model, batch, batch_size=batch_size) for batch in batches]
+    except ValueError as error:
+        logger.debug("%s: clean and bare accuracy cannot be measured: %s", task.name, error)
+        return None
+    clean, bare = [int(each.sum()) / len(each) for each in right] + [None] * (2 - len(right))
+    assert clean is not None
+    found = Ability(clean, bare, len(right[0]))
+    warning = found.warning(task.name, model.cfg.model_name)
+    if warning:
+        logger.warning("%s", warning)
+    else:
+        logger.info("%s: %s", task.name, found)
+    return found
