@@ -61,21 +61,24 @@ def demo(
 
     Args:
         model: "pocket", a checkpoint folder, or a Hugging Face Hub name.
-        task: A built-in task or a path; give it twice or more. By default eight tasks that share their inputs.
+        task: A built-in task or a path; give it twice or more. By default eight that share their inputs, and on
+            smollm2 four, asked by five demonstrations, that it can answer.
         out: Folder to write to.
     """
     quiet_libraries()
-    from ivlens.show.demo.run import DEFAULT_TASKS, DemoOptions, run_demo, summary, write_demo
+    from ivlens.show.demo.run import DemoOptions, run_demo
+    from ivlens.show.demo.writing import summary, write_demo
     from ivlens.show.pages.demo import write_page
 
     asked, amount = prompts or PromptOptions(), asdict(amounts or Amounts())
     recipe = asked.recipe()
-    options = DemoOptions(model=model, tasks=task or DEFAULT_TASKS, recipe=recipe, find=asked.is_open, **amount)
+    given = None if asked.is_open else recipe
+    options = DemoOptions(model=model, tasks=task or None, recipe=given, seed=recipe.seed, **amount)
     result = run_demo(options, progress=shows_progress(as_json), say=said)
     write_demo(result, out, also=lambda folder: write_page(result, folder / "index.html"))
     page = out / "index.html"
     if as_json:
-        print_json({**summary(result), "recipe": recipe.to_dict(), "page": str(page)})
+        print_json({**summary(result), "recipe": given and given.to_dict(), "page": str(page)})
         return
     print(f"Accuracy on test inputs, {result.model}\n")
     _print_result(result)

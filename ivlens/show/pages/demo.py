@@ -10,7 +10,8 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from ivlens.common.version import __version__
-from ivlens.show.demo.run import DemoResult, file_name
+from ivlens.show.demo.run import DemoResult
+from ivlens.show.demo.writing import file_name
 from ivlens.show.figures.conditions import LOOKS, condition_plot
 from ivlens.show.figures.heads import head_heatmap, unit_of
 from ivlens.show.figures.rows import Row, grouped, mean, rows_of
@@ -245,9 +246,9 @@ def _settings(result: DemoResult) -> str:
         "effects": f"{options.n_prompts} corrupted prompts per task ({', '.join(corruptions)}), "
         f"score: {result.effects[0].settings.get('score', '')}",
         "vector": f"the {options.k} heads of largest effect, mean output times output projection, without its bias",
-        "controls": f"{options.n_draws} random vectors of equal norm; {options.n_draws} sets of other heads; "
+        "controls": f"{options.plan.n_draws} random vectors of equal norm; {options.plan.n_draws} sets of other heads; "
         f"the other {len(result.tasks) - 1} tasks' vectors; the answer that is right most often",
-        "seed": str(options.recipe.seed),
+        "seed": str(options.drawn_seed),
         "made with": f"ivlens {__version__} in {result.seconds:.0f} s",
     }
     return "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in facts.items())
