@@ -8,8 +8,7 @@ from ivlens.models.boot import TransformerBridge
 from ivlens.prompts.recipe import PromptRecipe
 from ivlens.steering.search import Grid
 
-SMALL_STACK = 8  # blocks up to which every layer and both sites are tried
-N_TRIED_LAYERS = 12  # of a larger model, evenly spaced
+SMALL_STACK = 8  # blocks up to which both sites are tried
 
 
 @dataclass(frozen=True)
@@ -61,13 +60,7 @@ def plan_for(model: str) -> DemoPlan:
 
 
 def demo_grid(model: TransformerBridge) -> Grid:
-    """Where vectors are tried: everywhere in a small model, at twelve layers of the residual stream in a larger one.
-
-    The first blocks and the last fifth are left out there: a vector added in the last blocks is read by few heads.
-    """
-    n_layers = model.cfg.n_layers
-    if n_layers <= SMALL_STACK:
+    """Where vectors are tried: both sites and strengths up to 8 in a small model, the residual stream in a larger one."""
+    if model.cfg.n_layers <= SMALL_STACK:
         return Grid(alphas=(1.0, 2.0, 4.0, 8.0), n_screen=10, n_finalists=5)
-    first, last = round(0.06 * n_layers), round(0.8 * n_layers)
-    layers = sorted({round(first + (last - first) * i / (N_TRIED_LAYERS - 1)) for i in range(N_TRIED_LAYERS)})
-    return Grid(layers=layers, alphas=(1.0, 2.0, 4.0), sites=SITES[:1], n_screen=8, n_finalists=3)
+    return Grid(alphas=(1.0, 2.0, 4.0), sites=SITES[:1], n_screen=8, n_finalists=3)
