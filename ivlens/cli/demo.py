@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 COLUMNS = {
     "task": "task",
-    "bare": "no instruction",
+    "bare": "bare input",
     "iv": "IV added",
     "iv_heads": "its heads",
     "random": "random",
     "other_tasks": "other IVs",
     "random_heads": "random heads",
     "constant": "constant",
-    "clean": "instructed",
+    "clean": "clean prompt",
 }
 
 

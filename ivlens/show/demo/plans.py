@@ -60,7 +60,7 @@ def plan_for(model: str) -> DemoPlan:
 
 
 def demo_grid(model: TransformerBridge) -> Grid:
-    """Where vectors are tried: both sites and strengths up to 8 in a small model, the residual stream in a larger one."""
+    """Where vectors are tried: at both sites in a small model, in the residual stream of a larger one."""
     if model.cfg.n_layers <= SMALL_STACK:
         return Grid(alphas=(1.0, 2.0, 4.0, 8.0), n_screen=10, n_finalists=5)
     return Grid(alphas=(1.0, 2.0, 4.0), sites=SITES[:1], n_screen=8, n_finalists=3)

@@ -1,8 +1,8 @@
 """The main job on several tasks: effects, vectors, the best setting, the judgement with controls, completions; and,
 with the built-in model, a short training.
 
-`run_demo` computes, `write_demo` (in `writing.py`) writes. Nothing is on disk before everything is computed, and no file
-is ever half written, so an interrupted demo leaves the last complete one alone.
+`run_demo` computes, `write_demo` (in `writing.py`) writes. Nothing is on disk before everything is computed, and no
+file is ever half written, so an interrupted demo leaves the last complete one alone.
 """
 
 import time

@@ -115,14 +115,14 @@ def _conditions(name: str, file: Found) -> Iterator[Drawing]:
 
 def _curves(name: str, file: Found) -> Iterator[Drawing]:
     caption = (
-        "Accuracy on select inputs without instruction along the layers, every vector at its best strength there; "
+        "Accuracy on bare select inputs along the layers, every vector at its best strength there; "
         "bands: 95 % interval over prompts; dashed level: no vector."
     )
     yield Drawing(name, caption, intervention_curves(file.frame), width="page", inches=2.5)
 
 
 def _strengths(name: str, file: Found) -> Iterator[Drawing]:
-    caption = "Accuracy on select inputs along the layers, one line per strength; dashed level: no vector."
+    caption = "Accuracy on bare select inputs along the layers, one line per strength; dashed level: no vector."
     yield Drawing(name, caption, strength_curves(file.frame), width="page", inches=2.5)
 
 
