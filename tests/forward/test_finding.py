@@ -40,7 +40,11 @@ def test_every_row_is_what_a_count_by_hand_gives(pocket):
     inputs = [example.input for example in tried_examples(pocket, task, 12, 1)]
     assert len(inputs) == 12 and all(ivlens.tasks.task.split_of(text, 1) == "select" for text in inputs)
     for row, (recipe, *_) in zip(search.table.to_dict("records"), search.recipes, strict=True):
-        assert (row["template"], row["n_shots"], row["instruction"]) == (recipe.template, recipe.n_shots, told_by(recipe))
+        assert (row["template"], row["n_shots"], row["instruction"]) == (
+            recipe.template,
+            recipe.n_shots,
+            told_by(recipe),
+        )
         asked = inputs[: row["n"]]
         assert row["clean"] == by_hand(pocket, task, recipe, asked)
         assert row["bare"] == by_hand(pocket, task, recipe, asked, "drop")

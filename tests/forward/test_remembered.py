@@ -113,7 +113,11 @@ def row(template, n_shots, instruction, clean, n_tokens, *more):
 def test_several_tasks_get_the_form_that_is_best_on_average(llama, monkeypatch):
     after = PromptRecipe("after", None, 5)
     rows = {
-        "antonym": [row("plain", 5, "none", 1.0, 50, after), row("plain", 0, "task", 0.6, 20), row("qa", 5, "none", 0.9, 50)],
+        "antonym": [
+            row("plain", 5, "none", 1.0, 50, after),
+            row("plain", 0, "task", 0.6, 20),
+            row("qa", 5, "none", 0.9, 50),
+        ],
         "synonym": [row("plain", 0, "task", 0.8, 20), row("qa", 5, "none", 0.5, 50), row("after", 5, "none", 0.2, 50)],
     }
 

@@ -329,13 +329,11 @@ def test_the_beginning_of_an_answer_comes_after_an_empty_thought(words):
     assert batch.texts[0].endswith("Output: no thought\nthe word:")
 
 
-@pytest.mark.parametrize(
-    ("template", "reason"),
-    [
-        (CHAT.replace("{% for", "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}{% for", 1), "no system role"),
-        ("{% for m in messages %}{% if m.role != 'system' %}{{ m.content }}{% endif %}{% endfor %}", "it leaves the text out"),
-    ],
-)  # fmt: skip
+NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHAT
+DEAF = "{% for m in messages %}{% if m.role != 'system' %}{{ m.content }}{% endif %}{% endfor %}"
+
+
+@pytest.mark.parametrize(("template", "reason"), [(NO_SYSTEM, "no system role"), (DEAF, "it leaves the text out")])
 def test_a_chat_template_that_takes_no_system_text(words, template, reason):
     tokenizer = chat_tokenizer(words, template)
     with pytest.raises(ValueError, match=f"template 'spoken' has a system text, .* refuses .*{reason}"):
@@ -381,7 +379,10 @@ def test_tokens_as_they_read_in_a_text(byte_level, metaspace, words):
     ("options", "message"),
     [
         ({"corruption": "noise"}, "corruption is 'noise', expected one of counterfactual, counterfactual_inputs"),
-        ({"n_shots": 200}, "n_shots is 200, but task .* has ([0-9]+) examples to demonstrate .* at most n_shots = [0-9]+"),
+        (
+            {"n_shots": 200},
+            "n_shots is 200, but task .* has ([0-9]+) examples to demonstrate .* at most n_shots = [0-9]+",
+        ),
         ({"corruption": "shuffle"}, "'shuffle' got n_shots = 0, expected 2 or more"),
         (
             {"corruption": "drop", "instruction": None, "n_shots": 0},
