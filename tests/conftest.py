@@ -24,6 +24,14 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What tests remember is none of the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IVLENS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 def byte_level_tokenizer() -> PreTrainedTokenizerFast:
     """GPT-2's kind: byte-level BPE, a space belongs to the word after it, no BOS is added."""
     raw = Tokenizer(models.BPE())

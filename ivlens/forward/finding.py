@@ -223,6 +223,11 @@ def _merit(trial: Trial) -> tuple[int, int]:
     return trial.gain(), -trial.order
 
 
+def _ranked(trials: Iterable[Trial]) -> list[Trial]:
+    """The largest gain for each prompt first, of equals the cheaper form (`sorted` keeps their order)."""
+    return sorted(trials, key=lambda trial: -trial.gain() / len(trial.clean))
+
+
 def right_answers(model: TransformerBridge, batch: PromptBatch) -> list[bool]:
     """Which prompts are answered right, by `greedy_correct`.
 

@@ -119,8 +119,8 @@ def is_built_in(model: TransformerBridge) -> bool:
     if _ORIGINS.get(model, _Origin("", None)).name == "pocket":
         return True
     try:
-        known = json.loads((pocket_path() / "card.json").read_text(encoding="utf-8"))["weights_hash"]
-    except (OSError, ValueError, KeyError):
+        known = json.loads((pocket_path() / "card.json").read_text(encoding="utf-8"))["about"]["weights_hash"]
+    except (OSError, ValueError, KeyError, TypeError):
         return False  # an installation without it has no built-in model
     return weights_hash(model) == known
 

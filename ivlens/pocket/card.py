@@ -168,9 +168,7 @@ def _clozes(tokenizer: Any, task: Task, examples: Sequence[TaskExample]) -> list
     return batches
 
 
-def _interventions(
-    bridge: TransformerBridge, tasks: Sequence[Task], split: Split, seed: int
-) -> pd.DataFrame:
+def _interventions(bridge: TransformerBridge, tasks: Sequence[Task], split: Split, seed: int) -> pd.DataFrame:
     """Each shared-input task's vector and its controls."""
     vectors: dict[str, InstructionVector] = {}
     for task in ticking(tasks, "vectors", "tasks"):
