@@ -15,7 +15,7 @@ from ivlens.common.files import held, ready_folder, replacing
 from ivlens.models.adapters import put_in_order
 from ivlens.models.boot import TransformerBridge, check_model
 from ivlens.models.fingerprint import model_identity
-from ivlens.models.known import pocket_path
+from ivlens.models.known import known_model
 from ivlens.models.load import load_model
 from ivlens.models.plain import plain_model
 from ivlens.tuning.data import TrainingSet
@@ -42,8 +42,9 @@ class Learner:
         self.sites = Sites(model)
         self.trained: nn.Module = plain_model(model)
         name = model_identity(model).name
-        # peft writes it into its adapters as the model that they belong to
-        self.trained.__dict__["name_or_path"] = str(pocket_path()) if name == "pocket" else name
+        known = known_model(name)
+        # peft writes it into its adapters as the model that they belong to, and knows no names but the Hub's
+        self.trained.__dict__["name_or_path"] = name if known is None else str(known.folder)
         self._has_begun = False
 
     def learn(
