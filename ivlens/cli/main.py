@@ -5,6 +5,7 @@ annotated parameters are its options; what it returns is the exit status if it i
 Nothing of a command is imported before it is called, so that `ivlens --help` needs neither torch nor transformers.
 """
 
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -84,6 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_ERROR  # cyclopts has printed it, with the nearest valid name
     except KeyboardInterrupt:
         print("\nivlens: interrupted", file=sys.stderr)
+        if argv is None:  # the program ends here: without a search through all that a model left, which takes seconds
+            gc.freeze()
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader (`| head`) is gone: a second flush, at exit, would complain once more.

@@ -27,13 +27,13 @@ def ready_cache(part: str) -> Path:
     except OSError as error:
         what = error.strerror or type(error).__name__
         raise type(error)(
-            f"{str(folder)!r} is no folder that can be written to ({what}), expected one for what is kept between runs; "
-            f"set {VARIABLE} to another folder."
+            f"{str(folder)!r} cannot be written to ({what}), expected a folder for what is kept between runs; set "
+            f"{VARIABLE} to another folder."
         ) from error
 
 
 def cache_folder() -> Path:
-    """The folder of this user's kept things, which need not exist yet: `IVLENS_CACHE`, or `ivlens` in the user's cache."""
+    """The folder of this user's kept things, which need not exist: `IVLENS_CACHE`, or `ivlens` in the user's cache."""
     given = os.environ.get(VARIABLE, "").strip()
     if given:
         return Path(given).expanduser().absolute()

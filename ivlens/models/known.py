@@ -110,7 +110,7 @@ def pocket_path() -> Path:
 
 
 def label_of(name: str | Path) -> str:
-    """What results call a model that was opened by `name`: a folder that is called like a known model stays a folder."""
+    """What results call a model that was opened by `name`; a folder called like a known model stays a folder."""
     return os.path.join(".", name) if isinstance(name, Path) and str(name) in KNOWN else str(name)
 
 

@@ -54,8 +54,8 @@ def load_model(
         ImportError: A GGUF file, and no package `gguf`.
         ConnectionError: The Hub could not be reached, or has no such model.
         TypeError: `hf_model` is no transformers model.
-        ValueError: A GGUF file that is cut; encoder-decoder, no attention heads, NaN weights, an architecture that is not supported or not
-            wrapped faithfully, or a device or dtype that does not exist.
+        ValueError: Encoder-decoder, no attention heads, NaN weights, a GGUF file that is cut, an architecture that is
+            not supported or not wrapped faithfully, or a device or dtype that does not exist.
     """
     if hf_model is not None and not (isinstance(hf_model, nn.Module) and hasattr(hf_model, "config")):
         raise TypeError(f"hf_model is {type(hf_model).__name__}, expected a transformers model (LlamaForCausalLM ...).")

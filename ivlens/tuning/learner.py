@@ -189,7 +189,7 @@ class Learner:
         return guides
 
 
-def alone_in(folder: str | Path | None) -> AbstractContextManager[None]:
+def alone_in(folder: str | Path | None) -> AbstractContextManager[object]:
     """No other training in the same folder meanwhile; of several processes of one training the first sees to it."""
     return nullcontext() if folder is None or not current().is_first else held(Path(folder), "a training")
 
