@@ -25,7 +25,6 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "get": Command("ivlens.cli.get:get", "Fetch a real model, to be opened by its name."),
     "demo": Command("ivlens.cli.demo:demo", "Measure, build, steer and judge on the built-in model; write a report."),
     "effects": Command("ivlens.cli.effects:effects", "Measure the causal effect of every attention head on a task."),
     "vector": Command("ivlens.cli.vector:vector", "Build the Instruction Vector of a task and judge it."),
@@ -39,6 +38,7 @@ COMMANDS = {
     "forget": Command("ivlens.cli.forget:forget", "Take apart what checkpoints forgot: instruction or knowledge."),
     "dynamics": Command("ivlens.cli.dynamics:dynamics", "Follow Instruction Vectors through a series of checkpoints."),
     "study": Command("ivlens.cli.study:study", "Test the paper's claims on one model; write a report."),
+    "get": Command("ivlens.cli.get:get", "Fetch a real model, to be opened by its name."),
     "pocket": Command("ivlens.cli.pocket:app", "Train the built-in model, or write its model card."),
     "doctor": Command("ivlens.cli.doctor:doctor", "Show versions, hardware and what is missing here."),
 }

