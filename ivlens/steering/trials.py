@@ -82,11 +82,23 @@ class Trials:
 
     def added(self, deltas: Float[Tensor, "n d_model"], layer: int, site: str, *, brief: bool = False) -> Scores:
         """Scores with each of `deltas` added at one place; `brief`: without `logprob`, which is then NaN."""
-        return self._all(lambda portion: portion.added(deltas, layer, site, brief=brief))
+        return self._all(lambda portion: portion.added(deltas, layer, site, brief))
 
-    def at(self, settings: Sequence[Setting], thetas: Float[Tensor, "n d_model"], *, brief: bool = False) -> Scores:
-        """Scores of each vector at its own setting; settings of one place share their passes."""
-        return self._all(lambda portion: portion.at(settings, thetas, brief=brief))
+    def at(
+        self,
+        settings: Sequence[Setting],
+        thetas: Float[Tensor, "n d_model"],
+        *,
+        brief: bool = False,
+        loose: bool = False,
+    ) -> Scores:
+        """Scores of each vector at its own setting; settings of one place share their passes.
+
+        Args:
+            brief: without `logprob`, which is then NaN.
+            loose: brief, and without the second pass: answers that go on count as right, and none is seen to end.
+        """
+        return self._all(lambda portion: portion.at(settings, thetas, brief or loose, loose))
 
     def _all(self, run: "Callable[[_Portion], Scores]") -> Scores:
         with model_lock(self.model):
@@ -126,21 +138,23 @@ class _Portion:
         floats = self._prefix.floats_per_row + 3 * longest * model.cfg.d_vocab
         self._rows_per_pass = max(1, min(rows_per_pass, _FLOATS_PER_PASS // floats))
 
-    def added(self, deltas: Float[Tensor, "n d_model"], layer: int, site: str, *, brief: bool) -> Scores:
-        return self.scores(len(deltas), _Addition(deltas, layer, site), brief)
+    def added(
+        self, deltas: Float[Tensor, "n d_model"], layer: int, site: str, brief: bool, loose: bool = False
+    ) -> Scores:
+        return self.scores(len(deltas), _Addition(deltas, layer, site), brief, loose)
 
-    def at(self, settings: Sequence[Setting], thetas: Float[Tensor, "n d_model"], *, brief: bool) -> Scores:
+    def at(self, settings: Sequence[Setting], thetas: Float[Tensor, "n d_model"], brief: bool, loose: bool) -> Scores:
         places: dict[tuple[int, str], list[int]] = defaultdict(list)
         for index, setting in enumerate(settings):
             places[setting.layer, setting.site].append(index)
         parts = []
         for (layer, site), indices in places.items():
             alphas = torch.tensor([settings[index].alpha for index in indices])
-            parts.append(self.added(thetas[indices] * alphas[:, None], layer, site, brief=brief))
+            parts.append(self.added(thetas[indices] * alphas[:, None], layer, site, brief, loose))
         order = torch.tensor([index for indices in places.values() for index in indices])
         return Scores.stacked(parts).chosen(order.argsort().tolist())
 
-    def scores(self, n: int, edit: "_Edit", brief: bool = False) -> Scores:
+    def scores(self, n: int, edit: "_Edit", brief: bool = False, loose: bool = False) -> Scores:
         size = (n, len(self.batch))
         scores = Scores(*(torch.zeros(size) for _ in METRICS))
         begun = torch.ones(size, dtype=torch.bool)
@@ -154,6 +168,9 @@ class _Portion:
             written = self._run(scores, group, flat, edit)
             flat, written = flat[written >= 0], written[written >= 0]
             chosen, rows = flat // n_rows, flat % n_rows
+            if loose or self._borders.tokenizer is None:
+                scores.accuracy[chosen, group.prompts[rows]] = 1.0
+                continue
             for name, found in self._judged(group, chosen, rows, written, edit)._asdict().items():
                 getattr(scores, name)[chosen[found], group.prompts[rows[found]]] = 1.0
         return replace(scores, logprob=torch.full(size, torch.nan)) if brief else scores
@@ -179,8 +196,6 @@ class _Portion:
         """Which of these answers, all of which were written, do not go on inside their last word, and which end."""
         accuracy = torch.ones(len(rows), dtype=torch.bool)
         exact = torch.zeros_like(accuracy)
-        if self._borders.tokenizer is None:
-            return Correct(accuracy, exact)
         after: list[int | None] = [None] * len(rows)
         whole = group.number[rows, written]
         asked = (whole >= 0).nonzero()[:, 0]
