@@ -120,6 +120,14 @@ def llama(new_model: Callable[..., torch.nn.Module], byte_level: PreTrainedToken
     return new_model("llama", byte_level)
 
 
+@pytest.fixture(scope="session")
+def smollm2() -> torch.nn.Module:
+    """The bridge of a real language model, for tests marked `real`; they must leave it as it was."""
+    import real
+
+    return real.smollm2()
+
+
 @pytest.fixture
 def checkpoint(tmp_path: Path, byte_level: PreTrainedTokenizerFast) -> Iterator[Path]:
     """A folder written by save_pretrained, with its tokenizer."""
