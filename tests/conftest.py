@@ -26,9 +26,12 @@ def _seeded() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What tests remember is none of the user's."""
+    """What tests remember is none of the user's; the models that were fetched are."""
+    folder, fetched = tmp_path_factory.mktemp("cache"), cache_folder() / "models"
+    if fetched.is_dir():
+        (folder / "models").symlink_to(fetched)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("IVLENS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("IVLENS_CACHE", str(folder))
         yield
 
 
