@@ -94,9 +94,7 @@ class MeasureOptions(PromptOptions):
     score: Literal["prob", "logprob", "logit_diff"] = "prob"
     method: Literal["exact", "cached", "reference", "attribution"] = "exact"
 
-    def measure(
-        self, model: "TransformerBridge", task: "Task", *, contrast: bool = False, progress: bool = False
-    ) -> "HeadEffects":
+    def measure(self, model: "TransformerBridge", task: "Task", *, contrast: bool = False) -> "HeadEffects":
         """Measure every head on `task`; `contrast`: with the means that such a vector subtracts."""
         from ivlens.effects.measure import EffectOptions, head_effects
 
@@ -108,7 +106,6 @@ class MeasureOptions(PromptOptions):
             score=self.score,
             n_prompts=self.n_prompts,
             options=EffectOptions(method=self.method, contrast=contrast),
-            progress=progress,
         )
 
 

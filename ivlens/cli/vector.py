@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from ivlens.cli._options import AsJson, MeasureOptions, ModelOptions
-from ivlens.cli._output import one_line, print_json, print_table, shows_progress
+from ivlens.cli._output import one_line, print_json, print_table
 
 if TYPE_CHECKING:
     from ivlens.models.boot import TransformerBridge
@@ -67,7 +67,7 @@ def vector(
     _check(file, build, judge, out)
     task = load_task(build.task) if build.task else None
     model = where.load() if file is None or judge or where.model else None
-    made = _load(file, model) if file else _build(model, task, build, how, shows_progress(as_json))
+    made = _load(file, model) if file else _build(model, task, build, how)
     if out is not None:
         made.save(out)  # before judging, which may fail or be interrupted
     evaluation = _judge(model, task, made, how) if judge else None
@@ -100,7 +100,7 @@ def _load(file: Path, model: "TransformerBridge | None") -> "InstructionVector":
 
 
 def _build(
-    model: "TransformerBridge | None", task: "Task | None", build: BuildOptions, how: MeasureOptions, progress: bool
+    model: "TransformerBridge | None", task: "Task | None", build: BuildOptions, how: MeasureOptions
 ) -> "InstructionVector":
     from ivlens.effects.results import HeadEffects
     from ivlens.vectors.vector import InstructionVector
@@ -114,7 +114,7 @@ def _build(
             )
     else:
         assert task is not None and model is not None
-        found = how.measure(model, task, contrast=build.contrast, progress=progress)
+        found = how.measure(model, task, contrast=build.contrast)
     return InstructionVector.from_effects(found, build.k, model=model, contrast=build.contrast)
 
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import pandas as pd
 import torch
+
 from ivlens.common.progress import showing, ticking
 from ivlens.common.version import __version__
 from ivlens.effects.measure import head_effects
@@ -168,9 +169,7 @@ def _clozes(tokenizer: Any, task: Task, examples: Sequence[TaskExample]) -> list
     return batches
 
 
-def _interventions(
-    bridge: TransformerBridge, tasks: Sequence[Task], split: Split, seed: int
-) -> pd.DataFrame:
+def _interventions(bridge: TransformerBridge, tasks: Sequence[Task], split: Split, seed: int) -> pd.DataFrame:
     """Each shared-input task's vector and its controls."""
     vectors: dict[str, InstructionVector] = {}
     for task in ticking(tasks, "vectors", "tasks"):

@@ -6,7 +6,7 @@ written, so an interrupted demo leaves the last complete one alone.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,9 +14,9 @@ from typing import Any
 
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
 from ivlens.common.files import filling
+from ivlens.common.progress import showing, ticking
 from ivlens.effects.measure import head_effects
 from ivlens.effects.results import HeadEffects
 from ivlens.forward.borders import begins_with
@@ -119,31 +119,34 @@ class DemoResult:
         return pd.DataFrame(list(rows.values()))
 
 
-def run_demo(options: DemoOptions, *, progress: bool = False) -> DemoResult:
+def run_demo(
+    options: DemoOptions, *, load: Callable[[], TransformerBridge] | None = None, progress: bool = False
+) -> DemoResult:
     """Do the whole of it, with progress bars on stderr if asked for.
+
+    Args:
+        load: Opens the model, once the tasks are read; None: `options.model` is loaded.
 
     Raises:
         ValueError: fewer than two tasks, or two of one name; whatever loading and measuring raise.
     """
     start = time.perf_counter()
     tasks = _load_tasks(options.tasks)
-    bar = _Bars(progress)
-    (model,) = [load_model(name) for name in bar("loading the model", [options.model])]
-    with _few_threads(model):
-        return _measured(model, tasks, options, bar, start)
+    with showing(progress):
+        model = load_model(options.model) if load is None else load()
+        with _few_threads(model):
+            return _measured(model, tasks, options, start)
 
 
-def _measured(
-    model: TransformerBridge, tasks: Sequence[Task], options: DemoOptions, bar: "_Bars", start: float
-) -> DemoResult:
+def _measured(model: TransformerBridge, tasks: Sequence[Task], options: DemoOptions, start: float) -> DemoResult:
     recipe, seed = options.recipe, options.recipe.seed
     effects = [
         head_effects(model, task, recipe=recipe, n_prompts=options.n_prompts)
-        for task in bar("measuring effects", tasks)
+        for task in ticking(tasks, "measuring effects", "tasks")
     ]
     vectors = [InstructionVector.from_effects(found, k=options.k, model=model) for found in effects]
     judged, swept, controls, shown = [], [], [], []
-    for task, found in bar("judging vectors", list(zip(tasks, effects, strict=True))):
+    for task, found in ticking(list(zip(tasks, effects, strict=True)), "judging vectors", "tasks"):
         vector = vectors[len(judged)]
         for grid in (GRID, NO_VECTOR):
             swept.append(sweep_settings(model, task, vector, grid=grid, seed=seed).assign(task=task.name))
@@ -153,7 +156,7 @@ def _measured(
         shown.append(_examples(model, task, vector, evaluation, options))
     tuning = None
     if options.steps and can_tune(options.model):
-        tuning = run_tuning(model, steps=options.steps, recipe=recipe, bar=bar)
+        tuning = run_tuning(model, steps=options.steps, recipe=recipe)
     return DemoResult(
         options=options,
         model=model_identity(model),
@@ -225,16 +228,6 @@ def _few_threads(model: TransformerBridge) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-class _Bars:
-    """Progress bars, one for each stage; none at all unless shown."""
-
-    def __init__(self, shown: bool) -> None:
-        self.shown = shown
-
-    def __call__(self, what: str, items: Sequence[Any]) -> Iterable[Any]:
-        return tqdm(items, desc=f"{what:<18}", disable=not self.shown, unit="task")
 
 
 def _load_tasks(names: Sequence[str]) -> list[Task]:
