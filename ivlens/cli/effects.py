@@ -58,8 +58,6 @@ def effects(
 
 
 def _print(found: "HeadEffects", top: int) -> None:
-    for warning in found.warnings:
-        print(f"Warning: {warning}\n")
     print(f"{found.task} on {found.model}")
     corruptions = ", ".join(sorted(set(found.corruptions)))
     how = f"score: {found.settings.get('score')}, method: {found.method}"

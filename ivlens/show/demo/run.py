@@ -108,6 +108,11 @@ class DemoResult:
     seconds: float
     tuning: TuningDemo | None = None
 
+    @property
+    def able(self) -> tuple[str, ...]:
+        """Names of the tasks that the model can do as it is asked, so that a vector has something to carry."""
+        return tuple(each.task for each in self.effects if each.ability is None or each.ability.is_enough)
+
     def table(self) -> pd.DataFrame:
         """Accuracy on *test*: one row per task, one column per condition, and the setting of the vector."""
         rows: dict[str, dict[str, Any]] = {task.name: {"task": task.name} for task in self.tasks}
@@ -214,6 +219,7 @@ def summary(result: DemoResult) -> dict[str, Any]:
         "options": asdict(result.options) | {"recipe": result.options.recipe.to_dict()},
         "seconds": round(result.seconds, 1),
         "tasks": result.table().to_dict("records"),
+        "able": list(result.able),
         "tuning": None if result.tuning is None else result.tuning.scores.to_dict("records"),
     }
 
