@@ -8,7 +8,7 @@ VARIABLE = "IVLENS_CACHE"
 
 
 def cache_folder() -> Path:
-    """The folder of this user's kept things, which need not exist yet: `IVLENS_CACHE`, or `ivlens` in the user's cache."""
+    """The folder of this user's kept things, which need not exist yet: `IVLENS_CACHE`, or the user's cache."""
     given = os.environ.get(VARIABLE, "").strip()
     if given:
         return Path(given).expanduser().absolute()
