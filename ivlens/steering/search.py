@@ -119,12 +119,10 @@ def sweep_settings(
     return pd.DataFrame(rows)
 
 
-def grid_scores(
-    trials: Trials, thetas: Float[Tensor, "n d_model"], settings: Sequence[Setting], *, brief: bool = False
-) -> list[Scores]:
-    """For each vector, its scores at every setting; `brief`: without `logprob`."""
+def grid_scores(trials: Trials, thetas: Float[Tensor, "n d_model"], settings: Sequence[Setting]) -> list[Scores]:
+    """For each vector, its scores at every setting."""
     flat = [setting for _ in thetas for setting in settings]
-    scores = trials.at(flat, thetas.repeat_interleave(len(settings), 0), brief=brief)
+    scores = trials.at(flat, thetas.repeat_interleave(len(settings), 0))
     return [scores.chosen(range(at, at + len(settings))) for at in range(0, len(flat), len(settings))]
 
 
@@ -137,16 +135,31 @@ def best_settings(
     """
     if len(settings) == 1:
         return [settings[0]] * len(thetas)
-    two_rounds = 0 < grid.n_finalists < len(settings) and 0 < grid.n_screen < len(trials.batch)
-    first_round = trials.first(grid.n_screen) if two_rounds else trials
-    goodness = torch.stack([scores.goodness() for scores in grid_scores(first_round, thetas, settings, brief=True)])
-    if not two_rounds:
-        return [settings[index] for index in goodness.argmax(1).tolist()]
-    order = goodness.argsort(dim=1, descending=True, stable=True)[:, : grid.n_finalists]
-    finalists = [settings[index] for index in order.flatten().tolist()]
-    scores = trials.at(finalists, thetas.repeat_interleave(order.shape[1], 0), brief=True)
-    winners = scores.goodness().reshape(order.shape).argmax(1).tolist()
-    return [finalists[row * order.shape[1] + winner] for row, winner in enumerate(winners)]
+    candidates = [list(settings)] * len(thetas)
+    if 0 < grid.n_finalists < len(settings) and 0 < grid.n_screen < len(trials.batch):
+        candidates = _best(trials.first(grid.n_screen), thetas, candidates, grid.n_finalists)
+    return [best for (best,) in _best(trials, thetas, candidates, 1)]
+
+
+def _best(
+    trials: Trials, thetas: Float[Tensor, "n d_model"], candidates: Sequence[Sequence[Setting]], n_best: int
+) -> list[list[Setting]]:
+    """The best candidates of each vector, in order.
+
+    Every candidate is scored `loose` first, which is no less than it deserves; only those that are among the best by
+    that are scored again, until none among the best is loose.
+    """
+    width = len(candidates[0])
+    flat = [setting for own in candidates for setting in own]
+    scores = trials.at(flat, thetas.repeat_interleave(width, 0), loose=True)
+    goodness, is_loose = scores.goodness(), scores.accuracy.any(1).reshape(len(thetas), width)
+    while True:
+        best = goodness.reshape(is_loose.shape).argsort(dim=1, descending=True, stable=True)[:, :n_best]
+        asked = (best + width * torch.arange(len(thetas))[:, None])[is_loose.gather(1, best)]
+        if not len(asked):
+            return [[own[at] for at in row] for own, row in zip(candidates, best.tolist(), strict=True)]
+        goodness[asked] = trials.at([flat[at] for at in asked], thetas[asked // width], brief=True).goodness()
+        is_loose.view(-1)[asked] = False
 
 
 def name_vectors(

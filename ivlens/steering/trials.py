@@ -84,16 +84,29 @@ class Trials:
 
     def added(self, deltas: Float[Tensor, "n d_model"], layer: int, site: str, *, brief: bool = False) -> Scores:
         """Scores with each of `deltas` added at one place; `brief`: without `logprob`, which is then NaN."""
-        return self._all(lambda portion: portion.added(deltas, layer, site, brief=brief), "trying vectors")
+        return self._all(lambda portion: portion.added(deltas, layer, site, brief), "trying vectors")
 
-    def at(self, settings: Sequence[Setting], thetas: Float[Tensor, "n d_model"], *, brief: bool = False) -> Scores:
-        """Scores of each vector at its own setting; settings of one place share their passes."""
-        places = len({(setting.layer, setting.site) for setting in settings})
-        total, done = places * len(self._slices), count(1)
+    def at(
+        self,
+        settings: Sequence[Setting],
+        thetas: Float[Tensor, "n d_model"],
+        *,
+        brief: bool = False,
+        loose: bool = False,
+    ) -> Scores:
+        """Scores of each vector at its own setting; settings of one place share their passes.
+
+        Args:
+            brief: without `logprob`, which is then NaN.
+            loose: brief, and without the second pass: answers that go on count as right, and none is seen to end.
+        """
+        total, done = len({(setting.layer, setting.site) for setting in settings}) * len(self._slices), count(1)
         with bar("trying settings", total, "places") as report:
-            return self._all(
-                lambda portion: portion.at(settings, thetas, lambda: report(next(done), total), brief=brief)
-            )
+
+            def place_done() -> None:
+                report(next(done), total)
+
+            return self._all(lambda portion: portion.at(settings, thetas, brief or loose, loose, place_done))
 
     def _all(self, run: "Callable[[_Portion], Scores]", what: str = "") -> Scores:
         numbers = range(len(self._slices))
@@ -135,16 +148,18 @@ class _Portion:
         floats = self._prefix.floats_per_row + 3 * longest * model.cfg.d_vocab
         self._rows_per_pass = max(1, min(rows_per_pass, _FLOATS_PER_PASS // floats))
 
-    def added(self, deltas: Float[Tensor, "n d_model"], layer: int, site: str, *, brief: bool) -> Scores:
-        return self.scores(len(deltas), _Addition(deltas, layer, site), brief)
+    def added(
+        self, deltas: Float[Tensor, "n d_model"], layer: int, site: str, brief: bool, loose: bool = False
+    ) -> Scores:
+        return self.scores(len(deltas), _Addition(deltas, layer, site), brief, loose)
 
     def at(
         self,
         settings: Sequence[Setting],
         thetas: Float[Tensor, "n d_model"],
-        place_done: Callable[[], object],
-        *,
         brief: bool,
+        loose: bool,
+        place_done: Callable[[], object],
     ) -> Scores:
         places: dict[tuple[int, str], list[int]] = defaultdict(list)
         for index, setting in enumerate(settings):
@@ -152,12 +167,12 @@ class _Portion:
         parts = []
         for (layer, site), indices in places.items():
             alphas = torch.tensor([settings[index].alpha for index in indices])
-            parts.append(self.added(thetas[indices] * alphas[:, None], layer, site, brief=brief))
+            parts.append(self.added(thetas[indices] * alphas[:, None], layer, site, brief, loose))
             place_done()
         order = torch.tensor([index for indices in places.values() for index in indices])
         return Scores.stacked(parts).chosen(order.argsort().tolist())
 
-    def scores(self, n: int, edit: "_Edit", brief: bool = False) -> Scores:
+    def scores(self, n: int, edit: "_Edit", brief: bool = False, loose: bool = False) -> Scores:
         size = (n, len(self.batch))
         scores = Scores(*(torch.zeros(size) for _ in METRICS))
         begun = torch.ones(size, dtype=torch.bool)
@@ -171,6 +186,9 @@ class _Portion:
             written = self._run(scores, group, flat, edit)
             flat, written = flat[written >= 0], written[written >= 0]
             chosen, rows = flat // n_rows, flat % n_rows
+            if loose or self._borders.tokenizer is None:
+                scores.accuracy[chosen, group.prompts[rows]] = 1.0
+                continue
             for name, found in self._judged(group, chosen, rows, written, edit)._asdict().items():
                 getattr(scores, name)[chosen[found], group.prompts[rows[found]]] = 1.0
         return replace(scores, logprob=torch.full(size, torch.nan)) if brief else scores
@@ -196,8 +214,6 @@ class _Portion:
         """Which of these answers, all of which were written, do not go on inside their last word, and which end."""
         accuracy = torch.ones(len(rows), dtype=torch.bool)
         exact = torch.zeros_like(accuracy)
-        if self._borders.tokenizer is None:
-            return Correct(accuracy, exact)
         after: list[int | None] = [None] * len(rows)
         whole = group.number[rows, written]
         asked = (whole >= 0).nonzero()[:, 0]

@@ -12,6 +12,7 @@ from ivlens.forward.completions import complete
 from ivlens.forward.prefix import SharedPrefix
 from ivlens.forward.scoring import greedy_correct
 from ivlens.prompts import PromptBatch, build_prompts
+from ivlens.steering.search import Grid, best_settings
 from ivlens.steering.steer import steer
 from ivlens.steering.summary import Setting
 from ivlens.steering.trials import Trials
@@ -208,6 +209,50 @@ def test_answers_that_fill_the_context(new_model, byte_level, family, n_ctx):
     alone = [Trials(model, batch.rows([row])).unsteered() for row in range(7)]
     assert torch.equal(torch.cat([one.accuracy[0] for one in alone]).bool(), right.accuracy)
     assert torch.equal(torch.cat([one.exact[0] for one in alone]).bool(), right.exact)
+
+
+@pytest.mark.parametrize(
+    "grid", [Grid(n_finalists=0), Grid(n_screen=2, n_finalists=1), Grid(n_finalists=2, n_screen=3)]
+)
+def test_a_search_does_not_fall_for_answers_that_go_on(new_model, byte_level, grid):
+    """One way the vector makes the first answer win, which then goes on; the other way a second one, which does not."""
+    one, two, five, comma = byte_level.convert_tokens_to_ids(["1", "2", "5", ","])
+    model = chained(new_model("llama", byte_level, n_layers=2), {one: two, five: comma})
+    rows = model.original_model.lm_head.weight.detach()
+    theta = (rows[one] - rows[five]) / model.original_model.model.norm.weight.detach()
+    tokens, mask = random_prompts((5, 6, 4, 5))
+    trials = Trials(model, batch_of(tokens.clamp(max=250), mask, [((one,), (five,))] * 4))
+    settings = [Setting(1, alpha, "resid_post") for alpha in (30.0, 60.0, 0.0, -30.0)]
+    loose = trials.at(settings, theta.repeat(4, 1), loose=True)
+    assert loose.accuracy.mean(1).tolist() == [1, 1, 0, 1] and int(loose.goodness().argmax()) < 2
+    assert not loose.exact.any() and loose.logprob.isnan().all()
+    assert trials.at(settings, theta.repeat(4, 1)).accuracy.mean(1).tolist() == [0, 0, 0, 1]
+    found = best_settings(trials, torch.stack([theta, -theta]), settings, grid)
+    assert found[0] == settings[3] and found[1] in settings[:2]
+
+
+def test_a_search_finds_what_the_whole_table_says(pocket, vector):
+    task = load_task("spell")
+    batch = build_prompts(pocket.tokenizer, task, task.split("select")[:9], corruption="drop")
+    # the first letters of what is to be spelled, which most of what is written goes on from
+    examples = tuple(replace(one, answers=(one.answers[0][: 3 - at % 2].strip(), "x")) for at, one in
+                     enumerate(batch.examples))  # fmt: skip
+    trials = Trials(
+        pocket, build_prompts(pocket.tokenizer, replace(task, examples=examples), examples, corruption="drop")
+    )
+    thetas = torch.stack([vector.theta, vector.random_like(1).theta, -vector.theta])
+    settings = Grid(layers=(0, 2, 4), alphas=(1.0, 4.0)).settings(pocket)
+
+    def table(trials):
+        return torch.stack([trials.at(settings, theta.repeat(len(settings), 1)).goodness() for theta in thetas])
+
+    assert best_settings(trials, thetas, settings, Grid(n_finalists=0)) == [
+        settings[at] for at in table(trials).argsort(dim=1, descending=True, stable=True)[:, 0]
+    ]
+    finalists = table(trials.first(4)).argsort(dim=1, descending=True, stable=True)[:, :3]
+    whole = table(trials).gather(1, finalists)
+    best = finalists.gather(1, whole.argsort(dim=1, descending=True, stable=True)[:, :1])[:, 0]
+    assert best_settings(trials, thetas, settings, Grid(n_screen=4, n_finalists=3)) == [settings[at] for at in best]
 
 
 def test_an_overflow_after_the_answer_is_no_right_answer(after_one, monkeypatch):

@@ -6,7 +6,7 @@ written, so an interrupted demo leaves the last complete one alone.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,9 +14,9 @@ from typing import Any
 
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
 from ivlens.common.files import filling
+from ivlens.common.progress import showing, ticking
 from ivlens.effects.measure import head_effects
 from ivlens.effects.results import HeadEffects
 from ivlens.forward.borders import begins_with
@@ -70,8 +70,7 @@ class DemoOptions:
         n_examples: test inputs per task that are completed with and without the vector.
         steps: of the training at the end; 0 leaves it out, and so does any other model than the built-in one.
         recipe: how prompts are made, with the seed of everything that is drawn.
-        find: each task is asked in the form in which the model answers it best, in place of the recipe, of which only
-            the seed counts; the built-in model is asked by the recipe.
+        find: ask each task in the form that the model answers best, with the recipe's seed; not for the built-in one.
     """
 
     model: str = "pocket"
@@ -112,6 +111,11 @@ class DemoResult:
     seconds: float
     tuning: TuningDemo | None = None
 
+    @property
+    def able(self) -> tuple[str, ...]:
+        """Names of the tasks that the model can do as it is asked, so that a vector has something to carry."""
+        return tuple(each.task for each in self.effects if each.ability is None or each.ability.is_enough)
+
     def table(self) -> pd.DataFrame:
         """Accuracy on *test*: one row per task, one column per condition, and the setting of the vector."""
         rows: dict[str, dict[str, Any]] = {task.name: {"task": task.name} for task in self.tasks}
@@ -123,40 +127,35 @@ class DemoResult:
         return pd.DataFrame(list(rows.values()))
 
 
-def run_demo(options: DemoOptions, *, progress: bool = False, say: Callable[[str], object] | None = None) -> DemoResult:
+def run_demo(
+    options: DemoOptions, *, load: Callable[[], TransformerBridge] | None = None, progress: bool = False
+) -> DemoResult:
     """Do the whole of it, with progress bars on stderr if asked for.
 
     Args:
-        say: told what form was found for each task; None: the log is.
+        load: Opens the model, once the tasks are read; None: `options.model` is loaded.
 
     Raises:
         ValueError: fewer than two tasks, or two of one name; whatever loading and measuring raise.
     """
     start = time.perf_counter()
     tasks = _load_tasks(options.tasks)
-    bar = _Bars(progress)
-    (model,) = [load_model(name) for name in bar("loading the model", [options.model])]
-    with _few_threads(model):
-        return _measured(model, tasks, options, bar, say, start)
+    with showing(progress):
+        model = load_model(options.model) if load is None else load()
+        with _few_threads(model):
+            return _measured(model, tasks, options, start)
 
 
-def _measured(
-    model: TransformerBridge,
-    tasks: Sequence[Task],
-    options: DemoOptions,
-    bar: "_Bars",
-    say: Callable[[str], object] | None,
-    start: float,
-) -> DemoResult:
+def _measured(model: TransformerBridge, tasks: Sequence[Task], options: DemoOptions, start: float) -> DemoResult:
     recipe, seed = options.recipe, options.recipe.seed
     find = options.find and not is_built_in(model)
     effects = []
-    for task in bar("measuring effects", tasks):
-        own = auto_recipe(model, [task], seed=seed, say=say) if find else recipe
+    for task in ticking(tasks, "measuring effects", "tasks"):
+        own = auto_recipe(model, [task], seed=seed) if find else recipe
         effects.append(head_effects(model, task, recipe=own, n_prompts=options.n_prompts))
     vectors = [InstructionVector.from_effects(found, k=options.k, model=model) for found in effects]
     judged, swept, controls, shown = [], [], [], []
-    for task, found in bar("judging vectors", list(zip(tasks, effects, strict=True))):
+    for task, found in ticking(list(zip(tasks, effects, strict=True)), "judging vectors", "tasks"):
         vector = vectors[len(judged)]
         for grid in (GRID, NO_VECTOR):
             swept.append(sweep_settings(model, task, vector, grid=grid, seed=seed).assign(task=task.name))
@@ -166,7 +165,7 @@ def _measured(
         shown.append(_examples(model, task, vector, evaluation, options))
     tuning = None
     if options.steps and can_tune(options.model):
-        tuning = run_tuning(model, steps=options.steps, recipe=recipe, bar=bar)
+        tuning = run_tuning(model, steps=options.steps, recipe=recipe)
     return DemoResult(
         options=options,
         model=model_identity(model),
@@ -225,6 +224,7 @@ def summary(result: DemoResult) -> dict[str, Any]:
         "recipes": {found.task: found.recipe.to_dict() for found in result.effects},
         "seconds": round(result.seconds, 1),
         "tasks": result.table().to_dict("records"),
+        "able": list(result.able),
         "tuning": None if result.tuning is None else result.tuning.scores.to_dict("records"),
     }
 
@@ -239,16 +239,6 @@ def _few_threads(model: TransformerBridge) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-class _Bars:
-    """Progress bars, one for each stage; none at all unless shown."""
-
-    def __init__(self, shown: bool) -> None:
-        self.shown = shown
-
-    def __call__(self, what: str, items: Sequence[Any]) -> Iterable[Any]:
-        return tqdm(items, desc=f"{what:<18}", disable=not self.shown, unit="task")
 
 
 def _load_tasks(names: Sequence[str]) -> list[Task]:
