@@ -109,14 +109,7 @@ class PromptOptions:
         opened = model if isinstance(model, TransformerBridge) else model()
         if is_built_in(opened):
             return recipe
-        return auto_recipe(opened, tasks, seed=recipe.seed, say=said)
-
-
-def said(line: str) -> None:
-    """A line on stderr, in the program's name."""
-    from ivlens.common.progress import say
-
-    say(f"ivlens: {line}")
+        return auto_recipe(opened, tasks, seed=recipe.seed)
 
 
 @Parameter(name="*")
@@ -137,9 +130,7 @@ class MeasureOptions(PromptOptions):
     score: Literal["prob", "logprob", "logit_diff"] = "prob"
     method: Literal["exact", "cached", "reference", "attribution"] = "exact"
 
-    def measure(
-        self, model: "TransformerBridge", task: "Task", *, contrast: bool = False, progress: bool = False
-    ) -> "HeadEffects":
+    def measure(self, model: "TransformerBridge", task: "Task", *, contrast: bool = False) -> "HeadEffects":
         """Measure every head on `task`; `contrast`: with the means that such a vector subtracts.
 
         Where no option says in which form to ask, it is looked for first.
@@ -154,7 +145,6 @@ class MeasureOptions(PromptOptions):
             score=self.score,
             n_prompts=self.n_prompts,
             options=EffectOptions(method=self.method, contrast=contrast),
-            progress=progress,
         )
 
 

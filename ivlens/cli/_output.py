@@ -1,15 +1,48 @@
 """What commands print: aligned text, JSON that any reader accepts, progress only where someone watches."""
 
 import json
+import logging
 import math
+import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
+
+ABILITY = "ivlens.forward.ability"  # whose log says, at level INFO, what a model can do
+FORMS = ("ivlens.forward.forms", "ivlens.forward.remembered")  # and these how it is asked, where nobody said how
 
 
 def shows_progress(as_json: bool) -> bool:
     """Whether progress bars make sense: someone watches stderr, and no program reads the output."""
-    return not as_json and sys.stderr.isatty()
+    is_first = os.environ.get("RANK", "0") == "0"  # of the processes of torchrun, which share a screen
+    return not as_json and is_first and sys.stderr.isatty()
+
+
+@contextmanager
+def telling(as_json: bool) -> Iterator[None]:
+    """While a command runs, stderr has its bars, the warnings of the package, and in which form it asks the model if
+    that was looked for; and, where no program reads the output, whether the model can do its task, before the long part
+    begins."""
+    from ivlens.common.progress import say, showing
+
+    class Lines(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            say(f"ivlens: {record.getMessage()}")
+
+    handler, package = Lines(logging.INFO), logging.getLogger("ivlens")
+    talking = [logging.getLogger(name) for name in (*FORMS, *(() if as_json else (ABILITY,)))]
+    before = [logger.level for logger in talking]
+    for logger in talking:
+        logger.setLevel(logging.INFO)
+    package.addHandler(handler)
+    try:
+        with showing(shows_progress(as_json)):
+            yield
+    finally:
+        package.removeHandler(handler)
+        for logger, level in zip(talking, before, strict=True):
+            logger.setLevel(level)
 
 
 def print_json(value: Any) -> None:

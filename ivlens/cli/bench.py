@@ -217,7 +217,9 @@ class _Bar:
         self._bar.update(1)
 
     def cell_done(self, cell: "Cell") -> None:
+        from ivlens.common.progress import say
+
         self._done += 1
         if not self._shown:
-            print(f"ivlens: {self._done} of {self._n_cells} cells done ({cell.name})", file=sys.stderr)
+            say(f"ivlens: {self._done} of {self._n_cells} cells done ({cell.name})")
         self._bar.update(self._done * self._per_cell - self._bar.n)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from ivlens.cli._options import AsJson, PromptOptions, quiet_libraries, said
-from ivlens.cli._output import print_json, print_table, shows_progress
+from ivlens.cli._options import AsJson, ModelOptions, PromptOptions
+from ivlens.cli._output import print_json, print_table
 
 if TYPE_CHECKING:
     from ivlens.show.demo.run import DemoResult
@@ -43,7 +43,7 @@ class Amounts:
 
 def demo(
     *,
-    model: str = "pocket",
+    where: ModelOptions | None = None,
     task: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     amounts: Amounts | None = None,
     prompts: PromptOptions | None = None,
@@ -60,21 +60,19 @@ def demo(
     Example: `ivlens demo`, or `ivlens demo --model ./checkpoint --task tasks/antonym.json --task tasks/synonym.json`
 
     Args:
-        model: "pocket", a checkpoint folder, or a Hugging Face Hub name.
         task: A built-in task or a path; give it twice or more. By default eight that share their inputs, and on
             smollm2 four, asked by five demonstrations, that it can answer.
         out: Folder to write to.
     """
-    quiet_libraries()
     from ivlens.show.demo.run import DemoOptions, run_demo
     from ivlens.show.demo.writing import summary, write_demo
     from ivlens.show.pages.demo import write_page
 
-    asked, amount = prompts or PromptOptions(), asdict(amounts or Amounts())
+    where, asked, amount = where or ModelOptions(), prompts or PromptOptions(), asdict(amounts or Amounts())
     recipe = asked.recipe()
     given = None if asked.is_open else recipe
-    options = DemoOptions(model=model, tasks=task or None, recipe=given, seed=recipe.seed, **amount)
-    result = run_demo(options, progress=shows_progress(as_json), say=said)
+    options = DemoOptions(where.model or "pocket", task or None, recipe=given, seed=recipe.seed, **amount)
+    result = run_demo(options, load=where.load)
     write_demo(result, out, also=lambda folder: write_page(result, folder / "index.html"))
     page = out / "index.html"
     if as_json:

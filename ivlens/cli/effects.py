@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from ivlens.cli._options import AsJson, MeasureOptions, ModelOptions
-from ivlens.cli._output import print_json, print_table, shows_progress
+from ivlens.cli._output import print_json, print_table
 
 if TYPE_CHECKING:
     from ivlens.effects.results import HeadEffects
@@ -47,7 +47,7 @@ def effects(
     loaded, how = load_task(task), how or MeasureOptions()
     how.recipe()  # what is wrong with it is said before the model is loaded
     model = (where or ModelOptions()).load()
-    found = how.measure(model, loaded, contrast=contrast, progress=shows_progress(as_json))
+    found = how.measure(model, loaded, contrast=contrast)
     if out is not None:
         write_effects(found, out)
     if as_json:
@@ -63,7 +63,10 @@ def _print(found: "HeadEffects", top: int) -> None:
     corruptions = ", ".join(sorted(set(found.corruptions)))
     how = f"score: {found.settings.get('score')}, method: {found.method}"
     print(f"{len(found.corruptions)} corrupted prompts ({corruptions}), {how}")
-    print(f"prompts: {found.recipe}\n")
+    print(f"prompts: {found.recipe}")
+    for what in filter(None, (found.ability, found.taken)):
+        print(what)
+    print()
     rows = [
         [row["label"], f"{row['aie']:+.4g}", f"{row['low']:+.4g} to {row['high']:+.4g}"]
         for row in found.to_frame().head(top).to_dict("records")
@@ -79,6 +82,10 @@ def describe(found: "HeadEffects") -> dict[str, Any]:
         "n_prompts": len(found.corruptions),
         "corruptions": sorted(set(found.corruptions)),
         "recipe": found.recipe.to_dict(),
+        "clean_accuracy": found.clean_accuracy,
+        "bare_accuracy": found.bare_accuracy,
+        "taken": found.taken and asdict(found.taken),
+        "warnings": list(found.warnings),
         "settings": dict(found.settings),
     }
 

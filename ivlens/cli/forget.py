@@ -1,6 +1,5 @@
 """`ivlens forget`: over a folder of checkpoints, what became of the instruction and what of the knowledge."""
 
-import sys
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,16 +25,20 @@ class SeriesOptions:
             else the first checkpoint.
         task: A task the first model knows, built in or a path; give it several times. By default, for the built-in
             model, six of those it was trained on.
+        device: auto, cpu, cuda, cuda:1 ...
+        dtype: auto (as stored), float32, bfloat16 or float16.
     """
 
     before: str | None = None
     task: Annotated[tuple[str, ...], Parameter(negative="")] = ()
+    device: str = "auto"
+    dtype: str = "auto"
 
     def series(self, checkpoints: Path) -> "CheckpointSeries":
         """In order."""
         from ivlens.models.checkpoints import checkpoint_series
 
-        return checkpoint_series(checkpoints, first=self.before)
+        return checkpoint_series(checkpoints, first=self.before, device=self.device, dtype=self.dtype)
 
     def tasks(self) -> "list[Task]":
         """Opened."""
@@ -59,7 +62,9 @@ class ProbedOptions(SeriesOptions):
 
 def said(checkpoint: "Checkpoint") -> None:
     """A line for each checkpoint."""
-    print(f"ivlens: {checkpoint.name}", file=sys.stderr, flush=True)
+    from ivlens.common.progress import say
+
+    say(f"ivlens: {checkpoint.name}")
 
 
 def forget(

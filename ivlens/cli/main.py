@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from cyclopts import App, CycloptsError
 
+from ivlens.cli._output import telling
 from ivlens.common.version import __version__
 
 
@@ -79,7 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:
-        status = build_app(_called(words))(words, exit_on_error=False)
+        with telling("--json" in words):
+            status = build_app(_called(words))(words, exit_on_error=False)
         sys.stdout.flush()
         return int(status)
     except CycloptsError:

@@ -6,8 +6,7 @@ from typing import Literal
 
 from cyclopts import App
 
-from ivlens.cli._options import AsJson, quiet_libraries
-from ivlens.cli._output import shows_progress
+from ivlens.cli._options import AsJson, ModelOptions
 
 app = App(name="pocket", help="Train the built-in model, or write its model card.", help_format="markdown")
 
@@ -40,7 +39,7 @@ def train(
 @app.command
 def card(
     *,
-    model: str = "pocket",
+    where: ModelOptions | None = None,
     split: Literal["select", "test"] = "test",
     out: Path | None = None,
     as_json: AsJson = False,
@@ -50,15 +49,13 @@ def card(
     Example: `ivlens pocket card --json`
 
     Args:
-        model: "pocket", or the folder of a checkpoint trained by `ivlens pocket train`.
         split: Inputs to judge on. Designs are compared on `select`; `test` is for the finished model.
         out: Folder to write MODEL_CARD.md and card.json into.
     """
     from ivlens.pocket.card import measure_card
     from ivlens.pocket.cardfile import card_json, card_table, write_card
 
-    quiet_libraries()
-    result = measure_card(model, split=split, progress=shows_progress(as_json))
+    result = measure_card((where or ModelOptions()).load(), split=split)
     if out is not None:
         write_card(result, out)
     print(card_json(result) if as_json else card_table(result))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from ivlens.cli._options import AsJson, ModelOptions
-from ivlens.cli._output import print_json, print_table, shows_progress
+from ivlens.cli._output import print_json, print_table
 
 if TYPE_CHECKING:
     from ivlens.forward.finding import PromptSearch
@@ -51,7 +51,6 @@ def prompts(
     Args:
         task: Name of a built-in task, or a path: a task file or folder, CSV, JSON, JSONL.
     """
-    from ivlens.common.progress import showing
     from ivlens.forward.finding import find_prompts
     from ivlens.prompts.templates import find_template
     from ivlens.tasks.bank import load_task
@@ -60,10 +59,7 @@ def prompts(
     templates = [find_template(name) for name in asked.template] or None
     loaded = load_task(task)
     model = (where or ModelOptions()).load()
-    with showing(shows_progress(as_json)):
-        search = find_prompts(
-            model, loaded, templates=templates, shots=shots, n_prompts=asked.n_prompts, seed=asked.seed
-        )
+    search = find_prompts(model, loaded, templates=templates, shots=shots, n_prompts=asked.n_prompts, seed=asked.seed)
     options = options_of(search, asked.template)
     if as_json:
         print_json(

@@ -1,13 +1,13 @@
 """`ivlens steer`: one text, completed with and without a vector."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from ivlens.cli._options import AsJson, MeasureOptions, ModelOptions
-from ivlens.cli._output import one_line, print_json, shows_progress
+from ivlens.cli._output import one_line, print_json
 
 if TYPE_CHECKING:
     from ivlens.models.boot import TransformerBridge
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Flag = Annotated[bool, Parameter(negative="")]
 N_SEARCH_PROMPTS = 48
+LEAST_GAIN = 0.1  # in accuracy over the bare prompt, below which a vector is said to do nothing
 
 
 @Parameter(name="*")
@@ -74,7 +75,7 @@ def steer_text(
     task = _task(what)
     how.recipe()  # what is wrong with it is said before the model is loaded
     model = where.load()
-    iv = _vector(model, task, what, how, shows_progress(as_json))
+    iv = _vector(model, task, what, how)
     setting = _setting(model, task, iv, what, how)
     recipe = how.recipe(iv.recipe)
     prompt = _prompt(model, task, text, None if what.raw else recipe)
@@ -89,6 +90,8 @@ def steer_text(
     print(f"plain    {one_line(plain.strip())}")
     print(f"steered  {one_line(steered.strip())}")
     print(f"\n{iv.task}: {_setting_text(setting)}")
+    if nothing := _nothing_found(setting, iv, where.model or "pocket"):
+        print(nothing)
 
 
 def _task(what: SteerOptions) -> "Task | None":
@@ -103,14 +106,14 @@ def _task(what: SteerOptions) -> "Task | None":
 
 
 def _vector(
-    model: "TransformerBridge", task: "Task | None", what: SteerOptions, how: MeasureOptions, progress: bool
+    model: "TransformerBridge", task: "Task | None", what: SteerOptions, how: MeasureOptions
 ) -> "InstructionVector":
     from ivlens.vectors.vector import InstructionVector
 
     if what.vector is not None:
         return InstructionVector.load(what.vector, model, allow_other_weights=what.allow_other_weights)
     assert task is not None
-    return InstructionVector.from_effects(how.measure(model, task, progress=progress), what.k, model=model)
+    return InstructionVector.from_effects(how.measure(model, task), what.k, model=model)
 
 
 def _setting(
@@ -135,7 +138,29 @@ def _setting(
     frame = sweep_settings(model, task, iv, recipe=recipe, grid=grid, n_prompts=N_SEARCH_PROMPTS, seed=recipe.seed)
     best = frame.sort_values(["accuracy", "prob"], ascending=False, kind="stable").iloc[0]
     found = {"layer": int(best["layer"]), "alpha": float(best["alpha"]), "site": str(best["site"])}
-    return {**common, **found, "select_accuracy": float(best["accuracy"])}
+    # strength 0 is no vector: the same prompts as they are
+    as_they_are = replace(grid, layers=(0,), alphas=(0.0,), sites=Grid.sites[:1])
+    bare = sweep_settings(
+        model, task, iv, recipe=recipe, grid=as_they_are, n_prompts=N_SEARCH_PROMPTS, seed=recipe.seed
+    )
+    accuracies = {"select_accuracy": float(best["accuracy"]), "select_bare": float(bare["accuracy"].iloc[0])}
+    return {**common, **found, **accuracies, "select_n": int(best["n"])}
+
+
+def _nothing_found(setting: dict[str, Any], iv: "InstructionVector", model: str) -> str:
+    """In plain words, where no setting that was searched makes much of a difference; empty where one does."""
+    from ivlens.forward.ability import Ability
+
+    if "select_accuracy" not in setting or setting["select_accuracy"] - setting["select_bare"] >= LEAST_GAIN:
+        return ""
+    best, bare, n = setting["select_accuracy"], setting["select_bare"], setting["select_n"]
+    ability = Ability.recorded(iv.settings.get("effects") or {})
+    why = "" if ability is None or ability.is_enough else f" The model itself cannot do the task: {ability}."
+    return (
+        f"\nNo setting of the search makes this vector work: on {n} select inputs the best one gets {best:.0%} right, and "
+        f"the bare prompt without it {bare:.0%}.{why}\nLook for prompts that the model can answer with `ivlens prompts "
+        f"--model {model} --task {iv.task}`, try more heads (--k), or take another task."
+    )
 
 
 def _prompt(model: "TransformerBridge", task: "Task | None", text: str, recipe: "PromptRecipe | None") -> str:
@@ -157,7 +182,7 @@ def _completions(
     from ivlens.steering.steer import steer
 
     (plain,) = complete(model, [prompt], max_new_tokens=max_new_tokens)
-    arguments = {name: value for name, value in setting.items() if name != "select_accuracy"}
+    arguments = {name: value for name, value in setting.items() if not name.startswith("select_")}
     with steer(model, iv, **arguments):
         (steered,) = complete(model, [prompt], max_new_tokens=max_new_tokens)
     return plain, steered

@@ -1,13 +1,12 @@
 """`ivlens study`: the paper's argument on one model and one sequence of tasks, as one page."""
 
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from ivlens.cli._options import AsJson, FigureSuffix, PromptOptions, quiet_libraries
+from ivlens.cli._options import AsJson, FigureSuffix, ModelOptions, PromptOptions
 from ivlens.cli._output import print_json, print_table
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ class StudyAmounts:
 
 def study(
     *,
-    model: str = "pocket",
+    where: ModelOptions | None = None,
     earlier: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     new: Annotated[tuple[str, ...], Parameter(negative="")] = (),
     amounts: StudyAmounts | None = None,
@@ -65,28 +64,26 @@ def study(
     `ivlens study --model ./checkpoint --earlier tasks/antonym.json --earlier tasks/capital.json --new tasks/new.json`
 
     Args:
-        model: "pocket", a checkpoint folder, or a Hugging Face Hub name.
         earlier: A task the model knows, built in or a path; give it twice or more. By default six with clozes.
         new: A task it is trained on, in order. By default two that pocket was not trained on.
         out: Folder to write to.
         figures: Also write each figure as png, svg, pdf, html or json.
     """
-    quiet_libraries()
     from ivlens.common.files import ready_folder
-    from ivlens.models.load import load_model
+    from ivlens.common.progress import say
     from ivlens.runs.study.results import write_study
     from ivlens.runs.study.running import run_study
     from ivlens.show.figures.theme import LIGHT, write_figure
     from ivlens.show.pages.study import about, claims_of, study_figures, write_page
     from ivlens.tasks.bank import load_task
 
-    how = prompts or PromptOptions()
-    options = _options(model, earlier, new, amounts or StudyAmounts(), how)
+    where, how = where or ModelOptions(), prompts or PromptOptions()
+    options = _options(where.model or "pocket", earlier, new, amounts or StudyAmounts(), how)
     known = [load_task(name) for name in options.earlier]
     ready_folder(out)
-    recipe = how.chosen(lambda: load_model(model), known)
-    options = replace(options, recipe=recipe)
-    result = run_study(options, folder=out, say=lambda text: print(f"ivlens: {text}", file=sys.stderr, flush=True))
+    model = where.load()
+    options = replace(options, recipe=how.chosen(model, known))
+    result = run_study(options, model=model, folder=out, say=lambda text: say(f"ivlens: {text}"))
 
     def also(folder: Path) -> None:
         write_page(result, folder / "index.html")

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from ivlens.cli._guidance import GuidanceOptions
 from ivlens.cli._options import AsJson, ModelOptions, PromptOptions
-from ivlens.cli._output import print_json, print_table, shows_progress
+from ivlens.cli._output import print_json, print_table
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -142,23 +142,16 @@ def tune(
         guides = parts.guidance(ways.guidance, model, loaded, recipe=recipe, earlier=watched, seed=recipe.seed)
         if processes.is_first and (out / STATE).exists():
             print(f"ivlens: {out} has the state of a training; going on from it", file=sys.stderr)
-        with _bar(train.steps, loaded.name, processes.is_first and shows_progress(as_json)) as step_done:
-            along = Along(
-                folder=out,
-                checkpoint_every=ways.checkpoint_every,
-                on_step=step_done,
-                watch_recipe=asked.chosen(model, watched),
-            )
-            result = finetune(
-                model,
-                loaded,
-                method=ways.method,
-                guidance=guides,
-                options=options,
-                recipe=recipe,
-                watch=watched,
-                along=along,
-            )
+        result = finetune(
+            model,
+            loaded,
+            method=ways.method,
+            guidance=guides,
+            options=options,
+            recipe=recipe,
+            watch=watched,
+            along=Along(folder=out, checkpoint_every=ways.checkpoint_every, watch_recipe=asked.chosen(model, watched)),
+        )
         if processes.is_first:
             _write(result, out)
             _tell(result, recipe, out, as_json)
@@ -194,22 +187,3 @@ def _write(result: "TuneResult", out: Path) -> None:
 
     write_whole(out / "log.csv", lambda partial: result.log.to_csv(partial, index=False))
     write_whole(out / "scores.csv", lambda partial: result.scores.to_csv(partial, index=False))
-
-
-def _bar(total: int, name: str, shown: bool) -> Any:
-    """A progress bar that takes rows of the log."""
-    from contextlib import contextmanager
-
-    from tqdm import tqdm
-
-    @contextmanager
-    def bar() -> Any:
-        with tqdm(total=total, desc=name, disable=not shown, leave=False) as progress:
-
-            def step_done(row: dict[str, Any]) -> None:
-                progress.set_postfix(loss=f"{row['loss']:.3f}", refresh=False)
-                progress.update(int(row["step"]) - progress.n)
-
-            yield step_done
-
-    return bar()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from ivlens.cli._options import AsJson, MeasureOptions, ModelOptions
-from ivlens.cli._output import one_line, print_json, print_table, shows_progress
+from ivlens.cli._output import one_line, print_json, print_table
 
 if TYPE_CHECKING:
     from ivlens.models.boot import TransformerBridge
@@ -68,7 +68,7 @@ def vector(
     task = load_task(build.task) if build.task else None
     how.recipe()  # what is wrong with it is said before the model is loaded
     model = where.load() if file is None or judge or where.model else None
-    made = _load(file, model) if file else _build(model, task, build, how, shows_progress(as_json))
+    made = _load(file, model) if file else _build(model, task, build, how)
     if out is not None:
         made.save(out)  # before judging, which may fail or be interrupted
     evaluation = _judge(model, task, made, how) if judge else None
@@ -101,7 +101,7 @@ def _load(file: Path, model: "TransformerBridge | None") -> "InstructionVector":
 
 
 def _build(
-    model: "TransformerBridge | None", task: "Task | None", build: BuildOptions, how: MeasureOptions, progress: bool
+    model: "TransformerBridge | None", task: "Task | None", build: BuildOptions, how: MeasureOptions
 ) -> "InstructionVector":
     from ivlens.effects.results import HeadEffects
     from ivlens.vectors.vector import InstructionVector
@@ -115,7 +115,7 @@ def _build(
             )
     else:
         assert task is not None and model is not None
-        found = how.measure(model, task, contrast=build.contrast, progress=progress)
+        found = how.measure(model, task, contrast=build.contrast)
     return InstructionVector.from_effects(found, build.k, model=model, contrast=build.contrast)
 
 

@@ -15,8 +15,6 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
-from tqdm.auto import tqdm
-
 Progress = Callable[[int, int], object]
 """Called with what is done and what there is in all; what it raises ends the work."""
 
@@ -67,7 +65,12 @@ def ticking(items: Sequence[T], what: str, unit: str = "it") -> Iterator[T]:
 
 def say(text: str) -> None:
     """A line on stderr, above the bars that are open."""
-    tqdm.write(text, file=sys.stderr)
+    if "tqdm" in sys.modules:
+        from tqdm import tqdm
+
+        tqdm.write(text, file=sys.stderr)
+    else:
+        print(text, file=sys.stderr)
     sys.stderr.flush()
 
 
@@ -92,6 +95,9 @@ class _Bar:
                 self._drawn.update(done - self._drawn.n)
 
     def _appear(self) -> None:
+        # plain text in notebooks as well: a widget made in a thread may end up in another cell
+        from tqdm import tqdm
+
         with self._guard:
             if self._look:
                 self._drawn = tqdm(total=self._total, file=sys.stderr, **self._look)

@@ -5,7 +5,6 @@ import weakref
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from random import Random
 from typing import Any, Literal, SupportsIndex
 
@@ -14,8 +13,8 @@ from torch import Tensor
 
 from ivlens.common.checks import check_counts
 from ivlens.common.progress import Progress, bar, showing
-from ivlens.common.version import __version__
 from ivlens.effects.engines import find_engine, run_engine
+from ivlens.effects.provenance import provenance
 from ivlens.effects.request import (
     EffectRequest,
     Measured,
@@ -156,7 +155,7 @@ def head_effects(
     asked |= {**found.record, "layers": None if options.layers is None else list(layers)}
     asked["heads"] = None if options.heads is None else list(heads)
     asked |= {} if ability is None else {"ability": ability.to_dict()}
-    settings = plan.settings() | asked | _provenance(model, corrupted, clean)
+    settings = plan.settings() | asked | provenance(model, corrupted, clean)
     effects = _result(model, task, found, means, corrupted, clean_scores, settings)
     if effects.taken_warning:
         logger.warning("%s", effects.taken_warning)
@@ -297,20 +296,3 @@ def _mean_prompts(
             "expected at least one for a contrast; use more n_mean_prompts, or another corruption."
         )
     return clean.rows(alike), counterpart.rows(alike)
-
-
-def _provenance(model: TransformerBridge, corrupted: PromptBatch, clean: PromptBatch) -> dict[str, Any]:
-    packages = ("ivlens", "torch", "transformers", "transformer-lens")
-    kept = [share for share in corrupted.kept_answers if share is not None]
-    return {
-        "counterfactual_tasks": dict(sorted(Counter(filter(None, corrupted.counterfactuals)).items())),
-        **({"kept_answers": sum(kept) / len(kept)} if kept else {}),
-        "n_prompts": len(corrupted),
-        "n_mean_prompts": len(clean),
-        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
-        "versions": {package: _version(package) for package in packages},
-    }
-
-
-def _version(package: str) -> str:
-    return __version__ if package == "ivlens" else version(package)

@@ -32,7 +32,7 @@ class Taken:
 
     @property
     def is_enough(self) -> bool:
-        """Whether something was taken away: the interval is above 0, and at least a fifth of the clean score is lost."""
+        """Whether something was taken away: an interval above 0, and at least a fifth of the clean score."""
         return not (self.low <= 0 or self.mean <= 0 or self.share < LEAST_SHARE)
 
     def __str__(self) -> str:

@@ -106,11 +106,11 @@ def all_forms(
             nothing = bare.setdefault(_looks(nothing), nothing)
             n_tokens = float(clean.attention_mask.sum(1).double().mean())
             found[_looks(clean)] = Form((recipe,), clean, nothing, n_tokens)
-    for reason in left_out:
-        logger.info("%s: left out.", reason)
     if not found:
         reasons = "; ".join(left_out) or "nothing tells the task: no instruction, and shots are all 0"
         raise ValueError(f"find_prompts has no form to ask task {task.name!r} in ({reasons}); give it other shots.")
+    for reason in left_out:
+        logger.info("%s: left out.", reason)
     return sorted(found.values(), key=lambda form: form.n_tokens)
 
 

@@ -7,7 +7,7 @@ else.
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 from statistics import fmean
@@ -45,30 +45,23 @@ def recipe_for(model: TransformerBridge, task: Task, given: PromptRecipe | Auto 
     return auto_recipe(model, [task])
 
 
-def auto_recipe(
-    model: TransformerBridge,
-    tasks: Sequence[Task],
-    *,
-    seed: int = 0,
-    say: Callable[[str], object] | None = None,
-) -> PromptRecipe:
+def auto_recipe(model: TransformerBridge, tasks: Sequence[Task], *, seed: int = 0) -> PromptRecipe:
     """The recipe in which `find_prompts` finds that the model answers these tasks best.
 
     For several tasks: the form with the largest mean of clean minus bare accuracy over them, of equals the cheaper one;
     each task is searched, and remembered, on its own.
 
-    Args:
-        say: Told in a line what was chosen, of how many forms, and whether it was remembered; and, in another, where
-            no vector can carry what was found. None: both go to the log.
+    The log says in a line what was chosen, of how many forms, and whether it was remembered; and, in another, where no
+    vector can carry what was found.
 
     Raises:
         ValueError: no form suits the task, or all of them.
     """
     searches = [remembered_search(model, task, seed) for task in tasks]
     recipe = searches[0].best if len(searches) == 1 else _best_for_all(searches)
-    (say or logger.info)(_chosen(searches, recipe))
+    logger.info("%s", _chosen(searches, recipe))
     if len(searches) == 1 and searches[0].warning:
-        (say or logger.warning)(searches[0].warning)
+        logger.warning("%s", searches[0].warning)
     return recipe
 
 

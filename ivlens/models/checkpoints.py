@@ -27,17 +27,21 @@ class Checkpoint:
         source: A bridge, or the folder or name that `load_model` takes.
         step: Training steps before it, where that is known.
         base: For adapters: the model they belong to; None: the one they name.
+        device, dtype: As `load_model` takes them.
     """
 
     name: str
     source: Any
     step: int | None = None
     base: Any = None
+    device: str = "auto"
+    dtype: str = "auto"
 
     def open(self) -> TransformerBridge:
         """The model, ready for hooks; a folder is read anew by every call, and freed with what is returned."""
         if isinstance(self.source, str | Path):
-            return load_model(self.source, base=self.base if is_adapter(self.source) else None)
+            base = self.base if is_adapter(self.source) else None
+            return load_model(self.source, base=base, device=self.device, dtype=self.dtype)
         return self.source
 
     def key(self) -> dict[str, Any]:
@@ -53,12 +57,13 @@ class Checkpoint:
         if is_gguf(folder):
             return {"files": [[folder.name, *_content(folder)]], "base": None}
         if not folder.is_dir():
-            return {"source": str(self.source)}
+            return {"source": str(self.source), **({} if self.dtype == "auto" else {"dtype": self.dtype})}
         parts = adapter_folders(folder).values()
         files = [path for part in parts or [folder] for path in part.iterdir() if _makes_the_model(path)]
         contents = [[path.relative_to(folder).as_posix(), *_content(path)] for path in sorted(files)]
         base = (named_base(folder) if self.base is None else self.base) if parts else None
-        return {"files": contents, "base": None if base is None else Checkpoint("base", base).key()}
+        found = {"files": contents, "base": None if base is None else Checkpoint("base", base).key()}
+        return found if self.dtype == "auto" else found | {"dtype": self.dtype}
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +86,12 @@ class CheckpointSeries:
 
 
 def checkpoint_series(
-    source: "str | Path | Sequence[Any] | Mapping[str, Any]", *, first: Any = None, base: Any = None
+    source: "str | Path | Sequence[Any] | Mapping[str, Any]",
+    *,
+    first: Any = None,
+    base: Any = None,
+    device: str = "auto",
+    dtype: str = "auto",
 ) -> CheckpointSeries:
     """Put checkpoints in order.
 
@@ -93,6 +103,7 @@ def checkpoint_series(
         first: The model everything is compared with, as a bridge, folder or name. None: the model that the adapters
             name, or else the first of the series.
         base: The model that adapters belong to, where it is not the one they name.
+        device, dtype: Where and in which numbers all of them are opened, as `load_model` takes them.
 
     Raises:
         FileNotFoundError: no such folder, or none with checkpoints in it.
@@ -109,6 +120,7 @@ def checkpoint_series(
             f"the series has the checkpoints {', '.join(names) or 'none'}, expected two or more with distinct names; "
             "name the model before training (first=, on the command line --before)."
         )
+    found = [replace(checkpoint, device=device, dtype=dtype) for checkpoint in found]
     return CheckpointSeries(found[0], tuple(found[1:]))
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ivlens.common.hub import without_retries
+from ivlens.common.progress import bar
 from ivlens.models.adapters import is_adapter, named_base, with_adapters
 from ivlens.models.boot import TransformerBridge, boot, check_config, check_model, check_supported
 from ivlens.models.fingerprint import remember_name
@@ -57,6 +58,19 @@ def load_model(
         ValueError: Encoder-decoder, no attention heads, NaN weights, a GGUF file that is cut, an architecture that is
             not supported or not wrapped faithfully, or a device or dtype that does not exist.
     """
+    with bar(f"loading {name}" if hf_model is None else "wrapping the model"):
+        return _loaded(name, hf_model, tokenizer, device, dtype, revision, base)
+
+
+def _loaded(
+    name: str | Path,
+    hf_model: Any,
+    tokenizer: Any,
+    device: str | torch.device,
+    dtype: str | torch.dtype,
+    revision: str | None,
+    base: "str | Path | TransformerBridge | None",
+) -> TransformerBridge:
     if hf_model is not None and not (isinstance(hf_model, nn.Module) and hasattr(hf_model, "config")):
         raise TypeError(f"hf_model is {type(hf_model).__name__}, expected a transformers model (LlamaForCausalLM ...).")
     asked, place = _dtype(dtype), device_of(device, hf_model)

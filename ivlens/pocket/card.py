@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import pandas as pd
 import torch
+
 from ivlens.common.progress import showing, ticking
 from ivlens.common.version import __version__
 from ivlens.effects.measure import head_effects

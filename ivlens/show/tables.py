@@ -23,9 +23,12 @@ def effects_html(effects: HeadEffects) -> str:
         "model": effects.model,
         "prompts": f"{len(effects.cie)} corrupted ({', '.join(sorted(set(effects.corruptions)))}); {effects.recipe}",
         "score": f"{effects.settings.get('score', '')}, method {effects.settings.get('method', '')}",
+        **({"model's own": effects.ability} if effects.ability else {}),
+        **({"taken away": effects.taken} if effects.taken else {}),
     }
     table = _table(("head", "AIE", "95 % interval"), heads)
-    return _titled(f"Head effects of {effects.task}", _facts(facts) + table)
+    warnings = "".join(f"<p><b>Warning:</b> {escape(text)}</p>" for text in effects.warnings)
+    return _titled(f"Head effects of {effects.task}", warnings + _facts(facts) + table)
 
 
 def vector_html(vector: InstructionVector) -> str:

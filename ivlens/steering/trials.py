@@ -100,14 +100,13 @@ class Trials:
             brief: without `logprob`, which is then NaN.
             loose: brief, and without the second pass: answers that go on count as right, and none is seen to end.
         """
-        places = len({(setting.layer, setting.site) for setting in settings})
-        total, done = places * len(self._slices), count(1)
+        total, done = len({(setting.layer, setting.site) for setting in settings}) * len(self._slices), count(1)
         with bar("trying settings", total, "places") as report:
-            return self._all(
-                lambda portion: portion.at(
-                    settings, thetas, lambda: report(next(done), total), brief=brief or loose, loose=loose
-                )
-            )
+
+            def place_done() -> None:
+                report(next(done), total)
+
+            return self._all(lambda portion: portion.at(settings, thetas, brief or loose, loose, place_done))
 
     def _all(self, run: "Callable[[_Portion], Scores]", what: str = "") -> Scores:
         numbers = range(len(self._slices))
@@ -158,10 +157,9 @@ class _Portion:
         self,
         settings: Sequence[Setting],
         thetas: Float[Tensor, "n d_model"],
-        place_done: Callable[[], object],
-        *,
         brief: bool,
         loose: bool,
+        place_done: Callable[[], object],
     ) -> Scores:
         places: dict[tuple[int, str], list[int]] = defaultdict(list)
         for index, setting in enumerate(settings):

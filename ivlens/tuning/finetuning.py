@@ -8,6 +8,7 @@ import pandas as pd
 
 from ivlens.common.checks import check_counts
 from ivlens.common.files import ready_folder
+from ivlens.common.progress import showing
 from ivlens.models.boot import TransformerBridge
 from ivlens.prompts.recipe import PromptRecipe
 from ivlens.tasks.task import SplitName, Task
@@ -52,6 +53,7 @@ class Along:
             it; `ivlens.analysis.dynamics.Recorder` is made for that. The training goes on as if nobody had looked.
         record_every: Steps between two records.
         watch_recipe: How watched tasks are asked; None: as the new one, each by its own instructions.
+        progress: Show bars: of the training and of its judgements.
     """
 
     folder: str | Path | None = None
@@ -60,6 +62,7 @@ class Along:
     record: Callable[[int, TransformerBridge], object] | None = None
     record_every: int = 50
     watch_recipe: PromptRecipe | None = None
+    progress: bool = False
 
     def __post_init__(self) -> None:
         if self.checkpoint_every is not None and self.folder is None:
@@ -96,6 +99,20 @@ def finetune(
         OSError: a folder that cannot be written, or that another training is using.
     """
     options, recipe, along = options or TuneOptions(), recipe or PromptRecipe(), along or Along()
+    with showing(along.progress):
+        return _finetuned(model, task, method, guidance, options, recipe, watch, along)
+
+
+def _finetuned(
+    model: TransformerBridge,
+    task: Task,
+    method: str | Method,
+    guidance: Guidance | None,
+    options: TuneOptions,
+    recipe: PromptRecipe,
+    watch: Sequence[Task],
+    along: Along,
+) -> TuneResult:
     # before minutes of training, not after
     folder = None if along.folder is None else ready_folder(along.folder)
     learner = Learner(model, method)

@@ -1,6 +1,8 @@
 """Which heads a vector is made of, and what they write into the residual stream."""
 
+import logging
 from collections.abc import Sequence
+from weakref import WeakSet
 
 import torch
 from jaxtyping import Float
@@ -12,6 +14,9 @@ from ivlens.models.boot import TransformerBridge
 from ivlens.models.fingerprint import model_identity
 
 Heads = tuple[tuple[int, int], ...]
+
+logger = logging.getLogger(__name__)
+_warned: WeakSet[HeadEffects] = WeakSet()  # of effects that heads were chosen by although little was taken away
 
 
 def head_writes(
@@ -79,9 +84,15 @@ def choosing(effects: HeadEffects, universal: Sequence[HeadEffects] | None) -> l
 def choose_heads(pool: Sequence[HeadEffects], k: int) -> Heads:
     """The `k` heads of largest effect, averaged over the results of `pool`.
 
+    Effects whose corruption takes little away are used all the same, with one warning in the log.
+
     Raises:
         ValueError: `k` is not between 1 and the number of measured heads.
     """
+    for other in pool:
+        if other.taken_warning and other not in _warned:
+            _warned.add(other)
+            logger.warning("heads are chosen by effects that say little: %s", other.taken_warning)
     aie = torch.stack([other.aie for other in pool]).mean(0)
     measured = int(aie.isfinite().sum())
     if not 1 <= k <= measured:

@@ -43,7 +43,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[str, ...], int]]:
     """No form is looked for: every search that would be made, by its tasks and seed, finds the default recipe."""
     searches: list[tuple[tuple[str, ...], int]] = []
 
-    def found(model: Any, tasks: Any, *, seed: int = 0, say: Any = None) -> PromptRecipe:
+    def found(model: Any, tasks: Any, *, seed: int = 0) -> PromptRecipe:
         searches.append((tuple(task.name for task in tasks), seed))
         return PromptRecipe(seed=seed)
 

@@ -241,7 +241,7 @@ def test_prompts_of_different_kinds_are_never_averaged(llama):
 
 
 def test_prompts_are_built_and_checked_once(llama, monkeypatch):
-    """Corrupted prompts and clean ones, each once; their corrupted versions only where a contrast is asked for."""
+    """Corrupted prompts, their clean versions, and clean ones for means, each once; more only where a contrast is."""
     from ivlens.effects import measure
     from ivlens.forward import inputs, means
 
@@ -250,12 +250,12 @@ def test_prompts_are_built_and_checked_once(llama, monkeypatch):
     monkeypatch.setattr(measure, "prompts_for", lambda *a, **o: built.append(len(a[2])) or build(*a, **o))
     monkeypatch.setattr(inputs, "check_model", lambda model: checked.append(1) or check(model))
     monkeypatch.setattr(means, "_passes", lambda *given: read.append(len(given[1])) or passes(*given))
-    few = {"others": OTHERS, "n_mean_prompts": 4, "batch_size": 2}
+    few = {"others": OTHERS, "n_mean_prompts": 4, "batch_size": 2, "n_check_prompts": 0}
     head_effects(llama, TASK, n_prompts=3, options=EffectOptions(**few))
-    assert built == [3, 4] and len(checked) == 2
+    assert built == [3, 4, 3] and len(checked) == 3
     assert read == [4]  # means and write scales are read in the same passes
     head_effects(llama, TASK, n_prompts=3, options=EffectOptions(**few, contrast=True))
-    assert built[2:] == [3, 4, 4] and read[1:] == [4, 4]
+    assert built[3:] == [3, 4, 4, 3] and read[1:] == [4, 4]
 
 
 def test_the_same_seed_gives_the_same_bits(effects, llama):

@@ -94,14 +94,17 @@ def test_a_cache_that_cannot_be_written_does_not_stop_the_work(llama, cache, sea
 
 
 def test_what_was_chosen_is_said_in_a_line(llama, cache, searches, caplog):
-    lines: list[str] = []
-    recipe = auto_recipe(llama, [TINY], seed=3, say=lines.append)
-    assert recipe.seed == 3 and len(lines) == 2 and "\n" not in "".join(lines)
-    assert lines[0].startswith("prompts found for antonym: template ") and "best of 8 forms" in lines[0]
-    assert "no vector can carry" in lines[1]
     caplog.set_level(logging.INFO, "ivlens")
+    recipe = auto_recipe(llama, [TINY], seed=3)
+    chosen, warning = [record for record in caplog.records if record.name == remembered.__name__]
+    assert recipe.seed == 3 and "\n" not in chosen.getMessage() + warning.getMessage()
+    assert (
+        chosen.getMessage().startswith("prompts found for antonym: template ") and "best of 8 forms" in chosen.message
+    )
+    assert warning.levelname == "WARNING" and "no vector can carry" in warning.getMessage()
+    caplog.clear()
     auto_recipe(llama, [TINY], seed=3)
-    assert "(remembered)" in caplog.text and "no vector can carry" in caplog.text
+    assert caplog.records[0].getMessage() == f"{chosen.getMessage()} (remembered)"
 
 
 def row(template, n_shots, instruction, clean, n_tokens, *more):
@@ -110,7 +113,7 @@ def row(template, n_shots, instruction, clean, n_tokens, *more):
     return values | {"n_tokens": n_tokens}, (recipe, *more)
 
 
-def test_several_tasks_get_the_form_that_is_best_on_average(llama, monkeypatch):
+def test_several_tasks_get_the_form_that_is_best_on_average(llama, monkeypatch, caplog):
     after = PromptRecipe("after", None, 5)
     rows = {
         "antonym": [
@@ -126,15 +129,16 @@ def test_several_tasks_get_the_form_that_is_best_on_average(llama, monkeypatch):
         return PromptSearch(table, tuple(recipes for _, recipes in rows[task.name]), task.name, model_identity(model))
 
     monkeypatch.setattr(remembered, "remembered_search", search)
-    tasks, lines = [TINY, tiny_task("synonym", shift=2)], []
+    caplog.set_level(logging.INFO, "ivlens")
+    tasks = [TINY, tiny_task("synonym", shift=2)]
     # 0.7 on average for both, and the one without demonstrations is cheaper; plain by 5 shots is in one search only
-    assert auto_recipe(llama, tasks, say=lines.append) == PromptRecipe("plain", TASK, 0)
-    assert lines == [
+    assert auto_recipe(llama, tasks) == PromptRecipe("plain", TASK, 0)
+    assert [record.getMessage() for record in caplog.records] == [
         "prompts found for 2 tasks: template plain, the task's instruction, 0 demonstrations, seed 0: mean accuracy "
         "0.70, bare 0.00 on select inputs; 6 forms tried"
     ]
     rows["synonym"][2] = row("after", 5, "none", 0.9, 50)
-    assert auto_recipe(llama, tasks, say=lines.append) == after
+    assert auto_recipe(llama, tasks) == after
     rows["synonym"] = [row("chat", 0, "task", 0.8, 20)]
     with pytest.raises(ValueError, match="no form suits all of the tasks antonym, synonym, expected one recipe"):
         auto_recipe(llama, tasks)

@@ -6,15 +6,15 @@ file is ever half written, so an interrupted demo leaves the last complete one a
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
+from ivlens.common.progress import showing, ticking
 from ivlens.effects.measure import EffectOptions, head_effects
 from ivlens.effects.results import HeadEffects
 from ivlens.forward.borders import begins_with
@@ -111,6 +111,11 @@ class DemoResult:
     seconds: float
     tuning: TuningDemo | None = None
 
+    @property
+    def able(self) -> tuple[str, ...]:
+        """Names of the tasks that the model can do as it is asked, so that a vector has something to carry."""
+        return tuple(each.task for each in self.effects if each.ability is None or each.ability.is_enough)
+
     def table(self) -> pd.DataFrame:
         """Accuracy on *test*: one row per task, one column per condition, and the setting of the vector."""
         rows: dict[str, dict[str, Any]] = {task.name: {"task": task.name} for task in self.tasks}
@@ -122,57 +127,50 @@ class DemoResult:
         return pd.DataFrame(list(rows.values()))
 
 
-def run_demo(options: DemoOptions, *, progress: bool = False, say: Callable[[str], object] | None = None) -> DemoResult:
+def run_demo(
+    options: DemoOptions, *, load: Callable[[], TransformerBridge] | None = None, progress: bool = False
+) -> DemoResult:
     """Do the whole of it, with progress bars on stderr if asked for.
 
     Args:
-        say: told what form was found for each task; None: the log is.
+        load: Opens the model, once the tasks are read; None: `options.model` is loaded.
 
     Raises:
         ValueError: fewer than two tasks, or two of one name; whatever loading and measuring raise.
     """
     start = time.perf_counter()
     tasks = _load_tasks(options.plan.tasks)
-    bar = _Bars(progress)
-    (model,) = [load_model(name) for name in bar("loading the model", [options.model])]
-    with _few_threads(model):
-        return _measured(model, tasks, options, bar, say, start)
+    with showing(progress):
+        model = load_model(options.model) if load is None else load()
+        with _few_threads(model):
+            return _measured(model, tasks, options, start)
 
 
-def _measured(
-    model: TransformerBridge,
-    tasks: Sequence[Task],
-    options: DemoOptions,
-    bar: "_Bars",
-    say: Callable[[str], object] | None,
-    start: float,
-) -> DemoResult:
+def _measured(model: TransformerBridge, tasks: Sequence[Task], options: DemoOptions, start: float) -> DemoResult:
     plan, seed, grid = options.plan, options.drawn_seed, demo_grid(model)
     measuring = EffectOptions(n_mean_prompts=plan.n_mean_prompts)
-    effects = []
-    for task in bar("measuring effects", tasks):
-        recipe = _recipe(model, task, options, say)
-        found = head_effects(model, task, recipe=recipe, n_prompts=options.n_prompts, options=measuring)
-        effects.append(found)
+    effects = [
+        head_effects(model, task, recipe=_recipe(model, task, options), n_prompts=options.n_prompts, options=measuring)
+        for task in ticking(tasks, "measuring effects", "tasks")
+    ]
     vectors = [InstructionVector.from_effects(found, k=options.k, model=model) for found in effects]
     judged, swept, controls, shown = [], [], [], []
-    for task, found in bar("judging vectors", list(zip(tasks, effects, strict=True))):
+    for task, found in ticking(list(zip(tasks, effects, strict=True)), "judging vectors", "tasks"):
         vector, n_tried = vectors[len(judged)], plan.n_curve_prompts
         for tried in (grid, NO_VECTOR):
             curve = sweep_settings(model, task, vector, grid=tried, n_prompts=n_tried, seed=seed)
             swept.append(curve.assign(task=task.name))
         controls.append(swept_controls(model, task, vector, vectors, found, grid, n_tried))
-        options_of_judge = JudgeOptions(
-            seed=seed, other_vectors=vectors, means=HeadMeans(found.mean_z, found.write_scale)
-        )
+        means = HeadMeans(found.mean_z, found.write_scale)
         evaluation = evaluate_intervention(
-            model, task, vector, at=grid, n_prompts=plan.n_judged, n_draws=plan.n_draws, options=options_of_judge
-        )
+            model, task, vector, at=grid, n_prompts=plan.n_judged, n_draws=plan.n_draws,
+            options=JudgeOptions(seed=seed, other_vectors=vectors, means=means),
+        )  # fmt: skip
         judged.append(evaluation.table.assign(task=task.name))
         shown.append(_examples(model, task, vector, evaluation, options))
     tuning = None
     if options.steps and can_tune(options.model):
-        tuning = run_tuning(model, steps=options.steps, recipe=PromptRecipe(seed=seed), bar=bar)
+        tuning = run_tuning(model, steps=options.steps, recipe=PromptRecipe(seed=seed))
     return DemoResult(
         options=options,
         model=model_identity(model),
@@ -201,16 +199,6 @@ def _few_threads(model: TransformerBridge) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-class _Bars:
-    """Progress bars, one for each stage; none at all unless shown."""
-
-    def __init__(self, shown: bool) -> None:
-        self.shown = shown
-
-    def __call__(self, what: str, items: Sequence[Any]) -> Iterable[Any]:
-        return tqdm(items, desc=f"{what:<18}", disable=not self.shown, unit="task")
-
-
 def _load_tasks(names: Sequence[str]) -> list[Task]:
     tasks = [load_task(name) for name in names]
     found = [task.name for task in tasks]
@@ -221,20 +209,14 @@ def _load_tasks(names: Sequence[str]) -> list[Task]:
     return tasks
 
 
-def _recipe(
-    model: TransformerBridge, task: Task, options: DemoOptions, say: Callable[[str], object] | None
-) -> PromptRecipe:
+def _recipe(model: TransformerBridge, task: Task, options: DemoOptions) -> PromptRecipe:
     """How a task is asked: as the options say, as the plan says, or in the form that is found."""
     if options.recipe is not None:
         return options.recipe
     pinned = options.plan.recipes.get(task.name)
     if pinned is not None:
         return replace(pinned, seed=options.seed)
-    return (
-        PromptRecipe(seed=options.seed)
-        if is_built_in(model)
-        else auto_recipe(model, [task], seed=options.seed, say=say)
-    )
+    return PromptRecipe(seed=options.seed) if is_built_in(model) else auto_recipe(model, [task], seed=options.seed)
 
 
 def _examples(

@@ -1,13 +1,13 @@
 """The demo's last part: teach the built-in model one more task by LoRA, and see what it forgets, guided or not."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
 import pandas as pd
 
+from ivlens.common.progress import ticking
 from ivlens.models.boot import TransformerBridge
 from ivlens.prompts.recipe import PromptRecipe
 from ivlens.runs.suites.drills import drilled
@@ -20,8 +20,6 @@ NEW_TASK = "middle_of_three"  # not among those that the model was trained on
 EARLIER_TASKS = ("antonym", "english_french", "capitalize")
 GUIDANCE = ("none", "instructions_lighter")
 LR, BATCH_SIZE, JUDGE_EVERY, N_JUDGED = 4e-3, 32, 10, 32
-
-Bar = Callable[[str, Sequence[Any]], Iterable[Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +45,7 @@ def can_tune(model: str) -> bool:
     return model == "pocket" and find_spec("peft") is not None
 
 
-def run_tuning(model: TransformerBridge, *, steps: int, recipe: PromptRecipe, bar: Bar) -> TuningDemo:
+def run_tuning(model: TransformerBridge, *, steps: int, recipe: PromptRecipe) -> TuningDemo:
     """Train once for each guidance; the model given stays as it is."""
     start = time.perf_counter()
     new, earlier = drilled(load_task(NEW_TASK)), [load_task(name) for name in EARLIER_TASKS]
@@ -55,7 +53,7 @@ def run_tuning(model: TransformerBridge, *, steps: int, recipe: PromptRecipe, ba
         lr=LR, steps=steps, batch_size=BATCH_SIZE, judge_every=JUDGE_EVERY, n_prompts=N_JUDGED, seed=recipe.seed
     )
     scores, curves = pd.DataFrame(), list[dict[str, Any]]()
-    for name in bar("teaching a task", GUIDANCE):
+    for name in ticking(GUIDANCE, "teaching a task", "trainings"):
         guidance = guidance_by_name(name, model, new, recipe=recipe, earlier=earlier, seed=recipe.seed)
         result = finetune(model, new, guidance=guidance, options=options, recipe=recipe, watch=earlier)
         scores = result.scores[["task", "role", "before"]] if scores.empty else scores

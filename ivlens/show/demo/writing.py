@@ -54,5 +54,6 @@ def summary(result: DemoResult) -> dict[str, Any]:
         "recipes": {found.task: found.recipe.to_dict() for found in result.effects},
         "seconds": round(result.seconds, 1),
         "tasks": result.table().to_dict("records"),
+        "able": list(result.able),
         "tuning": None if result.tuning is None else result.tuning.scores.to_dict("records"),
     }

@@ -8,8 +8,9 @@ from typing import Any, cast
 import torch
 
 from ivlens.common.checks import check_counts
-from ivlens.effects.measure import head_effects
+from ivlens.effects.measure import EffectOptions, head_effects
 from ivlens.effects.results import HeadEffects
+from ivlens.forward.ability import Ability, measure_ability
 from ivlens.forward.borders import begins_with
 from ivlens.models.boot import TransformerBridge, check_model
 from ivlens.models.fingerprint import model_identity
@@ -67,6 +68,7 @@ class Engine:
         self.identity = model_identity(model)
         self._measuring = threading.Lock()
         self._effects: dict[Key, HeadEffects] = {}
+        self._abilities: dict[Key, Ability | None] = {}
         self._settings: dict[tuple[Key, bytes], Setting] = {}
         self.given = {each.task: self._checked(each) for each in effects}
         for each in effects:
@@ -101,13 +103,23 @@ class Engine:
         """Whether the effects that `state` needs are measured."""
         return self.needs(state) in self._effects
 
+    def ability(self, state: LabState) -> Ability | None:
+        """Clean and bare accuracy of the state's task, on *select*: quickly asked, before its heads are measured."""
+        key = self.needs(state)
+        with self._measuring:
+            if key not in self._abilities:
+                known = self._effects.get(key)
+                task, recipe = self.tasks[state.task], self.recipe(state)
+                self._abilities[key] = known.ability if known else measure_ability(self.model, task, recipe)
+            return self._abilities[key]
+
     def effects(self, state: LabState, unwanted: Callable[[], bool] = lambda: False) -> HeadEffects:
         """The effects of the state's task, measured on the first call; a second caller meanwhile waits for them.
 
         Args:
             unwanted: Asked now and then; where it says so, measuring ends with `Unwanted`.
         """
-        key = self.needs(state)
+        key, ability = self.needs(state), self.ability(state)
 
         def report(done: int, total: int) -> None:
             if unwanted():
@@ -121,6 +133,7 @@ class Engine:
                     self.tasks[state.task],
                     recipe=state.measured(self.options.seed),
                     n_prompts=self.options.n_prompts,
+                    options=EffectOptions(ability=ability, n_check_prompts=0),
                     progress=report,
                 )
             return self._effects[key]

@@ -14,6 +14,13 @@ from ivlens.show.lab.streams import Completion
 from ivlens.vectors.vector import InstructionVector
 
 
+def ability_facts(engine: Engine, state: LabState) -> dict[str, str]:
+    """Whether the model can do the state's task as it is asked, in words, and what to do where it cannot."""
+    found, about = engine.ability(state), engine.facts()
+    warning = found.warning(state.task, engine.identity.name) if found else ""
+    return {"name": about["name"], "text": str(found) if found else "", "warning": warning}
+
+
 def effects_map(engine: Engine, state: LabState) -> Mapping[str, Any]:
     """The effects of all heads, with their intervals; null where a head was not measured."""
     effects = engine.effects(state)
@@ -23,7 +30,8 @@ def effects_map(engine: Engine, state: LabState) -> Mapping[str, Any]:
         name: [[round(x, 5) if math.isfinite(x) else None for x in row] for row in part.tolist()]
         for name, part in named.items()
     }
-    return {**engine.facts(), **values, "unit": unit_of(effects), "n_prompts": len(effects.cie)}
+    taken = {"taken": str(effects.taken or ""), "warning": effects.taken_warning}
+    return {**engine.facts(), **values, **taken, "unit": unit_of(effects), "n_prompts": len(effects.cie)}
 
 
 def vector_facts(vector: InstructionVector | None, engine: Engine) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ from typing import Any
 from ivlens.prompts.templates import PromptTemplate
 from ivlens.show.lab.code import Listing, python_code
 from ivlens.show.lab.engine import Engine
-from ivlens.show.lab.plain import as_file, column, effects_map, sentence, vector_facts
+from ivlens.show.lab.plain import ability_facts, as_file, column, effects_map, sentence, vector_facts
 from ivlens.show.lab.state import LabState, Limits, values_of
 from ivlens.show.lab.streams import Completion
 from ivlens.show.lab.worker import Cancelled, Worker
@@ -29,8 +29,8 @@ MAX_FILE = 16_000_000
 class Session:
     """What one page shows of one model, or of two that are compared; several sessions may share their engines.
 
-    `show(channel, value)` is called from any thread, with values that JSON can hold: `state`, `task`, `maps` (effects),
-    `result` (completions, after every token), `code` and `status`.
+    `show(channel, value)` is called from any thread, with values that JSON can hold: `state`, `ability`, `task` (with
+    the `maps` of effects), `result` (completions, after every token), `code` and `status`.
     """
 
     def __init__(self, engines: Sequence[Engine], state: LabState, show: Show) -> None:
@@ -172,6 +172,9 @@ class Session:
         self._say(error=sentence(error))
 
     def _work(self, state: LabState, cancelled: Cancelled, began: float) -> None:
+        if not all(engine.knows(state) for engine in self.engines):
+            self._say(busy=f"Asking whether the model can do {state.task} …")
+        self._show("ability", [ability_facts(engine, state) for engine in self.engines])
         for engine in self.engines:
             if not engine.knows(state):
                 self._say(busy=f"Measuring all heads of {engine.facts()['name']} on {state.task} …")

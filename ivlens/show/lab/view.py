@@ -29,6 +29,7 @@ class LabView(JSComponent):
 
     facts = param.String(doc="What never changes: models, tasks, templates, colours.")
     state = param.String(doc="The controls.")
+    ability = param.String(doc="Whether the model can do the task at all.")
     task = param.String(doc="Inputs and instructions of the task, effects of all heads.")
     result = param.String(doc="Completions as far as they have come.")
     code = param.String(doc="The Python that gives them.")

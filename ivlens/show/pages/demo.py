@@ -48,7 +48,7 @@ def page(result: DemoResult) -> str:
         heading=f"Instruction Vectors of <code>{name}</code>",
         lead=_lead(result),
         tiles=_tiles(result),
-        tiles_note=f"Means over {len(result.tasks)} tasks, on inputs that chose neither heads nor settings.",
+        tiles_note=f"Means over {len(result.able or result.tasks)} tasks, on inputs that chose neither heads nor settings.",
         examples=_examples(result),
         table=_table(result),
         table_note=_table_note(result),
@@ -99,18 +99,42 @@ def _limit(result: DemoResult) -> float:
 
 
 def _lead(result: DemoResult) -> str:
-    means = _means(result)
+    able = result.able
+    if not able:
+        return (
+            "<b>This model cannot do these tasks as it is asked here</b>, so no vector can carry them: "
+            f"{_shortfalls(result)}. Look for prompts that it can answer (<code>ivlens prompts --model … --task …</code>; "
+            "demonstrations often help: <code>--n-shots 5 --instruction none</code>), or take other tasks."
+        )
+    means = _means(result, able)
+    left_out = ""
+    if len(able) < len(result.tasks):
+        left_out = (
+            f" Of {len(able)} of {len(result.tasks)} tasks; the others the model cannot do as it is asked, so that no "
+            f"vector can carry them: {_shortfalls(result)}."
+        )
     return (
         "The Instruction Vector of a task is the summed average output of the attention heads that carry its "
         "instruction. Added to prompts that contain <b>no instruction</b>, it takes the accuracy from "
         f"{_percent(means['bare'])} to <b>{_percent(means['iv'])}</b>. Of the same length, "
         f"random vectors reach {_percent(means.get('random'))} and vectors of as many random heads "
-        f"{_percent(means.get('random_heads'))}. With the instruction it is {_percent(means['clean'])}."
+        f"{_percent(means.get('random_heads'))}. With the instruction it is {_percent(means['clean'])}.{left_out}"
     )
 
 
+def _shortfalls(result: DemoResult) -> str:
+    """Tasks that the model cannot do, with its accuracies where they were asked."""
+    found = []
+    for effects in result.effects:
+        ability = effects.ability
+        if ability is not None and not ability.is_enough:
+            bare = "" if ability.bare is None else f", bare {_percent(ability.bare)}"
+            found.append(f"{escape(effects.task)} (clean {_percent(ability.clean)}{bare} of {ability.n} select inputs)")
+    return ", ".join(found)
+
+
 def _tiles(result: DemoResult) -> str:
-    means = _means(result)
+    means = _means(result, result.able)
     return "".join(
         f'<div class="card tile{" main" if name == "iv" else ""}"><b>{_percent(means[name])}</b>'
         f"<span>{escape(LOOKS[name].label)}</span></div>"
@@ -119,8 +143,10 @@ def _tiles(result: DemoResult) -> str:
     )
 
 
-def _means(result: DemoResult) -> dict[str, float]:
+def _means(result: DemoResult, tasks: Sequence[str] = ()) -> dict[str, float]:
+    """Mean accuracy under each condition over these tasks, or over all where none are named."""
     rows = rows_of(result.conditions, ("task", "condition", "accuracy"), "evaluate_intervention")
+    rows = [row for row in rows if not tasks or row["task"] in tasks]
     by_condition = grouped(rows, lambda row: row["condition"])
     return {name: mean(row["accuracy"] for row in group) for name, group in by_condition.items()}
 
@@ -173,6 +199,8 @@ def _table(result: DemoResult) -> str:
         cells = "".join(_accuracy_cell(found.get(name), name) for name in present)
         first = task.examples[0]
         sample = f"<small>{escape(first.input[:24])} → {escape(first.answer[:24])}</small>"
+        if task.name not in result.able:
+            sample += "<small>the model cannot do it as it is asked</small>"
         body += f"<tr><th>{escape(task.name)}{sample}</th>{cells}<td class=at>{_setting(found['iv'])}</td></tr>"
     return f'<table class="sticky"><thead>{head}</thead><tbody>{body}</tbody></table>'
 

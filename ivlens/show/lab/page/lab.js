@@ -73,7 +73,7 @@ class Page {
     });
     this.build();
     this.listen();
-    for (const name of ["state", "task", "result", "code", "status"]) this.receive(name);
+    for (const name of ["state", "ability", "task", "result", "code", "status"]) this.receive(name);
     this.dress();
     this.greet();
   }
@@ -112,7 +112,7 @@ class Page {
   }
 
   listen() {
-    this.handlers = ["state", "task", "result", "code", "status"].map((name) => {
+    this.handlers = ["state", "ability", "task", "result", "code", "status"].map((name) => {
       const handler = () => this.receive(name);
       this.model.on(name, handler);
       return handler;
@@ -206,9 +206,10 @@ class Page {
     this.bareBox = this.box("bare", "Bare: neither instruction nor demonstrations", (bare) => this.set({ bare }));
     this.toldSelect = this.select("told", (told) => this.set({ told: JSON.parse(told) }));
     this.lengthRange = this.range("max_new_tokens", 1, 64, 1, (value) => this.soon("max_new_tokens", 60, value));
+    this.abilityLines = make("div", { class: "ability", role: "note", "aria-live": "polite" });
     this.prompts = make("pre", { tabindex: "0", "aria-label": "The prompt as the model gets it" });
     return this.panel("Prompt", "left",
-      this.label("Task", this.taskSelect),
+      this.label("Task", this.taskSelect), this.abilityLines,
       this.field(this.label("Input", this.textArea), this.inputSelect),
       this.field(this.label("Instruction in the prompt", this.instructionArea), this.instructionSelect),
       make("div", { class: "pair" },
@@ -234,6 +235,7 @@ class Page {
   middle() {
     this.maps = make("div", { class: "maps" });
     this.about = make("p", { class: "about" });
+    this.takenLines = make("div", { class: "taken" });
     this.legend = make("div", { class: "legend" }, make("span"), make("span", { class: "bar" }), make("span"));
     const first = this.facts.models[0];
     this.kRange = this.range("k", 1, Math.min(first.n_layers * first.n_heads, 64), 1, (value) => this.soon("k", 60, value));
@@ -250,7 +252,7 @@ class Page {
     const random = this.box("random", "Random vector of equal norm", (random) => this.set({ random }));
     this.againButton = make("button", { type: "button", onclick: () => this.set({ random: true, seed: this.state.seed + 1 }) }, "Draw another");
     return this.panel("Heads and vector", "middle",
-      this.maps, this.legend, this.about,
+      this.maps, this.legend, this.takenLines, this.about,
       make("div", { class: "sliders" },
         this.label("Strongest ", this.kRange, this.k_value),
         this.label("Layer ", this.layerRange, this.layer_value),
@@ -317,6 +319,13 @@ class Page {
     if (!choices.some(([value]) => JSON.stringify(value) === told)) choices.push([state.told, `“${state.told.join("” or “").slice(0, 60)}”`]);
     options(this.toldSelect, choices.map(([value, text]) => [JSON.stringify(value), text]));
     put(this.toldSelect, "value", told);
+  }
+
+  show_ability(models) {
+    const many = models.length > 1;
+    this.abilityLines.replaceChildren(...models.filter((one) => one.text).map((one) => one.warning
+      ? make("p", { class: "warning" }, (many ? `${one.name}: ` : "") + one.warning)
+      : make("p", { class: "hint" }, (many ? `${one.name}: ` : "") + one.text)));
   }
 
   show_task(task) {
@@ -402,6 +411,8 @@ class Page {
     low.textContent = `−${reach.toPrecision(2)}`;
     high.textContent = `+${reach.toPrecision(2)} ${maps[0].unit}`;
     bar.style.background = `linear-gradient(90deg, ${scale.map(([at, colour]) => `${colour} ${100 * at}%`).join(", ")})`;
+    this.takenLines.replaceChildren(...maps.filter((map) => map.taken).map((map) => make("p",
+      { class: map.warning ? "warning" : "hint" }, (maps.length > 1 ? `${map.name}: ` : "") + (map.warning || map.taken))));
     this.choose();
     if (focused) this.cells[0]?.[this.cursor[0]]?.[this.cursor[1]]?.focus();
   }

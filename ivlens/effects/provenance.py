@@ -1,0 +1,27 @@
+"""What made a result, as far as prompts and packages go, in plain values."""
+
+from collections import Counter
+from importlib.metadata import version
+from typing import Any
+
+from ivlens.common.version import __version__
+from ivlens.models.boot import TransformerBridge
+from ivlens.prompts.batch import PromptBatch
+
+
+def provenance(model: TransformerBridge, corrupted: PromptBatch, clean: PromptBatch) -> dict[str, Any]:
+    """Of the measured prompts, those of the means, the model's numbers and the packages."""
+    packages = ("ivlens", "torch", "transformers", "transformer-lens")
+    kept = [share for share in corrupted.kept_answers if share is not None]
+    return {
+        "counterfactual_tasks": dict(sorted(Counter(filter(None, corrupted.counterfactuals)).items())),
+        **({"kept_answers": sum(kept) / len(kept)} if kept else {}),
+        "n_prompts": len(corrupted),
+        "n_mean_prompts": len(clean),
+        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+        "versions": {package: _version(package) for package in packages},
+    }
+
+
+def _version(package: str) -> str:
+    return __version__ if package == "ivlens" else version(package)
