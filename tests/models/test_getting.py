@@ -258,6 +258,15 @@ def test_a_disk_that_fills_up_on_the_way(tiny, monkeypatch, error):
     assert "Errno" not in str(caught.value) and nothing_is_left(tiny)
 
 
+def test_a_disk_that_fills_up_under_pip(tiny, monkeypatch, tmp_path):
+    next((tmp_path / "index").glob("*.whl")).unlink()  # pip fails, and its log does not say that it is the disk
+    monkeypatch.setattr(getting, "_check_room", lambda *_: None)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 10**5))
+    with pytest.raises(OSError, match="the disk of .* is full"):
+        get_model("tiny")
+    assert nothing_is_left(tiny)
+
+
 def test_a_cache_that_cannot_be_written_to(tiny, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("IVLENS_CACHE", str(tmp_path / "file"))
