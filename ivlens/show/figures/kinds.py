@@ -105,8 +105,8 @@ def _conditions(name: str, file: Found) -> Iterator[Drawing]:
     # what made it: one description, or one for each task; a table without any is taken for a judgement on *test*
     splits = {str(one.get("split", "test")) for one in frame.attrs.get("tasks", [frame.attrs])}
     caption = (
-        f"Accuracy on {' and '.join(sorted(splits))} inputs, bare of what tells the task, under every condition, with 95 % "
-        "intervals over prompts; settings were searched on other inputs, for controls as for the vector."
+        f"Accuracy on {' and '.join(sorted(splits))} inputs, bare of what tells the task, under every condition, with "
+        "95 % intervals over prompts; settings were searched on other inputs, for controls as for the vector."
     )
     inches = 2.4 if n_tasks == 1 else 0.9 + 0.55 * (n_tasks + 1)
     yield Drawing(name, caption, condition_plot(frame), width="column" if n_tasks == 1 else "page", inches=inches)

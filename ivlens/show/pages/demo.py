@@ -48,7 +48,8 @@ def page(result: DemoResult) -> str:
         heading=f"Instruction Vectors of <code>{name}</code>",
         lead=_lead(result),
         tiles=_tiles(result),
-        tiles_note=f"Means over {len(result.able or result.tasks)} tasks, on inputs that chose neither heads nor settings.",
+        tiles_note=f"Means over {len(result.able or result.tasks)} tasks, on inputs that chose neither heads nor "
+        "settings.",
         examples=_examples(result),
         table=_table(result),
         table_note=_table_note(result),
@@ -103,8 +104,8 @@ def _lead(result: DemoResult) -> str:
     if not able:
         return (
             "<b>This model cannot do these tasks as it is asked here</b>, so no vector can carry them: "
-            f"{_shortfalls(result)}. Look for prompts that it can answer (<code>ivlens prompts --model … --task …</code>; "
-            "demonstrations often help: <code>--n-shots 5 --instruction none</code>), or take other tasks."
+            f"{_shortfalls(result)}. Look for prompts that it can answer (<code>ivlens prompts --model … --task "
+            "…</code>; demonstrations often help: <code>--n-shots 5 --instruction none</code>), or take other tasks."
         )
     means = _means(result, able)
     left_out = ""
