@@ -75,7 +75,7 @@ def _get(name: str, as_json: bool) -> None:
         print_json(_facts(known))
         return
     print(f"it lies in {folder}")
-    print(f"next: ivlens effects --model {known.name} --task third_person --instruction none --n-shots 5 --n-prompts 8")
+    print(f"next: ivlens prompts --model {known.name} --task third_person")
 
 
 def _facts(known: "KnownModel") -> dict[str, Any]:

@@ -115,12 +115,22 @@ def _lead(result: DemoResult) -> str:
             f"vector can carry them: {_shortfalls(result)}."
         )
     return (
-        "The Instruction Vector of a task is the summed average output of the attention heads that carry its "
-        "instruction. Added to prompts that contain <b>no instruction</b>, it takes the accuracy from "
+        "The Instruction Vector of a task is the summed average output of the attention heads that carry what the "
+        f"prompt tells the model to do. Added to prompts with <b>no {_told(result)}</b>, it takes the accuracy from "
         f"{_percent(means['bare'])} to <b>{_percent(means['iv'])}</b>. Of the same length, "
         f"random vectors reach {_percent(means.get('random'))} and vectors of as many random heads "
-        f"{_percent(means.get('random_heads'))}. With the instruction it is {_percent(means['clean'])}.{left_out}"
+        f"{_percent(means.get('random_heads'))}. With {_told(result)} it is {_percent(means['clean'])}.{left_out}"
     )
+
+
+def _told(result: DemoResult) -> str:
+    """What tells clean prompts their task."""
+    recipes = [(found.recipe, task) for found, task in zip(result.effects, result.tasks, strict=True)]
+    kinds = {
+        "instruction": any(recipe.texts(task) for recipe, task in recipes),
+        "demonstrations": any(recipe.shots(task) for recipe, task in recipes),
+    }
+    return " or ".join(kind for kind, there in kinds.items() if there) or "instruction"
 
 
 def _shortfalls(result: DemoResult) -> str:
@@ -155,7 +165,8 @@ def _means(result: DemoResult, tasks: Sequence[str] = ()) -> dict[str, float]:
 def _examples(result: DemoResult) -> str:
     rows = rows_of(result.examples, ("task", "input", "before", "after"), "run_demo")
     shown = (
-        f"<p>Prompts carry no instruction; the first one reads:</p><pre><code>{escape(rows[0]['prompt'])}</code></pre>"
+        f"<p>Prompts carry no {_told(result)}; the first one reads:</p>"
+        f"<pre><code>{escape(rows[0]['prompt'])}</code></pre>"
     )
     by_task = grouped(rows, lambda row: row["task"])
     if len({tuple(row["input"] for row in group) for group in by_task.values()}) == 1:
