@@ -85,6 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_ERROR  # cyclopts has printed it, with the nearest valid name
     except KeyboardInterrupt:
         print("\nivlens: interrupted", file=sys.stderr)
+        if argv is None:
+            _leave_now(EXIT_INTERRUPTED)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader (`| head`) is gone: a second flush, at exit, would complain once more.
@@ -95,6 +97,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"ivlens: {_one_line(error)}", file=sys.stderr)
         return EXIT_ERROR
+
+
+def _leave_now(status: int) -> None:
+    """End the process without taking torch apart first, which lasts seconds; whatever had to be closed is closed."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _called(words: list[str]) -> str | None:

@@ -134,7 +134,8 @@ def _setting(
         positions=what.positions,
     )
     recipe = how.recipe(iv.recipe)
-    frame = sweep_settings(model, task, iv, recipe=recipe, grid=grid, n_prompts=N_SEARCH_PROMPTS, seed=recipe.seed)
+    asked = {"recipe": recipe, "n_prompts": N_SEARCH_PROMPTS, "seed": recipe.seed}
+    frame = sweep_settings(model, task, iv, grid=grid, **asked)
     best = frame.sort_values(["accuracy", "prob"], ascending=False, kind="stable").iloc[0]
     found = {"layer": int(best["layer"]), "alpha": float(best["alpha"]), "site": str(best["site"])}
     # strength 0 is no vector: the same prompts as they are
@@ -157,8 +158,8 @@ def _nothing_found(setting: dict[str, Any], iv: "InstructionVector", model: str)
     why = "" if ability is None or ability.is_enough else f" The model itself cannot do the task: {ability}."
     return (
         f"\nNo setting of the search makes this vector work: on {n} select inputs the best one gets {best:.0%} right, "
-        f"and the bare prompt without it {bare:.0%}.{why}\nLook for prompts that the model can answer with `ivlens prompts "
-        f"--model {model} --task {iv.task}`, try more heads (--k), or take another task."
+        f"and the bare prompt without it {bare:.0%}.{why}\nLook for prompts that the model can answer with `ivlens "
+        f"prompts --model {model} --task {iv.task}`, try more heads (--k), or take another task."
     )
 
 
