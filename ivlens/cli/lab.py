@@ -49,7 +49,7 @@ def lab(
     prompts: PromptOptions | None = None,
     port: int = 0,
     no_browser: Flag = False,
-) -> int:
+) -> None:
     """Open the lab: heads, vector and completions of a live model, on a page of this machine.
 
     Example: `ivlens lab`, or `ivlens lab --model ./my-checkpoint --task antonym --task ./my-task.json --no-browser`
@@ -71,11 +71,7 @@ def lab(
     print("Ctrl-C ends it.", file=sys.stderr)
     if not no_browser:
         server.server.io_loop.add_callback(webbrowser.open, server.url)
-    try:
-        server.run()
-    except KeyboardInterrupt:
-        print(file=sys.stderr)  # the usual way to end it
-    return 0
+    server.run()
 
 
 def _server(what: LabOptions, where: ModelOptions, prompts: PromptOptions, port: int) -> Any:

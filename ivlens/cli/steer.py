@@ -135,7 +135,8 @@ def _setting(
         positions=what.positions,
     )
     recipe = how.recipe(iv.recipe)
-    frame = sweep_settings(model, task, iv, recipe=recipe, grid=grid, n_prompts=N_SEARCH_PROMPTS, seed=recipe.seed)
+    asked = {"recipe": recipe, "n_prompts": N_SEARCH_PROMPTS, "seed": recipe.seed}
+    frame = sweep_settings(model, task, iv, grid=grid, **asked)
     best = frame.sort_values(["accuracy", "prob"], ascending=False, kind="stable").iloc[0]
     found = {"layer": int(best["layer"]), "alpha": float(best["alpha"]), "site": str(best["site"])}
     # strength 0 is no vector: the same prompts as they are

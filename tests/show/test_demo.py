@@ -259,7 +259,7 @@ def test_the_built_in_model_is_taught_a_task_with_and_without_guidance(result: D
     assert can_tune("pocket") and not can_tune("./checkpoint") and result.tuning is None
     bank = load_bank()
     assert not bank[NEW_TASK].in_training and all(bank[name].in_training for name in EARLIER_TASKS)
-    tuning = run_tuning(load_model("pocket"), steps=5, recipe=PromptRecipe(), bar=lambda what, items: items)
+    tuning = run_tuning(load_model("pocket"), steps=5, recipe=PromptRecipe())
     assert tuning.scores["task"].tolist() == [NEW_TASK, *EARLIER_TASKS]
     assert tuning.scores["role"].tolist() == ["new", "watched", "watched", "watched"]
     assert tuning.curves[["guidance", "step"]].values.tolist() == [[name, 5] for name in GUIDANCE]

@@ -41,10 +41,13 @@ def text_of(html: str) -> str:
 
 def test_effects_show_their_strongest_heads(effects):
     shown = effects._repr_html_()
-    assert shown.count("<tr>") == 1 + 10 + 3 and "<script>" not in shown
+    assert shown.count("<tr>") == 1 + 10 + 5 and "<script>" not in shown
     first = effects.to_frame().iloc[0]
     assert f"{first['label']} {first['aie']:+.4g} {first['low']:+.4g} to {first['high']:+.4g}" in text_of(shown)
     assert "own instruction, 0 demonstrations" in shown and "8 corrupted" in shown and "score" in shown
+    assert "clean accuracy" in shown and "% of the clean score" in shown
+    said = [text for text in effects.warnings if "no vector can carry" in text]
+    assert said and text_of(shown).index("Warning: antonym: clean accuracy") < text_of(shown).index("head AIE")
     figure = effects.plot(top=3)
     assert np.allclose(figure.data[0].z, effects.aie) and list(figure.data[1].text) == ["1", "2", "3"]
 

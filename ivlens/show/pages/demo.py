@@ -14,10 +14,11 @@ from ivlens.show.demo.run import DemoResult
 from ivlens.show.demo.writing import file_name
 from ivlens.show.figures.conditions import LOOKS, condition_plot
 from ivlens.show.figures.heads import head_heatmap, unit_of
-from ivlens.show.figures.rows import Row, grouped, mean, rows_of
+from ivlens.show.figures.rows import Row, grouped, rows_of
 from ivlens.show.figures.similarity import similarity_matrix
 from ivlens.show.figures.sweeps import strength_curves
 from ivlens.show.figures.theme import Theme
+from ivlens.show.pages.demo_lead import lead, means, percent, told
 from ivlens.show.pages.demo_tuning import tuning_figures, tuning_section
 from ivlens.show.pages.html import embedded, script, style, template
 from ivlens.tasks.task import Task
@@ -42,14 +43,13 @@ def write_page(result: DemoResult, path: str | Path) -> Path:
 def page(result: DemoResult) -> str:
     """The report as one HTML text; it loads nothing from anywhere."""
     skeleton = template("demo.html")
-    name = escape(Path(result.model.name).name)
+    name, n_counted = escape(Path(result.model.name).name), len(result.able or result.tasks)
     return skeleton.substitute(
         title=f"Instruction Vectors of {name}",
         heading=f"Instruction Vectors of <code>{name}</code>",
-        lead=_lead(result),
+        lead=lead(result),
         tiles=_tiles(result),
-        tiles_note=f"Means over {len(result.able or result.tasks)} tasks, on inputs that chose neither heads nor "
-        "settings.",
+        tiles_note=f"Means over {n_counted} tasks, on inputs that chose neither heads nor settings.",
         examples=_examples(result),
         table=_table(result),
         table_note=_table_note(result),
@@ -99,73 +99,20 @@ def _limit(result: DemoResult) -> float:
 # --- text ------------------------------------------------------------------------------------------------------------
 
 
-def _lead(result: DemoResult) -> str:
-    able = result.able
-    if not able:
-        return (
-            "<b>This model cannot do these tasks as it is asked here</b>, so no vector can carry them: "
-            f"{_shortfalls(result)}. Look for prompts that it can answer (<code>ivlens prompts --model … --task "
-            "…</code>; demonstrations often help: <code>--n-shots 5 --instruction none</code>), or take other tasks."
-        )
-    means = _means(result, able)
-    left_out = ""
-    if len(able) < len(result.tasks):
-        left_out = (
-            f" Of {len(able)} of {len(result.tasks)} tasks; the others the model cannot do as it is asked, so that no "
-            f"vector can carry them: {_shortfalls(result)}."
-        )
-    return (
-        "The Instruction Vector of a task is the summed average output of the attention heads that carry what the "
-        f"prompt tells the model to do. Added to prompts with <b>no {_told(result)}</b>, it takes the accuracy from "
-        f"{_percent(means['bare'])} to <b>{_percent(means['iv'])}</b>. Of the same length, "
-        f"random vectors reach {_percent(means.get('random'))} and vectors of as many random heads "
-        f"{_percent(means.get('random_heads'))}. With {_told(result)} it is {_percent(means['clean'])}.{left_out}"
-    )
-
-
-def _told(result: DemoResult) -> str:
-    """What tells clean prompts their task."""
-    recipes = [(found.recipe, task) for found, task in zip(result.effects, result.tasks, strict=True)]
-    kinds = {
-        "instruction": any(recipe.texts(task) for recipe, task in recipes),
-        "demonstrations": any(recipe.shots(task) for recipe, task in recipes),
-    }
-    return " or ".join(kind for kind, there in kinds.items() if there) or "instruction"
-
-
-def _shortfalls(result: DemoResult) -> str:
-    """Tasks that the model cannot do, with its accuracies where they were asked."""
-    found = []
-    for effects in result.effects:
-        ability = effects.ability
-        if ability is not None and not ability.is_enough:
-            bare = "" if ability.bare is None else f", bare {_percent(ability.bare)}"
-            found.append(f"{escape(effects.task)} (clean {_percent(ability.clean)}{bare} of {ability.n} select inputs)")
-    return ", ".join(found)
-
-
 def _tiles(result: DemoResult) -> str:
-    means = _means(result, result.able)
+    found = means(result, result.able)
     return "".join(
-        f'<div class="card tile{" main" if name == "iv" else ""}"><b>{_percent(means[name])}</b>'
+        f'<div class="card tile{" main" if name == "iv" else ""}"><b>{percent(found[name])}</b>'
         f"<span>{escape(LOOKS[name].label)}</span></div>"
         for name in TILES
-        if name in means
+        if name in found
     )
-
-
-def _means(result: DemoResult, tasks: Sequence[str] = ()) -> dict[str, float]:
-    """Mean accuracy under each condition over these tasks, or over all where none are named."""
-    rows = rows_of(result.conditions, ("task", "condition", "accuracy"), "evaluate_intervention")
-    rows = [row for row in rows if not tasks or row["task"] in tasks]
-    by_condition = grouped(rows, lambda row: row["condition"])
-    return {name: mean(row["accuracy"] for row in group) for name, group in by_condition.items()}
 
 
 def _examples(result: DemoResult) -> str:
     rows = rows_of(result.examples, ("task", "input", "before", "after"), "run_demo")
     shown = (
-        f"<p>Prompts carry no {_told(result)}; the first one reads:</p>"
+        f"<p>Prompts carry no {told(result)}; the first one reads:</p>"
         f"<pre><code>{escape(rows[0]['prompt'])}</code></pre>"
     )
     by_task = grouped(rows, lambda row: row["task"])
@@ -199,11 +146,11 @@ def _completed(row: Row) -> str:
 
 
 def _table(result: DemoResult) -> str:
-    means = _means(result)
-    present = [name for name in TABLE_CONDITIONS if name in means]
+    found = means(result)
+    present = [name for name in TABLE_CONDITIONS if name in found]
     columns = "".join(f"<th class=n>{escape(LOOKS[name].label)}</th>" for name in present)
     head = f"<tr><th>task</th>{columns}<th>vector added at</th></tr>"
-    cells = "".join(f"<td class='n{' iv' if name == 'iv' else ''}'>{_number(means[name])}</td>" for name in present)
+    cells = "".join(f"<td class='n{' iv' if name == 'iv' else ''}'>{_number(found[name])}</td>" for name in present)
     body = f"<tr class=mean><th>mean of {len(result.tasks)} tasks</th>{cells}<td></td></tr>"
     by_task = grouped(rows_of(result.conditions, ("task",), "evaluate_intervention"), lambda row: row["task"])
     for task in result.tasks:
@@ -307,10 +254,6 @@ def _files(result: DemoResult) -> str:
 
 def _row(cell: str, texts: Iterable[str]) -> str:
     return f"<tr>{''.join(f'<{cell}>{escape(text)}</{cell}>' for text in texts)}</tr>"
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None or math.isnan(value) else f"{100 * round(value, 2):.0f}&nbsp;%"
 
 
 def _number(value: float) -> str:
