@@ -22,7 +22,8 @@ class ModelOptions:
     """Which model.
 
     Attributes:
-        model: "pocket" (the built-in model, and the default), a checkpoint folder, or a Hugging Face Hub name.
+        model: "pocket" (the built-in model, and the default), "smollm2" (after `ivlens get smollm2`), a checkpoint
+            folder, a GGUF file, or a Hugging Face Hub name.
         device: auto, cpu, cuda, cuda:1 ...
         dtype: auto (as stored), float32, bfloat16 or float16.
     """

@@ -157,9 +157,9 @@ def _nothing_found(setting: dict[str, Any], iv: "InstructionVector", model: str)
     ability = Ability.recorded(iv.settings.get("effects") or {})
     why = "" if ability is None or ability.is_enough else f" The model itself cannot do the task: {ability}."
     return (
-        f"\nNo setting of the search makes this vector work: on {n} select inputs the best one gets {best:.0%} right, and "
-        f"the bare prompt without it {bare:.0%}.{why}\nLook for prompts that the model can answer with `ivlens prompts "
-        f"--model {model} --task {iv.task}`, try more heads (--k), or take another task."
+        f"\nNo setting of the search makes this vector work: on {n} select inputs the best one gets {best:.0%} right, "
+        f"and the bare prompt without it {bare:.0%}.{why}\nLook for prompts that the model can answer with `ivlens "
+        f"prompts --model {model} --task {iv.task}`, try more heads (--k), or take another task."
     )
 
 

@@ -10,7 +10,8 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from ivlens.common.version import __version__
-from ivlens.show.demo.run import DemoResult, file_name
+from ivlens.show.demo.run import DemoResult
+from ivlens.show.demo.writing import file_name
 from ivlens.show.figures.conditions import LOOKS, condition_plot
 from ivlens.show.figures.heads import head_heatmap, unit_of
 from ivlens.show.figures.rows import Row, grouped, mean, rows_of
@@ -47,7 +48,8 @@ def page(result: DemoResult) -> str:
         heading=f"Instruction Vectors of <code>{name}</code>",
         lead=_lead(result),
         tiles=_tiles(result),
-        tiles_note=f"Means over {len(result.able or result.tasks)} tasks, on inputs that chose neither heads nor settings.",
+        tiles_note=f"Means over {len(result.able or result.tasks)} tasks, on inputs that chose neither heads nor "
+        "settings.",
         examples=_examples(result),
         table=_table(result),
         table_note=_table_note(result),
@@ -102,8 +104,8 @@ def _lead(result: DemoResult) -> str:
     if not able:
         return (
             "<b>This model cannot do these tasks as it is asked here</b>, so no vector can carry them: "
-            f"{_shortfalls(result)}. Look for prompts that it can answer (<code>ivlens prompts --model … --task …</code>; "
-            "demonstrations often help: <code>--n-shots 5 --instruction none</code>), or take other tasks."
+            f"{_shortfalls(result)}. Look for prompts that it can answer (<code>ivlens prompts --model … --task "
+            "…</code>; demonstrations often help: <code>--n-shots 5 --instruction none</code>), or take other tasks."
         )
     means = _means(result, able)
     left_out = ""
@@ -113,12 +115,22 @@ def _lead(result: DemoResult) -> str:
             f"vector can carry them: {_shortfalls(result)}."
         )
     return (
-        "The Instruction Vector of a task is the summed average output of the attention heads that carry its "
-        "instruction. Added to prompts that contain <b>no instruction</b>, it takes the accuracy from "
+        "The Instruction Vector of a task is the summed average output of the attention heads that carry what the "
+        f"prompt tells the model to do. Added to prompts with <b>no {_told(result)}</b>, it takes the accuracy from "
         f"{_percent(means['bare'])} to <b>{_percent(means['iv'])}</b>. Of the same length, "
         f"random vectors reach {_percent(means.get('random'))} and vectors of as many random heads "
-        f"{_percent(means.get('random_heads'))}. With the instruction it is {_percent(means['clean'])}.{left_out}"
+        f"{_percent(means.get('random_heads'))}. With {_told(result)} it is {_percent(means['clean'])}.{left_out}"
     )
+
+
+def _told(result: DemoResult) -> str:
+    """What tells clean prompts their task."""
+    recipes = [(found.recipe, task) for found, task in zip(result.effects, result.tasks, strict=True)]
+    kinds = {
+        "instruction": any(recipe.texts(task) for recipe, task in recipes),
+        "demonstrations": any(recipe.shots(task) for recipe, task in recipes),
+    }
+    return " or ".join(kind for kind, there in kinds.items() if there) or "instruction"
 
 
 def _shortfalls(result: DemoResult) -> str:
@@ -153,7 +165,8 @@ def _means(result: DemoResult, tasks: Sequence[str] = ()) -> dict[str, float]:
 def _examples(result: DemoResult) -> str:
     rows = rows_of(result.examples, ("task", "input", "before", "after"), "run_demo")
     shown = (
-        f"<p>Prompts carry no instruction; the first one reads:</p><pre><code>{escape(rows[0]['prompt'])}</code></pre>"
+        f"<p>Prompts carry no {_told(result)}; the first one reads:</p>"
+        f"<pre><code>{escape(rows[0]['prompt'])}</code></pre>"
     )
     by_task = grouped(rows, lambda row: row["task"])
     if len({tuple(row["input"] for row in group) for group in by_task.values()}) == 1:
@@ -273,9 +286,9 @@ def _settings(result: DemoResult) -> str:
         "effects": f"{options.n_prompts} corrupted prompts per task ({', '.join(corruptions)}), "
         f"score: {result.effects[0].settings.get('score', '')}",
         "vector": f"the {options.k} heads of largest effect, mean output times output projection, without its bias",
-        "controls": f"{options.n_draws} random vectors of equal norm; {options.n_draws} sets of other heads; "
+        "controls": f"{options.plan.n_draws} random vectors of equal norm; {options.plan.n_draws} sets of other heads; "
         f"the other {len(result.tasks) - 1} tasks' vectors; the answer that is right most often",
-        "seed": str(options.recipe.seed),
+        "seed": str(options.drawn_seed),
         "made with": f"ivlens {__version__} in {result.seconds:.0f} s",
     }
     return "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in facts.items())
