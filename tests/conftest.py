@@ -10,6 +10,7 @@ from families import N_WORDS, hf_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from ivlens.common.cache import cache_folder
 from ivlens.tasks import Task, TaskExample
 
 FAMILIES = ("gpt2", "neox", "llama", "gemma2", "qwen3")
