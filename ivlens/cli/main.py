@@ -102,13 +102,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_ERROR
 
 
-def _leave_now(status: int) -> None:
-    """End the process without taking torch apart first, which lasts seconds; whatever had to be closed is closed."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
-
-
 def _called(words: list[str]) -> str | None:
     if not words or words[0].startswith("-"):
         return None
