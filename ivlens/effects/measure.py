@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ivlens.common.checks import check_counts
-from ivlens.common.progress import Progress, bar, showing
+from ivlens.common.progress import Progress, bar, showing_progress
 from ivlens.effects.engines import find_engine, run_engine
 from ivlens.effects.provenance import provenance
 from ivlens.effects.request import (
@@ -132,7 +132,7 @@ def head_effects(
     Random(f"{plan.recipe.seed}\0{task.name}\0prompts").shuffle(examples)
     corrupted = _measured_prompts(model, plan, examples, n_prompts, score)
     kind, mean_examples = corrupted.corruptions[0], examples[::-1][: options.n_mean_prompts]
-    with showing(progress is True):
+    with showing_progress(progress is True):
         ability = options.ability
         if ability is None and options.n_check_prompts:
             ability = measure_ability(model, task, plan.recipe, options.n_check_prompts, batch_size=options.batch_size)

@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 from ivlens.common.files import filling
-from ivlens.common.progress import showing, ticking
+from ivlens.common.progress import showing_progress, ticking
 from ivlens.effects.measure import head_effects
 from ivlens.effects.results import HeadEffects
 from ivlens.forward.borders import begins_with
@@ -137,7 +137,7 @@ def run_demo(
     """
     start = time.perf_counter()
     tasks = _load_tasks(options.tasks)
-    with showing(progress):
+    with showing_progress(progress):
         model = load_model(options.model) if load is None else load()
         with _few_threads(model):
             return _measured(model, tasks, options, start)
