@@ -154,7 +154,7 @@ def head_effects(
     asked |= {} if ability is None else {"ability": ability.to_dict()}
     settings = plan.settings() | asked | provenance(model, corrupted, clean)
     effects = _result(model, task, found, means, corrupted, clean_scores, settings)
-    if effects.taken_warning:
+    if effects.taken_warning and (ability is None or ability.is_enough):  # otherwise there was little to take
         logger.warning("%s", effects.taken_warning)
     return effects
 
