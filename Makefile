@@ -48,10 +48,19 @@ $(VENV)/.test: $(VENV)/.demo
 	@$(PIP) install --quiet -c constraints.txt -e '.[dev]'
 	@rm $(STARTED) && touch $@
 
-.PHONY: demo lab screenshots browser figures docs notebooks test parity families lint types wheel wheel-test install clean help
+.PHONY: demo smollm2 real real-test lab screenshots browser figures docs notebooks test parity families lint types wheel wheel-test install clean help
 
 demo: $(VENV)/.demo  ## the main job on the built-in model, at most 2 minutes; report in out/demo/index.html
 	@$(PY) -m ivlens demo $(ARGS)
+
+smollm2: $(VENV)/.demo  ## a real language model into the user's cache: SmolLM2-135M-Instruct, 93 MB to fetch, once
+	@$(PIP) install --quiet -c constraints.txt -e '.[gguf]'
+	@$(PY) -m ivlens get smollm2
+
+real: smollm2  ## the main job on it, at most 4 minutes on two free cores; report in out/real/index.html
+	@$(PIP) install --quiet -c constraints.txt -e '.[export]'
+	@$(PY) -m ivlens demo --model smollm2 --out $(OUT)/real $(ARGS)
+	@$(PY) -m ivlens figures --from $(OUT)/real --out $(OUT)/real-figures --format pdf,png
 
 lab: $(VENV)/.demo  ## the live page on the built-in model; ARGS="--model ./my-checkpoint" for your own
 	@$(PIP) install --quiet -c constraints.txt -e '.[lab]'
@@ -66,10 +75,10 @@ browser:  ## Chromium for the browser tests and for images (Debian, as root)
 	DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium fonts-dejavu-core >/dev/null; } || \
 	{ echo "make: no Chromium, and it cannot be installed from here; install Chrome or Chromium" >&2; exit 1; }
 
-figures: demo  ## figures/ for the built-in model, from what demo and study wrote and from the benches' kept results
+figures: demo real  ## figures/, from what demo, real and study wrote and from the benches' kept results
 	@$(PIP) install --quiet -c constraints.txt -e '.[export]'
 	@[ -e $(OUT)/study/index.html ] || $(PY) -m ivlens study --out $(OUT)/study
-	@$(PY) -m ivlens figures --from $(OUT)/demo --from $(OUT)/study --from benches --out figures --format pdf,png
+	@$(PY) -m ivlens figures --from $(OUT)/real --from $(OUT)/demo --from $(OUT)/study --from benches --out figures --format pdf,png
 
 docs: $(VENV)/.test  ## the documentation, in out/docs/index.html; warnings are errors
 	@$(PIP) install --quiet -c constraints.txt -e '.[docs]'
@@ -77,15 +86,18 @@ docs: $(VENV)/.test  ## the documentation, in out/docs/index.html; warnings are 
 	@! grep -rlE '<(script|link|img)[^>]+(src|href)="https?://' $(OUT)/docs --include='*.html' || { echo "make: these pages load something from the network" >&2; exit 1; }
 	@echo "$(OUT)/docs/index.html"
 
-notebooks: $(VENV)/.test  ## run all notebooks (two minutes each at most) and keep their outputs; ARGS=1_heads chooses
+notebooks: $(VENV)/.test smollm2  ## run all notebooks (two minutes each at most) and keep their outputs; ARGS=1_heads chooses
 	@$(PIP) install --quiet -c constraints.txt -e '.[notebook,export,tune]'
 	@$(PY) notebooks/run.py $(ARGS)
 
 test: $(VENV)/.test  ## the tests; ARGS="-k name" chooses
 	@$(PY) -m pytest $(ARGS)
 
+real-test: $(VENV)/.test smollm2  ## the tests that ask the real model, at most 6 minutes on two free cores
+	@$(PY) -m pytest -m real --durations=0 $(ARGS)
+
 parity: $(VENV)/.test  ## all of the parity matrix; `make test` runs the most used families
-	@$(PY) -m pytest tests/effects/test_parity.py -m "families or not families" $(ARGS)
+	@$(PY) -m pytest tests/effects/test_parity.py -m "not real" $(ARGS)
 
 families: $(VENV)/.test  ## docs/families.md: which engine every family of models takes
 	@$(PY) tests/parity_table.py docs/families.md

@@ -24,6 +24,7 @@ _MODULE_OF = {
     "InstructionVector": "vectors",
     "JudgeOptions": "steering.evaluate",
     "PromptRecipe": "prompts",
+    "PromptSearch": "forward.finding",
     "PromptTemplate": "prompts",
     "Setting": "steering.summary",
     "Task": "tasks",
@@ -31,6 +32,7 @@ _MODULE_OF = {
     "build_prompts": "prompts",
     "causal_indirect_effect": "effects",
     "evaluate_intervention": "steering.evaluate",
+    "find_prompts": "forward.finding",
     "finetune": "tuning",
     "head_effects": "effects",
     "lab": "show.lab",
@@ -48,6 +50,7 @@ _MODULE_OF = {
 if TYPE_CHECKING:
     from ivlens.common.progress import showing_progress
     from ivlens.effects import EffectOptions, HeadEffects, causal_indirect_effect, head_effects
+    from ivlens.forward.finding import PromptSearch, find_prompts
     from ivlens.forward.means import mean_head_outputs
     from ivlens.models import load_model, pocket_path
     from ivlens.prompts import PromptRecipe, PromptTemplate, build_prompts
@@ -70,6 +73,7 @@ __all__ = [
     "InstructionVector",
     "JudgeOptions",
     "PromptRecipe",
+    "PromptSearch",
     "PromptTemplate",
     "Setting",
     "Task",
@@ -78,6 +82,7 @@ __all__ = [
     "build_prompts",
     "causal_indirect_effect",
     "evaluate_intervention",
+    "find_prompts",
     "finetune",
     "head_effects",
     "lab",

@@ -11,11 +11,11 @@
 # %% [markdown]
 # # 5 · Your own model and data
 #
-# The whole way with a checkpoint from a folder and a task from a file, as you would bring them. The folder and the file are
-# made here first, so that the notebook runs anywhere; replace the two paths by yours.
+# The whole way with a checkpoint from a folder and a task from a file, as you would bring them. Here the checkpoint is
+# SmolLM2-135M-Instruct (`ivlens get smollm2` brings it), and the file is made first; replace the two by yours.
 
 # %%
-CHECKPOINT = None  # a folder with config.json and weights, or a name on the Hub; None: one is made below
+CHECKPOINT = "smollm2"  # or a folder with config.json and weights, a .gguf file, a name on the Hub
 TASK_FILE = None  # CSV, JSON, JSONL ...; None: one is made below
 
 from pathlib import Path
@@ -26,22 +26,6 @@ import pandas as pd
 import ivlens
 
 folder = Path(mkdtemp())
-
-# %% [markdown]
-# ## A checkpoint
-#
-# Any folder that `transformers` writes will do. Here we save the built-in model as a plain Hugging Face checkpoint, as a
-# training script of your own would do, with nothing of ivlens in it.
-
-# %%
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-if CHECKPOINT is None:
-    CHECKPOINT = folder / "my-checkpoint"
-    AutoModelForCausalLM.from_pretrained(ivlens.pocket_path()).save_pretrained(CHECKPOINT)
-    AutoTokenizer.from_pretrained(ivlens.pocket_path()).save_pretrained(CHECKPOINT)
-print(sorted(path.name for path in Path(CHECKPOINT).glob("*")))
-
 model = ivlens.load_model(CHECKPOINT)
 print(type(model).__name__, "with", model.cfg.n_layers, "layers of", model.cfg.n_heads, "heads")
 
@@ -51,15 +35,18 @@ print(type(model).__name__, "with", model.cfg.n_layers, "layers of", model.cfg.n
 #
 # ## A task
 #
-# A table with the columns `instruction`, `input` and `output` is enough. Several rows with one input give alternative answers;
-# several instructions are paraphrases. This one asks for the *past tense*, in a CSV file:
+# A table with the columns `input` and `output` is enough. Several rows with one input give alternative answers; a column
+# `instruction` adds ways to say it. This one asks for the *past tense*, in a CSV file:
 
 # %%
 if TASK_FILE is None:
     TASK_FILE = folder / "past-tense.csv"
-    verbs = {example.input: example.answers[0] for example in ivlens.load_task("present_past").examples}
-    told = ivlens.load_task("present_past").instructions[:4]
-    rows = [(told[number % len(told)], verb, past) for number, (verb, past) in enumerate(verbs.items())]
+    bank = ivlens.load_task("present_past")
+    rows = [
+        (bank.instructions[number % 4], example.input, answer)
+        for number, example in enumerate(bank.examples)
+        for answer in example.answers
+    ]
     pd.DataFrame(rows, columns=["instruction", "input", "output"]).to_csv(TASK_FILE, index=False)
 print(Path(TASK_FILE).read_text().splitlines()[:4])
 
@@ -68,40 +55,37 @@ print(task.name, "·", len(task), "inputs ·", len(task.instructions), "instruct
 print({part: len(task.split(part)) for part in ("fit", "select", "test")})
 
 # %% [markdown]
-# ## Does the model do the task?
+# ## Does the model do the task, and how has it to be asked?
 #
-# Before anything is measured: accuracy with the instruction and without. If it is low *with* the instruction, no vector
-# will help. If it is high *without*, the task needs no instruction, and a vector has nothing to show.
+# Before anything is measured: the share of right answers to clean prompts of several forms, and to the bare input. If *clean* is
+# low however you ask, no vector will help. If *bare* is high, the input alone tells the task, and a vector has nothing to show.
 
 # %%
-from ivlens.forward.completions import complete, first_line
+search = ivlens.find_prompts(model, task, templates=["plain", "chat"], shots=(0, 5), n_prompts=16)
+search.table.round(2)
 
-examples = task.split("test")[:32]
-shares = {}
-for name, corruption in (("with the instruction", None), ("without", "drop")):
-    batch = ivlens.build_prompts(model.tokenizer, task, examples, corruption=corruption)
-    answers = [first_line(text) for text in complete(model, batch.texts, max_new_tokens=4)]
-    shares[name] = sum(answer in one.answers for answer, one in zip(answers, batch.examples, strict=True)) / len(batch)
-print({name: round(share, 2) for name, share in shares.items()})
+# %%
+recipe = search.best
+print(recipe)
 
 # %% [markdown]
+# All of this is done for you where you write `recipe="auto"`, and remembered for the model and the task.
+#
 # ## Effects and the vector
 #
-# Counterfactual instructions come from other tasks that contain the same inputs. The built-in bank has some for these verbs;
-# for data of your own, pass yours: `head_effects(model, task, options=ivlens.EffectOptions(others=[...]))`. Where no task has these
-# inputs, the instruction is left out instead, and `corruptions` says so.
+# Demonstrations alone are corrupted by shuffling their answers. Instructions are exchanged for those of other tasks that contain
+# the same inputs; for data of your own, pass some: `ivlens.EffectOptions(others=[...])`.
 
 # %%
-from collections import Counter
-
-effects = ivlens.head_effects(model, task, n_prompts=32)
-print(Counter(effects.corruptions), "· engine:", effects.method)
+options = ivlens.EffectOptions(n_mean_prompts=32)
+effects = ivlens.head_effects(model, task, recipe=recipe, n_prompts=16, options=options)
+print(f"clean {effects.clean_accuracy:.2f}, bare {effects.bare_accuracy:.2f} · engine: {effects.method}")
 effects.plot()
 
 # %% [markdown]
-# **The map.** Blue heads raise the right answer's probability when their mean output under your instruction is put into a
-# prompt without it. If the map is empty, look at `effects.base_scores`: where the model answers rightly in spite of the
-# corruption, nothing is left to gain.
+# **The map.** Blue heads raise the right answer's probability when their mean output under clean prompts is put into a
+# corrupted one. If the map is empty, compare the scores with and without corruption: where the model answers rightly all the
+# same, nothing is left to gain.
 #
 # ## Judge it
 #
@@ -109,12 +93,14 @@ effects.plot()
 
 # %%
 iv = ivlens.InstructionVector.from_effects(effects, k=10)
-evaluation = ivlens.evaluate_intervention(model, task, iv)
+grid = ivlens.Grid(layers=range(8, 20, 3), alphas=(1.0, 2.0, 4.0), sites=("resid_post",), n_screen=8, n_finalists=3)
+judge = ivlens.JudgeOptions(means=effects, other_vectors=())
+evaluation = ivlens.evaluate_intervention(model, task, iv, at=grid, n_prompts=24, n_draws=3, options=judge)
 evaluation.plot()
 
 # %% [markdown]
-# **The marks.** Compare the vector (filled circle) with *no instruction* and with the orange controls, above all with random
-# heads. Verbs have few possible answers, so that even without an instruction the model often gives some form of the verb.
+# **The marks.** Compare the vector (filled circle) with the *bare input* and with the orange controls, above all with random
+# heads. Three draws and 24 inputs are a first look; 19 draws are the least for a statement.
 #
 # ## Keep the results, draw the figures
 #
@@ -139,16 +125,27 @@ print(*(path.name for path in files), trouble)
 #
 # ## What changes for 7B on a GPU
 #
-# ```python
-# model = ivlens.load_model("meta-llama/Llama-2-7b-chat-hf", device="cuda", dtype="bfloat16")
-# recipe = ivlens.PromptRecipe(template="chat")
-# effects = ivlens.head_effects(model, task, recipe=recipe, n_prompts=25, score="logprob")
-# ```
-#
-# - `dtype="bfloat16"`: effects, means and vectors are still kept in float32.
-# - `template="chat"` for a chat model: its own chat template, with the instruction in the user's message.
-# - `score="logprob"` where the right answer's probability is tiny without the instruction.
-# - `k=10` heads suit 7B; the search goes over all layers, so restrict it at first:
-#   `evaluate_intervention(..., at=ivlens.Grid(layers=range(6, 16)))`.
-# - Memory: `EffectOptions(max_memory=20 * 2**30)`; by default a part of what the machine has.
+# Two lines: the name, and where it runs. Everything after them is what was just run on the small model, on purpose with less of
+# everything. The form that was found goes with the effects into the vector, and from there into the judgement; here it is passed
+# on by hand, so that you see where.
+
+# %%
+NAME = CHECKPOINT  # "meta-llama/Llama-2-7b-chat-hf"
+PLACE = {"device": "auto", "dtype": "auto"}  # {"device": "cuda", "dtype": "bfloat16"}
+
+big = ivlens.load_model(NAME, **PLACE)
+form = ivlens.find_prompts(big, task, templates=["chat"], shots=(5,), n_prompts=8).best
+options = ivlens.EffectOptions(n_mean_prompts=16, max_memory=4 * 2**30)
+found = ivlens.head_effects(big, task, recipe=form, n_prompts=8, score="logprob", options=options)
+vector = ivlens.InstructionVector.from_effects(found, k=10)
+grid = ivlens.Grid(layers=range(8, 16, 4), alphas=(2.0, 4.0), sites=("resid_post",))
+judge = ivlens.JudgeOptions(means=found, other_vectors=())
+ivlens.evaluate_intervention(big, task, vector, recipe=form, at=grid, n_prompts=16, n_draws=2, options=judge)
+
+# %% [markdown]
+# - `dtype="bfloat16"`: effects, means and vectors are still kept in float32. On a small model single effects drown in the
+#   rounding of half precision; leave those in float32.
+# - `templates=["chat"]` for a chat model: its own chat template, with the demonstrations as turns of the talk.
+# - `score="logprob"` where the right answer's probability is tiny without the demonstrations.
+# - `max_memory`: by default a part of what the machine has; name less where you share the GPU.
 # - A model on several GPUs: load it with `device_map` yourself, and pass it as `hf_model=`.

@@ -10,6 +10,7 @@ from families import N_WORDS, hf_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from ivlens.common.cache import cache_folder
 from ivlens.tasks import Task, TaskExample
 
 FAMILIES = ("gpt2", "neox", "llama", "gemma2", "qwen3")
@@ -22,6 +23,17 @@ CORPUS = [f"Instruction: Give the {a} of the word.\nInput: {a}\nOutput: {b}" for
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What tests remember is none of the user's; the models that were fetched are."""
+    folder, fetched = tmp_path_factory.mktemp("cache"), cache_folder() / "models"
+    if fetched.is_dir():
+        (folder / "models").symlink_to(fetched)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IVLENS_CACHE", str(folder))
+        yield
 
 
 def byte_level_tokenizer() -> PreTrainedTokenizerFast:
@@ -110,6 +122,14 @@ def model(request: pytest.FixtureRequest, new_model: Callable[..., torch.nn.Modu
 def llama(new_model: Callable[..., torch.nn.Module], byte_level: PreTrainedTokenizerFast) -> torch.nn.Module:
     """One bridge with a tokenizer; tests must leave it as it was."""
     return new_model("llama", byte_level)
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> torch.nn.Module:
+    """The bridge of a real language model, for tests marked `real`; they must leave it as it was."""
+    import real
+
+    return real.smollm2()
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from ivlens import EffectOptions, InstructionVector, PromptRecipe, Setting, head_effects, load_model, load_task, steer
 from ivlens.analysis.forgetting import ProbeOptions, probabilities, probe
 from ivlens.effects import measure
+from ivlens.forward.asking import prompts_for
 from ivlens.forward.completions import complete
 from ivlens.prompts import TASK, PromptTemplate, build_prompts
 from ivlens.show.lab.engine import Engine
@@ -50,21 +51,22 @@ def test_whoever_asks_makes_the_same_prompts(pocket, name, recipe):
     seen = []
 
     def watched(*args, **options):
-        seen.append(build_prompts(*args, **options))
+        seen.append(prompts_for(*args, **options))
         return seen[-1]
 
     def clean(examples, corruption=None):
         return build_prompts(pocket.tokenizer, task, examples, recipe, corruption=corruption)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measure, "build_prompts", watched)
-        patch.setattr(probabilities, "build_prompts", watched)
+        patch.setattr(measure, "prompts_for", watched)
+        patch.setattr(probabilities, "prompts_for", watched)
         few = EffectOptions(n_mean_prompts=2, layers=[0], heads=[0])
         corruption = None if recipe.n_shots != 1 or recipe.instruction is not None else "drop"  # one cannot be shuffled
         effects = head_effects(pocket, task, recipe=recipe, corruption=corruption, n_prompts=2, options=few)
-        corrupted, asked = seen
+        corrupted, asked = seen[:2]
+        seen.clear()
         probe(pocket, [task], ProbeOptions(n_prompts=2, n_clozes=1, recipe=recipe))
-        probed = seen[2] if len(seen[2]) <= 2 else next(batch for batch in seen[2:] if len(batch) <= 2)
+        probed = next(batch for batch in seen if len(batch) <= 2)
     assert effects.recipe == recipe
     assert asked.texts == clean(asked.examples).texts
     kind = recipe.corruption(task) if corruption is None else corruption

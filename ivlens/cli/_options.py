@@ -1,5 +1,6 @@
 """Options that several commands share."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -21,7 +22,8 @@ class ModelOptions:
     """Which model.
 
     Attributes:
-        model: "pocket" (the built-in model, and the default), a checkpoint folder, or a Hugging Face Hub name.
+        model: "pocket" (the built-in model, and the default), "smollm2" (after `ivlens get smollm2`), a checkpoint
+            folder, a GGUF file, or a Hugging Face Hub name.
         device: auto, cpu, cuda, cuda:1 ...
         dtype: auto (as stored), float32, bfloat16 or float16.
     """
@@ -44,12 +46,14 @@ class PromptOptions:
     """How prompts are made.
 
     Attributes:
-        template: plain, after (instruction after the input), qa, chat, or a JSON file with the fields of a template. By
-            default plain; a file of effects or a vector brings its own.
-        n_shots: Demonstrations in each prompt. By default as many as tell the task: 5 without an instruction, none with
-            one; a file brings its own.
-        instruction: task (one of the task's own), none (demonstrations alone), or the instruction itself. By default
-            task; a file brings its own.
+        template: plain, after (instruction after the input), qa, chat, or a JSON file with the fields of a template.
+            Without template, n_shots and instruction, the form is looked for in which the model answers best (as
+            `ivlens prompts` does), and remembered; the built-in model is asked by the task's instruction in plain. A
+            file of effects or a vector brings its own.
+        n_shots: Demonstrations in each prompt. Where only the template or the instruction is given, as many as tell the
+            task: 5 without an instruction, none with one.
+        instruction: task (one of the task's own), none (demonstrations alone), or the instruction itself. Where only
+            the template or n_shots is given: task.
         seed: Of splits, instructions, demonstrations, and of whatever else is drawn. By default 0, or that of a file.
     """
 
@@ -75,6 +79,38 @@ class PromptOptions:
                 given["n_shots"] = None  # what told the task beside the instruction need not be what is needed now
         return replace(recorded or PromptRecipe(), **given)
 
+    @property
+    def is_open(self) -> bool:
+        """Whether no option says in which form to ask."""
+        return self.template is None and self.n_shots is None and self.instruction is None
+
+    def chosen(
+        self,
+        model: "TransformerBridge | Callable[[], TransformerBridge]",
+        tasks: "Sequence[Task]",
+    ) -> "PromptRecipe":
+        """`recipe()`, or where no option says in which form to ask, the form that suits this model and these tasks.
+
+        Which one that is, is said on stderr. The built-in model is asked as it was trained.
+
+        Args:
+            model: Or what opens it, which is only called where a form has to be looked for.
+
+        Raises:
+            ValueError, FileNotFoundError: as `recipe`; or no form suits the tasks.
+        """
+        from ivlens.forward.remembered import auto_recipe
+        from ivlens.models.boot import TransformerBridge
+        from ivlens.models.fingerprint import is_built_in
+
+        recipe = self.recipe()
+        if not self.is_open or not tasks:
+            return recipe
+        opened = model if isinstance(model, TransformerBridge) else model()
+        if is_built_in(opened):
+            return recipe
+        return auto_recipe(opened, tasks, seed=recipe.seed)
+
 
 @Parameter(name="*")
 @dataclass(frozen=True)
@@ -95,13 +131,16 @@ class MeasureOptions(PromptOptions):
     method: Literal["exact", "cached", "reference", "attribution"] = "exact"
 
     def measure(self, model: "TransformerBridge", task: "Task", *, contrast: bool = False) -> "HeadEffects":
-        """Measure every head on `task`; `contrast`: with the means that such a vector subtracts."""
+        """Measure every head on `task`; `contrast`: with the means that such a vector subtracts.
+
+        Where no option says in which form to ask, it is looked for first.
+        """
         from ivlens.effects.measure import EffectOptions, head_effects
 
         return head_effects(
             model,
             task,
-            recipe=self.recipe(),
+            recipe=self.chosen(model, [task]),
             corruption=self.corruption,
             score=self.score,
             n_prompts=self.n_prompts,

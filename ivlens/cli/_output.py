@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 ABILITY = "ivlens.forward.ability"  # whose log says, at level INFO, what a model can do
+FORMS = ("ivlens.forward.forms", "ivlens.forward.remembered")  # and these how it is asked, where nobody said how
 
 
 def shows_progress(as_json: bool) -> bool:
@@ -20,26 +21,28 @@ def shows_progress(as_json: bool) -> bool:
 
 @contextmanager
 def telling(as_json: bool) -> Iterator[None]:
-    """While a command runs, stderr has its bars and the warnings of the package; and, where no program reads the
-    output, whether the model can do its task, before the long part begins."""
+    """While a command runs, stderr has its bars, the warnings of the package, and in which form it asks the model if
+    that was looked for; and, where no program reads the output, whether the model can do its task, before the long part
+    begins."""
     from ivlens.common.progress import say, showing_progress
 
     class Lines(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             say(f"ivlens: {record.getMessage()}")
 
-    handler, package, ability = Lines(logging.WARNING), logging.getLogger("ivlens"), logging.getLogger(ABILITY)
-    before = ability.level
-    if not as_json:
-        handler.setLevel(logging.INFO)
-        ability.setLevel(logging.INFO)
+    handler, package = Lines(logging.INFO), logging.getLogger("ivlens")
+    talking = [logging.getLogger(name) for name in (*FORMS, *(() if as_json else (ABILITY,)))]
+    before = [logger.level for logger in talking]
+    for logger in talking:
+        logger.setLevel(logging.INFO)
     package.addHandler(handler)
     try:
         with showing_progress(shows_progress(as_json)):
             yield
     finally:
         package.removeHandler(handler)
-        ability.setLevel(before)
+        for logger, level in zip(talking, before, strict=True):
+            logger.setLevel(level)
 
 
 def print_json(value: Any) -> None:

@@ -86,6 +86,9 @@ def bench(
     IP change, what general tasks gained or lost, zero-shot and few-shot; and whether guidance at least halved what the
     method forgets (`half of Forget`) and loses on general tasks (`half of GP back`).
 
+    Prompts are made as the options say, by default by each task's instruction: no form is looked for, because the
+    suites' scores are defined by how they ask (GP without demonstrations, IP by demonstrations).
+
     Every finished cell (one method, one guidance, one order, one seed) is kept in `--out`; the same command goes on
     where it was interrupted.
 

@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 COLUMNS = {
     "task": "task",
-    "bare": "no instruction",
+    "bare": "bare input",
     "iv": "IV added",
     "iv_heads": "its heads",
     "random": "random",
     "other_tasks": "other IVs",
     "random_heads": "random heads",
     "constant": "constant",
-    "clean": "instructed",
+    "clean": "clean prompt",
 }
 
 
@@ -54,25 +54,29 @@ def demo(
 
     With the built-in model it also teaches one new task, with and without guidance, to show what is forgotten. Takes
     about a minute on two cores. Writes index.html (works offline), the results as parquet, effects and vectors as
-    safetensors.
+    safetensors. Where no option says in which form to ask, each task is asked in the one in which the model answers it
+    best.
 
     Example: `ivlens demo`, or `ivlens demo --model ./checkpoint --task tasks/antonym.json --task tasks/synonym.json`
 
     Args:
-        task: A built-in task or a path; give it twice or more. By default eight tasks that share their inputs.
+        task: A built-in task or a path; give it twice or more. By default eight that share their inputs, and on
+            smollm2 four, asked by five demonstrations, that it can answer.
         out: Folder to write to.
     """
-    from ivlens.show.demo.run import DEFAULT_TASKS, DemoOptions, run_demo, summary, write_demo
+    from ivlens.show.demo.run import DemoOptions, run_demo
+    from ivlens.show.demo.writing import summary, write_demo
     from ivlens.show.pages.demo import write_page
 
-    where, recipe = where or ModelOptions(), (prompts or PromptOptions()).recipe()
-    tasks, amount = task or DEFAULT_TASKS, asdict(amounts or Amounts())
-    options = DemoOptions(model=where.model or "pocket", tasks=tasks, recipe=recipe, **amount)
+    where, asked, amount = where or ModelOptions(), prompts or PromptOptions(), asdict(amounts or Amounts())
+    recipe = asked.recipe()
+    given = None if asked.is_open else recipe
+    options = DemoOptions(where.model or "pocket", task or None, recipe=given, seed=recipe.seed, **amount)
     result = run_demo(options, load=where.load)
     write_demo(result, out, also=lambda folder: write_page(result, folder / "index.html"))
     page = out / "index.html"
     if as_json:
-        print_json({**summary(result), "recipe": recipe.to_dict(), "page": str(page)})
+        print_json({**summary(result), "recipe": given and given.to_dict(), "page": str(page)})
         return
     print(f"Accuracy on test inputs, {result.model}\n")
     _print_result(result)

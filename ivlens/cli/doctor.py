@@ -20,6 +20,8 @@ _REMEDIES = {
     "transformer-lens": "pip install 'transformer-lens>=4.3,<5'",
     "transformers": "pip install transformers",
     "pocket": "ivlens pocket train, or reinstall ivlens: the wheel contains the checkpoint",
+    "smollm2": "ivlens get smollm2; only needed for what is to run on a real model",
+    "gguf": "pip install 'ivlens[gguf]'; only needed for ivlens get and GGUF files",
     "panel": "pip install 'ivlens[lab]'; only needed for ivlens.lab and ivlens lab",
     "kaleido": "pip install 'ivlens[export]'; only needed for PNG, SVG and PDF figures",
     "chrome": "install Chrome or Chromium (Debian: apt-get install --no-install-recommends chromium fonts-dejavu-core),"
@@ -60,12 +62,14 @@ def survey() -> dict[str, Any]:
         "transformer-lens": _version("transformer-lens"),
         "transformers": _version("transformers"),
         "plotly": _version("plotly"),
+        "gguf": _version("gguf"),
         "panel": _version("panel"),
         "kaleido": _version("kaleido"),
         "chrome": _chrome(),
         "cores": _cores(),
         "memory_gib": _memory_gib(),
-        "pocket": _pocket(),
+        "pocket": _known("pocket"),
+        "smollm2": _known("smollm2"),
     }
     facts["ok"] = all(facts[name] is not None for name in _REQUIRED)
     facts["remedies"] = {name: remedy for name, remedy in _REMEDIES.items() if facts[name] is None}
@@ -122,11 +126,11 @@ def _memory_gib() -> float | None:
     return round(total / 2**30, 1)
 
 
-def _pocket() -> str | None:
+def _known(name: str) -> str | None:
+    """Return the folder of a model that has a name of its own, if it is there."""
     try:
-        from ivlens.models.known import pocket_path
+        from ivlens.models.known import KNOWN
 
-        folder = pocket_path()
+        return str(KNOWN[name].folder) if KNOWN[name].is_here() else None
     except (ImportError, OSError):
         return None
-    return str(folder) if (folder / "config.json").is_file() else None

@@ -76,6 +76,9 @@ def dynamics(
 ) -> None:
     """Follow the Instruction Vectors of earlier tasks through checkpoints: do they stay, and are they written and read?
 
+    All tasks and checkpoints are asked in one form; where no option says in which, it is the one in which the first
+    model answers these tasks best on average.
+
     Every checkpoint's measurements are kept in `--out`; the same command goes on where it was interrupted, and measures
     checkpoints that have come since.
 
@@ -87,7 +90,8 @@ def dynamics(
         out: Folder for stages/, tasks.parquet, heads.parquet, layers.parquet, similarity.parquet, and the figures.
         figures: Suffix of the figures.
     """
-    chosen, asked, recipe = which or TrackedOptions(), tests or CausalTests(), (prompts or PromptOptions()).recipe()
+    chosen, asked, how = which or TrackedOptions(), tests or CausalTests(), prompts or PromptOptions()
+    how.recipe()  # what is wrong with it is said before any model is loaded
     if asked.new is not None and not asked.causal:
         raise ValueError(f"--new is {asked.new!r} without --causal, expected both: only causal tests use it; add it.")
     quiet_libraries()
@@ -102,10 +106,11 @@ def dynamics(
     judged = chosen.n_judge_prompts
     for name, count in (("--n-prompts", chosen.n_prompts), ("--n-judge-prompts", judged), ("--k", chosen.k)):
         check_count(name, count, 1)
-    options = TrackOptions(n_prompts=chosen.n_prompts, k=chosen.k, n_judge_prompts=judged, recipe=recipe)
-    causal = CausalOptions(n_prompts=judged, n_draws=asked.n_draws, recipe=recipe) if asked.causal else None
     taught = None if asked.new is None else load_task(asked.new)
     ready_folder(out)
+    recipe = how.chosen(series.first.open, tasks)
+    options = TrackOptions(n_prompts=chosen.n_prompts, k=chosen.k, n_judge_prompts=judged, recipe=recipe)
+    causal = CausalOptions(n_prompts=judged, n_draws=asked.n_draws, recipe=recipe) if asked.causal else None
     found = track(series, tasks, options, folder=out / "stages", on_checkpoint=said)
     table = None if causal is None else _causal(series, found, tasks, taught, causal, options, out)
     _write(found, table, out, figures)

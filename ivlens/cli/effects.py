@@ -44,9 +44,10 @@ def effects(
     _check_out(out)
     if top < 0:
         raise ValueError(f"--top is {top}, expected 0 or more.")
-    loaded = load_task(task)
+    loaded, how = load_task(task), how or MeasureOptions()
+    how.recipe()  # what is wrong with it is said before the model is loaded
     model = (where or ModelOptions()).load()
-    found = (how or MeasureOptions()).measure(model, loaded, contrast=contrast)
+    found = how.measure(model, loaded, contrast=contrast)
     if out is not None:
         write_effects(found, out)
     if as_json:

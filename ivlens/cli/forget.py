@@ -80,6 +80,9 @@ def forget(
 ) -> None:
     """Take apart what checkpoints have forgotten: instruction probability and knowledge probability of tasks they knew.
 
+    All tasks and checkpoints are asked in one form; where no option says in which, it is the one in which the first
+    model answers these tasks best on average.
+
     Every checkpoint's measurements are kept in `--out`; the same command goes on where it was interrupted, and measures
     checkpoints that have come since.
 
@@ -104,10 +107,12 @@ def forget(
     from ivlens.show.figures.forgetting import forgetting_plot
     from ivlens.show.figures.theme import write_figure
 
-    chosen, recipe = which or ProbedOptions(), (prompts or PromptOptions()).recipe()
+    chosen, how = which or ProbedOptions(), prompts or PromptOptions()
+    how.recipe()  # what is wrong with it is said before any model is loaded
     tasks, series = chosen.tasks(), chosen.series(checkpoints)
-    options = ProbeOptions(split=split, n_prompts=chosen.n_prompts, recipe=recipe)
     ready_folder(out)
+    recipe = how.chosen(series.first.open, tasks)
+    options = ProbeOptions(split=split, n_prompts=chosen.n_prompts, recipe=recipe)
     probes = probe_series(series, tasks, options, folder=out / "probes", on_checkpoint=said)
     before = probes[series.first.name]
     tables = [decomposition(before, probes[one.name]).assign(checkpoint=one.name) for one in series.later]

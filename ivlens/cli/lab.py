@@ -85,6 +85,8 @@ def _server(what: LabOptions, where: ModelOptions, prompts: PromptOptions, port:
     options = EngineOptions(what.n_prompts, what.n_search, recipe.seed)
     opened = open_engines(where.load(), what.task or None, _second(what, where), (), options)
     given = {name: value for name in ("layer", "alpha", "site") if (value := getattr(what, name)) is not None}
+    first = opened.engines[0]
+    recipe = prompts.chosen(first.model, [next(iter(first.tasks.values()))])
     state = opened.state(recipe, text=what.text, **given)
     about = opened.engines[0].identity
     # a wrong layer is one line here, where the page would open with an error

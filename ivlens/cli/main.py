@@ -5,6 +5,7 @@ annotated parameters are its options; what it returns is the exit status if it i
 Nothing of a command is imported before it is called, so that `ivlens --help` needs neither torch nor transformers.
 """
 
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "demo": Command("ivlens.cli.demo:demo", "Measure, build, steer and judge on the built-in model; write a report."),
+    "prompts": Command("ivlens.cli.prompts:prompts", "Find the form of prompt in which a model answers a task."),
     "effects": Command("ivlens.cli.effects:effects", "Measure the causal effect of every attention head on a task."),
     "vector": Command("ivlens.cli.vector:vector", "Build the Instruction Vector of a task and judge it."),
     "steer": Command("ivlens.cli.steer:steer_text", "Complete a text with and without an Instruction Vector."),
@@ -38,6 +40,7 @@ COMMANDS = {
     "forget": Command("ivlens.cli.forget:forget", "Take apart what checkpoints forgot: instruction or knowledge."),
     "dynamics": Command("ivlens.cli.dynamics:dynamics", "Follow Instruction Vectors through a series of checkpoints."),
     "study": Command("ivlens.cli.study:study", "Test the paper's claims on one model; write a report."),
+    "get": Command("ivlens.cli.get:get", "Fetch a real model, to be opened by its name."),
     "pocket": Command("ivlens.cli.pocket:app", "Train the built-in model, or write its model card."),
     "doctor": Command("ivlens.cli.doctor:doctor", "Show versions, hardware and what is missing here."),
 }
@@ -85,8 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_ERROR  # cyclopts has printed it, with the nearest valid name
     except KeyboardInterrupt:
         print("\nivlens: interrupted", file=sys.stderr)
-        if argv is None:
-            _leave_now(EXIT_INTERRUPTED)
+        if argv is None:  # the program ends here: without a search through all that a model left, which takes seconds
+            gc.freeze()
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader (`| head`) is gone: a second flush, at exit, would complain once more.
@@ -97,13 +100,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"ivlens: {_one_line(error)}", file=sys.stderr)
         return EXIT_ERROR
-
-
-def _leave_now(status: int) -> None:
-    """End the process without taking torch apart first, which lasts seconds; whatever had to be closed is closed."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
 
 
 def _called(words: list[str]) -> str | None:

@@ -73,6 +73,7 @@ def steer_text(
     what, where, how = what or SteerOptions(), where or ModelOptions(), how or MeasureOptions()
     text.encode()  # a half surrogate is no text: one line now, not a library's error later
     task = _task(what)
+    how.recipe()  # what is wrong with it is said before the model is loaded
     model = where.load()
     iv = _vector(model, task, what, how)
     setting = _setting(model, task, iv, what, how)

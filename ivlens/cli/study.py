@@ -1,6 +1,6 @@
 """`ivlens study`: the paper's argument on one model and one sequence of tasks, as one page."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -51,6 +51,9 @@ def study(
 ) -> None:
     """Train on new tasks, take apart what is forgotten, and test every claim of the paper beside its controls.
 
+    All tasks are asked in one form; where no option says in which, it is the one in which the model answers the earlier
+    tasks best on average.
+
     An interrupted study goes on from its trainings when the same command is given again.
 
     The page (index.html, works offline) tells it in four steps: instruction or knowledge; does the vector stay; erased
@@ -72,11 +75,15 @@ def study(
     from ivlens.runs.study.running import run_study
     from ivlens.show.figures.theme import LIGHT, write_figure
     from ivlens.show.pages.study import about, claims_of, study_figures, write_page
+    from ivlens.tasks.bank import load_task
 
-    where = where or ModelOptions()
-    options = _options(where.model or "pocket", earlier, new, amounts or StudyAmounts(), prompts or PromptOptions())
+    where, how = where or ModelOptions(), prompts or PromptOptions()
+    options = _options(where.model or "pocket", earlier, new, amounts or StudyAmounts(), how)
+    known = [load_task(name) for name in options.earlier]
     ready_folder(out)
-    result = run_study(options, model=where.load(), folder=out, say=lambda text: say(f"ivlens: {text}"))
+    model = where.load()
+    options = replace(options, recipe=how.chosen(model, known))
+    result = run_study(options, model=model, folder=out, say=lambda text: say(f"ivlens: {text}"))
 
     def also(folder: Path) -> None:
         write_page(result, folder / "index.html")

@@ -28,8 +28,9 @@ def sweep(
     """Make every result of a grid, models x tasks x options x seeds, and keep each as soon as it is done.
 
     The same command goes on where it was interrupted, and finds what is there: results are kept by the key of their
-    content. Ctrl-C ends it after the cells under way. A cell that fails is written down with its traceback, and the
-    others go on. Status: 0 all done, 1 some cells failed, 2 the grid or the disk is wrong, 130 interrupted.
+    content. How prompts are made stands in the grid; no form is looked for. Ctrl-C ends it after the cells under way. A
+    cell that fails is written down with its traceback, and the others go on. Status: 0 all done, 1 some cells failed, 2
+    the grid or the disk is wrong, 130 interrupted.
 
     Example: `ivlens sweep grid.toml --store out/store`, with this `grid.toml`:
     `tasks = ["antonym", "synonym"]`, `[interventions]`, `k = [5, 10]`

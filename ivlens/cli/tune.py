@@ -111,6 +111,9 @@ def tune(
 ) -> None:
     """Teach a model one task, with or without guidance, and see what it forgets.
 
+    Its prompts are made as the options say, by default by its instruction, which is what is taught. Watched tasks are
+    asked in the same form; where no option says in which, it is the one in which the model answers them best.
+
     An interrupted run goes on where it stopped when the same command is given again. On several GPUs, one process for
     each, every step's examples are shared out: `torchrun --nproc-per-node 4 -m ivlens tune ...`.
 
@@ -128,7 +131,8 @@ def tune(
 
     ways, parts, train = what or TuneWays(), made_of or GuidanceOptions(), how or TrainOptions()
     parts.plan(ways.guidance)  # what is wrong with it is said before anything is loaded
-    recipe = (prompts or PromptOptions()).recipe()
+    asked = prompts or PromptOptions()
+    recipe = asked.recipe()
     options = train.options(seed=recipe.seed)
     loaded = load_task(task)
     chosen = where or ModelOptions()
@@ -146,7 +150,7 @@ def tune(
             options=options,
             recipe=recipe,
             watch=watched,
-            along=Along(folder=out, checkpoint_every=ways.checkpoint_every),
+            along=Along(folder=out, checkpoint_every=ways.checkpoint_every, watch_recipe=asked.chosen(model, watched)),
         )
         if processes.is_first:
             _write(result, out)

@@ -66,6 +66,7 @@ def vector(
     build, where, how = build or BuildOptions(), where or ModelOptions(), how or MeasureOptions()
     _check(file, build, judge, out)
     task = load_task(build.task) if build.task else None
+    how.recipe()  # what is wrong with it is said before the model is loaded
     model = where.load() if file is None or judge or where.model else None
     made = _load(file, model) if file else _build(model, task, build, how)
     if out is not None:

@@ -3,8 +3,33 @@
 import os
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from ivlens.common.files import UNFINISHED
 
 VARIABLE = "IVLENS_CACHE"
+
+
+def ready_cache(part: str) -> Path:
+    """A folder of the cache that can be written to, made if need be, and then for its owner alone.
+
+    Raises:
+        OSError: it cannot be made or written to.
+    """
+    root = cache_folder()
+    folder = root / part
+    try:
+        root.parent.mkdir(parents=True, exist_ok=True)
+        for made in (root, folder):
+            made.mkdir(mode=0o700, exist_ok=True)
+        with TemporaryDirectory(prefix=UNFINISHED, dir=folder):
+            return folder
+    except OSError as error:
+        what = error.strerror or type(error).__name__
+        raise type(error)(
+            f"{str(folder)!r} cannot be written to ({what}), expected a folder for what is kept between runs; set "
+            f"{VARIABLE} to another folder."
+        ) from error
 
 
 def cache_folder() -> Path:

@@ -98,11 +98,11 @@ def _listed(path: Path) -> set[str]:
 
 
 @contextmanager
-def held(folder: Path, what: str) -> Iterator[None]:
-    """Keep everyone else out of `folder` (made if need be) while the body runs.
+def held(folder: Path, what: str) -> Iterator[bool]:
+    """Keep everyone else out of `folder` (made if need be) while the body runs; whether that is certain.
 
     The system takes the lock back when its owner ends, however that happens. Where the file system knows no locks, the
-    body runs without one, and a warning says so.
+    body runs without one: it gets False, and a warning says so.
 
     Args:
         what: What another owner is doing there, for the message.
@@ -112,16 +112,18 @@ def held(folder: Path, what: str) -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / LOCK, "a", encoding="utf-8") as file:
+        locked = True
         try:
             _hold(file)
         except OSError as error:
+            locked = False
             if error.errno in (EAGAIN, EACCES, EDEADLK):
                 raise BlockingIOError(
                     f"{str(folder)!r} is in use by {what} that is still running, expected a folder of its own for "
                     "each; wait until it has ended, or use another folder."
                 ) from error
             logger.warning("%s cannot be locked (%s): see to it that only one program uses it.", folder, error.strerror)
-        yield
+        yield locked
 
 
 def read_small(path: Path, limit: int = 2**20) -> bytes:

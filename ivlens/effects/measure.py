@@ -26,13 +26,14 @@ from ivlens.effects.request import (
 from ivlens.effects.results import HeadEffects
 from ivlens.effects.taken import scores_of
 from ivlens.forward.ability import Ability, measure_ability
+from ivlens.forward.asking import prompts_for
 from ivlens.forward.hooks import check_unsteered
 from ivlens.forward.means import HeadMeans, head_means, mean_head_outputs
+from ivlens.forward.remembered import Auto, recipe_for
 from ivlens.forward.scoring import Score, check_score, greedy_accuracy
 from ivlens.models.boot import TransformerBridge, check_model
 from ivlens.models.fingerprint import model_identity
 from ivlens.prompts.batch import PromptBatch
-from ivlens.prompts.build import build_prompts
 from ivlens.prompts.corruptions import Corruption
 from ivlens.prompts.recipe import PromptRecipe
 from ivlens.tasks.bank import load_bank
@@ -86,7 +87,7 @@ def head_effects(
     model: TransformerBridge,
     task: Task,
     *,
-    recipe: PromptRecipe | None = None,
+    recipe: PromptRecipe | Auto | None = None,
     corruption: Corruption | None = None,
     score: Score = "prob",
     n_prompts: int = 32,
@@ -104,7 +105,8 @@ def head_effects(
         model: From `load_model`, with its tokenizer.
         task: From `load_task`.
         recipe: How clean prompts are made, and the seed of every draw and of the splits. None: the task's instruction,
-            or five demonstrations where it has none.
+            or five demonstrations where it has none. `"auto"`: the form in which the model answers best, as
+            `find_prompts` finds it once for each model and task; the log says which.
         corruption: What the patched prompts lack, see `build_prompts`. None: `counterfactual` where there is an
             instruction, `shuffle` where there are demonstrations alone, `none` where instruction and input are one
             text. Prompts of another kind than the rest (no other task contains their input) are left out.
@@ -123,11 +125,12 @@ def head_effects(
     """
     check_unsteered(check_model(model))
     options = options or EffectOptions()
-    plan = _Plan.of(task, recipe or PromptRecipe(), corruption, options.others)
-    check_score(score, has_foils=plan.corruption == "counterfactual")
     layers, heads = check_selection(model, options.layers, options.heads)
     if n_prompts < 1:
         raise ValueError(f"n_prompts is {n_prompts}, expected 1 or more.")
+    with showing(progress is True):  # a search for the recipe takes a while
+        plan = _Plan.of(task, recipe_for(model, task, recipe), corruption, options.others)
+    check_score(score, has_foils=plan.corruption == "counterfactual")
     examples = list(task.split(options.split, plan.recipe.seed))
     Random(f"{plan.recipe.seed}\0{task.name}\0prompts").shuffle(examples)
     corrupted = _measured_prompts(model, plan, examples, n_prompts, score)
@@ -173,7 +176,7 @@ def _clean_scores(
     """Scores of the clean versions of the measured prompts; None where they are these prompts."""
     if plan.corruption == "none":
         return None
-    clean = plan.prompts(model.tokenizer, corrupted.examples, corrupted=False)
+    clean = plan.prompts(model, corrupted.examples, corrupted=False)
     return scores_of(model, clean, score, corrupted.foil_tokens, batch_size)
 
 
@@ -230,9 +233,11 @@ class _Plan:
     ) -> "_Plan":
         return cls(task, recipe.resolved(task), corruption or recipe.corruption(task), others)
 
-    def prompts(self, tokenizer: Any, examples: Sequence[TaskExample], *, corrupted: bool) -> PromptBatch:
+    def prompts(self, model: TransformerBridge, examples: Sequence[TaskExample], *, corrupted: bool) -> PromptBatch:
         corruption = self.corruption if corrupted else None
-        return build_prompts(tokenizer, self.task, examples, self.recipe, corruption=corruption, others=self.others)
+        return prompts_for(
+            model, self.task, examples, self.recipe, corruption=corruption, others=self.others, n_answer=1
+        )
 
     def settings(self) -> dict[str, Any]:
         others = list(self.others.values() if isinstance(self.others, Mapping) else self.others or ())
@@ -250,11 +255,11 @@ def _measured_prompts(
     model: TransformerBridge, plan: _Plan, examples: Sequence[TaskExample], n_prompts: int, score: str
 ) -> PromptBatch:
     """Corrupted prompts of one kind: what is missing from some and not from others is not averaged over."""
-    batch = plan.prompts(model.tokenizer, examples[:n_prompts], corrupted=True)
+    batch = plan.prompts(model, examples[:n_prompts], corrupted=True)
     kinds = Counter(batch.corruptions)
     wanted = "counterfactual" if score == "logit_diff" else max(kinds, key=lambda kind: (kinds[kind], kind))
     if set(kinds) != {wanted}:
-        batch = plan.prompts(model.tokenizer, examples, corrupted=True)
+        batch = plan.prompts(model, examples, corrupted=True)
         usable = [row for row, kind in enumerate(batch.corruptions) if kind == wanted]
         if not usable:
             raise ValueError(
@@ -272,7 +277,7 @@ def _mean_prompts(
     model: TransformerBridge, plan: _Plan, examples: Sequence[TaskExample], options: EffectOptions, kind: str
 ) -> tuple[PromptBatch, PromptBatch | None]:
     """Clean prompts, and where a contrast is asked for their corrupted counterparts, all of one kind."""
-    clean = plan.prompts(model.tokenizer, examples, corrupted=False)
+    clean = plan.prompts(model, examples, corrupted=False)
     if options.correct_only:
         right = greedy_accuracy(model, clean, batch_size=options.batch_size).nonzero()[:, 0].tolist()
         if not right:
@@ -283,7 +288,7 @@ def _mean_prompts(
         clean = clean.rows(right)
     if not options.contrast:
         return clean, None
-    counterpart = plan.prompts(model.tokenizer, clean.examples, corrupted=True)
+    counterpart = plan.prompts(model, clean.examples, corrupted=True)
     alike = counterpart.rows_of_one_kind(kind)
     if not alike:
         raise ValueError(

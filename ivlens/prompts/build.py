@@ -223,8 +223,8 @@ class _Maker:
         pool = [shot for shot in self.pool if shot.input != input]
         if len(pool) < self.n_shots:
             raise ValueError(
-                f"task {self.task.name!r} has {len(pool)} examples to demonstrate with (its fit split without the "
-                f"query), expected n_shots = {self.n_shots}; ask for fewer, or bring more examples."
+                f"n_shots is {self.n_shots}, but task {self.task.name!r} has {len(pool)} examples to demonstrate with "
+                f"(its fit split without the query); ask for at most n_shots = {len(pool)}, or bring more examples."
             )
         random = self._random(input, "demonstrations")
         chosen = random.sample(pool, self.n_shots)

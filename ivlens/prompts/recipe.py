@@ -43,7 +43,8 @@ class PromptRecipe:
         seed: Of instructions, demonstrations, corruptions, and of the splits.
 
     Raises:
-        ValueError: no such template, an empty instruction, or a number of shots below 0.
+        ValueError: no such template, an empty instruction, a number of shots below 0, or shots for a template that has
+            no demonstration.
         TypeError: something else than these.
 
     Source: docs/method.md, section 2.
@@ -63,6 +64,7 @@ class PromptRecipe:
             object.__setattr__(self, "n_shots", _whole("n_shots", self.n_shots))
             if self.n_shots < 0:
                 raise ValueError(f"n_shots is {self.n_shots}, expected 0 or more.")
+            _check_demonstrates(found, self.n_shots)
         object.__setattr__(self, "seed", _whole("seed", self.seed))
 
     def texts(self, task: Task) -> tuple[str, ...]:
@@ -85,11 +87,18 @@ class PromptRecipe:
         return (self.instruction,) if isinstance(self.instruction, str) else tuple(self.instruction)
 
     def shots(self, task: Task) -> int:
-        """Demonstrations in a clean prompt of `task`: as asked for, or by the one rule for `n_shots=None`."""
+        """Demonstrations in a clean prompt of `task`: as asked for, or by the one rule for `n_shots=None`.
+
+        Raises:
+            ValueError: the rule asks for some, and the template has none.
+        """
         if self.n_shots is not None:
             return self.n_shots
-        told = task.fused or self.texts(task)
-        return 0 if told else max(0, min(DEFAULT_SHOTS, len(task.split("fit", self.seed)) - 1))
+        if task.fused or self.texts(task):
+            return 0
+        n_shots = max(0, min(DEFAULT_SHOTS, len(task.split("fit", self.seed)) - 1))
+        _check_demonstrates(find_template(self.template), n_shots)
+        return n_shots
 
     def resolved(self, task: Task) -> "PromptRecipe":
         """The same recipe with the number of demonstrations that `task` gets."""
@@ -200,6 +209,14 @@ def _checked_instruction(given: Any) -> Any:
     if not texts or not all(text.strip() for text in texts):
         raise ValueError(f"instruction is {given!r:.60}, expected texts that are not empty; None means none.")
     return texts[0] if len(texts) == 1 else texts
+
+
+def _check_demonstrates(template: PromptTemplate, n_shots: int) -> None:
+    if n_shots and not template.demonstrates:
+        raise ValueError(
+            f"n_shots is {n_shots}, but template {template.name!r} has no demonstration, expected one with {{input}} "
+            "and {answer}; add it to the template, or use n_shots = 0 with an instruction."
+        )
 
 
 def _whole(name: str, value: Any) -> int:

@@ -16,9 +16,19 @@ class PromptTemplate:
         name: Short name.
         instructed: A prompt with its instruction.
         bare: The same prompt without one. Both end in the same cue, so the last prompt token is the same.
-        demonstration: An answered example, as it stands before the prompt.
-        separator: What stands between the cue and the answer.
+        demonstration: An answered example, as it stands before the prompt; empty: the template has none. In a chat,
+            demonstrations are turns of their own.
+        separator: What stands between the cue and the answer; of a chat without `answer_start` the tokenizer's
+            template decides.
         chat: `instructed` and `bare` are what the user says; the tokenizer's chat template does the rest.
+        system: What a chat says before the first turn, with and without an instruction; empty: nothing, or what the
+            tokenizer's template says by default.
+        answer_start: How every answer of a chat begins, those of demonstrations too ("Answer:"). It is the end of the
+            prompt, so that the model goes on from there; `separator` follows it.
+
+    Raises:
+        ValueError: a text without its fields or with others, two cues, or a system text or an answer's beginning
+            where there is no chat.
     """
 
     name: str
@@ -27,10 +37,12 @@ class PromptTemplate:
     demonstration: str = "Input: {input}\nOutput: {answer}\n\n"
     separator: str = " "
     chat: bool = False
+    system: str = ""
+    answer_start: str = ""
 
     def __post_init__(self) -> None:
-        wanted = {"instructed": {"instruction", "input"}, "bare": {"input"}}
-        if not self.chat:
+        wanted = {"instructed": {"instruction", "input"}, "bare": {"input"}, "system": set(), "answer_start": set()}
+        if not self.chat and self.demonstration:
             wanted["demonstration"] = {"input", "answer"}
         for part, names in wanted.items():
             text = getattr(self, part)
@@ -39,11 +51,22 @@ class PromptTemplate:
                 raise ValueError(
                     f"template {self.name!r}: {part} is {text!r} with fields {sorted(found)}, expected {sorted(names)}."
                 )
+        for part in ("system", "answer_start"):
+            if getattr(self, part) and not self.chat:
+                raise ValueError(
+                    f"template {self.name!r}: {part} is {getattr(self, part)!r:.60} without chat, expected chat=True "
+                    "beside it: only chat templates have these; add it, or put the text into instructed and bare."
+                )
         if _cue(self.instructed) != _cue(self.bare):
             raise ValueError(
                 f"template {self.name!r} ends in {_cue(self.instructed)!r} with an instruction and in "
                 f"{_cue(self.bare)!r} without, expected the same cue; effects are measured at its last token."
             )
+
+    @property
+    def demonstrates(self) -> bool:
+        """Whether prompts can have demonstrations."""
+        return self.chat or bool(self.demonstration)
 
 
 def _cue(text: str) -> str:
@@ -125,7 +148,7 @@ class Renderer:
 
     def __call__(self, instruction: str | None, shots: Sequence[tuple[str, str]], input: str) -> tuple[str, str]:
         if self.template.chat:
-            return self._chat([*_turns(shots), _said("user", self._query(instruction, input))]), self._separator
+            return self._chat([*self._turns(shots), _said("user", self._query(instruction, input))]), self._separator
         if self.fused:
             separator = "" if input[-1:].isspace() else self._separator
             return "".join(f"{x}{separator}{y}\n\n" for x, y in shots) + input, separator
@@ -139,24 +162,55 @@ class Renderer:
             return self.template.instructed.format(instruction=instruction, input=input)
         return self.template.bare.format(input=input)
 
+    def _turns(self, shots: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
+        start = self.template.answer_start.format()
+        before = start and start + self.template.separator
+        return [turn for x, y in shots for turn in (_said("user", x), _said("assistant", before + y))]
+
     def _chat(self, turns: list[dict[str, str]]) -> str:
-        return self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True) + self._suffix
+        return self._rendered([*self._system, *turns], add_generation_prompt=True) + self._suffix
+
+    def _rendered(self, turns: list[dict[str, str]], **options: bool) -> str:
+        return self.tokenizer.apply_chat_template(turns, tokenize=False, **options)
 
     def _chat_gap(self) -> tuple[str, str]:
-        """What the chat template writes between its cue and an answer: an empty thought goes with the prompt."""
+        """What ends the prompt after the chat template's cue, and what separates it from its answer.
+
+        An empty thought that the template writes between its cue and an answer goes with the prompt.
+        """
         if not getattr(self.tokenizer, "chat_template", None):
-            raise ValueError("template 'chat' got a tokenizer without a chat template; use 'plain', 'after' or 'qa'.")
-        self._suffix = ""
+            raise ValueError(
+                f"template {self.template.name!r} got a tokenizer without a chat template; use 'plain', 'after' or "
+                "'qa'."
+            )
+        self._suffix, self._system = "", self._system_turn()
         asked, answer = [_said("user", "question")], "<answer>"
         cue = self._chat(asked)
-        whole = self.tokenizer.apply_chat_template([*asked, _said("assistant", answer)], tokenize=False)
+        whole = self._rendered([*self._system, *asked, _said("assistant", answer)])
         gap = whole.removeprefix(cue).partition(answer)[0] if whole.startswith(cue) else ""
+        if start := self.template.answer_start.format():
+            return gap + start, self.template.separator
         return ("", gap) if not gap.strip() else (gap, "")
+
+    def _system_turn(self) -> list[dict[str, str]]:
+        """The system text as a turn, if there is one and the tokenizer's chat template takes it."""
+        text = self.template.system.format()
+        if not text:
+            return []
+        turns = [_said("system", text), _said("user", "question")]
+        try:
+            shown = self._rendered(turns)
+        except Exception as error:  # whatever the template raises, and its language for what it cannot do
+            reason = " ".join(str(error).split()) or type(error).__name__
+        else:
+            reason = "" if text.strip() in shown else "it leaves the text out"
+        if reason:
+            raise ValueError(
+                f"template {self.template.name!r} has a system text, which this tokenizer's chat template refuses "
+                f"({reason:.120}); put the text into instructed and bare, or leave it out."
+            )
+        return turns[:1]
 
 
 def _said(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
-
-
-def _turns(shots: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
-    return [turn for x, y in shots for turn in (_said("user", x), _said("assistant", y))]

@@ -5,6 +5,7 @@ from html import escape
 from typing import Any
 
 from ivlens.effects.results import HeadEffects
+from ivlens.forward.finding import PromptSearch
 from ivlens.tasks.task import Task
 from ivlens.vectors.vector import InstructionVector
 
@@ -54,6 +55,23 @@ def task_html(task: Task) -> str:
     shown = [(each.input, " | ".join(each.answers)) for each in task.examples[:N_EXAMPLES]]
     table = _table(("input", "answers"), shown)
     return _titled(f"Task {task.name}", _facts({name: value for name, value in facts.items() if value}) + table)
+
+
+def search_html(search: PromptSearch) -> str:
+    """All forms that were tried, the best one first."""
+    rows = [
+        (
+            *(row[name] for name in ("template", "n_shots", "instruction")),
+            *(f"{row[what]:.2f} ({row[f'{what}_lo']:.2f} to {row[f'{what}_hi']:.2f})" for what in ("clean", "bare")),
+            row["n"],
+            f"{row['n_tokens']:.0f}",
+        )
+        for row in search.table.to_dict("records")
+    ]
+    head = ("template", "demonstrations", "instruction", "clean (95 %)", "bare (95 %)", "inputs", "tokens")
+    facts = {"model": search.model, "best": search.best, "warning": search.warning}
+    shown = _facts({name: value for name, value in facts.items() if value})
+    return _titled(f"Forms to ask {search.task} in", shown + _table(head, rows))
 
 
 def _some(texts: tuple[str, ...]) -> str:

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ivlens.forward.asking import prompts_for
 from ivlens.models.boot import TransformerBridge
 from ivlens.prompts.batch import PromptBatch
-from ivlens.prompts.build import build_prompts
 from ivlens.prompts.corruptions import Corruption
 from ivlens.prompts.recipe import PromptRecipe
 from ivlens.steering.edits import Positions
@@ -61,7 +61,7 @@ class PromptSets:
     def batch(self, split: SplitName, *, corrupted: bool = True) -> PromptBatch:
         """The judged prompts, or with `corrupted=False` the clean ones of the same inputs."""
         corruption = self.applied if corrupted else None
-        return build_prompts(self.model.tokenizer, self.task, self.examples(split), self.recipe, corruption=corruption)
+        return prompts_for(self.model, self.task, self.examples(split), self.recipe, corruption=corruption)
 
     def trials(self, split: SplitName, *, corrupted: bool = True) -> Trials:
         """The prompts, ready to be run."""

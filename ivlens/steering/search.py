@@ -22,12 +22,15 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+MOST_LAYERS = 12  # that are tried where nobody says which
+
+
 @dataclass(frozen=True)
 class Grid:
     """The settings that are tried, and how.
 
     Attributes:
-        layers: None: all.
+        layers: None: all, and in a model of more than twelve layers twelve of them (see `tried_layers`).
         alphas: strengths.
         sites: places in the block.
         positions: `prompt` or `every`, as in `steer`.
@@ -62,11 +65,22 @@ class Grid:
         """
         if self.positions not in POSITIONS:
             raise ValueError(f"positions is {self.positions!r}, expected one of {', '.join(POSITIONS)}.")
-        layers = check_layers(model, range(model.cfg.n_layers) if self.layers is None else self.layers)
+        layers = check_layers(model, tried_layers(model.cfg.n_layers) if self.layers is None else self.layers)
         sites = [check_site(site) for site in self.sites]
         if not (layers and sites and self.alphas):
             raise ValueError("the grid is empty, expected at least one layer, one alpha and one site.")
         return [Setting(layer, float(alpha), site) for layer in layers for site in sites for alpha in self.alphas]
+
+
+def tried_layers(n_layers: int) -> list[int]:
+    """The layers that are tried where nobody says which: all, or of a deep model twelve, evenly spaced.
+
+    Those begin after the first blocks and end before the last fifth, whose output few heads still read.
+    """
+    if n_layers <= MOST_LAYERS:
+        return list(range(n_layers))
+    first, last = round(0.06 * n_layers), round(0.8 * n_layers)
+    return sorted({round(first + (last - first) * step / (MOST_LAYERS - 1)) for step in range(MOST_LAYERS)})
 
 
 def sweep_settings(
@@ -85,7 +99,7 @@ def sweep_settings(
     Args:
         vectors: one, several, or several by name.
         recipe: how prompts are made; None: as those of the first vector were.
-        grid: all layers, both sites, strengths 0.5 to 8 by default; the whole of it is measured on all prompts.
+        grid: `Grid()` by default; the whole of it is measured on all prompts.
         n_prompts: at most so many, drawn with the seed; None: the whole split.
         seed: draws which prompts, and their order; splits are those of the seed the vectors were made with.
 

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ivlens.common.progress import ticking
+from ivlens.forward.asking import check_fits
 from ivlens.forward.inputs import check_answers, check_length, check_prompts, forced
 from ivlens.models.boot import TransformerBridge
 from ivlens.prompts.batch import PromptBatch
@@ -85,6 +86,7 @@ def training_set(
         return sampled_prompts(model.tokenizer, task, pool, given, n=n, seed=seed * 1_000_003 + number)
 
     batches = [some(examples, n_samples, 0)]
+    check_fits(model, batches[0], task, recipe or PromptRecipe(), batches[0].answer_tokens.shape[1])
     # an answer that the tokenizer cannot spell is left out, once and for all
     spelled = batches[0].examples
     n_samples = min(n_samples, len(spelled)) if n_samples == len(examples) else n_samples

@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
+from ivlens.forward.asking import prompts_for
 from ivlens.forward.borders import Borders
 from ivlens.forward.scoring import Correct, judged_rows
 from ivlens.models.boot import TransformerBridge
-from ivlens.prompts.build import build_prompts
 from ivlens.prompts.recipe import PromptRecipe
 from ivlens.tasks.task import Task, TaskExample
 from ivlens.tuning.data import IGNORED, TrainingSet, answer_logits, as_training_set
@@ -78,7 +78,7 @@ def make_exam(
         examples = list(listed)
         Random(f"{seed}\0{task.name}\0exam").shuffle(examples)
         asked = recipe[task.name] if isinstance(recipe, Mapping) else recipe
-        batch = build_prompts(model.tokenizer, task, examples[:n_prompts], asked)
+        batch = prompts_for(model, task, examples[:n_prompts], asked or PromptRecipe())
         wide, source = batch.expanded()
         parts.append(as_training_set(model, wide))
         owners.append(source + len(numbers))

@@ -1,7 +1,7 @@
 """`finetune`: one task, in one call. `Along`: what happens on the way."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
@@ -52,6 +52,7 @@ class Along:
         record: Given the step and the model as it is then every `record_every` steps, to measure it rather than write
             it; `ivlens.analysis.dynamics.Recorder` is made for that. The training goes on as if nobody had looked.
         record_every: Steps between two records.
+        watch_recipe: How watched tasks are asked; None: as the new one, each by its own instructions.
         progress: Show bars: of the training and of its judgements.
     """
 
@@ -60,6 +61,7 @@ class Along:
     on_step: Callable[[Row], None] = lambda row: None
     record: Callable[[int, TransformerBridge], object] | None = None
     record_every: int = 50
+    watch_recipe: PromptRecipe | None = None
     progress: bool = False
 
     def __post_init__(self) -> None:
@@ -116,7 +118,7 @@ def _finetuned(
     learner = Learner(model, method)
     examples = task.split("fit", recipe.seed)
     data = training_set(model, task, examples, recipe=recipe, n_samples=options.n_samples, seed=options.seed)
-    final, judged = (_exam(model, task, watch, split, recipe, options) for split in ("test", "select"))
+    final, judged = (_exam(model, task, watch, split, recipe, along, options) for split in ("test", "select"))
     before = final.sit(learner.trained)
     on_the_way = _OnTheWay(learner, along, folder)
     with alone_in(folder):  # until the model is written as well
@@ -161,10 +163,12 @@ def _exam(
     watch: Sequence[Task],
     split: SplitName,
     recipe: PromptRecipe,
+    along: Along,
     options: TuneOptions,
 ) -> Exam:
     others = [one for one in watch if one.name != task.name]
-    recipes = {task.name: recipe} | {one.name: recipe.for_other_tasks() for one in others}
+    theirs = recipe if along.watch_recipe is None else replace(along.watch_recipe, seed=recipe.seed)
+    recipes = {task.name: recipe} | {one.name: theirs.for_other_tasks() for one in others}
     questions = [(one, one.split(split, recipe.seed)) for one in (task, *others)]
     return make_exam(model, questions, recipe=recipes, n_prompts=options.n_prompts, seed=options.seed)
 

@@ -16,7 +16,7 @@ from ivlens.common.progress import bar
 from ivlens.models.adapters import put_in_order
 from ivlens.models.boot import TransformerBridge, check_model
 from ivlens.models.fingerprint import model_identity
-from ivlens.models.known import pocket_path
+from ivlens.models.known import known_model
 from ivlens.models.load import load_model
 from ivlens.models.plain import plain_model
 from ivlens.tuning.data import TrainingSet
@@ -43,8 +43,9 @@ class Learner:
         self.sites = Sites(model)
         self.trained: nn.Module = plain_model(model)
         name = model_identity(model).name
-        # peft writes it into its adapters as the model that they belong to
-        self.trained.__dict__["name_or_path"] = str(pocket_path()) if name == "pocket" else name
+        known = known_model(name)
+        # peft writes it into its adapters as the model that they belong to, and knows no names but the Hub's
+        self.trained.__dict__["name_or_path"] = name if known is None else str(known.folder)
         self._has_begun = False
 
     def learn(
@@ -195,7 +196,7 @@ class Learner:
         return guides
 
 
-def alone_in(folder: str | Path | None) -> AbstractContextManager[None]:
+def alone_in(folder: str | Path | None) -> AbstractContextManager[object]:
     """No other training in the same folder meanwhile; of several processes of one training the first sees to it."""
     return nullcontext() if folder is None or not current().is_first else held(Path(folder), "a training")
 

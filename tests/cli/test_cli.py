@@ -2,13 +2,16 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import WORDS, hf_model
 from pickles import assert_no_pickle
 
+import ivlens.forward.remembered
 import ivlens.show.demo.run
 from ivlens.cli.main import COMMANDS, main
+from ivlens.prompts import PromptRecipe
 from ivlens.show.demo.run import run_demo
 from ivlens.vectors import InstructionVector
 
@@ -33,6 +36,20 @@ def vector_file(place: Path) -> Path:
     path = place / "vector.safetensors"
     assert main(vector_command(place, "--out", path)) == 0
     return path
+
+
+@pytest.fixture(autouse=True)
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[str, ...], int]]:
+    """No form is looked for: every search that would be made, by its tasks and seed, finds the default recipe."""
+    searches: list[tuple[tuple[str, ...], int]] = []
+
+    def found(model: Any, tasks: Any, *, seed: int = 0) -> PromptRecipe:
+        searches.append((tuple(task.name for task in tasks), seed))
+        return PromptRecipe(seed=seed)
+
+    for module in (ivlens.forward.remembered, ivlens.show.demo.run):
+        monkeypatch.setattr(module, "auto_recipe", found)
+    return searches
 
 
 def common(place: Path) -> list[str]:
@@ -64,7 +81,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
     return lines[0]
 
 
-@pytest.mark.parametrize("command", ["demo", "effects", "vector", "steer"])
+@pytest.mark.parametrize("command", ["demo", "prompts", "effects", "vector", "steer"])
 def test_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = run(capsys, command, "--help")
     assert status == 0 and f"ivlens {command} " in out and "Example" in out and "--model" in out and "--json" in out

@@ -246,8 +246,8 @@ def test_prompts_are_built_and_checked_once(llama, monkeypatch):
     from ivlens.forward import inputs, means
 
     built, checked, read = [], [], []
-    build, check, passes = measure.build_prompts, inputs.check_model, means._passes
-    monkeypatch.setattr(measure, "build_prompts", lambda *a, **o: built.append(len(a[2])) or build(*a, **o))
+    build, check, passes = measure.prompts_for, inputs.check_model, means._passes
+    monkeypatch.setattr(measure, "prompts_for", lambda *a, **o: built.append(len(a[2])) or build(*a, **o))
     monkeypatch.setattr(inputs, "check_model", lambda model: checked.append(1) or check(model))
     monkeypatch.setattr(means, "_passes", lambda *given: read.append(len(given[1])) or passes(*given))
     few = {"others": OTHERS, "n_mean_prompts": 4, "batch_size": 2, "n_check_prompts": 0}

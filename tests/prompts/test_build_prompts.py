@@ -301,6 +301,55 @@ def test_a_chat_templates_empty_thought_goes_with_the_prompt(words):
     assert answer_ids(batch, 0) == [words.convert_tokens_to_ids(TASK.examples[0].answer)]
 
 
+SYSTEM_CHAT = CHAT.replace(
+    "{% if m.role == 'user' %}",
+    "{% if m.role == 'system' %}Give {{ m.content }}\n{% elif m.role == 'user' %}",
+)
+SPOKEN = PromptTemplate(
+    "spoken", "{instruction}\n{input}", "{input}", chat=True, system="the opposite", answer_start="the word:"
+)
+
+
+@pytest.mark.parametrize("corruption", [None, "drop", "shuffle", "counterfactual"])
+def test_a_chat_with_a_system_text_and_the_beginning_of_the_answer(words, corruption):
+    tokenizer = chat_tokenizer(words, SYSTEM_CHAT)
+    recipe = PromptRecipe(SPOKEN, n_shots=2)
+    batch = build_prompts(tokenizer, TASK, TASK.examples[:3], recipe, corruption=corruption, others=[SYNONYM])
+    for row, text in enumerate(batch.texts):
+        assert text.startswith("<s>Give the opposite\nInstruction: ") and text.count("the opposite\n") == 1
+        assert text.endswith(f"{batch.examples[row].input}\nOutput: the word:")  # one cue, clean or not
+        n_shots = 0 if corruption == "drop" else 2
+        assert text.count("Output: the word:") == 1 + n_shots == 1 + text.count("Output: the word: ")
+        assert answer_ids(batch, row) == [words.convert_tokens_to_ids(batch.examples[row].answer)]
+
+
+def test_the_beginning_of_an_answer_comes_after_an_empty_thought(words):
+    tokenizer = chat_tokenizer(words, SYSTEM_CHAT.replace("Output: {{", "Output: no thought\n{{"))
+    batch = build_prompts(tokenizer, TASK, TASK.examples[:1], PromptRecipe(SPOKEN))
+    assert batch.texts[0].endswith("Output: no thought\nthe word:")
+
+
+NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHAT
+DEAF = "{% for m in messages %}{% if m.role != 'system' %}{{ m.content }}{% endif %}{% endfor %}"
+
+
+@pytest.mark.parametrize(("template", "reason"), [(NO_SYSTEM, "no system role"), (DEAF, "it leaves the text out")])
+def test_a_chat_template_that_takes_no_system_text(words, template, reason):
+    tokenizer = chat_tokenizer(words, template)
+    with pytest.raises(ValueError, match=f"template 'spoken' has a system text, .* refuses .*{reason}"):
+        build_prompts(tokenizer, TASK, TASK.examples[:1], PromptRecipe(SPOKEN))
+    build_prompts(tokenizer, TASK, TASK.examples[:1], PromptRecipe(replace(SPOKEN, system="")))
+
+
+def test_a_template_without_demonstration(words):
+    mine = PromptTemplate("mine", demonstration="")
+    build_prompts(words, TASK, TASK.examples[:1], PromptRecipe(mine))
+    with pytest.raises(ValueError, match="n_shots is 2, but template 'mine' has no demonstration, expected one with"):
+        PromptRecipe(mine, n_shots=2)
+    with pytest.raises(ValueError, match="n_shots is 5, but template 'mine' has no demonstration"):
+        build_prompts(words, TASK, TASK.examples[:1], PromptRecipe(mine, instruction=None))
+
+
 def test_rows_expanded_and_to(words):
     task = Task(
         "t", (TaskExample("big", ("New York", "Paris")), TaskExample("hot", ("cold",))), instructions=("A.", "B.")
@@ -330,7 +379,10 @@ def test_tokens_as_they_read_in_a_text(byte_level, metaspace, words):
     ("options", "message"),
     [
         ({"corruption": "noise"}, "corruption is 'noise', expected one of counterfactual, counterfactual_inputs"),
-        ({"n_shots": 200}, "has [0-9]+ examples to demonstrate with .* expected n_shots = 200"),
+        (
+            {"n_shots": 200},
+            "n_shots is 200, but task .* has ([0-9]+) examples to demonstrate .* at most n_shots = [0-9]+",
+        ),
         ({"corruption": "shuffle"}, "'shuffle' got n_shots = 0, expected 2 or more"),
         (
             {"corruption": "drop", "instruction": None, "n_shots": 0},
@@ -412,6 +464,9 @@ def test_an_unknown_alternative_is_left_out(words):
         ({"bare": "Output:"}, r"bare is 'Output:' with fields \[\], expected \['input'\]"),
         ({"bare": "Input: {input}\nAnswer:"}, "ends in .*Output:' with an instruction and in .*Answer:' without"),
         ({"demonstration": "{input}"}, "demonstration is '{input}' with fields"),
+        ({"system": "Be brief."}, "system is 'Be brief.' without chat, expected chat=True beside it"),
+        ({"answer_start": "Answer:"}, "answer_start is 'Answer:' without chat, expected chat=True beside it"),
+        ({"system": "{input}", "chat": True}, r"system is '{input}' with fields \['input'\], expected \[\]"),
     ],
 )
 def test_templates_that_would_mislead(fields, message):

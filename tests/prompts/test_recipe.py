@@ -14,6 +14,7 @@ from ivlens.prompts import CORRUPTIONS, TASK, PromptRecipe, PromptTemplate, buil
 from ivlens.prompts.templates import TEMPLATES
 
 MINE = PromptTemplate("mine", "{instruction} {input} =", "{input} =", "{input} = {answer}\n")
+SPOKEN = PromptTemplate("spoken", "{instruction} {input}", "{input}", chat=True, system="Be brief.", answer_start="A:")
 
 
 @pytest.mark.parametrize(
@@ -36,7 +37,7 @@ def test_defaults_follow_from_what_tells_the_task(task, recipe, n_shots, corrupt
 
 RECIPES = st.builds(
     PromptRecipe,
-    st.sampled_from([*TEMPLATES, MINE]),
+    st.sampled_from([*TEMPLATES, MINE, SPOKEN]),
     st.one_of(st.sampled_from([TASK, None, "Do it.", ("A.", "B.")]), st.lists(st.text(min_size=3), min_size=1)).filter(
         lambda given: not isinstance(given, list) or all(text.strip() for text in given)
     ),

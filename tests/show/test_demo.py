@@ -15,7 +15,9 @@ from ivlens.forward.borders import begins_with
 from ivlens.forward.completions import complete, first_line
 from ivlens.models import load_model
 from ivlens.prompts.recipe import PromptRecipe
-from ivlens.show.demo.run import DEFAULT_TASKS, DemoOptions, DemoResult, run_demo, summary, write_demo
+from ivlens.show.demo.plans import SHARED_WORDS, demo_grid, plan_for
+from ivlens.show.demo.run import DemoOptions, DemoResult, run_demo
+from ivlens.show.demo.writing import summary, write_demo
 from ivlens.show.pages.demo import page
 from ivlens.steering.evaluation import Evaluation
 from ivlens.steering.summary import Setting
@@ -40,7 +42,9 @@ def options(tmp_path_factory: pytest.TempPathFactory, byte_level) -> DemoOptions
     hf_model("llama", n_ctx=256).save_pretrained(folder / "checkpoint")
     byte_level.save_pretrained(folder / "checkpoint")
     tasks = tuple(str(task_file(folder, name, shift)) for name, shift in (("next", 1), ("second", 2)))
-    return DemoOptions(str(folder / "checkpoint"), tasks, n_prompts=2, k=3, n_draws=2, n_examples=2)
+    return DemoOptions(
+        str(folder / "checkpoint"), tasks, n_prompts=2, k=3, n_draws=2, n_examples=2, recipe=PromptRecipe()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +54,21 @@ def result(options: DemoOptions) -> DemoResult:
 
 def test_default_tasks_are_built_in_trained_and_share_their_inputs() -> None:
     bank = load_bank()
-    assert set(DEFAULT_TASKS) <= set(list_tasks(in_training=True))
-    assert {bank[name].inputs for name in DEFAULT_TASKS} == {"words"}
+    assert set(SHARED_WORDS) <= set(list_tasks(in_training=True))
+    assert {bank[name].inputs for name in SHARED_WORDS} == {"words"}
+
+
+def test_the_plan_of_smollm2_asks_its_tasks_by_five_demonstrations() -> None:
+    plan = plan_for("smollm2")
+    assert set(plan.tasks) == set(plan.recipes) <= set(list_tasks()) and plan.n_draws == 19
+    assert {(recipe.n_shots, recipe.instruction) for recipe in plan.recipes.values()} == {(5, None)}
+    assert not plan_for("./smollm2").recipes and plan_for("another/model").tasks == SHARED_WORDS
+
+
+def test_a_deep_model_is_tried_in_the_residual_stream(model, monkeypatch) -> None:
+    assert len(demo_grid(model).sites) == 2
+    monkeypatch.setattr(model.cfg, "n_layers", 30)
+    assert demo_grid(model).sites == ("resid_post",)
 
 
 def test_every_task_is_judged_beside_every_control(result: DemoResult) -> None:

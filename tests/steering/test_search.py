@@ -13,7 +13,7 @@ from ivlens.forward.scoring import answer_logits, first_token_prob, greedy_accur
 from ivlens.models import load_model, model_identity
 from ivlens.prompts import PromptBatch, PromptRecipe, build_prompts
 from ivlens.steering.prompt_sets import PromptSets
-from ivlens.steering.search import Grid, best_settings, sweep_settings
+from ivlens.steering.search import Grid, best_settings, sweep_settings, tried_layers
 from ivlens.steering.steer import steer
 from ivlens.steering.summary import Judged, Scores, Setting, summary
 from ivlens.steering.trials import Trials
@@ -322,3 +322,12 @@ def test_wrong_requests_are_refused(planted):
         sweep_settings(bridge, task, [])
     with pytest.raises(ValueError, match="n_prompts is 0"):
         sweep_settings(bridge, task, iv, n_prompts=0)
+
+
+def test_a_deep_model_is_tried_at_twelve_layers_a_shallow_one_at_all():
+    assert tried_layers(6) == list(range(6)) and tried_layers(12) == list(range(12))
+    assert tried_layers(30) == [2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24]
+    for n_layers in (13, 18, 32, 80):
+        layers = tried_layers(n_layers)
+        assert len(layers) <= 12 and layers[0] >= 1 and layers[-1] <= round(0.8 * n_layers)
+        assert max(b - a for a, b in zip(layers, layers[1:], strict=False)) <= -(-n_layers // 12) + 1

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ivlens.common.checks import check_counts
 from ivlens.common.progress import ticking
+from ivlens.forward.asking import prompts_for
 from ivlens.forward.scoring import answer_passes, first_token_prob, greedy_correct, sequence_logprob
 from ivlens.models.boot import TransformerBridge
 from ivlens.prompts.batch import PromptBatch
@@ -149,7 +150,7 @@ def _scored(
     batch_size: int,
 ) -> dict[str, list[float]]:
     """The measures of every example under one recipe; `others` are the first tokens of all the task's answers."""
-    batch = build_prompts(model.tokenizer, task, examples, recipe)
+    batch = prompts_for(model, task, examples, recipe)
     first, log_probs, ranked = [], [], []
     for rows, logits in answer_passes(model, batch, batch_size=batch_size):
         answers = batch.answer_tokens[rows].to(logits.device)

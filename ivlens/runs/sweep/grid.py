@@ -11,6 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from ivlens.models.known import known_model
 from ivlens.runs.sweep.cells import Cell, ModelSpec
 from ivlens.runs.sweep.kinds import KINDS
 from ivlens.runs.sweep.options import Setting, checked, takes_list
@@ -170,7 +171,7 @@ def _beside(name: str, source: Path) -> str:
     if "\0" in name or len(name) > 4096:
         raise ValueError(f"{source} names {name!r:.80}, expected a name or a path; shorten it.")
     path = source.parent / os.path.expanduser(name)
-    return str(path.resolve()) if os.path.exists(path) and name != "pocket" else name
+    return str(path.resolve()) if os.path.exists(path) and known_model(name) is None else name
 
 
 def spread(cells: Sequence[Cell]) -> dict[str, int]:

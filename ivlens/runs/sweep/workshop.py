@@ -213,7 +213,8 @@ def _sources(name: str) -> list[Path | str]:
 def _fingerprint(spec: ModelSpec, setting: Setting, device: str) -> str:
     """Changes with anything that could change the weights: the files' names, sizes and times."""
     sources = _sources(spec.name)
-    found = [path for source in sources if isinstance(source, Path) for path in source.rglob("*") if path.is_file()]
+    places = [source for source in sources if isinstance(source, Path)]
+    found = [path for place in places for path in (place, *place.rglob("*")) if path.is_file()]
     files = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(found)]
     facts = [
         asdict(spec),

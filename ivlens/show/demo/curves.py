@@ -21,16 +21,20 @@ def swept_controls(
     others: Sequence[InstructionVector],
     found: HeadEffects,
     grid: Grid,
-    seed: int,
+    n_prompts: int | None,
 ) -> pd.DataFrame:
     """`sweep_settings` of a task's controls on *select*, with the columns `task` and `condition`.
 
     Args:
         others: vectors of several tasks, this one's among them or not.
-        found: the effects the vector was built from.
+        found: the effects the vector was built from; their seed draws the controls and the prompts.
+        n_prompts: at most so many; None: all.
     """
+    seed = found.recipe.seed
     frames = [
-        sweep_settings(model, task, vectors, grid=grid, seed=seed).assign(task=task.name, condition=condition)
+        sweep_settings(model, task, vectors, grid=grid, n_prompts=n_prompts, seed=seed).assign(
+            task=task.name, condition=condition
+        )
         for condition, vectors in _controls(model, vector, others, found, seed)
         if vectors
     ]

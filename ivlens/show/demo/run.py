@@ -1,33 +1,33 @@
 """The main job on several tasks: effects, vectors, the best setting, the judgement with controls, completions; and,
 with the built-in model, a short training.
 
-`run_demo` computes, `write_demo` writes. Nothing is on disk before everything is computed, and no file is ever half
-written, so an interrupted demo leaves the last complete one alone.
+`run_demo` computes, `write_demo` (in `writing.py`) writes. Nothing is on disk before everything is computed, and no
+file is ever half written, so an interrupted demo leaves the last complete one alone.
 """
 
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
 import torch
 
-from ivlens.common.files import filling
 from ivlens.common.progress import showing_progress, ticking
-from ivlens.effects.measure import head_effects
+from ivlens.effects.measure import EffectOptions, head_effects
 from ivlens.effects.results import HeadEffects
 from ivlens.forward.borders import begins_with
 from ivlens.forward.completions import complete, first_line
 from ivlens.forward.hooks import SITES
 from ivlens.forward.means import HeadMeans
+from ivlens.forward.remembered import auto_recipe
 from ivlens.models.boot import TransformerBridge
-from ivlens.models.fingerprint import ModelIdentity, model_identity
+from ivlens.models.fingerprint import ModelIdentity, is_built_in, model_identity
 from ivlens.models.load import load_model
 from ivlens.prompts.recipe import PromptRecipe
 from ivlens.show.demo.curves import swept_controls
+from ivlens.show.demo.plans import DemoPlan, demo_grid, plan_for
 from ivlens.show.demo.tuning import TuningDemo, can_tune, run_tuning
 from ivlens.steering.evaluate import JudgeOptions, evaluate_intervention
 from ivlens.steering.evaluation import Evaluation
@@ -38,27 +38,16 @@ from ivlens.tasks.bank import load_task
 from ivlens.tasks.task import Task
 from ivlens.vectors.vector import InstructionVector
 
-DEFAULT_TASKS = (
-    "antonym",
-    "synonym",
-    "english_french",
-    "english_german",
-    "english_spanish",
-    "capitalize",
-    "first_letter",
-    "last_letter",
-)
 N_DECODED = 8
 MAX_NEW_TOKENS = 12
 SMALL = 20_000_000  # parameters
-GRID = Grid(alphas=(1.0, 2.0, 4.0, 8.0), n_screen=10, n_finalists=5)
 # strength 0, once: the same prompts without a vector
 NO_VECTOR = Grid(layers=(0,), alphas=(0.0,), sites=SITES[:1])
 
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """What the demo measures.
+    """What the demo measures. None: as the plan for the model says, see `plan_for`.
 
     Attributes:
         model: name or folder, as for `load_model`.
@@ -68,17 +57,31 @@ class DemoOptions:
         n_draws: random vectors, and random sets of heads, per task.
         n_examples: test inputs per task that are completed with and without the vector.
         steps: of the training at the end; 0 leaves it out, and so does any other model than the built-in one.
-        recipe: how prompts are made, with the seed of everything that is drawn.
+        recipe: how prompts are made. None: as the plan says; what it does not say is looked for (see `auto_recipe`),
+            except on the built-in model, which is asked as it was trained.
+        seed: of everything that is drawn; where there is a recipe, its own seed counts.
     """
 
     model: str = "pocket"
-    tasks: tuple[str, ...] = DEFAULT_TASKS
+    tasks: tuple[str, ...] | None = None
     n_prompts: int = 24
     k: int = 10
-    n_draws: int = 5
+    n_draws: int | None = None
     n_examples: int = 6
     steps: int = 120
-    recipe: PromptRecipe = PromptRecipe()
+    recipe: PromptRecipe | None = None
+    seed: int = 0
+
+    @property
+    def plan(self) -> DemoPlan:
+        """What is measured where nothing is said, with what these options say."""
+        plan = plan_for(self.model)
+        return replace(plan, tasks=self.tasks or plan.tasks, n_draws=self.n_draws or plan.n_draws)
+
+    @property
+    def drawn_seed(self) -> int:
+        """The seed of everything that is drawn."""
+        return self.seed if self.recipe is None else self.recipe.seed
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +139,7 @@ def run_demo(
         ValueError: fewer than two tasks, or two of one name; whatever loading and measuring raise.
     """
     start = time.perf_counter()
-    tasks = _load_tasks(options.tasks)
+    tasks = _load_tasks(options.plan.tasks)
     with showing_progress(progress):
         model = load_model(options.model) if load is None else load()
         with _few_threads(model):
@@ -144,24 +147,30 @@ def run_demo(
 
 
 def _measured(model: TransformerBridge, tasks: Sequence[Task], options: DemoOptions, start: float) -> DemoResult:
-    recipe, seed = options.recipe, options.recipe.seed
+    plan, seed, grid = options.plan, options.drawn_seed, demo_grid(model)
+    measuring = EffectOptions(n_mean_prompts=plan.n_mean_prompts)
     effects = [
-        head_effects(model, task, recipe=recipe, n_prompts=options.n_prompts)
+        head_effects(model, task, recipe=_recipe(model, task, options), n_prompts=options.n_prompts, options=measuring)
         for task in ticking(tasks, "measuring effects", "tasks")
     ]
     vectors = [InstructionVector.from_effects(found, k=options.k, model=model) for found in effects]
     judged, swept, controls, shown = [], [], [], []
     for task, found in ticking(list(zip(tasks, effects, strict=True)), "judging vectors", "tasks"):
-        vector = vectors[len(judged)]
-        for grid in (GRID, NO_VECTOR):
-            swept.append(sweep_settings(model, task, vector, grid=grid, seed=seed).assign(task=task.name))
-        controls.append(swept_controls(model, task, vector, vectors, found, GRID, seed))
-        evaluation = _judge(model, task, vector, vectors, found, options)
+        vector, n_tried = vectors[len(judged)], plan.n_curve_prompts
+        for tried in (grid, NO_VECTOR):
+            curve = sweep_settings(model, task, vector, grid=tried, n_prompts=n_tried, seed=seed)
+            swept.append(curve.assign(task=task.name))
+        controls.append(swept_controls(model, task, vector, vectors, found, grid, n_tried))
+        means = HeadMeans(found.mean_z, found.write_scale)
+        evaluation = evaluate_intervention(
+            model, task, vector, at=grid, n_prompts=plan.n_judged, n_draws=plan.n_draws,
+            options=JudgeOptions(seed=seed, other_vectors=vectors, means=means),
+        )  # fmt: skip
         judged.append(evaluation.table.assign(task=task.name))
         shown.append(_examples(model, task, vector, evaluation, options))
     tuning = None
     if options.steps and can_tune(options.model):
-        tuning = run_tuning(model, steps=options.steps, recipe=recipe)
+        tuning = run_tuning(model, steps=options.steps, recipe=PromptRecipe(seed=seed))
     return DemoResult(
         options=options,
         model=model_identity(model),
@@ -176,52 +185,6 @@ def _measured(model: TransformerBridge, tasks: Sequence[Task], options: DemoOpti
         seconds=time.perf_counter() - start,
         tuning=tuning,
     )
-
-
-def write_demo(result: DemoResult, folder: str | Path, *, also: Callable[[Path], object] | None = None) -> list[Path]:
-    """Write tables as parquet, effects and vectors as safetensors; return the paths.
-
-    Everything is written beside its place first and moved there at the end.
-
-    Args:
-        also: called with the folder that is being filled, to add files of its own (the page).
-
-    Raises:
-        OSError: the folder cannot be made or written to.
-    """
-    root = Path(folder)
-    with filling(root) as scratch:
-        for name in ("conditions", "sweep", "curves", "examples"):
-            getattr(result, name).to_parquet(scratch / f"{name}.parquet")
-        if result.tuning is not None:
-            result.tuning.scores.to_parquet(scratch / "tuning.parquet")
-            result.tuning.curves.to_parquet(scratch / "tuning_curves.parquet")
-        heads = pd.concat([found.to_frame() for found in result.effects], ignore_index=True)
-        heads.to_parquet(scratch / "effects.parquet")
-        for found, vector in zip(result.effects, result.vectors, strict=True):
-            found.save(scratch / "effects" / f"{file_name(found.task)}.safetensors")
-            vector.save(scratch / "vectors" / f"{file_name(vector.task)}.safetensors")
-        if also is not None:
-            also(scratch)
-        files = sorted(path.relative_to(scratch) for path in scratch.rglob("*") if path.is_file())
-    return [root / file for file in files]
-
-
-def file_name(task: str) -> str:
-    """The task's name as a file's name."""
-    return "".join(char if char.isalnum() or char in "-_." else "_" for char in task)
-
-
-def summary(result: DemoResult) -> dict[str, Any]:
-    """What a script wants to know, as plain values."""
-    return {
-        "model": asdict(result.model),
-        "options": asdict(result.options) | {"recipe": result.options.recipe.to_dict()},
-        "seconds": round(result.seconds, 1),
-        "tasks": result.table().to_dict("records"),
-        "able": list(result.able),
-        "tuning": None if result.tuning is None else result.tuning.scores.to_dict("records"),
-    }
 
 
 @contextmanager
@@ -246,17 +209,14 @@ def _load_tasks(names: Sequence[str]) -> list[Task]:
     return tasks
 
 
-def _judge(
-    model: TransformerBridge,
-    task: Task,
-    vector: InstructionVector,
-    vectors: Sequence[InstructionVector],
-    found: HeadEffects,
-    options: DemoOptions,
-) -> Evaluation:
-    seed, means = options.recipe.seed, HeadMeans(found.mean_z, found.write_scale)
-    judge = JudgeOptions(seed=seed, other_vectors=vectors, means=means)
-    return evaluate_intervention(model, task, vector, at=GRID, n_draws=options.n_draws, options=judge)
+def _recipe(model: TransformerBridge, task: Task, options: DemoOptions) -> PromptRecipe:
+    """How a task is asked: as the options say, as the plan says, or in the form that is found."""
+    if options.recipe is not None:
+        return options.recipe
+    pinned = options.plan.recipes.get(task.name)
+    if pinned is not None:
+        return replace(pinned, seed=options.seed)
+    return PromptRecipe(seed=options.seed) if is_built_in(model) else auto_recipe(model, [task], seed=options.seed)
 
 
 def _examples(
@@ -264,7 +224,7 @@ def _examples(
 ) -> pd.DataFrame:
     """Completions of bare prompts, plain and with the vector at the setting found on *select*."""
     recipe = evaluation.recipe
-    batch = PromptSets(model, task, recipe, n_prompts=options.n_examples, seed=recipe.seed, **GRID.passes).batch("test")
+    batch = PromptSets(model, task, recipe, n_prompts=options.n_examples, seed=recipe.seed).batch("test")
     before = complete(model, batch.texts, max_new_tokens=MAX_NEW_TOKENS)
     with steer(model, vector, at=evaluation.best):
         after = complete(model, batch.texts, max_new_tokens=MAX_NEW_TOKENS)

@@ -20,10 +20,10 @@ class Look(NamedTuple):
 
 # from the intervention to what it is compared with; drawn in this order from top to bottom
 LOOKS = {
-    "clean": Look("with the instruction", "circle-open", "text"),
+    "clean": Look("clean prompt, told its task", "circle-open", "text"),
     "iv": Look("Instruction Vector added", "circle", "accent"),
     "iv_heads": Look("its heads replaced by their means", "star", "accent"),
-    "bare": Look("no instruction", "line-ns-open", "text"),
+    "bare": Look("bare input", "line-ns-open", "text"),
     "random": Look("random vectors", "diamond", "control"),
     "random_heads": Look("random heads' vectors", "square", "control"),
     "other_tasks": Look("other tasks' vectors", "triangle-up", "control"),

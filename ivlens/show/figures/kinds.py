@@ -105,8 +105,8 @@ def _conditions(name: str, file: Found) -> Iterator[Drawing]:
     # what made it: one description, or one for each task; a table without any is taken for a judgement on *test*
     splits = {str(one.get("split", "test")) for one in frame.attrs.get("tasks", [frame.attrs])}
     caption = (
-        f"Accuracy on {' and '.join(sorted(splits))} inputs without instruction under every condition, with 95 % "
-        "intervals over prompts; settings were searched on other inputs, for controls as for the vector."
+        f"Accuracy on {' and '.join(sorted(splits))} inputs, bare of what tells the task, under every condition, with "
+        "95 % intervals over prompts; settings were searched on other inputs, for controls as for the vector."
     )
     inches = 2.4 if n_tasks == 1 else 0.9 + 0.55 * (n_tasks + 1)
     yield Drawing(name, caption, condition_plot(frame), width="column" if n_tasks == 1 else "page", inches=inches)
@@ -115,14 +115,14 @@ def _conditions(name: str, file: Found) -> Iterator[Drawing]:
 
 def _curves(name: str, file: Found) -> Iterator[Drawing]:
     caption = (
-        "Accuracy on select inputs without instruction along the layers, every vector at its best strength there; "
+        "Accuracy on bare select inputs along the layers, every vector at its best strength there; "
         "bands: 95 % interval over prompts; dashed level: no vector."
     )
     yield Drawing(name, caption, intervention_curves(file.frame), width="page", inches=2.5)
 
 
 def _strengths(name: str, file: Found) -> Iterator[Drawing]:
-    caption = "Accuracy on select inputs along the layers, one line per strength; dashed level: no vector."
+    caption = "Accuracy on bare select inputs along the layers, one line per strength; dashed level: no vector."
     yield Drawing(name, caption, strength_curves(file.frame), width="page", inches=2.5)
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ivlens.forward.remembered import Auto, recipe_for
 from ivlens.models.boot import TransformerBridge
 from ivlens.models.fingerprint import model_identity
 from ivlens.models.load import load_model
@@ -25,7 +26,7 @@ def lab(
     model: TransformerBridge | str | Path = "pocket",
     tasks: Sequence[Task | str | Path] | None = None,
     *,
-    recipe: PromptRecipe | None = None,
+    recipe: PromptRecipe | Auto | None = None,
     compare: TransformerBridge | str | Path | None = None,
     effects: Sequence["HeadEffects"] = (),
     n_prompts: int = 32,
@@ -43,7 +44,8 @@ def lab(
         tasks: tasks, names or files to choose from; the first is shown. None: for the built-in model the tasks it was
             trained on, for others all built-in tasks.
         recipe: how prompts are made, those that are measured and the one that is shown first. None: as those of the
-            first task's `effects` were, or the task's instruction in the template `plain`.
+            first task's `effects` were, or the task's instruction in the template `plain`. `"auto"`: the form in which
+            the model answers the first task best, see `find_prompts`.
         compare: a second checkpoint of the same shape, shown side by side.
         effects: effects that are already measured; others are measured when their task is first looked at.
         n_prompts: prompts that effects are measured on.
@@ -63,8 +65,11 @@ def lab(
     if not pn.state.curdoc:
         # the page's scripts go into the notebook: nothing is fetched from elsewhere
         pn.extension(inline=True)
-    seed = recipe.seed if recipe is not None else effects[0].recipe.seed if effects else 0
-    opened = open_engines(model, tasks, compare, effects, EngineOptions(n_prompts, n_search, seed))
+    given = recipe if isinstance(recipe, PromptRecipe) else effects[0].recipe if effects else PromptRecipe()
+    opened = open_engines(model, tasks, compare, effects, EngineOptions(n_prompts, n_search, given.seed))
+    if recipe is not None:
+        first = opened.engines[0]
+        recipe = recipe_for(first.model, next(iter(first.tasks.values())), recipe)
     return Lab(opened.engines, opened.state(recipe, **state))
 
 

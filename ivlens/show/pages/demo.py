@@ -10,14 +10,15 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from ivlens.common.version import __version__
-from ivlens.show.demo.run import DemoResult, file_name
+from ivlens.show.demo.run import DemoResult
+from ivlens.show.demo.writing import file_name
 from ivlens.show.figures.conditions import LOOKS, condition_plot
 from ivlens.show.figures.heads import head_heatmap, unit_of
 from ivlens.show.figures.rows import Row, grouped, rows_of
 from ivlens.show.figures.similarity import similarity_matrix
 from ivlens.show.figures.sweeps import strength_curves
 from ivlens.show.figures.theme import Theme
-from ivlens.show.pages.demo_lead import lead, means, percent
+from ivlens.show.pages.demo_lead import lead, means, percent, told
 from ivlens.show.pages.demo_tuning import tuning_figures, tuning_section
 from ivlens.show.pages.html import embedded, script, style, template
 from ivlens.tasks.task import Task
@@ -111,7 +112,8 @@ def _tiles(result: DemoResult) -> str:
 def _examples(result: DemoResult) -> str:
     rows = rows_of(result.examples, ("task", "input", "before", "after"), "run_demo")
     shown = (
-        f"<p>Prompts carry no instruction; the first one reads:</p><pre><code>{escape(rows[0]['prompt'])}</code></pre>"
+        f"<p>Prompts carry no {told(result)}; the first one reads:</p>"
+        f"<pre><code>{escape(rows[0]['prompt'])}</code></pre>"
     )
     by_task = grouped(rows, lambda row: row["task"])
     if len({tuple(row["input"] for row in group) for group in by_task.values()}) == 1:
@@ -231,9 +233,9 @@ def _settings(result: DemoResult) -> str:
         "effects": f"{options.n_prompts} corrupted prompts per task ({', '.join(corruptions)}), "
         f"score: {result.effects[0].settings.get('score', '')}",
         "vector": f"the {options.k} heads of largest effect, mean output times output projection, without its bias",
-        "controls": f"{options.n_draws} random vectors of equal norm; {options.n_draws} sets of other heads; "
+        "controls": f"{options.plan.n_draws} random vectors of equal norm; {options.plan.n_draws} sets of other heads; "
         f"the other {len(result.tasks) - 1} tasks' vectors; the answer that is right most often",
-        "seed": str(options.recipe.seed),
+        "seed": str(options.drawn_seed),
         "made with": f"ivlens {__version__} in {result.seconds:.0f} s",
     }
     return "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in facts.items())

@@ -25,12 +25,22 @@ def lead(result: DemoResult) -> str:
             f"vector can carry them: {_shortfalls(result)}."
         )
     return (
-        "The Instruction Vector of a task is the summed average output of the attention heads that carry its "
-        "instruction. Added to prompts that contain <b>no instruction</b>, it takes the accuracy from "
+        "The Instruction Vector of a task is the summed average output of the attention heads that carry what the "
+        f"prompt tells the model to do. Added to prompts with <b>no {told(result)}</b>, it takes the accuracy from "
         f"{percent(found['bare'])} to <b>{percent(found['iv'])}</b>. Of the same length, "
         f"random vectors reach {percent(found.get('random'))} and vectors of as many random heads "
-        f"{percent(found.get('random_heads'))}. With the instruction it is {percent(found['clean'])}.{left_out}"
+        f"{percent(found.get('random_heads'))}. With {told(result)} it is {percent(found['clean'])}.{left_out}"
     )
+
+
+def told(result: DemoResult) -> str:
+    """What tells the clean prompts their task, in words."""
+    recipes = [(found.recipe, task) for found, task in zip(result.effects, result.tasks, strict=True)]
+    kinds = {
+        "instruction": any(recipe.texts(task) for recipe, task in recipes),
+        "demonstrations": any(recipe.shots(task) for recipe, task in recipes),
+    }
+    return " or ".join(kind for kind, there in kinds.items() if there) or "instruction"
 
 
 def _shortfalls(result: DemoResult) -> str:

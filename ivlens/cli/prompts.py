@@ -1,0 +1,124 @@
+"""`ivlens prompts`: in which form a model can answer a task."""
+
+import shlex
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from ivlens.cli._options import AsJson, ModelOptions
+from ivlens.cli._output import print_json, print_table
+
+if TYPE_CHECKING:
+    from ivlens.forward.finding import PromptSearch
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class SearchOptions:
+    """Which forms are tried.
+
+    Attributes:
+        template: plain, after, qa, chat, or a JSON file with the fields of a template; several times for several. By
+            default the four, chat where the tokenizer has a chat template.
+        shots: Numbers of demonstrations, separated by commas.
+        n_prompts: Inputs that the best forms are tried on.
+        seed: Of splits, inputs, instructions and demonstrations.
+    """
+
+    template: Annotated[tuple[str, ...], Parameter(negative="")] = ()
+    shots: str = "0,5,10"
+    n_prompts: int = 24
+    seed: int = 0
+
+
+def prompts(
+    *,
+    task: str,
+    where: ModelOptions | None = None,
+    what: SearchOptions | None = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find the form of prompt in which a model answers a task: template, demonstrations, with or without instruction.
+
+    Every form is tried on eight *select* inputs, the best four on all; what counts is the accuracy of its prompts minus
+    that of the same inputs without instruction and demonstrations. Other commands look for the form by themselves
+    where no option says which, except for the built-in model, and remember it.
+
+    Example: `ivlens prompts --model ./checkpoint --task present_past`, or with a template of your own
+    `ivlens prompts --model ./checkpoint --task present_past --template plain --template mine.json --shots 0,3,8`
+
+    Args:
+        task: Name of a built-in task, or a path: a task file or folder, CSV, JSON, JSONL.
+    """
+    from ivlens.forward.finding import find_prompts
+    from ivlens.prompts.templates import find_template
+    from ivlens.tasks.bank import load_task
+
+    asked, shots = what or SearchOptions(), _numbers((what or SearchOptions()).shots)
+    templates = [find_template(name) for name in asked.template] or None
+    loaded = load_task(task)
+    model = (where or ModelOptions()).load()
+    search = find_prompts(model, loaded, templates=templates, shots=shots, n_prompts=asked.n_prompts, seed=asked.seed)
+    options = options_of(search, asked.template)
+    if as_json:
+        print_json(
+            {
+                "task": search.task,
+                "model": asdict(search.model),
+                "forms": search.table.to_dict("records"),
+                "n_forms": search.n_forms,
+                "recipe": search.best.to_dict(),
+                "options": options,
+                "warning": search.warning,
+            }
+        )
+        return
+    _print(search)
+    print(f"\nbest: {options}")
+    if search.warning:
+        print(f"\n{search.warning}")
+
+
+def options_of(search: "PromptSearch", given: tuple[str, ...] = ()) -> str:
+    """The best form as options of other commands; a template from a file by that file's name.
+
+    Args:
+        given: The templates as they were given.
+    """
+    from ivlens.forward.forms import told_by
+    from ivlens.prompts.templates import find_template
+
+    best = search.best
+    files = [name for name in given if find_template(name) == find_template(best.template)]
+    template = best.template if isinstance(best.template, str) else files[0] if files else best.template.name
+    found = f"--template {shlex.quote(template)} --n-shots {best.n_shots} --instruction {told_by(best)}"
+    return found + (f" --seed {best.seed}" if best.seed else "")
+
+
+def _numbers(text: str) -> list[int]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise ValueError(
+            f"--shots is {text!r}, expected numbers of demonstrations separated by commas, such as 0,5,10."
+        )
+    return [int(part) for part in parts]
+
+
+def _print(search: "PromptSearch") -> None:
+    print(f"{search.task} on {search.model}")
+    print(f"accuracy on select inputs, of {search.n_forms} forms; the best four were tried on all\n")
+    rows = [
+        [*(row[name] for name in ("template", "n_shots", "instruction")), *_accuracies(row), row["n"], row["n_tokens"]]
+        for row in search.table.to_dict("records")
+    ]
+    head = ["template", "shots", "instruction", "clean", "95 %", "bare", "95 %", "inputs", "tokens"]
+    print_table(head, rows)
+
+
+def _accuracies(row: dict[Any, Any]) -> list[Any]:
+    return [
+        value
+        for name in ("clean", "bare")
+        for value in (float(row[name]), f"{row[f'{name}_lo']:.2f} to {row[f'{name}_hi']:.2f}")
+    ]

@@ -1,0 +1,153 @@
+"""The forms in which a task can be asked of one model: templates, numbers of demonstrations, with and without
+instruction; those that come to the same text count once."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from random import Random
+from typing import Any
+
+from ivlens.forward.asking import longest_answer, most_shots
+from ivlens.models.boot import TransformerBridge
+from ivlens.prompts.batch import PromptBatch
+from ivlens.prompts.build import build_prompts, sampled_prompts
+from ivlens.prompts.recipe import TASK, PromptRecipe
+from ivlens.prompts.templates import TEMPLATES, PromptTemplate, find_template
+from ivlens.tasks.task import Task, TaskExample, split_of
+
+logger = logging.getLogger(__name__)
+
+Template = str | PromptTemplate
+DEFAULT_SHOTS_TRIED = (0, 5, 10)
+
+
+@dataclass(frozen=True, eq=False)
+class Form:
+    """One form, and its prompts of the examples that it is tried on.
+
+    Attributes:
+        recipes: All that make these prompts; the first one stands for them.
+        clean: The prompts.
+        bare: The same inputs without instruction and demonstrations; one object for all forms with the same bare
+            prompts.
+        n_tokens: Mean tokens of a clean prompt, which is what asking in this form costs.
+    """
+
+    recipes: tuple[PromptRecipe, ...]
+    clean: PromptBatch
+    bare: PromptBatch
+    n_tokens: float
+
+
+def told_by(recipe: PromptRecipe) -> str:
+    """The instruction of a recipe in one word, as on the command line: `task`, `none` or `own`."""
+    return "task" if recipe.instruction is TASK else "none" if recipe.instruction is None else "own"
+
+
+def templates_of(tokenizer: Any, given: Sequence[Template] | None) -> list[Template]:
+    """The given templates, or else the built-in ones that this tokenizer has: `chat` needs its chat template.
+
+    Raises:
+        TypeError: one template where several are expected.
+        ValueError, FileNotFoundError: no templates, or one that does not exist.
+    """
+    if given is None:
+        has_chat = bool(getattr(tokenizer, "chat_template", None))
+        return [name for name, template in TEMPLATES.items() if has_chat or not template.chat]
+    if isinstance(given, str | PromptTemplate):
+        raise TypeError(f"templates is {given!r:.60}, expected several templates in a list; write [template].")
+    if not given:
+        raise ValueError("templates is empty, expected at least one; None tries the built-in ones.")
+    return [find_template(each) for each in given]
+
+
+def tried_examples(model: TransformerBridge, task: Task, n_prompts: int, seed: int) -> tuple[TaskExample, ...]:
+    """*select* examples whose answers the tokenizer can spell, in an order drawn with the seed.
+
+    Raises:
+        ValueError: the split is empty, or none of its answers can be spelled.
+    """
+    examples = list(task.split("select", seed))
+    Random(f"{seed}\0{task.name}\0forms").shuffle(examples)
+    bare = PromptRecipe(instruction=None, n_shots=0, seed=seed)
+    return sampled_prompts(model.tokenizer, task, examples, bare, n=n_prompts, seed=seed).examples
+
+
+def all_forms(
+    model: TransformerBridge,
+    task: Task,
+    examples: Sequence[TaskExample],
+    templates: Sequence[Template],
+    shots: Sequence[int],
+    seed: int,
+) -> list[Form]:
+    """Every form that tells the task, has enough demonstrations and fits the model; the cheapest first.
+
+    Without instruction and demonstrations nothing tells a task, unless its instruction is in its inputs (`fused`).
+
+    Raises:
+        ValueError: there is no such form; the message says what was left out, and why.
+    """
+    found: dict[Any, Form] = {}
+    bare: dict[Any, PromptBatch] = {}
+    left_out: dict[str, None] = {}
+    for recipe in _recipes(task, templates, shots, seed):
+        if reason := _too_few(task, recipe):
+            left_out[reason] = None
+            continue
+        clean = build_prompts(model.tokenizer, task, examples, recipe)
+        if (same := found.get(_looks(clean))) is not None:
+            found[_looks(clean)] = replace(same, recipes=(*same.recipes, recipe))
+        elif reason := _too_long(model, task, clean, recipe):
+            left_out[reason] = None
+        else:
+            # the same text as under `drop`, which a fused task without demonstrations does not have
+            nothing = build_prompts(model.tokenizer, task, examples, replace(recipe, instruction=None, n_shots=0))
+            nothing = bare.setdefault(_looks(nothing), nothing)
+            n_tokens = float(clean.attention_mask.sum(1).double().mean())
+            found[_looks(clean)] = Form((recipe,), clean, nothing, n_tokens)
+    if not found:
+        reasons = "; ".join(left_out) or "nothing tells the task: no instruction, and shots are all 0"
+        raise ValueError(f"find_prompts has no form to ask task {task.name!r} in ({reasons}); give it other shots.")
+    for reason in left_out:
+        logger.info("%s: left out.", reason)
+    return sorted(found.values(), key=lambda form: form.n_tokens)
+
+
+def _recipes(task: Task, templates: Sequence[Template], shots: Sequence[int], seed: int) -> Iterator[PromptRecipe]:
+    # of two recipes that make the same prompts the first one stands for both
+    told = (TASK, None) if task.instructions or task.fused else (None, TASK)
+    for template in templates:
+        for n_shots in shots:
+            if n_shots and not find_template(template).demonstrates:
+                continue
+            for instruction in told:
+                recipe = PromptRecipe(template, instruction, n_shots, seed)
+                if n_shots or task.fused or recipe.texts(task):
+                    yield recipe
+
+
+def _too_few(task: Task, recipe: PromptRecipe) -> str:
+    """Why there are too few examples; the same form has to do for queries from *fit*, which effects are measured on."""
+    n_shots = recipe.n_shots or 0
+    most = sum(split_of(example.input, recipe.seed) == "fit" for example in task.examples) - 1
+    if n_shots <= max(most, 0):
+        return ""
+    return f"n_shots is {n_shots}, but task {task.name!r} has examples for at most n_shots = {max(most, 0)}"
+
+
+def _too_long(model: TransformerBridge, task: Task, clean: PromptBatch, recipe: PromptRecipe) -> str:
+    n_longest = int(clean.attention_mask.sum(1).max()) + longest_answer(clean) - 1
+    if n_longest <= model.cfg.n_ctx:
+        return ""
+    most = most_shots(model, task, clean.examples, recipe)
+    fitting = "not even 0 fit" if most is None else f"at most n_shots = {most} fits"
+    return (
+        f"{recipe}: prompt and answer have up to {n_longest} tokens, but the model's context has {model.cfg.n_ctx} "
+        f"({fitting})"
+    )
+
+
+def _looks(batch: PromptBatch) -> tuple[Any, ...]:
+    """What the model gets to see: the prompts, and the tokens of the answers that are expected after them."""
+    return batch.texts, batch.alternatives

@@ -1,0 +1,66 @@
+"""What the demo measures on which model: tasks, how they are asked, where a vector is tried, and how much of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ivlens.forward.hooks import SITES
+from ivlens.models.boot import TransformerBridge
+from ivlens.prompts.recipe import PromptRecipe
+from ivlens.steering.search import Grid
+
+SMALL_STACK = 8  # blocks up to which both sites are tried
+
+
+@dataclass(frozen=True)
+class DemoPlan:
+    """What is measured where the user does not say.
+
+    Attributes:
+        tasks: Names in the bank.
+        recipes: How each of them is asked; empty: it is looked for, except on the built-in model.
+        n_draws: Random vectors, and random sets of heads, per task.
+        n_mean_prompts: Clean prompts for mean head outputs.
+        n_judged: At most so many inputs of *select* and of *test*; None: all.
+        n_curve_prompts: Inputs of *select* for the curves over layers and strengths; None: all.
+    """
+
+    tasks: tuple[str, ...]
+    recipes: Mapping[str, PromptRecipe] = field(default_factory=dict)
+    n_draws: int = 19
+    n_mean_prompts: int = 48
+    n_judged: int | None = 48
+    n_curve_prompts: int | None = 12
+
+
+# Eight tasks of the built-in model's training that share their words: only the instruction decides the answer.
+SHARED_WORDS = (
+    "antonym",
+    "synonym",
+    "english_french",
+    "english_german",
+    "english_spanish",
+    "capitalize",
+    "first_letter",
+    "last_letter",
+)
+_POCKET = DemoPlan(SHARED_WORDS, n_draws=5, n_mean_prompts=100, n_judged=None, n_curve_prompts=None)
+_FIVE_SHOTS = PromptRecipe("plain", instruction=None, n_shots=5)
+# Chosen after looking at the whole bank: it answers these four from five demonstrations, and their vectors work. On
+# most other tasks of the bank it cannot do that, however it is asked.
+_SMOLLM2_TASKS = ("third_person", "present_gerund", "singular_plural", "first_of_three")
+_PLANS = {
+    "pocket": _POCKET,
+    "smollm2": DemoPlan(_SMOLLM2_TASKS, {name: _FIVE_SHOTS for name in _SMOLLM2_TASKS}),
+}
+
+
+def plan_for(model: str) -> DemoPlan:
+    """The plan for a model of this name; any other than the known ones gets the shared words, each form looked for."""
+    return _PLANS.get(model, DemoPlan(SHARED_WORDS))
+
+
+def demo_grid(model: TransformerBridge) -> Grid:
+    """Where vectors are tried: at both sites in a small model, in the residual stream of a larger one."""
+    if model.cfg.n_layers <= SMALL_STACK:
+        return Grid(alphas=(1.0, 2.0, 4.0, 8.0), n_screen=10, n_finalists=5)
+    return Grid(alphas=(1.0, 2.0, 4.0), sites=SITES[:1], n_screen=8, n_finalists=3)

@@ -1,0 +1,118 @@
+"""Known models: one table, their names before anything else, and what is said where one is missing."""
+
+import re
+import shutil
+
+import pytest
+import real
+from families import hf_model
+
+from ivlens.models import known, load_model, model_identity, pocket_path
+from ivlens.models.adapters import adapter_folders
+from ivlens.models.checkpoints import checkpoint_series
+from ivlens.models.known import KNOWN, known_model, label_of, source_of
+from ivlens.runs.sweep.grid import _beside
+from ivlens.tuning import Learner
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("IVLENS_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def here(cache, byte_level):
+    """A stand-in where the real model would lie."""
+    folder = KNOWN["smollm2"].folder
+    hf_model("llama").save_pretrained(folder)
+    byte_level.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("model", KNOWN.values(), ids=KNOWN)
+def test_the_table_says_all_there_is_to_know(model):
+    assert known_model(model.name) is model and model.about and model.licence and model.n_bytes > 0
+    if model.packaged is not None:
+        hashes = (model.packaged.wheel_hash, model.packaged.member_hash)
+        assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in hashes)
+        assert 0 < model.packaged.wheel_bytes and 0 < model.packaged.member_bytes
+    else:
+        assert model.is_here()
+
+
+def test_what_pocket_takes_is_what_the_table_says():
+    assert sum(path.stat().st_size for path in pocket_path().iterdir()) == pytest.approx(
+        KNOWN["pocket"].n_bytes, rel=0.1
+    )
+
+
+def test_a_known_model_opens_by_its_name_from_the_cache(here, cache):
+    assert here.is_relative_to(cache) and source_of("smollm2") == here
+    model = load_model("smollm2")
+    assert model_identity(model).name == model.cfg.model_name == "smollm2"
+
+
+def test_one_that_is_missing_names_the_command(cache):
+    with pytest.raises(FileNotFoundError, match=r"model 'smollm2' .*Apache-2.0.*get it with `ivlens get smollm2`"):
+        load_model("smollm2")
+    assert not cache.exists()
+
+
+def test_a_folder_of_that_name_is_dot_slash(here, byte_level, tmp_path, monkeypatch):
+    other = tmp_path / "elsewhere"
+    hf_model("gpt2").save_pretrained(other / "smollm2")
+    byte_level.save_pretrained(other / "smollm2")
+    monkeypatch.chdir(other)
+    assert model_identity(load_model("smollm2")).architecture == "LlamaForCausalLM"
+    for name in ("./smollm2", other / "smollm2", known.Path("smollm2")):
+        identity = model_identity(load_model(name))
+        assert identity.architecture == "GPT2LMHeadModel" and identity.name != "smollm2"
+    assert label_of(known.Path("smollm2")) == "./smollm2"
+
+
+def test_adapters_in_a_folder_of_that_name_do_not_come_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "smollm2").mkdir()
+    (tmp_path / "smollm2" / "adapter_config.json").write_text("{}")
+    assert not adapter_folders("smollm2") and adapter_folders("./smollm2")
+
+
+def test_adapters_find_the_known_model_they_belong_to(here, tmp_path):
+    pytest.importorskip("peft")
+    learner = Learner(load_model("smollm2"))
+    assert learner.trained.name_or_path == str(here)  # which plain peft opens, too
+
+
+def test_a_series_takes_known_names(here, cache):
+    series = checkpoint_series("smollm2", first="pocket")
+    assert [(one.name, one.step) for one in series] == [("before", 0), ("smollm2", None)]
+    keys = [one.key() for one in series]
+    assert all("model.safetensors" in str(key["files"]) for key in keys) and keys[0] != keys[1]
+    assert [one.step for one in checkpoint_series(["pocket", "smollm2"])] == [None, None]
+    shutil.rmtree(here)
+    assert series.later[0].key() == {"source": "smollm2"}
+
+
+def test_a_grid_leaves_known_names_alone(tmp_path):
+    (tmp_path / "smollm2").mkdir()
+    assert _beside("smollm2", tmp_path / "grid.toml") == "smollm2"
+    assert _beside("./smollm2", tmp_path / "grid.toml") == str(tmp_path / "smollm2")
+
+
+def test_a_misspelt_name_is_told_from_a_hub_name(monkeypatch):
+    monkeypatch.setattr("ivlens.common.hub.hub_answers", lambda timeout=3.0: False)
+    with pytest.raises(ConnectionError, match="did you mean 'smollm2'"):
+        load_model("smolm2")
+    with pytest.raises(ConnectionError, match="known by name are 'pocket' and 'smollm2'"):
+        load_model("someone/some-model")
+
+
+def test_real_tests_skip_and_name_the_command_unless_they_are_required(cache, monkeypatch):
+    monkeypatch.setattr("ivlens.models.getting._check_pip", lambda: (_ for _ in ()).throw(ImportError("no pip")))
+    monkeypatch.delenv(real.REQUIRED, raising=False)
+    with pytest.raises(pytest.skip.Exception, match="no pip; get it with `ivlens get smollm2`"):
+        real.smollm2()
+    monkeypatch.setenv(real.REQUIRED, "1")
+    with pytest.raises(pytest.fail.Exception, match="is set, but the real model cannot be had: no pip"):
+        real.smollm2()
