@@ -128,7 +128,7 @@ def head_effects(
     layers, heads = check_selection(model, options.layers, options.heads)
     if n_prompts < 1:
         raise ValueError(f"n_prompts is {n_prompts}, expected 1 or more.")
-    with showing(progress is True):  # a search for the recipe takes a while
+    with showing_progress(progress is True):  # a search for the recipe takes a while
         plan = _Plan.of(task, recipe_for(model, task, recipe), corruption, options.others)
     check_score(score, has_foils=plan.corruption == "counterfactual")
     examples = list(task.split(options.split, plan.recipe.seed))
