@@ -42,13 +42,13 @@ _MODULE_OF = {
     "load_task": "tasks",
     "mean_head_outputs": "forward.means",
     "pocket_path": "models",
-    "showing_progress": "common.progress:showing",
+    "showing_progress": "common.progress",
     "steer": "steering.steer",
     "sweep_settings": "steering.search",
 }
 
 if TYPE_CHECKING:
-    from ivlens.common.progress import showing as showing_progress
+    from ivlens.common.progress import showing_progress
     from ivlens.effects import EffectOptions, HeadEffects, causal_indirect_effect, head_effects
     from ivlens.forward.finding import PromptSearch, find_prompts
     from ivlens.forward.means import mean_head_outputs
@@ -101,8 +101,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'ivlens' has no attribute {name!r}; its public names are {', '.join(_MODULE_OF)}")
-    module, _, inner = _MODULE_OF[name].partition(":")
-    value = getattr(import_module(f"ivlens.{module}"), inner or name)
+    value = getattr(import_module(f"ivlens.{_MODULE_OF[name]}"), name)
     globals()[name] = value
     return value
 

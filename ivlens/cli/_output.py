@@ -24,7 +24,7 @@ def telling(as_json: bool) -> Iterator[None]:
     """While a command runs, stderr has its bars, the warnings of the package, and in which form it asks the model if
     that was looked for; and, where no program reads the output, whether the model can do its task, before the long part
     begins."""
-    from ivlens.common.progress import say, showing
+    from ivlens.common.progress import say, showing_progress
 
     class Lines(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -37,7 +37,7 @@ def telling(as_json: bool) -> Iterator[None]:
         logger.setLevel(logging.INFO)
     package.addHandler(handler)
     try:
-        with showing(shows_progress(as_json)):
+        with showing_progress(shows_progress(as_json)):
             yield
     finally:
         package.removeHandler(handler)

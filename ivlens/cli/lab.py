@@ -72,6 +72,7 @@ def lab(
     if not no_browser:
         server.server.io_loop.add_callback(webbrowser.open, server.url)
     server.run()
+    raise KeyboardInterrupt  # nothing else ends it, and some event loops keep the signal to themselves
 
 
 def _server(what: LabOptions, where: ModelOptions, prompts: PromptOptions, port: int) -> Any:

@@ -1,7 +1,7 @@
 """Progress bars on stderr, shown only where somebody asked for them.
 
 Inner functions say what they are doing with `bar` and `ticking`, and know nothing of who watches. Whoever watches opens
-`showing()` around the call:
+`showing_progress()` around the call:
 
     >>> with ivlens.showing_progress():
     ...     ivlens.sweep_settings(model, task, iv)
@@ -30,10 +30,10 @@ def is_showing() -> bool:
 
 
 @contextmanager
-def showing(shown: bool = True) -> Iterator[None]:
+def showing_progress(shown: bool = True) -> Iterator[None]:
     """Show a bar, with the time left, for whatever in the body takes longer than about a second.
 
-    `showing(False)` changes nothing: where somebody further out asked for bars, they stay.
+    `showing_progress(False)` changes nothing: where somebody further out asked for bars, they stay.
     """
     token = _shown.set(shown or _shown.get())
     try:

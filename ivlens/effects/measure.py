@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ivlens.common.checks import check_counts
-from ivlens.common.progress import Progress, bar, showing
+from ivlens.common.progress import Progress, bar, showing_progress
 from ivlens.effects.engines import find_engine, run_engine
 from ivlens.effects.provenance import provenance
 from ivlens.effects.request import (
@@ -128,14 +128,14 @@ def head_effects(
     layers, heads = check_selection(model, options.layers, options.heads)
     if n_prompts < 1:
         raise ValueError(f"n_prompts is {n_prompts}, expected 1 or more.")
-    with showing(progress is True):  # a search for the recipe takes a while
+    with showing_progress(progress is True):  # a search for the recipe takes a while
         plan = _Plan.of(task, recipe_for(model, task, recipe), corruption, options.others)
     check_score(score, has_foils=plan.corruption == "counterfactual")
     examples = list(task.split(options.split, plan.recipe.seed))
     Random(f"{plan.recipe.seed}\0{task.name}\0prompts").shuffle(examples)
     corrupted = _measured_prompts(model, plan, examples, n_prompts, score)
     kind, mean_examples = corrupted.corruptions[0], examples[::-1][: options.n_mean_prompts]
-    with showing(progress is True):
+    with showing_progress(progress is True):
         ability = options.ability
         if ability is None and options.n_check_prompts:
             ability = measure_ability(model, task, plan.recipe, options.n_check_prompts, batch_size=options.batch_size)
@@ -157,7 +157,7 @@ def head_effects(
     asked |= {} if ability is None else {"ability": ability.to_dict()}
     settings = plan.settings() | asked | provenance(model, corrupted, clean)
     effects = _result(model, task, found, means, corrupted, clean_scores, settings)
-    if effects.taken_warning:
+    if effects.taken_warning and (ability is None or ability.is_enough):  # otherwise there was little to take
         logger.warning("%s", effects.taken_warning)
     return effects
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ivlens.common.checks import check_count
 from ivlens.common.intervals import wilson
-from ivlens.common.progress import Progress, bar, showing
+from ivlens.common.progress import Progress, bar, showing_progress
 from ivlens.forward.ability import Ability
 from ivlens.forward.forms import DEFAULT_SHOTS_TRIED, Form, Template, all_forms, templates_of, told_by, tried_examples
 from ivlens.forward.hooks import check_unsteered, model_lock
@@ -139,7 +139,7 @@ def find_prompts(
     chosen = templates_of(model.tokenizer, templates)
     examples = tried_examples(model, task, n_prompts, seed)
     forms = all_forms(model, task, examples, chosen, numbers, seed)
-    with showing(progress), bar(f"{task.name}: forms", unit="prompt") as report:
+    with showing_progress(progress), bar(f"{task.name}: forms", unit="prompt") as report:
         trials = search_forms(forms, lambda batch: right_answers(model, batch), report)
     return summed_up(trials, task.name, model_identity(model))
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import pandas as pd
 import torch
 
-from ivlens.common.progress import showing, ticking
+from ivlens.common.progress import showing_progress, ticking
 from ivlens.common.version import __version__
 from ivlens.effects.measure import head_effects
 from ivlens.forward.scoring import greedy_correct
@@ -100,7 +100,7 @@ def measure_card(
     Layers, strengths and sites are always searched on `select`; with `split="select"` they are judged there as well,
     which is good for comparing designs and for nothing else.
     """
-    with showing(progress):
+    with showing_progress(progress):
         return _measured(load_model(model) if isinstance(model, str) else model, split, seed)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ivlens.common.progress import showing
+from ivlens.common.progress import showing_progress
 from ivlens.effects.results import HeadEffects
 from ivlens.forward.hooks import patched_heads
 from ivlens.forward.means import HeadMeans
@@ -113,7 +113,7 @@ def evaluate_intervention(
     """
     check_belongs(iv, model)
     options = options or JudgeOptions()
-    with showing(options.progress):
+    with showing_progress(options.progress):
         return _evaluated(model, task, iv, recipe, at, n_prompts, n_draws, options)
 
 

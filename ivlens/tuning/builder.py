@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from ivlens.effects.measure import head_effects
+from ivlens.effects.measure import EffectOptions, head_effects
 from ivlens.effects.results import HeadEffects
 from ivlens.forward.hooks import Site
 from ivlens.models.boot import TransformerBridge
@@ -178,7 +178,10 @@ class _Measure:
     def effects(self, task: Task) -> HeadEffects:
         if task.name not in self.found:
             recipe = self.recipe if task.name == self.task.name else self.recipe.for_other_tasks()
-            self.found[task.name] = head_effects(self.model, task, recipe=recipe, n_prompts=self.plan.n_prompts)
+            # what the model can do is judged along the training
+            options = EffectOptions(n_check_prompts=0)
+            n_prompts = self.plan.n_prompts
+            self.found[task.name] = head_effects(self.model, task, recipe=recipe, n_prompts=n_prompts, options=options)
         return self.found[task.name]
 
     def vector(self, task: Task) -> Tensor:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from ivlens.common.checks import check_counts
 from ivlens.common.files import ready_folder
-from ivlens.common.progress import showing
+from ivlens.common.progress import showing_progress
 from ivlens.models.boot import TransformerBridge
 from ivlens.prompts.recipe import PromptRecipe
 from ivlens.tasks.task import SplitName, Task
@@ -99,7 +99,7 @@ def finetune(
         OSError: a folder that cannot be written, or that another training is using.
     """
     options, recipe, along = options or TuneOptions(), recipe or PromptRecipe(), along or Along()
-    with showing(along.progress):
+    with showing_progress(along.progress):
         return _finetuned(model, task, method, guidance, options, recipe, watch, along)
 
 

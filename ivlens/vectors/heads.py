@@ -89,14 +89,14 @@ def choose_heads(pool: Sequence[HeadEffects], k: int) -> Heads:
     Raises:
         ValueError: `k` is not between 1 and the number of measured heads.
     """
-    for other in pool:
-        if other.taken_warning and other not in _warned:
-            _warned.add(other)
-            logger.warning("heads are chosen by effects that say little: %s", other.taken_warning)
     aie = torch.stack([other.aie for other in pool]).mean(0)
     measured = int(aie.isfinite().sum())
     if not 1 <= k <= measured:
         raise ValueError(f"k is {k}, expected 1 to {measured}, the number of heads with a measured effect.")
+    for other in pool:
+        if other.taken_warning and other not in _warned:
+            _warned.add(other)
+            logger.warning("%s: heads are chosen by effects that say little of it (%s).", other.task, other.taken)
     order = aie.nan_to_num(nan=float("-inf")).flatten().argsort(descending=True, stable=True)[:k].tolist()
     return tuple(divmod(index, aie.shape[1]) for index in order)
 

@@ -6,7 +6,7 @@ import pytest
 
 import ivlens
 from ivlens.common import progress
-from ivlens.common.progress import bar, is_showing, say, showing, ticking
+from ivlens.common.progress import bar, is_showing, say, showing_progress, ticking
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def test_nothing_is_shown_unless_asked(at_once, capsys):
     assert not is_showing()
     for _ in ticking(range(3), "work"):
         time.sleep(0.05)
-    with showing(False), bar("more", 2) as report:
+    with showing_progress(False), bar("more", 2) as report:
         time.sleep(0.1)
         report(1, 2)
     assert capsys.readouterr() == ("", "")
@@ -35,28 +35,28 @@ def test_long_work_has_a_bar_with_the_time_left_on_stderr(at_once, capsys):
 
 
 def test_a_first_step_that_takes_long_is_not_silent(at_once, capsys):
-    with showing(), bar("one step", 1):
+    with showing_progress(), bar("one step", 1):
         time.sleep(0.3)
     assert "one step:   0%" in capsys.readouterr().err
 
 
 def test_short_work_has_none(capsys):
-    with showing():
+    with showing_progress():
         for _ in ticking(range(5), "short"):
             pass
     assert capsys.readouterr().err == ""
 
 
 def test_an_inner_call_cannot_hide_what_an_outer_one_shows():
-    with showing():
-        with showing(False):
+    with showing_progress():
+        with showing_progress(False):
             assert is_showing()
         assert is_showing()
     assert not is_showing()
 
 
 def test_what_raises_leaves_no_bar_behind(at_once):
-    with pytest.raises(ZeroDivisionError), showing(), bar("breaks"):
+    with pytest.raises(ZeroDivisionError), showing_progress(), bar("breaks"):
         time.sleep(0.1)
         raise ZeroDivisionError
     assert not is_showing()

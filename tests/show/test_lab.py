@@ -422,6 +422,23 @@ def test_new_event_preempts_a_running_generation(engine):
     session.close()
 
 
+def test_whether_the_model_can_do_the_task_is_shown_before_its_heads_are_measured(pocket, monkeypatch):
+    tasks = {name: ivlens.load_task(name) for name in ("antonym", "synonym")}
+    fresh = Engine(pocket, tasks, EngineOptions(n_prompts=2, n_search=0))
+    session, screen = opened([fresh], replace(STATE, alpha=1.0, layer=2, site="resid_post"))
+    (said,) = screen["ability"]
+    assert said["text"].startswith("clean accuracy 1.00") and "bare accuracy" in said["text"] and said["warning"] == ""
+    channels = [channel for channel, _ in screen.history]
+    assert channels.index("ability") < channels.index("task")
+    assert "clean less corrupted score" in screen["task"]["maps"][0]["taken"]
+    direct = ivlens.head_effects(pocket, tasks["antonym"], n_prompts=2)
+    assert fresh.effects(session.state).ability == direct.ability == fresh.ability(session.state)
+    session.change(told="Qqq.")
+    assert session.wait() and "no vector can carry" in screen["ability"][0]["warning"]
+    assert "ivlens prompts --model pocket --task antonym" in screen["ability"][0]["warning"]
+    session.close()
+
+
 def test_another_task_ends_a_measurement_and_another_strength_does_not(pocket, monkeypatch):
     tasks = {name: ivlens.load_task(name) for name in ("antonym", "synonym")}
     fresh, begun, go_on, ends = Engine(pocket, tasks, EngineOptions(n_prompts=2, n_search=0)), [], threading.Event(), []

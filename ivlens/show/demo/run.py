@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from ivlens.common.progress import showing, ticking
+from ivlens.common.progress import showing_progress, ticking
 from ivlens.effects.measure import EffectOptions, head_effects
 from ivlens.effects.results import HeadEffects
 from ivlens.forward.borders import begins_with
@@ -140,7 +140,7 @@ def run_demo(
     """
     start = time.perf_counter()
     tasks = _load_tasks(options.plan.tasks)
-    with showing(progress):
+    with showing_progress(progress):
         model = load_model(options.model) if load is None else load()
         with _few_threads(model):
             return _measured(model, tasks, options, start)
