@@ -24,6 +24,7 @@ HERE = Path(__file__).parent
 SECONDS = 120  # for one notebook, on two cores
 CELL_SECONDS = 300  # where it is given up, on a busy machine
 MOST_BYTES = 1_000_000
+REAL = '"smollm2"'  # what a notebook on the real model names
 
 # In a reader's Jupyter figures are live; what is kept are images. Each has a browser of its own: one that
 # serves them all (kaleido.start_sync_server) has been seen to wait for ever.
@@ -95,10 +96,13 @@ def main() -> int:
         (startup.parent / "ipython_kernel_config.py").write_text("c.IPKernelApp.log_level = 40\n", encoding="utf-8")
         (startup / "00-figures.py").write_text(STARTUP, encoding="utf-8")
         os.environ["IPYTHONDIR"] = profile
-        os.environ.setdefault("OMP_NUM_THREADS", "1")  # a second thread makes a small model slower on a busy machine
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")]))
         failed = 0
+        own_threads = os.environ.get("OMP_NUM_THREADS")
         for name in given.names or found:
+            # a second thread makes a small model slower on a busy machine, and a real one faster
+            few = "" if REAL in found[name].read_text(encoding="utf-8") else "1"
+            os.environ["OMP_NUM_THREADS"] = own_threads or few or str(os.cpu_count() or 1)
             target = given.out / f"{name}.ipynb"
             try:
                 seconds = run(found[name], target)
