@@ -45,8 +45,8 @@ SHARED_WORDS = (
 )
 _POCKET = DemoPlan(SHARED_WORDS, n_draws=5, n_mean_prompts=100, n_judged=None, n_curve_prompts=None)
 _PLAIN, _QA = (PromptRecipe(template, instruction=None, n_shots=5) for template in ("plain", "qa"))
-# Chosen after looking at the whole bank: it answers these four from five demonstrations, and their vectors work. Two and
-# two share their inputs, so that one's vector is a control for the other. Much of the bank it cannot do, however asked.
+# Chosen after looking at the whole bank: it answers these four from five demonstrations, and their vectors work. Two
+# and two share their inputs, so that one's vector is a control for the other. Much of the bank it cannot do at all.
 _SMOLLM2 = {"third_person": _PLAIN, "present_gerund": _PLAIN, "first_of_three": _QA, "last_of_three": _QA}
 _PLANS = {
     "pocket": _POCKET,
