@@ -31,12 +31,12 @@ class Amounts:
     """How much is measured.
 
     Attributes:
-        n_prompts: Corrupted prompts per task to measure effects on.
+        n_prompts: Corrupted prompts per task to measure effects on; by default 24 on pocket, 16 on others.
         k: Heads per vector.
         steps: Of the training at the end; 0 leaves it out.
     """
 
-    n_prompts: int = 24
+    n_prompts: int | None = None
     k: int = 10
     steps: int = 120
 

@@ -72,15 +72,15 @@ class Grid:
         return [Setting(layer, float(alpha), site) for layer in layers for site in sites for alpha in self.alphas]
 
 
-def tried_layers(n_layers: int) -> list[int]:
-    """The layers that are tried where nobody says which: all, or of a deep model twelve, evenly spaced.
+def tried_layers(n_layers: int, most: int = MOST_LAYERS) -> list[int]:
+    """The layers that are tried where nobody says which: all, or of a deep model so many, evenly spaced.
 
     Those begin after the first blocks and end before the last fifth, whose output few heads still read.
     """
-    if n_layers <= MOST_LAYERS:
+    if n_layers <= most:
         return list(range(n_layers))
     first, last = round(0.06 * n_layers), round(0.8 * n_layers)
-    return sorted({round(first + (last - first) * step / (MOST_LAYERS - 1)) for step in range(MOST_LAYERS)})
+    return sorted({round(first + (last - first) * step / (most - 1)) for step in range(most)})
 
 
 def sweep_settings(

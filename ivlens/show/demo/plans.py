@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from ivlens.forward.hooks import SITES
 from ivlens.models.boot import TransformerBridge
 from ivlens.prompts.recipe import PromptRecipe
-from ivlens.steering.search import Grid
+from ivlens.steering.search import Grid, tried_layers
 
-SMALL_STACK = 8  # blocks up to which both sites are tried
+SMALL_STACK = 8  # blocks up to which both sites are tried, and layers that are tried in a larger model
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,7 @@ class DemoPlan:
         tasks: Names in the bank.
         recipes: How each of them is asked; empty: it is looked for, except on the built-in model.
         n_draws: Random vectors, and random sets of heads, per task.
+        n_prompts: Corrupted prompts per task on which effects are measured.
         n_mean_prompts: Clean prompts for mean head outputs.
         n_judged: At most so many inputs of *select* and of *test*; None: all.
         n_curve_prompts: Inputs of *select* for the curves over layers and strengths; None: all.
@@ -27,9 +28,10 @@ class DemoPlan:
     tasks: tuple[str, ...]
     recipes: Mapping[str, PromptRecipe] = field(default_factory=dict)
     n_draws: int = 19
-    n_mean_prompts: int = 48
-    n_judged: int | None = 48
-    n_curve_prompts: int | None = 12
+    n_prompts: int = 16
+    n_mean_prompts: int = 32
+    n_judged: int | None = 40
+    n_curve_prompts: int | None = 8
 
 
 # Eight tasks of the built-in model's training that share their words: only the instruction decides the answer.
@@ -43,7 +45,7 @@ SHARED_WORDS = (
     "first_letter",
     "last_letter",
 )
-_POCKET = DemoPlan(SHARED_WORDS, n_draws=5, n_mean_prompts=100, n_judged=None, n_curve_prompts=None)
+_POCKET = DemoPlan(SHARED_WORDS, n_draws=5, n_prompts=24, n_mean_prompts=100, n_judged=None, n_curve_prompts=None)
 _PLAIN, _QA = (PromptRecipe(template, instruction=None, n_shots=5) for template in ("plain", "qa"))
 # Chosen after looking at the whole bank: it answers these four from five demonstrations, and their vectors work. Two
 # and two share their inputs, so that one's vector is a control for the other. Much of the bank it cannot do at all.
@@ -61,6 +63,8 @@ def plan_for(model: str) -> DemoPlan:
 
 def demo_grid(model: TransformerBridge) -> Grid:
     """Where vectors are tried: at both sites in a small model, in the residual stream of a larger one."""
-    if model.cfg.n_layers <= SMALL_STACK:
+    n_layers = model.cfg.n_layers
+    if n_layers <= SMALL_STACK:
         return Grid(alphas=(1.0, 2.0, 4.0, 8.0), n_screen=10, n_finalists=5)
-    return Grid(alphas=(1.0, 2.0, 4.0), sites=SITES[:1], n_screen=8, n_finalists=3)
+    layers = tried_layers(n_layers, SMALL_STACK)
+    return Grid(layers=layers, alphas=(1.0, 2.0, 4.0), sites=SITES[:1], n_screen=6, n_finalists=2)

@@ -64,7 +64,7 @@ class DemoOptions:
 
     model: str = "pocket"
     tasks: tuple[str, ...] | None = None
-    n_prompts: int = 24
+    n_prompts: int | None = None
     k: int = 10
     n_draws: int | None = None
     n_examples: int = 6
@@ -76,7 +76,12 @@ class DemoOptions:
     def plan(self) -> DemoPlan:
         """What is measured where nothing is said, with what these options say."""
         plan = plan_for(self.model)
-        return replace(plan, tasks=self.tasks or plan.tasks, n_draws=self.n_draws or plan.n_draws)
+        return replace(
+            plan,
+            tasks=self.tasks or plan.tasks,
+            n_draws=self.n_draws or plan.n_draws,
+            n_prompts=self.n_prompts or plan.n_prompts,
+        )
 
     @property
     def drawn_seed(self) -> int:
@@ -150,7 +155,7 @@ def _measured(model: TransformerBridge, tasks: Sequence[Task], options: DemoOpti
     plan, seed, grid = options.plan, options.drawn_seed, demo_grid(model)
     measuring = EffectOptions(n_mean_prompts=plan.n_mean_prompts)
     effects = [
-        head_effects(model, task, recipe=_recipe(model, task, options), n_prompts=options.n_prompts, options=measuring)
+        head_effects(model, task, recipe=_recipe(model, task, options), n_prompts=plan.n_prompts, options=measuring)
         for task in ticking(tasks, "measuring effects", "tasks")
     ]
     vectors = [InstructionVector.from_effects(found, k=options.k, model=model) for found in effects]

@@ -230,7 +230,7 @@ def _settings(result: DemoResult) -> str:
         "model": f"{model.name} · {model.architecture} · {model.n_layers} layers × {model.n_heads} heads, "
         f"d_model {model.d_model} · weights {model.weights_hash[:12]}",
         "splits": "fit (heads, means), select (layer, strength, site), test (accuracies, examples), by the input",
-        "effects": f"{options.n_prompts} corrupted prompts per task ({', '.join(corruptions)}), "
+        "effects": f"{options.plan.n_prompts} corrupted prompts per task ({', '.join(corruptions)}), "
         f"score: {result.effects[0].settings.get('score', '')}",
         "vector": f"the {options.k} heads of largest effect, mean output times output projection, without its bias",
         "controls": f"{options.plan.n_draws} random vectors of equal norm; {options.plan.n_draws} sets of other heads; "
