@@ -117,6 +117,7 @@ class _Bar:
         # plain text in notebooks as well: a widget made in a thread may end up in another cell
         from tqdm import tqdm
 
+        size = get_terminal_size((100, 30))  # of a screen that has none, as logs do
         drawn = tqdm(
             desc=self._what,
             total=self._total,
@@ -124,7 +125,8 @@ class _Bar:
             file=sys.stderr,
             leave=False,
             smoothing=0.0,
-            ncols=get_terminal_size((100, 30)).columns,
+            ncols=size.columns,
+            nrows=size.lines,
             bar_format=self._format(),
         )
         drawn.start_t = self._started  # the time before it appeared counts
