@@ -106,6 +106,7 @@ def dynamics(
     judged = chosen.n_judge_prompts
     for name, count in (("--n-prompts", chosen.n_prompts), ("--n-judge-prompts", judged), ("--k", chosen.k)):
         check_count(name, count, 1)
+    check_count("n_draws", asked.n_draws, 1)
     taught = None if asked.new is None else load_task(asked.new)
     ready_folder(out)
     recipe = how.chosen(series.first.open, tasks)

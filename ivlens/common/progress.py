@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from shutil import get_terminal_size
 from typing import Any, TypeVar
 
 Progress = Callable[[int, int], object]
@@ -75,39 +76,64 @@ def say(text: str) -> None:
 
 
 class _Bar:
-    """A bar that appears after `DELAY` seconds, also where its first step takes longer than that."""
+    """A bar that appears after `DELAY` seconds, also where its first step takes longer, and whose clock goes on."""
 
     def __init__(self, what: str, total: int | None, unit: str) -> None:
         self._started, self._done, self._total = time.time(), 0, total
-        self._look: dict[str, Any] = {"desc": what, "unit": unit, "leave": False, "smoothing": 0.0}
-        self._look["bar_format"] = "{l_bar}{bar:30}| {n_fmt}/{total_fmt} {unit} [{elapsed}<{remaining}]"
+        self._what, self._unit, self._is_open = what, unit, True
         self._guard = threading.Lock()
         self._drawn: Any = None
-        self._timer = threading.Timer(DELAY, self._appear)
-        self._timer.daemon = True  # never what a program waits for when it ends
-        self._timer.start()
+        self._next_look()
 
     def report(self, done: int, total: int | None) -> None:
         with self._guard:
             self._done, self._total = done, total
             if self._drawn is not None:
-                self._drawn.total = total
+                self._drawn.total, self._drawn.bar_format = total, self._format()
                 self._drawn.update(done - self._drawn.n)
-
-    def _appear(self) -> None:
-        # plain text in notebooks as well: a widget made in a thread may end up in another cell
-        from tqdm import tqdm
-
-        with self._guard:
-            if self._look:
-                self._drawn = tqdm(total=self._total, file=sys.stderr, **self._look)
-                self._drawn.start_t = self._started  # the time before it appeared counts
-                self._drawn.update(self._done)
-                self._drawn.refresh()
 
     def close(self) -> None:
         self._timer.cancel()
         with self._guard:
-            self._look = {}  # a timer that fires just now finds nothing to draw
+            self._is_open = False  # a timer that fires just now finds nothing to draw
             if self._drawn is not None:
                 self._drawn.close()
+
+    def _next_look(self) -> None:
+        self._timer = threading.Timer(DELAY, self._look)
+        self._timer.daemon = True  # never what a program waits for when it ends
+        self._timer.start()
+
+    def _look(self) -> None:
+        with self._guard:
+            if not self._is_open:
+                return
+            if self._drawn is None:
+                self._drawn = self._new()
+            self._drawn.refresh()
+            self._next_look()
+
+    def _new(self) -> Any:
+        # plain text in notebooks as well: a widget made in a thread may end up in another cell
+        from tqdm import tqdm
+
+        size = get_terminal_size((100, 30))  # of a screen that has none, as logs do
+        drawn = tqdm(
+            desc=self._what,
+            total=self._total,
+            unit=self._unit,
+            file=sys.stderr,
+            leave=False,
+            smoothing=0.0,
+            ncols=size.columns,
+            nrows=size.lines,
+            bar_format=self._format(),
+        )
+        drawn.start_t = self._started  # the time before it appeared counts
+        drawn.update(self._done)
+        return drawn
+
+    def _format(self) -> str:
+        if self._total is None:
+            return "{desc} [{elapsed}]"
+        return "{l_bar}{bar:30}| {n_fmt}/{total_fmt} {unit} [{elapsed}<{remaining}]"

@@ -37,7 +37,7 @@ def test_long_work_has_a_bar_with_the_time_left_on_stderr(at_once, capsys):
 def test_a_first_step_that_takes_long_is_not_silent(at_once, capsys):
     with showing_progress(), bar("one step", 1):
         time.sleep(0.3)
-    assert "one step:   0%" in capsys.readouterr().err
+    assert capsys.readouterr().err.count("one step:   0%") > 2  # its clock goes on
 
 
 def test_short_work_has_none(capsys):
