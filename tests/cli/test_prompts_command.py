@@ -150,7 +150,7 @@ def test_every_task_of_the_demo_gets_its_own(place, monkeypatch):
 
     monkeypatch.setattr(demo, "head_effects", effects)
     monkeypatch.setattr(demo, "auto_recipe", lambda model, tasks, **more: PromptRecipe(n_shots=len(tasks[0].name)))
-    options = demo.DemoOptions(str(place / "gpt2"), ("antonym", "synonym"), find=True)
+    options = demo.DemoOptions(str(place / "gpt2"), ("antonym", "synonym"))
     with pytest.raises(Enough):
         demo.run_demo(options)
     assert seen == [("antonym", PromptRecipe(n_shots=7)), ("synonym", PromptRecipe(n_shots=7))]

@@ -1,6 +1,6 @@
 """The demo's sweep of every task's vector beside the same sweep of its controls: the curves of a paper's figure."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import pandas as pd
 
@@ -14,7 +14,7 @@ from ivlens.vectors.vector import InstructionVector
 N_DRAWS = 2  # of each control and task; over the demo's eight tasks these are sixteen
 
 
-def swept_controls(
+def swept(
     model: TransformerBridge,
     task: Task,
     vector: InstructionVector,
@@ -23,7 +23,7 @@ def swept_controls(
     grid: Grid,
     n_prompts: int | None,
 ) -> pd.DataFrame:
-    """`sweep_settings` of a task's controls on *select*, with the columns `task` and `condition`.
+    """`sweep_settings` of a task's vector and of its controls on *select*, with the columns `task` and `condition`.
 
     Args:
         others: vectors of several tasks, this one's among them or not.
@@ -31,23 +31,20 @@ def swept_controls(
         n_prompts: at most so many; None: all.
     """
     seed = found.recipe.seed
-    frames = [
-        sweep_settings(model, task, vectors, grid=grid, n_prompts=n_prompts, seed=seed).assign(
-            task=task.name, condition=condition
-        )
-        for condition, vectors in _controls(model, vector, others, found, seed)
-        if vectors
-    ]
-    return pd.concat(frames, ignore_index=True)
-
-
-def _controls(
-    model: TransformerBridge,
-    vector: InstructionVector,
-    others: Sequence[InstructionVector],
-    found: HeadEffects,
-    seed: int,
-) -> Iterator[tuple[str, list[InstructionVector]]]:
-    yield "random", random_vectors(vector, N_DRAWS, seed)
-    yield "random_heads", random_head_vectors(model, vector, found, N_DRAWS, seed)
-    yield "other_tasks", [other for other in others if other.task != vector.task][:N_DRAWS]
+    conditions = {
+        "iv": [vector],
+        "random": random_vectors(vector, N_DRAWS, seed),
+        "random_heads": random_head_vectors(model, vector, found, N_DRAWS, seed),
+        "other_tasks": [other for other in others if other.task != vector.task][:N_DRAWS],
+    }
+    # all in one sweep: vectors of one place share their passes
+    named = {
+        f"{condition} {number}": each for condition, many in conditions.items() for number, each in enumerate(many)
+    }
+    frame = sweep_settings(model, task, named, grid=grid, n_prompts=n_prompts, seed=seed)
+    names = {name: (name.rpartition(" ")[0], each.task) for name, each in named.items()}
+    return frame.assign(
+        task=task.name,
+        condition=[names[name][0] for name in frame["vector"]],
+        vector=[names[name][1] for name in frame["vector"]],
+    )

@@ -26,7 +26,7 @@ from ivlens.models.boot import TransformerBridge
 from ivlens.models.fingerprint import ModelIdentity, is_built_in, model_identity
 from ivlens.models.load import load_model
 from ivlens.prompts.recipe import PromptRecipe
-from ivlens.show.demo.curves import swept_controls
+from ivlens.show.demo.curves import swept
 from ivlens.show.demo.plans import DemoPlan, demo_grid, plan_for
 from ivlens.show.demo.tuning import TuningDemo, can_tune, run_tuning
 from ivlens.steering.evaluate import JudgeOptions, evaluate_intervention
@@ -159,13 +159,12 @@ def _measured(model: TransformerBridge, tasks: Sequence[Task], options: DemoOpti
         for task in ticking(tasks, "measuring effects", "tasks")
     ]
     vectors = [InstructionVector.from_effects(found, k=options.k, model=model) for found in effects]
-    judged, swept, controls, shown = [], [], [], []
+    judged, curves, shown = [], [], []
     for task, found in ticking(list(zip(tasks, effects, strict=True)), "judging vectors", "tasks"):
         vector, n_tried = vectors[len(judged)], plan.n_curve_prompts
-        for tried in (grid, NO_VECTOR):
-            curve = sweep_settings(model, task, vector, grid=tried, n_prompts=n_tried, seed=seed)
-            swept.append(curve.assign(task=task.name))
-        controls.append(swept_controls(model, task, vector, vectors, found, grid, n_tried))
+        tried = swept(model, task, vector, vectors, found, grid, n_tried)
+        plain = sweep_settings(model, task, vector, grid=NO_VECTOR, n_prompts=n_tried, seed=seed)
+        curves.append(pd.concat([tried, plain.assign(task=task.name, condition="iv")], ignore_index=True))
         means = HeadMeans(found.mean_z, found.write_scale)
         evaluation = evaluate_intervention(
             model, task, vector, at=grid, n_prompts=plan.n_judged, n_draws=plan.n_draws,
@@ -183,8 +182,8 @@ def _measured(model: TransformerBridge, tasks: Sequence[Task], options: DemoOpti
         effects=tuple(effects),
         vectors=tuple(vectors),
         conditions=_tasks_first(judged),
-        sweep=_tasks_first(swept),
-        curves=_tasks_first([*(frame.assign(condition="iv") for frame in swept), *controls]),
+        sweep=_tasks_first([one[one["condition"] == "iv"].drop(columns="condition") for one in curves]),
+        curves=_tasks_first(curves),
         examples=_tasks_first(shown),
         decoded={vector.task: vector.decode(model, k=N_DECODED) for vector in vectors},
         seconds=time.perf_counter() - start,
