@@ -74,7 +74,7 @@ effects.plot()
 
 # %% [markdown]
 # **The map.** One cell per head, layers from bottom to top. Blue: with this head's mean patched in, the right answer
-# becomes more probable (average over prompts). The numbers rank the strongest. Most heads do nothing; a handful in the upper half
+# becomes more probable (average over prompts). The dots mark the ten strongest. Most heads do nothing; a handful in the upper half
 # do a lot.
 #
 # The same as a table, with bootstrap intervals over prompts. An interval that includes zero is a head we cannot be sure of.

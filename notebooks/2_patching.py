@@ -132,8 +132,8 @@ columns = {"input": words, "as shown": following, "+ third person": overruled, "
 pd.DataFrame({name: [first_line(text) for text in texts] for name, texts in columns.items()})
 
 # %% [markdown]
-# The demonstrations keep writing through the model's own heads, so that the two pull in different directions. What wins depends
-# on layer and strength: try others.
+# The demonstrations keep writing through the model's own heads, so that the two pull in different directions. At this strength
+# the vector wins, and to take the shown task's vector away as well adds nothing. Weaker, the demonstrations win: try it.
 #
 # ## The heads instead of their sum
 #

@@ -67,8 +67,13 @@ def _run(source: Path, target: Path) -> float:
 
 def _is_noise(output: Any) -> bool:
     """A progress bar of a library, or advice that only another library can act on."""
-    text = output.text if output.output_type == "stream" else output.get("data", {}).get("text/plain", "")
-    return "?it/s]" in text or ("transformers" in text and "FutureWarning" in text)
+    if output.output_type not in ("stream", "display_data"):
+        return False
+    text = output.text if output.output_type == "stream" else output.get("data", {}).get("text/plain", "it/s]")
+    if "image/png" in output.get("data", {}):
+        return False
+    is_bar = "it/s]" in text or "TqdmWarning" in text or not text.strip()
+    return is_bar or ("transformers" in text and "FutureWarning" in text)
 
 
 def main() -> int:

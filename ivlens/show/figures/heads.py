@@ -17,7 +17,7 @@ def head_heatmap(
     show_scale: bool = True,
     theme: Theme = LIGHT,
 ) -> go.Figure:
-    """Average indirect effect of every head; the `top` strongest carry their rank.
+    """Average indirect effect of every head; the `top` strongest carry their rank, or a dot where it does not fit.
 
     Args:
         top: how many heads to mark; 0: none.
@@ -43,7 +43,10 @@ def head_heatmap(
     _mark_ranks(figure, effects, top, theme)
     n = len(effects.corruptions)
     name = effects.model.name.rstrip("/").rpartition("/")[2]
-    note = f"{name} · {n} corrupted prompts" + (f" · numbers: rank of the {top} strongest heads" if top else "")
+    marks = (
+        f"dots: the {top} strongest heads" if _is_crowded(effects) else f"numbers: rank of the {top} strongest heads"
+    )
+    note = f"{name} · {n} corrupted prompts" + (f" · {marks}" if top else "")
     styled(figure, theme, f"Effect of each head: {effects.task}", note, height=120 + max(170, min(34 * n_layers, 560)))
     figure.update_xaxes(title_text="head", showgrid=False, **_ticks(n_heads), range=[-0.5, n_heads - 0.5])
     figure.update_yaxes(title_text="layer", showgrid=False, **_ticks(n_layers), range=[-0.5, n_layers - 0.5])
@@ -55,11 +58,16 @@ def unit_of(effects: HeadEffects) -> str:
     return UNITS.get(str(effects.settings.get("score")), "score")
 
 
+def _is_crowded(effects: HeadEffects) -> bool:
+    """Whether cells are too small for a number."""
+    return max(effects.aie.shape) > 20
+
+
 def _mark_ranks(figure: go.Figure, effects: HeadEffects, top: int, theme: Theme) -> None:
     if top < 1:
         return
     heads = effects.top_heads(min(top, int(effects.aie.isfinite().sum())))
-    crowded = max(effects.aie.shape) > 20
+    crowded = _is_crowded(effects)
     figure.add_trace(
         go.Scatter(
             x=[head for _, head in heads], y=[layer for layer, _ in heads],
