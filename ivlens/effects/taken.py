@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from math import exp, nan
 
 from jaxtyping import Float
+from numpy import isfinite
 from torch import Tensor, cat
 
 from ivlens.common.intervals import percentiles, resampled_means
@@ -13,6 +14,7 @@ from ivlens.models.boot import TransformerBridge
 from ivlens.prompts.batch import PromptBatch
 
 LEAST_SHARE = 0.2  # of the clean score
+_LARGEST_EXPONENT = 700.0  # beyond it there is no float
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,13 @@ class Taken:
 
     @classmethod
     def of(cls, clean: Float[Tensor, " batch"], corrupted: Float[Tensor, " batch"], score: str) -> "Taken":
-        """From the scores of the same prompts."""
+        """From the scores of the same prompts; NaN where one of them is not finite."""
         lost = (clean.double() - corrupted.double()).cpu().numpy()
+        if not isfinite(lost).all():
+            return cls(nan, nan, nan, nan)
         mean, whole = float(lost.mean()), float(clean.double().mean())
         low, high = percentiles(resampled_means(lost)) if len(lost) > 1 else (nan, nan)
-        share = 1 - exp(-mean) if score == "logprob" else mean / whole if whole > 0 else nan
+        share = 1 - exp(min(-mean, _LARGEST_EXPONENT)) if score == "logprob" else mean / whole if whole > 0 else nan
         return cls(mean, low, high, share)
 
 

@@ -118,3 +118,10 @@ def test_effects_say_it_first_and_a_vector_once(llama, caplog):
 def test_where_nothing_is_taken_on_purpose_nothing_is_said(llama):
     found = head_effects(llama, tiny_task(), n_prompts=4, corruption="none")
     assert torch.equal(found.clean_scores, found.base_scores) and found.taken.mean == 0 and not found.taken_warning
+
+
+@pytest.mark.parametrize("score", ["prob", "logprob"])
+def test_scores_that_are_not_finite_say_nothing(score):
+    broken = Taken.of(torch.tensor([0.5, torch.inf]), torch.tensor([0.1, 0.1]), score)
+    assert all(value != value for value in (broken.mean, broken.low, broken.high, broken.share))
+    assert Taken.of(torch.tensor([-2000.0, -2000.0]), torch.tensor([0.0, 0.0]), "logprob").share < 0
