@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from operator import index
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import torch
 from jaxtyping import Float
@@ -47,6 +48,15 @@ class Grid:
     n_finalists: int = 6
     rows_per_pass: int = 512
 
+    def __post_init__(self) -> None:
+        # in plain values: a grid stands in the settings of what was made with it
+        if self.layers is not None:
+            object.__setattr__(self, "layers", tuple(map(_plain_int, self.layers)))
+        object.__setattr__(
+            self, "alphas", tuple(alpha if isinstance(alpha, int) else float(alpha) for alpha in self.alphas)
+        )
+        object.__setattr__(self, "sites", tuple(self.sites))
+
     @property
     def passes(self) -> dict[str, Any]:
         """What `PromptSets` takes from a grid."""
@@ -70,6 +80,10 @@ class Grid:
         if not (layers and sites and self.alphas):
             raise ValueError("the grid is empty, expected at least one layer, one alpha and one site.")
         return [Setting(layer, float(alpha), site) for layer in layers for site in sites for alpha in self.alphas]
+
+
+def _plain_int(value: Any) -> Any:
+    return index(value) if isinstance(value, SupportsIndex) and not isinstance(value, bool) else value
 
 
 def tried_layers(n_layers: int, most: int = MOST_LAYERS) -> list[int]:

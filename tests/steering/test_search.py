@@ -1,6 +1,7 @@
 """A grid gives the scores of single steered passes, whatever is shared between them."""
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from itertools import product
 
 import pytest
@@ -331,3 +332,8 @@ def test_a_deep_model_is_tried_at_twelve_layers_a_shallow_one_at_all():
         layers = tried_layers(n_layers)
         assert len(layers) <= 12 and layers[0] >= 1 and layers[-1] <= round(0.8 * n_layers)
         assert max(b - a for a, b in zip(layers, layers[1:], strict=False)) <= -(-n_layers // 12) + 1
+
+
+def test_a_grid_is_kept_in_plain_values():
+    grid = Grid(layers=range(2, 6, 2), alphas=torch.tensor([1.0, 2.0]).double().numpy(), sites=["resid_post"])
+    assert json.loads(json.dumps(asdict(grid)))["layers"] == [2, 4] and grid.alphas == (1.0, 2.0)
