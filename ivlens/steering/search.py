@@ -72,6 +72,10 @@ class Grid:
         return [Setting(layer, float(alpha), site) for layer in layers for site in sites for alpha in self.alphas]
 
 
+NO_VECTOR = Grid(layers=(0,), alphas=(0.0,), sites=SITES[:1])
+"""Strength 0, once: the same prompts without a vector."""
+
+
 def tried_layers(n_layers: int, most: int = MOST_LAYERS) -> list[int]:
     """The layers that are tried where nobody says which: all, or of a deep model so many, evenly spaced.
 
