@@ -126,9 +126,10 @@ def test_a_saved_vector_is_judged_by_its_recipe_in_a_new_process(iv, tmp_path: P
     assert clean >= 0.8 and steered >= 0.4
 
 
-def test_auto_warns_where_no_form_is_answered(smollm2) -> None:
-    lines: list[str] = []
-    recipe = auto_recipe(smollm2, [ivlens.load_task("english_french")], say=lines.append)
+def test_auto_warns_where_no_form_is_answered(smollm2, caplog) -> None:
+    with caplog.at_level("INFO", logger="ivlens.forward.remembered"):
+        recipe = auto_recipe(smollm2, [ivlens.load_task("english_french")])
+    lines = [record.getMessage() for record in caplog.records if record.name == "ivlens.forward.remembered"]
     assert isinstance(recipe, ivlens.PromptRecipe)
     assert "forms" in lines[0] and "no vector can carry" in lines[1]
 

@@ -21,9 +21,10 @@ def shows_progress(as_json: bool) -> bool:
 
 @contextmanager
 def telling(as_json: bool) -> Iterator[None]:
-    """While a command runs, stderr has its bars, the warnings of the package, and in which form it asks the model if
-    that was looked for; and, where no program reads the output, whether the model can do its task, before the long part
-    begins."""
+    """Show on stderr what a command does while it runs: bars, warnings, and the form of prompt that was looked for.
+
+    Where no program reads the output, also whether the model can do its task, before the long part begins.
+    """
     from ivlens.common.progress import say, showing_progress
 
     class Lines(logging.Handler):

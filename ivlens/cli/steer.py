@@ -1,6 +1,6 @@
 """`ivlens steer`: one text, completed with and without a vector."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -120,7 +120,7 @@ def _setting(
     model: "TransformerBridge", task: "Task | None", iv: "InstructionVector", what: SteerOptions, how: MeasureOptions
 ) -> dict[str, Any]:
     """The arguments of `steer`, searched for on *select* as far as they are not given."""
-    from ivlens.steering.search import Grid, sweep_settings
+    from ivlens.steering.search import NO_VECTOR, Grid, sweep_settings
 
     common = {"positions": what.positions, "mode": what.mode}
     if what.mode == "heads":
@@ -135,15 +135,12 @@ def _setting(
         positions=what.positions,
     )
     recipe = how.recipe(iv.recipe)
-    asked = {"recipe": recipe, "n_prompts": N_SEARCH_PROMPTS, "seed": recipe.seed}
-    frame = sweep_settings(model, task, iv, grid=grid, **asked)
+    frame, bare = (
+        sweep_settings(model, task, iv, recipe=recipe, grid=each, n_prompts=N_SEARCH_PROMPTS, seed=recipe.seed)
+        for each in (grid, NO_VECTOR)
+    )
     best = frame.sort_values(["accuracy", "prob"], ascending=False, kind="stable").iloc[0]
     found = {"layer": int(best["layer"]), "alpha": float(best["alpha"]), "site": str(best["site"])}
-    # strength 0 is no vector: the same prompts as they are
-    as_they_are = replace(grid, layers=(0,), alphas=(0.0,), sites=Grid.sites[:1])
-    bare = sweep_settings(
-        model, task, iv, recipe=recipe, grid=as_they_are, n_prompts=N_SEARCH_PROMPTS, seed=recipe.seed
-    )
     accuracies = {"select_accuracy": float(best["accuracy"]), "select_bare": float(bare["accuracy"].iloc[0])}
     return {**common, **found, **accuracies, "select_n": int(best["n"])}
 

@@ -1,6 +1,5 @@
 """`ivlens sweep`: a grid of results, kept one by one."""
 
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -74,9 +73,11 @@ def _executor(store: "Store", scheduler: str | None, workers: int | None) -> Any
 
 
 def _say(progress: "Progress") -> None:
+    from ivlens.common.progress import say
+
     report, left = progress.report, "" if progress.left is None else f", about {_duration(progress.left)} left"
     what = f"failed: {report.error}" if report.status == "failed" else f"{report.status} in {report.seconds:.1f} s"
-    print(f"ivlens: {progress.n} of {progress.total}: {progress.cell.name}: {what}{left}", file=sys.stderr, flush=True)
+    say(f"ivlens: {progress.n} of {progress.total}: {progress.cell.name}: {what}{left}")
 
 
 def _duration(seconds: float) -> str:

@@ -10,6 +10,7 @@ from ivlens.cli._options import AsJson, MeasureOptions, ModelOptions
 from ivlens.cli._output import one_line, print_json, print_table
 
 if TYPE_CHECKING:
+    from ivlens.effects.results import HeadEffects
     from ivlens.models.boot import TransformerBridge
     from ivlens.steering.evaluation import Evaluation
     from ivlens.tasks.task import Task
@@ -68,11 +69,11 @@ def vector(
     task = load_task(build.task) if build.task else None
     how.recipe()  # what is wrong with it is said before the model is loaded
     model = where.load() if file is None or judge or where.model else None
-    made = _load(file, model) if file else _build(model, task, build, how)
+    made, found = (_load(file, model), None) if file else _build(model, task, build, how)
     if out is not None:
         made.save(out)  # before judging, which may fail or be interrupted
-    evaluation = _judge(model, task, made, how) if judge else None
-    facts = describe(made, model)
+    evaluation = _judge(model, task, made, found, how) if judge else None
+    facts = describe(made, model) | _asked(found)
     if as_json:
         print_json({**facts, **_judged(evaluation), "out": out and str(out)})
         return
@@ -102,7 +103,8 @@ def _load(file: Path, model: "TransformerBridge | None") -> "InstructionVector":
 
 def _build(
     model: "TransformerBridge | None", task: "Task | None", build: BuildOptions, how: MeasureOptions
-) -> "InstructionVector":
+) -> "tuple[InstructionVector, HeadEffects]":
+    """The vector, and the effects that its heads were chosen by."""
     from ivlens.effects.results import HeadEffects
     from ivlens.vectors.vector import InstructionVector
 
@@ -116,19 +118,31 @@ def _build(
     else:
         assert task is not None and model is not None
         found = how.measure(model, task, contrast=build.contrast)
-    return InstructionVector.from_effects(found, build.k, model=model, contrast=build.contrast)
+    return InstructionVector.from_effects(found, build.k, model=model, contrast=build.contrast), found
 
 
 def _judge(
-    model: "TransformerBridge | None", task: "Task | None", made: "InstructionVector", how: MeasureOptions
+    model: "TransformerBridge | None",
+    task: "Task | None",
+    made: "InstructionVector",
+    found: "HeadEffects | None",
+    how: MeasureOptions,
 ) -> "Evaluation":
     from ivlens.steering.evaluate import JudgeOptions, evaluate_intervention
 
     assert model is not None and task is not None
     recipe = how.recipe(made.recipe)
-    return evaluate_intervention(
-        model, task, made, recipe=recipe, n_draws=N_DRAWS, options=JudgeOptions(seed=recipe.seed)
-    )
+    # what was just measured is not measured again
+    means = found if found is not None and found.task == task.name else None
+    options = JudgeOptions(seed=recipe.seed, means=means)
+    return evaluate_intervention(model, task, made, recipe=recipe, n_draws=N_DRAWS, options=options)
+
+
+def _asked(found: "HeadEffects | None") -> dict[str, Any]:
+    """How often the model answers the clean and the bare prompts; nothing for a vector from a file."""
+    if found is None:
+        return {}
+    return {"clean_accuracy": found.clean_accuracy, "bare_accuracy": found.bare_accuracy}
 
 
 def _judged(evaluation: "Evaluation | None") -> dict[str, Any]:

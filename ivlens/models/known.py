@@ -68,7 +68,7 @@ class KnownModel:
 
     def is_here(self) -> bool:
         """Whether its checkpoint lies in its folder."""
-        return (self.folder / "config.json").is_file()
+        return all((self.folder / name).is_file() for name in ("config.json", "model.safetensors"))
 
 
 KNOWN = {

@@ -23,7 +23,7 @@ def effects_html(effects: HeadEffects) -> str:
         "model": effects.model,
         "prompts": f"{len(effects.cie)} corrupted ({', '.join(sorted(set(effects.corruptions)))}); {effects.recipe}",
         "score": f"{effects.settings.get('score', '')}, method {effects.settings.get('method', '')}",
-        **({"model's own": effects.ability} if effects.ability else {}),
+        **({"the model itself": effects.ability} if effects.ability else {}),
         **({"taken away": effects.taken} if effects.taken else {}),
     }
     table = _table(("head", "AIE", "95 % interval"), heads)

@@ -94,8 +94,8 @@ def evaluate_intervention(
     Args:
         recipe: how clean prompts are made; None: as those of the vector were.
         at: what is searched, and `positions`; or one setting, which is then not searched and holds for all conditions:
-            one that was found for this vector compares a searched vector with unsearched controls. None: all layers,
-            both sites, strengths 0.5 to 8.
+            one that was found for this vector compares a searched vector with unsearched controls. None: `Grid()`:
+            up to twelve layers, both sites, strengths 0.5 to 8.
         n_prompts: at most so many of each split, drawn with the seed.
         n_draws: draws of each random control; 19 or more for a table, 5 for a quick look.
         options: everything else.

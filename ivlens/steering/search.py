@@ -82,6 +82,10 @@ class Grid:
         return [Setting(layer, float(alpha), site) for layer in layers for site in sites for alpha in self.alphas]
 
 
+NO_VECTOR = Grid(layers=(0,), alphas=(0.0,), sites=SITES[:1])
+"""Strength 0, once: the same prompts without a vector."""
+
+
 def _plain_int(value: Any) -> Any:
     return index(value) if isinstance(value, SupportsIndex) and not isinstance(value, bool) else value
 

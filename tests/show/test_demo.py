@@ -100,7 +100,7 @@ def test_what_the_model_cannot_do_is_said_and_not_headlined(result: DemoResult) 
     half = replace(result, effects=(replace(result.effects[0], settings=able), result.effects[1]))
     assert half.able == ("next",)
     own = without_plotly(page(half))
-    assert "it takes the accuracy from" in own and "Of 1 of 2 tasks" in own and "second (clean 0&nbsp;%" in own
+    assert "it <b>changes nothing</b>" in own and "Of 1 of 2 tasks" in own and "second (clean 0&nbsp;%" in own
     assert own.count("the model cannot do it as it is asked") == 1 and "Means over 1 tasks" in own
 
 

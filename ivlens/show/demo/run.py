@@ -19,7 +19,6 @@ from ivlens.effects.measure import EffectOptions, head_effects
 from ivlens.effects.results import HeadEffects
 from ivlens.forward.borders import begins_with
 from ivlens.forward.completions import complete, first_line
-from ivlens.forward.hooks import SITES
 from ivlens.forward.means import HeadMeans
 from ivlens.forward.remembered import auto_recipe
 from ivlens.models.boot import TransformerBridge
@@ -32,7 +31,7 @@ from ivlens.show.demo.tuning import TuningDemo, can_tune, run_tuning
 from ivlens.steering.evaluate import JudgeOptions, evaluate_intervention
 from ivlens.steering.evaluation import Evaluation
 from ivlens.steering.prompt_sets import PromptSets
-from ivlens.steering.search import Grid, sweep_settings
+from ivlens.steering.search import NO_VECTOR, sweep_settings
 from ivlens.steering.steer import steer
 from ivlens.tasks.bank import load_task
 from ivlens.tasks.task import Task
@@ -41,8 +40,6 @@ from ivlens.vectors.vector import InstructionVector
 N_DECODED = 8
 MAX_NEW_TOKENS = 12
 SMALL = 20_000_000  # parameters
-# strength 0, once: the same prompts without a vector
-NO_VECTOR = Grid(layers=(0,), alphas=(0.0,), sites=SITES[:1])
 
 
 @dataclass(frozen=True)
@@ -79,8 +76,8 @@ class DemoOptions:
         return replace(
             plan,
             tasks=self.tasks or plan.tasks,
-            n_draws=self.n_draws or plan.n_draws,
-            n_prompts=self.n_prompts or plan.n_prompts,
+            n_draws=plan.n_draws if self.n_draws is None else self.n_draws,
+            n_prompts=plan.n_prompts if self.n_prompts is None else self.n_prompts,
         )
 
     @property

@@ -47,10 +47,11 @@ def file_name(task: str) -> str:
 
 def summary(result: DemoResult) -> dict[str, Any]:
     """What a script wants to know, as plain values."""
-    recipe = result.options.recipe
+    options, plan = result.options, result.options.plan
+    measured = {"tasks": list(plan.tasks), "n_prompts": plan.n_prompts, "n_draws": plan.n_draws}
     return {
         "model": asdict(result.model),
-        "options": asdict(result.options) | {"recipe": recipe and recipe.to_dict()},
+        "options": asdict(options) | measured | {"recipe": options.recipe and options.recipe.to_dict()},
         "recipes": {found.task: found.recipe.to_dict() for found in result.effects},
         "seconds": round(result.seconds, 1),
         "tasks": result.table().to_dict("records"),

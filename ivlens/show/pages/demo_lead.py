@@ -26,11 +26,18 @@ def lead(result: DemoResult) -> str:
         )
     return (
         "The Instruction Vector of a task is the summed average output of the attention heads that carry what the "
-        f"prompt tells the model to do. Added to prompts with <b>no {told(result)}</b>, it takes the accuracy from "
-        f"{percent(found['bare'])} to <b>{percent(found['iv'])}</b>. Of the same length, "
+        f"prompt tells the model to do. Added to prompts with <b>no {told(result)}</b>, {_effect(found)}. Of the same "
+        "length, "
         f"random vectors reach {percent(found.get('random'))} and vectors of as many random heads "
         f"{percent(found.get('random_heads'))}. With {told(result)} it is {percent(found['clean'])}.{left_out}"
     )
+
+
+def _effect(found: dict[str, float]) -> str:
+    before, after = percent(found["bare"]), percent(found["iv"])
+    if before == after:
+        return f"it <b>changes nothing</b>: the accuracy stays at {before}"
+    return f"it takes the accuracy from {before} to <b>{after}</b>"
 
 
 def told(result: DemoResult) -> str:
