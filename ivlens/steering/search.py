@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from operator import index
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import torch
@@ -24,6 +23,10 @@ if TYPE_CHECKING:
 
 
 MOST_LAYERS = 12  # that are tried where nobody says which
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, SupportsIndex) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,9 @@ class Grid:
     def __post_init__(self) -> None:
         # in plain values: a grid stands in the settings of what was made with it
         if self.layers is not None:
-            object.__setattr__(self, "layers", tuple(map(_plain_int, self.layers)))
+            object.__setattr__(
+                self, "layers", tuple(int(layer) if _is_whole(layer) else layer for layer in self.layers)
+            )
         object.__setattr__(
             self, "alphas", tuple(alpha if isinstance(alpha, int) else float(alpha) for alpha in self.alphas)
         )
@@ -84,10 +89,6 @@ class Grid:
 
 NO_VECTOR = Grid(layers=(0,), alphas=(0.0,), sites=SITES[:1])
 """Strength 0, once: the same prompts without a vector."""
-
-
-def _plain_int(value: Any) -> Any:
-    return index(value) if isinstance(value, SupportsIndex) and not isinstance(value, bool) else value
 
 
 def tried_layers(n_layers: int, most: int = MOST_LAYERS) -> list[int]:
