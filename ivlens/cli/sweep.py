@@ -1,6 +1,6 @@
 """`ivlens sweep`: a grid of results, kept one by one."""
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,11 +14,39 @@ if TYPE_CHECKING:
     from ivlens.runs.sweep.runner import Outcome, Plan, Progress
 
 
+@Parameter(name="*")
+@dataclass(frozen=True)
+class GridOptions:
+    """In the place of what the grid says.
+
+    Attributes:
+        device: auto, cpu, cuda, cuda:1 ...
+        dtype: auto (as stored), float32, bfloat16 or float16.
+        template: plain, after, qa, chat, or a JSON file with the fields of a template.
+        n_shots: Demonstrations in each prompt.
+        instruction: task (one of the task's own), none (demonstrations alone), or the instruction itself.
+    """
+
+    device: str | None = None
+    dtype: str | None = None
+    template: str | None = None
+    n_shots: int | None = None
+    instruction: str | None = None
+
+    def given(self) -> dict[str, Any]:
+        """Those that were given; a template's file by its whole path, as paths in a grid are relative to the grid."""
+        found = {name: value for name, value in asdict(self).items() if value is not None}
+        if str(found.get("template", "")).lower().endswith(".json"):
+            found["template"] = str(Path(found["template"]).expanduser().absolute())
+        return found
+
+
 def sweep(
     grid: Path,
     /,
     *,
     store: Path,
+    options: GridOptions | None = None,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     scheduler: str | None = None,
     workers: int | None = None,
@@ -27,9 +55,9 @@ def sweep(
     """Make every result of a grid, models x tasks x options x seeds, and keep each as soon as it is done.
 
     The same command goes on where it was interrupted, and finds what is there: results are kept by the key of their
-    content. How prompts are made stands in the grid; no form is looked for. Ctrl-C ends it after the cells under way. A
-    cell that fails is written down with its traceback, and the others go on. Status: 0 all done, 1 some cells failed, 2
-    the grid or the disk is wrong, 130 interrupted.
+    content. How prompts are made stands in the grid, or in options here; no form is looked for. Ctrl-C ends it after
+    the cells under way. A cell that fails is written down with its traceback, and the others go on. Status: 0 all done,
+    1 some cells failed, 2 the grid or the disk is wrong, 130 interrupted.
 
     Example: `ivlens sweep grid.toml --store out/store`, with this `grid.toml`:
     `tasks = ["antonym", "synonym"]`, `[interventions]`, `k = [5, 10]`
@@ -48,7 +76,7 @@ def sweep(
     if workers is not None and (scheduler is not None or not 1 <= workers <= 256):
         raise ValueError(f"--workers is {workers}, expected 1 to 256, and no --scheduler beside it.")
     quiet_libraries()
-    read = read_grid(grid)
+    read = read_grid(grid, instead=(options or GridOptions()).given())
     opened = Store(store)
     executor = _executor(opened, scheduler, workers)
     try:

@@ -430,6 +430,17 @@ def test_pickles_are_found(tmp_path: Path):
         assert_no_pickle(tmp_path, "nothing")
 
 
+def test_options_stand_in_the_place_of_the_grid_s(tmp_path: Path):
+    text = 'tasks = ["antonym"]\ndtype = "bfloat16"\n[effects]\ntemplate = ["qa", "plain"]\n[tuning]\n'
+    given = {"template": "after", "n_shots": 3, "instruction": "none", "dtype": "float32"}
+    cells = read_grid(write_grid(tmp_path, text), instead=given).cells
+    assert [cell.kind for cell in cells] == ["effects", "tuning"]
+    assert {cell.recipe for cell in cells} == {PromptRecipe("after", None, 3)}
+    assert {cell.setting.dtype for cell in cells} == {"float32"}
+    with pytest.raises(ValueError, match="n_shots is -1"):
+        read_grid(write_grid(tmp_path, text), instead={"n_shots": -1})
+
+
 def test_prompts_are_made_as_the_grid_says(tmp_path: Path):
     """By the names of a recipe's parts, in every kind."""
     (tmp_path / "mine.json").write_text(

@@ -14,7 +14,7 @@ from typing import Any
 from ivlens.models.known import known_model
 from ivlens.runs.sweep.cells import Cell, ModelSpec
 from ivlens.runs.sweep.kinds import KINDS
-from ivlens.runs.sweep.options import Setting, checked, takes_list
+from ivlens.runs.sweep.options import PromptOptions, Setting, checked, takes_list
 from ivlens.runs.sweep.tasks import open_task
 from ivlens.tasks.bank import list_tasks
 
@@ -36,7 +36,7 @@ class SweepGrid:
         return list(dict.fromkeys(cell.model for cell in self.cells))
 
 
-def read_grid(path: str | Path) -> SweepGrid:
+def read_grid(path: str | Path, *, instead: Mapping[str, Any] | None = None) -> SweepGrid:
     """Read a grid from TOML.
 
     At the top: `models`, `tasks`, `seeds` (lists), and `device`, `dtype`, `threads`, `max_memory`. Then a table, or
@@ -44,12 +44,17 @@ def read_grid(path: str | Path) -> SweepGrid:
     `models`, `tasks` and `seeds` in such a table stand in the place of those at the top. Paths are relative to the
     file; a model may be `name@revision`, or a pattern such as `runs/step-*`.
 
+    Args:
+        instead: `device`, `dtype`, `template`, `n_shots` or `instruction` in the place of what the file says, in every
+            table that has it.
+
     Raises:
         FileNotFoundError: no such file, task or checkpoint folder.
         ValueError: not TOML, an unknown name, a value that does not fit, or more than 100,000 cells.
     """
     source = Path(path)
-    values = _parsed(source)
+    over = dict(instead or {})
+    values = _parsed(source) | {name: over.pop(name) for name in _SETTING if name in over}
     sections = {name: values[name] for name in values if name in KINDS}
     unknown = [name for name in values if name not in (*KINDS, *_AXES, *_SETTING)]
     if unknown:
@@ -65,7 +70,9 @@ def read_grid(path: str | Path) -> SweepGrid:
             where = f"{source} [{kind}]" + (f" number {number + 1}" if isinstance(tables, list) else "")
             if not isinstance(table, dict):
                 raise ValueError(f"{where} is {table!r:.60}, expected a table; write [{kind}] on a line of its own.")
-            cells.update(dict.fromkeys(_section(kind, {**_axes_of(values), **table}, setting, source, where)))
+            fitting = over if issubclass(KINDS[kind].options, PromptOptions) else {}
+            table = {**_axes_of(values), **table, **fitting}
+            cells.update(dict.fromkeys(_section(kind, table, setting, source, where)))
             if len(cells) > MAX_CELLS:
                 raise ValueError(f"{source} makes more than {MAX_CELLS:,} cells, expected fewer; split it.")
     models = list(dict.fromkeys(cell.model for cell in cells))
