@@ -120,6 +120,7 @@ def _setting(
     model: "TransformerBridge", task: "Task | None", iv: "InstructionVector", what: SteerOptions, how: MeasureOptions
 ) -> dict[str, Any]:
     """The arguments of `steer`, searched for on *select* as far as they are not given."""
+    from ivlens.forward.ability import measure_ability
     from ivlens.steering.search import NO_VECTOR, Grid, sweep_settings
 
     common = {"positions": what.positions, "mode": what.mode}
@@ -135,6 +136,8 @@ def _setting(
         positions=what.positions,
     )
     recipe = how.recipe(iv.recipe)
+    if what.vector is not None:
+        measure_ability(model, task, recipe)  # before the long part; effects of a vector that is built say it
     frame, bare = (
         sweep_settings(model, task, iv, recipe=recipe, grid=each, n_prompts=N_SEARCH_PROMPTS, seed=recipe.seed)
         for each in (grid, NO_VECTOR)

@@ -128,10 +128,13 @@ def _judge(
     found: "HeadEffects | None",
     how: MeasureOptions,
 ) -> "Evaluation":
+    from ivlens.forward.ability import measure_ability
     from ivlens.steering.evaluate import JudgeOptions, evaluate_intervention
 
     assert model is not None and task is not None
     recipe = how.recipe(made.recipe)
+    if found is None:
+        measure_ability(model, task, recipe)  # before the long part; effects have said it already
     # what was just measured is not measured again
     means = found if found is not None and found.task == task.name else None
     options = JudgeOptions(seed=recipe.seed, means=means)
