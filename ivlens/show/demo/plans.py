@@ -67,4 +67,4 @@ def demo_grid(model: TransformerBridge) -> Grid:
     if n_layers <= SMALL_STACK:
         return Grid(alphas=(1.0, 2.0, 4.0, 8.0), n_screen=10, n_finalists=5)
     layers = tried_layers(n_layers, SMALL_STACK)
-    return Grid(layers=layers, alphas=(2.0, 4.0), sites=SITES[:1], n_screen=5, n_finalists=2)
+    return Grid(layers=layers, alphas=(2.0, 4.0), sites=SITES[:1], n_screen=6, n_finalists=3)

@@ -38,7 +38,7 @@ from ivlens.tasks.task import Task
 from ivlens.vectors.vector import InstructionVector
 
 N_DECODED = 8
-MAX_NEW_TOKENS = 12
+MAX_NEW_TOKENS = 8
 SMALL = 20_000_000  # parameters
 
 
