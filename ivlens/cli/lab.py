@@ -56,7 +56,8 @@ def lab(
 
     The page is for this machine only and opens with the printed address alone. From elsewhere:
     `ssh -L 5006:127.0.0.1:5006 machine`, there `ivlens lab --port 5006 --no-browser`, and the address opens here.
-    Ctrl-C ends it.
+    Ctrl-C ends it. Demonstrations are for the prompts that heads are measured on; the input on the page stands alone
+    until its box *Bare* is cleared.
 
     Args:
         port: Where to listen; 0: any free port.
@@ -87,7 +88,8 @@ def _server(what: LabOptions, where: ModelOptions, prompts: PromptOptions, port:
     given = {name: value for name in ("layer", "alpha", "site") if (value := getattr(what, name)) is not None}
     first = opened.engines[0]
     recipe = prompts.chosen(first.model, [next(iter(first.tasks.values()))])
-    state = opened.state(recipe, text=what.text, **given)
+    # the vector's work is seen on the bare input: beside demonstrations there is nothing left to do
+    state = opened.state(recipe, text=what.text, bare=bool(recipe.n_shots), **given)
     about = opened.engines[0].identity
     # a wrong layer is one line here, where the page would open with an error
     Limits((state.task,), about.n_layers, about.n_heads).changed(state, {"text": what.text, **given})
