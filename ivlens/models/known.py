@@ -67,7 +67,7 @@ class KnownModel:
         )
 
     def is_here(self) -> bool:
-        """Whether its checkpoint lies in its folder."""
+        """Whether its checkpoint lies in its folder, configuration and weights."""
         return all((self.folder / name).is_file() for name in ("config.json", "model.safetensors"))
 
 

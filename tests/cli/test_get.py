@@ -18,7 +18,8 @@ def cache(tmp_path, monkeypatch):
 def put_there(name, *, progress=False):
     """In place of a download: what counts as being there."""
     KNOWN[name].folder.mkdir(parents=True, exist_ok=True)
-    (KNOWN[name].folder / "config.json").write_text("{}")
+    for file in ("config.json", "model.safetensors"):
+        (KNOWN[name].folder / file).write_text("{}")
     return KNOWN[name].folder
 
 
