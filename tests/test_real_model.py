@@ -142,7 +142,7 @@ def test_the_lab_answers_with_a_few_shot_vector() -> None:
     from playwright.sync_api import sync_playwright
 
     real.smollm2()
-    options = ("--model", "smollm2", "--task", "present_past", "--template", "plain", "--n-shots", "5")
+    options = ("--model", "smollm2", "--task", "present_past", "--template", "qa", "--n-shots", "5")
     options += ("--instruction", "none", "--text", "ask", "--n-prompts", "12", "--n-search", "8", "--no-browser")
     with sync_playwright() as play, running("ivlens", "lab", *options) as address:
         browser = play.chromium.launch(executable_path=path, args=["--no-sandbox"])
