@@ -137,6 +137,12 @@ def test_auto_warns_where_no_form_is_answered(smollm2, caplog) -> None:
     assert "forms" in lines[0] and "no vector can carry" in lines[1]
 
 
+class PatientTab(Tab):
+    """A page that measures a real model first."""
+
+    patience = 300_000
+
+
 def test_the_lab_answers_with_a_few_shot_vector() -> None:
     path = chromium()
     from playwright.sync_api import sync_playwright
@@ -146,7 +152,7 @@ def test_the_lab_answers_with_a_few_shot_vector() -> None:
     options += ("--instruction", "none", "--text", "ask", "--n-prompts", "12", "--n-search", "8", "--no-browser")
     with sync_playwright() as play, running("ivlens", "lab", *options) as address:
         browser = play.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        tab = Tab(browser.new_page(), address)
+        tab = PatientTab(browser.new_page(), address)
         patched, plain = tab.text("patched"), tab.text("plain")
         browser.close()
     assert first_line(patched).startswith("asked") and not first_line(plain).startswith("asked")

@@ -40,6 +40,8 @@ def address(browser) -> Iterator[str]:
 class Tab:
     """One page of the lab, with everything that went wrong on it."""
 
+    patience = 60_000  # milliseconds until it must have settled
+
     def __init__(self, page, url: str) -> None:
         self.page, self.complaints, self.foreign = page, [], []
         own = urlsplit(url).netloc
