@@ -62,7 +62,7 @@ class Tab:
 
     def settle(self) -> "Tab":
         """Wait until the last event is answered: every control acknowledged, nothing being done."""
-        self.page.wait_for_function(_SETTLED, timeout=60_000)
+        self.page.wait_for_function(_SETTLED, timeout=self.patience)
         return self
 
     def text(self, column: str) -> str:
