@@ -58,8 +58,9 @@ columns = {"input": words, "plain": plain, "steered": steered, "random vector, s
 pd.DataFrame({name: [first_line(text) for text in texts] for name, texts in columns.items()})
 
 # %% [markdown]
-# Plain, the model has a lone word before it and does what it likes. With the vector it gives the form *he, she or it* takes. The
-# control matters: a push of the same length in a random direction does not do that. It is the *direction* that counts.
+# Plain, the model has a lone word before it and does what it likes. With the vector it gives the form *he, she or it* takes, for
+# four of these five. The control matters: a push of the same length in a random direction does not do that. It is the
+# *direction* that counts.
 #
 # ## What it does to the next token
 #
@@ -87,8 +88,9 @@ styled(bars, LIGHT, f"Next token after {words[0]!r}", "the five most probable of
 bars.update_yaxes(title_text="probability", range=[0, 1])
 
 # %% [markdown]
-# **The bars.** Grey: what the model would say. Blue: the same model, a moment later, with the vector. The mass moves to the
-# form that was asked for, although nothing in the prompt asks for it.
+# **The bars.** Grey: what the model would say. Blue: the same model, a moment later, with the vector. The mass moves to
+# verbs, most of them in the third person, although nothing in the prompt asks for that. For this word it is a close race: *walk*
+# itself is just ahead of *walks*.
 #
 # ## How strongly, and where?
 #
@@ -110,7 +112,7 @@ styled(heat, LIGHT, "Probability of 'walks' after 'walk'", f"site {SITE}", heigh
 heat.update_xaxes(title_text="layer", dtick=4).update_yaxes(title_text="strength α", type="category")
 
 # %% [markdown]
-# **The map.** Dark: the model is sure of the form. One prompt proves little; `sweep_settings` does the same over many, and
+# **The map.** Dark: the model is sure of the form. At twice the strength the early layers win this race. One prompt proves little; `sweep_settings` does the same over many, and
 # `evaluate_intervention` judges on others.
 #
 # ## Against what the prompt shows
