@@ -28,7 +28,6 @@ _LOCKS_GUARD = threading.Lock()
 _STEERED: WeakKeyDictionary[TransformerBridge, int] = WeakKeyDictionary()
 
 
-
 def is_recomputing() -> bool:
     """Whether autograd is running a checkpointed block again, in a backward pass."""
     # private to torch; without it no recomputation is recognised

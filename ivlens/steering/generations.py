@@ -70,7 +70,7 @@ def hf_generation(model: Any, named: dict[str, Any], pad_token: int | None) -> G
         ValueError: a way of decoding whose result would not be the steered one; padding on the right; a prompt whose
             end cannot be known.
     """
-    _check_way(model, named)
+    _check_options(model, named)
     tokens = named.get("inputs") if named.get("inputs") is not None else named.get("input_ids")
     embeds = named.get("inputs_embeds")
     mask = named.get("attention_mask")
@@ -78,6 +78,7 @@ def hf_generation(model: Any, named: dict[str, Any], pad_token: int | None) -> G
     if given is None:  # Hugging Face begins with one BOS token
         return Generation(1)
     past = cached_length(named.get("past_key_values"))
+    _check_drafts(model, named, past)
     if mask is not None:
         _check_mask(mask)
     elif embeds is None:
@@ -115,9 +116,7 @@ def cached_length(cache: Any) -> int:
     return int(cache.get_seq_length())
 
 
-def named_arguments(
-    method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> dict[str, Any]:
+def named_arguments(method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """Every argument of a call under its name."""
     return dict(zip(inspect.signature(method).parameters, args, strict=False)) | kwargs
 
@@ -141,7 +140,7 @@ _REFUSED: tuple[tuple[str, tuple[Any, ...], str], ...] = (
 )
 
 
-def _check_way(model: Any, named: dict[str, Any]) -> None:
+def _check_options(model: Any, named: dict[str, Any]) -> None:
     for name, off, reason in _REFUSED:
         value = _option(name, named, model)
         if not any(value is none or (isinstance(value, int | float) and value == none) for none in off):
@@ -154,8 +153,26 @@ def _check_way(model: Any, named: dict[str, Any]) -> None:
     cache = str(_option("cache_implementation", named, model))
     if cache.startswith("offloaded") and model.device.type == "cpu":
         raise ValueError(f"cache_implementation={cache!r} needs a GPU, and the model is on the CPU; leave it out.")
-    if hasattr(named.get("assistant_model"), "original_model"):
+
+
+def _check_drafts(model: Any, named: dict[str, Any], past: int) -> None:
+    """Refuse assistants where transformers does not give them, or the model, the prompt as it is."""
+    assistant = named.get("assistant_model")
+    if hasattr(assistant, "original_model"):
         raise ValueError("assistant_model is a bridge, expected the Hugging Face model; pass its .original_model.")
+    options = ("assistant_early_exit", "prompt_lookup_num_tokens")
+    if assistant is None and all(_option(name, named, model) is None for name in options):
+        return
+    if past:
+        raise ValueError(
+            f"past_key_values holds {past} tokens, expected an empty cache: with drafted tokens, transformers reads "
+            "cached ones a second time; leave the cache or the assistant out."
+        )
+    if named.get("inputs_embeds") is not None:
+        raise ValueError(
+            "generate got inputs_embeds, beside which transformers loses drafted tokens; pass input_ids, or leave out "
+            "the assistant, early exit or prompt lookup."
+        )
 
 
 def refuse_batching(*_: Any, **__: Any) -> None:

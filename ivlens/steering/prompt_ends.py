@@ -49,15 +49,10 @@ class PromptEnds:
         Raises:
             RuntimeError: no pass of the whole model is under way that began inside the context.
         """
-        if self._prompt is None or self._generated is None:
+        if self._prompt is None or self._generated is None or (self._running is None and not is_recomputing()):
             raise RuntimeError(
-                "a forward pass was under way when steering began, so where its prompt ends is unknown; "
-                "start it inside the context."
-            )
-        if self._running is None and not is_recomputing():
-            raise RuntimeError(
-                "a block ran outside the steered model's own forward pass, so where its prompt ends is unknown; "
-                "call the model itself (an assistant must not share its blocks)."
+                "a block ran outside a forward pass of the steered model that began in the context, so where the "
+                "prompt ends is unknown; call the model itself, inside (an assistant must not share its blocks)."
             )
         return self._prompt if positions == "prompt" else self._prompt | self._generated
 
@@ -66,8 +61,8 @@ class PromptEnds:
         if self._running not in (None, module):  # the model without its head, called by the one with it
             return
         self._check_thread()
-        _check_form(module, kwargs)
         named = named_arguments(module.forward, args, kwargs)
+        _check_rows(named)
         given = named.get("input_ids")
         given = named.get("inputs_embeds") if given is None else given
         if not isinstance(given, Tensor):  # the model says what is wrong with that
@@ -102,6 +97,7 @@ class PromptEnds:
     @contextmanager
     def generating(self, generation: Generation) -> Iterator[None]:
         """The passes of the body belong to this generation."""
+        self._check_thread()  # another thread's generation would be taken for this one
         self._generations.append(generation)
         try:
             yield
@@ -128,18 +124,13 @@ _FOLLOWED: WeakKeyDictionary[TransformerBridge, PromptEnds] = WeakKeyDictionary(
 
 @contextmanager
 def followed(model: TransformerBridge) -> Iterator[PromptEnds]:
-    """Follow the prompt's end through every pass of the body; contexts on one model share one `PromptEnds`.
-
-    Raises:
-        ValueError: the model is compiled, so that hooks are not looked at.
-    """
+    """Follow the prompt's end through every pass of the body; contexts on one model share one `PromptEnds`."""
     with steering(model):
         if model in _FOLLOWED:
             yield _FOLLOWED[model]
             return
         ends = PromptEnds(getattr(model.tokenizer, "pad_token_id", None))
         wrapped = model.original_model
-        _check_form(wrapped, {})
         with ExitStack() as stack:
             # the model without its head may be called alone, in loops written by hand
             for module in {wrapped, getattr(wrapped, "base_model", wrapped)}:
@@ -224,7 +215,7 @@ def _refuse_batching(*_: Any) -> Callable[..., Any]:
 
 
 def _eager(*_: Any) -> Callable[..., bool]:
-    """In the place of Hugging Face's question whether to compile: compiled code does not look at hooks."""
+    """In the place of Hugging Face's question whether to compile: hooks break a graph that has to be whole."""
     return lambda *args, **kwargs: False
 
 
@@ -268,19 +259,8 @@ def _replaced(owner: torch.nn.Module, name: str, method: Callable[..., Any]) -> 
             owner.__dict__[name] = before
 
 
-def _check_form(module: torch.nn.Module, kwargs: dict[str, Any]) -> None:
-    """Refuse what hooks do not see, or see as something else than rows of prompts.
-
-    Raises:
-        ValueError: a compiled model, or several prompts packed into one row.
-    """
-    is_compiled = module._compiled_call_impl is not None or hasattr(module.forward, "_torchdynamo_orig_callable")
-    if is_compiled or torch.compiler.is_compiling():
-        raise ValueError(
-            "the model is compiled (torch.compile), and compiled code does not look at hooks, so it cannot be steered; "
-            "steer the model before compiling."
-        )
-    if any(kwargs.get(name) is not None for name in ("cu_seq_lens_q", "cu_seqlens", "seq_idx")):
+def _check_rows(named: dict[str, Any]) -> None:
+    if any(named.get(name) is not None for name in ("cu_seq_lens_q", "cu_seqlens", "seq_idx")):
         raise ValueError(
             "the pass holds several prompts packed into one row, expected one prompt in each row; pad them instead."
         )
