@@ -75,15 +75,16 @@ def hf_generation(model: Any, named: dict[str, Any], pad_token: int | None) -> G
     embeds = named.get("inputs_embeds")
     mask = named.get("attention_mask")
     given = tokens if embeds is None else embeds
-    if given is None:  # Hugging Face begins with one BOS token
-        return Generation(1)
     past = cached_length(named.get("past_key_values"))
     _check_drafts(model, named, past)
     if mask is not None:
         _check_mask(mask)
-    elif embeds is None:
+    elif embeds is None and tokens is not None:
         _check_unmasked(tokens, named, model, pad_token)
-    n_given, n_masked = given.shape[1], mask.shape[1] if mask is not None else given.shape[1]
+    n_given = given.shape[1] if given is not None else 1  # Hugging Face begins with one BOS token
+    n_masked = mask.shape[1] if mask is not None else n_given
+    if not n_given:
+        raise ValueError("generate got a prompt without a token, expected at least one, such as BOS.")
     if embeds is not None:
         if tokens is not None and tokens.shape[1] not in (0, n_given):
             raise ValueError(

@@ -169,6 +169,16 @@ def test_one_prompt_is_written_as_by_hand(pair, way):
                 assert torch.equal(write(bridge, padded, attention_mask=mask, **options)[:, 3:], expected)
 
 
+@pytest.mark.parametrize("way", ["assistant", "prompt lookup", "chunks of 3", "static", "begun cache"])
+def test_heads_are_replaced_where_the_vector_would_be_added(llama, way):
+    iv = vector_for(llama)
+    for positions in POSITIONS:
+        options = WAYS[way](llama, prompt())
+        with steer(llama, iv, mode="heads", positions=positions):
+            expected = write(llama, prompt(), use_past_kv_cache=False, use_cache=False)
+            assert torch.equal(write(llama, prompt(), **options), expected)
+
+
 BATCH_WAYS = {
     "greedy": {},
     "no cache": {"use_cache": False},
@@ -416,6 +426,7 @@ def test_a_static_cache_does_not_compile_while_steered(llama):
         ({"attention_mask": torch.ones(1, 1, 9, 9)}, "expected .batch, pos."),
         ({"attention_mask": torch.ones(1, 7)}, "prompt's end is unknown"),
         ({"past_key_values": ()}, "expected a Cache"),
+        ({"inputs": torch.ones(1, 0, dtype=torch.long)}, "without a token"),
         ({"inputs_embeds": torch.ones(1, 7, 32)}, "expected equally many"),
         ({"inputs_embeds": torch.ones(1, 9, 32), "prefill_chunk_size": 2}, "in chunks"),
         ({"inputs_embeds": torch.ones(1, 9, 32), "prompt_lookup_num_tokens": 2}, "loses drafted tokens"),
@@ -426,7 +437,7 @@ def test_ways_that_cannot_be_followed_are_refused(llama, options, message):
     handle = wrapped.register_forward_pre_hook(lambda *_: n_passes.append(1))
     try:
         with pytest.raises(ValueError, match=message), steer(llama, vector_for(llama), layer=LAYER):
-            wrapped.generate(prompt(), **{**GREEDY, **options})
+            wrapped.generate(**{"inputs": prompt(), **GREEDY, **options})
     finally:
         handle.remove()
     assert not n_passes
@@ -435,6 +446,7 @@ def test_ways_that_cannot_be_followed_are_refused(llama, options, message):
 def test_caches_that_transformers_itself_misreads_are_refused(llama):
     wrapped = llama.original_model
     for tokens, n, more, message in (
+        (None, 9, {"bos_token_id": 1}, "prompt's end is unknown"),
         (prompt(), 9, {}, "prompt's end is unknown"),  # nothing is left to read
         (prompt()[:, 6:], 6, {}, "prompt's end is unknown"),  # the new tokens alone, without the whole mask
         (prompt(), 4, {"assistant_model": small(llama)}, "a second time"),
