@@ -22,33 +22,38 @@ class Generation:
         width: columns of the prompt, cached ones and padding included; None until its first pass.
         tokens: the prompt's tokens from column `first` on; None where it is known as embeddings only.
         first: the column of `tokens[:, 0]`.
-        is_read: whether the whole prompt went through the model.
+        n_read: columns that went through the model, or were cached before.
     """
 
     width: int | None = None
     tokens: Tensor | None = None
     first: int = 0
-    is_read: bool = False
+    n_read: int = 0
 
     def check_pass(self, given: Tensor, past: int) -> None:
         """Refuse a pass that is none of this prompt, such as the unconditional one of classifier-free guidance.
 
+        Args:
+            given: tokens or embeddings of the pass.
+            past: columns cached before it.
+
         Raises:
-            ValueError: it holds other tokens where the prompt should be, or is shorter than a prompt that was read.
+            ValueError: it holds something else where the prompt should be, or begins or ends where it could not.
         """
         assert self.width is not None
         end = past + given.shape[1]
+        # until the prompt was read each pass goes on where the last one ended; no later one ends inside it
+        is_other = past != self.n_read if self.n_read < self.width else end < self.width
         n_shared = min(end, self.width) - past
-        is_other = self.is_read and end < self.width
-        if not is_other and n_shared > 0 and self.tokens is not None and given.ndim == 2 and past >= self.first:
+        if not is_other and n_shared > 0 and self.tokens is not None and past >= self.first:
             start = past - self.first
-            is_other = not _rows_of(given[:, :n_shared], self.tokens[:, start : start + n_shared])
+            is_other = given.ndim != 2 or not _rows_of(given[:, :n_shared], self.tokens[:, start : start + n_shared])
         if is_other:
             raise ValueError(
-                "generate ran the model on another prompt than its own, so where to steer is unknown; "
-                "leave out what does (a processor or criterion that calls the model, guidance)."
+                "generate ran the model on another prompt than its own, so where to steer is unknown; leave out what "
+                "does (a processor or criterion that calls the model, guidance, an adapter with virtual tokens)."
             )
-        self.is_read = self.is_read or end >= self.width
+        self.n_read = max(self.n_read, end)
 
 
 def _rows_of(given: Tensor, prompt: Tensor) -> bool:
@@ -93,9 +98,9 @@ def hf_generation(model: Any, named: dict[str, Any], pad_token: int | None) -> G
             )
         tokens = None
     if n_masked == n_given and n_given > past:
-        return Generation(n_given, tokens)
+        return Generation(n_given, tokens, n_read=past)
     if n_masked == past + n_given and embeds is None:
-        return Generation(n_masked, tokens, past)
+        return Generation(n_masked, tokens, past, past)
     raise ValueError(
         f"generate got {n_given} tokens, a mask of {n_masked} and a cache of {past}, so the prompt's end is unknown; "
         "pass the whole prompt, cached tokens included, with a mask as long."

@@ -78,7 +78,8 @@ class PromptEnds:
                 if isinstance(mask, Tensor):
                     check_ends_together(mask)
                 generation.width = past + pos
-                generation.tokens, generation.first = (given if given.ndim == 2 else None), past
+                generation.tokens = given if given.ndim == 2 else None
+                generation.first = generation.n_read = past
             generation.check_pass(given, past)
             last, width = torch.full((batch,), generation.width - 1, device=given.device), generation.width
         elif past:  # a loop written by hand: what follows a cache is generated

@@ -493,6 +493,19 @@ def test_a_pass_of_another_prompt_inside_generate_is_refused(llama):
             wrapped.generate(prompt(), logits_processor=transformers.LogitsProcessorList([processor]), **GREEDY)
 
 
+@pytest.mark.parametrize("kind", ["PromptTuningConfig", "PrefixTuningConfig"])
+def test_virtual_tokens_before_the_prompt_are_refused(new_model, byte_level, kind):
+    """They move the prompt to other columns than the call of `generate` says."""
+    peft = pytest.importorskip("peft")
+    bridge = new_model("llama", byte_level)
+    adapted = peft.get_peft_model(
+        bridge.original_model, getattr(peft, kind)(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    )
+    for cached in (True, False):
+        with pytest.raises(ValueError, match="virtual tokens"), steer(bridge, vector_for(bridge), layer=LAYER):
+            adapted.generate(input_ids=prompt(), attention_mask=torch.ones_like(prompt()), use_cache=cached, **GREEDY)
+
+
 def test_what_goes_past_the_watched_methods_is_refused(llama):
     wrapped = llama.original_model
     before, own, stream = wrapped.generate, llama.generate, llama.generate_stream
