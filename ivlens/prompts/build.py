@@ -15,7 +15,8 @@ import torch
 from ivlens.prompts.batch import PromptBatch
 from ivlens.prompts.corruptions import CORRUPT, Case, Told, check_corruption
 from ivlens.prompts.recipe import PromptRecipe
-from ivlens.prompts.templates import Renderer, find_template
+from ivlens.prompts.rendering import Renderer
+from ivlens.prompts.templates import find_template
 from ivlens.prompts.tokens import Encoder, pad_token, padded
 from ivlens.tasks.bank import load_bank
 from ivlens.tasks.task import Task, TaskExample
