@@ -22,6 +22,7 @@ _TAG = re.compile(r"[<\[◁](/?)([^\W\d][\w:|-]*)[>\]▷]")
 _THOUGHT = re.compile("think|thought|reason|reflect|analy|deliberat|monolog|scratch", re.IGNORECASE)
 # What `strftime` knows, and the forms of glibc without the leading zero.
 _CLOCK, _DIRECTIVES = "strftime_now", (*"aAwdbBmyYHIMSpfzZjUWcxXGuVeFTDR", *(f"-{each}" for each in "dmHIMSj"))
+_A_LIST = re.compile(r"""['"]type['"]: ['"]text['"]""")
 _REASON_LENGTH = 60
 _N_TIMES = 4  # a template that draws at random may write one text twice
 
@@ -54,8 +55,7 @@ class Chat:
                 f"template {name!r} got a tokenizer without a chat template; use 'plain', 'after' or 'qa'."
             )
         self._source = self._on_the_day(datetime.fromisoformat(date))
-        self._in_parts = self._contents()
-        self._suffix, self.gap = self._border()
+        self._in_parts, self._suffix, self.gap = self._tried()
         self._takes_turns = False
 
     def __call__(self, turns: Sequence[Turn]) -> str:
@@ -102,24 +102,19 @@ class Chat:
         told = "".join(f" | replace('%{each}', '{day.strftime(f'%{each}')}')" for each in _DIRECTIVES)
         return f"{{%- macro {_CLOCK}(format) -%}}{{{{ format{told} }}}}{{%- endmacro +%}}{source}"
 
-    def _contents(self) -> frozenset[str]:
-        """Whose turns are written as a list of parts: none's, everybody's, or the user's."""
-        turns = [("user", _SAID["user"])]
+    def _tried(self) -> tuple[frozenset[str], str, str]:
+        """Whose turns are written as a list of parts, what ends every prompt, and what separates it from its answer.
+
+        Turns are texts where the template takes them, otherwise lists: everybody's, or the user's alone.
+        """
         reasons = []
         for in_parts in (frozenset[str](), frozenset(_SAID), frozenset({"user"})):
             self._in_parts = in_parts
             try:
-                text = self._text(turns, cue=True)
+                return in_parts, *self._border()
             except _Failed as failed:
                 reasons.append(failed.reason)
-                continue
-            if not _in_order(text, turns):
-                reasons.append("it loses what the user says")
-            elif any(text != self._text(turns, cue=True) for _ in range(_N_TIMES)):
-                raise self._refused("writes two texts for one chat", "use 'plain', 'after' or 'qa'")
-            else:
-                return in_parts
-        raise self._refused(f"cannot be used ({reasons[0]})", "use 'plain', 'after' or 'qa'")
+        raise self._refused(reasons[0], "use 'plain', 'after' or 'qa'")
 
     def _border(self) -> tuple[str, str]:
         """What ends the prompt after the template's cue, and what separates it from its answer.
@@ -128,27 +123,23 @@ class Chat:
         end of a thought that the cue opens.
         """
         turns = [("user", _SAID["user"])]
-        cue, answer = self._text(turns, cue=True), _SAID["assistant"]
         try:
-            whole = self._text([*turns, ("assistant", answer)])
+            cue = self._text(turns, cue=True)
+            again = {self._text(turns, cue=True) for _ in range(_N_TIMES)}
         except _Failed as failed:
-            raise self._refused(f"cannot write an answer ({failed.reason})", "use 'plain', 'after' or 'qa'") from None
-        if answer not in whole:
-            raise self._refused("loses what the assistant says", "use 'plain', 'after' or 'qa'")
-        if whole.startswith(cue):
-            gap = whole.removeprefix(cue).partition(answer)[0]
-            if closed := _closed(cue + gap):
-                return gap + closed, ""
-            return ("", gap) if not gap.strip() else (gap, "")
-        more = cue[_common(cue, whole) :]
-        if closed := _closed(more):
-            return closed, ""
-        if more.strip() and not _is_over(more):
-            raise self._refused(
-                f"asks for an answer otherwise than it writes one (its prompt ends in {more[-30:]!r})",
-                "use 'plain', 'after' or 'qa'",
-            )
-        return "", ""
+            raise _Failed(f"cannot be used ({failed.reason})") from None
+        if not _in_order(cue, turns):
+            raise _Failed("cannot be used (it loses what the user says)")
+        if again != {cue}:
+            raise _Failed("writes two texts for one chat")
+        turns.append(("assistant", _SAID["assistant"]))
+        try:
+            whole = self._text(turns)
+        except _Failed as failed:
+            raise _Failed(f"cannot write an answer ({failed.reason})") from None
+        if not _in_order(whole, turns):
+            raise _Failed("loses what the assistant says")
+        return _end_and_gap(cue, whole)
 
     def _text(self, turns: Sequence[Turn], *, cue: bool = False) -> str:
         said = [
@@ -156,11 +147,14 @@ class Chat:
             for role, text in turns
         ]
         try:
-            return self.tokenizer.apply_chat_template(
+            text = self.tokenizer.apply_chat_template(
                 said, chat_template=self._source, tokenize=False, add_generation_prompt=cue, **_NO_THOUGHT
             )
         except Exception as error:  # whatever the template raises, and its language for what it cannot do
             raise _Failed(_reason(error)) from None
+        if self._in_parts and _A_LIST.search(text):
+            raise _Failed("it writes a list of parts as it is")
+        return text
 
     def _refused(self, what: str, remedy: str) -> "ChatRefused":
         return ChatRefused(f"template {self.name!r}: this tokenizer's chat template {what}; {remedy}.")
@@ -172,6 +166,21 @@ class _Failed(ValueError):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+def _end_and_gap(cue: str, whole: str) -> tuple[str, str]:
+    """What has to follow a template's cue, and what then stands before the answer, which is in the whole text."""
+    if whole.startswith(cue):
+        gap = whole.removeprefix(cue).partition(_SAID["assistant"])[0]
+        if closed := _closed(cue + gap):
+            return gap + closed, ""
+        return ("", gap) if not gap.strip() else (gap, "")
+    more = cue[_common(cue, whole) :]
+    if closed := _closed(more):
+        return closed, ""
+    if more.strip() and not _is_over(more):
+        raise _Failed(f"asks for an answer otherwise than it writes one (its prompt ends in {more[-30:]!r})")
+    return "", ""
 
 
 def _reason(error: Exception) -> str:
