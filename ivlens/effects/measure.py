@@ -24,6 +24,7 @@ from ivlens.effects.request import (
     make_request,
 )
 from ivlens.effects.results import HeadEffects
+from ivlens.effects.rounding import rounding_noise, warn_of_noise
 from ivlens.effects.taken import scores_of
 from ivlens.forward.ability import Ability, measure_ability
 from ivlens.forward.hooks import check_unsteered
@@ -160,6 +161,10 @@ def head_effects(
     asked["heads"] = None if options.heads is None else list(heads)
     asked |= {} if ability is None else {"ability": ability.to_dict()}
     settings = plan.settings() | asked | provenance(model, corrupted, clean)
+    noise = rounding_noise(model, corrupted, score, found.base, options.batch_size, plan.recipe.seed)
+    if noise is not None:
+        settings |= {"rounding_noise": noise}
+        warn_of_noise(found.cie, noise, settings["dtype"], task.name)
     effects = _result(model, task, found, means, corrupted, clean_scores, settings)
     if effects.taken_warning and (ability is None or ability.is_enough):  # otherwise there was little to take
         logger.warning("%s", effects.taken_warning)
