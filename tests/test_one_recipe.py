@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ivlens import EffectOptions, InstructionVector, PromptRecipe, Setting, head_effects, load_model, load_task, steer
 from ivlens.analysis.forgetting import ProbeOptions, probabilities, probe
-from ivlens.effects import measure
+from ivlens.effects import plan
 from ivlens.forward.asking import prompts_for
 from ivlens.forward.completions import complete
 from ivlens.prompts import TASK, PromptTemplate, build_prompts
@@ -58,7 +58,7 @@ def test_whoever_asks_makes_the_same_prompts(pocket, name, recipe):
         return build_prompts(pocket.tokenizer, task, examples, recipe, corruption=corruption)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measure, "prompts_for", watched)
+        patch.setattr(plan, "prompts_for", watched)
         patch.setattr(probabilities, "prompts_for", watched)
         few = EffectOptions(n_mean_prompts=2, layers=[0], heads=[0])
         corruption = None if recipe.n_shots != 1 or recipe.instruction is not None else "drop"  # one cannot be shuffled
