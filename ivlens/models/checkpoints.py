@@ -3,19 +3,22 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from ivlens.common.digests import content_digest
 from ivlens.common.files import STATE
 from ivlens.models.adapters import CONFIG, adapter_folders, is_adapter, named_base
 from ivlens.models.boot import TransformerBridge, check_model
 from ivlens.models.fingerprint import model_identity
 from ivlens.models.ggufheader import is_gguf
 from ivlens.models.known import known_model
-from ivlens.models.load import load_model
+from ivlens.models.load import commit_of, load_model
 
-_HASHED = 2**26  # bytes of a file
+# what trainers leave beside a model, and no model is made of
+_BESIDE = ("optimizer", "scheduler", "training_args", "rng_state", "random_states", STATE, "generation_config")
+_WEIGHTS = (".safetensors", ".bin", ".gguf", ".index.json")
+_WORDS = ("tokenizer", "special_tokens", "added_tokens", "vocab", "merges", "chat_template", "spiece", "sentencepiece")
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,22 +48,23 @@ class Checkpoint:
         return self.source
 
     def key(self) -> dict[str, Any]:
-        """What tells the model apart from others, without opening it: a bridge's weights, or a folder's files.
+        """What tells the model apart from others, without opening it: a bridge's identity, or a folder's files.
 
-        A folder may be moved or copied: small files count by their content. Weights of more than 64 MiB would take
-        longer to read than a check may; they count by size and time.
+        A folder may be moved or copied: files count by their content, all weights whatever their format, the
+        configuration, the tokenizer and the chat template. Large files are read once, for as long as they stay as they
+        are.
         """
         if not isinstance(self.source, str | Path):
-            return {"weights": model_identity(self.source).weights_hash}
+            return {"model": model_identity(self.source).key}
         known = known_model(self.source)
         folder = Path(self.source).expanduser() if known is None else known.folder
-        if is_gguf(folder):
-            return {"files": [[folder.name, *_content(folder)]], "base": None}
-        if not folder.is_dir():
-            return {"source": str(self.source), **({} if self.dtype == "auto" else {"dtype": self.dtype})}
+        if not folder.is_dir() and not is_gguf(folder):
+            commit = {} if folder.exists() else commit_of(str(self.source))
+            return {"source": str(self.source), **commit, **({} if self.dtype == "auto" else {"dtype": self.dtype})}
         parts = adapter_folders(folder).values()
-        files = [path for part in parts or [folder] for path in part.iterdir() if _makes_the_model(path)]
-        contents = [[path.relative_to(folder).as_posix(), *_content(path)] for path in sorted(files)]
+        places = {folder, *parts} if folder.is_dir() else ()  # the tokenizer of several adapters lies above them
+        files = [path for place in places for path in place.iterdir() if _makes_the_model(path)] or [folder]
+        contents = [[path.relative_to(folder).as_posix(), content_digest(path)] for path in sorted(files)]
         base = (named_base(folder) if self.base is None else self.base) if parts else None
         found = {"files": contents, "base": None if base is None else Checkpoint("base", base).key()}
         return found if self.dtype == "auto" else found | {"dtype": self.dtype}
@@ -166,14 +170,10 @@ def _is_checkpoint(folder: Path) -> bool:
 
 
 def _makes_the_model(path: Path) -> bool:
-    return path.is_file() and (path.suffix == ".safetensors" or path.name in ("config.json", "tokenizer.json", CONFIG))
-
-
-def _content(path: Path) -> list[Any]:
-    about = path.stat()
-    if about.st_size > _HASHED:
-        return [about.st_size, about.st_mtime_ns]
-    return [sha256(path.read_bytes()).hexdigest()]
+    if not path.is_file() or path.name.startswith(_BESIDE):
+        return False
+    is_named = path.name.startswith(_WORDS) or path.name in ("config.json", CONFIG)
+    return is_named or path.name.endswith(_WEIGHTS) or path.suffix in (".model", ".tiktoken")
 
 
 def _name_of(source: Any, number: int) -> str:

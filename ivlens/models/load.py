@@ -192,6 +192,18 @@ def _download(source: str | Path, dtype: torch.dtype | None, revision: str | Non
         ) from None
 
 
+def commit_of(name: str) -> dict[str, str]:
+    """The commit that a Hub name's main branch is at, as far as the Hub or what was fetched from it says."""
+    from transformers import AutoConfig
+
+    try:
+        with without_retries():
+            commit = getattr(AutoConfig.from_pretrained(name, trust_remote_code=False), "_commit_hash", None)
+    except Exception:  # opening the model says what is wrong
+        commit = None
+    return {} if commit is None else {"commit": commit}
+
+
 def _unreachable(source: str, error: Exception) -> ConnectionError:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return ConnectionError(

@@ -15,7 +15,7 @@ from ivlens.common.files import held, ready_folder, replacing
 from ivlens.common.progress import bar
 from ivlens.models.adapters import put_in_order
 from ivlens.models.boot import TransformerBridge, check_model
-from ivlens.models.fingerprint import model_identity
+from ivlens.models.fingerprint import config_hash, model_identity
 from ivlens.models.known import known_model
 from ivlens.models.load import load_model
 from ivlens.models.plain import plain_model
@@ -131,7 +131,7 @@ class Learner:
             guides=guides,
             terms={"penalty": self._penalty} | rehearsed,
             seed=seed,
-            about={"method": self.method.describe()},
+            about={"method": self.method.describe(), "model": config_hash(self.trained)},
         )
 
     def _penalty(self, step: int) -> Iterator[torch.Tensor]:

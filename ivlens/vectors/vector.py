@@ -291,7 +291,8 @@ def check_belongs(vector: InstructionVector, model: TransformerBridge) -> None:
     """
     check_width(vector, check_model(model))
     found, allowed = model_identity(model), vector.settings.get("used_with") or {}
-    recorded = allowed.get("weights_hash") == found.weights_hash
+    names = ("weights_hash", "config_hash", "tokenizer_hash")
+    recorded = bool(allowed) and not found.differs(replace(found, **{name: allowed.get(name, "") for name in names}))
     check_weights(f"InstructionVector {vector.task!r}", vector.model, found, recorded)
 
 
