@@ -1,5 +1,6 @@
 """`load_model`: a Hugging Face decoder, checked and wrapped as a `TransformerBridge`."""
 
+import copy
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,16 @@ from torch import nn
 
 from ivlens.common.hub import without_retries
 from ivlens.common.progress import bar
-from ivlens.models.adapters import is_adapter, named_base, with_adapters
+from ivlens.models.adapters import is_adapter, named_base, named_revision
 from ivlens.models.boot import TransformerBridge, boot, check_config, check_model, check_supported
 from ivlens.models.fingerprint import remember_name
 from ivlens.models.gguf import gguf_tokenizer, open_gguf
 from ivlens.models.known import label_of, nearest_known, source_of
+from ivlens.models.merging import with_adapters
 from ivlens.models.opening import check_all_there, check_name, check_sizes, opened_by
 from ivlens.models.plain import plain_model, plain_origin, remember_plain
 
+_TEMPLATE = "chat_template.jinja"
 _SAVE_AGAIN = "expected a checkpoint written by save_pretrained; save or download it again"
 
 
@@ -108,13 +111,26 @@ def _adapted(
     dtype: torch.dtype | None,
     revision: str | None,
 ) -> tuple[Any, Any]:
-    """The plain model with the adapters of a folder merged, and its tokenizer."""
-    if base is None or isinstance(base, str | Path):
-        source = source_of(named_base(folder) if base is None else base)
-        plain, tokenizer = _opened(source, tokenizer, dtype, revision)
+    """The plain model with the adapters of a folder merged, and its tokenizer: their own, where there is one beside them.
+
+    Adapters may belong to a model that is a folder of adapters itself.
+    """
+    has_own = tokenizer is not None or (folder / "tokenizer_config.json").is_file()
+    if tokenizer is None and has_own:
+        tokenizer = _own_tokenizer(folder, None)
+    named = named_base(folder) if base is None else base
+    if not isinstance(named, str | Path):
+        plain = plain_model(check_model(named))
+        tokenizer = named.tokenizer if tokenizer is None else tokenizer
+    elif is_adapter(named):
+        plain, tokenizer = _adapted(Path(named).expanduser(), None, tokenizer, dtype, revision)
     else:
-        plain = plain_model(check_model(base))
-        tokenizer = base.tokenizer if tokenizer is None else tokenizer
+        revision = named_revision(folder) if base is None and revision is None else revision
+        plain, tokenizer = _opened(source_of(named), tokenizer, dtype, revision)
+    template = folder / _TEMPLATE
+    if tokenizer is not None and not has_own and template.is_file():
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.chat_template = template.read_text(encoding="utf-8")
     return with_adapters(plain, folder).requires_grad_(False).eval(), tokenizer
 
 

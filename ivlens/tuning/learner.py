@@ -18,6 +18,7 @@ from ivlens.models.boot import TransformerBridge, check_model
 from ivlens.models.fingerprint import config_hash, model_identity
 from ivlens.models.known import known_model
 from ivlens.models.load import load_model
+from ivlens.models.merging import merged
 from ivlens.models.plain import plain_model
 from ivlens.tuning.data import TrainingSet
 from ivlens.tuning.guidance import Guidance
@@ -156,7 +157,7 @@ class Learner:
         """
         plain: Any = copy.deepcopy(self.trained)
         if hasattr(plain, "merge_and_unload"):
-            plain = plain.merge_and_unload()
+            plain = merged(plain)
         plain.requires_grad_(False)
         name = name or f"{self._first.cfg.model_name} + {self.n_tasks} tasks ({self.method.name})"
         return load_model(name, hf_model=plain.eval(), tokenizer=self._first.tokenizer)
