@@ -60,9 +60,6 @@ def check_supported(hf_model: Any, label: str) -> None:
 def boot(hf_model: Any, tokenizer: Any, label: str) -> TransformerBridge:
     """The bridge of `hf_model`, in eval mode and without gradients, with `tokenizer` as it is.
 
-    Parameters whose name contains `lora_` keep `requires_grad`: the model may be that inside a PEFT wrapper, whose
-    adapters the caller trains.
-
     Raises:
         ValueError: no attention heads, architecture unknown to transformer_lens, or logits changed by wrapping.
     """
@@ -73,7 +70,7 @@ def boot(hf_model: Any, tokenizer: Any, label: str) -> TransformerBridge:
     if not hf_model.config.architectures:
         hf_model.config.architectures = [type(hf_model).__name__]
     parameter = next(hf_model.parameters())
-    n_words = hf_model.get_input_embeddings().num_embeddings
+    n_words = hf_model.get_input_embeddings().weight.shape[0]
     probe = torch.arange(_PROBE_LENGTH, device=parameter.device)[None] * 7 % n_words
     with torch.no_grad(), opened_by("transformers", f"model {label!r}", "expected one that runs; check its config"):
         want = hf_model(probe, use_cache=False).logits
@@ -100,9 +97,8 @@ def boot(hf_model: Any, tokenizer: Any, label: str) -> TransformerBridge:
 
 
 def _freeze(model: nn.Module) -> None:
-    for name, parameter in model.named_parameters():
-        if "lora_" not in name:
-            parameter.requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
 
 
 def _stand_in(tokenizer: Any) -> Any:

@@ -15,6 +15,7 @@ from ivlens.models.boot import TransformerBridge, boot, check_config, check_mode
 from ivlens.models.fingerprint import remember_name
 from ivlens.models.gguf import gguf_tokenizer, open_gguf
 from ivlens.models.known import label_of, nearest_known, source_of
+from ivlens.models.live import LiveAdapters
 from ivlens.models.merging import with_adapters
 from ivlens.models.opening import check_all_there, check_name, check_sizes, opened_by
 from ivlens.models.plain import plain_model, plain_origin, remember_plain
@@ -38,7 +39,7 @@ def load_model(
     The bridge is in eval mode without gradients, its logits were compared with those of the Hugging Face model before
     wrapping, and `model.tokenizer` is exactly the tokenizer given, or else the checkpoint's own (one without a padding
     token pads with its end-of-text token). Text given to the model gets a BOS token where that tokenizer adds one, and
-    only there. LoRA adapters inside a given model (`peft_model.get_base_model()`) stay as trainable as they were.
+    only there. Adapters inside a given model (`peft_model.get_base_model()`) stay as trainable as they were.
 
     Args:
         name: `"pocket"` (the built-in model), `"smollm2"` (a real one; `ivlens get smollm2` fetches it), a folder, a
@@ -78,10 +79,10 @@ def _loaded(
         raise TypeError(f"hf_model is {type(hf_model).__name__}, expected a transformers model (LlamaForCausalLM ...).")
     asked, place = _dtype(dtype), device_of(device, hf_model)
     check_name(name)
-    adapters = hf_model is None and is_adapter(name)
-    if base is not None and not adapters:
+    is_folder = hf_model is None and is_adapter(name)
+    if base is not None and not is_folder:
         raise ValueError(f"load_model got base= for {str(name)!r}, which is no folder of adapters; leave base out.")
-    if adapters:
+    if is_folder:
         label = label_of(name)
         hf_model, tokenizer = _adapted(Path(name).expanduser(), base, tokenizer, asked, revision)
     elif hf_model is None:
@@ -98,7 +99,9 @@ def _loaded(
     if asked is not None or next(hf_model.parameters()).device != place:
         hf_model = hf_model.to(device=place, dtype=asked)
     origin = plain_origin(hf_model)
+    adapters = LiveAdapters(hf_model)  # the model may be that inside a peft wrapper, whose adapters the caller trains
     model = boot(hf_model, tokenizer, label)
+    adapters.keep(model, label)
     remember_plain(model, origin)
     remember_name(model, label, getattr(hf_model.config, "_commit_hash", None) or revision)
     return model

@@ -134,7 +134,7 @@ def _fit_vocabulary(plain: Any, adapters: list[dict[str, tuple[int, ...]]]) -> N
         raise ValueError(f"their embeddings have {' and '.join(map(str, sorted(rows)))} words")
     held = {_stripped(key) for shapes in adapters for key in shapes}
     tied = _weight(plain.get_input_embeddings()) is _weight(plain.get_output_embeddings())
-    if not (names & held if tied else names <= held):
+    if max(rows) > n_words and not (names & held if tied else names <= held):
         lacking = ", ".join(sorted(names - held))
         raise ValueError(f"their vocabulary has {rows.pop()} words, the model's {n_words}, and no file has {lacking}")
     with torch.random.fork_rng(devices=[]):  # what is drawn is overwritten
