@@ -281,8 +281,8 @@ def output_projection(
 ) -> Float[Tensor, "*n_layers n_heads d_head d_model"]:
     """`W_O` of every head of one layer: `z @ W_O` summed over heads, plus a bias, is what the projection puts out.
 
-    Adapters on it count, whether merged or not. The bias belongs to no head, so no vector contains it. Without a layer: all of them in one tensor
-    `[n_layers, n_heads, d_head, d_model]`, which is a copy, and needs them all on one device.
+    Adapters on it count, merged or not. The bias belongs to no head, so no vector contains it. Without a layer: all of
+    them in one tensor `[n_layers, n_heads, d_head, d_model]`, which is a copy, and needs them all on one device.
     """
     if layer is None:
         return torch.stack([output_projection(model, each) for each in range(check_model(model).cfg.n_layers)])

@@ -1,8 +1,8 @@
 """`recipe="auto"`: the form that `find_prompts` finds, looked for once for each model and task and then remembered.
 
 Searches are kept in the user's cache by everything they depend on: the model with its
-configuration, tokenizer and chat template, the task, the seed, the forms, the version of ivlens. A cache that is damaged or cannot be written to costs time, nothing
-else.
+configuration, tokenizer and chat template, the task, the seed, the forms, the version of ivlens. A cache that is
+damaged or cannot be written to costs time, nothing else.
 """
 
 import json

@@ -26,9 +26,9 @@ def adapter_folders(folder: str | Path) -> dict[str, Path]:
     """Adapters that a folder holds, by name: itself (`default`), and the subfolders that ivlens wrote with it.
 
     A model that trains a new adapter for every task saves each in a subfolder; together they are the model, and a list
-    beside them says so. Other adapters in subfolders, as trainers leave them on the way, are other models: peft does not
-    open them with the folder either. Empty for anything that is no folder of adapters, for a whole model, for a known
-    model's name, and for a folder of several checkpoints.
+    beside them says so. Other adapters in subfolders, as trainers leave them on the way, are other models: peft opens
+    none of them with the folder either. Empty for anything that is no folder of adapters, for a whole model, for a
+    known model's name, and for a folder of several checkpoints.
     """
     if known_model(folder) is not None:
         return {}
@@ -84,7 +84,9 @@ def _check_no_circle(folder: str | Path, name: str) -> None:
     while found := adapter_folders(name):
         place = Path(name).expanduser().resolve()
         if place in seen:
-            raise ValueError(f"the adapters in {str(folder)!r} belong to themselves, expected a model; name it with base=.")
+            raise ValueError(
+                f"the adapters in {str(folder)!r} belong to themselves, expected a model; name it with base=."
+            )
         seen.add(place)
         name = _described(next(iter(found.values())) / CONFIG)
 

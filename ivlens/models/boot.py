@@ -118,14 +118,20 @@ def _stand_in(tokenizer: Any) -> Any:
 
 
 def _keep_tokenizer(model: TransformerBridge, tokenizer: Any) -> None:
-    if tokenizer is not None and tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token  # the bridge pads even a single text
+    if tokenizer is not None and (tokenizer.pad_token is None or tokenizer.pad_token_id >= _n_words(model)):
+        # the bridge pads even a single text; a padding token may have been added without one for it in the model
+        tokenizer.pad_token = tokenizer.eos_token
     model.tokenizer = None  # replacing one by another would configure, that is, change, the other
     model.tokenizer = tokenizer
     if hasattr(model._driver, "tokenizer"):
         model._driver.tokenizer = tokenizer
     # text given to the bridge is tokenised as the tokenizer does it, so that a prompt is the same here and in ivlens
     model.cfg.default_prepend_bos = bool(tokenizer is not None and model.cfg.tokenizer_prepends_bos)
+
+
+def _n_words(model: TransformerBridge) -> int:
+    wrapped: Any = model.original_model
+    return wrapped.get_input_embeddings().weight.shape[0]
 
 
 def _check_heads(model: TransformerBridge, label: str) -> None:

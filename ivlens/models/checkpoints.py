@@ -1,5 +1,6 @@
 """A series of checkpoints of one model, opened one at a time."""
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ivlens.common.digests import content_digest
-from ivlens.common.files import STATE
+from ivlens.common.files import STATE, read_small
 from ivlens.models.adapters import CONFIG, adapter_folders, is_adapter, named_base
 from ivlens.models.boot import TransformerBridge, check_model
 from ivlens.models.fingerprint import model_identity
@@ -101,9 +102,9 @@ def checkpoint_series(
 
     Args:
         source: A folder with one checkpoint in each subfolder (whole models, or adapters in peft's format; what `ivlens
-            tune --checkpoint-every` writes), in the order of the numbers in their names, names without a number last;
-            or bridges, folders and names as a list or by name, in their own order. A folder that is itself a checkpoint
-            is a series of one.
+            tune --checkpoint-every` and transformers' Trainer write), in the order of the numbers in their names, names
+            without a number last; or bridges, folders and names as a list or by name, in their own order. A folder that
+            is itself a checkpoint comes after those inside it, and is a series of one where there are none.
         first: The model everything is compared with, as a bridge, folder or name. None: the model that the adapters
             name, or else the first of the series.
         base: The model that adapters belong to, where it is not the one they name.
@@ -140,9 +141,19 @@ def _listed(source: "str | Path | Sequence[Any] | Mapping[str, Any]", base: Any)
         return [_checked(root.name, source, base)]
     if not root.is_dir():
         raise FileNotFoundError(f"{str(source)!r} is no folder, expected one with checkpoints in its subfolders.")
+    own = set(adapter_folders(root).values())
+    folders = [path for path in root.iterdir() if path.is_dir() and _is_checkpoint(path) and path not in own]
+    with_weights = [path for path in folders if _has_weights(path)]
+    if with_weights or _is_checkpoint(root):
+        folders = with_weights  # others hold parts of a model, or its export
     if _is_checkpoint(root):
-        return [_checked(root.name, root, base)]
-    folders = [path for path in root.iterdir() if path.is_dir() and _is_checkpoint(path)]
+        # a trainer's folder: its last model, and before it those of the way
+        last = _checked(root.resolve().name, root, base)
+        if not folders:
+            return [last]
+        on_the_way = [_checked(path.name, path, base) for path in sorted(folders, key=_place)]
+        # a number in its name counts runs, not steps
+        return [*on_the_way, *([replace(last, step=_trained_steps(root))] if _has_weights(root) else [])]
     if not folders and (root / STATE).is_file():
         raise FileNotFoundError(
             f"{str(source)!r} holds a training that has not ended (no model/ yet), expected checkpoints; give the same "
@@ -167,6 +178,21 @@ def _checked(name: str, source: Any, base: Any) -> Checkpoint:
 
 def _is_checkpoint(folder: Path) -> bool:
     return (folder / "config.json").is_file() or bool(adapter_folders(folder)) or is_gguf(folder)
+
+
+def _has_weights(folder: Path) -> bool:
+    if adapter_folders(folder):
+        return True
+    return any(_makes_the_model(path) and path.name.endswith(_WEIGHTS) for path in folder.iterdir())
+
+
+def _trained_steps(folder: Path) -> int | None:
+    """How many steps a trainer says that it made."""
+    try:
+        step = json.loads(read_small(folder / "trainer_state.json", 2**28))["global_step"]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return step if isinstance(step, int) else None
 
 
 def _makes_the_model(path: Path) -> bool:

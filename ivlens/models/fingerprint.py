@@ -1,4 +1,4 @@
-"""Which model it is: its name, its shape, and fingerprints of weights, configuration and tokenizer, all of them quick."""
+"""Which model it is: its name, its shape, and quick fingerprints of weights, configuration and tokenizer."""
 
 import json
 import logging
@@ -24,7 +24,7 @@ _ALWAYS_HASHED = 2**26
 _CHUNK = 2**22
 _SAMPLED = 2**10
 
-_WARNED: set[tuple[str, str]] = set()
+_WARNED: set[str] = set()
 _CACHE: WeakKeyDictionary[nn.Module, tuple[tuple[Any, ...], str]] = WeakKeyDictionary()
 
 
@@ -201,9 +201,9 @@ def model_identity(model: TransformerBridge) -> ModelIdentity:
 
 
 def warn_of_older(what: str, identity: ModelIdentity) -> None:
-    """Say, once for each, that it cannot be known whether a result of an older version belongs to a model."""
-    if not identity.config_hash and (what, identity.weights_hash) not in _WARNED:
-        _WARNED.add((what, identity.weights_hash))
+    """Say, once for a model, that it cannot be known whether a result of an older version belongs to it."""
+    if not identity.config_hash and identity.weights_hash not in _WARNED:
+        _WARNED.add(identity.weights_hash)
         logger.warning(
             "%s was made by an older ivlens, which recorded its model's weights alone: it is taken, and whether "
             "configuration and tokenizer are the same is not known; make it again to be sure.",

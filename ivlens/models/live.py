@@ -29,8 +29,8 @@ class LiveAdapters:
         lost = sorted(self._layers[layer] for layer in self._reached - (self._passed(model) if self._layers else set()))
         if lost:
             raise ValueError(
-                f"model {label!r} has adapters that its wrapped passes leave out ({lost[0]}; {len(lost)} modules: fused "
-                "projections are split), expected none there; merge them (peft_model.merge_and_unload())."
+                f"model {label!r} has adapters that its wrapped passes leave out ({lost[0]}; {len(lost)} modules: "
+                "fused projections are split), expected none there; merge them (peft_model.merge_and_unload())."
             )
 
     def _passed(self, model: Any) -> set[nn.Module]:

@@ -114,7 +114,7 @@ def _adapted(
     dtype: torch.dtype | None,
     revision: str | None,
 ) -> tuple[Any, Any]:
-    """The plain model with the adapters of a folder merged, and its tokenizer: their own, where there is one beside them.
+    """The plain model with the adapters of a folder merged, and its tokenizer: the one beside them, or else its own.
 
     Adapters may belong to a model that is a folder of adapters itself.
     """

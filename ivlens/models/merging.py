@@ -114,8 +114,7 @@ def _check_same(got: Float[Tensor, "1 pos d_vocab"], want: Float[Tensor, "1 pos 
     error = float((got - want).abs().max())
     if not error <= tolerance * max(1.0, float(want.abs().max())):  # so that NaN fails
         raise ValueError(
-            f"merged into the weights they give other logits than peft, by {error:.3g}: adapters of this kind cannot be "
-            "merged here"
+            f"merged into the weights they give other logits than peft, by {error:.3g}: such adapters cannot be merged"
         )
 
 

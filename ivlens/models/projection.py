@@ -35,9 +35,7 @@ def head_matrices(model: TransformerBridge, layer: int) -> Float[Tensor, "n_head
     return adapted_weight(module, model.cfg.n_heads, model.cfg.d_head, f"the output projection of layer {layer}")
 
 
-def adapted_weight(
-    module: nn.Module, n_heads: int, d_head: int, label: str
-) -> Float[Tensor, "n_heads d_head d_model"]:
+def adapted_weight(module: nn.Module, n_heads: int, d_head: int, label: str) -> Float[Tensor, "n_heads d_head d_model"]:
     """The matrix of a projection with adapters around it, as they are now: merged or not, on or off.
 
     It is read off the module itself, which is asked for unit vectors, so that any kind of adapter counts as it computes
@@ -57,8 +55,8 @@ def adapted_weight(
         error = float((probe @ weight - want).norm() / want.norm().clamp(min=1e-12))
     if not error <= (_TOLERANCE if weight.dtype in (torch.float32, torch.float64) else 5e-2):  # so that NaN fails
         raise ValueError(
-            f"{label} has an adapter ({type(module).__name__}) that depends on its input (off by {error:.2g}), expected "
-            "one that is a matrix, so that each head writes by itself; merge or remove it."
+            f"{label} has an adapter ({type(module).__name__}) that depends on its input (off by {error:.2g}), "
+            "expected one that is a matrix, so that each head writes by itself; remove it."
         )
     return weight.to(parameter.dtype).unflatten(0, (n_heads, d_head))
 

@@ -135,7 +135,9 @@ class Task:
 
         Not where the task was read from, nor what was left out there.
         """
-        values = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in ("source", "skipped")}
+        values = {
+            each.name: getattr(self, each.name) for each in fields(self) if each.name not in ("source", "skipped")
+        }
         return hashlib.sha256(json.dumps(values, default=asdict, sort_keys=True).encode()).hexdigest()
 
 

@@ -178,6 +178,8 @@ class Learner:
                 scratch, **({"save_embedding_layers": False} if hasattr(model, "peft_config") else {})
             )
             put_in_order(scratch)
+            if not hasattr(model, "peft_config") and self._first.tokenizer is not None:
+                self._first.tokenizer.save_pretrained(scratch)  # a whole model is opened without its first one
         return target
 
     def _guides(self, guidance: Guidance | None) -> Sequence[Guidance]:

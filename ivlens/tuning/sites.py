@@ -92,7 +92,9 @@ class Sites:
         module: Any = base_model(plain).get_submodule(self.paths.projections[layer])
         if not is_plain(module):
             self._check_adapted(module, layer)
-            alone = nn.functional.one_hot(torch.tensor(head, device=z.device), self._n_heads)[:, None] * z[:, head, None]
+            alone = (
+                nn.functional.one_hot(torch.tensor(head, device=z.device), self._n_heads)[:, None] * z[:, head, None]
+            )
             return written_by(module, alone.flatten(1))
         by_input = module.weight.T if isinstance(module, nn.Linear) else module.weight  # GPT-2's is the other way round
         return z[:, head] @ by_input.unflatten(0, (self._n_heads, self._d_head))[head]

@@ -1,7 +1,7 @@
 """The file of an `InstructionVector`, and whether a vector belongs to a model."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +69,18 @@ def check_weights(
         return None
     if not allow_other_weights:
         raise ValueError(
-            f"{name} is a vector for {vector.name!r} ({vector.key:.12}), expected one for {model.name!r} "
-            f"({model.key:.12}), which has {other}; compute it on this model, or take iv.for_model(model) or "
+            f"{name} is a vector for {vector.name!r} with weights {vector.weights_hash:.12}, expected one for "
+            f"{model.name!r}, which has {other}; compute it on this model, or take iv.for_model(model) or "
             "load(..., allow_other_weights=True) to inject it on purpose: both record it."
         )
     return asdict(model)
+
+
+def was_allowed(settings: Mapping[str, Any], model: ModelIdentity) -> bool:
+    """Whether a vector of another model was taken for just this one, on purpose."""
+    allowed = settings.get("used_with") or {}
+    hashes = {name: allowed.get(name, "") for name in ("weights_hash", "config_hash", "tokenizer_hash")}
+    return bool(hashes["weights_hash"]) and not replace(model, **hashes).differs(model)
 
 
 def check_same_width(one: Tensor, other: Tensor) -> None:

@@ -69,8 +69,9 @@ def choosing(effects: HeadEffects, universal: Sequence[HeadEffects] | None) -> l
     for other in pool:
         if other.model.differs(effects.model):
             raise ValueError(
-                f"universal contains effects of {other.task!r} measured on another model ({other.model.name!r}, with "
-                f"{other.model.differs(effects.model)}), expected {effects.model.name!r} throughout; measure them on one model."
+                f"universal contains effects of {other.task!r} measured on "
+                f"{other.model.differs(effects.model)} ({other.model.name!r}), expected {effects.model.name!r} "
+                "throughout; measure them on one model."
             )
         for name in ("seed", "score", "mode"):
             ours, theirs = (at.recipe.seed if name == "seed" else at.settings.get(name) for at in (effects, other))

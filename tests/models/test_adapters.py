@@ -13,9 +13,12 @@ from families import hf_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from ivlens.forward.completions import complete
 from ivlens.forward.hooks import output_projection
 from ivlens.models import load_model, model_identity
+from ivlens.models.checkpoints import checkpoint_series
 from ivlens.models.plain import plain_model
+from ivlens.models.projection import adapted_weight
 
 PROBE = torch.tensor([[5, 17, 40, 8, 99, 3, 398, 399]])
 # each with weights that change something; what peft names modules of the three models
@@ -25,9 +28,7 @@ KINDS = {
     "rslora": lambda on, **more: peft.LoraConfig(
         r=4, target_modules=on, init_lora_weights=False, use_rslora=True, **more
     ),
-    "ia3": lambda on, **more: peft.IA3Config(
-        target_modules=on, feedforward_modules=on, init_ia3_weights=False, **more
-    ),
+    "ia3": lambda on, **more: peft.IA3Config(target_modules=on, feedforward_modules=on, init_ia3_weights=False, **more),
     "vera": lambda on, **more: peft.VeraConfig(r=4, target_modules=on, init_weights=False, **more),
     "oft": lambda on, **more: peft.OFTConfig(oft_block_size=4, target_modules=on, init_weights=False, **more),
 }
@@ -83,7 +84,7 @@ def trained(base: Path, config, folder: Path, change=lambda model: model, **savi
     return folder
 
 
-def peft_logits(base: Path, folder: Path, change=lambda model: model, probe=PROBE):
+def peft_logits(base: Path, folder: Path | None, change=lambda model: model, probe=PROBE):
     model = change(opened(base))
     with torch.no_grad():
         return (model if folder is None else peft.PeftModel.from_pretrained(model, folder).eval())(probe).logits
@@ -172,9 +173,7 @@ def test_vocabularies_that_grew(base, by, how, tmp_path):
     probe = torch.tensor([[5, 17, 99, 3, 400 + by - 1]])
     got = load_model(folder)
     assert got.cfg.d_vocab == 400 + by and model_identity(got).d_vocab == 400 + by
-    torch.testing.assert_close(
-        logits(got, probe), peft_logits(source, folder, grown(by), probe), atol=2e-4, rtol=1e-4
-    )
+    torch.testing.assert_close(logits(got, probe), peft_logits(source, folder, grown(by), probe), atol=2e-4, rtol=1e-4)
 
 
 def test_words_without_weights_are_refused(base, tmp_path):
@@ -298,3 +297,106 @@ def test_adapters_beside_a_configuration_and_beside_a_whole_model(base, tmp_path
     shutil.copy(source / "model.safetensors", folder)
     with pytest.raises(ValueError, match=r"holds adapters \(adapter_config.json\) and a whole model"):
         load_model(folder)
+
+
+def test_only_the_adapters_of_the_folder_itself_are_opened(base, tmp_path):
+    """A trainer leaves those of the way in subfolders; they are a series, by their steps."""
+    family, source = base
+    out = trained(source, KINDS["lora"](PLACES["qv"][family]), tmp_path / "run-3")
+    steps = {100: KINDS["lora"](PLACES["o"][family]), 20: KINDS["dora"](PLACES["qv"][family])}
+    for step, config in steps.items():
+        trained(source, config, out / f"checkpoint-{step}")
+    (out / "trainer_state.json").write_text(json.dumps({"global_step": 120}))
+    want = peft_logits(source, out)
+    torch.testing.assert_close(logits(load_model(out)), want, atol=2e-4, rtol=1e-4)
+    series = checkpoint_series(out)
+    assert [(one.name, one.step) for one in series] == [
+        ("before", 0), ("checkpoint-20", 20), ("checkpoint-100", 100), ("run-3", 120),
+    ]  # fmt: skip
+    for one in series.later:
+        torch.testing.assert_close(logits(one.open()), peft_logits(source, one.source), atol=2e-4, rtol=1e-4)
+    keys = [json.dumps(one.key()) for one in series]
+    assert len(set(keys)) == 4
+    shutil.rmtree(out / "checkpoint-20")
+    assert json.dumps(series.later[-1].key()) == keys[-1], "checkpoints inside are no part of the last model"
+
+
+def test_a_whole_model_with_checkpoints_inside(checkpoint):
+    first = logits(load_model(checkpoint))
+    for step in (200, 30):
+        inner = checkpoint / f"checkpoint-{step}"
+        hf_model("llama", seed=step).save_pretrained(inner)
+        byte_level_tokenizer().save_pretrained(inner)
+    (checkpoint / "1_Pooling").mkdir()  # no checkpoint: it has no weights
+    shutil.copy(checkpoint / "config.json", checkpoint / "1_Pooling")
+    series = checkpoint_series(checkpoint)
+    assert [(one.name, one.step) for one in series] == [
+        ("checkpoint-30", 30), ("checkpoint-200", 200), ("checkpoint", None),
+    ]  # fmt: skip
+    assert torch.equal(logits(series.later[-1].open()), first) and not torch.equal(logits(series.first.open()), first)
+    for name in ("model.safetensors", "config.json"):  # a run that was stopped before it wrote its last model
+        (checkpoint / name).unlink()
+        assert [one.step for one in checkpoint_series(checkpoint)] == [30, 200]
+    with pytest.raises(FileNotFoundError, match="pass one of the checkpoints in it"):
+        load_model(checkpoint)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "neox"])
+def test_live_adapters_that_wrapped_passes_leave_out(family):
+    """They begin at zero, so that the logits are the same, and would be trained for nothing."""
+    on = {"gpt2": ["c_attn"], "neox": ["query_key_value"]}[family]
+    inside = peft.get_peft_model(hf_model(family), peft.LoraConfig(target_modules=on))
+    with pytest.raises(ValueError, match="has adapters that its wrapped passes leave out .*; 3 modules: fused"):
+        load_model(hf_model=inside.get_base_model())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_live_adapters_of_every_kind_stay_trainable(kind):
+    inside = peft.get_peft_model(hf_model("llama"), KINDS[kind](["q_proj", "o_proj"]))
+    own = {name for name, weight in inside.get_base_model().named_parameters() if weight.requires_grad}
+    model = load_model(hf_model=inside.get_base_model())
+    kept = {
+        name.replace("._original_component", "") for name, weight in model.named_parameters() if weight.requires_grad
+    }
+    assert kept == own and own
+    model(PROBE).sum().backward()
+    assert all(weight.grad is not None for weight in inside.parameters() if weight.requires_grad)
+
+
+def test_a_projection_that_depends_on_its_input_is_refused(llama):
+    class Gated(peft.tuners.lora.layer.Linear):
+        def forward(self, values, *args, **more):
+            return super().forward(values, *args, **more) * values.norm(dim=-1, keepdim=True)
+
+    inside = peft.get_peft_model(hf_model("llama"), KINDS["lora"](["o_proj"]))
+    for layer in inside.get_base_model().model.layers:
+        layer.self_attn.o_proj.__class__ = Gated
+        Gated.__module__ = "peft.gated"
+    live = load_model(hf_model=inside.get_base_model())
+    with pytest.raises(ValueError, match="layer 1 has an adapter .Gated. that depends on its input"):
+        output_projection(live, 1)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_projections_lose_nothing_to_their_bias(dtype):
+    inside = peft.get_peft_model(hf_model("gpt2"), KINDS["lora"](["attn.c_proj"]))
+    with torch.no_grad():
+        for block in inside.get_base_model().transformer.h:
+            block.attn.c_proj.base_layer.bias.add_(100.0)
+    inside.to(getattr(torch, dtype))
+    got = adapted_weight(inside.get_base_model().transformer.h[0].attn.c_proj, 4, 8, "it")
+    layer = inside.merge_and_unload().transformer.h[0].attn.c_proj
+    torch.testing.assert_close(got.flatten(0, 1), layer.weight, atol=0.02, rtol=0.02)
+
+
+def test_a_padding_token_that_the_model_has_no_word_for(byte_level):
+    made = lambda: hf_model("llama", n_vocab=len(byte_level))  # noqa: E731
+    prompts = ["big", "Input: big\nOutput:"]
+    want = complete(load_model(hf_model=made(), tokenizer=byte_level_tokenizer()), prompts, max_new_tokens=4)
+    tokenizer = byte_level_tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    model = load_model(hf_model=made(), tokenizer=tokenizer)
+    assert complete(model, prompts, max_new_tokens=4) == want
+    assert int(model.to_tokens(prompts).max()) < model.cfg.d_vocab
+    with pytest.raises(ValueError, match=f"tokens contains {len(byte_level)}, expected token ids from 0 to"):
+        complete(model, ["big [PAD]"])

@@ -39,7 +39,11 @@ def probe_series(
     found: dict[str, pd.DataFrame] = {}
     for checkpoint in ticking(list(series), "checkpoints", "checkpoints"):
         on_checkpoint(checkpoint)
-        key = {"model": checkpoint.key(), "options": plain_options(options), "tasks": [task.full_hash() for task in tasks]}
+        key = {
+            "model": checkpoint.key(),
+            "options": plain_options(options),
+            "tasks": [task.full_hash() for task in tasks],
+        }
         path = None if folder is None else Path(folder) / f"{checkpoint.name}.parquet"
         first = found[series.first.name].attrs.get(SHAPE) if found else None
 

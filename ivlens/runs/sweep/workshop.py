@@ -214,7 +214,7 @@ def _sources(name: str) -> list[Path | str]:
 
 
 def _fingerprint(spec: ModelSpec, setting: Setting, device: str) -> str:
-    """Changes with anything that could change the model: its files' names, sizes and times, that of the last change too.
+    """Changes with anything that could change the model: names, sizes and times of its files, the last change included.
 
     Copying can set a file's time back, but not that of its last change, which the system keeps for itself.
     """
