@@ -9,8 +9,8 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
-# Names, versions, what a caller may ask for, and how texts end: no logit depends on them. The dtype is recorded with the
-# weights; trainers write the tokenizer's special tokens into the configuration, where nothing here reads them.
+# Names, versions, what a caller may ask for, and how texts end: no logit depends on them. The dtype is recorded with
+# the weights; trainers write the tokenizer's special tokens into the configuration, where nothing here reads them.
 _IRRELEVANT = {
     "architectures", "auto_map", "bos_token_id", "dtype", "eos_token_id", "finetuning_task", "gradient_checkpointing",
     "id2label", "label2id", "name_or_path", "output_attentions", "output_hidden_states", "pad_token_id",
