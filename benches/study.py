@@ -46,7 +46,7 @@ def run(out: Path, orders: Sequence[int], seeds: Sequence[int], n_cells: int | N
         for order in orders:
             options = replace(REGIMES[regime], new=ORDERS[order], recipe=PromptRecipe(seed=seed), seed=seed)
             folder = out / f"{regime}-order{order}-seed{seed}"
-            key = digest([plain_options(options), model_identity(model).weights_hash])
+            key = digest([plain_options(options), model_identity(model).key])
             about = folder / "about.json"
             if about.exists():
                 if json.loads(about.read_text())["key"] != key:

@@ -186,5 +186,5 @@ def _causal(
 
     settings = [dict(stage.settings) for stage in (found.stages[0], found.stages[-1])]
     key = {"models": [series.first.key(), last.key()], "options": str(options), "stages": settings}
-    key |= {"new": None if new is None else new.content_hash()}
+    key |= {"new": None if new is None else new.full_hash()}
     return kept_table(out / "causal.parquet", key, measured)

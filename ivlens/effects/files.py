@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ivlens.models.artefacts import Artefact
-from ivlens.models.fingerprint import ModelIdentity
+from ivlens.models.fingerprint import ModelIdentity, warn_of_older
 from ivlens.prompts.recipe import PromptRecipe
 
 FILE = Artefact("ivlens.HeadEffects/1", "HeadEffects.save")
@@ -68,9 +68,11 @@ def _check_tensors(source: str | Path, tensors: Mapping[str, Tensor], content: M
 
 
 def check_model_of(path: str | Path, effects: ModelIdentity, model: ModelIdentity) -> None:
-    """Raise ValueError where the effects were measured on other weights than the model's."""
-    if effects.weights_hash != model.weights_hash:
+    """Raise ValueError where the effects were measured on another model: weights, configuration or tokenizer."""
+    other = model.differs(effects)
+    if other:
         raise ValueError(
-            f"{path} holds effects measured on {effects}, expected {model}; measure them on this model with "
-            "head_effects, or load them without model= to look at them."
+            f"{path} holds effects measured on {effects}, expected {model}, which has {other}; measure them on this "
+            "model with head_effects, or load them without model= to look at them."
         )
+    warn_of_older(str(path), effects)

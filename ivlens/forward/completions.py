@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from ivlens.forward.hooks import model_lock
-from ivlens.forward.inputs import check_length
+from ivlens.forward.inputs import check_length, check_prompts
 from ivlens.models.boot import TransformerBridge, check_model
 from ivlens.prompts.tokens import Encoder, pad_token
 
@@ -39,6 +39,7 @@ def complete(model: TransformerBridge, prompts: Sequence[str], *, max_new_tokens
     fill = pad_token(model.tokenizer)
     tokens = torch.tensor([[fill] * (width - len(row)) + row for row in rows], device=device)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+    tokens, mask = check_prompts(model, tokens, mask)
     check_length(model, mask, 2)
     eos = model.tokenizer.eos_token_id
     with model_lock(model), torch.no_grad():

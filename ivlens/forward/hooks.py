@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ivlens.models.boot import TransformerBridge, check_model
+from ivlens.models.projection import head_matrices
 
 Site = Literal["resid_post", "attn_out"]
 SITES: tuple[Site, ...] = ("resid_post", "attn_out")
@@ -283,13 +284,13 @@ def output_projection(
 ) -> Float[Tensor, "*n_layers n_heads d_head d_model"]:
     """`W_O` of every head of one layer: `z @ W_O` summed over heads, plus a bias, is what the projection puts out.
 
-    The bias belongs to no head, so no vector contains it. Without a layer: all of them in one tensor
-    `[n_layers, n_heads, d_head, d_model]`, which is a copy, and needs them all on one device.
+    Adapters on it count, merged or not. The bias belongs to no head, so no vector contains it. Without a layer: all of
+    them in one tensor `[n_layers, n_heads, d_head, d_model]`, which is a copy, and needs them all on one device.
     """
     if layer is None:
-        return check_model(model).W_O.detach()
+        return torch.stack([output_projection(model, each) for each in range(check_model(model).cfg.n_layers)])
     (layer,) = check_layers(model, [layer])
-    return model.blocks[layer].attn.W_O.detach()
+    return head_matrices(model, layer)
 
 
 def post_attention_norm(model: TransformerBridge, layer: int) -> torch.nn.Module | None:

@@ -1,14 +1,13 @@
 """`recipe="auto"`: the form that `find_prompts` finds, looked for once for each model and task and then remembered.
 
-Searches are kept in the user's cache by everything they depend on: the weights, the task, what the tokenizer makes of
-a chat, the seed, the forms, the version of ivlens. A cache that is damaged or cannot be written to costs time, nothing
-else.
+Searches are kept in the user's cache by everything they depend on: the model with its
+configuration, tokenizer and chat template, the task, the seed, the forms, the version of ivlens. A cache that is
+damaged or cannot be written to costs time, nothing else.
 """
 
 import json
 import logging
 from collections.abc import Sequence
-from hashlib import sha256
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
@@ -84,14 +83,12 @@ def remembered_search(model: TransformerBridge, task: Task, seed: int = 0) -> Pr
 def _what(model: TransformerBridge, task: Task, seed: int) -> dict[str, Any]:
     """Everything that the outcome of a search depends on."""
     tokenizer: Any = model.tokenizer
-    chat = str(getattr(tokenizer, "chat_template", None) or "")
     return {
         "kind": KIND,
         "ivlens": __version__,
-        "weights": model_identity(model).weights_hash,
-        "chat": sha256(chat.encode()).hexdigest(),
+        "model": model_identity(model).key,
         "task": task.name,  # which every draw depends on
-        "content": task.content_hash(),
+        "content": task.full_hash(),
         "templates": [PromptRecipe(each).to_dict()["template"] for each in templates_of(tokenizer, None)],
         "shots": list(DEFAULT_SHOTS_TRIED),
         "seed": seed,

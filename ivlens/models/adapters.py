@@ -1,38 +1,55 @@
-"""Low-rank adapters in peft's own format, merged into the model that they belong to."""
+"""Folders of adapters in peft's own format: which they are, what they say, and whether they are whole."""
 
 import json
-import warnings
+import logging
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 
-from ivlens.common.files import LIST
+from ivlens.common.files import LIST, read_small
 from ivlens.models.known import known_model
 from ivlens.models.opening import check_name
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+logger = logging.getLogger("ivlens")
+
+CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+_WHOLE = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _LONGEST_CONFIG = 2**20  # bytes
 _SETS = {"target_modules", "modules_to_save", "exclude_modules", "target_parameters"}
+_WHOLE_NUMBERS = ("indices", "index")  # of kinds that keep where they change something
+_PROMPT_KINDS = {"PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING", "CPT", "CARTRIDGE"}
 
 
 def adapter_folders(folder: str | Path) -> dict[str, Path]:
-    """Adapters that a folder holds, by name: itself (`default`), and the subfolders that were saved with it.
+    """Adapters that a folder holds, by name: itself (`default`), and the subfolders that ivlens wrote with it.
 
-    A model that trains a new adapter for every task saves each in a subfolder; together they are the model. Empty for
-    anything that is no folder of adapters, for a whole model, for a known model's name, and for a folder of several
-    checkpoints.
+    A model that trains a new adapter for every task saves each in a subfolder; together they are the model, and a list
+    beside them says so. Other adapters in subfolders, as trainers leave them on the way, are other models: peft opens
+    none of them with the folder either. Empty for anything that is no folder of adapters, for a whole model, for a
+    known model's name, and for a folder of several checkpoints.
     """
     if known_model(folder) is not None:
         return {}
     root = Path(folder).expanduser()
-    if not root.is_dir() or (root / "config.json").is_file():
+    # some trainers write the configuration of the whole model beside its adapters
+    if not root.is_dir() or ((root / "config.json").is_file() and not (root / CONFIG).is_file()):
         return {}
     found = {"default": root} if (root / CONFIG).is_file() else {}
-    if found or (root / LIST).is_file():  # a checkpoint of its own would have its own list
-        parts = [path.parent for path in sorted(root.glob(f"*/{CONFIG}"))]
-        found |= {path.name: path for path in parts if not (path / LIST).exists()}
-    return found
+    return found | {path.name: path for path in _parts(root)}
+
+
+def _parts(root: Path) -> list[Path]:
+    """Subfolders with adapters that were saved together with the folder itself."""
+    if not (root / LIST).is_file():
+        return []
+    try:
+        listed = {Path(name).parent for name in json.loads(read_small(root / LIST))["files"]}
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        listed = None  # a damaged list: what does not have its own
+    found = [path.parent for path in sorted(root.glob(f"*/{CONFIG}")) if not (path.parent / LIST).exists()]
+    return [path for path in found if listed is None or Path(path.name) in listed]
 
 
 def is_adapter(folder: str | Path) -> bool:
@@ -56,86 +73,106 @@ def named_base(folder: str | Path) -> str:
             f"the adapters in {str(folder)!r} belong to {' and '.join(sorted(names))}, expected one model; load them "
             "one by one."
         )
-    return names.pop()
+    name = names.pop()
+    _check_no_circle(folder, name)
+    return name
 
 
-def with_adapters(plain: Any, folder: str | Path) -> Any:
-    """`plain`, a fresh Hugging Face model, with the adapters of `folder` merged into its weights.
+def _check_no_circle(folder: str | Path, name: str) -> None:
+    """Refuse adapters that belong, over others, to themselves."""
+    seen = {Path(folder).expanduser().resolve()}
+    while found := adapter_folders(name):
+        place = Path(name).expanduser().resolve()
+        if place in seen:
+            raise ValueError(
+                f"the adapters in {str(folder)!r} belong to themselves, expected a model; name it with base=."
+            )
+        seen.add(place)
+        name = _described(next(iter(found.values())) / CONFIG)
+
+
+def named_revision(folder: str | Path) -> str | None:
+    """The branch, tag or commit of the model that the adapters belong to, where they name one."""
+    found = {about_adapter(path / CONFIG).get("revision") for path in adapter_folders(folder).values()}
+    revision = found.pop() if len(found) == 1 else None
+    return revision if isinstance(revision, str) and revision else None
+
+
+def check_adapters(folder: str | Path) -> dict[str, tuple[Path, dict[str, tuple[int, ...]]]]:
+    """Path of every adapter of a folder, and the shapes of its weights, after a look at all that peft would believe.
 
     Raises:
-        ImportError: peft is not installed.
-        ValueError: damaged adapters, some that are not whole, or that do not fit the model.
+        ValueError: damaged or incomplete adapters, of a kind that is no change of weights, or beside a whole model.
     """
-    try:
-        from peft import PeftModel
-    except ImportError:
-        what = "adapters need the package peft, which is not installed; pip install 'ivlens[tune]'."
-        raise ImportError(what) from None
-    found = adapter_folders(folder)
-    names = {name: _checked(path) for name, path in found.items()}
-    (first, path), *others = found.items()
-    try:
-        with warnings.catch_warnings():
-            # what peft warns of, weights that it makes up, is refused below
-            warnings.filterwarnings("ignore", message="Found missing adapter keys")
-            wrapped: Any = PeftModel.from_pretrained(plain, path, adapter_name=first)
-        for name, path in others:
-            wrapped.load_adapter(path, name)
-        for name, listed in names.items():
-            _check_all_used(wrapped, name, listed)
-        wrapped.base_model.set_adapter(list(found))
-        return wrapped.merge_and_unload()  # some kinds of adapters cannot be
-    except Exception as error:  # peft's, torch's and safetensors' own
-        reason = f"{type(error).__name__}: {' '.join(str(error).split()):.300}"
+    root, found = Path(folder).expanduser(), adapter_folders(folder)
+    whole = [name for name in _WHOLE if (root / name).is_file()]
+    if whole:
         raise ValueError(
-            f"the adapters in {str(folder)!r} do not fit the model ({reason}), expected the model they were trained on "
-            "and files as peft wrote them; name it with base=, or save them again."
-        ) from None
+            f"{str(folder)!r} holds adapters ({CONFIG}) and a whole model ({whole[0]}), expected one of them; move one "
+            "of the two into a folder of its own."
+        )
+    beside = sorted(path.parent.name for path in root.glob(f"*/{CONFIG}") if path.parent.name not in found)
+    if beside:
+        logger.info("%s: its own adapters are opened, those in %s are other models.", folder, ", ".join(beside))
+    return {name: (path, _checked(path)) for name, path in found.items()}
 
 
-def _checked(folder: Path) -> set[str]:
-    """Names of the weights of one adapter, after a look at everything that peft would stumble over, or believe.
+def _checked(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the weights of one adapter.
 
     Raises:
         ValueError: damaged, not in safetensors, numbers that are none, or a rank that the weights cannot have.
     """
-    about, path = _about(folder / CONFIG), folder / WEIGHTS
-    is_lora = about.get("peft_type") == "LORA"
-    lacking = sorted({"r", "lora_alpha", "target_modules"} - about.keys()) if is_lora else []
+    about = about_adapter(folder / CONFIG)
+    kind = about.get("peft_type")
+    if kind in _PROMPT_KINDS:
+        what = f"is of the kind {kind}, which adds to the prompt and not to the weights"
+        raise _unusable(folder / CONFIG, what, "one that can be merged (LoRA, DoRA, IA3, VeRA, OFT ...)", "")
+    lacking = sorted({"r", "lora_alpha", "target_modules"} - about.keys()) if kind == "LORA" else []
     if lacking:  # peft would take its defaults: other adapters than those that were trained
         raise _unusable(folder / CONFIG, f"lacks {' and '.join(lacking)}", "all that peft writes")
-    if not path.is_file():  # a pickle beside it, which peft would open, does not count
-        raise _unusable(folder, f"holds no {WEIGHTS}", "weights in that file, and no others")
-    largest, names = 0, set()
+    shapes = _shapes(folder)
+    largest = max((size for shape in shapes.values() for size in shape), default=0)
+    patterns = about.get("rank_pattern")
+    ranks = [about.get("r", 1), *(patterns.values() if isinstance(patterns, dict) else [])]
+    if kind == "LORA" and not all(type(rank) is int and 1 <= rank <= largest for rank in ranks):
+        # before memory for it is asked for
+        raise _unusable(folder / CONFIG, f"says r is {ranks!r:.60}", f"1 to {largest}, as the weights are shaped")
+    return shapes
+
+
+def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    path = folder / WEIGHTS
+    if not path.is_file() and (folder / PICKLED).is_file():
+        return _pickled(folder / PICKLED)
+    if not path.is_file():
+        raise _unusable(folder, f"holds neither {WEIGHTS} nor {PICKLED}", "weights in one of these files")
+    found = {}
     try:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():
-                tensor = file.get_tensor(name)
-                if not tensor.is_floating_point() or not tensor.isfinite().all():
-                    raise _unusable(path, f"has numbers in {name!r:.100} that are no finite fractions", "such numbers")
-                names.add(name)
-                largest = max(largest, *tensor.shape, 0)
+                found[name] = _checked_shape(path, name, file.get_tensor(name))
     except (SafetensorError, OSError) as error:
         raise _unusable(path, f"cannot be read ({type(error).__name__}: {error!s:.100})", "safetensors") from None
-    patterns = about.get("rank_pattern")
-    ranks = [about.get("r", 1), *(patterns.values() if isinstance(patterns, dict) else [])]
-    if is_lora and not all(type(rank) is int and 1 <= rank <= largest for rank in ranks):
-        # before memory for it is asked for
-        raise _unusable(folder / CONFIG, f"says r is {ranks!r:.60}", f"1 to {largest}, as the weights are shaped")
-    return names
+    return found
 
 
-def _check_all_used(wrapped: Any, name: str, listed: set[str]) -> None:
-    """Refuse an adapter whose file lacks some of its weights, or has some that are nobody's."""
-    from peft import get_peft_model_state_dict
+def _pickled(path: Path) -> dict[str, tuple[int, ...]]:
+    """What is in a `.bin`, read as tensors and nothing else: torch builds no other object, and calls nothing."""
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch's, pickle's and zipfile's own
+        reason = " ".join(str(error).split()).partition(".")[0]
+        raise _unusable(path, f"holds more than tensors, or is damaged ({reason:.100})", "tensors by name") from None
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
+        raise _unusable(path, "holds something else", "tensors by name")
+    return {str(name): _checked_shape(path, str(name), tensor) for name, tensor in tensors.items()}
 
-    own = set(get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=False))
-    lacking, needless = sorted(own - listed), sorted(listed - own - set(wrapped.state_dict()))
-    if lacking or needless:
-        raise ValueError(
-            f"in {name!r}, {len(lacking)} weights are missing and {len(needless)} belong nowhere: "
-            f"{', '.join([*lacking, *needless][:2]):.160}"
-        )
+
+def _checked_shape(path: Path, name: str, tensor: torch.Tensor) -> tuple[int, ...]:
+    if not tensor.isfinite().all() or not (tensor.is_floating_point() or name.endswith(_WHOLE_NUMBERS)):
+        raise _unusable(path, f"has numbers in {name!r:.100} that are no finite fractions", "such numbers")
+    return tuple(tensor.shape)
 
 
 def put_in_order(folder: Path) -> None:
@@ -149,14 +186,19 @@ def put_in_order(folder: Path) -> None:
 
 
 def _described(config: Path) -> str:
-    name = _about(config).get("base_model_name_or_path")
+    name = about_adapter(config).get("base_model_name_or_path")
     if not name or not isinstance(name, str):
         raise ValueError(f"{str(config)!r} names no model, expected base_model_name_or_path; name one with base=.")
     check_name(name)
     return name
 
 
-def _about(config: Path) -> dict[str, Any]:
+def about_adapter(config: Path) -> dict[str, Any]:
+    """What peft wrote about an adapter.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
     try:
         if not config.is_file() or config.stat().st_size > _LONGEST_CONFIG:
             raise OSError
@@ -171,5 +213,5 @@ def _about(config: Path) -> dict[str, Any]:
     return about
 
 
-def _unusable(path: Path, got: str, expected: str) -> ValueError:
-    return ValueError(f"{str(path)!r} {got}, expected {expected}; save the adapters again with peft.")
+def _unusable(path: Path, got: str, expected: str, remedy: str = "; save the adapters again with peft") -> ValueError:
+    return ValueError(f"{str(path)!r} {got}, expected {expected}{remedy}.")

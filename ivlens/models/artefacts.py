@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -73,8 +73,11 @@ class Artefact:
 
 
 def _identity(about: Any) -> ModelIdentity:
-    model = ModelIdentity(**{key.name: about[key.name] for key in fields(ModelIdentity)})
+    # files of older versions record no hash of configuration and tokenizer
+    known = {key.name: about[key.name] for key in fields(ModelIdentity) if key.default is MISSING or key.name in about}
+    model = ModelIdentity(**known)
     sizes = [getattr(model, name) for name in ("n_layers", "n_heads", "d_model", "d_head")]
-    if not (all(isinstance(size, int) for size in sizes) and isinstance(model.weights_hash, str)):
+    hashes = (model.weights_hash, model.config_hash, model.tokenizer_hash)
+    if not (all(isinstance(size, int) for size in sizes) and all(isinstance(text, str) for text in hashes)):
         raise TypeError("the model's shape or hash is missing")
     return model

@@ -60,9 +60,6 @@ def check_supported(hf_model: Any, label: str) -> None:
 def boot(hf_model: Any, tokenizer: Any, label: str) -> TransformerBridge:
     """The bridge of `hf_model`, in eval mode and without gradients, with `tokenizer` as it is.
 
-    Parameters whose name contains `lora_` keep `requires_grad`: the model may be that inside a PEFT wrapper, whose
-    adapters the caller trains.
-
     Raises:
         ValueError: no attention heads, architecture unknown to transformer_lens, or logits changed by wrapping.
     """
@@ -73,7 +70,7 @@ def boot(hf_model: Any, tokenizer: Any, label: str) -> TransformerBridge:
     if not hf_model.config.architectures:
         hf_model.config.architectures = [type(hf_model).__name__]
     parameter = next(hf_model.parameters())
-    n_words = hf_model.get_input_embeddings().num_embeddings
+    n_words = hf_model.get_input_embeddings().weight.shape[0]
     probe = torch.arange(_PROBE_LENGTH, device=parameter.device)[None] * 7 % n_words
     with torch.no_grad(), opened_by("transformers", f"model {label!r}", "expected one that runs; check its config"):
         want = hf_model(probe, use_cache=False).logits
@@ -100,9 +97,8 @@ def boot(hf_model: Any, tokenizer: Any, label: str) -> TransformerBridge:
 
 
 def _freeze(model: nn.Module) -> None:
-    for name, parameter in model.named_parameters():
-        if "lora_" not in name:
-            parameter.requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
 
 
 def _stand_in(tokenizer: Any) -> Any:
@@ -122,14 +118,20 @@ def _stand_in(tokenizer: Any) -> Any:
 
 
 def _keep_tokenizer(model: TransformerBridge, tokenizer: Any) -> None:
-    if tokenizer is not None and tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token  # the bridge pads even a single text
+    if tokenizer is not None and (tokenizer.pad_token is None or tokenizer.pad_token_id >= _n_words(model)):
+        # the bridge pads even a single text; a padding token may have been added without one for it in the model
+        tokenizer.pad_token = tokenizer.eos_token
     model.tokenizer = None  # replacing one by another would configure, that is, change, the other
     model.tokenizer = tokenizer
     if hasattr(model._driver, "tokenizer"):
         model._driver.tokenizer = tokenizer
     # text given to the bridge is tokenised as the tokenizer does it, so that a prompt is the same here and in ivlens
     model.cfg.default_prepend_bos = bool(tokenizer is not None and model.cfg.tokenizer_prepends_bos)
+
+
+def _n_words(model: TransformerBridge) -> int:
+    wrapped: Any = model.original_model
+    return wrapped.get_input_embeddings().weight.shape[0]
 
 
 def _check_heads(model: TransformerBridge, label: str) -> None:

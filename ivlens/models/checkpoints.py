@@ -1,21 +1,25 @@
 """A series of checkpoints of one model, opened one at a time."""
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from ivlens.common.files import STATE
+from ivlens.common.digests import content_digest
+from ivlens.common.files import STATE, read_small
 from ivlens.models.adapters import CONFIG, adapter_folders, is_adapter, named_base
 from ivlens.models.boot import TransformerBridge, check_model
 from ivlens.models.fingerprint import model_identity
 from ivlens.models.ggufheader import is_gguf
 from ivlens.models.known import known_model
-from ivlens.models.load import load_model
+from ivlens.models.load import commit_of, load_model
 
-_HASHED = 2**26  # bytes of a file
+# what trainers leave beside a model, and no model is made of
+_BESIDE = ("optimizer", "scheduler", "training_args", "rng_state", "random_states", STATE, "generation_config")
+_WEIGHTS = (".safetensors", ".bin", ".gguf", ".index.json")
+_WORDS = ("tokenizer", "special_tokens", "added_tokens", "vocab", "merges", "chat_template", "spiece", "sentencepiece")
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,22 +49,23 @@ class Checkpoint:
         return self.source
 
     def key(self) -> dict[str, Any]:
-        """What tells the model apart from others, without opening it: a bridge's weights, or a folder's files.
+        """What tells the model apart from others, without opening it: a bridge's identity, or a folder's files.
 
-        A folder may be moved or copied: small files count by their content. Weights of more than 64 MiB would take
-        longer to read than a check may; they count by size and time.
+        A folder may be moved or copied: files count by their content, all weights whatever their format, the
+        configuration, the tokenizer and the chat template. Large files are read once, for as long as they stay as they
+        are.
         """
         if not isinstance(self.source, str | Path):
-            return {"weights": model_identity(self.source).weights_hash}
+            return {"model": model_identity(self.source).key}
         known = known_model(self.source)
         folder = Path(self.source).expanduser() if known is None else known.folder
-        if is_gguf(folder):
-            return {"files": [[folder.name, *_content(folder)]], "base": None}
-        if not folder.is_dir():
-            return {"source": str(self.source), **({} if self.dtype == "auto" else {"dtype": self.dtype})}
+        if not folder.is_dir() and not is_gguf(folder):
+            commit = {} if folder.exists() else commit_of(str(self.source))
+            return {"source": str(self.source), **commit, **({} if self.dtype == "auto" else {"dtype": self.dtype})}
         parts = adapter_folders(folder).values()
-        files = [path for part in parts or [folder] for path in part.iterdir() if _makes_the_model(path)]
-        contents = [[path.relative_to(folder).as_posix(), *_content(path)] for path in sorted(files)]
+        places = {folder, *parts} if folder.is_dir() else ()  # the tokenizer of several adapters lies above them
+        files = [path for place in places for path in place.iterdir() if _makes_the_model(path)] or [folder]
+        contents = [[path.relative_to(folder).as_posix(), content_digest(path)] for path in sorted(files)]
         base = (named_base(folder) if self.base is None else self.base) if parts else None
         found = {"files": contents, "base": None if base is None else Checkpoint("base", base).key()}
         return found if self.dtype == "auto" else found | {"dtype": self.dtype}
@@ -97,9 +102,9 @@ def checkpoint_series(
 
     Args:
         source: A folder with one checkpoint in each subfolder (whole models, or adapters in peft's format; what `ivlens
-            tune --checkpoint-every` writes), in the order of the numbers in their names, names without a number last;
-            or bridges, folders and names as a list or by name, in their own order. A folder that is itself a checkpoint
-            is a series of one.
+            tune --checkpoint-every` and transformers' Trainer write), in the order of the numbers in their names, names
+            without a number last; or bridges, folders and names as a list or by name, in their own order. A folder that
+            is itself a checkpoint comes after those inside it, and is a series of one where there are none.
         first: The model everything is compared with, as a bridge, folder or name. None: the model that the adapters
             name, or else the first of the series.
         base: The model that adapters belong to, where it is not the one they name.
@@ -136,9 +141,19 @@ def _listed(source: "str | Path | Sequence[Any] | Mapping[str, Any]", base: Any)
         return [_checked(root.name, source, base)]
     if not root.is_dir():
         raise FileNotFoundError(f"{str(source)!r} is no folder, expected one with checkpoints in its subfolders.")
+    own = set(adapter_folders(root).values())
+    folders = [path for path in root.iterdir() if path.is_dir() and _is_checkpoint(path) and path not in own]
+    with_weights = [path for path in folders if _has_weights(path)]
+    if with_weights or _is_checkpoint(root):
+        folders = with_weights  # others hold parts of a model, or its export
     if _is_checkpoint(root):
-        return [_checked(root.name, root, base)]
-    folders = [path for path in root.iterdir() if path.is_dir() and _is_checkpoint(path)]
+        # a trainer's folder: its last model, and before it those of the way
+        last = _checked(root.resolve().name, root, base)
+        if not folders:
+            return [last]
+        on_the_way = [_checked(path.name, path, base) for path in sorted(folders, key=_place)]
+        # a number in its name counts runs, not steps
+        return [*on_the_way, *([replace(last, step=_trained_steps(root))] if _has_weights(root) else [])]
     if not folders and (root / STATE).is_file():
         raise FileNotFoundError(
             f"{str(source)!r} holds a training that has not ended (no model/ yet), expected checkpoints; give the same "
@@ -165,15 +180,26 @@ def _is_checkpoint(folder: Path) -> bool:
     return (folder / "config.json").is_file() or bool(adapter_folders(folder)) or is_gguf(folder)
 
 
+def _has_weights(folder: Path) -> bool:
+    if adapter_folders(folder):
+        return True
+    return any(_makes_the_model(path) and path.name.endswith(_WEIGHTS) for path in folder.iterdir())
+
+
+def _trained_steps(folder: Path) -> int | None:
+    """How many steps a trainer says that it made."""
+    try:
+        step = json.loads(read_small(folder / "trainer_state.json", 2**28))["global_step"]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return step if isinstance(step, int) else None
+
+
 def _makes_the_model(path: Path) -> bool:
-    return path.is_file() and (path.suffix == ".safetensors" or path.name in ("config.json", "tokenizer.json", CONFIG))
-
-
-def _content(path: Path) -> list[Any]:
-    about = path.stat()
-    if about.st_size > _HASHED:
-        return [about.st_size, about.st_mtime_ns]
-    return [sha256(path.read_bytes()).hexdigest()]
+    if not path.is_file() or path.name.startswith(_BESIDE):
+        return False
+    is_named = path.name.startswith(_WORDS) or path.name in ("config.json", CONFIG)
+    return is_named or path.name.endswith(_WEIGHTS) or path.suffix in (".model", ".tiktoken")
 
 
 def _name_of(source: Any, number: int) -> str:

@@ -1,29 +1,46 @@
-"""Which model it is: its name, its shape, and a fingerprint of all weights that is quick for billions of them."""
+"""Which model it is: its name, its shape, and quick fingerprints of weights, configuration and tokenizer."""
 
-import hashlib
 import json
+import logging
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Int
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ivlens.models.boot import TransformerBridge, check_model
 from ivlens.models.known import pocket_path
+from ivlens.models.settings import config_facts, lasting_buffers, tokenizer_hash
+
+logger = logging.getLogger("ivlens")
 
 # up to this many parameters hashing costs less than finding out whether anything has changed
 _ALWAYS_HASHED = 2**26
 _CHUNK = 2**22
 _SAMPLED = 2**10
 
+_WARNED: set[str] = set()
 _CACHE: WeakKeyDictionary[nn.Module, tuple[tuple[Any, ...], str]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """Which model a result belongs to; `weights_hash` covers every parameter, to the bit."""
+    """Which model a result belongs to.
+
+    Attributes:
+        name, revision: What it was opened as.
+        architecture, n_layers, n_heads, d_model, d_head, d_vocab: Its shape.
+        weights_hash: Covers every parameter, to the bit.
+        config_hash: Covers everything else that its logits depend on: the configuration (positions, activation, scales
+            ...) and tensors that are no parameters. Empty where it was not recorded, in files of older versions.
+        tokenizer_hash: Covers vocabulary, merges, normaliser, special tokens and chat template. Empty for a model
+            without a tokenizer, and where it was not recorded.
+    """
 
     name: str
     revision: str | None
@@ -34,6 +51,26 @@ class ModelIdentity:
     d_head: int
     d_vocab: int
     weights_hash: str
+    config_hash: str = ""
+    tokenizer_hash: str = ""
+
+    @property
+    def key(self) -> str:
+        """One hash (hex) of all that a number measured on this model depends on; its name does not count."""
+        return sha256(f"{self.weights_hash} {self.config_hash} {self.tokenizer_hash}".encode()).hexdigest()
+
+    def differs(self, other: "ModelIdentity") -> str:
+        """What tells two models apart, as a phrase ("another configuration"); empty where nothing does.
+
+        What one of them does not record is not compared.
+        """
+        pairs = {
+            "other weights": (self.weights_hash, other.weights_hash),
+            "another configuration": (self.config_hash, other.config_hash),
+            "another tokenizer or chat template": (self.tokenizer_hash, other.tokenizer_hash),
+        }
+        found = [what for what, (ours, theirs) in pairs.items() if ours != theirs and ours and theirs]
+        return " and ".join(found)
 
     def __str__(self) -> str:
         return f"{self.name} ({self.n_layers} layers x {self.n_heads} heads, weights {self.weights_hash[:12]})"
@@ -64,7 +101,7 @@ def weights_hash(model: nn.Module) -> str:
     key = (adapters, *_state(parameters)) if large else ()
     if large and model in _CACHE and _CACHE[model][0] == key:
         return _CACHE[model][1]
-    digest = hashlib.sha256(adapters.encode())
+    digest = sha256(adapters.encode())
     for name, parameter in parameters:
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
         for checksum in _checksums(parameter):
@@ -114,15 +151,26 @@ def _checksums(parameter: Tensor) -> list[int]:
     return torch.stack(sums).tolist() if sums else []
 
 
+def config_hash(model: nn.Module) -> str:
+    """SHA-256 (hex) over what the logits depend on beside the parameters: the configuration, and lasting buffers."""
+    plain: Any = getattr(model, "original_model", model)
+    digest = sha256(json.dumps([type(plain).__name__, config_facts(plain.config)], sort_keys=True).encode())
+    for name, buffer in lasting_buffers(model):
+        digest.update(f"{name} {tuple(buffer.shape)} {buffer.dtype} {_checksums(buffer)}".encode())
+    return digest.hexdigest()
+
+
 def is_built_in(model: TransformerBridge) -> bool:
-    """Whether these are the weights of the built-in model, whatever it was opened as."""
-    if _ORIGINS.get(model, _Origin("", None)).name == "pocket":
-        return True
+    """Whether these are the weights of the built-in model as they were delivered, whatever name or dtype it has now."""
     try:
-        known = json.loads((pocket_path() / "card.json").read_text(encoding="utf-8"))["about"]["weights_hash"]
-    except (OSError, ValueError, KeyError, TypeError):
+        stored = load_file(pocket_path() / "model.safetensors")
+    except (OSError, SafetensorError):
         return False  # an installation without it has no built-in model
-    return weights_hash(model) == known
+    own = {name.replace("._original_component", ""): weight for name, weight in model.named_parameters()}
+    return own.keys() == stored.keys() and all(
+        own[name].shape == weight.shape and torch.equal(own[name].detach().cpu(), weight.to(own[name].dtype))
+        for name, weight in stored.items()
+    )
 
 
 _ORIGINS: WeakKeyDictionary[TransformerBridge, _Origin] = WeakKeyDictionary()
@@ -147,4 +195,17 @@ def model_identity(model: TransformerBridge) -> ModelIdentity:
         d_head=cfg.d_head,
         d_vocab=cfg.d_vocab,
         weights_hash=weights_hash(model),
+        config_hash=config_hash(model),
+        tokenizer_hash=tokenizer_hash(getattr(model, "tokenizer", None)),
     )
+
+
+def warn_of_older(what: str, identity: ModelIdentity) -> None:
+    """Say, once for a model, that it cannot be known whether a result of an older version belongs to it."""
+    if not identity.config_hash and identity.weights_hash not in _WARNED:
+        _WARNED.add(identity.weights_hash)
+        logger.warning(
+            "%s was made by an older ivlens, which recorded its model's weights alone: it is taken, and whether "
+            "configuration and tokenizer are the same is not known; make it again to be sure.",
+            what,
+        )

@@ -138,6 +138,8 @@ def source_of(name: str | Path) -> str | Path:
     if place.is_dir():
         what, inside = "is a folder without config.json", sorted(filter(is_gguf, place.iterdir()))
         remedy = f"pass its file {str(inside[0])!r}" if inside else remedy
+        within = [path.parent for path in sorted([*place.glob("*/config.json"), *place.glob("*/adapter_config.json")])]
+        remedy = f"pass one of the checkpoints in it ({within[-1].name!r} ...)" if within else remedy
     elif place.exists():
         what = "is a file, and no GGUF"
     else:

@@ -1,5 +1,6 @@
 """`load_model`: a Hugging Face decoder, checked and wrapped as a `TransformerBridge`."""
 
+import copy
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,17 @@ from torch import nn
 
 from ivlens.common.hub import without_retries
 from ivlens.common.progress import bar
-from ivlens.models.adapters import is_adapter, named_base, with_adapters
+from ivlens.models.adapters import is_adapter, named_base, named_revision
 from ivlens.models.boot import TransformerBridge, boot, check_config, check_model, check_supported
 from ivlens.models.fingerprint import remember_name
 from ivlens.models.gguf import gguf_tokenizer, open_gguf
 from ivlens.models.known import label_of, nearest_known, source_of
+from ivlens.models.live import LiveAdapters
+from ivlens.models.merging import with_adapters
 from ivlens.models.opening import check_all_there, check_name, check_sizes, opened_by
 from ivlens.models.plain import plain_model, plain_origin, remember_plain
 
+_TEMPLATE = "chat_template.jinja"
 _SAVE_AGAIN = "expected a checkpoint written by save_pretrained; save or download it again"
 
 
@@ -35,7 +39,7 @@ def load_model(
     The bridge is in eval mode without gradients, its logits were compared with those of the Hugging Face model before
     wrapping, and `model.tokenizer` is exactly the tokenizer given, or else the checkpoint's own (one without a padding
     token pads with its end-of-text token). Text given to the model gets a BOS token where that tokenizer adds one, and
-    only there. LoRA adapters inside a given model (`peft_model.get_base_model()`) stay as trainable as they were.
+    only there. Adapters inside a given model (`peft_model.get_base_model()`) stay as trainable as they were.
 
     Args:
         name: `"pocket"` (the built-in model), `"smollm2"` (a real one; `ivlens get smollm2` fetches it), a folder, a
@@ -75,10 +79,10 @@ def _loaded(
         raise TypeError(f"hf_model is {type(hf_model).__name__}, expected a transformers model (LlamaForCausalLM ...).")
     asked, place = _dtype(dtype), device_of(device, hf_model)
     check_name(name)
-    adapters = hf_model is None and is_adapter(name)
-    if base is not None and not adapters:
+    is_folder = hf_model is None and is_adapter(name)
+    if base is not None and not is_folder:
         raise ValueError(f"load_model got base= for {str(name)!r}, which is no folder of adapters; leave base out.")
-    if adapters:
+    if is_folder:
         label = label_of(name)
         hf_model, tokenizer = _adapted(Path(name).expanduser(), base, tokenizer, asked, revision)
     elif hf_model is None:
@@ -95,7 +99,9 @@ def _loaded(
     if asked is not None or next(hf_model.parameters()).device != place:
         hf_model = hf_model.to(device=place, dtype=asked)
     origin = plain_origin(hf_model)
+    adapters = LiveAdapters(hf_model)  # the model may be that inside a peft wrapper, whose adapters the caller trains
     model = boot(hf_model, tokenizer, label)
+    adapters.keep(model, label)
     remember_plain(model, origin)
     remember_name(model, label, getattr(hf_model.config, "_commit_hash", None) or revision)
     return model
@@ -108,13 +114,26 @@ def _adapted(
     dtype: torch.dtype | None,
     revision: str | None,
 ) -> tuple[Any, Any]:
-    """The plain model with the adapters of a folder merged, and its tokenizer."""
-    if base is None or isinstance(base, str | Path):
-        source = source_of(named_base(folder) if base is None else base)
-        plain, tokenizer = _opened(source, tokenizer, dtype, revision)
+    """The plain model with the adapters of a folder merged, and its tokenizer: the one beside them, or else its own.
+
+    Adapters may belong to a model that is a folder of adapters itself.
+    """
+    has_own = tokenizer is not None or (folder / "tokenizer_config.json").is_file()
+    if tokenizer is None and has_own:
+        tokenizer = _own_tokenizer(folder, None)
+    named = named_base(folder) if base is None else base
+    if not isinstance(named, str | Path):
+        plain = plain_model(check_model(named))
+        tokenizer = named.tokenizer if tokenizer is None else tokenizer
+    elif is_adapter(named):
+        plain, tokenizer = _adapted(Path(named).expanduser(), None, tokenizer, dtype, revision)
     else:
-        plain = plain_model(check_model(base))
-        tokenizer = base.tokenizer if tokenizer is None else tokenizer
+        revision = named_revision(folder) if base is None and revision is None else revision
+        plain, tokenizer = _opened(source_of(named), tokenizer, dtype, revision)
+    template = folder / _TEMPLATE
+    if tokenizer is not None and not has_own and template.is_file():
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.chat_template = template.read_text(encoding="utf-8")
     return with_adapters(plain, folder).requires_grad_(False).eval(), tokenizer
 
 
@@ -190,6 +209,18 @@ def _download(source: str | Path, dtype: torch.dtype | None, revision: str | Non
             f"model {str(source)!r} is no decoder-only language model that transformers can open "
             f"({str(error).splitlines()[0]:.200}); use a causal language model such as Llama, Qwen, Gemma or GPT-2."
         ) from None
+
+
+def commit_of(name: str) -> dict[str, str]:
+    """The commit that a Hub name's main branch is at, as far as the Hub or what was fetched from it says."""
+    from transformers import AutoConfig
+
+    try:
+        with without_retries():
+            commit = getattr(AutoConfig.from_pretrained(name, trust_remote_code=False), "_commit_hash", None)
+    except Exception:  # opening the model says what is wrong
+        commit = None
+    return {} if commit is None else {"commit": commit}
 
 
 def _unreachable(source: str, error: Exception) -> ConnectionError:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Literal, get_args
 
@@ -129,6 +129,16 @@ class Task:
         """
         content = [[[example.input, example.answers] for example in self.examples], self.instructions, self.fused]
         return hashlib.sha256(json.dumps(content, ensure_ascii=True).encode()).hexdigest()
+
+    def full_hash(self) -> str:
+        """SHA-256 (hex) of all that a measurement can depend on: `content_hash`, the name, parts, clozes and the rest.
+
+        Not where the task was read from, nor what was left out there.
+        """
+        values = {
+            each.name: getattr(self, each.name) for each in fields(self) if each.name not in ("source", "skipped")
+        }
+        return hashlib.sha256(json.dumps(values, default=asdict, sort_keys=True).encode()).hexdigest()
 
 
 def split_of(input: str, seed: int = 0) -> SplitName:

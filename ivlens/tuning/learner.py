@@ -15,9 +15,10 @@ from ivlens.common.files import held, ready_folder, replacing
 from ivlens.common.progress import bar
 from ivlens.models.adapters import put_in_order
 from ivlens.models.boot import TransformerBridge, check_model
-from ivlens.models.fingerprint import model_identity
+from ivlens.models.fingerprint import config_hash, model_identity
 from ivlens.models.known import known_model
 from ivlens.models.load import load_model
+from ivlens.models.merging import merged
 from ivlens.models.plain import plain_model
 from ivlens.tuning.data import TrainingSet
 from ivlens.tuning.guidance import Guidance
@@ -131,7 +132,7 @@ class Learner:
             guides=guides,
             terms={"penalty": self._penalty} | rehearsed,
             seed=seed,
-            about={"method": self.method.describe()},
+            about={"method": self.method.describe(), "model": config_hash(self.trained)},
         )
 
     def _penalty(self, step: int) -> Iterator[torch.Tensor]:
@@ -156,7 +157,7 @@ class Learner:
         """
         plain: Any = copy.deepcopy(self.trained)
         if hasattr(plain, "merge_and_unload"):
-            plain = plain.merge_and_unload()
+            plain = merged(plain)
         plain.requires_grad_(False)
         name = name or f"{self._first.cfg.model_name} + {self.n_tasks} tasks ({self.method.name})"
         return load_model(name, hf_model=plain.eval(), tokenizer=self._first.tokenizer)
@@ -177,6 +178,8 @@ class Learner:
                 scratch, **({"save_embedding_layers": False} if hasattr(model, "peft_config") else {})
             )
             put_in_order(scratch)
+            if not hasattr(model, "peft_config") and self._first.tokenizer is not None:
+                self._first.tokenizer.save_pretrained(scratch)  # a whole model is opened without its first one
         return target
 
     def _guides(self, guidance: Guidance | None) -> Sequence[Guidance]:

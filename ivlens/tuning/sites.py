@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from jaxtyping import Float
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from ivlens.forward.hooks import check_layers, check_site
 from ivlens.models.boot import TransformerBridge
 from ivlens.models.plain import ModulePaths, module_paths
+from ivlens.models.projection import adapted_weight, is_plain, written_by
 from ivlens.tuning.data import base_model
 from ivlens.tuning.terms import HeadConsistency
 
@@ -26,6 +28,7 @@ class Sites:
         self._model = model
         config = getattr(getattr(model, "original_model", None), "config", None)
         self._multiplier = float(getattr(config, "residual_multiplier", None) or 1.0)
+        self._adapted: WeakSet[nn.Module] = WeakSet()
         self._n_heads, self._d_head = model.cfg.n_heads, model.cfg.d_head
 
     def check(self, layer: int, site: str, heads: Iterable[tuple[int, int]] = ()) -> None:
@@ -85,11 +88,22 @@ class Sites:
     def _written(
         self, plain: nn.Module, z: Float[Tensor, "batch n_heads d_head"], layer: int, head: int
     ) -> Float[Tensor, "batch d_model"]:
-        """`z W_O` of one head, with the weights as they are now."""
+        """`z W_O` of one head, with the weights as they are now: those of adapters in training count."""
         module: Any = base_model(plain).get_submodule(self.paths.projections[layer])
-        module = getattr(module, "base_layer", module)
+        if not is_plain(module):
+            self._check_adapted(module, layer)
+            alone = (
+                nn.functional.one_hot(torch.tensor(head, device=z.device), self._n_heads)[:, None] * z[:, head, None]
+            )
+            return written_by(module, alone.flatten(1))
         by_input = module.weight.T if isinstance(module, nn.Linear) else module.weight  # GPT-2's is the other way round
         return z[:, head] @ by_input.unflatten(0, (self._n_heads, self._d_head))[head]
+
+    def _check_adapted(self, module: nn.Module, layer: int) -> None:
+        """Refuse, once for each projection, an adapter by which no head writes by itself."""
+        if module not in self._adapted:
+            adapted_weight(module, self._n_heads, self._d_head, f"the output projection of layer {layer}")
+            self._adapted.add(module)
 
     def _keep(self, kept: dict[int, Tensor], layer: int, column: int) -> Callable[[nn.Module, Any], None]:
         def keep(_: nn.Module, given: Any) -> None:

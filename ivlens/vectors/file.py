@@ -1,7 +1,7 @@
 """The file of an `InstructionVector`, and whether a vector belongs to a model."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ivlens.models.artefacts import Artefact
-from ivlens.models.fingerprint import ModelIdentity
+from ivlens.models.fingerprint import ModelIdentity, warn_of_older
 from ivlens.vectors.provenance import recipe_of
 
 FILE = Artefact("ivlens.InstructionVector/1", "InstructionVector.save")
@@ -51,6 +51,8 @@ def check_weights(
 ) -> dict[str, Any] | None:
     """None where the vector belongs to the model; its identity, to be recorded, where other weights are allowed.
 
+    Other weights are here also those of the same numbers under another configuration, tokenizer or chat template.
+
     Raises:
         ValueError: another shape, or other weights that were not allowed.
     """
@@ -61,16 +63,24 @@ def check_weights(
             f"{name} is a vector for {vector.name!r} with {ours}, expected {theirs} from model {model.name!r}; "
             "a vector serves one shape of model only: compute it on this one."
         )
-    if vector.weights_hash == model.weights_hash:
+    other = vector.differs(model)
+    if not other:
+        warn_of_older(str(name), vector)
         return None
     if not allow_other_weights:
         raise ValueError(
-            f"{name} is a vector for {vector.name!r} with weights {vector.weights_hash:.12}, expected "
-            f"{model.weights_hash:.12} of model {model.name!r}; compute it on this model, or, to inject a vector of "
-            "another checkpoint on purpose, take iv.for_model(model), or pass allow_other_weights=True to "
-            "InstructionVector.load; both record it."
+            f"{name} is a vector for {vector.name!r} with weights {vector.weights_hash:.12}, expected one for "
+            f"{model.name!r}, which has {other}; compute it on this model, or take iv.for_model(model) or "
+            "load(..., allow_other_weights=True) to inject it on purpose: both record it."
         )
     return asdict(model)
+
+
+def was_allowed(settings: Mapping[str, Any], model: ModelIdentity) -> bool:
+    """Whether a vector of another model was taken for just this one, on purpose."""
+    allowed = settings.get("used_with") or {}
+    hashes = {name: allowed.get(name, "") for name in ("weights_hash", "config_hash", "tokenizer_hash")}
+    return bool(hashes["weights_hash"]) and not replace(model, **hashes).differs(model)
 
 
 def check_same_width(one: Tensor, other: Tensor) -> None:

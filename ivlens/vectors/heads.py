@@ -45,10 +45,11 @@ def checked_model(effects: HeadEffects, model: TransformerBridge | None) -> Tran
             "deleted); pass the one they were measured on: from_effects(effects, k, model=model)."
         )
     found = model_identity(live)
-    if found.weights_hash != effects.model.weights_hash:
+    other = found.differs(effects.model)
+    if other:
         raise ValueError(
-            f"model {found.name!r} has weights {found.weights_hash:.12}, expected {effects.model.weights_hash:.12} of "
-            f"{effects.model.name!r}, on which the effects of {effects.task!r} were measured; measure them again."
+            f"model {found.name!r} has {other}, expected {effects.model.name!r} ({effects.model.key:.12}), on which "
+            f"the effects of {effects.task!r} were measured; measure them again."
         )
     return live
 
@@ -66,10 +67,11 @@ def choosing(effects: HeadEffects, universal: Sequence[HeadEffects] | None) -> l
         )
     pool = list(universal) if universal else [effects]
     for other in pool:
-        if other.model.weights_hash != effects.model.weights_hash:
+        if other.model.differs(effects.model):
             raise ValueError(
-                f"universal contains effects of {other.task!r} measured on other weights ({other.model.name!r}), "
-                f"expected {effects.model.name!r} throughout; measure them on one model."
+                f"universal contains effects of {other.task!r} measured on "
+                f"{other.model.differs(effects.model)} ({other.model.name!r}), expected {effects.model.name!r} "
+                "throughout; measure them on one model."
             )
         for name in ("seed", "score", "mode"):
             ours, theirs = (at.recipe.seed if name == "seed" else at.settings.get(name) for at in (effects, other))

@@ -15,7 +15,7 @@ from ivlens.models.boot import TransformerBridge, check_model
 from ivlens.models.fingerprint import ModelIdentity, model_identity
 from ivlens.prompts.recipe import PromptRecipe
 from ivlens.vectors.decode import top_tokens
-from ivlens.vectors.file import check_same_width, check_weights, read_vector, write_vector
+from ivlens.vectors.file import check_same_width, check_weights, read_vector, was_allowed, write_vector
 from ivlens.vectors.heads import Heads, checked_model, choose_heads, choosing, head_writes, named_heads
 from ivlens.vectors.provenance import bracketed, made_from, recipe_of, shares_of
 
@@ -290,9 +290,8 @@ def check_belongs(vector: InstructionVector, model: TransformerBridge) -> None:
         ValueError: another `d_model`, another shape of heads, or other weights.
     """
     check_width(vector, check_model(model))
-    found, allowed = model_identity(model), vector.settings.get("used_with") or {}
-    recorded = allowed.get("weights_hash") == found.weights_hash
-    check_weights(f"InstructionVector {vector.task!r}", vector.model, found, recorded)
+    found = model_identity(model)
+    check_weights(f"InstructionVector {vector.task!r}", vector.model, found, was_allowed(vector.settings, found))
 
 
 def base_task(vector: InstructionVector) -> str:

@@ -1,6 +1,7 @@
 """Adapters and whole models from disk, in order, and each the model that was saved."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from conftest import tiny_task
 from safetensors.torch import load_file, save_file
 
 from ivlens import load_model
+from ivlens.common import digests
 from ivlens.common.intervals import grouped_interval
-from ivlens.models import checkpoints
+from ivlens.models import model_identity
 from ivlens.models.adapters import adapter_folders, named_base
 from ivlens.models.checkpoints import Checkpoint, checkpoint_series
 from ivlens.tuning import Along, Learner, TuneOptions, finetune
@@ -33,9 +35,6 @@ def tuned(request, llama, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     task = tiny_task()
     result = finetune(llama, task, method=request.param, options=OPTIONS, along=Along(folder, checkpoint_every=2))
-    for path in [folder / "model", *result.checkpoints.values()]:
-        if request.param == "full":
-            llama.tokenizer.save_pretrained(path)
     return folder, result.model, llama
 
 
@@ -45,6 +44,9 @@ def test_what_was_saved_is_what_is_loaded(tuned):
     loaded = load_model(folder / "model", **({"base": base} if is_adapter else {}))
     torch.testing.assert_close(logits(loaded), logits(final), atol=2e-5, rtol=1e-4)
     assert (logits(loaded) - logits(base)).abs().max() > 1e-3, "the training changed nothing"
+    found, kept = model_identity(loaded), model_identity(final)
+    assert (found.config_hash, found.tokenizer_hash) == (kept.config_hash, kept.tokenizer_hash)
+    assert loaded.tokenizer("big house")["input_ids"] == base.tokenizer("big house")["input_ids"]
 
 
 def test_a_folder_in_the_order_of_its_steps(tuned):
@@ -81,7 +83,7 @@ def test_adapters_name_the_built_in_model(tmp_path):
     assert [one.name for one in series] == ["before", "step-1"]
 
 
-def test_a_copy_is_the_same_model_and_other_weights_are_not(checkpoint, tmp_path, monkeypatch):
+def test_a_copy_is_the_same_model_and_other_weights_are_not(checkpoint, tmp_path):
     copied = Path(shutil.copytree(checkpoint, tmp_path / "copy"))
     key = Checkpoint("one", checkpoint).key()
     assert Checkpoint("two", copied).key() == key
@@ -93,8 +95,47 @@ def test_a_copy_is_the_same_model_and_other_weights_are_not(checkpoint, tmp_path
         (copied / name).write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
         assert Checkpoint("two", copied).key() != key, name
         (copied / name).write_bytes(before)
-    monkeypatch.setattr(checkpoints, "_HASHED", 0)  # as if they were large
-    assert Checkpoint("one", checkpoint).key() == Checkpoint("one", checkpoint).key() != key
+
+
+def rewritten(path: Path) -> None:
+    """Other content of the same size, at the same time."""
+    about, content = path.stat(), bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["model.safetensors", "pytorch_model.bin", "model-00002-of-00002.safetensors", "config.json", "tokenizer.json",
+     "tokenizer_config.json", "chat_template.jinja", "vocab.txt", "tokenizer.model"],
+)  # fmt: skip
+@pytest.mark.parametrize("is_large", [False, True])
+def test_a_key_covers_every_file_that_makes_the_model(checkpoint, name, is_large, monkeypatch):
+    if is_large:
+        monkeypatch.setattr(digests, "_SMALL", 0)
+        monkeypatch.setattr(digests, "_TICK", 0)
+    path = checkpoint / name
+    if not path.exists():
+        path.write_bytes(b"something" * 100)
+    key = Checkpoint("one", checkpoint).key()
+    assert Checkpoint("one", checkpoint).key() == key
+    rewritten(path)
+    assert Checkpoint("one", checkpoint).key() != key
+    for beside in ("optimizer.pt", "training_args.bin", "trainer_state.json", "README.md"):
+        (checkpoint / beside).write_bytes(b"x")
+    changed = Checkpoint("one", checkpoint).key()
+    (checkpoint / "training_args.bin").write_bytes(b"y")
+    assert Checkpoint("one", checkpoint).key() == changed
+
+
+def test_large_files_are_read_once(checkpoint, monkeypatch):
+    monkeypatch.setattr(digests, "_SMALL", 0)
+    monkeypatch.setattr(digests, "_TICK", 0)
+    key = Checkpoint("one", checkpoint).key()
+    monkeypatch.setattr(digests, "_KNOWN", {})  # another process
+    monkeypatch.setattr(digests, "file_digest", lambda *given: pytest.fail("read again"))
+    assert Checkpoint("one", checkpoint).key() == key
 
 
 def test_adapters_are_told_apart_by_their_base_as_well(llama, new_model, byte_level, tmp_path):
@@ -162,8 +203,7 @@ def test_adapters_that_are_not_whole(llama, adapters):
     with pytest.raises(ValueError, match=r"cannot be read \(SafetensorError"):
         load_model(adapters, base=llama)
     path.unlink()
-    torch.save(weights, adapters / "adapter_model.bin")  # a pickle, which peft would open
-    with pytest.raises(ValueError, match="holds no adapter_model.safetensors"):
+    with pytest.raises(ValueError, match="holds neither adapter_model.safetensors nor adapter_model.bin"):
         load_model(adapters, base=llama)
 
 

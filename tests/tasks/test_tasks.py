@@ -104,6 +104,12 @@ def test_content_hash_covers_what_enters_prompts() -> None:
         replace(task, examples=(TaskExample("in 0", ("other",)), *task.examples[1:])),
     ]
     assert len({task.content_hash(), *(other.content_hash() for other in changed)}) == 5
+    full = [
+        replace(task, **{name: getattr(same, name)}) for name in ("name", "held_out_instructions", "clozes", "prose")
+    ]
+    full += [replace(task, **{name: getattr(same, name)}) for name in ("examples", "demonstrations")]
+    assert len({task.full_hash(), *(other.full_hash() for other in (*full, *changed))}) == 11
+    assert replace(task, source="elsewhere", skipped=("record 3",)).full_hash() == task.full_hash()
 
 
 def test_hash_of_tasks() -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import tiny_task, unchecked
 
+from ivlens.forward.hooks import output_projection
 from ivlens.tuning import (
     IVKL,
     RECIPES,
@@ -19,6 +20,7 @@ from ivlens.tuning import (
     iv_guidance,
 )
 from ivlens.tuning.data import answer_logits, last_column, training_set
+from ivlens.tuning.methods import Lora
 from ivlens.tuning.rehearsed import RehearsalOptions, instruction_rehearsal, vector_rehearsal
 from ivlens.vectors import InstructionVector
 
@@ -226,6 +228,22 @@ def test_a_held_vector_is_what_the_heads_write_together(llama, task):
     written = learner.sites.held(learner.trained, kept, HeadConsistency(heads, as_vector=True))
     by_hand = sum(each[:, n] @ llama.blocks[layer].attn.W_O[head] for n, (layer, head) in enumerate(heads))
     torch.testing.assert_close(written[:, 0], by_hand, atol=1e-5, rtol=1e-5)
+
+
+def test_a_held_vector_follows_the_projection_that_is_trained(llama, task):
+    """A head of the first layer puts out the same whatever the projection learns; what it writes does not stay."""
+    learner = Learner(llama, Lora(targets=("o_proj",)))
+    data = training_set(llama, task, list(task.examples)[:4])
+    held = HeadConsistency(((0, 1),), weight=1e-3, as_vector=True)
+    log = learner.learn(data, TuneOptions(steps=3, batch_size=4, lr=1e-2), Guidance(heads=held))
+    assert log.heads[0] == pytest.approx(0.0, abs=1e-9) and (log.heads[1:] > 1e-9).all()
+    with learner.sites.head_outputs(learner.trained, [0], data.tokens.shape[1] - 1) as kept:
+        answer_logits(learner.trained, data)
+    written = learner.sites.held(learner.trained, kept, held)[:, 0]
+    by_hand = kept[0][:, 1] @ output_projection(learner.bridge(), 0)[1]
+    torch.testing.assert_close(written, by_hand, atol=1e-5, rtol=1e-5)
+    assert (written - kept[0][:, 1] @ output_projection(llama, 0)[1]).abs().max() > 1e-4
+    written.sum().backward()  # it can be learned from
 
 
 def test_holding_the_vector_leaves_heads_free(llama, task):

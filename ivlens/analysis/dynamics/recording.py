@@ -154,7 +154,7 @@ class _Kept:
         found = []
         for path in [] if self.folder is None else sorted(self.folder.glob("step-*.safetensors")):
             stage, key = Stage.load(path)
-            check_key(path, key, self._key({"weights": stage.model.weights_hash}))
+            check_key(path, key, self._key({"model": stage.model.key}))
             found.append(stage)
         return found
 
@@ -163,5 +163,5 @@ class _Kept:
         return None if self.folder is None else self.folder / f"{safe}.safetensors"
 
     def _key(self, checkpoint: dict[str, Any]) -> str:
-        tasks = [[task.name, task.content_hash()] for task in self.tasks]
+        tasks = [task.full_hash() for task in self.tasks]
         return digest({"checkpoint": checkpoint, "tasks": tasks, "options": plain_options(self.options)})

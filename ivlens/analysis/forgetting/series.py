@@ -10,7 +10,7 @@ from ivlens.common.kept import kept_table
 from ivlens.common.progress import ticking
 from ivlens.models.checkpoints import Checkpoint, CheckpointSeries
 from ivlens.prompts.recipe import plain_options
-from ivlens.tasks.task import Task, hash_of_tasks
+from ivlens.tasks.task import Task
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,7 +39,11 @@ def probe_series(
     found: dict[str, pd.DataFrame] = {}
     for checkpoint in ticking(list(series), "checkpoints", "checkpoints"):
         on_checkpoint(checkpoint)
-        key = {"model": checkpoint.key(), "options": plain_options(options), "tasks": hash_of_tasks(tasks)}
+        key = {
+            "model": checkpoint.key(),
+            "options": plain_options(options),
+            "tasks": [task.full_hash() for task in tasks],
+        }
         path = None if folder is None else Path(folder) / f"{checkpoint.name}.parquet"
         first = found[series.first.name].attrs.get(SHAPE) if found else None
 

@@ -4,7 +4,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import file_digest, sha256
 from pathlib import Path, PurePosixPath
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 FORMAT = "ivlens.common.store/1"
 MANIFEST, TABLE = "manifest.json", "table.parquet"
 _MAX_MANIFEST = 2**24  # bytes; a real one has some thousands
+
+# what the labels of a result only name
+_NAMED = {"model", "task", "others", "bank", "format", "ivlens", "torch", "transformers"}
 
 Scalar = str | int | float | bool | None
 
@@ -192,6 +195,28 @@ def _digest(path: Path) -> tuple[str, int]:
 
 def _seal(about: Mapping[str, Any]) -> str:
     return sha256(canonical(about).encode()).hexdigest()
+
+
+def present(entries: Sequence[Entry]) -> list[Entry]:
+    """Of results with the same labels that differ only in what those names stood for, the one that was asked for last.
+
+    The labels of a sweep name a model and a task; their weights, configuration or examples may have changed since.
+    """
+    latest: dict[str, Entry] = {}
+    for entry in entries:
+        named = {name: value for name, value in entry.what.items() if name not in _NAMED}
+        alike = canonical([dict(entry.labels), named]) if entry.labels and "model" in entry.what else entry.key
+        if alike not in latest or _asked_at(latest[alike]) < _asked_at(entry):
+            latest[alike] = entry
+    kept = {entry.key for entry in latest.values()}
+    return [entry for entry in entries if entry.key in kept]
+
+
+def _asked_at(entry: Entry) -> int:
+    try:
+        return entry.folder.stat().st_mtime_ns
+    except OSError:  # removed meanwhile
+        return 0
 
 
 def is_key(name: str) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ivlens.common.files import UNFINISHED, flush, held, read_small, ready_folder, write_whole
-from ivlens.common.store.entries import FORMAT, DamagedEntry, Entry, Scalar, is_key, read_entry, write_entry
+from ivlens.common.store.entries import FORMAT, DamagedEntry, Entry, Scalar, is_key, present, read_entry, write_entry
 from ivlens.common.store.keys import content_key
 
 if TYPE_CHECKING:
@@ -209,12 +209,27 @@ class Store:
         chosen = [entry for entry in found if kind in (None, entry.kind)]
         return sorted(chosen, key=lambda entry: (entry.kind, [*map(str, entry.labels.values())], entry.key))
 
+    def ask_for(self, key: str) -> None:
+        """Note that a result is the one that its labels mean now: its model or task may have been another meanwhile."""
+        try:
+            os.utime(self.place(key))
+        except OSError:  # a store that is only read
+            pass
+
     def frame(self, kind: str | None = None) -> "pd.DataFrame":
-        """The rows of all results as one table, each with the labels of its result before them."""
+        """The rows of all results as one table, each with the labels of its result before them.
+
+        Where a model, a task or a package has changed under its name, the result that was asked for last counts.
+        """
         import pandas as pd
 
+        found = self.entries(kind)
+        latest = present(found)
+        if len(latest) < len(found):
+            what = "of models, tasks or packages as they were before, and stand in no table"
+            logger.warning("store %s: %d results are %s.", self.folder, len(found) - len(latest), what)
         tables = []
-        for entry in self.entries(kind):
+        for entry in latest:
             table = entry.table()
             labels = {name: value for name, value in entry.labels.items() if name not in table}
             tables.append(table.assign(**labels, entry=entry.key[:12])[[*labels, "entry", *table]])

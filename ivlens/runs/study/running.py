@@ -60,7 +60,7 @@ def run_study(
     first = load_model(options.model) if model is None else model
     kept = None
     if folder is not None:
-        kept = Path(folder) / UNFINISHED / digest([plain_options(options), model_identity(first).weights_hash])
+        kept = Path(folder) / UNFINISHED / digest([plain_options(options), model_identity(first).key])
     run = _Run(first, [load_task(name) for name in options.earlier], _new_tasks(options), options, kept)
     say("the model before training")
     recorder = Recorder(first, run.earlier, options.track, folder=None if kept is None else kept / "stages")
@@ -117,8 +117,8 @@ class _Run:
 
     def probed(self, name: str, model: TransformerBridge) -> pd.DataFrame:
         """Instruction and knowledge probability of the earlier tasks in a model."""
-        tasks = [[task.name, task.content_hash()] for task in self.earlier]
-        key = {"tasks": tasks, "weights": model_identity(model).weights_hash}
+        tasks = [task.full_hash() for task in self.earlier]
+        key = {"tasks": tasks, "model": model_identity(model).key}
         path = self._place(f"{name}.parquet")
         return kept_table(path, key, lambda: probe(model, self.earlier, self.options.probe))
 

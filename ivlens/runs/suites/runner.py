@@ -136,7 +136,7 @@ class Grid:
     def _key(self, cell: Cell) -> str:
         suite = self.suite_of(cell.order)
         tasks = [hash_of_tasks([task]) for task in suite.tasks]
-        what = [_FORMAT, suite.name, tasks, hash_of_tasks(suite.general), model_identity(self.model).weights_hash]
+        what = [_FORMAT, suite.name, tasks, hash_of_tasks(suite.general), model_identity(self.model).key]
         parts = [[example.part for example in task.examples] for task in (*suite.tasks, *suite.general)]
         plan, _ = find_guidance(cell.guidance)
         made_of = [parts, None if plan is None else asdict(plan), new_method(cell.method).describe()]

@@ -31,6 +31,7 @@ class Survey:
         weights_hash, revision, architecture: What it is; all empty where it was not loaded yet.
         device: Type of the device it runs on.
         n_params, n_layers, n_heads, d_model, d_vocab: Its size, for estimates.
+        identity: Of everything that numbers depend on, configuration and tokenizer included (`ModelIdentity.key`).
     """
 
     weights_hash: str
@@ -42,6 +43,7 @@ class Survey:
     n_heads: int
     d_model: int
     d_vocab: int
+    identity: str = ""
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ class Cell:
             "ivlens": __version__,
             "torch": torch.__version__,
             "transformers": transformers.__version__,
-            "model": [model.weights_hash, model.revision, model.architecture],
+            "model": [model.weights_hash, model.identity, model.revision, model.architecture],
             "device": model.device,
             "threads": self.setting.threads,
             "max_memory": self.setting.max_memory,
@@ -143,6 +145,8 @@ def survey_from(values: Mapping[str, Any]) -> Survey:
     """
     found = Survey(**values)
     sizes = (found.n_params, found.n_layers, found.n_heads, found.d_model, found.d_vocab)
-    if not all(isinstance(size, int) for size in sizes) or not isinstance(found.weights_hash, str):
-        raise TypeError("sizes or hash are of another type")
+    if not all(isinstance(size, int) for size in sizes) or not all(
+        isinstance(text, str) and text for text in (found.weights_hash, found.identity)
+    ):
+        raise TypeError("sizes or hashes are of another type, or missing as in files of older versions")
     return found

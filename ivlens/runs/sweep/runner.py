@@ -124,6 +124,8 @@ def make_plan(grid: SweepGrid, store: Store, executor: Executor, *, load: bool =
         survey = known[cell.model, cell.setting]
         jobs.setdefault(content_key(cell.what(survey)), (cell, survey))
     done = {key for key, (_, survey) in jobs.items() if survey.weights_hash and store.find(key) is not None}
+    for key in done:
+        store.ask_for(key)
     costs = {cell: MAKERS[cell.kind].cost(cell, survey) for cell, survey in jobs.values()}
     rates = _measured_rates(store, jobs.values(), costs, done)
     todo = [job for key, job in jobs.items() if key not in done]

@@ -14,10 +14,10 @@ def open_task(name: str) -> Task:
 
 @lru_cache(maxsize=4096)
 def task_facts(name: str) -> tuple[str, str, tuple[str, ...]]:
-    """Name, content hash and parts of a task: what a result of it depends on."""
+    """Name, hash and parts of a task: what a result of it depends on."""
     task = open_task(name)
     parts = tuple(sorted({example.part for example in task.examples}))
-    return task.name, task.content_hash(), parts
+    return task.name, task.full_hash(), parts
 
 
 def forget_tasks() -> None:

@@ -17,10 +17,12 @@ import numpy as np
 import torch
 import transformers
 
+from ivlens.common.digests import stamp
 from ivlens.common.files import read_small, write_whole
 from ivlens.common.store.entries import Entry
 from ivlens.common.store.keys import content_key
 from ivlens.common.store.store import Store, StoreError
+from ivlens.common.version import __version__
 from ivlens.models.adapters import is_adapter, named_base
 from ivlens.models.boot import TransformerBridge
 from ivlens.models.fingerprint import model_identity
@@ -90,6 +92,7 @@ class Workshop:
             cfg.n_heads,
             cfg.d_model,
             cfg.d_vocab,
+            identity.key,
         )
         write_whole(path, lambda partial: partial.write_text(json.dumps(asdict(found)), encoding="utf-8"))
         return found
@@ -142,7 +145,7 @@ class Workshop:
                 time.sleep(0.2)
 
     def _put(self, cell: Cell, what: dict[str, Any], model: Survey) -> Entry:
-        bridge = self._model(cell.model, cell.setting, model.weights_hash)
+        bridge = self._model(cell.model, cell.setting, model.identity)
         making = Making(
             cell, bridge, open_task, lambda other: self._entry(other, model), self._store.work(content_key(what))
         )
@@ -153,25 +156,25 @@ class Workshop:
 
         return self._store.put(what, fill, cell.labels())
 
-    def _model(self, spec: ModelSpec, setting: Setting, weights_hash: str | None = None) -> TransformerBridge:
+    def _model(self, spec: ModelSpec, setting: Setting, identity: str | None = None) -> TransformerBridge:
         """The model, warm if it was the last one and is as it was.
 
         Raises:
-            ValueError: its weights are not those that were expected.
+            ValueError: it is not the one that was expected.
         """
         if self._warm is not None and self._warm[:2] == (spec, setting):
             model, first = self._warm[2:]
-            if model_identity(model).weights_hash == first == (weights_hash or first):
+            if model_identity(model).key == first == (identity or first):
                 return model
         self._warm = None
         gc.collect()
         model = load_model(spec.name, revision=spec.revision, device=setting.device, dtype=setting.dtype)
-        found = model_identity(model).weights_hash
-        if weights_hash is not None and found != weights_hash:
+        found = model_identity(model).key
+        if identity is not None and found != identity:
             self._known(spec, setting).unlink(missing_ok=True)
             raise ValueError(
-                f"model {spec.name!r} has weights {found:.12}, expected {weights_hash:.12}, as when the sweep began; "
-                "leave its files as they are while a sweep runs, and start the sweep again."
+                f"model {spec.name!r} is {found:.12}, expected {identity:.12} as when the sweep began (weights, "
+                "configuration and tokenizer); leave its files as they are while a sweep runs, and start it again."
             )
         self._warm = spec, setting, model, found
         return model
@@ -211,12 +214,16 @@ def _sources(name: str) -> list[Path | str]:
 
 
 def _fingerprint(spec: ModelSpec, setting: Setting, device: str) -> str:
-    """Changes with anything that could change the weights: the files' names, sizes and times."""
+    """Changes with anything that could change the model: names, sizes and times of its files, the last change included.
+
+    Copying can set a file's time back, but not that of its last change, which the system keeps for itself.
+    """
     sources = _sources(spec.name)
     places = [source for source in sources if isinstance(source, Path)]
     found = [path for place in places for path in (place, *place.rglob("*")) if path.is_file()]
-    files = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(found)]
+    files = [[str(path), *stamp(path)] for path in sorted(found)]
     facts = [
+        __version__,
         asdict(spec),
         [*map(str, sources)],
         files,

@@ -55,7 +55,7 @@ def _kind_of(file: Found) -> Kind | None:
 
 def _heads(files: Sequence[Found]) -> Iterator[Drawing]:
     effects = [HeadEffects.load(file.path) for file in files]
-    by_model = grouped(effects, lambda found: found.model.weights_hash)
+    by_model = grouped(effects, lambda found: found.model.key)
     for rank, results in enumerate(by_model.values(), start=1):
         suffix = "" if len(by_model) == 1 else f"-model{rank}"
         if len(results) == 1:
@@ -87,7 +87,7 @@ def _head_table(name: str, file: Found) -> Iterator[Drawing]:
 
 def _similarity(files: Sequence[Found]) -> Iterator[Drawing]:
     vectors = [InstructionVector.load(file.path) for file in files]
-    by_model = grouped(vectors, lambda vector: vector.model.weights_hash)
+    by_model = grouped(vectors, lambda vector: vector.model.key)
     for rank, group in enumerate(by_model.values(), start=1):
         distinct = list({vector.task: vector for vector in group}.values())
         if len(distinct) < 2:

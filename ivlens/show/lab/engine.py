@@ -75,10 +75,10 @@ class Engine:
             self._effects[self._key(each.task, self._checked(each).recipe)] = each
 
     def _checked(self, effects: HeadEffects) -> HeadEffects:
-        if effects.model.weights_hash != self.identity.weights_hash or effects.task not in self.tasks:
+        if effects.model.differs(self.identity) or effects.task not in self.tasks:
             raise ValueError(
-                f"effects of {effects.task!r} on {effects.model.name!r} (weights {effects.model.weights_hash:.12}) "
-                f"belong to none of the lab's tasks on {self.identity.name!r} ({self.identity.weights_hash:.12}); "
+                f"effects of {effects.task!r} on {effects.model.name!r} ({effects.model.key:.12}) "
+                f"belong to none of the lab's tasks on {self.identity.name!r} ({self.identity.key:.12}); "
                 "measure them on this model, and name their task among tasks=."
             )
         return effects

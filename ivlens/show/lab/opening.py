@@ -115,9 +115,8 @@ def open_engines(
             f"{shapes[0]}: heads are compared one by one; compare two checkpoints of one architecture."
         )
     named = _named(tasks, built_in=identities[0].name == "pocket")
-    hashes = [identity.weights_hash for identity in identities]
-    known = [[each for each in effects if each.model.weights_hash == own] for own in hashes]
-    strangers = [each for each in effects if each.model.weights_hash not in hashes]
+    known = [[each for each in effects if not each.model.differs(own)] for own in identities]
+    strangers = [each for each in effects if all(each.model.differs(own) for own in identities)]
     known[0] += strangers  # which the engine refuses, and says why
     return Opened(tuple(Engine(one, named, options, given) for one, given in zip(models, known, strict=True)))
 

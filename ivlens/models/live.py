@@ -1,0 +1,52 @@
+"""Adapters of peft inside a model that is wrapped as it is: their weights stay trainable, and passes reach them."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+_OF_THE_MODEL = ("base_layer", "original_module")  # what an adapter's layer is put around
+
+
+class LiveAdapters:
+    """What a model has of adapters before it is wrapped, to be compared with what the bridge makes of them."""
+
+    def __init__(self, hf_model: nn.Module) -> None:
+        self._layers = {
+            module: name for name, module in hf_model.named_modules() if type(module).__module__.startswith("peft.")
+        }
+        self._trained = [weight for weight in _own_weights([*self._layers]) if weight.requires_grad]
+        self._reached = self._passed(hf_model) if self._layers else set()
+
+    def keep(self, model: Any, label: str) -> None:
+        """Let the caller train them through the bridge as before.
+
+        Raises:
+            ValueError: the wrapped passes leave some out, which would then be trained for nothing.
+        """
+        for weight in self._trained:
+            weight.requires_grad_(True)
+        lost = sorted(self._layers[layer] for layer in self._reached - (self._passed(model) if self._layers else set()))
+        if lost:
+            raise ValueError(
+                f"model {label!r} has adapters that its wrapped passes leave out ({lost[0]}; {len(lost)} modules: "
+                "fused projections are split), expected none there; merge them (peft_model.merge_and_unload())."
+            )
+
+    def _passed(self, model: Any) -> set[nn.Module]:
+        """Which of the layers a pass of the model goes through."""
+        found: set[nn.Module] = set()
+        handles = [layer.register_forward_pre_hook(lambda layer, given: found.add(layer)) for layer in self._layers]
+        try:
+            with torch.no_grad():
+                model(torch.arange(4, device=next(model.parameters()).device)[None], use_cache=False)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return found
+
+
+def _own_weights(layers: list[nn.Module]) -> list[nn.Parameter]:
+    """Parameters of the adapters, of whatever kind, and not of the model that they are put on."""
+    named = [pair for layer in layers for pair in layer.named_parameters()]
+    return [weight for name, weight in named if not any(part in _OF_THE_MODEL for part in name.split("."))]

@@ -1,0 +1,172 @@
+"""Adapters made part of a model's weights: the same logits as peft's own, or one refusal."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ivlens.models.adapters import check_adapters
+
+_PREFIX = "base_model.model."
+
+
+def with_adapters(plain: Any, folder: str | Path) -> Any:
+    """`plain`, a fresh Hugging Face model, with the adapters of `folder` merged into its weights.
+
+    Where the adapters were trained after the vocabulary had grown, the model's grows as well.
+
+    Raises:
+        ImportError: peft is not installed.
+        ValueError: damaged adapters, some that are not whole, that do not fit the model, or that cannot be merged.
+    """
+    try:
+        from peft import PeftModel
+    except ImportError:
+        what = "adapters need the package peft, which is not installed; pip install 'ivlens[tune]'."
+        raise ImportError(what) from None
+    found = check_adapters(folder)
+    (first, (path, _)), *others = found.items()
+    try:
+        with _quietly():
+            _fit_vocabulary(plain, [shapes for _, shapes in found.values()])
+            wrapped: Any = PeftModel.from_pretrained(plain, path, adapter_name=first)
+            for name, (path, _) in others:
+                wrapped.load_adapter(path, name)
+        for name, (_, shapes) in found.items():
+            _check_all_used(wrapped, name, set(shapes))
+        wrapped.base_model.set_adapter(list(found))
+        return merged(wrapped.eval())
+    except Exception as error:  # peft's, torch's and safetensors' own
+        reason = f"{type(error).__name__}: {' '.join(str(error).split()):.300}"
+        raise ValueError(
+            f"the adapters in {str(folder)!r} do not fit the model ({reason}), expected the model they were trained on "
+            "and files as peft wrote them; name it with base=, or save them again."
+        ) from None
+
+
+def merged(wrapped: Any) -> Any:
+    """The Hugging Face model inside a peft model, with the adapters that are on in its weights; `wrapped` is used up.
+
+    Input and output embeddings that share one weight get one each where an adapter changes one of them: peft's forward
+    pass leaves the other as it is, and its own merging does not.
+
+    Raises:
+        ValueError: the logits are other ones afterwards.
+    """
+    probe = _probe(wrapped)
+    with torch.no_grad(), _quietly():
+        want = wrapped(input_ids=probe, use_cache=False).logits
+        base = wrapped.get_base_model()
+        untied = _untie(base)
+        plain = wrapped.merge_and_unload()
+        plain.requires_grad_(False)
+        shared = _weight(plain.get_input_embeddings()) is _weight(plain.get_output_embeddings())
+        if untied or not shared:
+            _say_untied(plain)
+        got = plain(input_ids=probe, use_cache=False).logits
+    _check_same(got, want)
+    return plain
+
+
+def _untie(base: Any) -> bool:
+    """Give the output embedding a weight of its own where it shares one with the input's and either has an adapter."""
+    ends = [base.get_input_embeddings(), base.get_output_embeddings()]
+    if not any(hasattr(end, "base_layer") for end in ends):
+        return False
+    inner = [_innermost(end) for end in ends]
+    if _weight(inner[0]) is None or _weight(inner[0]) is not _weight(inner[1]):
+        return False
+    inner[1].weight = nn.Parameter(inner[1].weight.detach().clone(), requires_grad=False)
+    return True
+
+
+def _innermost(module: Any) -> Any:
+    while hasattr(module, "base_layer"):
+        module = module.base_layer
+    return module
+
+
+def _weight(module: Any) -> Tensor | None:
+    return getattr(module, "weight", None)
+
+
+def _say_untied(plain: Any) -> None:
+    for config in {id(each): each for each in (plain.config, plain.config.get_text_config())}.values():
+        config.tie_word_embeddings = False
+
+
+def _probe(model: Any) -> Int[Tensor, "1 pos"]:
+    """A few tokens from everywhere in the vocabulary, its end above all: that is where it grows."""
+    n_words = model.get_input_embeddings().weight.shape[0]
+    tokens = [*(number * 7 % n_words for number in range(8)), n_words // 2, n_words - 2, n_words - 1]
+    return torch.tensor([tokens], device=next(model.parameters()).device).clamp(min=0)
+
+
+def _check_same(got: Float[Tensor, "1 pos d_vocab"], want: Float[Tensor, "1 pos d_vocab"]) -> None:
+    if got.shape != want.shape:
+        raise ValueError(f"merged, the adapters give logits of shape {tuple(got.shape)}, not {tuple(want.shape)}")
+    tolerance = 1e-3 if want.dtype in (torch.float32, torch.float64) else 5e-2
+    error = float((got - want).abs().max())
+    if not error <= tolerance * max(1.0, float(want.abs().max())):  # so that NaN fails
+        raise ValueError(
+            f"merged into the weights they give other logits than peft, by {error:.3g}: such adapters cannot be merged"
+        )
+
+
+def _fit_vocabulary(plain: Any, adapters: list[dict[str, tuple[int, ...]]]) -> None:
+    """Give `plain` as many words as the embeddings have that are in the adapters' files.
+
+    Raises:
+        ValueError: several numbers of words, or words without weights.
+    """
+    names = {name for name, weight in plain.named_parameters(remove_duplicate=False) if _is_end(plain, weight)}
+    rows = {shapes[key][0] for shapes in adapters for key in shapes if _stripped(key) in names}
+    n_words = plain.get_input_embeddings().weight.shape[0]
+    if not rows - {n_words}:
+        return
+    if len(rows) > 1:
+        raise ValueError(f"their embeddings have {' and '.join(map(str, sorted(rows)))} words")
+    held = {_stripped(key) for shapes in adapters for key in shapes}
+    tied = _weight(plain.get_input_embeddings()) is _weight(plain.get_output_embeddings())
+    if max(rows) > n_words and not (names & held if tied else names <= held):
+        lacking = ", ".join(sorted(names - held))
+        raise ValueError(f"their vocabulary has {rows.pop()} words, the model's {n_words}, and no file has {lacking}")
+    with torch.random.fork_rng(devices=[]):  # what is drawn is overwritten
+        plain.resize_token_embeddings(rows.pop(), mean_resizing=False)
+
+
+def _is_end(plain: Any, weight: Tensor) -> bool:
+    return any(weight is _weight(end) for end in (plain.get_input_embeddings(), plain.get_output_embeddings()))
+
+
+def _stripped(key: str) -> str:
+    """The name that a weight in an adapter's file has in the plain model, where it is one of its own."""
+    return key.removeprefix(_PREFIX).replace(".base_layer.", ".").replace(".modules_to_save.", ".")
+
+
+def _check_all_used(wrapped: Any, name: str, listed: set[str]) -> None:
+    """Refuse an adapter whose file lacks some of its weights, or has some that are nobody's."""
+    from peft import get_peft_model_state_dict
+
+    own = set(get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=False))
+    lacking, needless = sorted(own - listed), sorted(listed - own - set(wrapped.state_dict()))
+    if lacking or needless:
+        raise ValueError(
+            f"in {name!r}, {len(lacking)} weights are missing and {len(needless)} belong nowhere: "
+            f"{', '.join([*lacking, *needless][:2]):.160}"
+        )
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without peft's warnings: of weights that it makes up, which are refused, and of tied ones, which are compared."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="peft")
+        warnings.filterwarnings("ignore", message="Found missing adapter keys")
+        warnings.filterwarnings("ignore", message=".*tie_word_embeddings")
+        yield
