@@ -1,7 +1,8 @@
 """Which heads carry an instruction: patch each head's clean mean into corrupted prompts and see what it restores."""
 
+from ivlens.effects.again import measure_again
 from ivlens.effects.engines import METHODS, causal_indirect_effect
 from ivlens.effects.measure import EffectOptions, head_effects
 from ivlens.effects.results import HeadEffects
 
-__all__ = ["METHODS", "EffectOptions", "HeadEffects", "causal_indirect_effect", "head_effects"]
+__all__ = ["METHODS", "EffectOptions", "HeadEffects", "causal_indirect_effect", "head_effects", "measure_again"]
