@@ -17,6 +17,7 @@ LEVEL = 0.95
 FEWEST = 6  # groups, or prompts: an interval of fewer describes what was seen, and is called so
 WIDEST = 1.5  # times Bonferroni's t interval: max-T beyond that rests on few prompts, and is not given
 DESCRIPTIVE = "descriptive"
+_SPARED = 0.8  # max-T aims at this part of the misses: samples that lack a map's rare prompts look better than they are
 _CHUNK = 256  # means whose resamples are in memory at once
 _SAME = 1e-10  # a resample's variance below this share of the sample's is rounding: all its values are the same
 
@@ -33,7 +34,7 @@ def named_of(n: int, what: str = "t", level: float = LEVEL) -> str:
     return DESCRIPTIVE if n < FEWEST else named(what, level)
 
 
-def wilson(k: float, n: int, level: float = LEVEL) -> tuple[float, float]:
+def wilson(k: float | int, n: int, level: float = LEVEL) -> tuple[float, float]:
     """Wilson's interval of a share: `k` right of `n` that are independent; it has a width where all are right, too.
 
     Args:
@@ -144,7 +145,7 @@ def max_t_reach(
     """Of intervals that hold for all columns at once, with this probability; or pointwise, where that cannot be had.
 
     Rows are resampled, all columns together. Every resample is studentised with its own standard errors, and the reach
-    is the level's quantile of the largest of all columns::
+    is a quantile (0.96 for 95 %) of the largest of all columns::
 
         T* = max over columns of  |mean* - mean| / (s* / sqrt(n))
 
@@ -169,7 +170,7 @@ def max_t_reach(
         variance = (times @ part**2 - n * means**2) / (n - 1)
         apart = np.abs(means) / np.sqrt(np.maximum(variance, _SAME) / n)
         np.maximum(worst, np.where(variance > _SAME, apart, inf).max(1), out=worst)
-    at = ceil(level * (n_resamples + 1))
+    at = ceil((1 - _SPARED * (1 - level)) * (n_resamples + 1))
     times_se = float(np.sort(worst)[at - 1]) if at <= n_resamples else inf
     ratio = times_se / t_reach(n, level, n_means)
     return Reach(times_se, named("simultaneous", level), ratio) if ratio <= WIDEST else replace(alone, ratio=ratio)

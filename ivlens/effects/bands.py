@@ -35,6 +35,9 @@ class MapInterval:
     def __iter__(self) -> Iterator[Tensor]:
         return iter((self.low, self.high))
 
+    def __getitem__(self, end: int) -> Tensor:
+        return (self.low, self.high)[end]
+
     @classmethod
     def of(
         cls,
