@@ -168,7 +168,7 @@ def test_forget_verdict(plain: float, guided: float, half: bool, expected: str) 
 
 
 def test_forget_verdict_is_not_decided_by_rounding() -> None:
-    plain = np.array([0.2, 0.3, 0.7, 0.1])
+    plain = np.array([0.2, 0.3, 0.7, 0.1] * 3)
     assert forget_verdict(plain, plain / 2).verdict == "holds"
     assert forget_verdict(np.zeros(3), np.full(3, 0.02)).verdict == "holds"
 
