@@ -142,8 +142,9 @@ def _text(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     for row in table.to_dict("records"):
         numbers = [_with_interval(row[name], row[f"{name}_lo"], row[f"{name}_hi"]) for name in shown]
         judged = [row[name] if isinstance(row[name], str) else "" for name in verdicts]
-        rows.append([str(row["method"]), str(row["guidance"]), str(row["runs"]), *numbers, *judged])
-    return ["method", "guidance", "runs", *shown.values(), *verdicts.values()], rows
+        about = [str(row[name] or "–") for name in ("method", "guidance", "runs", "interval")]
+        rows.append([*about, *numbers, *judged])
+    return ["method", "guidance", "runs", "interval", *shown.values(), *verdicts.values()], rows
 
 
 def _with_interval(mean: float, low: float, high: float) -> str:
