@@ -109,7 +109,7 @@ def test_it_holds_on_real_maps_or_is_not_called_so(real, task):
     for n in (32, 64):
         found = simulated(partial(resampled, real["logprob"][task]), n, 48)
         assert found["wrong"] <= 0.05 and found["width"] <= WIDEST
-        assert n < 64 or (found["called"] > 0.85 and 0.93 <= found["holds"] <= 0.99)
+        assert n < 64 or (found["called"] > 0.7 and 0.93 <= found["holds"] <= 0.99)
         # probabilities near 0: one prompt makes a head's whole effect, and no interval of few prompts can hold
         hopeless = simulated(partial(resampled, real["prob"][task]), n, 48, runs=30)
         assert hopeless["called"] <= 0.05 and hopeless["before"] < 0.6
