@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ivlens.common.memory import memory_budget
 from ivlens.forward.hooks import captured_residual
+from ivlens.forward.unembedding import full_logits, last_logits_only
 from ivlens.models.boot import TransformerBridge
 
 # what the prompts of one prefix may hold at once: 1 GB of float32, or what one pass may use on a GPU
@@ -54,7 +55,7 @@ class SharedPrefix:
         self._cache: Any = None
         self._kept: list[tuple[Tensor, Tensor, Any]] = []
         if tokens.shape[1] > 1:
-            with torch.no_grad(), _last_logits_only(model):
+            with torch.no_grad(), last_logits_only(model):
                 _, self._cache = model(
                     tokens[:, :-1],
                     attention_mask=attention_mask[:, :-1],
@@ -88,8 +89,8 @@ class SharedPrefix:
         prompts, answers = prompts.to(self._tokens.device), answers.to(self._tokens.device)
         following = torch.cat([self._tokens[prompts, -1:], answers], dim=1)
         mask = torch.cat([self._mask[prompts], torch.ones_like(answers)], dim=1)
-        fewer = _last_logits_only(self._model) if last_only else nullcontext()
-        with torch.no_grad(), blocks_left_out(self._model, start, stream, self._form), fewer:
+        fewer = last_logits_only(self._model) if last_only else nullcontext()
+        with torch.no_grad(), blocks_left_out(self._model, start, stream, self._form), fewer, full_logits(self._model):
             if self._cache is None:
                 return self._model(following, attention_mask=mask, use_cache=False)
             # a pass lengthens the cache, so every pass gets fresh rows; blocks left out need the length only
@@ -139,16 +140,6 @@ class SharedPrefix:
 def output_form(out: Tensor | tuple[Any, ...]) -> int:
     """0 for a tensor, otherwise the length of the tuple whose first entry is the stream."""
     return len(out) if isinstance(out, tuple) else 0
-
-
-@contextmanager
-def _last_logits_only(model: TransformerBridge) -> Iterator[None]:
-    """Only the last position reaches the unembedding: logits of all would be by far the largest tensor."""
-    handle = model.unembed.register_forward_pre_hook(lambda module, given: (given[0][:, -1:], *given[1:]))
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 @contextmanager
