@@ -52,7 +52,8 @@ def wilson(k: float | int, n: int, level: float = LEVEL) -> tuple[float, float]:
         raise ValueError(f"wilson got {k} of {n}, expected 0 to n of one or more.")
     z = NormalDist().inv_cdf((1 + level) / 2)
     middle, reach = (k + z * z / 2) / (n + z * z), z * sqrt(k * (n - k) / n + z * z / 4) / (n + z * z)
-    return max(0.0, middle - reach), min(1.0, middle + reach)
+    # where all or none are right the end is exact, and rounding must not put it inside
+    return 0.0 if k == 0 else max(0.0, middle - reach), 1.0 if k == n else min(1.0, middle + reach)
 
 
 def t_reach(n: int, level: float = LEVEL, n_means: int = 1) -> float:

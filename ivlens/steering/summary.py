@@ -123,6 +123,9 @@ def beside(judged: Judged, vector: Judged) -> dict[str, Any]:
     if judged is vector or not len(other) or own.shape[1] != len(prompts):
         return {}
     lead, low, high = clustered_difference(own.double().mean(0).numpy(), other.double().mean(0).numpy(), prompts)
+    if low == high:  # of prompts that all differ alike, or not at all, a few more might not
+        most = wilson(0, len(prompts))[1]
+        low, high = max(-1.0, lead - most), min(1.0, lead + most)
     found: dict[str, Any] = {"lead": lead, "lead_lo": low, "lead_hi": high}
     if judged.condition in DRAWN:
         found["n_as_good"] = n_as_good(judged, float(own.double().mean()))

@@ -22,6 +22,7 @@ def test_wilson_agrees_with_scipy_and_has_a_width_where_all_are_right():
     for k, n in ((0, 24), (18, 20), (24, 24), (500, 1000)):
         theirs = binomtest(k, n).proportion_ci(0.95, method="wilson")
         assert wilson(k, n) == pytest.approx((theirs.low, theirs.high))
+    assert all(wilson(n, n)[1] == 1 and wilson(0, n)[0] == 0 for n in range(1, 200))
     assert wilson(19.5, 20)[0] < wilson(20, 20)[0]  # means over several vectors are no whole numbers
     with pytest.raises(ValueError, match="wilson got 25 of 24"):
         wilson(25, 24)
