@@ -1,7 +1,7 @@
 """`HeadEffects`: what patching every head did, with intervals, a table and a file."""
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -247,3 +247,17 @@ class HeadEffects:
         """The same effects with their tensors on another device."""
         tensors = {name: tensor for name in TENSORS if (tensor := getattr(self, name)) is not None}
         return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items()})
+
+
+def interval_over(effects: Sequence[HeadEffects], level: float = LEVEL) -> MapInterval:
+    """Interval of the mean map of several seeds or tasks: what varies are whole maps, not their prompts.
+
+    Two to five maps give a t interval, called descriptive; six and more one for all heads at once, where it can be had.
+
+    Raises:
+        ValueError: no effects, or of models of different shapes.
+    """
+    shapes = {tuple(each.aie.shape) for each in effects}
+    if len(shapes) != 1:
+        raise ValueError(f"effects have the shapes {sorted(shapes)}, expected one or more maps of the same shape.")
+    return MapInterval.of(torch.stack([each.aie.cpu() for each in effects]), level, simultaneous=True)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import hf_model, random_prompts, tiny_task
 
-from ivlens.effects import METHODS, EffectOptions, HeadEffects, causal_indirect_effect, head_effects
+from ivlens.effects import METHODS, EffectOptions, HeadEffects, causal_indirect_effect, head_effects, interval_over
 from ivlens.forward import hooks
 from ivlens.forward.means import mean_head_outputs
 from ivlens.models import load_model, model_identity
@@ -459,6 +459,23 @@ def test_intervals_of_one_prompt_and_of_effects_that_do_not_vary(llama):
     for simultaneous in (False, True):
         low, high = made(torch.ones(3, 2, 2), llama).interval(simultaneous=simultaneous)
         assert torch.equal(low, torch.ones(2, 2)) and torch.equal(high, torch.ones(2, 2))
+
+
+def test_maps_of_several_seeds_are_what_varies(llama):
+    drawn = torch.randn(8, 40, 2, 3, generator=torch.Generator().manual_seed(0))
+    maps = [
+        made(each, llama) for each in drawn + 3 * torch.randn(8, 1, 2, 3, generator=torch.Generator().manual_seed(1))
+    ]
+    few, many = interval_over(maps[:3]), interval_over(maps)
+    assert few.kind == "descriptive" and many.kind in ("simultaneous 95 %", "pointwise 95 %")
+    aies = torch.stack([each.aie for each in maps[:3]])
+    reach = 4.3027 * aies.std(0) / 3**0.5
+    torch.testing.assert_close(few.high, aies.mean(0) + reach, atol=1e-3, rtol=1e-3)
+    assert interval_over(maps[:1]).low.isnan().all()
+    with pytest.raises(ValueError, match="expected one or more maps of the same shape"):
+        interval_over([maps[0], made(torch.randn(4, 2, 2), llama)])
+    with pytest.raises(ValueError, match="expected one or more maps"):
+        interval_over([])
 
 
 def test_save_and_load(effects, tmp_path):
