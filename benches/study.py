@@ -4,8 +4,9 @@
     python benches/study.py show [--out out/study-cells] [--write]
 
 A cell is one `ivlens study` without its page. `run` keeps every cell and can be interrupted, or told to stop after some
-new cells; `show` pools them: runs are resampled, and the tasks of each. Margins are in `ivlens/runs/study/claims.py`,
-and were written down before the first cell was run. `show` without `--out` reads the cells that are committed.
+new cells; `show` pools them: intervals are t over runs, of one run over its tasks. Margins are in
+`ivlens/runs/study/claims.py`, and were written down before the first cell was run. `show` without `--out` reads the
+cells that are committed.
 """
 
 import argparse

@@ -41,6 +41,7 @@ _MODULE_OF = {
     "load_suite": "runs.suites",
     "load_task": "tasks",
     "mean_head_outputs": "forward.means",
+    "measure_again": "effects",
     "pocket_path": "models",
     "showing_progress": "common.progress",
     "steer": "steering.steer",
@@ -49,7 +50,7 @@ _MODULE_OF = {
 
 if TYPE_CHECKING:
     from ivlens.common.progress import showing_progress
-    from ivlens.effects import EffectOptions, HeadEffects, causal_indirect_effect, head_effects
+    from ivlens.effects import EffectOptions, HeadEffects, causal_indirect_effect, head_effects, measure_again
     from ivlens.forward.finding import PromptSearch, find_prompts
     from ivlens.forward.means import mean_head_outputs
     from ivlens.models import load_model, pocket_path
@@ -91,6 +92,7 @@ __all__ = [
     "load_suite",
     "load_task",
     "mean_head_outputs",
+    "measure_again",
     "pocket_path",
     "showing_progress",
     "steer",

@@ -77,7 +77,7 @@ effects.plot()
 # becomes more probable (average over prompts). The dots mark the ten strongest. Most heads do nothing; a handful in the upper half
 # do a lot.
 #
-# The same as a table, with bootstrap intervals over prompts. An interval that includes zero is a head we cannot be sure of.
+# The same as a table, with intervals over prompts. An interval that includes zero is a head we cannot be sure of.
 
 # %%
 effects.to_frame().head(8).round(4)

@@ -64,6 +64,19 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         print("  ".join(parts).rstrip())
 
 
+def p_text(p: float | None) -> str:
+    """A p as a cell; nothing where there is none."""
+    return "" if p is None or p != p else f"{p:.3f}"
+
+
+def p_note(n_draws: int, n_tasks: int = 1) -> str:
+    """What p is, and how small it can be."""
+    least = f"{1 / (1 + n_draws):.3g}"
+    holm = f", times the correction for {n_tasks} tasks (Holm)" if n_tasks > 1 else ""
+    too_few = ": too few to show p < 0.05" if n_draws < 20 else ""
+    return f"p: (1 + draws that reach the vector) / (1 + draws){holm}; of {n_draws} draws never below {least}{too_few}"
+
+
 def one_line(text: str) -> str:
     """A text with its line breaks visible."""
     return text.replace("\r", "").replace("\n", "⏎")

@@ -81,10 +81,10 @@ def bench(
 ) -> int:
     """Lead a model through a suite's tasks, by every method with every guidance, and say what it forgets.
 
-    The table has, with 95 % intervals where there are several runs: AP and FP, the mean score on each task right after
-    it was learned and after the last one; Forget, AP less FP; BWT, the mean change of the tasks before the last; GP and
-    IP change, what general tasks gained or lost, zero-shot and few-shot; and whether guidance at least halved what the
-    method forgets (`half of Forget`) and loses on general tasks (`half of GP back`).
+    The table has, with 95 % t intervals where there are several runs (descriptive below six): AP and FP, the mean score
+    on each task right after it was learned and after the last one; Forget, AP less FP; BWT, the mean change of the
+    tasks before the last; GP and IP change, what general tasks gained or lost, zero-shot and few-shot; and whether
+    guidance at least halved what the method forgets (`half of Forget`) and loses on general tasks (`half of GP back`).
 
     Prompts are made as the options say, by default by each task's instruction: no form is looked for, because the
     suites' scores are defined by how they ask (GP without demonstrations, IP by demonstrations).

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from ivlens.cli._options import AsJson, FigureSuffix, PromptOptions, quiet_libraries
-from ivlens.cli._output import print_json, print_table
+from ivlens.cli._output import p_note, p_text, print_json, print_table
 from ivlens.cli.forget import SeriesOptions, said
 
 if TYPE_CHECKING:
@@ -124,10 +124,12 @@ def dynamics(
     if table is not None:
         print()
         print_table(
-            ["test", "task", "condition", "accuracy", "95 %"],
+            ["test", "task", "condition", "accuracy", "Wilson 95 %", "p (Holm)"],
             [[row["test"], row["task"], row["condition"], row["accuracy"],
-              f"{row['accuracy_lo']:.2f} to {row['accuracy_hi']:.2f}"] for row in table.to_dict("records")],
+              f"{row['accuracy_lo']:.2f} to {row['accuracy_hi']:.2f}", p_text(row.get("p_holm"))]
+             for row in table.to_dict("records")],
         )  # fmt: skip
+        print(p_note(asked.n_draws, len(tasks)))
     print(f"\naccuracy on select inputs, of causal tests on test inputs; written: {out}")
 
 
@@ -173,6 +175,7 @@ def _causal(
     from ivlens.analysis.dynamics.causal import causal_tests
     from ivlens.analysis.dynamics.stages import measure_stage
     from ivlens.common.kept import kept_table
+    from ivlens.steering.summary import corrected
 
     last = series.later[-1]
 
@@ -182,7 +185,7 @@ def _causal(
             alike = replace(tracked, recipe=tracked.recipe.for_other_tasks(), n_judge_prompts=None)
             vector = measure_stage(after, [new], alike, first=before).vector(new.name)
         tests = causal_tests(before, after, (found.stages[0], found.stages[-1]), tasks, new=vector, options=options)
-        return pd.concat([test.frame() for test in tests], ignore_index=True)
+        return corrected(pd.concat([test.frame() for test in tests], ignore_index=True), by=("test", "condition"))
 
     settings = [dict(stage.settings) for stage in (found.stages[0], found.stages[-1])]
     key = {"models": [series.first.key(), last.key()], "options": str(options), "stages": settings}

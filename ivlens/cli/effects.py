@@ -1,5 +1,6 @@
 """`ivlens effects`: which heads carry a task's instruction."""
 
+import logging
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +12,7 @@ from ivlens.cli._output import print_json, print_table
 
 if TYPE_CHECKING:
     from ivlens.effects.results import HeadEffects
+    from ivlens.tasks.task import Task
 
 TABLE_SUFFIXES = (".csv", ".parquet")
 
@@ -22,6 +24,7 @@ def effects(
     how: MeasureOptions | None = None,
     contrast: Annotated[bool, Parameter(negative="")] = False,
     top: int = 10,
+    again: int = 10,
     out: Path | None = None,
     as_json: AsJson = False,
 ) -> None:
@@ -36,18 +39,23 @@ def effects(
         task: Name of a built-in task, or a path: a task file or folder, CSV, JSON, JSONL.
         contrast: Also the mean outputs on corrupted prompts, which `ivlens vector --effects ... --contrast` subtracts.
         top: How many heads to print.
+        again: So many of the strongest heads are measured again on *select* prompts, which did not choose them: only
+            there do their effects and intervals mean what they say. 0: none.
         out: Write all of it: .safetensors (to build vectors from), .csv or .parquet (a table), .html, .png, .svg or
             .pdf (the map of all heads).
     """
     from ivlens.tasks.bank import load_task
 
     _check_out(out)
-    if top < 0:
-        raise ValueError(f"--top is {top}, expected 0 or more.")
+    for name, count in (("--top", top), ("--again", again)):
+        if count < 0:
+            raise ValueError(f"{name} is {count}, expected 0 or more.")
     loaded, how = load_task(task), how or MeasureOptions()
     how.recipe()  # what is wrong with it is said before the model is loaded
     model = (where or ModelOptions()).load()
     found = how.measure(model, loaded, contrast=contrast)
+    if again and _has_others(found, loaded):
+        found = _again(found, loaded, again)
     if out is not None:
         write_effects(found, out)
     if as_json:
@@ -59,6 +67,8 @@ def effects(
 
 
 def _print(found: "HeadEffects", top: int) -> None:
+    from ivlens.show.tables import head_cells
+
     print(f"{found.task} on {found.model}")
     corruptions = ", ".join(sorted(set(found.corruptions)))
     how = f"score: {found.settings.get('score')}, method: {found.method}"
@@ -67,11 +77,27 @@ def _print(found: "HeadEffects", top: int) -> None:
     for what in filter(None, (found.ability, found.taken)):
         print(what)
     print()
-    rows = [
-        [row["label"], f"{row['aie']:+.4g}", f"{row['low']:+.4g} to {row['high']:+.4g}"]
-        for row in found.to_frame().head(top).to_dict("records")
-    ]
-    print_table(["head", "AIE", "95 % interval"], rows)
+    split = "" if found.again is None else found.again.split
+    head, rows = head_cells(found.to_frame().head(top).to_dict("records"), split)
+    print_table(head, rows)
+    if found.again is not None:
+        print(f"\non {split}: {len(found.again.cie)} prompts that did not choose the heads")
+
+
+def _has_others(found: "HeadEffects", task: "Task") -> bool:
+    """Whether there are *select* prompts, beside those that choose the heads."""
+    return found.settings["split"] != "select" and bool(task.split("select", found.recipe.seed))
+
+
+def _again(found: "HeadEffects", task: "Task", n_heads: int) -> "HeadEffects":
+    """With the strongest heads measured again; where prompts do not allow it, what was measured is not lost."""
+    from ivlens.effects.again import measure_again
+
+    try:
+        return measure_again(found, task, heads=n_heads)
+    except ValueError as error:
+        logging.getLogger("ivlens").warning("the strongest heads are not measured again: %s", error)
+        return found
 
 
 def describe(found: "HeadEffects") -> dict[str, Any]:

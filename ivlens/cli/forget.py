@@ -129,8 +129,18 @@ def forget(
 
 def _print(rows: list[dict[Hashable, Any]], measure: str, figure: Path) -> None:
     names = ("checkpoint", "task", "instruction_before", "instruction_after", "knowledge_before", "knowledge_after")
-    head = ["checkpoint", "task", "instruction before", "after", "knowledge before", "after", "excess", "95 %"]
-    print_table(head, [[*(row[name] for name in names), row["excess"], _between(row)] for row in rows])
+    head = [
+        "checkpoint",
+        "task",
+        "instruction before",
+        "after",
+        "knowledge before",
+        "after",
+        "excess",
+        "interval",
+        "kind",
+    ]
+    print_table(head, [[*(row[name] for name in names), row["excess"], _between(row), row["interval"]] for row in rows])
     unit = "nats of log-odds" if measure.endswith("prob") else "points"
     print(f"\n{measure}; excess: by how much more the instruction's falls, in {unit}; figure: {figure}")
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from ivlens.cli._options import AsJson, MeasureOptions, ModelOptions
-from ivlens.cli._output import one_line, print_json, print_table
+from ivlens.cli._output import one_line, p_note, p_text, print_json, print_table
 
 if TYPE_CHECKING:
     from ivlens.effects.results import HeadEffects
@@ -171,10 +171,12 @@ def _print(made: "InstructionVector", facts: dict[str, Any], evaluation: "Evalua
     layer, alpha, site = evaluation.best
     print(f"\nAccuracy on bare test inputs; the vector is added at layer {layer}, alpha {alpha:g}, {site}\n")
     rows = [
-        [row["condition"], float(row["accuracy"]), f"{row['accuracy_lo']:.2f} to {row['accuracy_hi']:.2f}", _of(row)]
+        [row["condition"], float(row["accuracy"]), f"{row['accuracy_lo']:.2f} to {row['accuracy_hi']:.2f}", _of(row),
+         p_text(row.get("p"))]
         for row in evaluation.table.dropna(subset=["accuracy"]).to_dict("records")
-    ]
-    print_table(["condition", "accuracy", "95 % interval", "mean of"], rows)
+    ]  # fmt: skip
+    print_table(["condition", "accuracy", "Wilson 95 %", "mean of", "p"], rows)
+    print(p_note(N_DRAWS))
     print(f"\nprompts: {evaluation.recipe}")
 
 

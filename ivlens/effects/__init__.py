@@ -1,7 +1,16 @@
 """Which heads carry an instruction: patch each head's clean mean into corrupted prompts and see what it restores."""
 
+from ivlens.effects.again import measure_again
 from ivlens.effects.engines import METHODS, causal_indirect_effect
 from ivlens.effects.measure import EffectOptions, head_effects
-from ivlens.effects.results import HeadEffects
+from ivlens.effects.results import HeadEffects, interval_over
 
-__all__ = ["METHODS", "EffectOptions", "HeadEffects", "causal_indirect_effect", "head_effects"]
+__all__ = [
+    "METHODS",
+    "EffectOptions",
+    "HeadEffects",
+    "causal_indirect_effect",
+    "head_effects",
+    "interval_over",
+    "measure_again",
+]

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ivlens.effects.bands import ChosenHeads
 from ivlens.models.artefacts import Artefact
 from ivlens.models.fingerprint import ModelIdentity, warn_of_older
 from ivlens.prompts.recipe import PromptRecipe
@@ -23,6 +24,8 @@ _SHAPES = {
     "clean_scores": ("n",),
 }
 TENSORS = tuple(_SHAPES)
+AGAIN = "again_cie"  # of the heads that were measured again
+_DTYPES = (torch.float32, torch.float64)
 _OPTIONAL = {"mean_z_corrupted", "clean_scores"}  # the latter lacks in older files
 
 
@@ -38,8 +41,37 @@ def read_effects(path: str | Path) -> dict[str, Any]:
         content = _content(about)
     except (KeyError, TypeError, ValueError) as error:
         FILE.refuse(path, f"has incomplete metadata ({type(error).__name__}: {error})")
+    again = tensors.pop(AGAIN, None)
     _check_tensors(path, tensors, content)
-    return dict.fromkeys(_OPTIONAL) | tensors | content
+    return dict.fromkeys(_OPTIONAL) | tensors | content | {"again": _again(path, again, about, content["model"])}
+
+
+def again_content(again: ChosenHeads | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What a file keeps of heads that were measured again; nothing where none were."""
+    if again is None:
+        return {}, {}
+    about = {"heads": [list(head) for head in again.heads], "inputs": list(again.inputs), "split": again.split}
+    return {AGAIN: again.cie}, {"again": about}
+
+
+def _again(path: str | Path, cie: Tensor | None, about: Mapping[str, Any], model: ModelIdentity) -> ChosenHeads | None:
+    if cie is None and "again" not in about:
+        return None
+    try:
+        known = about["again"]
+        heads = tuple((int(layer), int(head)) for layer, head in known["heads"])
+        inputs, split = tuple(known["inputs"]), known["split"]
+        if not all(isinstance(text, str) for text in (*inputs, split)):
+            raise TypeError("inputs or split are no texts")
+        if not all(0 <= layer < model.n_layers and 0 <= head < model.n_heads for layer, head in heads):
+            raise ValueError("heads that the model does not have")
+    except (KeyError, TypeError, ValueError) as error:
+        FILE.refuse(path, f"has incomplete metadata of heads measured again ({type(error).__name__}: {error})")
+    if cie is None or tuple(cie.shape) != (len(inputs), len(heads)) or cie.dtype not in _DTYPES:
+        FILE.refuse(
+            path, f"has no tensor {AGAIN} of {len(inputs)} prompts and {len(heads)} heads, as its metadata says"
+        )
+    return ChosenHeads(heads, cie, inputs, split)
 
 
 def _content(about: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,7 +95,7 @@ def _check_tensors(source: str | Path, tensors: Mapping[str, Tensor], content: M
         FILE.refuse(source, f"has tensors {found}, not {expected} as its metadata says")
     if len(content["inputs"]) != sizes["n"]:
         FILE.refuse(source, f"has {len(content['inputs'])} inputs for {sizes['n']} prompts")
-    if any(tensor.dtype not in (torch.float32, torch.float64) for tensor in tensors.values()):
+    if any(tensor.dtype not in _DTYPES for tensor in tensors.values()):
         FILE.refuse(source, "has tensors that are neither float32 nor float64")
 
 

@@ -1,7 +1,7 @@
 """`HeadEffects`: what patching every head did, with intervals, a table and a file."""
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ivlens.common.intervals import N_RESAMPLES
-from ivlens.effects.files import FILE, TENSORS, check_model_of, read_effects
+from ivlens.common.intervals import LEVEL, N_RESAMPLES
+from ivlens.effects.bands import ChosenHeads, MapInterval
+from ivlens.effects.files import FILE, TENSORS, again_content, check_model_of, read_effects
 from ivlens.effects.taken import Taken
 from ivlens.forward.ability import Ability
 from ivlens.models.boot import TransformerBridge
@@ -40,6 +41,7 @@ class HeadEffects:
         model: Which model.
         settings: Everything else that made these numbers.
         model_ref: The model itself, as long as it is in memory.
+        again: The strongest heads, measured again on other prompts than chose them; see `measure_again`.
     """
 
     cie: Float[Tensor, "batch n_layers n_heads"]
@@ -54,6 +56,7 @@ class HeadEffects:
     settings: Mapping[str, Any]
     model_ref: "weakref.ref[TransformerBridge] | None" = field(default=None, repr=False)
     clean_scores: Float[Tensor, " batch"] | None = None
+    again: ChosenHeads | None = None
 
     def __repr__(self) -> str:
         best = ", ".join(f"L{layer}H{head} {self.aie[layer, head]:+.3g}" for layer, head in self.top_heads(1))
@@ -136,44 +139,28 @@ class HeadEffects:
         return self.mean_z_corrupted
 
     def interval(
-        self, level: float = 0.95, simultaneous: bool = False, *, n_resamples: int = N_RESAMPLES, seed: int = 0
-    ) -> tuple[Float[Tensor, "n_layers n_heads"], Float[Tensor, "n_layers n_heads"]]:
-        """Bootstrap interval of `aie`, resampling prompts.
+        self, level: float = LEVEL, simultaneous: bool = False, *, n_resamples: int = N_RESAMPLES, seed: int = 0
+    ) -> MapInterval:
+        """Interval of `aie` over prompts, `low` and `high` for every head, and its kind in words.
+
+            >>> low, high = effects.interval(simultaneous=True)
 
         Args:
-            level: Coverage, of each head alone (percentiles), or with `simultaneous` of all heads of the map at once.
-            simultaneous: max-T: `aie ± q · se`, `q` the level's quantile of `max_h |aie*_h - aie_h| / se_h`. For
-                reading a whole map, where some of hundreds of separate intervals miss by chance.
-            n_resamples: Bootstrap resamples.
+            level: Coverage, of each head alone (t), or with `simultaneous` of all heads of the map at once.
+            simultaneous: max-T with studentised resamples, see `max_t_reach` and docs/method.md, section 13. For
+                reading a whole map, where some of hundreds of separate intervals miss by chance. Where the prompts are
+                too few for the map, or some heads' effects hang on one or two of them, it is pointwise all the same,
+                and `kind` says so.
+            n_resamples: Resamples of the prompts, for max-T.
             seed: Of the resampling.
 
         Returns:
-            Low and high ends; NaN where a head was not measured, and everywhere if there is but one prompt.
+            NaN where a head was not measured, and everywhere if there is but one prompt.
 
         Raises:
             ValueError: the level is not between 0 and 1.
         """
-        if not 0 < level < 1:
-            raise ValueError(f"level is {level}, expected a coverage between 0 and 1 such as 0.95.")
-        if len(self.cie) < 2:
-            return self.aie * torch.nan, self.aie * torch.nan
-        means = self._resampled_means(n_resamples, seed)
-        if not simultaneous:
-            tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=means.dtype)
-            low, high = means.quantile(tails, dim=0).to(self.cie.dtype)
-            return low, high
-        aie, spread = self.cie.double().mean(0), means.std(0)
-        deviations = ((means - aie).abs() / spread.clamp_min(1e-300)).flatten(1)
-        worst = deviations.nan_to_num(0.0).amax(1)
-        reach = worst.quantile(level) * spread
-        return (aie - reach).to(self.cie.dtype), (aie + reach).to(self.cie.dtype)
-
-    def _resampled_means(self, n_resamples: int, seed: int) -> Float[Tensor, "n_resamples n_layers n_heads"]:
-        n = len(self.cie)
-        drawn = torch.randint(n, (n_resamples, n), generator=torch.Generator().manual_seed(seed))
-        weights = torch.zeros(n_resamples, n, dtype=torch.float64)
-        weights.scatter_add_(1, drawn, torch.ones_like(weights))
-        return (weights @ self.cie.double().flatten(1) / n).unflatten(1, self.cie.shape[1:])
+        return MapInterval.of(self.cie, level, simultaneous, n_resamples=n_resamples, seed=seed)
 
     def top_heads(self, k: int) -> list[tuple[int, int]]:
         """The `k` heads of largest `aie` as `(layer, head)`, largest first.
@@ -188,9 +175,15 @@ class HeadEffects:
         order = aie.nan_to_num(-torch.inf).argsort(descending=True, stable=True)[:k].tolist()
         return [divmod(index, self.cie.shape[2]) for index in order]
 
-    def to_frame(self, level: float = 0.95) -> pd.DataFrame:
-        """One row for each measured head, largest effect first: task, label, layer, head, aie, low, high, n."""
-        low, high = self.interval(level)
+    def to_frame(self, level: float = LEVEL) -> pd.DataFrame:
+        """One row for each measured head, largest effect first.
+
+        Returns:
+            `task`, `label`, `layer`, `head`, `aie`, `low`, `high`, `interval` (its kind: of the whole map at once where
+            that can be had, see `interval`), `n` prompts. Where heads were measured again (`measure_again`), for these
+            also `aie_again`, `low_again`, `high_again`, `interval_again`, `n_again`.
+        """
+        shown = self.interval(level, simultaneous=True)
         measured = int((~self.aie.isnan()).sum())
         rows = [
             {
@@ -199,13 +192,15 @@ class HeadEffects:
                 "layer": layer,
                 "head": head,
                 "aie": float(self.aie[layer, head]),
-                "low": float(low[layer, head]),
-                "high": float(high[layer, head]),
+                "low": float(shown.low[layer, head]),
+                "high": float(shown.high[layer, head]),
+                "interval": shown.kind,
                 "n": len(self.cie),
             }
             for layer, head in self.top_heads(measured)
         ]
-        return pd.DataFrame(rows)
+        frame = pd.DataFrame(rows)
+        return frame if self.again is None else frame.merge(self.again.to_frame(level), "left", ["layer", "head"])
 
     def plot(self, top: int = 10) -> "go.Figure":
         """The map of all heads; the `top` strongest carry their rank."""
@@ -227,7 +222,8 @@ class HeadEffects:
         names = ("task", "model", "settings", "corruptions", "inputs")
         content = {name: getattr(self, name) for name in names} | {"settings": dict(self.settings)}
         tensors = {name: tensor for name in TENSORS if (tensor := getattr(self, name)) is not None}
-        return FILE.write(path, tensors, content)
+        tensors_again, about_again = again_content(self.again)
+        return FILE.write(path, tensors | tensors_again, content | about_again)
 
     @classmethod
     def load(cls, path: str | Path, model: TransformerBridge | None = None) -> "HeadEffects":
@@ -251,3 +247,17 @@ class HeadEffects:
         """The same effects with their tensors on another device."""
         tensors = {name: tensor for name in TENSORS if (tensor := getattr(self, name)) is not None}
         return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items()})
+
+
+def interval_over(effects: Sequence[HeadEffects], level: float = LEVEL) -> MapInterval:
+    """Interval of the mean map of several seeds or tasks: what varies are whole maps, not their prompts.
+
+    Two to five maps give a t interval, called descriptive; six and more one for all heads at once, where it can be had.
+
+    Raises:
+        ValueError: no effects, or of models of different shapes.
+    """
+    shapes = {tuple(each.aie.shape) for each in effects}
+    if len(shapes) != 1:
+        raise ValueError(f"effects have the shapes {sorted(shapes)}, expected one or more maps of the same shape.")
+    return MapInterval.of(torch.stack([each.aie.cpu() for each in effects]), level, simultaneous=True)

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from numpy import isfinite
 from torch import Tensor, cat
 
-from ivlens.common.intervals import percentiles, resampled_means
+from ivlens.common.intervals import t_interval
 from ivlens.forward.inputs import check_answers
 from ivlens.forward.scoring import answer_passes, score_answers, scored_columns
 from ivlens.models.boot import TransformerBridge
@@ -19,7 +19,7 @@ _LARGEST_EXPONENT = 700.0  # beyond it there is no float
 
 @dataclass(frozen=True)
 class Taken:
-    """Mean of clean − corrupted score over the measured prompts, with its 95 % interval (bootstrap, paired by prompt).
+    """Mean of clean − corrupted score over the measured prompts, with its 95 % t interval, paired by prompt.
 
     Attributes:
         mean, low, high: In the unit of the score; the ends are NaN for a single prompt.
@@ -48,8 +48,8 @@ class Taken:
         lost = (clean.double() - corrupted.double()).cpu().numpy()
         if not isfinite(lost).all():
             return cls(nan, nan, nan, nan)
-        mean, whole = float(lost.mean()), float(clean.double().mean())
-        low, high = percentiles(resampled_means(lost)) if len(lost) > 1 else (nan, nan)
+        whole = float(clean.double().mean())
+        mean, low, high = t_interval(lost)
         share = 1 - exp(min(-mean, _LARGEST_EXPONENT)) if score == "logprob" else mean / whole if whole > 0 else nan
         return cls(mean, low, high, share)
 

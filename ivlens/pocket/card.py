@@ -11,8 +11,8 @@ from importlib.metadata import version
 from typing import Any, Literal
 
 import pandas as pd
-import torch
 
+from ivlens.common.intervals import wilson
 from ivlens.common.progress import showing_progress, ticking
 from ivlens.common.version import __version__
 from ivlens.effects.measure import head_effects
@@ -114,7 +114,7 @@ def _measured(bridge: TransformerBridge, split: Split, seed: int) -> Card:
     shared = [task for task in tasks if task.inputs == SHARED]
     interventions = _interventions(bridge, shared, split, seed)
     return Card(
-        measures=_measures(judged, interventions, seed),
+        measures=_measures(judged, interventions),
         tasks=_task_table(judged),
         interventions=interventions,
         about=_about(bridge, split, seed),
@@ -185,14 +185,14 @@ def _interventions(bridge: TransformerBridge, tasks: Sequence[Task], split: Spli
     return pd.concat(frames, ignore_index=True)
 
 
-def _measures(judged: pd.DataFrame, interventions: pd.DataFrame, seed: int) -> pd.DataFrame:
+def _measures(judged: pd.DataFrame, interventions: pd.DataFrame) -> pd.DataFrame:
     table = []
     prompts = {str(name): rows for name, rows in judged.groupby("condition")}
     vectors = {str(name): rows for name, rows in interventions.groupby("condition")}
     for name, bar in BARS.items():
         if name in prompts:
-            value, low, high = mean_over_tasks(prompts[name], seed)
-            exact = mean_over_tasks(prompts[name].assign(correct=prompts[name]["exact"]), seed)[0]
+            value, low, high = mean_over_tasks(prompts[name])
+            exact = mean_over_tasks(prompts[name].assign(correct=prompts[name]["exact"]))[0]
         else:
             found = vectors[name.removesuffix("_worst")]
             found = found.nsmallest(1 if name == "iv_worst" else len(found), ["accuracy"])
@@ -202,22 +202,19 @@ def _measures(judged: pd.DataFrame, interventions: pd.DataFrame, seed: int) -> p
     return pd.DataFrame(table)
 
 
-def mean_over_tasks(rows: pd.DataFrame, seed: int, n_resamples: int = 1000) -> tuple[float, float, float]:
-    """Mean over tasks, with a 95 % bootstrap interval over inputs.
+def mean_over_tasks(rows: pd.DataFrame) -> tuple[float, float, float]:
+    """Mean over tasks, with Wilson's 95 % interval over distinct inputs.
 
-    Tasks that share their inputs are resampled together, and the prompts of one input stay together.
+    Tasks that share their inputs count together, and the prompts of one input count once: as many inputs as give a mean
+    over groups of tasks the same variance.
     """
-    generator = torch.Generator().manual_seed(seed)
-    total, draws = 0.0, torch.zeros(n_resamples, dtype=torch.float64)
+    total, n_tasks, variance = 0.0, len(set(rows["task"])), 0.0
     for _, group in rows.groupby("group"):
         table = group.pivot_table(index="input", columns="task", values="correct", aggfunc="mean")
-        values = torch.tensor(table.to_numpy(float), dtype=torch.float64)
-        index = torch.randint(len(values), (n_resamples, len(values)), generator=generator)
-        total += float(values.mean(0).sum())
-        draws += values[index].mean(1).sum(1)
-    n_tasks = len(set(rows["task"]))
-    low, high = torch.quantile(draws / n_tasks, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return total / n_tasks, low, high
+        total += float(table.to_numpy(float).mean(0).sum())
+        variance += (table.shape[1] / n_tasks) ** 2 / len(table)
+    mean, n_inputs = total / n_tasks, max(1, int(1 / variance + 1e-9))
+    return mean, *wilson(min(mean, 1.0) * n_inputs, n_inputs)
 
 
 def _mean_of_rows(rows: pd.DataFrame) -> tuple[float, float, float]:

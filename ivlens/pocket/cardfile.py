@@ -16,7 +16,7 @@ makes the weights, `ivlens pocket card` this page.
 
 Every control chooses its layer, strength and site on the *select* inputs by itself, as the vector does. Accuracy is
 greedy: what is generated begins with an accepted answer and does not go on inside its last word; *exact* asks that it
-ends there. Intervals are 95 % bootstrap intervals over inputs. Words that no rule prompt contained are spelled out in
+ends there. Intervals are Wilson's, 95 %, over distinct inputs. Words that no rule prompt contained are spelled out in
 the training prose."""
 
 

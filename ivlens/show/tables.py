@@ -1,6 +1,6 @@
 """Small tables that notebooks show for results: everything a task, a model or a file says is escaped."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -13,12 +13,9 @@ N_HEADS, N_EXAMPLES, N_INSTRUCTIONS, MOST_LETTERS = 10, 3, 3, 160
 
 
 def effects_html(effects: HeadEffects) -> str:
-    """The strongest heads with their intervals, and what was measured."""
+    """The strongest heads with their intervals, also as they were measured again, and what was measured."""
     rows = effects.to_frame().head(N_HEADS).to_dict("records")
-    heads = [
-        (row["label"], f"{row['aie']:+.4g}", "–" if row["n"] < 2 else f"{row['low']:+.4g} to {row['high']:+.4g}")
-        for row in rows
-    ]
+    head, heads = head_cells(rows, "" if effects.again is None else effects.again.split)
     facts = {
         "model": effects.model,
         "prompts": f"{len(effects.cie)} corrupted ({', '.join(sorted(set(effects.corruptions)))}); {effects.recipe}",
@@ -26,9 +23,28 @@ def effects_html(effects: HeadEffects) -> str:
         **({"the model itself": effects.ability} if effects.ability else {}),
         **({"taken away": effects.taken} if effects.taken else {}),
     }
-    table = _table(("head", "AIE", "95 % interval"), heads)
+    table = _table(head, heads)
     warnings = "".join(f"<p><b>Warning:</b> {escape(text)}</p>" for text in effects.warnings)
     return _titled(f"Head effects of {effects.task}", warnings + _facts(facts) + table)
+
+
+def head_cells(rows: Sequence[Mapping[Hashable, Any]], again: str = "") -> tuple[list[str], list[list[str]]]:
+    """Names of columns, and cells, for rows of `HeadEffects.to_frame`; `again`: the split of heads measured again."""
+    kinds = [str(row["interval"]) for row in rows[:1]] + [str(row["interval_again"]) for row in rows[:1] if again]
+    head = ["head", "AIE", *(kind or "interval" for kind in kinds[:1])]
+    head += [f"AIE on {again}", *kinds[1:]] if again else []
+    cells = []
+    for row in rows:
+        cells.append([str(row["label"]), *_effect(row)])
+        cells[-1] += _effect(row, "_again") if again else []
+    return head, cells
+
+
+def _effect(row: Mapping[Hashable, Any], of: str = "") -> list[str]:
+    value, low, high = (row[f"{name}{of}"] for name in ("aie", "low", "high"))
+    if value != value:
+        return ["–", "–"]
+    return [f"{value:+.4g}", "–" if low != low else f"{low:+.4g} to {high:+.4g}"]
 
 
 def vector_html(vector: InstructionVector) -> str:

@@ -153,7 +153,7 @@ def _evaluated(
         judged_constant(prompts, judge),
     ]
     made_by = _provenance(prompts, iv, options.split) | {"grid": asdict(grid), "searched_on": searched_on}
-    return Evaluation.of(judged, options.seed, per_vector=options.per_vector, settings=made_by)
+    return Evaluation.of(judged, per_vector=options.per_vector, settings=made_by)
 
 
 def _searched_on(settings: Sequence[Setting], split: SplitName) -> SplitName | None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ivlens.prompts.recipe import PromptRecipe
-from ivlens.steering.summary import Judged, Setting, summary
+from ivlens.steering.summary import Judged, Setting, beside, summary
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,8 +22,11 @@ class Evaluation:
         table: A row per condition: `condition` (`clean`, `bare`, `iv`, `random`, `random_heads`, `other_tasks`,
             `iv_heads`, `constant`), `vector`, `n_vectors`, `layer`, `alpha`, `site` (those that all its vectors share),
             `n` prompts, and for `accuracy`, `exact`, `prob` (first answer token) and `logprob` (whole answer, nats) the
-            mean over prompts and vectors with a 95 % bootstrap interval over prompts (`accuracy_lo`, `accuracy_hi`,
-            ...); `accuracy_best` is the best single vector's, `n_nonfinite` counts overflows (wrong, probability 0). A
+            mean over prompts and vectors with a 95 % interval over prompts (`accuracy_lo`, `accuracy_hi`, ...):
+            Wilson's for the first two, as `interval` says, t for others; `lead`, by how much the vector is above the
+            condition on the same prompts (`lead_lo`, `lead_hi`: 95 % t); for drawn controls `n_as_good`, how many of
+            them reach the vector, and `p = (1 + n_as_good) / (1 + n_vectors)`, which with 19 draws is never below
+            0.05; `accuracy_best` is the best single vector's, `n_nonfinite` counts overflows (wrong, probability 0). A
             control that cannot be made (no heads left, no other vectors) has `n_vectors` 0. `.attrs` are `settings`.
         best: Where and how strongly the vector was judged: the best setting on *select*, or the one given.
         settings: Everything that made the table, in plain JSON values: among them the `recipe`, and the split that was
@@ -36,15 +39,19 @@ class Evaluation:
 
     @classmethod
     def of(
-        cls, judged: Sequence[Judged], seed: int, *, per_vector: bool = False, settings: Mapping[str, Any] | None = None
+        cls, judged: Sequence[Judged], *, per_vector: bool = False, settings: Mapping[str, Any] | None = None
     ) -> "Evaluation":
         """From what was judged, the vector itself under `iv`."""
         import pandas as pd
 
-        rows = [one for many in judged for one in (many.separate() if per_vector else [many])]
-        table = pd.DataFrame([summary(row, seed) for row in rows])
+        vector = next(one for one in judged if one.condition == "iv")
+        if per_vector:
+            rows = [summary(one) for many in judged for one in many.separate()]
+        else:
+            rows = [summary(one) | beside(one, vector) for one in judged]
+        table = pd.DataFrame(rows)
         table.attrs.update(settings or {})
-        (best,) = next(one.settings for one in judged if one.condition == "iv")
+        (best,) = vector.settings
         return cls(table, best, dict(settings or {}))
 
     @property

@@ -1,16 +1,20 @@
-"""Scores per prompt, and from them one table row with bootstrap intervals."""
+"""Scores per prompt, and from them one table row with intervals."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ivlens.common.intervals import percentiles, resampled_means
+from ivlens.common.intervals import clustered_difference, holm, named, p_of_draws, t_interval, wilson
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 METRICS = ("accuracy", "exact", "prob", "logprob")
+DRAWN = ("random", "random_heads", "other_tasks")  # controls of which there are several vectors
 
 
 class Setting(NamedTuple):
@@ -81,8 +85,11 @@ class Judged:
         ]
 
 
-def summary(judged: Judged, seed: int) -> dict[str, Any]:
-    """Means over prompts and vectors, and their percentile intervals over resampled prompts (the vectors stay).
+def summary(judged: Judged) -> dict[str, Any]:
+    """Means over prompts and vectors, and their 95 % intervals over prompts (the vectors stay).
+
+    Shares of right answers have Wilson's interval, which `interval` names; probabilities and log-probabilities have a
+    t interval.
 
     A pass that overflows counts as wrong and as probability 0, and is left out of `logprob`; `n_nonfinite` says how
     many pairs of vector and prompt that befell.
@@ -101,9 +108,42 @@ def summary(judged: Judged, seed: int) -> dict[str, Any]:
         values = getattr(judged.scores, metric)
         if metric == "prob" and judged.has_probs:
             values = values.nan_to_num(nan=0.0)
-        row[metric], row[f"{metric}_lo"], row[f"{metric}_hi"] = _interval(values, seed)
+        row[metric], row[f"{metric}_lo"], row[f"{metric}_hi"] = _interval(values)
     best = judged.scores.accuracy.mean(1)
+    row["interval"] = named("Wilson")
     return {**row, "accuracy_best": float(best.max()) if n_rows else float("nan")}
+
+
+def beside(judged: Judged, vector: Judged) -> dict[str, Any]:
+    """How far a vector leads a condition: `lead`, its accuracy less the condition's on the same prompts, with a 95 %
+    t interval over these (`lead_lo`, `lead_hi`); for controls that were drawn also `n_as_good`, how many of them reach
+    its accuracy, and `p`, which of 19 draws is never below 0.05."""
+    prompts = [str(row) for row in range(judged.scores.accuracy.shape[1])]
+    own, other = vector.scores.accuracy, judged.scores.accuracy
+    if judged is vector or not len(other) or own.shape[1] != len(prompts):
+        return {}
+    lead, low, high = clustered_difference(own.double().mean(0).numpy(), other.double().mean(0).numpy(), prompts)
+    if low == high:  # of prompts that all differ alike, or not at all, a few more might not
+        most = wilson(0, len(prompts))[1]
+        low, high = max(-1.0, lead - most), min(1.0, lead + most)
+    found: dict[str, Any] = {"lead": lead, "lead_lo": low, "lead_hi": high}
+    if judged.condition in DRAWN:
+        found["n_as_good"] = n_as_good(judged, float(own.double().mean()))
+        found["p"] = p_of_draws(found["n_as_good"], len(other))
+    return found
+
+
+def n_as_good(judged: Judged, accuracy: float) -> int:
+    """How many of its vectors have at least this mean accuracy."""
+    return int((judged.scores.accuracy.double().mean(1) >= accuracy - 1e-9).sum())
+
+
+def corrected(table: "pd.DataFrame", by: Sequence[str] = ("condition",)) -> "pd.DataFrame":
+    """The table of several tasks with `p_holm`: `p`, corrected for the number of tasks that have one (Holm)."""
+    if "p" not in table:
+        return table
+    groups = table.groupby(list(by), sort=False)["p"]
+    return table.assign(p_holm=groups.transform(lambda p: holm(p.to_list())))
 
 
 def accuracy_only(accuracy: Float[Tensor, " batch"]) -> Scores:
@@ -112,12 +152,15 @@ def accuracy_only(accuracy: Float[Tensor, " batch"]) -> Scores:
     return Scores(accuracy[None], accuracy[None], nothing, nothing)
 
 
-def _interval(values: Float[Tensor, "n batch"], seed: int) -> tuple[float, float, float]:
-    finite = values.double().masked_fill(~values.isfinite(), torch.nan).nanmean(0)
-    per_prompt = finite[finite.isfinite()].numpy()
+def _interval(values: Float[Tensor, "n batch"]) -> tuple[float, float, float]:
+    finite = values.double().masked_fill(~values.isfinite(), torch.nan)
+    per_prompt = finite.nanmean(0)
+    per_prompt = per_prompt[per_prompt.isfinite()].numpy()
     if not len(per_prompt):
         return float("nan"), float("nan"), float("nan")
-    return float(per_prompt.mean()), *percentiles(resampled_means(per_prompt, seed))
+    if bool(((finite == 0) | (finite == 1) | finite.isnan()).all()):
+        return float(per_prompt.mean()), *wilson(min(float(per_prompt.sum()), len(per_prompt)), len(per_prompt))
+    return t_interval(per_prompt)
 
 
 def _shared(values: Sequence[Any]) -> Any:

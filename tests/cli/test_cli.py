@@ -91,8 +91,13 @@ def test_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -
 def test_effects_prints_the_strongest_heads(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, out, err = run(capsys, "effects", *common(place), "--top", 4)
     assert status == 0 and err == ""
-    assert "2 corrupted prompts (shuffle)" in out and "95 % interval" in out
+    assert "2 corrupted prompts (shuffle)" in out
+    assert "descriptive" in out and "AIE on select" in out and "prompts that did not choose the heads" in out
     assert sum(line.startswith("L") for line in out.splitlines()) == 4
+    status, out, _ = run(capsys, "effects", *common(place), "--again", 0)
+    assert status == 0 and "select  " not in out
+    status, _, err = run(capsys, "effects", *common(place), "--again", -1)
+    assert status != 0 and "--again is -1, expected 0 or more" in err
 
 
 def test_effects_json_is_one_object(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

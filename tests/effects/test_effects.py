@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import hf_model, random_prompts, tiny_task
 
-from ivlens.effects import METHODS, EffectOptions, HeadEffects, causal_indirect_effect, head_effects
+from ivlens.effects import METHODS, EffectOptions, HeadEffects, causal_indirect_effect, head_effects, interval_over
 from ivlens.forward import hooks
 from ivlens.forward.means import mean_head_outputs
 from ivlens.models import load_model, model_identity
@@ -424,7 +424,7 @@ def test_top_heads_and_table(llama):
     assert effects.top_heads(3) == [(1, 2), (0, 1), (0, 0)]
     frame = effects.to_frame()
     assert frame["label"].tolist()[:2] == ["L1H2", "L0H1"] and len(frame) == 5
-    assert list(frame) == ["task", "label", "layer", "head", "aie", "low", "high", "n"]
+    assert list(frame) == ["task", "label", "layer", "head", "aie", "low", "high", "interval", "n"]
     for k in (0, 6):
         with pytest.raises(ValueError, match=f"k is {k}, expected 1 to 5, the number of measured heads"):
             effects.top_heads(k)
@@ -439,10 +439,13 @@ def test_intervals(llama):
     measured = ~effects.aie.isnan()
     assert ((low < effects.aie) & (effects.aie < high))[measured].all()
     assert ((wide_low < low) & (high < wide_high))[measured].all()
+    assert effects.interval().kind == "pointwise 95 %"
+    assert effects.interval(0.9, simultaneous=True).kind == "simultaneous 90 %"
+    assert set(effects.to_frame()["interval"]) == {"simultaneous 95 %"}
     assert low[1, 7].isnan() and wide_high[1, 7].isnan()
-    # percentile bootstrap of a mean of 60 unit normals: about ± 1.96 / sqrt(60); max-T over 15: about ± 2.9 / sqrt(60)
-    torch.testing.assert_close((high - low)[measured].mean().item(), 2 * 1.96 / 60**0.5, atol=0.04, rtol=0)
-    torch.testing.assert_close((wide_high - wide_low)[measured].mean().item(), 2 * 2.95 / 60**0.5, atol=0.06, rtol=0)
+    # t over 60 unit normals: about ± 2 / sqrt(60); max-T over 15 of them: about ± 3.05 / sqrt(60)
+    torch.testing.assert_close((high - low)[measured].mean().item(), 2 * 2.0 / 60**0.5, atol=0.04, rtol=0)
+    torch.testing.assert_close((wide_high - wide_low)[measured].mean().item(), 2 * 3.05 / 60**0.5, atol=0.06, rtol=0)
     assert torch.equal(effects.interval()[0].nan_to_num(), low.nan_to_num())
     narrow = effects.interval(0.5)
     assert (narrow[1] - narrow[0] < high - low)[measured].all()
@@ -451,10 +454,28 @@ def test_intervals(llama):
 
 
 def test_intervals_of_one_prompt_and_of_effects_that_do_not_vary(llama):
-    assert made(torch.ones(1, 2, 2), llama).interval()[0].isnan().all()
+    alone = made(torch.ones(1, 2, 2), llama).interval(simultaneous=True)
+    assert alone.low.isnan().all() and alone.kind == ""
     for simultaneous in (False, True):
         low, high = made(torch.ones(3, 2, 2), llama).interval(simultaneous=simultaneous)
         assert torch.equal(low, torch.ones(2, 2)) and torch.equal(high, torch.ones(2, 2))
+
+
+def test_maps_of_several_seeds_are_what_varies(llama):
+    drawn = torch.randn(8, 40, 2, 3, generator=torch.Generator().manual_seed(0))
+    maps = [
+        made(each, llama) for each in drawn + 3 * torch.randn(8, 1, 2, 3, generator=torch.Generator().manual_seed(1))
+    ]
+    few, many = interval_over(maps[:3]), interval_over(maps)
+    assert few.kind == "descriptive" and many.kind in ("simultaneous 95 %", "pointwise 95 %")
+    aies = torch.stack([each.aie for each in maps[:3]])
+    reach = 4.3027 * aies.std(0) / 3**0.5
+    torch.testing.assert_close(few.high, aies.mean(0) + reach, atol=1e-3, rtol=1e-3)
+    assert interval_over(maps[:1]).low.isnan().all()
+    with pytest.raises(ValueError, match="expected one or more maps of the same shape"):
+        interval_over([maps[0], made(torch.randn(4, 2, 2), llama)])
+    with pytest.raises(ValueError, match="expected one or more maps"):
+        interval_over([])
 
 
 def test_save_and_load(effects, tmp_path):

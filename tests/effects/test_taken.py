@@ -75,9 +75,9 @@ def test_the_check_can_be_left_out_or_given(pocket, effects, caplog):
         ([0.9, 0.8, 0.9, 0.8], [0.1, 0.1, 0.0, 0.1], "prob", True, 0.91),
         ([0.9, 0.8, 0.9, 0.8], [0.8, 0.7, 0.8, 0.7], "prob", False, 0.12),  # less than a fifth
         ([0.9, 0.1, 0.9, 0.1], [0.1, 0.9, 0.1, 0.5], "prob", False, 0.2),  # the interval includes 0
-        ([-0.1, -0.2], [-3.0, -4.0], "logprob", True, 0.965),
+        ([-0.1, -0.2] * 2, [-3.0, -4.0] * 2, "logprob", True, 0.965),
         ([-1.0, -1.0], [-1.1, -1.1], "logprob", False, 0.095),
-        ([2.0, 3.0], [-1.0, -2.0], "logit_diff", True, 1.6),
+        ([2.0, 3.0] * 2, [-1.0, -2.0] * 2, "logit_diff", True, 1.6),
     ],
 )
 def test_what_is_enough(clean, corrupted, score, enough, share):

@@ -5,7 +5,6 @@ import os
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from conftest import tiny_task
@@ -13,7 +12,6 @@ from safetensors.torch import load_file, save_file
 
 from ivlens import load_model
 from ivlens.common import digests
-from ivlens.common.intervals import grouped_interval
 from ivlens.models import model_identity
 from ivlens.models.adapters import adapter_folders, named_base
 from ivlens.models.checkpoints import Checkpoint, checkpoint_series
@@ -224,12 +222,3 @@ def test_adapters_that_are_described_wrongly(llama, adapters, change, message):
     path.write_text(json.dumps({name: value for name, value in about.items() if name not in change or value}))
     with pytest.raises(ValueError, match=message):
         load_model(adapters, base=llama)
-
-
-def test_interval_of_groups():
-    mean, low, high = grouped_interval([[0.0, 0.0], [1.0, 1.0]])
-    assert (mean, low, high) == (0.5, 0.0, 1.0)  # groups are what varies
-    drawn = np.random.default_rng(0).normal(size=(40, 30))
-    mean, low, high = grouped_interval(list(drawn))
-    assert low < mean < high and (high - low) / 2 == pytest.approx(1.96 * (2 / 30 / 40) ** 0.5, rel=0.2)
-    assert np.isnan(grouped_interval([])).all() and np.isnan(grouped_interval([[1.0], [np.nan]])[1])

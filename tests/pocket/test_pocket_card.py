@@ -5,6 +5,7 @@ import json
 import pandas as pd
 import pytest
 
+from ivlens.common.intervals import wilson
 from ivlens.models import load_model, model_identity, pocket_path
 from ivlens.pocket.card import BARS, Bar, Card, _judge_task, _measures, mean_over_tasks
 from ivlens.pocket.cardfile import write_card
@@ -37,16 +38,18 @@ def judged(group: str, task: str, correct: dict[str, list[float]]) -> pd.DataFra
 def test_means_are_over_tasks_not_over_prompts():
     many = judged("words", "a", {f"x{i}": [1.0, 1.0] for i in range(50)})
     few = judged("verbs", "b", {"y": [0.0]})
-    assert mean_over_tasks(pd.concat([many, few]), seed=0) == (0.5, 0.5, 0.5)
+    value, low, high = mean_over_tasks(pd.concat([many, few]))
+    assert value == 0.5 and (low, high) == wilson(1.5, 3)  # a task of one input says little
 
 
 def test_intervals_resample_inputs_not_prompts():
     once = judged("words", "a", {f"x{i}": [float(i % 2)] for i in range(40)})
-    value, low, high = mean_over_tasks(once, seed=0)
+    value, low, high = mean_over_tasks(once)
     assert value == 0.5 and 0.3 < low < 0.4 and 0.6 < high < 0.7
+    assert mean_over_tasks(judged("words", "a", {f"x{i}": [1.0] for i in range(40)})) == (1.0, *wilson(40, 40))
     # the same inputs asked four times over, and by a second task, teach nothing new
     more = pd.concat([judged("words", task, {f"x{i}": [float(i % 2)] * 4 for i in range(40)}) for task in "ab"])
-    assert mean_over_tasks(more, seed=0) == pytest.approx((value, low, high))
+    assert mean_over_tasks(more) == pytest.approx((value, low, high))
 
 
 def test_measures_have_accuracy_and_exact_answers_beside_it():
@@ -56,7 +59,7 @@ def test_measures_have_accuracy_and_exact_answers_beside_it():
     judged = pd.concat([rows.assign(condition=name) for name in BARS if name in _BY_PROMPT])
     named = {"accuracy": 0.75, "accuracy_lo": 0.5, "accuracy_hi": 1.0, "exact": 0.25}
     vectors = pd.DataFrame([{"condition": name, **named} for name in BARS])
-    measures = _measures(judged.assign(correct=0.5, exact=0.125), vectors, 0)
+    measures = _measures(judged.assign(correct=0.5, exact=0.125), vectors)
     for row in measures.to_dict("records"):
         by_prompt = row["name"] in _BY_PROMPT
         assert (row["value"], row["exact"]) == pytest.approx((0.5, 0.125) if by_prompt else (0.75, 0.25))

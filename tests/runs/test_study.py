@@ -146,7 +146,7 @@ def claims(values, r2=(0.1, 0.0, 0.2)):
     return claim_table({"run": pd.DataFrame(rows)}, predictors).set_index("claim")["verdict"]
 
 
-FELL = {"accuracy_drop": [0.5, 0.6], "instruction_drop": [0.5, 0.6]}
+FELL = {"accuracy_drop": [0.5, 0.6] * 4, "instruction_drop": [0.5, 0.6] * 4}
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,12 @@ FELL = {"accuracy_drop": [0.5, 0.6], "instruction_drop": [0.5, 0.6]}
     ],
 )
 def test_margins(name, quantity, values, verdict):
-    assert claims({**FELL, quantity: values})[name] == verdict
+    assert claims({**FELL, quantity: values * 4})[name] == verdict
+
+
+def test_two_tasks_decide_nothing():
+    assert claims({**FELL, "excess": [1.0, 2.0]})["instruction"] == "undecided"
+    assert claims({**FELL, "excess": [1.0, 2.0] * 3})["instruction"] == "seen in pocket"
 
 
 def test_nothing_to_see_where_nothing_was_lost():
@@ -178,9 +183,9 @@ def test_nothing_to_see_where_nothing_was_lost():
 
 
 def test_overlaid_needs_both_tests():
-    assert claims({**FELL, "write_lead": [0.5, 0.6], "read_lead": [0.5, 0.6]})["overlaid"] == "seen in pocket"
-    assert claims({**FELL, "write_lead": [0.5, 0.6], "read_lead": [0.0, 0.01]})["overlaid"] == "not seen"
-    assert claims({**FELL, "write_lead": [0.5, 0.6], "read_lead": [0.0, 0.6]})["overlaid"] == "undecided"
+    assert claims({**FELL, "write_lead": [0.5, 0.6] * 4, "read_lead": [0.5, 0.6] * 4})["overlaid"] == "seen in pocket"
+    assert claims({**FELL, "write_lead": [0.5, 0.6] * 4, "read_lead": [0.0, 0.01] * 4})["overlaid"] == "not seen"
+    assert claims({**FELL, "write_lead": [0.5, 0.6] * 4, "read_lead": [0.0, 0.6] * 4})["overlaid"] == "undecided"
 
 
 def test_the_vector_itself_is_compared_with_its_control():

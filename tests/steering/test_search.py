@@ -296,7 +296,7 @@ def test_nan_never_wins():
 def test_one_overflow_does_not_hide_a_row():
     nan = float("nan")
     values = torch.tensor([[0.5, 0.5], [nan, 0.5]])
-    row = summary(Judged("random", Scores(torch.tensor([[1.0, 0], [0, 1]]), torch.zeros(2, 2), values, -values)), 0)
+    row = summary(Judged("random", Scores(torch.tensor([[1.0, 0], [0, 1]]), torch.zeros(2, 2), values, -values)))
     assert row["n_nonfinite"] == 1 and row["accuracy"] == 0.5
     assert row["prob"] == pytest.approx((0.25 + 0.5) / 2) and row["logprob"] == pytest.approx(-0.5)
     assert row["prob_lo"] <= row["prob"] <= row["prob_hi"]

@@ -9,7 +9,7 @@ import torch
 
 from ivlens.analysis.dynamics.stages import Stage
 from ivlens.common.checks import check_counts
-from ivlens.common.intervals import grouped_interval
+from ivlens.common.intervals import grouped_interval, p_of_draws
 from ivlens.common.progress import ticking
 from ivlens.forward.means import HeadMeans
 from ivlens.models.boot import TransformerBridge
@@ -19,7 +19,7 @@ from ivlens.steering.controls import random_head_vectors, random_vectors
 from ivlens.steering.evaluate import judged_constant, judged_vectors
 from ivlens.steering.prompt_sets import PromptSets, followed_recipe
 from ivlens.steering.search import Grid
-from ivlens.steering.summary import Judged, Scores, summary
+from ivlens.steering.summary import DRAWN, Judged, Scores, n_as_good, summary
 from ivlens.steering.trials import Trials
 from ivlens.tasks.task import SplitName, Task
 from ivlens.vectors.vector import InstructionVector
@@ -33,7 +33,6 @@ TESTS = {
     "reinjection": "the first model's vector in the tuned one, with the instruction: does it restore what was lost?",
     "subtraction": "the new task's vector taken away from the tuned model, with the instruction: was it in the way?",
 }
-CONTROLS = ("random", "random_heads", "other_tasks")
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,6 @@ class CausalTest:
             each vector.
         strongest: The kind of control whose vectors do best on *select*, on average; None where there are none.
         best_draw: The single control vector that does best there: its kind and row.
-        seed: Of intervals.
     """
 
     test: str
@@ -78,7 +76,6 @@ class CausalTest:
     conditions: Mapping[str, Judged]
     strongest: str | None
     best_draw: tuple[str, int] | None
-    seed: int = 0
 
     def accuracy(self, condition: str) -> np.ndarray:
         """Of every prompt; over vectors their mean. `control`: of the strongest kind; `best_draw`: that vector's."""
@@ -91,16 +88,17 @@ class CausalTest:
 
     def frame(self) -> "pd.DataFrame":
         """One row for each condition, as of `evaluate_intervention`, with `test` and `task`; `n_as_good` counts the
-        vectors that reach the IV's accuracy, `strongest` marks the kind of control that did best on *select*."""
+        vectors that reach the IV's accuracy, `p` is `(1 + n_as_good) / (1 + n_vectors)` (of 19 draws it is never below
+        0.05), `strongest` marks the kind of control that did best on *select*."""
         import pandas as pd
 
         mean = float(self.accuracy("iv").mean())
         rows = []
         for name, judged in self.conditions.items():
-            as_good = int((judged.scores.accuracy.mean(1) >= mean).sum()) if name in CONTROLS else None
-            chosen = self.strongest == name
+            as_good = n_as_good(judged, mean) if name in DRAWN else None
+            p = None if as_good is None else p_of_draws(as_good, len(judged.scores.accuracy))
             about = {"test": self.test, "task": self.task}
-            rows.append({**about, **summary(judged, self.seed), "n_as_good": as_good, "strongest": chosen})
+            rows.append({**about, **summary(judged), "n_as_good": as_good, "p": p, "strongest": self.strongest == name})
         return pd.DataFrame(rows)
 
 
@@ -169,7 +167,7 @@ def causal_tests(
 
 
 def leads(tests: Sequence[CausalTest], over: str = "control") -> dict[str, dict[str, tuple[float, float, float]]]:
-    """For each test, over tasks: mean and 95 % interval (tasks and prompts resampled) of accuracies and differences.
+    """For each test, over tasks: mean and 95 % t interval over tasks of accuracies and differences.
 
     Returns:
         By test: `clean`, `baseline`, `iv`, `control`, `best_draw`; `lead`, the IV's accuracy less that of `over` on the
@@ -178,12 +176,11 @@ def leads(tests: Sequence[CausalTest], over: str = "control") -> dict[str, dict[
     found: dict[str, dict[str, tuple[float, float, float]]] = {}
     for name in dict.fromkeys(test.test for test in tests):
         own = [test for test in tests if test.test == name]
-        seed = own[0].seed
         names = ("clean", "baseline", "iv", "control", "best_draw")
         values = {what: [test.accuracy(what) for test in own] for what in names}
         values["lead"] = [test.accuracy("iv") - test.accuracy(over) for test in own]
         values["gain"] = [test.accuracy("iv") - test.accuracy("baseline") for test in own]
-        found[name] = {what: grouped_interval(groups, seed) for what, groups in values.items()}
+        found[name] = {what: grouped_interval(groups) for what, groups in values.items()}
     return found
 
 
@@ -233,20 +230,20 @@ def _judged(
     judged |= {one.condition: one for one in judged_vectors(groups, prompts, judge, options.grid)}
     judged = {name: one for name, one in judged.items() if name not in groups or groups[name]}
     judged["constant"] = judged_constant(prompts, judge)
-    return CausalTest(test, task.name, judged, *_strongest(judged, groups, prompts), seed)
+    return CausalTest(test, task.name, judged, *_strongest(judged, groups, prompts))
 
 
 def _strongest(
     judged: Mapping[str, Judged], groups: _Groups, prompts: PromptSets
 ) -> tuple[str | None, tuple[str, int] | None]:
     """The kind of control that does best on *select*, on average over its vectors, and the best single vector."""
-    places = [(name, row) for name in CONTROLS for row in range(len(groups.get(name, [])))]
+    places = [(name, row) for name in DRAWN for row in range(len(groups.get(name, [])))]
     if not places:
         return None, None
     select: Trials = prompts.trials("select")
     thetas = torch.stack([groups[name][row].theta for name, row in places])
     scores: Scores = select.at([judged[name].settings[row] for name, row in places], thetas, brief=True)
     goodness = scores.goodness().tolist()
-    each = {name: [value for (at, _), value in zip(places, goodness, strict=True) if at == name] for name in CONTROLS}
+    each = {name: [value for (at, _), value in zip(places, goodness, strict=True) if at == name] for name in DRAWN}
     means = {name: sum(values) / len(values) for name, values in each.items() if values}
     return max(means, key=lambda name: means[name]), places[goodness.index(max(goodness))]

@@ -1,11 +1,11 @@
 """What predicts performance during tuning: vectors, or just how far the training has gone?"""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ivlens.common.intervals import N_RESAMPLES, percentiles
+from ivlens.common.intervals import named_of, t_reach
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -15,7 +15,6 @@ PREDICTORS = ("activation_cosine", "iv_cosine_fixed", "iv_cosine_rechosen", "ste
 
 def predictors(
     tasks: "pd.DataFrame", *, outcome: str = "prob", leave_out: str = "task", names: Sequence[str] = PREDICTORS,
-    seed: int = 0,
 ) -> "pd.DataFrame":  # fmt: skip
     """Share of the variance of performance that a straight line in one predictor explains where it was not fitted.
 
@@ -30,9 +29,10 @@ def predictors(
         leave_out: Column that says what is left out in turn: `task`, or that of a training.
 
     Returns:
-        One row for each predictor: `predictor`, `r2`, `r2_lo`, `r2_hi` (95 %, what is left out is resampled),
-        `r2_in_sample`, `n` points. Points at which a predictor is not known (a checkpoint without a step) are no
-        points of its line; NaN where fewer than two values of `leave_out` have any.
+        One row for each predictor: `predictor`, `r2`, `r2_lo`, `r2_hi` (95 % t, over what is left out in turn),
+        `interval` (its kind: descriptive below six of these), `r2_in_sample`, `n` points. Points at which a predictor
+        is not known (a checkpoint without a step) are no points of its line; NaN where fewer than two values of
+        `leave_out` have any.
 
     Raises:
         ValueError: fewer than two values of `leave_out`.
@@ -41,21 +41,23 @@ def predictors(
 
     if len(set(tasks[leave_out].astype(str))) < 2:
         raise ValueError(f"predictors got one value of {leave_out!r}, expected two or more, to leave one out in turn.")
-    return pd.DataFrame([{"predictor": name, **_explained(tasks, name, outcome, leave_out, seed)} for name in names])
+    return pd.DataFrame([{"predictor": name, **_explained(tasks, name, outcome, leave_out)} for name in names])
 
 
-def _explained(tasks: "pd.DataFrame", name: str, outcome: str, leave_out: str, seed: int) -> dict[str, float]:
+def _explained(tasks: "pd.DataFrame", name: str, outcome: str, leave_out: str) -> dict[str, Any]:
     known = tasks.dropna(subset=[name, outcome])
     group = known[leave_out].astype(str).to_numpy()
     if len(set(group)) < 2:
-        return dict.fromkeys(("r2", "r2_lo", "r2_hi", "r2_in_sample"), float("nan")) | {"n": len(known)}
+        nothing = dict.fromkeys(("r2", "r2_lo", "r2_hi", "r2_in_sample"), float("nan"))
+        return nothing | {"interval": "", "n": len(known)}
     x, y = known[name].to_numpy(float), known[outcome].to_numpy(float)
     error = (y - _held_out(x, y, group)) ** 2
     inside = (y - _line(x, y, x)) ** 2
     spread = (y - y.mean()) ** 2
-    low, high = _interval(error, spread, group, seed)
+    low, high = _interval(error, spread, group)
     return {
-        "r2": _share(error, spread), "r2_lo": low, "r2_hi": high, "r2_in_sample": _share(inside, spread), "n": len(y),
+        "r2": _share(error, spread), "r2_lo": low, "r2_hi": high,
+        "interval": named_of(len(set(group))), "r2_in_sample": _share(inside, spread), "n": len(y),
     }  # fmt: skip
 
 
@@ -77,10 +79,10 @@ def _share(error: np.ndarray, spread: np.ndarray) -> float:
     return float(1 - error.sum() / spread.sum()) if spread.sum() > 0 else float("nan")
 
 
-def _interval(error: np.ndarray, spread: np.ndarray, group: np.ndarray, seed: int) -> tuple[float, float]:
+def _interval(error: np.ndarray, spread: np.ndarray, group: np.ndarray) -> tuple[float, float]:
+    """t over groups: R² is a ratio of sums, so what counts is how far each group is off the common ratio."""
     names = sorted(set(group))
-    sums = np.array([[error[group == one].sum(), spread[group == one].sum()] for one in names])
-    drawn = np.random.default_rng(seed).integers(len(names), size=(N_RESAMPLES, len(names)))
-    total = sums[drawn].sum(1)
-    shares = 1 - total[:, 0] / np.maximum(total[:, 1], 1e-30)
-    return percentiles(shares)
+    share = _share(error, spread)
+    off = np.array([error[group == one].sum() - (1 - share) * spread[group == one].sum() for one in names])
+    reach = t_reach(len(names)) * off.std(ddof=1) * len(names) ** 0.5 / max(spread.sum(), 1e-30)
+    return share - reach, share + reach

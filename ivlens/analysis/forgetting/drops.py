@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ivlens.analysis.forgetting.probabilities import MEASURES, SHAPE, ProbeOptions, probe
-from ivlens.common.intervals import grouped_interval
+from ivlens.common.intervals import grouped_interval, grouped_name
 from ivlens.common.kept import renamed
 from ivlens.models.boot import TransformerBridge
 from ivlens.tasks.task import Task
@@ -48,9 +48,9 @@ def decomposition(before: "pd.DataFrame", after: "pd.DataFrame") -> "pd.DataFram
     Returns:
         One row for each task and measure, and for `all tasks` (those with both kinds): `task`, `measure`, `n` examples,
         for both kinds the means `instruction_before`, `instruction_after`, `instruction_drop` (`..._lo`, `..._hi`), and
-        `excess` (`excess_lo`, `excess_hi`; nats for probabilities). 95 % bootstrap intervals over examples, and over
-        tasks as well for `all tasks`. NaN where a task has no knowledge rows. A measure that an older table lacks
-        (`exact`) is left out.
+        `excess` (`excess_lo`, `excess_hi`; nats for probabilities), and `interval`, the kind of these: 95 % t over
+        examples, for `all tasks` over tasks; descriptive below six. NaN where a task has no knowledge rows. A measure
+        that an older table lacks (`exact`) is left out.
 
     Raises:
         ValueError: the two tables are not about the same examples, or about models of different shapes.
@@ -130,4 +130,4 @@ def _row(name: str, measure: str, tasks: Sequence[dict[str, np.ndarray]]) -> dic
         row[column] = mean
         if column.endswith(("drop", "excess")):
             row |= {f"{column}_lo": low, f"{column}_hi": high}
-    return row
+    return row | {"interval": grouped_name([task["instruction_drop"] for task in tasks])}

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from ivlens.common.intervals import grouped_interval
+from ivlens.common.intervals import grouped_interval, grouped_name
 from ivlens.runs.study.plan import CONTROL, PAPER, PLAIN, REHEARSAL
 
 SEEN, NOT_SEEN, UNDECIDED, NOT_TESTABLE = "seen in pocket", "not seen", "undecided", "not testable here"
@@ -97,7 +97,7 @@ PREDICTION = "Similarity of the activated vector predicts performance, better th
 LARGE = "The same holds in models of 7B parameters."
 
 
-def claim_table(runs: Mapping[str, pd.DataFrame], predictors: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
+def claim_table(runs: Mapping[str, pd.DataFrame], predictors: pd.DataFrame) -> pd.DataFrame:
     """One row for each claim: its number with an interval, and the verdict.
 
     Args:
@@ -105,12 +105,12 @@ def claim_table(runs: Mapping[str, pd.DataFrame], predictors: pd.DataFrame, *, s
         predictors: `ivlens.analysis.dynamics.predictors` of all runs.
 
     Returns:
-        `claim`, `text`, `paper`, `value`, `low`, `high`, `unit`, `margin`, `beside` (other numbers, as text),
-        `verdict`, `command`.
+        `claim`, `text`, `paper`, `value`, `low`, `high`, `interval` (its kind), `unit`, `margin`, `beside` (other
+        numbers, as text), `verdict`, `command`.
     """
     values = {run: _quantities(table) for run, table in runs.items()}
-    rows = [_row(claim, values, seed) for claim in CLAIMS]
-    fell = grouped_interval([list(found["accuracy_drop"].values()) for found in values.values()], seed)[0]
+    rows = [_row(claim, values) for claim in CLAIMS]
+    fell = grouped_interval([list(found["accuracy_drop"].values()) for found in values.values()])[0]
     rows.insert(5, _prediction(predictors) | ({} if fell >= FORGOTTEN else {"verdict": NOT_TESTABLE}))
     rows.append(
         _plain_row("large", LARGE, "LLaMA2-7B, Llama3-8B, Mistral-7B", NOT_TESTABLE, "ivlens study --model NAME")
@@ -129,13 +129,17 @@ def _quantities(table: pd.DataFrame) -> dict[str, dict[str, float]]:
     return found
 
 
-def _row(claim: Claim, values: Mapping[str, Mapping[str, Mapping[str, float]]], seed: int) -> dict[str, Any]:
+def _row(claim: Claim, values: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, Any]:
+    def groups(name: str) -> list[list[float]]:
+        return [list(found[name].values()) for found in values.values() if name in found]
+
     def interval(name: str) -> tuple[float, float, float]:
-        return grouped_interval([list(found[name].values()) for found in values.values() if name in found], seed)
+        return grouped_interval(groups(name))
 
     parts = {name: interval(name) for name in claim.parts}
     # the weakest part is the claim's number: it needs all of them
-    mean, low, high = min(parts.values(), key=lambda part: part[0])
+    weakest = min(parts, key=lambda name: parts[name][0])
+    mean, low, high = parts[weakest]
     verdict = _verdict(list(parts.values()), claim.margin)
     if any(part[0] != part[0] for part in parts.values()):
         verdict = NOT_TESTABLE
@@ -146,7 +150,8 @@ def _row(claim: Claim, values: Mapping[str, Mapping[str, Mapping[str, float]]], 
     beside = ", ".join(f"{name.replace('_', ' ')} {_two(value)}" for name, value in means.items() if value == value)
     return {
         "claim": claim.name, "text": claim.text, "paper": claim.paper, "value": mean, "low": low, "high": high,
-        "unit": claim.unit, "margin": claim.margin, "beside": beside, "verdict": verdict, "command": claim.command,
+        "interval": grouped_name(groups(weakest)), "unit": claim.unit, "margin": claim.margin, "beside": beside,
+        "verdict": verdict, "command": claim.command,
     }  # fmt: skip
 
 
@@ -164,23 +169,24 @@ def _prediction(predictors: pd.DataFrame) -> dict[str, Any]:
         verdict = NOT_SEEN
     beside = ", ".join(f"{name.replace('_', ' ')} {row['r2']:.2f}" for name, row in found.items() if row is not own)
     row = _plain_row("prediction", PREDICTION, "R² = 0.873", verdict, "ivlens dynamics CHECKPOINTS")
-    numbers = {"value": own["r2"], "low": own["r2_lo"], "high": own["r2_hi"]}
+    numbers = {"value": own["r2"], "low": own["r2_lo"], "high": own["r2_hi"], "interval": own.get("interval", "")}
     return row | numbers | {"unit": "R² where not fitted", "margin": R2, "beside": beside}
 
 
 def _plain_row(name: str, text: str, paper: str, verdict: str, command: str) -> dict[str, Any]:
     nan = float("nan")
     return {
-        "claim": name, "text": text, "paper": paper, "value": nan, "low": nan, "high": nan, "unit": "", "margin": nan,
-        "beside": "", "verdict": verdict, "command": command,
+        "claim": name, "text": text, "paper": paper, "value": nan, "low": nan, "high": nan, "interval": "", "unit": "",
+        "margin": nan, "beside": "", "verdict": verdict, "command": command,
     }  # fmt: skip
 
 
 def interval_text(row: Mapping[str, Any]) -> str:
-    """A claim's number with its interval and unit."""
+    """A claim's number with its interval, the kind of that, and the unit."""
     if row["value"] != row["value"]:
         return "–"
-    return f"{_two(row['value'])} [{_two(row['low'])}, {_two(row['high'])}] {row['unit']}"
+    kind = f"; {row['interval']}" if row.get("interval") else ""
+    return f"{_two(row['value'])} [{_two(row['low'])}, {_two(row['high'])}{kind}] {row['unit']}"
 
 
 def _two(value: float) -> str:

@@ -1,6 +1,6 @@
 """What a sequence of tasks did to a model, in a few numbers, and whether a claim about it holds.
 
-Scores are shares from 0 to 1. Intervals resample whole runs (one order of tasks with one seed is one run): the
+Scores are shares from 0 to 1. Intervals are over whole runs (one order of tasks with one seed is one run): the
 examples within a run share its training and do not vary independently.
 """
 
@@ -10,10 +10,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from ivlens.common.intervals import LEVEL, percentiles, resampled_means
+from ivlens.common.intervals import LEVEL, t_interval
 from ivlens.tasks.records import wrong
 
-N_RUN_RESAMPLES = 10_000  # runs are few: of so many resamples the ends do not depend on the seed
 # Far below one example in any test set: keeps rounding from deciding a claim whose interval ends on the margin.
 _ROUNDING = 1e-12
 
@@ -46,7 +45,7 @@ class SequenceMetrics:
 
 
 class Interval(NamedTuple):
-    """A mean with its percentile bootstrap interval."""
+    """A mean with its t interval."""
 
     estimate: float
     low: float
@@ -117,13 +116,12 @@ def sequence_metrics(
 
 
 def paired_interval(
-    values_a: Float[np.ndarray, " runs"], values_b: Float[np.ndarray, " runs"], *, seed: int = 0, level: float = LEVEL
+    values_a: Float[np.ndarray, " runs"], values_b: Float[np.ndarray, " runs"], *, level: float = LEVEL
 ) -> Interval:
-    """Mean of `a - b` over paired runs, with its percentile bootstrap interval from 10,000 resamples of the runs.
+    """Mean of `a - b` over paired runs, with its t interval over runs.
 
-    With one run nothing is known of how runs differ, and the interval is all numbers; with fewer than about eight it
-    is narrower than its level says (a resample's spread is too small by the factor `sqrt((n - 1) / n)`, and the ends
-    of few values are reached early).
+    With one run nothing is known of how runs differ, and the interval is all numbers; below six it describes these runs
+    (`ivlens.common.intervals.named_of`).
 
     Raises:
         ValueError: no runs, not as many of one as of the other, values that are not finite, or a level outside (0, 1).
@@ -136,7 +134,7 @@ def paired_interval(
         raise wrong("values_a and values_b", "hold values that are not finite", "numbers", "leave the pair out")
     if not 0 < level < 1:
         raise wrong("level", f"is {level}", "a share between 0 and 1", "use 0.95")
-    return _interval(a - b, seed, level)
+    return _interval(a - b, level)
 
 
 def verdict(interval: Interval, margin: float) -> Answer:
@@ -152,7 +150,6 @@ def forget_verdict(
     *,
     halved_above: float = 0.05,
     margin: float = 0.02,
-    seed: int = 0,
 ) -> Verdict:
     """Whether guidance does what it should about forgetting, by a rule fixed before the runs.
 
@@ -165,7 +162,6 @@ def forget_verdict(
         forget_guided: Forget of the same runs (order and seed) with guidance.
         halved_above: How much plain training has to forget for the stronger claim.
         margin: How much more guided training may forget where plain training hardly does.
-        seed: Of the resamples.
 
     Raises:
         ValueError: as `paired_interval`, or values beyond -1 to 1.
@@ -174,13 +170,13 @@ def forget_verdict(
     for name, values in (("forget_plain", plain), ("forget_guided", guided)):
         if (np.abs(values) > 1).any():
             raise wrong(name, f"goes up to {np.abs(values).max():g}", "shares from -1 to 1", "divide percents by 100")
-    forgotten = paired_interval(plain, np.zeros_like(plain), seed=seed)
+    forgotten = paired_interval(plain, np.zeros_like(plain))
     if min(forgotten.estimate, forgotten.low) > halved_above:
         claim, limit = "guided training forgets at most half of what plain training forgets", 0.0
-        interval = paired_interval(guided, plain / 2, seed=seed)
+        interval = paired_interval(guided, plain / 2)
     else:
         claim, limit = f"guided training forgets at most {margin:g} more than plain training", margin
-        interval = paired_interval(guided, plain, seed=seed)
+        interval = paired_interval(guided, plain)
     return Verdict(claim, *interval, margin=limit, verdict=verdict(interval, limit), n_runs=len(plain))
 
 
@@ -221,8 +217,7 @@ def _check_shares(name: str, values: np.ndarray) -> None:
         raise wrong(name, got, "shares from 0 to 1", "divide percents by 100")
 
 
-def _interval(values: np.ndarray, seed: int, level: float) -> Interval:
-    mean = float(values.mean())
+def _interval(values: np.ndarray, level: float) -> Interval:
     if len(values) == 1:
-        return Interval(mean, -float("inf"), float("inf"))
-    return Interval(mean, *percentiles(resampled_means(values, seed, N_RUN_RESAMPLES), level))
+        return Interval(float(values.mean()), -float("inf"), float("inf"))
+    return Interval(*t_interval(values, level))

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from ivlens.common.files import filling
+from ivlens.common.intervals import named_of
 from ivlens.runs.suites.metrics import forget_verdict, paired_interval
 from ivlens.runs.suites.results import CellResult
 
@@ -59,7 +60,7 @@ def summary(results: Sequence[CellResult]) -> pd.DataFrame:
 
 
 def summary_of(cells: pd.DataFrame) -> pd.DataFrame:
-    """Means over runs with 95 % intervals (runs resampled), and what guidance does for each method.
+    """Means over runs with 95 % t intervals over runs (`interval` names them), and what guidance does for each method.
 
     `forget_verdict`: see `ivlens.runs.suites.forget_verdict`. `gp_verdict`: the same rule for the points that are lost
     on general tasks.
@@ -76,7 +77,12 @@ def summary_of(cells: pd.DataFrame) -> pd.DataFrame:
         raise ValueError("summary got cells of several learning rates for one method and guidance; choose one of each.")
     for method, guidance in dict.fromkeys(zip(cells["method"], cells["guidance"], strict=True)):
         group = cells.query("method == @method and guidance == @guidance")
-        row: dict[str, object] = {"method": method, "guidance": guidance, "runs": len(group)}
+        row: dict[str, object] = {
+            "method": method,
+            "guidance": guidance,
+            "runs": len(group),
+            "interval": named_of(len(group)),
+        }
         for name in SHOWN:
             values = group[name].to_numpy(float)
             if np.isfinite(values).all():
@@ -136,8 +142,9 @@ def _text(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     for row in table.to_dict("records"):
         numbers = [_with_interval(row[name], row[f"{name}_lo"], row[f"{name}_hi"]) for name in shown]
         judged = [row[name] if isinstance(row[name], str) else "" for name in verdicts]
-        rows.append([str(row["method"]), str(row["guidance"]), str(row["runs"]), *numbers, *judged])
-    return ["method", "guidance", "runs", *shown.values(), *verdicts.values()], rows
+        about = [str(row[name] or "–") for name in ("method", "guidance", "runs", "interval")]
+        rows.append([*about, *numbers, *judged])
+    return ["method", "guidance", "runs", "interval", *shown.values(), *verdicts.values()], rows
 
 
 def _with_interval(mean: float, low: float, high: float) -> str:

@@ -33,6 +33,7 @@ from ivlens.steering.evaluation import Evaluation
 from ivlens.steering.prompt_sets import PromptSets
 from ivlens.steering.search import NO_VECTOR, sweep_settings
 from ivlens.steering.steer import steer
+from ivlens.steering.summary import corrected
 from ivlens.tasks.bank import load_task
 from ivlens.tasks.task import Task
 from ivlens.vectors.vector import InstructionVector
@@ -178,7 +179,7 @@ def _measured(model: TransformerBridge, tasks: Sequence[Task], options: DemoOpti
         tasks=tuple(tasks),
         effects=tuple(effects),
         vectors=tuple(vectors),
-        conditions=_tasks_first(judged),
+        conditions=corrected(_tasks_first(judged)),
         sweep=_tasks_first([one[one["condition"] == "iv"].drop(columns="condition") for one in curves]),
         curves=_tasks_first(curves),
         examples=_tasks_first(shown),

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from ivlens.runs.suites.report import summary_of
-from ivlens.show.figures.rows import Row, grouped, mean, rows_of
+from ivlens.show.figures.rows import Row, grouped, interval_kinds, mean, rows_of
 from ivlens.show.figures.theme import LIGHT, Theme, colour_at, colour_bar, readable_on, styled, with_legend
 
 LEVELS = ((0.0, "#fbfbf9"), (0.35, "#bcd6ea"), (0.7, "#4b8fc7"), (1.0, "#06477f"))
@@ -116,7 +116,7 @@ def method_summary(cells: pd.DataFrame, *, theme: Theme = LIGHT) -> go.Figure:
                 text=labels, hovertemplate=f"%{{text}}<br>{label}: %{{x:.2f}}<extra></extra>",
             )
         )  # fmt: skip
-    styled(figure, theme, "What methods keep", "bars: 95 % interval over runs", height=150 + 34 * len(rows))
+    styled(figure, theme, "What methods keep", f"bars: {interval_kinds(rows)} over runs", height=150 + 34 * len(rows))
     figure.update_xaxes(title_text="mean score on the trained tasks", range=[-0.03, 1.03], dtick=0.2)
     figure.update_yaxes(tickvals=places, ticktext=labels, showgrid=False, range=[-0.6, len(rows) - 0.4])
     figure.update_yaxes(automargin=True, tickfont={"color": theme.text})

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import pandas as pd
 import plotly.graph_objects as go
 
-from ivlens.show.figures.rows import Row, grouped, mean, rows_of
+from ivlens.show.figures.rows import Row, grouped, interval_kinds, mean, rows_of
 from ivlens.show.figures.theme import LIGHT, Theme, styled, with_legend
 
 
@@ -43,7 +43,8 @@ def condition_plot(frame: pd.DataFrame, *, theme: Theme = LIGHT) -> go.Figure:
     Raises:
         ValueError: a column is missing, or there are no rows.
     """
-    rows = _with_mean(_rows_by_task(frame))
+    every = condition_rows(frame)
+    rows = _with_mean(_rows_by_task(every))
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     present = [name for name in LOOKS if any(row["condition"] == name for row in rows)]
     alone = len(tasks) == 1
@@ -56,7 +57,7 @@ def condition_plot(frame: pd.DataFrame, *, theme: Theme = LIGHT) -> go.Figure:
         figure.add_trace(_marks(chosen, places, condition, theme))
     height = 110 + 34 * len(present) if alone else 190 + ROW_HEIGHT * len(tasks)
     title = f"Accuracy by condition: {tasks[0]}" if alone and tasks[0] else "Accuracy by condition"
-    styled(figure, theme, title, "bars: 95 % interval over prompts", height=height)
+    styled(figure, theme, title, f"bars: {interval_kinds(every)} over prompts", height=height)
     figure.update_xaxes(title_text="accuracy (share of prompts)", range=[-0.03, 1.03], dtick=0.2)
     if alone:
         labels = [LOOKS[name].label for name in reversed(present)]
@@ -78,9 +79,8 @@ def condition_rows(frame: pd.DataFrame) -> list[Row]:
     return [{**row, "condition": RENAMED.get(row["condition"], row["condition"])} for row in rows]
 
 
-def _rows_by_task(frame: pd.DataFrame) -> list[Row]:
+def _rows_by_task(rows: Sequence[Row]) -> list[Row]:
     """One row per task and condition; several rows of one condition (`per_vector=True`) are averaged."""
-    rows = condition_rows(frame)
     groups = grouped(rows, lambda row: (row.get("task", ""), row["condition"]))
     return [
         {"task": task, "condition": condition, **{name: mean(row[name] for row in group) for name in VALUES}}

@@ -6,7 +6,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from ivlens.common.kept import renamed
-from ivlens.show.figures.rows import Row, rows_of
+from ivlens.show.figures.rows import Row, interval_kinds, rows_of
 from ivlens.show.figures.theme import LIGHT, Theme, styled, with_legend
 
 LABELS = {
@@ -41,7 +41,7 @@ def forgetting_plot(table: pd.DataFrame, *, measure: str = "seq_prob", theme: Th
     for offset, (kind, label) in zip((0.15, -0.15), KINDS.items(), strict=True):
         colour = theme.accent if kind == "instruction" else theme.control
         figure.add_traces(_lines(rows, kind, label, offset, colour, theme))
-    note = "open: before, filled: after; line over the filled mark: 95 % interval of the drop"
+    note = f"open: before, filled: after; line over the filled mark: {interval_kinds(rows)} of the drop"
     styled(figure, theme, "What was forgotten", note, height=170 + 46 * len(rows))
     figure.update_xaxes(title_text=LABELS[measure], range=[-0.03, 1.03], dtick=0.2)
     figure.update_yaxes(

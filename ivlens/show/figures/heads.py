@@ -28,15 +28,16 @@ def head_heatmap(
         x: head, y: layer (0 at the bottom), colour: AIE in the unit of the score; heads not measured stay blank.
     """
     aie = effects.aie.cpu().numpy()
-    low, high = (bound.cpu().numpy() for bound in effects.interval())
+    shown = effects.interval(simultaneous=True)
+    low, high = (bound.cpu().numpy() for bound in shown)
     n_layers, n_heads = aie.shape
     limit = limit or float(np.nanmax(np.abs(aie))) or 1.0
     figure = go.Figure(
         go.Heatmap(
             z=aie, zmin=-limit, zmax=limit, colorscale=theme.diverging, xgap=1, ygap=1,
             customdata=np.stack([low, high], axis=-1), hoverongaps=False,
-            hovertemplate="L%{y}H%{x}: %{z:+.3f}<br>95 % interval %{customdata[0]:+.3f} to %{customdata[1]:+.3f}"
-            "<extra></extra>",
+            hovertemplate="L%{y}H%{x}: %{z:+.3f}<br>" + (shown.kind or "no interval")
+            + ": %{customdata[0]:+.3f} to %{customdata[1]:+.3f}<extra></extra>",
             showscale=show_scale, colorbar=colour_bar(theme, f"AIE ({unit_of(effects)})"),
         )
     )  # fmt: skip

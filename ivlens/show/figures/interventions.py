@@ -6,8 +6,8 @@ from typing import NamedTuple
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
-from scipy.stats import binomtest
 
+from ivlens.common.intervals import wilson
 from ivlens.show.figures.rows import Row, grouped, mean, rows_of
 from ivlens.show.figures.theme import LIGHT, Theme, styled, translucent, with_legend
 
@@ -31,7 +31,7 @@ NEEDED = ("condition", "vector", "layer", "alpha", "site", "accuracy", "n")
 
 
 def intervention_curves(frame: pd.DataFrame, *, theme: Theme = LIGHT) -> go.Figure:
-    """One line per condition over the layers, one panel per site, with 95 % intervals over prompts.
+    """One line per condition over the layers, one panel per site, with Wilson's 95 % intervals over prompts.
 
     At each layer every vector is shown at its own best strength, the controls like the Instruction Vector; tasks and
     vectors of one condition are then averaged. The dashed level is the accuracy without any vector.
@@ -61,7 +61,7 @@ def intervention_curves(frame: pd.DataFrame, *, theme: Theme = LIGHT) -> go.Figu
         if baseline == baseline:
             level = {"dash": "dash", "width": 1.2, "color": theme.reference}
             figure.add_hline(y=baseline, line=level, row=1, col=column)  # pyright: ignore[reportArgumentType]
-    note = "best strength at each layer, select inputs · bands: 95 % interval over prompts · dashed: no vector"
+    note = "best strength at each layer, select inputs · bands: Wilson 95 % over prompts · dashed: no vector"
     styled(figure, theme, "Accuracy with a vector added", note, height=380)
     for column, site in enumerate(sites, start=1):
         n_layers = len({row["layer"] for row in steered})
@@ -102,5 +102,4 @@ def _point(rows: Sequence[Row]) -> tuple[float, float, float]:
     best = [max(group, key=lambda row: row["accuracy"]) for group in vectors.values()]
     value = mean(row["accuracy"] for row in best)
     prompts = sum(int(group[0]["n"]) for group in grouped(best, lambda row: row.get("task", "")).values())
-    low, high = binomtest(round(value * prompts), prompts).proportion_ci(0.95, method="wilson")
-    return value, float(low), float(high)
+    return value, *wilson(value * prompts, prompts)

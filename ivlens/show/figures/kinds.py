@@ -8,14 +8,14 @@ from ivlens.effects.files import FILE as EFFECTS_FILE
 from ivlens.effects.results import HeadEffects
 from ivlens.runs.suites.report import latex, summary_of
 from ivlens.show.figures.benchmarks import COLUMNS, method_summary, score_matrices
-from ivlens.show.figures.conditions import condition_plot
+from ivlens.show.figures.conditions import condition_plot, condition_rows
 from ivlens.show.figures.found import Found
 from ivlens.show.figures.heads import head_heatmap
 from ivlens.show.figures.interventions import intervention_curves
 from ivlens.show.figures.kind import Kind, count, each
 from ivlens.show.figures.maps import head_maps
 from ivlens.show.figures.paper import Drawing
-from ivlens.show.figures.rows import grouped, rows_of
+from ivlens.show.figures.rows import grouped, interval_kinds, rows_of
 from ivlens.show.figures.similarity import similarity_matrix
 from ivlens.show.figures.study_kinds import STUDY_KINDS
 from ivlens.show.figures.sweeps import strength_curves
@@ -106,7 +106,8 @@ def _conditions(name: str, file: Found) -> Iterator[Drawing]:
     splits = {str(one.get("split", "test")) for one in frame.attrs.get("tasks", [frame.attrs])}
     caption = (
         f"Accuracy on {' and '.join(sorted(splits))} inputs, bare of what tells the task, under every condition, with "
-        "95 % intervals over prompts; settings were searched on other inputs, for controls as for the vector."
+        f"intervals ({interval_kinds(condition_rows(frame))}) over prompts; settings were searched on other "
+        "inputs, for controls as for the vector."
     )
     inches = 2.4 if n_tasks == 1 else 0.9 + 0.55 * (n_tasks + 1)
     yield Drawing(name, caption, condition_plot(frame), width="column" if n_tasks == 1 else "page", inches=inches)
@@ -116,7 +117,7 @@ def _conditions(name: str, file: Found) -> Iterator[Drawing]:
 def _curves(name: str, file: Found) -> Iterator[Drawing]:
     caption = (
         "Accuracy on bare select inputs along the layers, every vector at its best strength there; "
-        "bands: 95 % interval over prompts; dashed level: no vector."
+        "bands: Wilson 95 % over prompts; dashed level: no vector."
     )
     yield Drawing(name, caption, intervention_curves(file.frame), width="page", inches=2.5)
 
@@ -160,8 +161,9 @@ def _methods(name: str, file: Found) -> Iterator[Drawing]:
     frame = file.frame
     n = len(frame[["method", "guidance"]].drop_duplicates())
     caption = (
-        "Mean score on the trained tasks right after each was trained (AP) and at the end (FP), with 95 % intervals "
-        "over runs; the distance of the marks is what was forgotten."
+        "Mean score on the trained tasks right after each was trained (AP) and at the end (FP), with intervals "
+        f"({interval_kinds(summary_of(frame).to_dict('records'))}) over runs; the distance of the marks is what was "
+        "forgotten."
     )
     yield Drawing(name, caption, method_summary(frame), inches=0.9 + 0.28 * n)
     yield Drawing(name, caption, table=latex(summary_of(frame)))

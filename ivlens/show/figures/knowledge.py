@@ -6,7 +6,7 @@ import plotly.graph_objects as go
 
 from ivlens.common.kept import renamed
 from ivlens.show.figures.dynamics import drift_map
-from ivlens.show.figures.rows import grouped, mean, rows_of
+from ivlens.show.figures.rows import grouped, interval_kinds, mean, rows_of
 from ivlens.show.figures.theme import LIGHT, Theme, styled, translucent, with_legend
 
 KINDS = {"instruction": ("with the instruction", "accent", "solid", "circle"),
@@ -46,9 +46,8 @@ def knowledge_curves(table: pd.DataFrame, *, measure: str = "seq_prob", theme: T
         figure.add_scatter(x=names, y=values, name=label, mode="lines+markers",
                            line={"color": colour, "width": 2, "dash": dash},
                            marker={"size": 7, "color": colour, "symbol": symbol})  # fmt: skip
-    styled(
-        figure, theme, "Instruction and knowledge", "means over tasks · bands: 95 % interval of the loss", height=340
-    )
+    note = f"means over tasks · bands: {interval_kinds(rows)} of the loss"
+    styled(figure, theme, "Instruction and knowledge", note, height=340)
     figure.update_xaxes(title_text="checkpoint", type="category")
     figure.update_yaxes(title_text="probability of the right answer", range=[-0.03, 1.06], dtick=0.2)
     return with_legend(figure, theme)

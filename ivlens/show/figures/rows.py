@@ -1,7 +1,7 @@
 """Tables as plain rows: what a figure draws is easier to see, and to type-check, than chains of data-frame methods."""
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import pandas as pd
@@ -29,6 +29,12 @@ def grouped(rows: Iterable[Item], key: Callable[[Item], Hashable]) -> dict[Any, 
     for row in rows:
         groups[key(row)].append(row)
     return dict(groups)
+
+
+def interval_kinds(rows: Iterable[Mapping[Any, Any]]) -> str:
+    """What the intervals of these rows are called, each name once; "95 % interval" in tables that do not say."""
+    names = [row.get("interval") for row in rows]
+    return ", ".join(dict.fromkeys(name for name in names if isinstance(name, str) and name)) or "95 % interval"
 
 
 def mean(values: Iterable[Any]) -> float:

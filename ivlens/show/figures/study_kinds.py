@@ -11,22 +11,23 @@ from ivlens.show.figures.found import Found
 from ivlens.show.figures.kind import Kind, count, each
 from ivlens.show.figures.knowledge import drift_of_table, knowledge_curves
 from ivlens.show.figures.paper import Drawing
+from ivlens.show.figures.rows import interval_kinds
 from ivlens.show.figures.tables import claims_table
 
 
 def _forgetting(name: str, file: Found) -> Iterator[Drawing]:
     frame = file.frame
-    last = frame
+    last, kinds = frame, interval_kinds(frame.to_dict("records"))
     if "checkpoint" in frame:
         caption = (
             "Probability of the right answers along the checkpoints, with the instruction and in clozes; means "
-            "over tasks, bands: 95 % interval of what was lost."
+            f"over tasks, bands: {kinds} of what was lost."
         )
         yield Drawing(f"{name}-along", caption, knowledge_curves(frame))
         last = pd.DataFrame(frame[frame["checkpoint"] == frame["checkpoint"].iloc[-1]])
     caption = (
         "Probability of the right answers before training (open) and after it (filled), with the instruction and in "
-        "clozes; lines over filled marks: 95 % interval of the drop."
+        f"clozes; lines over filled marks: {kinds} of the drop."
     )
     yield Drawing(name, caption, forgetting_plot(last), width="page", inches=0.9 + 0.36 * count(last, "task"))
 
@@ -58,8 +59,10 @@ def _guidance(name: str, file: Found) -> Iterator[Drawing]:
 
 
 def _claims(name: str, file: Found) -> Iterator[Drawing]:
+    kinds = interval_kinds(file.frame.to_dict("records"))
     caption = (
-        "Claims of the paper, each with its number here, its 95 % interval, the margin fixed beforehand and a verdict."
+        f"Claims of the paper, each with its number here, its interval ({kinds}), the margin fixed beforehand and a "
+        "verdict."
     )
     yield Drawing(name, caption, table=claims_table(file.frame))
 

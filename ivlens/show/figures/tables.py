@@ -16,7 +16,7 @@ _SPECIAL = {char: f"\\{char}" for char in "&%$#_{}"} | {
 
 
 def condition_table(conditions: pd.DataFrame) -> str:
-    """Accuracy of every task under every condition, that of the Instruction Vector with its 95 % interval."""
+    """Accuracy of every task under every condition, that of the Instruction Vector with its interval."""
     rows = condition_rows(conditions)
     names = [name for name in LOOKS if any(row["condition"] == name for row in rows)]
     tasks = grouped(rows, lambda row: row.get("task", "accuracy"))

@@ -22,16 +22,23 @@ def ability_facts(engine: Engine, state: LabState) -> dict[str, str]:
 
 
 def effects_map(engine: Engine, state: LabState) -> Mapping[str, Any]:
-    """The effects of all heads, with their intervals; null where a head was not measured."""
+    """The effects of all heads, with their intervals and the kind of these; null where a head was not measured."""
     effects = engine.effects(state)
-    low, high = effects.interval()
-    named = {"aie": effects.aie, "low": low, "high": high}
+    shown = effects.interval(simultaneous=True)
+    named = {"aie": effects.aie, "low": shown.low, "high": shown.high}
     values = {
         name: [[round(x, 5) if math.isfinite(x) else None for x in row] for row in part.tolist()]
         for name, part in named.items()
     }
     taken = {"taken": str(effects.taken or ""), "warning": effects.taken_warning}
-    return {**engine.facts(), **values, **taken, "unit": unit_of(effects), "n_prompts": len(effects.cie)}
+    return {
+        **engine.facts(),
+        **values,
+        **taken,
+        "interval": shown.kind,
+        "unit": unit_of(effects),
+        "n_prompts": len(effects.cie),
+    }
 
 
 def vector_facts(vector: InstructionVector | None, engine: Engine) -> dict[str, Any] | None:

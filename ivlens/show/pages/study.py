@@ -95,7 +95,7 @@ def page(result: StudyResult) -> str:
 
 def claims_of(result: StudyResult) -> pd.DataFrame:
     """The claims table of one study."""
-    return claim_table({"study": result.evidence}, result.predictors, seed=result.options.seed)
+    return claim_table({"study": result.evidence}, result.predictors)
 
 
 def _lead(result: StudyResult, numbers: dict) -> str:

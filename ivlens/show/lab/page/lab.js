@@ -449,7 +449,7 @@ class Page {
   tell(map, layer, head) {
     const [aie, low, high] = ["aie", "low", "high"].map((name) => map[name][layer][head]);
     const rank = this.state ? this.state.heads.findIndex(([l, h]) => l === layer && h === head) + 1 : 0;
-    const interval = low === null ? "" : ` (95 % interval ${signed(low)} to ${signed(high)})`;
+    const interval = low === null ? "" : ` (${map.interval}: ${signed(low)} to ${signed(high)})`;
     const effect = aie === null ? "not measured" : `${signed(aie)} ${map.unit}${interval}`;
     this.about.textContent = `Layer ${layer}, head ${head}: ${effect}; ${rank ? "in the vector" : "not in the vector"}.`;
   }

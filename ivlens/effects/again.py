@@ -1,0 +1,134 @@
+"""`measure_again`: the effects of the strongest heads on prompts that did not choose them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from random import Random
+from typing import SupportsIndex
+
+import torch
+
+from ivlens.common.progress import Progress, bar, showing_progress
+from ivlens.effects.bands import ChosenHeads
+from ivlens.effects.engines import run_engine
+from ivlens.effects.request import PatchOptions, make_request
+from ivlens.effects.results import HeadEffects
+from ivlens.forward.asking import prompts_for
+from ivlens.forward.hooks import check_unsteered
+from ivlens.models.boot import TransformerBridge, check_model
+from ivlens.models.fingerprint import model_identity
+from ivlens.prompts.batch import PromptBatch
+from ivlens.tasks.task import SplitName, Task
+
+
+def measure_again(
+    effects: HeadEffects,
+    task: Task,
+    *,
+    model: TransformerBridge | None = None,
+    heads: int | Sequence[tuple[SupportsIndex, SupportsIndex]] = 10,
+    split: SplitName = "select",
+    others: Sequence[Task] | Mapping[str, Task] | None = None,
+    progress: bool | Progress = False,
+) -> HeadEffects:
+    """The same effects, with their strongest heads measured again on other prompts (`HeadEffects.again`).
+
+        >>> effects = ivlens.measure_again(effects, task)
+        >>> effects.again.to_frame()
+
+    The largest of many noisy numbers is too large, on average, on the prompts that it was chosen on. Here only the
+    chosen heads are patched, with the same means, into up to as many prompts of `split`, asked in the same way.
+
+    Args:
+        effects: From `head_effects`.
+        task: The task they were measured on.
+        model: The model; None: the one that they were measured on, while it is in memory.
+        heads: How many of the strongest, at most as many as were measured; or which, as `(layer, head)`.
+        split: Where the prompts come from: another split than the one that chose the heads.
+        others: Tasks that counterfactual prompts come from, as they were given to `head_effects`.
+        progress: Show a bar; or called with what is done and what there is in all.
+
+    Raises:
+        TypeError: a model that `load_model` did not return.
+        ValueError: another model or task than the effects are of, the split that chose the heads, one without prompts
+            of the same kind, or heads that were not measured.
+        RuntimeError: inside a `steer` context.
+
+    Source: docs/method.md, section 13.
+    """
+    bridge = _checked(effects, task, model, split)
+    chosen = _chosen(effects, heads)
+    batch = _prompts(bridge, effects, task, split, others)
+    settings = effects.settings
+    request = make_request(
+        bridge, batch.tokens, batch.attention_mask, batch.answer_tokens, effects.mean_z.to(bridge.cfg.device),
+        foil_tokens=batch.foil_tokens,
+        options=PatchOptions(
+            str(settings["mode"]), {layer for layer, _ in chosen}, {head for _, head in chosen}, str(settings["score"])
+        ),
+    )  # fmt: skip
+    with showing_progress(progress is True), bar(f"{task.name}: chosen heads") as report:
+        told = report if isinstance(progress, bool) else progress
+        found = run_engine(bridge, replace(request, progress=told), effects.method)
+    cie = torch.stack([found.cie[:, layer, head] for layer, head in chosen], 1).cpu()
+    inputs = tuple(example.input for example in batch.examples)
+    return replace(effects, again=ChosenHeads(chosen, cie, inputs, split))
+
+
+def _checked(effects: HeadEffects, task: Task, model: TransformerBridge | None, split: str) -> TransformerBridge:
+    bridge = model or effects.live_model
+    if bridge is None:
+        raise ValueError(
+            f"the model that the effects of {effects.task!r} were measured on is not in memory; pass model=, or load "
+            "them with HeadEffects.load(path, model)."
+        )
+    check_unsteered(check_model(bridge))
+    identity = model_identity(bridge)
+    if identity.weights_hash != effects.model.weights_hash:
+        raise ValueError(f"model is {identity}, expected {effects.model}, which the effects were measured on.")
+    if task.content_hash() != effects.settings.get("task_hash"):
+        raise ValueError(
+            f"task is {task.name!r}, expected the task {effects.task!r} as it was when its effects were "
+            "measured, with the same examples; measure them again with head_effects."
+        )
+    if split == effects.settings["split"]:
+        raise ValueError(
+            f"split is {split!r}, which chose the heads, expected another one: what was chosen looks too good there."
+        )
+    return bridge
+
+
+def _chosen(
+    effects: HeadEffects, heads: int | Sequence[tuple[SupportsIndex, SupportsIndex]]
+) -> tuple[tuple[int, int], ...]:
+    measured = ~effects.aie.isnan()
+    if isinstance(heads, int):
+        return tuple(effects.top_heads(min(heads, int(measured.sum()))))
+    chosen = tuple((int(layer), int(head)) for layer, head in heads)
+    n_layers, n_heads = measured.shape
+    for layer, head in chosen:
+        if not (0 <= layer < n_layers and 0 <= head < n_heads and measured[layer, head]):
+            raise ValueError(f"heads has L{layer}H{head}, which was not measured; expected some of those that were.")
+    if not chosen:
+        raise ValueError("heads is empty, expected a number of heads, or some (layer, head).")
+    return chosen
+
+
+def _prompts(
+    model: TransformerBridge,
+    effects: HeadEffects,
+    task: Task,
+    split: SplitName,
+    others: Sequence[Task] | Mapping[str, Task] | None,
+) -> PromptBatch:
+    """As many prompts as were measured, or as there are, all of the kind that was measured."""
+    recipe, kind = effects.recipe, effects.corruptions[0]
+    examples = list(task.split(split, recipe.seed))
+    Random(f"{recipe.seed}\0{task.name}\0again").shuffle(examples)
+    corruption = str(effects.settings["corruption"])
+    batch = prompts_for(model, task, examples, recipe, corruption=corruption, others=others, n_answer=1)
+    rows = batch.rows_of_one_kind(kind)[: len(effects.cie)]
+    if not rows:
+        raise ValueError(
+            f"task {task.name!r} has no {kind!r} prompt in {split!r}, expected one or more; choose another split."
+        )
+    return batch.rows(rows)

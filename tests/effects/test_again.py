@@ -1,0 +1,105 @@
+"""The strongest heads on prompts that did not choose them."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import ivlens
+from ivlens.effects.bands import ChosenHeads
+from ivlens.effects.results import HeadEffects
+from ivlens.prompts.recipe import PromptRecipe
+
+
+@pytest.fixture(scope="module")
+def pocket():
+    return ivlens.load_model("pocket")
+
+
+@pytest.fixture(scope="module")
+def task():
+    return ivlens.load_task("antonym")
+
+
+@pytest.fixture(scope="module")
+def effects(pocket, task):
+    return ivlens.head_effects(pocket, task, score="logprob", n_prompts=12)
+
+
+@pytest.fixture(scope="module")
+def again(effects, task):
+    return ivlens.measure_again(effects, task, heads=3)
+
+
+def test_only_chosen_heads_on_prompts_of_another_split(again, effects, task):
+    found = again.again
+    assert found.heads == tuple(effects.top_heads(3)) and found.cie.shape == (12, 3) and found.split == "select"
+    assert set(found.inputs) <= {example.input for example in task.split("select", 0)}
+    assert not set(found.inputs) & set(effects.inputs)
+
+
+def test_on_the_same_prompt_a_head_has_the_same_effect(effects, task):
+    as_select = replace(effects, settings={**effects.settings, "split": "select"})
+    found = ivlens.measure_again(as_select, task, heads=3, split="fit").again
+    met = [(row, effects.inputs.index(text)) for row, text in enumerate(found.inputs) if text in effects.inputs]
+    assert met, "no input of the first map was met again"
+    for row, there in met:
+        first = torch.stack([effects.cie[there, layer, head] for layer, head in found.heads])
+        torch.testing.assert_close(found.cie[row], first, atol=1e-4, rtol=1e-4)
+
+
+def test_the_table_has_both(again):
+    frame = again.to_frame()
+    assert list(frame)[-5:] == ["aie_again", "low_again", "high_again", "interval_again", "n_again"]
+    assert frame["aie_again"].notna().tolist() == [True] * 3 + [False] * 45
+    first = frame.iloc[0]
+    assert first["interval_again"] == "pointwise 95 %" and first["n_again"] == 12
+    assert first["low_again"] < first["aie_again"] < first["high_again"]
+    assert first["aie_again"] == pytest.approx(float(again.again.aie[0]), abs=1e-6)
+
+
+def test_it_survives_the_file(again, effects, tmp_path):
+    loaded = HeadEffects.load(again.save(tmp_path / "again.safetensors"))
+    assert torch.equal(loaded.again.cie, again.again.cie)
+    assert (loaded.again.heads, loaded.again.inputs, loaded.again.split) == (
+        again.again.heads,
+        again.again.inputs,
+        "select",
+    )
+    assert HeadEffects.load(effects.save(tmp_path / "plain.safetensors")).again is None
+    assert again.to("cpu").again is again.again
+    broken = replace(again, again=ChosenHeads(((9, 9),), again.again.cie[:, :1], again.again.inputs, "select"))
+    with pytest.raises(ValueError, match="heads that the model does not have"):
+        HeadEffects.load(broken.save(tmp_path / "broken.safetensors"))
+    broken = replace(again, again=replace(again.again, inputs=("x",)))
+    with pytest.raises(ValueError, match="no tensor again_cie of 1 prompts and 3 heads"):
+        HeadEffects.load(broken.save(tmp_path / "broken.safetensors"))
+
+
+def test_the_same_seed_gives_the_same_prompts(again, effects, task):
+    other = ivlens.measure_again(effects, task, heads=3)
+    assert other.again.inputs == again.again.inputs and torch.equal(other.again.cie, again.again.cie)
+
+
+def test_what_cannot_be_measured_again(effects, task, pocket, llama):
+    with pytest.raises(ValueError, match="split is 'fit', which chose the heads"):
+        ivlens.measure_again(effects, task, split="fit")
+    with pytest.raises(ValueError, match="task is 'comparative', expected the task 'antonym'"):
+        ivlens.measure_again(effects, ivlens.load_task("comparative"))
+    with pytest.raises(ValueError, match="is not in memory; pass model="):
+        ivlens.measure_again(replace(effects, model_ref=None), task)
+    with pytest.raises(ValueError, match="which the effects were measured on"):
+        ivlens.measure_again(effects, task, model=llama)
+    with pytest.raises(ValueError, match="L9H0, which was not measured"):
+        ivlens.measure_again(effects, task, heads=[(9, 0)])
+    with pytest.raises(ValueError, match="heads is empty"):
+        ivlens.measure_again(effects, task, heads=[])
+    with pytest.raises(ValueError, match="k is 0, expected 1 to 48"):
+        ivlens.measure_again(effects, task, heads=0)
+
+
+def test_demonstrations_are_followed(pocket):
+    task = ivlens.load_task("english_french")
+    effects = ivlens.head_effects(pocket, task, recipe=PromptRecipe(n_shots=3, instruction=None), n_prompts=6)
+    found = ivlens.measure_again(effects, task, heads=100)
+    assert len(found.again.heads) == 48 and found.again.cie.shape == (6, 48) and found.again.cie.isfinite().all()
