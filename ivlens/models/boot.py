@@ -4,17 +4,15 @@ import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
-from ivlens.models.opening import opened_by
+from ivlens.models.mending import mend
+from ivlens.models.selfcheck import PlainLogits, difference, plain_logits
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 else:  # importing transformer_lens takes seconds; at run time a bridge is checked as what it is, a module
     TransformerBridge = nn.Module
-
-_PROBE_LENGTH = 8
 
 
 def check_config(config: Any, label: str) -> None:
@@ -73,10 +71,7 @@ def boot(hf_model: Any, tokenizer: Any, label: str) -> TransformerBridge:
     if not hf_model.config.architectures:
         hf_model.config.architectures = [type(hf_model).__name__]
     parameter = next(hf_model.parameters())
-    n_words = hf_model.get_input_embeddings().num_embeddings
-    probe = torch.arange(_PROBE_LENGTH, device=parameter.device)[None] * 7 % n_words
-    with torch.no_grad(), opened_by("transformers", f"model {label!r}", "expected one that runs; check its config"):
-        want = hf_model(probe, use_cache=False).logits
+    want = plain_logits(hf_model, label)
     try:
         model = Bridge.boot_transformers(
             "ivlens/in-memory",  # a name it does not know, so that it neither renames nor downloads anything
@@ -94,8 +89,7 @@ def boot(hf_model: Any, tokenizer: Any, label: str) -> TransformerBridge:
     model.cfg.model_name = label
     _freeze(model.eval())
     _check_heads(model, label)
-    with torch.no_grad():
-        _check_logits(model(probe, use_cache=False), want, label)
+    _check_same(model, hf_model, want, label)
     return model
 
 
@@ -151,19 +145,15 @@ def _check_heads(model: TransformerBridge, label: str) -> None:
             )
 
 
-def _check_logits(
-    got: Float[Tensor, "batch pos d_vocab"], want: Float[Tensor, "batch pos d_vocab"], label: str
-) -> None:
-    if not bool(torch.isfinite(want).all()):
-        raise ValueError(f"model {label!r} gives logits that are not finite; load it with dtype='float32'.")
-    tolerance = 1e-3 if want.dtype in (torch.float32, torch.float64) else 5e-2
-    error = float((got - want).abs().max())
-    if not error <= tolerance * max(1.0, float(want.abs().max())):  # so that NaN fails
-        raise ValueError(
-            f"model {label!r} failed the self-check: wrapped, its logits differ from Hugging Face's by {error:.3g}, "
-            f"expected at most {tolerance:g} of their size; load it with attn_implementation='eager' if it was not, "
-            "otherwise transformer_lens does not reproduce this architecture: use another model."
-        )
+def _check_same(model: TransformerBridge, hf_model: Any, want: PlainLogits, label: str) -> None:
+    reason = difference(model, hf_model, want)
+    if reason is not None:
+        mend(model)
+        reason = difference(model, hf_model, want)
+    if reason is not None:
+        half = want.first.dtype in (torch.bfloat16, torch.float16)
+        remedy = "load it with dtype='float32'" if half else "use another model"
+        raise ValueError(f"model {label!r} failed the self-check: wrapped, it {reason}; {remedy}.")
 
 
 def check_model(model: Any) -> TransformerBridge:

@@ -206,15 +206,10 @@ def test_the_self_check_finds_a_model_that_wrapping_changes(monkeypatch):
 
     plain = hf_model("llama")
     monkeypatch.setattr(boot, "_stand_in", damage)
-    with pytest.raises(ValueError, match=r"failed the self-check: wrapped, its logits differ .* by [0-9.]+"):
+    with pytest.raises(
+        ValueError, match=r"failed the self-check: wrapped, it gives other logits on padded prompts, off by [0-9.]+"
+    ):
         load_model(hf_model=plain)
-
-
-def test_the_self_check_does_not_pass_logits_that_became_nan():
-    want = torch.zeros(1, 2, 3)
-    boot._check_logits(want, want, "mine")
-    with pytest.raises(ValueError, match="model 'mine' failed the self-check: .* by nan"):
-        boot._check_logits(want / want, want, "mine")
 
 
 def with_adapters():
