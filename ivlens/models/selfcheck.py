@@ -65,7 +65,7 @@ def difference(model: Any, hf_model: Any, want: PlainLogits) -> str | None:
             return f"fails where transformers does not ({type(error).__name__}: {first_line(error):.60})"
     for where, got, wanted in (("on padded prompts", plain, want.first), ("with a cache", last, want.last)):
         if got is not None and wanted is not None:
-            error, within = _off(got, wanted)
+            error, within = off_by(got, wanted)
             if not error <= within:  # so that NaN fails
                 return f"gives other logits {where}, off by {error:.3g} where rounding allows {within:.3g}"
     return None
@@ -85,8 +85,10 @@ def _stepped(model: Any, tokens: Tensor, mask: Tensor) -> Tensor:
     return model(tokens[:, -1:], attention_mask=mask, past_key_values=cache)
 
 
-def _off(got: Tensor, want: Tensor) -> tuple[float, float]:
-    """The error, and the most that may be rounding."""
+def off_by(
+    got: Float[Tensor, "rows pos d_vocab"], want: Float[Tensor, "rows pos d_vocab"], single: float = 1e-3
+) -> tuple[float, float]:
+    """How far logits are off, and the most that may be rounding: a share (`single` in float32) of the largest."""
     if got.shape != want.shape:
         return float("nan"), 0.0
     whole = torch.isfinite(want).all(-1).all(-1)  # rows of which transformers itself makes no NaN
@@ -94,10 +96,10 @@ def _off(got: Tensor, want: Tensor) -> tuple[float, float]:
         return 0.0, 0.0
     got, want = got[whole], want[whole]
     errors = (got - want).abs().float().amax(-1)
-    single = want.dtype in (torch.float32, torch.float64)
+    exact = want.dtype in (torch.float32, torch.float64)
     # in half precision rounding alone may route one token to another expert: the median of each row then
-    error = float(errors.max() if single else errors.median(-1).values.max())
-    return error, (1e-3 if single else 5e-2) * max(1.0, float(want.abs().max()))
+    error = float(errors.max() if exact else errors.median(-1).values.max())
+    return error, (single if exact else 5e-2) * max(1.0, float(want.abs().max()))
 
 
 def _prompts(hf_model: Any) -> tuple[Int[Tensor, "2 pos"], Int[Tensor, "2 pos"]]:

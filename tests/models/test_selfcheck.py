@@ -117,17 +117,17 @@ def test_absolute_positions_are_compared():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_nan_is_no_rounding(dtype):
     want = torch.zeros(2, 3, 4, dtype=dtype)
-    error, within = selfcheck._off(want / want, want)
+    error, within = selfcheck.off_by(want / want, want)
     assert not error <= within
 
 
 def test_a_row_that_is_nan_for_transformers_itself_is_left_out():
     want = torch.zeros(2, 3, 4)
     want[1, 0] = torch.nan
-    assert selfcheck._off(want, want) == (0.0, 1e-3)
+    assert selfcheck.off_by(want, want) == (0.0, 1e-3)
     wrong = want.clone()
     wrong[0, 0] = 1.0
-    assert selfcheck._off(wrong, want)[0] == 1.0
+    assert selfcheck.off_by(wrong, want)[0] == 1.0
 
 
 def test_in_half_precision_one_token_may_go_to_another_expert():
@@ -135,9 +135,9 @@ def test_in_half_precision_one_token_may_go_to_another_expert():
     one, row = want.clone(), want.clone()
     one[1, 1], row[1] = 3.0, 3.0
     for got, passes in ((one, True), (row, False)):
-        error, within = selfcheck._off(got, want)
+        error, within = selfcheck.off_by(got, want)
         assert (error <= within) == passes
-    error, within = selfcheck._off(one.float(), want.float())
+    error, within = selfcheck.off_by(one.float(), want.float())
     assert not error <= within
 
 
