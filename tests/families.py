@@ -13,8 +13,8 @@ _SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
 _MARKS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 _LLAMA = {**_SIZES, **_MARKS, "tie_word_embeddings": False}
 _GROUPED = {**_LLAMA, "num_key_value_heads": 2}
-_WIDE = {**_GROUPED, "head_dim": 12}
-_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+_WIDE: dict[str, Any] = {**_GROUPED, "head_dim": 12}
+_EXPERTS: dict[str, Any] = {"num_local_experts": 4, "num_experts_per_tok": 2}
 
 
 def _layers(config: str, **options: Any) -> Callable[[int, int, int], Any]:

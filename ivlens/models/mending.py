@@ -20,10 +20,10 @@ def mend(model: nn.Module) -> None:
         if apply is not None:
             # as an attribute of this one module: the class serves all families
             object.__setattr__(attention, "_apply_reconstruct_attention_mask", partial(_with_causal_mask, apply))
-        for name in ("hook_rot_q", "hook_rot_k"):
-            point = getattr(attention, name, None)
-            if point is not None and dtype in (torch.bfloat16, torch.float16):
-                object.__setattr__(point, "forward", partial(_in_dtype, dtype))
+        if attention is not None and dtype in (torch.bfloat16, torch.float16):
+            for name, point in attention.named_children():
+                if name.endswith(("rot_q", "rot_k")):  # what queries and keys pass after their rotation
+                    object.__setattr__(point, "forward", partial(_in_dtype, dtype))
 
 
 def _with_causal_mask(apply: Callable[..., Tensor], **given: Any) -> Tensor:
