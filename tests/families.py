@@ -96,19 +96,6 @@ def _renamed(config: str, names: tuple[str, str, str], **options: Any) -> Callab
     return make
 
 
-def _llama4(n_vocab: int, n_layers: int, n_ctx: int) -> Any:
-    return transformers.Llama4TextConfig(
-        vocab_size=n_vocab,
-        num_hidden_layers=n_layers,
-        max_position_embeddings=n_ctx,
-        **_WIDE,
-        **_EXPERTS | {"num_experts_per_tok": 1},
-        intermediate_size_mlp=48,
-        attention_chunk_size=WINDOW,
-        no_rope_layers=[1, 1, 0],
-    )
-
-
 def _latent(config: str, **options: Any) -> Callable[[int, int, int], Any]:
     ranks = {"q_lora_rank": 24, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 12}
     return _layers(config, **_LLAMA, num_key_value_heads=4, **ranks, **options)
@@ -192,7 +179,14 @@ CONFIGS: dict[str, Callable[[int, int, int], Any]] = {
     "granite_moe": _layers("GraniteMoeConfig", **_GROUPED, **_EXPERTS, residual_multiplier=0.3, logits_scaling=2.0),
     "cohere2": _layers("Cohere2Config", **_WIDE, sliding_window=WINDOW, logit_scale=1.0),
     "ministral3": _layers("Ministral3Config", **_WIDE),
-    "llama4_text": _llama4,
+    "llama4_text": lambda n_vocab, n_layers, n_ctx: _layers(
+        "Llama4TextConfig",
+        **_WIDE,
+        **_EXPERTS | {"num_experts_per_tok": 1},
+        intermediate_size_mlp=48,
+        attention_chunk_size=WINDOW,
+        no_rope_layers=[int(layer + 1 < n_layers) for layer in range(n_layers)],
+    )(n_vocab, n_layers, n_ctx),
     "apertus": _layers("ApertusConfig", **_GROUPED),
     "seed_oss": _layers("SeedOssConfig", **_WIDE),
     "hunyuan": _layers("HunYuanDenseV1Config", **_WIDE),

@@ -62,7 +62,7 @@ def difference(model: Any, hf_model: Any, want: PlainLogits) -> str | None:
             plain = model(tokens, attention_mask=mask, use_cache=False, logits_to_keep=n_kept)[:, -n_kept:-1]
             last = None if want.last is None else _stepped(model, tokens, mask)
         except Exception as error:  # whatever the wrapped model stumbles over
-            return f"fails where transformers does not ({type(error).__name__}: {first_line(error):.60})"
+            return f"fails ({type(error).__name__}: {first_line(error):.60})"
     for where, got, wanted in (("on padded prompts", plain, want.first), ("with a cache", last, want.last)):
         if got is not None and wanted is not None:
             error, within = off_by(got, wanted)

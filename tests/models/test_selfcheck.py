@@ -97,7 +97,7 @@ def fails(given):
         (lambda given: given.pop("position_ids"), None),  # positions are relative in Llama
         (lambda given: given.update(position_ids=given["position_ids"] * 2), "gives other logits on padded prompts"),
         (lengthened, "gives other logits with a cache, off by"),
-        (fails, r"fails where transformers does not \(KeyError: 'nothing here"),
+        (fails, r"fails \(KeyError: 'nothing here"),
     ],
 )
 def test_what_the_check_sees(change, reason):
@@ -164,8 +164,6 @@ def test_a_crash_at_load_is_one_sentence(monkeypatch):
     from transformer_lens.model_bridge import generalized_components
 
     monkeypatch.setattr(generalized_components.PositionEmbeddingsAttentionBridge, "forward", crash)
-    with pytest.raises(
-        ValueError, match="failed the self-check: wrapped, it fails where transformers does not"
-    ) as error:
+    with pytest.raises(ValueError, match=r"failed the self-check: wrapped, it fails \(RuntimeError") as error:
         load_model(hf_model=plain)
     assert str(error.value).endswith("use another model.")
