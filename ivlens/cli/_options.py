@@ -120,14 +120,14 @@ class MeasureOptions(PromptOptions):
     Attributes:
         n_prompts: Corrupted prompts to measure on.
         corruption: What a prompt loses; by default what suits the task.
-        score: What an effect is a difference of.
+        score: What an effect is a difference of; by default prob, or logprob where answers share their first tokens.
         method: exact (or the next slower way that is right for the model), cached, reference (one pass for every head),
             or attribution, an estimate from one gradient.
     """
 
     n_prompts: int = 32
     corruption: Literal["counterfactual", "counterfactual_inputs", "drop", "shuffle", "none"] | None = None
-    score: Literal["prob", "logprob", "logit_diff"] = "prob"
+    score: Literal["prob", "logprob", "logit_diff"] | None = None
     method: Literal["exact", "cached", "reference", "attribution"] = "exact"
 
     def measure(self, model: "TransformerBridge", task: "Task", *, contrast: bool = False) -> "HeadEffects":

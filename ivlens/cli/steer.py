@@ -166,7 +166,8 @@ def _nothing_found(setting: dict[str, Any], iv: "InstructionVector", model: str)
 
 def _prompt(model: "TransformerBridge", task: "Task | None", text: str, recipe: "PromptRecipe | None") -> str:
     """The text as a bare prompt; without a recipe it is one already."""
-    from ivlens.prompts.templates import Renderer, find_template
+    from ivlens.prompts.rendering import Renderer
+    from ivlens.prompts.templates import find_template
 
     if not text.strip():
         raise ValueError("--text is empty, expected some text to complete.")

@@ -17,6 +17,7 @@ from ivlens.effects.chunks import prompt_bytes
 from ivlens.effects.request import EffectRequest, Measured
 from ivlens.forward.hooks import model_lock, patched_heads
 from ivlens.forward.inputs import forced, row_slices
+from ivlens.forward.unembedding import full_logits
 from ivlens.models.boot import TransformerBridge
 
 
@@ -56,7 +57,13 @@ def _slopes(
         return z
 
     layers = range(model.cfg.n_layers)
-    with torch.inference_mode(False), torch.enable_grad(), model_lock(model), patched_heads(model, nudged, layers):
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        model_lock(model),
+        patched_heads(model, nudged, layers),
+        full_logits(model),
+    ):
         logits = model(
             inputs.tokens,
             attention_mask=inputs.attention_mask,

@@ -42,6 +42,7 @@ from ivlens.effects.routers import RouterWatch
 from ivlens.forward.hooks import model_lock, patched_heads
 from ivlens.forward.inputs import forced, row_slices
 from ivlens.forward.prefix import blocks_left_out, output_form
+from ivlens.forward.unembedding import full_logits
 from ivlens.models.boot import TransformerBridge
 
 
@@ -137,6 +138,7 @@ class _Pass:
                 after = self._model.blocks[layer].register_forward_hook(partial(self._after, layer), with_kwargs=True)
                 stack.callback(after.remove)
             stack.enter_context(refusals_explained())
+            stack.enter_context(full_logits(self._model))
             return self._model(
                 self._inputs.tokens,
                 attention_mask=self._inputs.attention_mask,
@@ -220,7 +222,12 @@ class _Pass:
     def _logits(self, stream: Float[Tensor, "copies answer_len d_model"]) -> Float[Tensor, "copies answer_len d_vocab"]:
         """What the model makes of the stream after its last block: norm, unembedding, scale, softcap."""
         nothing = torch.zeros(stream.shape[:2], dtype=torch.long, device=self._request.tokens.device)
-        with refusals_explained(), blocks_left_out(self._model, self._model.cfg.n_layers, stream, self._form):
+        n_layers = self._model.cfg.n_layers
+        with (
+            refusals_explained(),
+            full_logits(self._model),
+            blocks_left_out(self._model, n_layers, stream, self._form),
+        ):
             return self._model(nothing, attention_mask=torch.ones_like(nothing), use_cache=False)
 
     def _logits_of(

@@ -2,7 +2,6 @@
 
 import logging
 import weakref
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
@@ -14,6 +13,7 @@ from torch import Tensor
 from ivlens.common.checks import check_counts
 from ivlens.common.progress import Progress, bar, showing_progress
 from ivlens.effects.engines import find_engine, run_engine
+from ivlens.effects.plan import Plan, mean_prompts, measured_prompts, score_for
 from ivlens.effects.provenance import provenance
 from ivlens.effects.request import (
     EffectRequest,
@@ -24,20 +24,19 @@ from ivlens.effects.request import (
     make_request,
 )
 from ivlens.effects.results import HeadEffects
+from ivlens.effects.rounding import rounding_noise, warn_of_noise
 from ivlens.effects.taken import scores_of
 from ivlens.forward.ability import Ability, measure_ability
-from ivlens.forward.asking import prompts_for
 from ivlens.forward.hooks import check_unsteered
 from ivlens.forward.means import HeadMeans, head_means, mean_head_outputs
 from ivlens.forward.remembered import Auto, recipe_for
-from ivlens.forward.scoring import Score, check_score, greedy_accuracy
+from ivlens.forward.scoring import Score, check_score
 from ivlens.models.boot import TransformerBridge, check_model
 from ivlens.models.fingerprint import model_identity
 from ivlens.prompts.batch import PromptBatch
 from ivlens.prompts.corruptions import Corruption
 from ivlens.prompts.recipe import PromptRecipe
-from ivlens.tasks.bank import load_bank
-from ivlens.tasks.task import SplitName, Task, TaskExample, hash_of_tasks
+from ivlens.tasks.task import SplitName, Task
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +88,7 @@ def head_effects(
     *,
     recipe: PromptRecipe | Auto | None = None,
     corruption: Corruption | None = None,
-    score: Score = "prob",
+    score: Score | None = None,
     n_prompts: int = 32,
     options: EffectOptions | None = None,
     progress: bool | Progress = False,
@@ -110,7 +109,8 @@ def head_effects(
         corruption: What the patched prompts lack, see `build_prompts`. None: `counterfactual` where there is an
             instruction, `shuffle` where there are demonstrations alone, `none` where instruction and input are one
             text. Prompts of another kind than the rest (no other task contains their input) are left out.
-        score: `prob`, `logprob` or `logit_diff`; the last leaves out prompts without a counterfactual.
+        score: `prob`, `logprob` or `logit_diff`; the last leaves out prompts without a foil. None: `prob`, or `logprob`
+            where the answers share their first tokens (numbers after a lone space); see `fitting_score`.
         n_prompts: Corrupted prompts; fewer where the split has fewer.
         options: Everything else.
         progress: Show a bar; or called with what is done and what there is in all, and what it raises ends the work.
@@ -129,17 +129,22 @@ def head_effects(
     if n_prompts < 1:
         raise ValueError(f"n_prompts is {n_prompts}, expected 1 or more.")
     with showing_progress(progress is True):  # a search for the recipe takes a while
-        plan = _Plan.of(task, recipe_for(model, task, recipe), corruption, options.others)
-    check_score(score, has_foils=plan.corruption == "counterfactual")
+        plan = Plan.of(task, recipe_for(model, task, recipe), corruption, options.others)
+    if score is not None:
+        check_score(score, has_foils=plan.corruption == "counterfactual")
     examples = list(task.split(options.split, plan.recipe.seed))
     Random(f"{plan.recipe.seed}\0{task.name}\0prompts").shuffle(examples)
-    corrupted = _measured_prompts(model, plan, examples, n_prompts, score)
+    corrupted = measured_prompts(model, plan, examples, n_prompts, score)
+    score = score_for(task, corrupted, score)
     kind, mean_examples = corrupted.corruptions[0], examples[::-1][: options.n_mean_prompts]
     with showing_progress(progress is True):
         ability = options.ability
         if ability is None and options.n_check_prompts:
             ability = measure_ability(model, task, plan.recipe, options.n_check_prompts, batch_size=options.batch_size)
-        clean, counterpart = _mean_prompts(model, plan, mean_examples, options, kind)
+        clean, counterpart = mean_prompts(
+            model, plan, mean_examples, kind,
+            correct_only=options.correct_only, contrast=options.contrast, batch_size=options.batch_size,
+        )  # fmt: skip
         # all that may refuse the model or the options comes before the long part
         means = _means(model, clean, counterpart, options.batch_size)
         request = make_request(
@@ -156,6 +161,10 @@ def head_effects(
     asked["heads"] = None if options.heads is None else list(heads)
     asked |= {} if ability is None else {"ability": ability.to_dict()}
     settings = plan.settings() | asked | provenance(model, corrupted, clean)
+    noise = rounding_noise(model, corrupted, score, found.base, options.batch_size, plan.recipe.seed)
+    if noise is not None:
+        settings |= {"rounding_noise": noise}
+        warn_of_noise(found.cie, noise, settings["dtype"], task.name)
     effects = _result(model, task, found, means, corrupted, clean_scores, settings)
     if effects.taken_warning and (ability is None or ability.is_enough):  # otherwise there was little to take
         logger.warning("%s", effects.taken_warning)
@@ -171,7 +180,7 @@ def _run(
 
 
 def _clean_scores(
-    model: TransformerBridge, plan: "_Plan", corrupted: PromptBatch, score: Score, batch_size: int
+    model: TransformerBridge, plan: Plan, corrupted: PromptBatch, score: Score, batch_size: int
 ) -> Float[Tensor, " batch"] | None:
     """Scores of the clean versions of the measured prompts; None where they are these prompts."""
     if plan.corruption == "none":
@@ -212,87 +221,3 @@ def _result(
         settings=settings,
         model_ref=weakref.ref(model),
     )
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """Which prompts are measured: of which task, by which recipe, without what."""
-
-    task: Task
-    recipe: PromptRecipe
-    corruption: str
-    others: Sequence[Task] | Mapping[str, Task] | None
-
-    @classmethod
-    def of(
-        cls,
-        task: Task,
-        recipe: PromptRecipe,
-        corruption: str | None,
-        others: Sequence[Task] | Mapping[str, Task] | None,
-    ) -> "_Plan":
-        return cls(task, recipe.resolved(task), corruption or recipe.corruption(task), others)
-
-    def prompts(self, model: TransformerBridge, examples: Sequence[TaskExample], *, corrupted: bool) -> PromptBatch:
-        corruption = self.corruption if corrupted else None
-        return prompts_for(
-            model, self.task, examples, self.recipe, corruption=corruption, others=self.others, n_answer=1
-        )
-
-    def settings(self) -> dict[str, Any]:
-        others = list(self.others.values() if isinstance(self.others, Mapping) else self.others or ())
-        pool = load_bank().values() if self.others is None else others
-        return {
-            "recipe": self.recipe.to_dict(),
-            "corruption": self.corruption,
-            "others": None if self.others is None else sorted(other.name for other in others),
-            "others_hash": hash_of_tasks(pool) if self.corruption.startswith("counterfactual") else None,
-            "task_hash": self.task.content_hash(),
-        }
-
-
-def _measured_prompts(
-    model: TransformerBridge, plan: _Plan, examples: Sequence[TaskExample], n_prompts: int, score: str
-) -> PromptBatch:
-    """Corrupted prompts of one kind: what is missing from some and not from others is not averaged over."""
-    batch = plan.prompts(model, examples[:n_prompts], corrupted=True)
-    kinds = Counter(batch.corruptions)
-    wanted = "counterfactual" if score == "logit_diff" else max(kinds, key=lambda kind: (kinds[kind], kind))
-    if set(kinds) != {wanted}:
-        batch = plan.prompts(model, examples, corrupted=True)
-        usable = [row for row, kind in enumerate(batch.corruptions) if kind == wanted]
-        if not usable:
-            raise ValueError(
-                f"score 'logit_diff' found no counterfactual for any of {len(batch)} prompts of task "
-                f"{plan.task.name!r}, expected another task with the same inputs and another first answer token; pass "
-                "others=, or score='prob'."
-            )
-        n_left = len(batch) - len(usable)
-        logger.info("%s: %d prompts that are not %r left out.", plan.task.name, n_left, wanted)
-        batch = batch.rows(usable[:n_prompts])
-    return batch
-
-
-def _mean_prompts(
-    model: TransformerBridge, plan: _Plan, examples: Sequence[TaskExample], options: EffectOptions, kind: str
-) -> tuple[PromptBatch, PromptBatch | None]:
-    """Clean prompts, and where a contrast is asked for their corrupted counterparts, all of one kind."""
-    clean = plan.prompts(model, examples, corrupted=False)
-    if options.correct_only:
-        right = greedy_accuracy(model, clean, batch_size=options.batch_size).nonzero()[:, 0].tolist()
-        if not right:
-            raise ValueError(
-                f"correct_only=True found none of {len(clean)} clean prompts of task {plan.task.name!r} answered "
-                "correctly, expected at least one; use correct_only=False, or a model that knows the task."
-            )
-        clean = clean.rows(right)
-    if not options.contrast:
-        return clean, None
-    counterpart = plan.prompts(model, clean.examples, corrupted=True)
-    alike = counterpart.rows_of_one_kind(kind)
-    if not alike:
-        raise ValueError(
-            f"none of {len(clean)} prompts of task {plan.task.name!r} for the means can be corrupted as {kind!r}, "
-            "expected at least one for a contrast; use more n_mean_prompts, or another corruption."
-        )
-    return clean.rows(alike), counterpart.rows(alike)

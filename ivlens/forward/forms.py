@@ -11,6 +11,7 @@ from ivlens.forward.asking import longest_answer, most_shots
 from ivlens.models.boot import TransformerBridge
 from ivlens.prompts.batch import PromptBatch
 from ivlens.prompts.build import build_prompts, sampled_prompts
+from ivlens.prompts.chats import ChatRefused
 from ivlens.prompts.recipe import TASK, PromptRecipe
 from ivlens.prompts.templates import TEMPLATES, PromptTemplate, find_template
 from ivlens.tasks.task import Task, TaskExample, split_of
@@ -95,7 +96,11 @@ def all_forms(
         if reason := _too_few(task, recipe):
             left_out[reason] = None
             continue
-        clean = build_prompts(model.tokenizer, task, examples, recipe)
+        try:
+            clean = build_prompts(model.tokenizer, task, examples, recipe)
+        except ChatRefused as refused:  # a chat template that has no demonstrations, or is of no use at all
+            left_out[str(refused).rstrip(".")] = None
+            continue
         if (same := found.get(_looks(clean))) is not None:
             found[_looks(clean)] = replace(same, recipes=(*same.recipes, recipe))
         elif reason := _too_long(model, task, clean, recipe):

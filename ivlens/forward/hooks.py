@@ -27,8 +27,11 @@ _LOCKS: WeakKeyDictionary[TransformerBridge, threading.RLock] = WeakKeyDictionar
 _LOCKS_GUARD = threading.Lock()
 _STEERED: WeakKeyDictionary[TransformerBridge, int] = WeakKeyDictionary()
 
-# private to torch; without it no recomputation is recognised
-_graph_task: Callable[[], int] = getattr(torch._C, "_current_graph_task_id", lambda: -1)
+
+def is_recomputing() -> bool:
+    """Whether autograd is running a checkpointed block again, in a backward pass."""
+    # private to torch; without it no recomputation is recognised
+    return getattr(torch._C, "_current_graph_task_id", lambda: -1)() != -1
 
 
 def model_lock(model: TransformerBridge) -> threading.RLock:
@@ -143,7 +146,7 @@ class _Firing:
 
     def _check_thread(self) -> None:
         # autograd may recompute a checkpointed block in a thread of its own: that is no second user
-        if _graph_task() != -1:
+        if is_recomputing():
             return
         me = threading.get_ident()
         if self.thread not in (None, me):

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ivlens.forward.unembedding import full_logits
 from ivlens.models.boot import TransformerBridge, check_model
 
 
@@ -22,7 +23,7 @@ class Inputs:
 
     def logits(self, model: TransformerBridge) -> Float[Tensor, "batch answer_len d_vocab"]:
         """Logits at the positions that predict the answer tokens. The caller holds the model's lock."""
-        with torch.no_grad():
+        with torch.no_grad(), full_logits(model):
             return model(self.tokens, attention_mask=self.attention_mask, use_cache=False, logits_to_keep=self.n_answer)
 
 

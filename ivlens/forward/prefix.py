@@ -12,6 +12,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 
 from ivlens.common.memory import is_out_of_memory, memory_budget
 from ivlens.forward.hooks import captured_residual
+from ivlens.forward.unembedding import full_logits, last_logits_only
 from ivlens.models.boot import TransformerBridge
 from ivlens.models.opening import first_line
 from ivlens.models.selfcheck import off_by
@@ -96,7 +97,7 @@ class SharedPrefix:
 
     def _filled(self) -> str | None:
         """Fill the cache; the reason if it cannot be restored."""
-        with torch.no_grad(), _last_logits_only(self._model):
+        with torch.no_grad(), last_logits_only(self._model):
             _, cache = self._model(
                 self._tokens[:, :-1],
                 attention_mask=self._mask[:, :-1],
@@ -121,7 +122,8 @@ class SharedPrefix:
         want = self._whole(rows, given, n_given + 1)
         # once more with nothing after the prompt: a state that changed on the way shows now
         for n, wanted in ((n_given, want), (0, want[:, :1])):
-            error, within = off_by(self.logits(rows, given[:, :n]), wanted, 2e-4)
+            # as exact as the model's blocks: its logits are float32 in half precision too
+            error, within = off_by(self.logits(rows, given[:, :n]), wanted, 2e-4, next(self._model.parameters()).dtype)
             if not error <= within:
                 return f"from a cache of the prompt its logits are off by {error:.3g}"
         return None
@@ -156,8 +158,8 @@ class SharedPrefix:
             return self._whole(prompts, answers, 1 if last_only else answers.shape[1] + 1)
         following = torch.cat([self._tokens[prompts, -1:], answers], dim=1)
         mask = torch.cat([self._mask[prompts], torch.ones_like(answers)], dim=1)
-        fewer = _last_logits_only(self._model) if last_only else nullcontext()
-        with torch.no_grad(), blocks_left_out(self._model, start, stream, self._form), fewer:
+        fewer = last_logits_only(self._model) if last_only else nullcontext()
+        with torch.no_grad(), blocks_left_out(self._model, start, stream, self._form), fewer, full_logits(self._model):
             if self._cache is None:
                 return self._model(following, attention_mask=mask, use_cache=False)
             # a pass lengthens the cache, so every pass gets fresh rows; blocks left out need the length only
@@ -174,7 +176,7 @@ class SharedPrefix:
         """The last logits of a pass over everything, without a cache."""
         tokens = torch.cat([self._tokens[prompts], answers], dim=1)
         mask = torch.cat([self._mask[prompts], torch.ones_like(answers)], dim=1)
-        with torch.no_grad():
+        with torch.no_grad(), full_logits(self._model):
             return self._model(tokens, attention_mask=mask, use_cache=False, logits_to_keep=n_kept)
 
     def streams(
@@ -218,16 +220,6 @@ class SharedPrefix:
 def output_form(out: Tensor | tuple[Any, ...]) -> int:
     """0 for a tensor, otherwise the length of the tuple whose first entry is the stream."""
     return len(out) if isinstance(out, tuple) else 0
-
-
-@contextmanager
-def _last_logits_only(model: TransformerBridge) -> Iterator[None]:
-    """Only the last position reaches the unembedding: logits of all would be by far the largest tensor."""
-    handle = model.unembed.register_forward_pre_hook(lambda module, given: (given[0][:, -1:], *given[1:]))
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 @contextmanager

@@ -93,6 +93,15 @@ def score_answers(
     return logit_diff(logits[:, 0], answers[:, 0], foils)
 
 
+def fitting_score(answers: Int[Tensor, "batch answer_len"]) -> Score:
+    """`prob`, or `logprob` where first tokens tell less than half of the answers apart: numbers after a lone space.
+
+    What is written there first says little about the answer then: `prob` would measure a space, or an article.
+    """
+    n_answers, n_firsts = len(answers.unique(dim=0)), len(answers[:, 0].unique())
+    return "logprob" if 1 < n_answers >= 2 * n_firsts else "prob"
+
+
 def scored_columns(score: str, answers: Int[Tensor, "batch answer_len"]) -> Int[Tensor, "batch scored_len"]:
     """The answer tokens a score looks at: passes over the others would be for nothing."""
     return answers if score == "logprob" else answers[:, :1]

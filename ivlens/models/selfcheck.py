@@ -86,9 +86,15 @@ def _stepped(model: Any, tokens: Tensor, mask: Tensor) -> Tensor:
 
 
 def off_by(
-    got: Float[Tensor, "rows pos d_vocab"], want: Float[Tensor, "rows pos d_vocab"], single: float = 1e-3
+    got: Float[Tensor, "rows pos d_vocab"],
+    want: Float[Tensor, "rows pos d_vocab"],
+    single: float = 1e-3,
+    dtype: torch.dtype | None = None,
 ) -> tuple[float, float]:
-    """How far logits are off, and the most that may be rounding: a share (`single` in float32) of the largest."""
+    """How far logits are off, and the most that may be rounding: a share (`single` in float32) of the largest.
+
+    `dtype` is that of the model, where its logits have another.
+    """
     if got.shape != want.shape:
         return float("nan"), 0.0
     whole = torch.isfinite(want).all(-1).all(-1)  # rows of which transformers itself makes no NaN
@@ -96,7 +102,7 @@ def off_by(
         return 0.0, 0.0
     got, want = got[whole], want[whole]
     errors = (got - want).abs().float().amax(-1)
-    exact = want.dtype in (torch.float32, torch.float64)
+    exact = (dtype or want.dtype) in (torch.float32, torch.float64)
     # in half precision rounding alone may route one token to another expert: the median of each row then
     error = float(errors.max() if exact else errors.median(-1).values.max())
     return error, (single if exact else 5e-2) * max(1.0, float(want.abs().max()))

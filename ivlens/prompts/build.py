@@ -15,7 +15,8 @@ import torch
 from ivlens.prompts.batch import PromptBatch
 from ivlens.prompts.corruptions import CORRUPT, Case, Told, check_corruption
 from ivlens.prompts.recipe import PromptRecipe
-from ivlens.prompts.templates import Renderer, find_template
+from ivlens.prompts.rendering import Renderer
+from ivlens.prompts.templates import find_template
 from ivlens.prompts.tokens import Encoder, pad_token, padded
 from ivlens.tasks.bank import load_bank
 from ivlens.tasks.task import Task, TaskExample
@@ -53,9 +54,9 @@ def build_prompts(
         recipe: How clean prompts are made; None: the task's instruction in the template `plain`.
         corruption: What is taken away; None for clean prompts.
 
-            - `counterfactual`: the instruction of another task with another first answer token, and that task's answers
-              to the same demonstration inputs; where there is none, `counterfactual_inputs` if there are
-              demonstrations, otherwise `drop`. Each row records which it is.
+            - `counterfactual`: the instruction of another task with another first answer token (or, where all begin
+              with a lone space, another answer), and that task's answers to the same demonstration inputs; where there
+              is none, `counterfactual_inputs` if there are demonstrations, otherwise `drop`. Each row records which.
             - `counterfactual_inputs`: another task's instruction, and demonstrations of its own inputs.
             - `shuffle`: demonstrations with permuted answers, and no instruction.
             - `drop`: neither instruction nor demonstrations.
@@ -200,11 +201,13 @@ class _Maker:
 
     def _case(self, example: TaskExample, told: Told) -> Case:
         text, separator = self.render(told.instruction, told.shots, example.input)
-        _, answers = self._answers(example, text, separator)
+        prompt, answers = self._answers(example, text, separator)
 
-        def first_token(answer: str) -> int | None:
-            _, (ids,) = self.encoder.split(text, [separator + answer])
-            return None if self.encoder.unknown(ids) else ids[0]
+        def tokens(answer: str) -> tuple[int, ...] | None:
+            ids = self.encoder.ids(text + separator + answer)
+            # another answer may run into the cue where this one does not: its first token is not predicted here
+            begins_here = ids[: len(prompt)] == prompt and len(ids) > len(prompt)
+            return tuple(ids[len(prompt) :]) if begins_here and not self.encoder.unknown(ids[len(prompt) :]) else None
 
         return Case(
             self.task,
@@ -213,8 +216,9 @@ class _Maker:
             self.others,
             self.prefers_trained,
             lambda what: self._random(example.input, what),
-            first_token,
-            frozenset(answer[0] for answer in answers),
+            tokens,
+            frozenset(map(tuple, answers)),
+            frozenset(ids[0] for ids in answers if self.encoder.is_blank(ids[0])),
         )
 
     def _shots(self, input: str) -> tuple[tuple[str, str], ...]:

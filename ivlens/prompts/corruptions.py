@@ -25,7 +25,8 @@ class Told:
         instruction: None: the prompt has none.
         shots: Input and answer of each demonstration.
         kind: The corruption that made it, `clean` for none; another one than asked for where that was not possible.
-        foil: First token of the other task's answer to the same input; -100 where there is none.
+        foil: The token that stands for the other task's answer to the same input where the first answer token is
+            scored; -100 where there is none, or where it begins as the answer does.
         other: Name of the task it was taken from.
         kept: Share of demonstration answers that a permutation left where they were; None without one.
     """
@@ -49,8 +50,10 @@ class Case:
         others: Tasks that something else may be taken from.
         prefers_trained: Whether those of the built-in model's training come first.
         draw: A random generator of its own for each purpose, the same for the same seed, task and input.
-        first_token: First token of an answer after the clean prompt's cue; None where the tokenizer cannot spell it.
-        firsts: First tokens of the accepted answers.
+        tokens: Tokens of another answer from where the accepted answers begin; None where the tokenizer cannot spell
+            it, or where it does not begin there.
+        answers: Tokens of the accepted answers.
+        blanks: Those of their first tokens that are white space alone, and so no part of the answer.
     """
 
     task: Task
@@ -59,8 +62,9 @@ class Case:
     others: Sequence[Task]
     prefers_trained: bool
     draw: Callable[[str], Random]
-    first_token: Callable[[str], int | None]
-    firsts: frozenset[int]
+    tokens: Callable[[str], tuple[int, ...] | None]
+    answers: frozenset[tuple[int, ...]]
+    blanks: frozenset[int]
 
     def shuffled_others(self, random: Random) -> list[Task]:
         """The other tasks in an order of this prompt's own."""
@@ -69,16 +73,27 @@ class Case:
 
 
 def _counterfactual(case: Case) -> Told:
-    """Another task on the same input: its instruction, and its answers to the same demonstration inputs."""
+    """Another task on the same input: its instruction, and its answers to the same demonstration inputs.
+
+    One whose answer begins with another token comes first. Where all begin with a blank of its own (numbers, with some
+    tokenizers), one whose answer is another one does, without a foil: only the whole answer tells them apart.
+    """
     random = case.draw("counterfactual")
+    firsts = {answer[0] for answer in case.answers}
+    alike: tuple[Task, tuple[Shot, ...]] | None = None
     for other in case.shuffled_others(random):
         shots = _answered_by(other, case.told.shots)
         found = other.find(case.example.input)
         if found is None or shots is None:
             continue
-        foil = case.first_token(found.answer)
-        if foil is not None and foil not in case.firsts:
-            return Told(_instruction_of(other, case, random), shots, "counterfactual", foil, other.name)
+        tokens = case.tokens(found.answer)
+        if tokens is not None and tokens[0] not in firsts:
+            return Told(_instruction_of(other, case, random), shots, "counterfactual", tokens[0], other.name)
+        if tokens is not None and tokens[0] in case.blanks and tokens not in case.answers and alike is None:
+            alike = other, shots
+    if alike is not None:
+        other, shots = alike
+        return Told(_instruction_of(other, case, random), shots, "counterfactual", other=other.name)
     return _counterfactual_inputs(case) if case.told.shots else _drop(case)
 
 

@@ -142,7 +142,9 @@ class PromptRecipe:
         """In plain JSON values; `from_dict` reads them."""
         given = self.instruction
         texts = {"task": True} if given is TASK else [given] if isinstance(given, str) else given and list(given)
-        template = self.template if isinstance(self.template, str) else asdict(self.template)
+        # a chat with all its fields: the day it is told belongs to the record
+        found = find_template(self.template)
+        template = asdict(found) if found.chat or not isinstance(self.template, str) else self.template
         return {"template": template, "instruction": texts, "n_shots": self.n_shots, "seed": self.seed}
 
     @classmethod

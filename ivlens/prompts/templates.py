@@ -1,11 +1,10 @@
 """How instruction, demonstrations and input become one text."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from datetime import date
 from pathlib import Path
 from string import Formatter
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -25,10 +24,11 @@ class PromptTemplate:
             tokenizer's template says by default.
         answer_start: How every answer of a chat begins, those of demonstrations too ("Answer:"). It is the end of the
             prompt, so that the model goes on from there; `separator` follows it.
+        date: The day that a chat template is told which asks for it, so that a prompt is the same every day.
 
     Raises:
-        ValueError: a text without its fields or with others, two cues, or a system text or an answer's beginning
-            where there is no chat.
+        ValueError: a text without its fields or with others, two cues, a system text or an answer's beginning where
+            there is no chat, or a date that is none.
     """
 
     name: str
@@ -39,6 +39,7 @@ class PromptTemplate:
     chat: bool = False
     system: str = ""
     answer_start: str = ""
+    date: str = "2024-07-26"
 
     def __post_init__(self) -> None:
         wanted = {"instructed": {"instruction", "input"}, "bare": {"input"}, "system": set(), "answer_start": set()}
@@ -57,6 +58,12 @@ class PromptTemplate:
                     f"template {self.name!r}: {part} is {getattr(self, part)!r:.60} without chat, expected chat=True "
                     "beside it: only chat templates have these; add it, or put the text into instructed and bare."
                 )
+        try:
+            date.fromisoformat(self.date)
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"template {self.name!r}: date is {self.date!r:.40}, expected a day as '2024-07-26'."
+            ) from None
         if _cue(self.instructed) != _cue(self.bare):
             raise ValueError(
                 f"template {self.name!r} ends in {_cue(self.instructed)!r} with an instruction and in "
@@ -137,80 +144,3 @@ def _read_template(path: Path) -> PromptTemplate:
             f"{', '.join(known)}; correct it."
         ) from None
     return PromptTemplate(**{"name": path.stem, **values})
-
-
-class Renderer:
-    """Calls give the prompt and what separates it from its answer."""
-
-    def __init__(self, template: PromptTemplate, tokenizer: Any, *, fused: bool) -> None:
-        self.template, self.tokenizer, self.fused = template, tokenizer, fused
-        self._suffix, self._separator = self._chat_gap() if template.chat else ("", template.separator)
-
-    def __call__(self, instruction: str | None, shots: Sequence[tuple[str, str]], input: str) -> tuple[str, str]:
-        if self.template.chat:
-            return self._chat([*self._turns(shots), _said("user", self._query(instruction, input))]), self._separator
-        if self.fused:
-            separator = "" if input[-1:].isspace() else self._separator
-            return "".join(f"{x}{separator}{y}\n\n" for x, y in shots) + input, separator
-        demonstrations = [self.template.demonstration.format(input=x, answer=y) for x, y in shots]
-        return "".join(demonstrations) + self._query(instruction, input), self._separator
-
-    def _query(self, instruction: str | None, input: str) -> str:
-        if self.fused:
-            return input
-        if instruction:
-            return self.template.instructed.format(instruction=instruction, input=input)
-        return self.template.bare.format(input=input)
-
-    def _turns(self, shots: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
-        start = self.template.answer_start.format()
-        before = start and start + self.template.separator
-        return [turn for x, y in shots for turn in (_said("user", x), _said("assistant", before + y))]
-
-    def _chat(self, turns: list[dict[str, str]]) -> str:
-        return self._rendered([*self._system, *turns], add_generation_prompt=True) + self._suffix
-
-    def _rendered(self, turns: list[dict[str, str]], **options: bool) -> str:
-        return self.tokenizer.apply_chat_template(turns, tokenize=False, **options)
-
-    def _chat_gap(self) -> tuple[str, str]:
-        """What ends the prompt after the chat template's cue, and what separates it from its answer.
-
-        An empty thought that the template writes between its cue and an answer goes with the prompt.
-        """
-        if not getattr(self.tokenizer, "chat_template", None):
-            raise ValueError(
-                f"template {self.template.name!r} got a tokenizer without a chat template; use 'plain', 'after' or "
-                "'qa'."
-            )
-        self._suffix, self._system = "", self._system_turn()
-        asked, answer = [_said("user", "question")], "<answer>"
-        cue = self._chat(asked)
-        whole = self._rendered([*self._system, *asked, _said("assistant", answer)])
-        gap = whole.removeprefix(cue).partition(answer)[0] if whole.startswith(cue) else ""
-        if start := self.template.answer_start.format():
-            return gap + start, self.template.separator
-        return ("", gap) if not gap.strip() else (gap, "")
-
-    def _system_turn(self) -> list[dict[str, str]]:
-        """The system text as a turn, if there is one and the tokenizer's chat template takes it."""
-        text = self.template.system.format()
-        if not text:
-            return []
-        turns = [_said("system", text), _said("user", "question")]
-        try:
-            shown = self._rendered(turns)
-        except Exception as error:  # whatever the template raises, and its language for what it cannot do
-            reason = " ".join(str(error).split()) or type(error).__name__
-        else:
-            reason = "" if text.strip() in shown else "it leaves the text out"
-        if reason:
-            raise ValueError(
-                f"template {self.template.name!r} has a system text, which this tokenizer's chat template refuses "
-                f"({reason:.120}); put the text into instructed and bare, or leave it out."
-            )
-        return turns[:1]
-
-
-def _said(role: str, content: str) -> dict[str, str]:
-    return {"role": role, "content": content}

@@ -64,6 +64,10 @@ class Encoder:
             )
         return alone[:n], [ids[n:] for ids in joint]
 
+    def is_blank(self, token: int) -> bool:
+        """Whether a token is white space alone: what some tokenizers write before a number."""
+        return not token_text(self.tokenizer, token).strip()
+
     def unknown(self, ids: Sequence[int]) -> bool:
         """Whether some of the text has no token in this vocabulary."""
         unknown = getattr(self.tokenizer, "unk_token_id", None)

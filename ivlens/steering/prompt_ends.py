@@ -1,15 +1,14 @@
-"""Where the prompt ends in the forward pass under way: the same answer with and without a KV cache, left or right
-padded.
+"""Where the prompt ends in the forward pass under way: the same answer however a text is decoded.
 
-A hook sees `[batch, pos, ...]` only. In a generation with a cache the prompt is one pass and every new token another;
-without a cache the sequence grows, and "the last position" is the prompt's end only once. So the tokens, the mask and
-the cache of each pass are looked at before it starts, and the generating methods are watched.
+A hook sees `[batch, pos, ...]` only. In a generation with a cache the prompt may be one pass or several and every new
+token another; without a cache the sequence grows; an assistant's tokens are checked several at a time. So columns are
+counted from the first cached one, and a generation says how wide its prompt is (`generations.py`). Outside a generation
+the tokens, the mask and the cache of each pass are looked at before it starts.
 """
 
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
@@ -17,17 +16,17 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from ivlens.forward.hooks import steering
+from ivlens.forward.hooks import is_recomputing, steering
 from ivlens.models.boot import TransformerBridge
 from ivlens.steering.edits import Positions
-
-
-@dataclass
-class _Generation:
-    """One running generation: the width of its prompt and the column of each row's last prompt token, once known."""
-
-    width: int | None = None
-    last: Tensor | None = None
+from ivlens.steering.generations import (
+    Generation,
+    cached_length,
+    check_ends_together,
+    hf_generation,
+    named_arguments,
+    refuse_batching,
+)
 
 
 class PromptEnds:
@@ -35,9 +34,10 @@ class PromptEnds:
 
     def __init__(self, pad_token: int | None) -> None:
         self.is_open = True
-        self._pad_token = pad_token
-        self._generations: list[_Generation] = []
+        self.pad_token = pad_token
+        self._generations: list[Generation] = []
         self._thread: int | None = None
+        self._running: torch.nn.Module | None = None
         self._prompt: Tensor | None = None
         self._generated: Tensor | None = None
 
@@ -47,43 +47,68 @@ class PromptEnds:
         `prompt`: the last prompt token. `every`: that one, and every token generated after it.
 
         Raises:
-            RuntimeError: the pass began before the context did.
+            RuntimeError: no pass of the whole model is under way that began inside the context.
         """
-        if self._prompt is None or self._generated is None:
+        if self._prompt is None or self._generated is None or (self._running is None and not is_recomputing()):
             raise RuntimeError(
-                "a forward pass was under way when steering began, so where its prompt ends is unknown; "
-                "start it inside the context."
+                "a block ran outside a forward pass of the steered model that began in the context, so where the "
+                "prompt ends is unknown; call the model itself, inside (an assistant must not share its blocks)."
             )
         return self._prompt if positions == "prompt" else self._prompt | self._generated
 
     def before_pass(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Pre-hook of the wrapped model: its tokens (or embeddings), mask and cache tell where the prompt ends."""
+        if self._running not in (None, module):  # the model without its head, called by the one with it
+            return
         self._check_thread()
-        given = args[0] if args else kwargs.get("input_ids")
-        given = kwargs.get("inputs_embeds") if given is None else given
-        assert isinstance(given, Tensor)
-        cache = kwargs.get("past_key_values")
-        past = int(cache.get_seq_length()) if cache is not None else 0
+        named = named_arguments(module.forward, args, kwargs)
+        _check_rows(named)
+        given = named.get("input_ids")
+        given = named.get("inputs_embeds") if given is None else given
+        if not isinstance(given, Tensor):  # the model says what is wrong with that
+            return
+        past = cached_length(named.get("past_key_values"))
         batch, pos = given.shape[:2]
+        mask = named.get("attention_mask")
         columns = (past + torch.arange(pos, device=given.device)).expand(batch, pos)
-        generation = self._generations[-1] if self._generations else _Generation()
-        if past and not self._generations:  # a loop written by hand: what follows a cache is generated
-            generation = _Generation(past, torch.full((batch,), -1, device=given.device))
-        if generation.width is None:
-            generation.last = past + _last_token(given, kwargs.get("attention_mask"), self._pad_token)
-            generation.width = past + pos
-        assert generation.last is not None
-        self._prompt = columns == generation.last[:, None]
-        self._generated = columns >= generation.width
+        if self._generations:
+            generation = self._generations[-1]
+            if generation.width is None:  # of the bridge, which passes its whole prompt first
+                last = _last_token(given, mask, self.pad_token)
+                if isinstance(mask, Tensor):
+                    check_ends_together(mask)
+                generation.width = past + pos
+                generation.tokens = given if given.ndim == 2 else None
+                generation.first = generation.n_read = past
+            generation.check_pass(given, past)
+            last, width = torch.full((batch,), generation.width - 1, device=given.device), generation.width
+        elif past:  # a loop written by hand: what follows a cache is generated
+            last, width = torch.full((batch,), -1, device=given.device), past
+        else:
+            last, width = _last_token(given, mask, self.pad_token), pos
+        self._prompt = columns == last[:, None]
+        self._generated = columns >= width
+        self._running = module
+
+    def after_pass(self, module: torch.nn.Module, *_: Any) -> None:
+        """Hook of the wrapped model, called whether the pass ended well or not."""
+        if self._running is module:
+            self._running = None
 
     @contextmanager
-    def generating(self, generation: _Generation) -> Iterator[None]:
+    def generating(self, generation: Generation) -> Iterator[None]:
         """The passes of the body belong to this generation."""
+        self._check_thread()  # another thread's generation would be taken for this one
         self._generations.append(generation)
         try:
             yield
         finally:
             self._generations.pop()
+
+    @property
+    def is_generating(self) -> bool:
+        """Whether a generation is under way that was begun inside the context."""
+        return bool(self._generations)
 
     def _check_thread(self) -> None:
         me = threading.get_ident()
@@ -106,15 +131,16 @@ def followed(model: TransformerBridge) -> Iterator[PromptEnds]:
             yield _FOLLOWED[model]
             return
         ends = PromptEnds(getattr(model.tokenizer, "pad_token_id", None))
+        wrapped = model.original_model
         with ExitStack() as stack:
-            wrapped = model.original_model
-            stack.callback(wrapped.register_forward_pre_hook(ends.before_pass, with_kwargs=True).remove)
-            for owner, name, wrap in (
-                (model, "generate", _watch_call),
-                (wrapped, "generate", _watch_call),
-                (model, "generate_stream", _watch_stream),
-            ):
-                stack.enter_context(_replaced(owner, name, wrap(getattr(owner, name), ends)))
+            # the model without its head may be called alone, in loops written by hand
+            for module in {wrapped, getattr(wrapped, "base_model", wrapped)}:
+                stack.callback(module.register_forward_pre_hook(ends.before_pass, with_kwargs=True).remove)
+                stack.callback(module.register_forward_hook(ends.after_pass, always_call=True).remove)
+            for owner, name, wrap in _METHODS:
+                owner = model if owner == "bridge" else wrapped
+                if hasattr(owner, name):
+                    stack.enter_context(_replaced(owner, name, wrap(getattr(owner, name), ends, owner)))
             _FOLLOWED[model] = ends
             stack.callback(_FOLLOWED.pop, model)
             try:
@@ -123,18 +149,52 @@ def followed(model: TransformerBridge) -> Iterator[PromptEnds]:
                 ends.is_open = False
 
 
-def _watch_call(generate: Callable[..., Any], ends: PromptEnds) -> Callable[..., Any]:
+def _watch_call(generate: Callable[..., Any], ends: PromptEnds, _: torch.nn.Module) -> Callable[..., Any]:
     def watched(*args: Any, **kwargs: Any) -> Any:
-        with ends.generating(_Generation()):
+        with ends.generating(Generation()):
             return generate(*args, **kwargs)
 
     return watched
 
 
-def _watch_stream(generate_stream: Callable[..., Any], ends: PromptEnds) -> Callable[..., Any]:
+def _watch_hf_call(generate: Callable[..., Any], ends: PromptEnds, wrapped: torch.nn.Module) -> Callable[..., Any]:
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        named = named_arguments(generate, args, kwargs)
+        # a model that drafts for itself (early exit) is steered like the text it drafts for
+        if ends.is_generating and getattr(named.get("generation_config"), "is_assistant", False):
+            return _drafted(generate, args, kwargs)
+        with ends.generating(hf_generation(wrapped, named, ends.pad_token)), _whole(wrapped):
+            return generate(*args, **kwargs)
+
+    return watched
+
+
+def _drafted(generate: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    try:
+        return generate(*args, **kwargs)
+    except IndexError as error:  # the cache has fewer layers than ran
+        raise ValueError(
+            "generate got assistant_early_exit, but this family's forward pass in transformers does not exit early; "
+            "leave it out, or use an assistant_model or prompt_lookup_num_tokens."
+        ) from error
+
+
+@contextmanager
+def _whole(wrapped: torch.nn.Module) -> Iterator[None]:
+    """Leave the number of layers as it was: an early exit that fails leaves the model cut short."""
+    config: Any = getattr(wrapped, "base_model", wrapped).config
+    n_layers = getattr(config, "num_hidden_layers", None)
+    try:
+        yield
+    finally:
+        if n_layers is not None and config.num_hidden_layers != n_layers:
+            config.num_hidden_layers = n_layers
+
+
+def _watch_stream(generate_stream: Callable[..., Any], ends: PromptEnds, _: torch.nn.Module) -> Callable[..., Any]:
     def watched(*args: Any, **kwargs: Any) -> Iterator[Any]:
         stream = generate_stream(*args, **kwargs)
-        generation = _Generation()
+        generation = Generation()
         try:
             while True:
                 if not ends.is_open:
@@ -151,6 +211,42 @@ def _watch_stream(generate_stream: Callable[..., Any], ends: PromptEnds) -> Call
     return watched
 
 
+def _refuse_batching(*_: Any) -> Callable[..., Any]:
+    return refuse_batching
+
+
+def _eager(*_: Any) -> Callable[..., bool]:
+    """In the place of Hugging Face's question whether to compile: hooks break a graph that has to be whole."""
+    return lambda *args, **kwargs: False
+
+
+def _expect_watched(method: Callable[..., Any], ends: PromptEnds, _: torch.nn.Module) -> Callable[..., Any]:
+    """For a step of every generation: refuses one whose `generate` was taken from the model before the context."""
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        if not ends.is_generating:
+            raise RuntimeError(
+                "a generate method that was taken from the model before steering began cannot be followed; "
+                "call model.generate or model.hf_generate itself inside the context."
+            )
+        return method(*args, **kwargs)
+
+    return watched
+
+
+_METHODS: tuple[tuple[str, str, Callable[..., Callable[..., Any]]], ...] = (
+    ("bridge", "generate", _watch_call),
+    ("bridge", "generate_stream", _watch_stream),
+    ("wrapped", "generate", _watch_hf_call),
+    ("wrapped", "generate_batch", _refuse_batching),
+    ("wrapped", "init_continuous_batching", _refuse_batching),
+    # private to the libraries; where they are missing, nothing else changes
+    ("bridge", "_generate_tokens", _expect_watched),
+    ("wrapped", "_prepare_cache_for_generation", _expect_watched),
+    ("wrapped", "_valid_auto_compile_criteria", _eager),
+)
+
+
 @contextmanager
 def _replaced(owner: torch.nn.Module, name: str, method: Callable[..., Any]) -> Iterator[None]:
     before = owner.__dict__.get(name)
@@ -162,6 +258,13 @@ def _replaced(owner: torch.nn.Module, name: str, method: Callable[..., Any]) -> 
             del owner.__dict__[name]
         else:
             owner.__dict__[name] = before
+
+
+def _check_rows(named: dict[str, Any]) -> None:
+    if any(named.get(name) is not None for name in ("cu_seq_lens_q", "cu_seqlens", "seq_idx")):
+        raise ValueError(
+            "the pass holds several prompts packed into one row, expected one prompt in each row; pad them instead."
+        )
 
 
 def _last_token(given: Tensor, mask: Any, pad_token: int | None) -> Int[Tensor, " batch"]:

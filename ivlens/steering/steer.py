@@ -34,10 +34,13 @@ def steer(
         >>> with ivlens.steer(model, iv, at=evaluation.best):   # or layer=3, alpha=2
         ...     model.generate("Input: big\\nOutput:", do_sample=False)
 
-    It holds for forward passes, `generate`, `hf_generate` and `generate_stream`, with or without KV cache, with padding
-    on either side (pass the attention mask). In a pass outside a generation the prompt is the whole row, except that
-    tokens that follow a cache count as generated. Contexts on one model nest and add up. A second thread waits for the
-    first to leave its context; passes of a second thread *inside* it are refused.
+    It holds for `generate`, `hf_generate`, `generate_stream` and Hugging Face's own `generate`, however they decode:
+    the prompt's end is the end of what the call was given, whether it is read at once or in chunks, or continues a
+    cache, and whoever drafts the tokens. Ways that cannot be followed are refused before a token is written (a table is
+    in `docs/guide/production.md`); batches are padded on the left. In a pass outside a generation the prompt is the
+    whole row, padded on either side (pass the attention mask), except that tokens that follow a cache count as
+    generated. Contexts on one model nest and add up. A second thread waits for the first to leave its context; passes
+    of a second thread *inside* it are refused.
 
     Args:
         at: layer, strength and site in one, such as `Evaluation.best`; each can be given alone instead.
@@ -52,7 +55,7 @@ def steer(
     Raises:
         ValueError: a vector of another model (see `InstructionVector.for_model`); no such layer, site, positions or
             mode; a layer missing or out of place; `at` beside what it holds; `heads` for a vector without heads (one
-            computed from others).
+            computed from others); in the body: a way of decoding, a padding or a cache that cannot be followed.
         RuntimeError: the body ran no forward pass, or ran passes from two threads.
     """
     check_belongs(iv, model)

@@ -242,12 +242,12 @@ def test_prompts_of_different_kinds_are_never_averaged(llama):
 
 def test_prompts_are_built_and_checked_once(llama, monkeypatch):
     """Corrupted prompts, their clean versions, and clean ones for means, each once; more only where a contrast is."""
-    from ivlens.effects import measure
+    from ivlens.effects import plan
     from ivlens.forward import inputs, means
 
     built, checked, read = [], [], []
-    build, check, passes = measure.prompts_for, inputs.check_model, means._passes
-    monkeypatch.setattr(measure, "prompts_for", lambda *a, **o: built.append(len(a[2])) or build(*a, **o))
+    build, check, passes = plan.prompts_for, inputs.check_model, means._passes
+    monkeypatch.setattr(plan, "prompts_for", lambda *a, **o: built.append(len(a[2])) or build(*a, **o))
     monkeypatch.setattr(inputs, "check_model", lambda model: checked.append(1) or check(model))
     monkeypatch.setattr(means, "_passes", lambda *given: read.append(len(given[1])) or passes(*given))
     few = {"others": OTHERS, "n_mean_prompts": 4, "batch_size": 2, "n_check_prompts": 0}
@@ -300,9 +300,7 @@ def test_only_prompts_answered_correctly_enter_the_mean(llama, monkeypatch):
     correct = EffectOptions(correct_only=True, others=OTHERS, layers=[0], heads=[0], n_mean_prompts=4)
     with pytest.raises(ValueError, match="correct_only=True found none of 4 clean prompts of task 'antonym'"):
         head_effects(llama, TASK, n_prompts=2, options=correct)
-    monkeypatch.setattr(
-        "ivlens.effects.measure.greedy_accuracy", lambda model, batch, **_: torch.arange(len(batch)) == 1
-    )
+    monkeypatch.setattr("ivlens.effects.plan.greedy_accuracy", lambda model, batch, **_: torch.arange(len(batch)) == 1)
     one = head_effects(llama, TASK, n_prompts=2, options=correct)
     assert one.settings["n_mean_prompts"] == 1 and one.settings["correct_only"] is True
 

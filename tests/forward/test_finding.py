@@ -109,6 +109,14 @@ def test_the_built_in_templates_and_chat_where_there_is_one(llama, byte_level):
         find_prompts(llama, tiny_task(), templates="qa")
 
 
+def test_a_chat_template_that_cannot_be_used_is_left_out(llama, monkeypatch, caplog):
+    monkeypatch.setattr(llama.tokenizer, "chat_template", "{{ raise_exception('never') }}")
+    with caplog.at_level("INFO"):
+        search = find_prompts(llama, tiny_task(), shots=[0, 1], n_prompts=2)
+    assert "chat" not in set(search.table["template"])
+    assert "chat template cannot be used (never)" in caplog.text
+
+
 def batch_of(name, n):
     """Prompts of which only the texts say anything."""
     return PromptBatch(

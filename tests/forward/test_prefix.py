@@ -45,6 +45,13 @@ def test_caches_of_keys_and_values_are_shared(family):
         torch.testing.assert_close(prefix.logits(PROMPTS, given), want, atol=2e-5, rtol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "qwen3", "mixtral"])
+def test_rounding_in_half_precision_is_no_fault(family, dtype):
+    model = load_model(hf_model=hf_model(family), dtype=dtype)
+    assert SharedPrefix(model, *prompts(), 2).fault is None
+
+
 @pytest.mark.parametrize(
     ("family", "reason"),
     [

@@ -59,7 +59,7 @@ class EffectsOptions(PromptOptions):
     n_prompts: int = 32
     n_mean_prompts: int = 100
     corruption: str | None = None
-    score: str = "prob"
+    score: str | None = None
     mode: str = "replace"
     method: str = "exact"
     correct_only: bool = False
@@ -69,7 +69,8 @@ class EffectsOptions(PromptOptions):
         super().__post_init__()
         check_counts(self, n_prompts=1, n_mean_prompts=1)
         _check_choice("corruption", self.corruption, (None, *CORRUPTIONS))
-        check_score(self.score, has_foils=True)
+        if self.score is not None:
+            check_score(self.score, has_foils=True)
         check_mode(self.mode)
         find_engine(self.method)
 

@@ -1,0 +1,138 @@
+"""Which prompts effects are measured on, and by which score: all of one kind, with what the score needs."""
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ivlens.forward.asking import prompts_for
+from ivlens.forward.scoring import Score, fitting_score, greedy_accuracy
+from ivlens.models.boot import TransformerBridge
+from ivlens.prompts.batch import PromptBatch
+from ivlens.prompts.corruptions import NO_FOIL
+from ivlens.prompts.recipe import PromptRecipe
+from ivlens.tasks.bank import load_bank
+from ivlens.tasks.task import Task, TaskExample, hash_of_tasks
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which prompts are measured: of which task, by which recipe, without what."""
+
+    task: Task
+    recipe: PromptRecipe
+    corruption: str
+    others: Sequence[Task] | Mapping[str, Task] | None
+
+    @classmethod
+    def of(
+        cls,
+        task: Task,
+        recipe: PromptRecipe,
+        corruption: str | None,
+        others: Sequence[Task] | Mapping[str, Task] | None,
+    ) -> "Plan":
+        return cls(task, recipe.resolved(task), corruption or recipe.corruption(task), others)
+
+    def prompts(self, model: TransformerBridge, examples: Sequence[TaskExample], *, corrupted: bool) -> PromptBatch:
+        corruption = self.corruption if corrupted else None
+        return prompts_for(
+            model, self.task, examples, self.recipe, corruption=corruption, others=self.others, n_answer=1
+        )
+
+    def settings(self) -> dict[str, Any]:
+        others = list(self.others.values() if isinstance(self.others, Mapping) else self.others or ())
+        pool = load_bank().values() if self.others is None else others
+        return {
+            "recipe": self.recipe.to_dict(),
+            "corruption": self.corruption,
+            "others": None if self.others is None else sorted(other.name for other in others),
+            "others_hash": hash_of_tasks(pool) if self.corruption.startswith("counterfactual") else None,
+            "task_hash": self.task.content_hash(),
+        }
+
+
+def score_for(task: Task, prompts: PromptBatch, score: Score | None) -> Score:
+    """The score that was asked for, or the one that suits these answers; the log says where it matters."""
+    fitting = fitting_score(prompts.answer_tokens)
+    if fitting == "logprob" and score != "logprob":
+        what = f"{task.name}: answers share their first tokens, which hardly tell them apart"
+        if score is None:
+            logger.info("%s: scored by 'logprob'.", what)
+        else:
+            logger.warning("%s: score %r says little here; use 'logprob'.", what, score)
+    return score or fitting
+
+
+def measured_prompts(
+    model: TransformerBridge, plan: Plan, examples: Sequence[TaskExample], n_prompts: int, score: str | None
+) -> PromptBatch:
+    """Corrupted prompts of one kind: what is missing from some and not from others is not averaged over.
+
+    Raises:
+        ValueError: `logit_diff`, and no prompt has a foil.
+    """
+    batch = plan.prompts(model, examples[:n_prompts], corrupted=True)
+    kinds = Counter(batch.corruptions)
+    wanted = "counterfactual" if score == "logit_diff" else max(kinds, key=lambda kind: (kinds[kind], kind))
+    if len(_usable(batch, wanted, score)) < len(batch):
+        batch = plan.prompts(model, examples, corrupted=True)
+        usable = _usable(batch, wanted, score)
+        if not usable:
+            raise ValueError(
+                f"score 'logit_diff' found no counterfactual for any of {len(batch)} prompts of task "
+                f"{plan.task.name!r}, expected another task with the same inputs and another first answer token; pass "
+                "others=, or score='prob'."
+            )
+        n_left = len(batch) - len(usable)
+        logger.info("%s: %d prompts that are not %r, or have no foil, left out.", plan.task.name, n_left, wanted)
+        batch = batch.rows(usable[:n_prompts])
+    return batch
+
+
+def _usable(batch: PromptBatch, wanted: str, score: str | None) -> list[int]:
+    """Rows of that kind, with a foil where the score needs one."""
+    rows = [row for row, kind in enumerate(batch.corruptions) if kind == wanted]
+    if score != "logit_diff" or batch.foil_tokens is None:
+        return rows
+    has_foil = batch.foil_tokens != NO_FOIL
+    return [row for row in rows if has_foil[row]]
+
+
+def mean_prompts(
+    model: TransformerBridge,
+    plan: Plan,
+    examples: Sequence[TaskExample],
+    kind: str,
+    *,
+    correct_only: bool,
+    contrast: bool,
+    batch_size: int,
+) -> tuple[PromptBatch, PromptBatch | None]:
+    """Clean prompts, and where a contrast is asked for their corrupted counterparts, all of one kind.
+
+    Raises:
+        ValueError: `correct_only`, and the model answers none right; or none can be corrupted as `kind`.
+    """
+    clean = plan.prompts(model, examples, corrupted=False)
+    if correct_only:
+        right = greedy_accuracy(model, clean, batch_size=batch_size).nonzero()[:, 0].tolist()
+        if not right:
+            raise ValueError(
+                f"correct_only=True found none of {len(clean)} clean prompts of task {plan.task.name!r} answered "
+                "correctly, expected at least one; use correct_only=False, or a model that knows the task."
+            )
+        clean = clean.rows(right)
+    if not contrast:
+        return clean, None
+    counterpart = plan.prompts(model, clean.examples, corrupted=True)
+    alike = counterpart.rows_of_one_kind(kind)
+    if not alike:
+        raise ValueError(
+            f"none of {len(clean)} prompts of task {plan.task.name!r} for the means can be corrupted as {kind!r}, "
+            "expected at least one for a contrast; use more n_mean_prompts, or another corruption."
+        )
+    return clean.rows(alike), counterpart.rows(alike)

@@ -1,0 +1,54 @@
+"""`Renderer`: instruction, demonstrations and input as one text, by a template."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from ivlens.prompts.chats import Chat, Turn
+from ivlens.prompts.templates import PromptTemplate
+
+
+class Renderer:
+    """Calls give the prompt and what separates it from its answer.
+
+    Raises:
+        ValueError: a chat for which the tokenizer has no usable chat template; see `Chat`.
+    """
+
+    def __init__(self, template: PromptTemplate, tokenizer: Any, *, fused: bool) -> None:
+        self.template, self.fused = template, fused
+        self._separator = template.separator
+        self._chat: Chat | None = None
+        if template.chat:
+            self._chat = Chat(template.name, tokenizer, template.date)
+            self._system = self._system_turn(self._chat)
+            self._start = template.answer_start.format()
+            # after a beginning of the answer its own separator, otherwise what the chat template writes there
+            self._separator = template.separator if self._start else self._chat.gap
+
+    def __call__(self, instruction: str | None, shots: Sequence[tuple[str, str]], input: str) -> tuple[str, str]:
+        if self._chat is not None:
+            asked = ("user", self._query(instruction, input))
+            start = self._chat.gap + self._start if self._start else ""
+            return self._chat([*self._system, *self._turns(shots), asked]) + start, self._separator
+        if self.fused:
+            separator = "" if input[-1:].isspace() else self._separator
+            return "".join(f"{x}{separator}{y}\n\n" for x, y in shots) + input, separator
+        demonstrations = [self.template.demonstration.format(input=x, answer=y) for x, y in shots]
+        return "".join(demonstrations) + self._query(instruction, input), self._separator
+
+    def _query(self, instruction: str | None, input: str) -> str:
+        if self.fused:
+            return input
+        if instruction:
+            return self.template.instructed.format(instruction=instruction, input=input)
+        return self.template.bare.format(input=input)
+
+    def _turns(self, shots: Sequence[tuple[str, str]]) -> list[Turn]:
+        before = self._start and self._start + self.template.separator
+        return [turn for x, y in shots for turn in (("user", x), ("assistant", before + y))]
+
+    def _system_turn(self, chat: Chat) -> list[Turn]:
+        text = self.template.system.format()
+        if text:
+            chat.check_system()
+        return [("system", text)] if text else []
