@@ -98,10 +98,10 @@ real-test: $(VENV)/.test smollm2  ## the tests that ask the real model, at most 
 	@$(PY) -m pytest -m real --durations=0 $(ARGS)
 
 parity: $(VENV)/.test  ## all of the parity matrix; `make test` runs the most used families
-	@$(PY) -m pytest tests/effects/test_parity.py -m "not real" $(ARGS)
+	@$(PY) -m pytest tests/effects/test_parity.py tests/forward/test_writes.py -m "not real" $(ARGS)
 
 families: $(VENV)/.test  ## docs/families.md: which engine every family of models takes
-	@$(PY) tests/parity_table.py docs/families.md
+	@PYTHONPATH=tests/effects $(PY) tests/parity_table.py docs/families.md
 
 lint: $(VENV)/.test  ## ruff: rules and format
 	@$(PY) -m ruff check .

@@ -13,8 +13,8 @@ _SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
 _MARKS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 _LLAMA = {**_SIZES, **_MARKS, "tie_word_embeddings": False}
 _GROUPED = {**_LLAMA, "num_key_value_heads": 2}
-_WIDE = {**_GROUPED, "head_dim": 12}
-_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+_WIDE: dict[str, Any] = {**_GROUPED, "head_dim": 12}
+_EXPERTS: dict[str, Any] = {"num_local_experts": 4, "num_experts_per_tok": 2}
 
 
 def _layers(config: str, **options: Any) -> Callable[[int, int, int], Any]:
@@ -85,6 +85,40 @@ def _falcon(**options: Any) -> Callable[[int, int, int], Any]:
     return make
 
 
+def _renamed(config: str, names: tuple[str, str, str], **options: Any) -> Callable[[int, int, int], Any]:
+    """As `_layers`, for the names that older families have for layers, heads and context, and for their width."""
+
+    def make(n_vocab: int, n_layers: int, n_ctx: int) -> Any:
+        layers, heads, context = names
+        shape = {layers: n_layers, heads: 4, context: n_ctx}
+        return getattr(transformers, config)(vocab_size=n_vocab, **shape, **options)
+
+    return make
+
+
+def _latent(config: str, **options: Any) -> Callable[[int, int, int], Any]:
+    ranks = {"q_lora_rank": 24, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 12}
+    return _layers(config, **_LLAMA, num_key_value_heads=4, **ranks, **options)
+
+
+def _every_layer(config: str, kind: str, **options: Any) -> Callable[[int, int, int], Any]:
+    return lambda n_vocab, n_layers, n_ctx: _layers(config, **options, layer_types=[kind] * n_layers)(
+        n_vocab, n_layers, n_ctx
+    )
+
+
+_GPT = ("n_layer", "n_head", "n_positions")
+_MARKED = {"bos_token_id": 1, "eos_token_id": 2}
+_ROUTED = {"num_experts": 4, "num_experts_per_tok": 2}
+_MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 8}
+_DEEP = {
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+}
+
 CONFIGS: dict[str, Callable[[int, int, int], Any]] = {
     "gpt2": _gpt2,
     "neox": _layers("GPTNeoXConfig", **_SIZES, **_MARKS),
@@ -118,6 +152,142 @@ CONFIGS: dict[str, Callable[[int, int, int], Any]] = {
     "cohere": _layers("CohereConfig", **_GROUPED, logit_scale=1.0),
     "granite": _layers("GraniteConfig", **_GROUPED, residual_multiplier=0.3, logits_scaling=2.0),
     "gpt_oss": _layers("GptOssConfig", **_WIDE, **_EXPERTS, sliding_window=WINDOW),
+    "openai_gpt": _renamed("OpenAIGPTConfig", _GPT, n_embd=32),
+    "codegen": _renamed("CodeGenConfig", _GPT, n_embd=32, rotary_dim=4, **_MARKED),
+    "gpt_bigcode": _renamed("GPTBigCodeConfig", _GPT, n_embd=32, **_MARKED),
+    "xglm": _renamed(
+        "XGLMConfig",
+        ("num_layers", "attention_heads", "max_position_embeddings"),
+        d_model=32,
+        ffn_dim=48,
+        **_MARKS,
+    ),
+    "starcoder2": _layers("Starcoder2Config", **_GROUPED),
+    "olmo": _layers("OlmoConfig", **_GROUPED),
+    "olmo3": _layers("Olmo3Config", **_GROUPED, sliding_window=WINDOW),
+    "olmoe": _layers("OlmoeConfig", **_GROUPED, **_ROUTED),
+    "flex_olmo": _layers("FlexOlmoConfig", **_GROUPED, **_ROUTED),
+    "smollm3": _layers("SmolLM3Config", **_GROUPED),
+    "qwen2_moe": _layers(
+        "Qwen2MoeConfig", **_GROUPED, **_ROUTED, moe_intermediate_size=24, shared_expert_intermediate_size=24
+    ),
+    "glm": _layers("GlmConfig", **_WIDE),
+    "glm4": _layers("Glm4Config", **_WIDE),
+    "glm4_moe": _layers("Glm4MoeConfig", **_WIDE, **_DEEP),
+    "exaone4": _layers("Exaone4Config", **_WIDE, sliding_window=WINDOW, sliding_window_pattern=3),
+    "nemotron": _layers("NemotronConfig", **_WIDE),
+    "granite_moe": _layers("GraniteMoeConfig", **_GROUPED, **_EXPERTS, residual_multiplier=0.3, logits_scaling=2.0),
+    "cohere2": _layers("Cohere2Config", **_WIDE, sliding_window=WINDOW, logit_scale=1.0),
+    "ministral3": _layers("Ministral3Config", **_WIDE),
+    "llama4_text": lambda n_vocab, n_layers, n_ctx: _layers(
+        "Llama4TextConfig",
+        **_WIDE,
+        **_EXPERTS | {"num_experts_per_tok": 1},
+        intermediate_size_mlp=48,
+        attention_chunk_size=WINDOW,
+        no_rope_layers=[int(layer + 1 < n_layers) for layer in range(n_layers)],
+    )(n_vocab, n_layers, n_ctx),
+    "apertus": _layers("ApertusConfig", **_GROUPED),
+    "seed_oss": _layers("SeedOssConfig", **_WIDE),
+    "hunyuan": _layers("HunYuanDenseV1Config", **_WIDE),
+    "ernie4_5": _layers("Ernie4_5Config", **_WIDE),
+    "ernie4_5_moe": _layers(
+        "Ernie4_5_MoeConfig",
+        **_GROUPED,
+        moe_num_experts=4,
+        moe_k=2,
+        moe_intermediate_size=24,
+        moe_num_shared_experts=1,
+        moe_layer_start_index=1,
+    ),
+    "arcee": _layers("ArceeConfig", **_GROUPED),
+    "bitnet": _layers("BitNetConfig", **_GROUPED),
+    "jais2": _layers("Jais2Config", **_GROUPED),
+    "nanochat": _layers("NanoChatConfig", **_GROUPED),
+    "minimax_m2": _layers("MiniMaxM2Config", **_WIDE, **_EXPERTS),
+    "afmoe": _layers(
+        "AfmoeConfig", **_WIDE, **_ROUTED, moe_intermediate_size=24, num_dense_layers=1, sliding_window=WINDOW
+    ),
+    "vaultgemma": _layers("VaultGemmaConfig", **_WIDE, sliding_window=WINDOW),
+    "falcon_h1": _layers(
+        "FalconH1Config",
+        **_WIDE,
+        **_MAMBA | {"mamba_n_heads": 6},
+        mamba_d_ssm=48,
+        attention_out_multiplier=0.3,
+    ),
+}
+
+# what load_model refuses, with its reason
+REFUSED: dict[str, Callable[[int, int, int], Any]] = {
+    "falcon_new": _renamed(
+        "FalconConfig",
+        ("num_hidden_layers", "num_attention_heads", "max_position_embeddings"),
+        hidden_size=32,
+        new_decoder_architecture=True,
+        num_kv_heads=2,
+    ),
+    "gpt_bigcode_heads": _renamed("GPTBigCodeConfig", _GPT, n_embd=32, multi_query=False, **_MARKED),
+    "deepseek_v2": _latent("DeepseekV2Config", **_DEEP),
+    "deepseek_v3": _latent("DeepseekV3Config", **_DEEP, n_group=1, topk_group=1),
+    "youtu": _latent("YoutuConfig"),
+    "gemma3n": lambda n_vocab, n_layers, n_ctx: _every_layer(
+        "Gemma3nTextConfig",
+        "full_attention",
+        **_WIDE,
+        vocab_size_per_layer_input=n_vocab,
+        hidden_size_per_layer_input=8,
+        laurel_rank=8,
+        num_kv_shared_layers=0,
+        altup_num_inputs=2,
+        activation_sparsity_pattern=[0.0] * n_layers,
+    )(n_vocab, n_layers, n_ctx),
+    "gemma4_text": _layers("Gemma4TextConfig", **_WIDE),
+    "jetmoe": _layers(
+        "JetMoeConfig",
+        hidden_size=32,
+        intermediate_size=48,
+        num_key_value_heads=2,
+        kv_channels=12,
+        **_MARKS,
+        **_EXPERTS,
+    ),
+    "hrm_text": _layers("HrmTextConfig", **_GROUPED),
+    "mamba2": lambda n_vocab, n_layers, n_ctx: transformers.Mamba2Config(
+        vocab_size=n_vocab,
+        num_hidden_layers=n_layers,
+        hidden_size=32,
+        num_heads=8,
+        head_dim=8,
+        state_size=8,
+        n_groups=1,
+    ),
+    "jamba": _layers(
+        "JambaConfig", **_GROUPED, **_ROUTED, attn_layer_period=2, attn_layer_offset=1, use_mamba_kernels=False
+    ),
+    "bamba": _layers("BambaConfig", **_GROUPED, **_MAMBA, attn_layer_indices=[1]),
+    "qwen3_next": _layers(
+        "Qwen3NextConfig",
+        **_WIDE,
+        **_ROUTED,
+        moe_intermediate_size=24,
+        shared_expert_intermediate_size=24,
+        linear_num_value_heads=4,
+        linear_num_key_heads=2,
+        linear_key_head_dim=8,
+        linear_value_head_dim=8,
+    ),
+    "phimoe": _layers("PhimoeConfig", **_GROUPED, **_EXPERTS),
+    "opt_post_norm": _layers(
+        "OPTConfig",
+        hidden_size=32,
+        ffn_dim=48,
+        num_attention_heads=4,
+        word_embed_proj_dim=32,
+        do_layer_norm_before=False,
+        **_MARKS,
+    ),
+    "persimmon": _layers("PersimmonConfig", **_LLAMA),
 }
 
 
@@ -127,7 +297,7 @@ def hf_model(family: str, *, n_vocab: int = N_WORDS, n_layers: int = 3, seed: in
     d_model 32; 4 heads, of which the grouped families share 2 keys and values, some with `d_head` 12 and not 32 / 4.
     """
     torch.manual_seed(seed)
-    config = CONFIGS[family](n_vocab, n_layers, n_ctx)
+    config = (CONFIGS | REFUSED)[family](n_vocab, n_layers, n_ctx)
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").float()
     with torch.no_grad():
         for parameter in model.parameters():

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 import torch
-from families import CONFIGS, hf_model
+from families import CONFIGS, REFUSED, hf_model
 from test_parity import LARGEST_ERROR, LENGTHS, SMALLEST_EFFECT, request_on
 
 from ivlens.effects.engines import METHODS, run_engine
@@ -26,6 +26,31 @@ least {SMALLEST_EFFECT:g}.
 |---|---|---|---|---|
 """
 
+REFUSALS = """
+## What is refused
+
+`load_model` raises an error for these, made and asked in the same way:
+
+| family | transformers class | reason |
+|---|---|---|
+"""
+
+CHECKED = """
+## What is compared at load
+
+Before a model is wrapped it is asked two short prompts of unequal length, padded on the left, with their mask and
+positions, and then one token more from its cache: in the dtype and on the device that will be used. The wrapped model
+is asked the same as ivlens asks it. Logits that differ by more than rounding, or a call that fails where transformers
+does not, mean that the model is refused. Two differences are put right: TransformerLens lets GPT-1's tokens see what
+follows them, and fails on OLMo's rotary tables in half precision.
+
+Two more checks come with the first use. A prefix that many passes share is tried on two prompts beside a pass over
+everything, and is not shared where the cache holds more than keys and values. And every block is run once more with
+all heads at 0: what its output loses must be a fixed multiple of what the heads' projection gave, 1 in nearly all
+families and `attention_out_multiplier` in Falcon-H1. Where it is none, as in GPT-1, effects are measured and vectors
+are refused.
+"""
+
 
 def row(family: str) -> str:
     plain = hf_model(family)
@@ -39,9 +64,21 @@ def row(family: str) -> str:
     )
 
 
+def refusal(family: str) -> str:
+    plain = hf_model(family)
+    kind = type(plain).__name__
+    try:
+        load_model(hf_model=plain)
+    except ValueError as error:
+        reason = str(error).removeprefix(f"model {kind!r}").removeprefix(":").strip()
+        return f"| {family} | `{kind}` | {reason} |\n"
+    raise AssertionError(f"{family} is listed as refused, and opens")
+
+
 def main(path: str) -> None:
     torch.set_num_threads(1)  # the last digits of the errors depend on it
     table = INTRODUCTION + "".join(row(family) for family in CONFIGS)
+    table += REFUSALS + "".join(refusal(family) for family in REFUSED) + CHECKED
     Path(path).write_text(table, encoding="utf-8")
     print(table)
 

@@ -44,3 +44,8 @@ def _limit(path: str) -> int | None:
         return int(Path(path).read_text())
     except (OSError, ValueError):  # no such file, or "max"
         return None
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether torch raised this because it could not allocate, on a GPU or on the CPU."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

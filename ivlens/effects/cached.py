@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ivlens.effects.checks import Check, check_unhooked, refusals_explained
 from ivlens.effects.chunks import prompt_bytes
-from ivlens.effects.request import EffectRequest, Measured
+from ivlens.effects.request import EffectRequest, Measured, Unsuitable
 from ivlens.forward.hooks import model_lock, patched_heads
 from ivlens.forward.inputs import row_slices
 from ivlens.forward.prefix import SharedPrefix
@@ -47,14 +47,18 @@ class _Portion:
     def __init__(self, model: TransformerBridge, request: EffectRequest, rows: slice, n_rows: int) -> None:
         self._model, self._request, self._rows, self._n_rows = model, request, rows, n_rows
         self._given = request.answers[rows, :-1].clamp(min=0)
+        prompts = request.tokens[rows], request.attention_mask[rows]
+        self._prefix = SharedPrefix(model, *prompts, n_given=self._given.shape[1])
+        if self._prefix.fault is not None:
+            raise Unsuitable(self._prefix.fault, known=self._prefix.is_known)
         with refusals_explained():
-            self._prefix = SharedPrefix(model, request.tokens[rows], request.attention_mask[rows])
-        self._streams = self._prefix.streams(torch.arange(len(self._given)), self._given, n_rows)
+            self._streams = self._prefix.streams(torch.arange(len(self._given)), self._given, n_rows)
 
     def enter_into(self, found: Measured) -> None:
         check = Check(self._model, self._request, "cached", len(self._request.heads))
         if check.is_due():
-            check.patched(self._rows, self._patched)
+            with refusals_explained():
+                check.patched(self._rows, self._patched)
             check.passed()
         n_prompts, n_layers = len(self._given), len(self._request.layers)
         everyone = torch.arange(n_prompts)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ivlens.effects.chunks import is_out_of_memory
+from ivlens.common.memory import is_out_of_memory
 from ivlens.effects.reference import patched_logits
 from ivlens.effects.request import EffectRequest, Unsuitable
 from ivlens.models.boot import TransformerBridge

@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
-
 from ivlens.effects.request import EffectRequest
 from ivlens.models.boot import TransformerBridge
 
@@ -74,8 +72,3 @@ def _linear(model: TransformerBridge) -> int:
 
 def _logit_bytes(model: TransformerBridge) -> int:
     return 6 * model.cfg.d_vocab  # float32, and a part of it once more
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether torch raised this because it could not allocate, on a GPU or on the CPU."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -33,8 +33,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ivlens.common.memory import is_out_of_memory
 from ivlens.effects.checks import Check, check_unhooked, refusals_explained
-from ivlens.effects.chunks import ChunkSize, chunk_size, is_out_of_memory
+from ivlens.effects.chunks import ChunkSize, chunk_size
 from ivlens.effects.copies import BlockArguments, PromptKeys, named_arguments
 from ivlens.effects.request import EffectRequest, Measured
 from ivlens.effects.routers import RouterWatch
@@ -122,7 +123,8 @@ class _Pass:
         found.base[self._rows] = self._request.scores(plain, self._rows)
         scores = [self._scores(copies, plain) for copies in self._groups]
         if self._is_due:
-            self._check.patched(self._rows, self._logits_of)
+            with refusals_explained():
+                self._check.patched(self._rows, self._logits_of)
             self._check.passed()
         for copies, each in zip(self._groups, scores, strict=True):
             effects = each - found.base[self._rows, None, None]

@@ -118,7 +118,7 @@ def head_effects(
     Raises:
         TypeError: a model that `load_model` did not return, or one without a tokenizer.
         ValueError: prompts that do not fit the model, no usable prompt, or an option that does not exist or does not
-            suit the task; or a family in which a head's write is not defined (see `mean_write_scale`).
+            suit the task.
         RuntimeError: inside a `steer` context.
 
     Source: docs/method.md, sections 2 to 4; arXiv 2310.15213 and 2406.12227.

@@ -11,6 +11,7 @@ from torch import Tensor
 from ivlens.common.progress import ticking
 from ivlens.forward.hooks import captured_heads, captured_projection, captured_residual, model_lock, post_attention_norm
 from ivlens.forward.inputs import Inputs, check_length, check_prompts, row_slices
+from ivlens.forward.writes import WriteFactors, write_factors
 from ivlens.models.boot import TransformerBridge
 
 
@@ -18,7 +19,8 @@ from ivlens.models.boot import TransformerBridge
 class HeadMeans:
     """Mean outputs of all heads on clean prompts of one task, and the scale of their writes (see `HeadEffects`).
 
-    `mean_z_corrupted`, the same over corrupted prompts, is there only where a contrast was asked for.
+    `mean_z_corrupted`, the same over corrupted prompts, is there only where a contrast was asked for. `write_scale` is
+    NaN in layers where what a head writes is not defined.
     """
 
     mean_z: Float[Tensor, "n_layers n_heads d_head"]
@@ -33,7 +35,8 @@ def head_means(model: TransformerBridge, tokens: Tensor, attention_mask: Tensor,
         TypeError, ValueError: as these two.
     """
     tokens, attention_mask = check_prompts(model, tokens, attention_mask)
-    outputs, scales = _OutputMean(model), _ScaleMean(model)
+    check_length(model, attention_mask)
+    outputs, scales = _OutputMean(model), _ScaleMean(model, write_factors(model, tokens, attention_mask))
     for inputs in _passes(model, tokens, attention_mask, batch_size):
         with outputs.reading(), scales.reading():
             inputs.logits(model)
@@ -78,19 +81,23 @@ def mean_write_scale(
 
     Ones in most families. Gemma 2 and 3, OLMo 2 and GLM-4 pass the sum of all heads through an RMS norm first, which
     for one prompt is a fixed scale: the norm's weight over the root mean square of that sum, so that
-    `sum_h (z_h @ W_O) * scale` is what attention adds. Granite multiplies by a constant.
+    `sum_h (z_h @ W_O) * scale` is what attention adds. Granite and Falcon-H1 multiply by a constant.
 
     Raises:
         TypeError, ValueError: as `mean_head_outputs`; or what attention adds is no such multiple of its projection.
     """
     tokens, attention_mask = check_prompts(model, tokens, attention_mask)
-    scales = _ScaleMean(model)
+    check_length(model, attention_mask)
+    found = write_factors(model, tokens, attention_mask)
+    scales = _ScaleMean(model, found)
     if scales.is_constant:
         tokens, attention_mask = tokens[:1], attention_mask[:1]
     for inputs in _passes(model, tokens, attention_mask, batch_size):
         with scales.reading():
             inputs.logits(model)
         scales.add()
+    if scales.fault is not None:
+        raise ValueError(f"{scales.fault}; what one head writes is not defined here: use another model.")
     return scales.mean()
 
 
@@ -122,8 +129,9 @@ class _OutputMean:
 class _ScaleMean:
     """Sums the scales of heads' writes, pass by pass; only of the first prompt where the scale is a constant."""
 
-    def __init__(self, model: TransformerBridge) -> None:
-        self._model, self._n = model, 0
+    def __init__(self, model: TransformerBridge, found: WriteFactors) -> None:
+        self._model, self._n, self._factors = model, 0, found.factors
+        self.fault = found.fault
         self._layers = range(model.cfg.n_layers)
         self._weights = [_norm_weight(model, layer) for layer in self._layers]
         self.is_constant = all(weight is None for weight in self._weights)
@@ -148,7 +156,13 @@ class _ScaleMean:
             return
         for layer in self._layers:
             projected, written = self._projected[layer].cpu().double(), self._written[layer].cpu().double()
-            self._total[layer] += _scale(projected, written, self._weights[layer], layer).sum(0)
+            scale, off = _scale(projected, written, self._weights[layer])
+            self._total[layer] += scale.sum(0) * (torch.nan if off else self._factors[layer])
+            if off and self.fault is None:
+                self.fault = (
+                    f"attention of layer {layer} adds something to the residual stream that is no fixed multiple of "
+                    f"its output projection (off by {off:.3g})"
+                )
         self._n += len(self._projected[0])
 
     def mean(self) -> Float[Tensor, "n_layers d_model"]:
@@ -186,18 +200,15 @@ def _scale(
     projected: Float[Tensor, "batch d_model"],
     written: Float[Tensor, "batch d_model"],
     weight: Float[Tensor, " d_model"] | None,
-    layer: int,
-) -> Float[Tensor, "batch d_model"]:
-    """The factor of each prompt, by least squares, so that neither a norm's epsilon nor a zero is in the way."""
+) -> tuple[Float[Tensor, "batch d_model"], float]:
+    """The factor of each prompt, by least squares, so that neither a norm's epsilon nor a zero is in the way.
+
+    And how far it is from what was written, 0 if that is rounding.
+    """
     basis = projected if weight is None else projected * weight
     factor = (written * basis).sum(-1, keepdim=True) / basis.square().sum(-1, keepdim=True).clamp_min(1e-30)
     off = float((basis * factor - written).abs().max())
-    if off > 3e-2 * max(float(written.abs().max()), 1e-30):
-        raise ValueError(
-            f"attention of layer {layer} adds something to the residual stream that is no fixed multiple of its "
-            f"output projection (off by {off:.3g}), expected at most a root-mean-square norm between; what a single "
-            "head writes is not defined in this family."
-        )
     if weight is None and bool(((factor - 1).abs() < 1e-3).all()):
         factor = torch.ones_like(factor)  # the same tensor: rounding only
-    return factor.expand_as(projected) if weight is None else factor * weight
+    within = off <= 3e-2 * max(float(written.abs().max()), 1e-30)  # False for NaN
+    return factor.expand_as(projected) if weight is None else factor * weight, 0.0 if within else off

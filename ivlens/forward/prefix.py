@@ -3,18 +3,28 @@
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from ivlens.common.memory import memory_budget
+from ivlens.common.memory import is_out_of_memory, memory_budget
 from ivlens.forward.hooks import captured_residual
 from ivlens.forward.unembedding import full_logits, last_logits_only
 from ivlens.models.boot import TransformerBridge
+from ivlens.models.opening import first_line
+from ivlens.models.selfcheck import off_by
 
 # what the prompts of one prefix may hold at once: 1 GB of float32, or what one pass may use on a GPU
 _FLOATS_PER_PREFIX = 2**28
+
+# layers of a cache that hold keys, values and their number alone, so that restoring these restores everything
+_RESTORED = (DynamicLayer, DynamicSlidingWindowLayer)
+
+# what the witness found for each shape: nothing, or why prompts of that shape cannot be continued
+_FOUND: WeakKeyDictionary[TransformerBridge, dict[tuple[object, ...], str | None]] = WeakKeyDictionary()
 
 
 def prompts_that_fit(model: TransformerBridge, n_columns: int, n_answer_tokens: int) -> int:
@@ -40,8 +50,18 @@ class SharedPrefix:
     What stands before the last prompt token is the same under every intervention at that token, and is most of the
     work; so are the blocks below the place of the intervention, which may be left out. Both are exact up to rounding.
 
+    A witness, two of the prompts, is continued twice and compared with a pass over everything. Where it is not the
+    same, or the cache holds more than keys and values (a recurrent state changes with every pass), nothing is shared:
+    every pass then runs over whole prompts, and gives the same logits, more slowly.
+
     Args:
         tokens, attention_mask: left-padded prompts, on the model's device.
+        n_given: the most tokens that will follow a prompt.
+
+    Attributes:
+        fault: Why nothing is shared; None where the prefix is.
+        is_known: Whether that was found before, for another prefix of this model and shape.
+        n_before: Columns before the last prompt token in every pass, in which hooks must not act.
     """
 
     def __init__(
@@ -49,25 +69,72 @@ class SharedPrefix:
         model: TransformerBridge,
         tokens: Int[Tensor, "batch pos"],
         attention_mask: Int[Tensor, "batch pos"],
+        n_given: int = 1,
     ) -> None:
         self._model, self._tokens, self._mask = model, tokens, attention_mask
         self._form = 0
         self._cache: Any = None
         self._kept: list[tuple[Tensor, Tensor, Any]] = []
-        if tokens.shape[1] > 1:
-            with torch.no_grad(), last_logits_only(model):
-                _, self._cache = model(
-                    tokens[:, :-1],
-                    attention_mask=attention_mask[:, :-1],
-                    use_cache=True,
-                    return_type="logits_and_cache",
-                )
-            self._kept = [(at.keys, at.values, getattr(at, "cumulative_length", None)) for at in self._cache.layers]
+        self.n_before = 0
+        n_given = max(0, min(n_given, model.cfg.n_ctx - tokens.shape[1]))
+        at, parameter = tokens.device.type, next(model.parameters())
+        key = (tokens.shape[1], n_given, bool(attention_mask.all()), parameter.dtype, torch.is_autocast_enabled(at))
+        found = _FOUND.setdefault(model, {})
+        self.is_known = key in found
+        self.fault: str | None = found.get(key)
+        if tokens.shape[1] > 1 and self.fault is None:
+            try:
+                self.fault = self._filled()
+                if self.fault is None and not self.is_known:
+                    self.fault = self._witnessed(n_given)
+            except Exception as error:  # whatever a model says to a cache that it does not take
+                if is_out_of_memory(error):
+                    raise
+                self.fault = f"it cannot go on from a cache ({type(error).__name__}: {first_line(error):.80})"
+        found[key] = self.fault
+        if self.fault is not None:
+            self._cache, self._kept, self.n_before = None, [], tokens.shape[1] - 1
+
+    def _filled(self) -> str | None:
+        """Fill the cache; the reason if it cannot be restored."""
+        with torch.no_grad(), last_logits_only(self._model):
+            _, cache = self._model(
+                self._tokens[:, :-1],
+                attention_mask=self._mask[:, :-1],
+                use_cache=True,
+                return_type="logits_and_cache",
+            )
+        if cache is None:
+            return "it keeps no cache of keys and values"
+        unknown = [type(cache)] * (type(cache) is not DynamicCache)
+        unknown += [type(layer) for layer in getattr(cache, "layers", ()) if type(layer) not in _RESTORED]
+        if unknown:
+            return f"its cache holds more than keys and values ({unknown[0].__name__})"
+        self._cache = cache
+        self._kept = [(at.keys, at.values, getattr(at, "cumulative_length", None)) for at in cache.layers]
+        return None
+
+    def _witnessed(self, n_given: int) -> str | None:
+        """Continue the longest and the shortest prompt, twice; the reason if that is not as without a cache."""
+        lengths = self._mask.sum(1)
+        rows = torch.stack([lengths.argmax(), lengths.argmin()])
+        given = self._tokens[rows, -1:].expand(-1, n_given)
+        want = self._whole(rows, given, n_given + 1)
+        # once more with nothing after the prompt: a state that changed on the way shows now
+        for n, wanted in ((n_given, want), (0, want[:, :1])):
+            # as exact as the model's blocks: its logits are float32 in half precision too
+            error, within = off_by(self.logits(rows, given[:, :n]), wanted, 2e-4, next(self._model.parameters()).dtype)
+            if not error <= within:
+                return f"from a cache of the prompt its logits are off by {error:.3g}"
+        return None
 
     @property
     def floats_per_row(self) -> int:
-        """Size of one row's share of the cache."""
-        return sum(keys[0].numel() + values[0].numel() for keys, values, _ in self._kept)
+        """Size of one row's share of the cache, or of one block's activations where nothing is shared."""
+        if self.fault is None:
+            return sum(keys[0].numel() + values[0].numel() for keys, values, _ in self._kept)
+        cfg, n_columns = self._model.cfg, self._tokens.shape[1]
+        return 3 * cfg.n_heads * n_columns**2 + (4 * cfg.d_model + 3 * (cfg.d_mlp or 4 * cfg.d_model)) * n_columns
 
     def logits(
         self,
@@ -87,6 +154,8 @@ class SharedPrefix:
             last_only: logits at the last token alone.
         """
         prompts, answers = prompts.to(self._tokens.device), answers.to(self._tokens.device)
+        if self.fault is not None:
+            return self._whole(prompts, answers, 1 if last_only else answers.shape[1] + 1)
         following = torch.cat([self._tokens[prompts, -1:], answers], dim=1)
         mask = torch.cat([self._mask[prompts], torch.ones_like(answers)], dim=1)
         fewer = last_logits_only(self._model) if last_only else nullcontext()
@@ -101,10 +170,21 @@ class SharedPrefix:
                     layer.cumulative_length = length
             return self._model(following, attention_mask=mask, past_key_values=self._cache)
 
+    def _whole(
+        self, prompts: Int[Tensor, " rows"], answers: Int[Tensor, "rows given"], n_kept: int
+    ) -> Float[Tensor, "rows kept d_vocab"]:
+        """The last logits of a pass over everything, without a cache."""
+        tokens = torch.cat([self._tokens[prompts], answers], dim=1)
+        mask = torch.cat([self._mask[prompts], torch.ones_like(answers)], dim=1)
+        with torch.no_grad(), full_logits(self._model):
+            return self._model(tokens, attention_mask=mask, use_cache=False, logits_to_keep=n_kept)
+
     def streams(
         self, prompts: Int[Tensor, " rows"], answers: Int[Tensor, "rows given"], rows_per_pass: int
     ) -> Float[Tensor, "n_layers rows given+1 d_model"] | None:
         """The residual stream after every block, or None if this model does not run right with blocks left out."""
+        if self.fault is not None:
+            return None
         parts: list[Tensor] = []
         for prompt_rows, answer_rows in zip(prompts.split(rows_per_pass), answers.split(rows_per_pass), strict=True):
             stacked, plain = self._captured(prompt_rows, answer_rows)

@@ -4,34 +4,40 @@ import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
-from ivlens.models.opening import opened_by
+from ivlens.models.mending import mend
+from ivlens.models.opening import first_line
+from ivlens.models.selfcheck import PlainLogits, difference, plain_logits
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 else:  # importing transformer_lens takes seconds; at run time a bridge is checked as what it is, a module
     TransformerBridge = nn.Module
 
-_PROBE_LENGTH = 8
-
 
 def check_config(config: Any, label: str) -> None:
     """Refuse what a config alone shows to be no supported decoder.
 
     Raises:
-        ValueError: encoder-decoder, or Falcon's new decoder architecture.
+        ValueError: encoder-decoder, images or sound beside text, Gemma 3n, or Falcon's new decoder architecture.
     """
+    kind = getattr(config, "model_type", "")
     if getattr(config, "is_encoder_decoder", False):
+        raise ValueError(f"model {label!r} is an encoder-decoder ({kind}), expected a decoder-only language model.")
+    if any(hasattr(config, name) for name in ("vision_config", "audio_config")):
         raise ValueError(
-            f"model {label!r} is an encoder-decoder ({config.model_type}), expected a decoder-only language model; "
-            "use a causal one such as Llama, Qwen, Gemma or GPT-2."
+            f"model {label!r} ({kind}) takes more than text, expected a language model alone; save its text part as a "
+            "model of its own."
+        )
+    if kind.startswith("gemma3n"):
+        raise ValueError(
+            f"model {label!r} ({kind}) keeps several residual streams (AltUp), expected one; use another model."
         )
     if getattr(config, "new_decoder_architecture", False):
         raise ValueError(
-            f"model {label!r} uses Falcon's new decoder architecture, which transformer_lens wraps with wrong logits; "
-            "use another model (falcon-7b has the older architecture and works)."
+            f"model {label!r} has Falcon's new decoder architecture, which transformer_lens wraps with wrong logits; "
+            "use another model."
         )
 
 
@@ -39,7 +45,7 @@ def check_supported(hf_model: Any, label: str) -> None:
     """Refuse a model that cannot be measured.
 
     Raises:
-        ValueError: encoder-decoder, wrapped already, or weights that are not finite.
+        ValueError: encoder-decoder, wrapped already, or weights that are not finite or not in memory.
     """
     if hasattr(hf_model, "get_base_model"):
         raise ValueError(
@@ -47,6 +53,11 @@ def check_supported(hf_model: Any, label: str) -> None:
             "(peft_model.merge_and_unload()), or pass peft_model.get_base_model() where q, k and v are not fused."
         )
     check_config(hf_model.config, label)
+    if any(parameter.is_meta for parameter in hf_model.parameters()):
+        raise ValueError(
+            f"model {label!r} has weights on the disk (meta tensors), expected all of them in memory; load it without "
+            "device_map, in a smaller dtype if need be."
+        )
     if any("_original_component" in name for name, _ in hf_model.named_modules()):
         raise ValueError(f"model {label!r} is wrapped already; use the bridge load_model returned, or load it afresh.")
     for name, parameter in hf_model.named_parameters():
@@ -67,13 +78,12 @@ def boot(hf_model: Any, tokenizer: Any, label: str) -> TransformerBridge:
 
     _freeze(hf_model.eval())
     hf_model.set_attn_implementation("eager")  # what the bridge runs: on Falcon sdpa is another model
+    if getattr(hf_model.config, "position_embedding_type", "") is None:
+        hf_model.config.position_embedding_type = "nope"  # what None means to Granite's hybrids, and the bridge reads
     if not hf_model.config.architectures:
         hf_model.config.architectures = [type(hf_model).__name__]
     parameter = next(hf_model.parameters())
-    n_words = hf_model.get_input_embeddings().weight.shape[0]
-    probe = torch.arange(_PROBE_LENGTH, device=parameter.device)[None] * 7 % n_words
-    with torch.no_grad(), opened_by("transformers", f"model {label!r}", "expected one that runs; check its config"):
-        want = hf_model(probe, use_cache=False).logits
+    want = plain_logits(hf_model, label)
     try:
         model = Bridge.boot_transformers(
             "ivlens/in-memory",  # a name it does not know, so that it neither renames nor downloads anything
@@ -83,16 +93,17 @@ def boot(hf_model: Any, tokenizer: Any, label: str) -> TransformerBridge:
             dtype=parameter.dtype,
         )
     except Exception as error:  # whatever the wrapping stumbles over
+        known = "Could not determine supported architecture" not in str(error)
+        reason = first_line(error).split(". ")[0] if known else "it has no adapter for this architecture"
         raise ValueError(
-            f"model {label!r} ({type(hf_model).__name__}) cannot be wrapped by transformer_lens "
-            f"({str(error).splitlines()[0]:.160}); use an architecture it supports."
+            f"{_named(label, type(hf_model).__name__)} cannot be wrapped by transformer_lens ({reason:.70}); "
+            "use another model."
         ) from error
     _keep_tokenizer(model, tokenizer)
     model.cfg.model_name = label
     _freeze(model.eval())
     _check_heads(model, label)
-    with torch.no_grad():
-        _check_logits(model(probe, use_cache=False), want, label)
+    _check_same(model, hf_model, want, label)
     return model
 
 
@@ -139,33 +150,46 @@ def _check_heads(model: TransformerBridge, label: str) -> None:
     want = (cfg.n_heads, cfg.d_head, cfg.d_model)
     for layer, block in enumerate(getattr(model, "blocks", [None])):
         attention = getattr(block, "attn", None)
-        weight = getattr(attention, "W_O", None)
-        if attention is None or weight is None:
-            raise ValueError(
-                f"model {label!r} ({cfg.architecture}) has no attention heads in layer {layer}, expected attention in "
-                "every layer; use a transformer (not a state-space, recurrent or hybrid model)."
-            )
+        try:
+            weight = getattr(attention, "W_O", None)
+        except Exception:  # whatever transformer_lens says to a projection that it cannot take apart
+            latent = getattr(model.original_model.config, "kv_lora_rank", None)
+            why = "latent attention (MLA), whose heads" if latent else "heads of another size than the model's, which"
+            raise _refusal(cfg, label, f"layer {layer} has {why} transformer_lens does not tell apart") from None
+        if weight is None:
+            raise _refusal(cfg, label, _missing(block, layer))
         if tuple(weight.shape) != want:
-            raise ValueError(
-                f"model {label!r} ({cfg.architecture}): the output projection of layer {layer} has shape "
-                f"{tuple(weight.shape)}, expected (n_heads, d_head, d_model) = {want}; its heads cannot be told apart, "
-                "use another model."
-            )
+            shapes = f"{tuple(weight.shape)}, expected (n_heads, d_head, d_model) = {want}"
+            raise _refusal(cfg, label, f"the output projection of layer {layer} has shape {shapes}")
 
 
-def _check_logits(
-    got: Float[Tensor, "batch pos d_vocab"], want: Float[Tensor, "batch pos d_vocab"], label: str
-) -> None:
-    if not bool(torch.isfinite(want).all()):
-        raise ValueError(f"model {label!r} gives logits that are not finite; load it with dtype='float32'.")
-    tolerance = 1e-3 if want.dtype in (torch.float32, torch.float64) else 5e-2
-    error = float((got - want).abs().max())
-    if not error <= tolerance * max(1.0, float(want.abs().max())):  # so that NaN fails
-        raise ValueError(
-            f"model {label!r} failed the self-check: wrapped, its logits differ from Hugging Face's by {error:.3g}, "
-            f"expected at most {tolerance:g} of their size; load it with attn_implementation='eager' if it was not, "
-            "otherwise transformer_lens does not reproduce this architecture: use another model."
-        )
+def _missing(block: Any, layer: int) -> str:
+    """What there is in the place of a layer of heads."""
+    if block is None:
+        return "it has no plain stack of layers"
+    if hasattr(block, "attn"):
+        return f"attention in layer {layer} has no output projection of its own (W_O)"
+    parts = [name for name, _ in block.named_children() if not name.startswith(("_", "hook"))]
+    return f"layer {layer} has no attention heads, expected them in every layer (it has {', '.join(parts[:4])})"
+
+
+def _refusal(cfg: Any, label: str, reason: str) -> ValueError:
+    return ValueError(f"{_named(label, cfg.architecture)}: {reason}; use another model.")
+
+
+def _named(label: str, kind: str) -> str:
+    return f"model {label!r}" if label == kind else f"model {label!r} ({kind})"
+
+
+def _check_same(model: TransformerBridge, hf_model: Any, want: PlainLogits, label: str) -> None:
+    reason = difference(model, hf_model, want)
+    if reason is not None:
+        mend(model)
+        reason = difference(model, hf_model, want)
+    if reason is not None:
+        half = want.first.dtype in (torch.bfloat16, torch.float16)
+        remedy = "load it with dtype='float32'" if half else "use another model"
+        raise ValueError(f"model {label!r} failed the self-check: wrapped, it {reason}; {remedy}.")
 
 
 def check_model(model: Any) -> TransformerBridge:

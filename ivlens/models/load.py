@@ -206,8 +206,7 @@ def _download(source: str | Path, dtype: torch.dtype | None, revision: str | Non
         if "Unrecognized configuration class" not in str(error):
             raise
         raise ValueError(
-            f"model {str(source)!r} is no decoder-only language model that transformers can open "
-            f"({str(error).splitlines()[0]:.200}); use a causal language model such as Llama, Qwen, Gemma or GPT-2."
+            f"model {str(source)!r} is no decoder-only language model that transformers can open; use a causal one."
         ) from None
 
 

@@ -27,6 +27,11 @@ def check_name(name: str | Path) -> None:
         )
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line; its kind, where it says nothing."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 @contextmanager
 def opened_by(library: str, label: str, remedy: str) -> Iterator[None]:
     """Errors of the body as one sentence with the model's name.

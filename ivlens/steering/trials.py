@@ -1,5 +1,6 @@
 """Many interventions on the same prompts: rows of prompt and vector side by side in one pass, on a shared prefix."""
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -24,6 +25,8 @@ from ivlens.steering.summary import METRICS, Scores, Setting
 
 # a share of the cache and three copies of the logits for every row of a pass must fit in this many floats (0.5 GB)
 _FLOATS_PER_PASS = 2**27
+
+_log = logging.getLogger("ivlens")
 
 
 class Trials:
@@ -144,7 +147,11 @@ class _Portion:
         self._streams_of: dict[int, Tensor | None] = {}
         self._narrow: dict[int, SharedPrefix] = {}
         longest = max(group.targets.shape[2] for group in self._groups)
-        self._prefix = SharedPrefix(model, self._tokens, self._mask)
+        self._prefix = SharedPrefix(
+            model, self._tokens, self._mask, max(group.given.shape[1] for group in self._groups)
+        )
+        if (fault := self._prefix.fault) is not None and not self._prefix.is_known:
+            _log.warning("%s: every vector runs over whole prompts, slowly: %s.", model.cfg.architecture, fault)
         floats = self._prefix.floats_per_row + 3 * longest * model.cfg.d_vocab
         self._rows_per_pass = max(1, min(rows_per_pass, _FLOATS_PER_PASS // floats))
 
@@ -268,13 +275,15 @@ class _Portion:
             # another prompt stands in the places of the long ones, so that each keeps its number
             kept = torch.where(fits, torch.arange(len(fits)), fits.int().argmax()).to(self._tokens.device)
             narrow = check_prompts(self.model, self._tokens[kept], self._mask[kept])
-            self._narrow[n_given] = SharedPrefix(self.model, *narrow)
+            self._narrow[n_given] = SharedPrefix(self.model, *narrow, n_given)
         return self._narrow[n_given]
 
     def _where(self, group: Rows, rows: Int[Tensor, " rows"]) -> Where:
-        where = torch.ones(len(rows), group.given.shape[1] + 1, dtype=torch.bool, device=self._tokens.device)
-        if self.positions == "prompt":
-            where[:, 1:] = False
+        n_before = self._prefix_of(group).n_before
+        where = torch.zeros(
+            len(rows), n_before + group.given.shape[1] + 1, dtype=torch.bool, device=self._tokens.device
+        )
+        where[:, n_before : n_before + 1 if self.positions == "prompt" else None] = True
         return lambda: where
 
 

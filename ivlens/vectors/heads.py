@@ -24,7 +24,17 @@ def head_writes(
     values: Float[Tensor, "n_layers n_heads d_head"],
     write_scale: Float[Tensor, "n_layers d_model"],
 ) -> Float[Tensor, "n_layers n_heads d_model"]:
-    """What each head's output adds to the residual stream: `(values W_O) · write_scale`, without the bias, float32."""
+    """What each head's output adds to the residual stream: `(values W_O) · write_scale`, without the bias, float32.
+
+    Raises:
+        ValueError: the scale is NaN, as it is where that is not defined.
+    """
+    if bool(write_scale.isnan().any()):
+        layer = int(write_scale.isnan().any(1).nonzero()[0])
+        raise ValueError(
+            f"what a head of layer {layer} writes is not defined in {model.cfg.architecture}: attention adds no fixed "
+            "multiple of its projection to the stream; use another model for vectors."
+        )
     rows = []
     for layer, per_head in enumerate(values):  # one layer at a time, so that a large model is not copied to float32
         weight = output_projection(model, layer).float()

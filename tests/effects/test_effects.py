@@ -300,9 +300,7 @@ def test_only_prompts_answered_correctly_enter_the_mean(llama, monkeypatch):
     correct = EffectOptions(correct_only=True, others=OTHERS, layers=[0], heads=[0], n_mean_prompts=4)
     with pytest.raises(ValueError, match="correct_only=True found none of 4 clean prompts of task 'antonym'"):
         head_effects(llama, TASK, n_prompts=2, options=correct)
-    monkeypatch.setattr(
-        "ivlens.effects.plan.greedy_accuracy", lambda model, batch, **_: torch.arange(len(batch)) == 1
-    )
+    monkeypatch.setattr("ivlens.effects.plan.greedy_accuracy", lambda model, batch, **_: torch.arange(len(batch)) == 1)
     one = head_effects(llama, TASK, n_prompts=2, options=correct)
     assert one.settings["n_mean_prompts"] == 1 and one.settings["correct_only"] is True
 

@@ -155,7 +155,7 @@ def test_folders_that_hold_no_model_or_no_tokenizer(checkpoint, tmp_path, words)
 
 def test_models_without_attention_heads():
     config = transformers.MambaConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, state_size=4)
-    with pytest.raises(ValueError, match="MambaForCausalLM.* has no attention heads in layer 0"):
+    with pytest.raises(ValueError, match="MambaForCausalLM.*: layer 0 has no attention heads"):
         load_model(hf_model=transformers.MambaForCausalLM(config))
 
 
@@ -206,15 +206,10 @@ def test_the_self_check_finds_a_model_that_wrapping_changes(monkeypatch):
 
     plain = hf_model("llama")
     monkeypatch.setattr(boot, "_stand_in", damage)
-    with pytest.raises(ValueError, match=r"failed the self-check: wrapped, its logits differ .* by [0-9.]+"):
+    with pytest.raises(
+        ValueError, match=r"failed the self-check: wrapped, it gives other logits on padded prompts, off by [0-9.]+"
+    ):
         load_model(hf_model=plain)
-
-
-def test_the_self_check_does_not_pass_logits_that_became_nan():
-    want = torch.zeros(1, 2, 3)
-    boot._check_logits(want, want, "mine")
-    with pytest.raises(ValueError, match="model 'mine' failed the self-check: .* by nan"):
-        boot._check_logits(want / want, want, "mine")
 
 
 def with_adapters():

@@ -1,0 +1,152 @@
+"""What attention really adds to the residual stream, measured: the same block with its heads, and with all heads at 0.
+
+What is read off a hook may be multiplied, normed or mixed once more on its way into the stream. So every block is run
+a second time on the same input with `z = 0`, and with the norms before and after its MLP held where they were, so that
+the MLP answers nothing to the change. The difference of the two outputs is what the heads added.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ivlens.common.memory import is_out_of_memory
+from ivlens.forward.hooks import (
+    captured_heads,
+    captured_projection,
+    captured_residual,
+    model_lock,
+    output_projection,
+    patched_heads,
+)
+from ivlens.models.boot import TransformerBridge
+from ivlens.models.opening import first_line
+
+_HELD = ("ln2", "ln2_post")  # the norms before and after the MLP; the one after attention is part of a head's write
+_SHARE = 2e-2  # of the largest write, for the rounding of sums in half precision
+_ROUNDINGS = 8  # of the stream itself, from which a write is found by subtraction
+
+
+@dataclass(frozen=True)
+class WriteFactors:
+    """By how much each layer multiplies what its hook shows attention to add: 1 nearly everywhere, NaN if by no number.
+
+    `fault` says what is wrong in the first layer with NaN.
+    """
+
+    factors: Float[Tensor, " n_layers"]
+    fault: str | None = None
+
+
+# of the architecture, not of the weights: measured once
+_FOUND: WeakKeyDictionary[TransformerBridge, dict[torch.dtype, WriteFactors]] = WeakKeyDictionary()
+
+
+def write_factors(
+    model: TransformerBridge, tokens: Int[Tensor, "batch pos"], attention_mask: Int[Tensor, "batch pos"]
+) -> WriteFactors:
+    """The factors, from the first two of these left-padded prompts; from memory, if they were measured before."""
+    found = _FOUND.setdefault(model, {})
+    dtype = next(model.parameters()).dtype
+    if dtype not in found:
+        with model_lock(model), torch.no_grad():
+            found[dtype] = _measured(model, tokens[:2], attention_mask[:2])
+    return found[dtype]
+
+
+def _measured(model: TransformerBridge, tokens: Tensor, mask: Tensor) -> WriteFactors:
+    factors = torch.full((model.cfg.n_layers,), torch.nan, dtype=torch.float64)
+    faults: dict[int, str] = {}
+    with ExitStack() as stack:
+        z = stack.enter_context(captured_heads(model))
+        projected = stack.enter_context(captured_projection(model))
+        written = stack.enter_context(captured_residual(model, range(model.cfg.n_layers), "attn_out"))
+        norms = [stack.enter_context(_held(block)) for block in model.blocks]
+
+        def after(layer: int, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+            clean, heads = (z[layer], projected[layer], written[layer], _stream(out)), z[layer]
+            norms[layer].is_held = True
+            try:
+                with patched_heads(model, lambda z, layer: torch.zeros_like(z), [layer]):
+                    bare = _stream(block.forward(*args, **kwargs))
+            except Exception as error:  # whatever a block says to a second run
+                if is_out_of_memory(error):
+                    raise
+                faults[layer] = f"it cannot be run alone ({type(error).__name__}: {first_line(error):.60})"
+                return
+            finally:
+                norms[layer].is_held = False
+            real = mask == 1
+            sums = torch.einsum(
+                "bphd,hdm->bpm", heads.float(), output_projection(model, layer).float().to(heads.device)
+            )
+            parts = (sums, clean[1] - projected[layer], clean[2] - written[layer], clean[3] - bare, clean[3])
+            of_heads, of_projection, of_hook, of_block, stream = (part[real].double().cpu() for part in parts)
+            eps = torch.finfo(tokens_dtype).eps
+            if not _close(of_projection, of_heads, of_projection.abs() + clean[1][real].double().cpu().abs(), eps):
+                faults[layer] = "its output projection is not the product of heads and W_O"
+                return
+            factor = _factor(of_block, of_hook, stream.abs() + of_hook.abs(), eps)
+            if factor is None:
+                faults[layer] = "what it adds to the stream is no fixed multiple of its projection"
+            else:
+                factors[layer] = factor
+
+        tokens_dtype = next(model.parameters()).dtype
+        for layer in range(model.cfg.n_layers):
+            handle = model.blocks[layer].register_forward_hook(partial(after, layer), with_kwargs=True)
+            stack.callback(handle.remove)
+        model(tokens, attention_mask=mask, use_cache=False, logits_to_keep=1)
+    first = min(faults, default=None)
+    return WriteFactors(factors, None if first is None else f"attention of layer {first}: {faults[first]}")
+
+
+def _factor(added: Tensor, shown: Tensor, size: Tensor, eps: float) -> float | None:
+    """The number that makes `shown` into `added` everywhere, up to rounding; None if there is none, or it is 0."""
+    if _close(added, shown, size, eps):
+        return 1.0
+    weight = 1 / (_SHARE * shown.abs().max() + _ROUNDINGS * eps * size).square()
+    factor = float((weight * added * shown).sum() / (weight * shown.square()).sum().clamp_min(1e-30))
+    if abs(factor) < 1e-4 or not _close(added, factor * shown, size, eps):
+        return None
+    return factor
+
+
+def _close(got: Tensor, want: Tensor, size: Tensor, eps: float) -> bool:
+    share = 1e-3 if eps < 1e-6 else _SHARE
+    return bool(((got - want).abs() <= share * want.abs().max() + _ROUNDINGS * eps * size).all())
+
+
+def _stream(out: Any) -> Tensor:
+    return out[0] if isinstance(out, tuple | list) else out
+
+
+class _Norms:
+    """Gives out again what each norm gave when it ran first."""
+
+    def __init__(self) -> None:
+        self.is_held = False
+        self.given: dict[nn.Module, Tensor] = {}
+
+    def __call__(self, norm: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor | None:
+        if self.is_held:
+            return self.given.get(norm)
+        self.given[norm] = out
+        return None
+
+
+@contextmanager
+def _held(block: nn.Module) -> Iterator[_Norms]:
+    norms = _Norms()
+    handles = [getattr(block, name).register_forward_hook(norms) for name in _HELD if hasattr(block, name)]
+    try:
+        yield norms
+    finally:
+        for handle in handles:
+            handle.remove()

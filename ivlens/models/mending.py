@@ -1,0 +1,49 @@
+"""Two things that transformer_lens' attention does otherwise than some models, put right on one wrapped model.
+
+They are applied only to a model that the self-check refused without them, and the check decides again afterwards.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def mend(model: nn.Module) -> None:
+    """Change the attention of every block, in place, where it has the parts in question."""
+    dtype = next(model.parameters()).dtype
+    for block in getattr(model, "blocks", ()):
+        attention = getattr(block, "attn", None)
+        apply = getattr(attention, "_apply_reconstruct_attention_mask", None)
+        if apply is not None:
+            # as an attribute of this one module: the class serves all families
+            object.__setattr__(attention, "_apply_reconstruct_attention_mask", partial(_with_causal_mask, apply))
+        if attention is not None and dtype in (torch.bfloat16, torch.float16):
+            for name, point in attention.named_children():
+                if name.endswith(("rot_q", "rot_k")):  # what queries and keys pass after their rotation
+                    object.__setattr__(point, "forward", partial(_in_dtype, dtype))
+
+
+def _with_causal_mask(apply: Callable[..., Tensor], **given: Any) -> Tensor:
+    """GPT-1 hands its blocks a mask of padding alone, one row for all queries, and hides the future inside attention.
+
+    transformer_lens takes every mask of four dimensions for a whole one, and would let tokens see what follows them.
+    """
+    mask, scores = given["attention_mask"], given["attn_scores"]
+    n_queries, n_keys = scores.shape[-2:]
+    if mask is not None and mask.ndim == 4 and mask.shape[-2] == 1 < n_queries:
+        seen = torch.ones(n_queries, n_keys, dtype=torch.bool, device=scores.device).tril(n_keys - n_queries)
+        lowest = torch.finfo(scores.dtype).min
+        if mask.dtype == torch.bool:
+            mask = mask & seen
+        else:
+            mask = mask.to(scores.dtype).masked_fill(~seen, lowest)
+        given["attention_mask"] = mask
+    return apply(**given)
+
+
+def _in_dtype(dtype: torch.dtype, rotated: Tensor) -> Tensor:
+    """OLMo's rotary tables are float32 in a model of half precision; queries and keys go back to its precision."""
+    return rotated.to(dtype)
