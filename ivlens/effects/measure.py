@@ -164,7 +164,7 @@ def head_effects(
     noise = rounding_noise(model, corrupted, score, found.base, options.batch_size, plan.recipe.seed)
     if noise is not None:
         settings |= {"rounding_noise": noise}
-        warn_of_noise(found.cie, noise, settings["dtype"], task.name)
+        warn_of_noise(found.cie, noise, str(settings["dtype"]), task.name)
     effects = _result(model, task, found, means, corrupted, clean_scores, settings)
     if effects.taken_warning and (ability is None or ability.is_enough):  # otherwise there was little to take
         logger.warning("%s", effects.taken_warning)
