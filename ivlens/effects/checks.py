@@ -132,15 +132,18 @@ def refusals_explained() -> Iterator[None]:
 
 
 def _is_hooked(model: TransformerBridge) -> bool:
-    """Whether anybody's hooks are on the model: at a hook point or on any module. The bridge's own do not count."""
+    """Whether anybody's hooks are on the model: at a hook point or on any module. The libraries' own do not count.
+
+    transformers leaves one on every layer that ever collected `output_hidden_states`; outside such a call it does nothing.
+    """
     points = model.hook_dict.values()
     at_points = (handle.user_hook for point in points for handle in point.fwd_hooks)
     at_modules = (hook for module in model.modules() for hooks in _hooks_of(module) for hook in hooks.values())
-    return not all(_is_bridges(hook) for hook in (*at_points, *at_modules))
+    return not all(_is_a_librarys(hook) for hook in (*at_points, *at_modules))
 
 
-def _is_bridges(hook: Any) -> bool:
-    return (getattr(hook, "__module__", None) or "").startswith("transformer_lens")
+def _is_a_librarys(hook: Any) -> bool:
+    return (getattr(hook, "__module__", None) or "").startswith(("transformer_lens", "transformers."))
 
 
 def _hooks_of(module: nn.Module) -> tuple[Mapping[int, Any], ...]:

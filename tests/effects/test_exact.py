@@ -407,3 +407,12 @@ def test_attribution_in_a_context_without_gradients(llama):
     with torch.inference_mode():
         assert torch.equal(METHODS["attribution"](llama, request).cie, want)
     assert not want.requires_grad
+
+
+def test_hidden_states_that_were_collected_before_leave_the_engine_its_way(fresh):
+    """transformers keeps hooks on the layers of a model that was once asked for its hidden states."""
+    before = run_engine(fresh, request_for(fresh), "exact")
+    with torch.no_grad():
+        fresh.original_model(TOKENS, output_hidden_states=True, output_attentions=True)
+    after = run_engine(fresh, request_for(fresh), "exact")
+    assert (before.method, after.method) == ("exact", "exact") and torch.equal(after.cie, before.cie)
