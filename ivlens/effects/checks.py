@@ -134,7 +134,7 @@ def refusals_explained() -> Iterator[None]:
 def _is_hooked(model: TransformerBridge) -> bool:
     """Whether anybody's hooks are on the model: at a hook point or on any module. The libraries' own do not count.
 
-    transformers leaves one on every layer that ever collected `output_hidden_states`; outside such a call it does nothing.
+    transformers leaves one on every layer that ever collected `output_hidden_states`; it does nothing in other calls.
     """
     points = model.hook_dict.values()
     at_points = (handle.user_hook for point in points for handle in point.fwd_hooks)
