@@ -10,9 +10,9 @@ import torch
 from ivlens.common.progress import Progress, bar, showing_progress
 from ivlens.effects.bands import ChosenHeads
 from ivlens.effects.engines import run_engine
+from ivlens.effects.plan import Plan, usable_rows
 from ivlens.effects.request import PatchOptions, make_request
 from ivlens.effects.results import HeadEffects
-from ivlens.forward.asking import prompts_for
 from ivlens.forward.hooks import check_unsteered
 from ivlens.models.boot import TransformerBridge, check_model
 from ivlens.models.fingerprint import model_identity
@@ -83,8 +83,10 @@ def _checked(effects: HeadEffects, task: Task, model: TransformerBridge | None, 
         )
     check_unsteered(check_model(bridge))
     identity = model_identity(bridge)
-    if identity.weights_hash != effects.model.weights_hash:
-        raise ValueError(f"model is {identity}, expected {effects.model}, which the effects were measured on.")
+    if other := identity.differs(effects.model):
+        raise ValueError(
+            f"model is {identity}, which has {other}, expected {effects.model}, which the effects were measured on."
+        )
     if task.content_hash() != effects.settings.get("task_hash"):
         raise ValueError(
             f"task is {task.name!r}, expected the task {effects.task!r} as it was when its effects were "
@@ -120,13 +122,20 @@ def _prompts(
     split: SplitName,
     others: Sequence[Task] | Mapping[str, Task] | None,
 ) -> PromptBatch:
-    """As many prompts as were measured, or as there are, all of the kind that was measured."""
+    """As many prompts as were measured, or as there are, all of the kind that was measured.
+
+    Raises:
+        ValueError: counterfactuals would come from other tasks, or there is no such prompt.
+    """
     recipe, kind = effects.recipe, effects.corruptions[0]
+    plan = Plan(task, recipe, str(effects.settings["corruption"]), others)
+    if "others_hash" in effects.settings and plan.settings()["others_hash"] != effects.settings["others_hash"]:
+        names = ", ".join(effects.settings.get("others") or ["the built-in ones"])
+        raise ValueError(f"others are not the tasks that the effects were measured with, expected {names:.60}.")
     examples = list(task.split(split, recipe.seed))
     Random(f"{recipe.seed}\0{task.name}\0again").shuffle(examples)
-    corruption = str(effects.settings["corruption"])
-    batch = prompts_for(model, task, examples, recipe, corruption=corruption, others=others, n_answer=1)
-    rows = batch.rows_of_one_kind(kind)[: len(effects.cie)]
+    batch = plan.prompts(model, examples, corrupted=True)
+    rows = usable_rows(batch, kind, str(effects.settings["score"]))[: len(effects.cie)]
     if not rows:
         raise ValueError(
             f"task {task.name!r} has no {kind!r} prompt in {split!r}, expected one or more; choose another split."

@@ -35,15 +35,22 @@ class Plan:
         corruption: str | None,
         others: Sequence[Task] | Mapping[str, Task] | None,
     ) -> "Plan":
+        """With what recipe and corruption leave open filled in for this task."""
         return cls(task, recipe.resolved(task), corruption or recipe.corruption(task), others)
 
     def prompts(self, model: TransformerBridge, examples: Sequence[TaskExample], *, corrupted: bool) -> PromptBatch:
+        """A clean or a corrupted prompt for each example.
+
+        Raises:
+            TypeError, ValueError: as `prompts_for`.
+        """
         corruption = self.corruption if corrupted else None
         return prompts_for(
             model, self.task, examples, self.recipe, corruption=corruption, others=self.others, n_answer=1
         )
 
     def settings(self) -> dict[str, Any]:
+        """What a result records of it, in plain JSON values; content as hashes."""
         others = list(self.others.values() if isinstance(self.others, Mapping) else self.others or ())
         pool = load_bank().values() if self.others is None else others
         return {
@@ -78,14 +85,14 @@ def measured_prompts(
     batch = plan.prompts(model, examples[:n_prompts], corrupted=True)
     kinds = Counter(batch.corruptions)
     wanted = "counterfactual" if score == "logit_diff" else max(kinds, key=lambda kind: (kinds[kind], kind))
-    if len(_usable(batch, wanted, score)) < len(batch):
+    if len(usable_rows(batch, wanted, score)) < len(batch):
         batch = plan.prompts(model, examples, corrupted=True)
-        usable = _usable(batch, wanted, score)
+        usable = usable_rows(batch, wanted, score)
         if not usable:
             raise ValueError(
                 f"score 'logit_diff' found no counterfactual for any of {len(batch)} prompts of task "
-                f"{plan.task.name!r}, expected another task with the same inputs and another first answer token; pass "
-                "others=, or score='prob'."
+                f"{plan.task.name!r} with another first answer token; pass others= with the same inputs, or "
+                "score='prob'."
             )
         n_left = len(batch) - len(usable)
         logger.info("%s: %d prompts that are not %r, or have no foil, left out.", plan.task.name, n_left, wanted)
@@ -93,8 +100,8 @@ def measured_prompts(
     return batch
 
 
-def _usable(batch: PromptBatch, wanted: str, score: str | None) -> list[int]:
-    """Rows of that kind, with a foil where the score needs one."""
+def usable_rows(batch: PromptBatch, wanted: str, score: str | None) -> list[int]:
+    """Rows of the kind `wanted` (a corruption), with a foil where the score needs one."""
     rows = [row for row, kind in enumerate(batch.corruptions) if kind == wanted]
     if score != "logit_diff" or batch.foil_tokens is None:
         return rows

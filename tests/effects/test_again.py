@@ -4,11 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import WORDS
 
 import ivlens
 from ivlens.effects.bands import ChosenHeads
 from ivlens.effects.results import HeadEffects
 from ivlens.prompts.recipe import PromptRecipe
+from ivlens.tasks.task import Task, TaskExample
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +92,12 @@ def test_what_cannot_be_measured_again(effects, task, pocket, llama):
         ivlens.measure_again(replace(effects, model_ref=None), task)
     with pytest.raises(ValueError, match="which the effects were measured on"):
         ivlens.measure_again(effects, task, model=llama)
+    for name, other in (("config_hash", "another configuration"), ("tokenizer_hash", "another tokenizer")):
+        stranger = replace(effects, model=replace(effects.model, **{name: "other"}))
+        with pytest.raises(ValueError, match=f"which has {other}"):
+            ivlens.measure_again(stranger, task, model=pocket)
+    with pytest.raises(ValueError, match="others are not the tasks .* expected the built-in ones"):
+        ivlens.measure_again(effects, task, others=[ivlens.load_task("synonym")])
     with pytest.raises(ValueError, match="L9H0, which was not measured"):
         ivlens.measure_again(effects, task, heads=[(9, 0)])
     with pytest.raises(ValueError, match="heads is empty"):
@@ -103,3 +111,19 @@ def test_demonstrations_are_followed(pocket):
     effects = ivlens.head_effects(pocket, task, recipe=PromptRecipe(n_shots=3, instruction=None), n_prompts=6)
     found = ivlens.measure_again(effects, task, heads=100)
     assert len(found.again.heads) == 48 and found.again.cie.shape == (6, 48) and found.again.cie.isfinite().all()
+
+
+def test_logit_differences_are_of_prompts_with_a_foil(llama):
+    """Of half of the inputs the other task's answer begins as the right one does: with a lone space."""
+    tasks = [
+        Task(name, tuple(TaskExample(word, (answer(n),)) for n, word in enumerate(words)), instructions=(f"{name}!",))
+        for name, words, answer in (
+            ("plus", WORDS, lambda n: str(n + 11)),
+            ("minus", WORDS, lambda n: str(n + 40)),
+            ("word", WORDS[::2], lambda n: "small"),
+        )
+    ]
+    options = ivlens.EffectOptions(others=tasks[1:], n_check_prompts=0, n_mean_prompts=4)
+    effects = ivlens.head_effects(llama, tasks[0], score="logit_diff", n_prompts=3, options=options)
+    found = ivlens.measure_again(effects, tasks[0], heads=2, others=tasks[1:]).again
+    assert found.cie.isfinite().all() and set(found.inputs) <= set(WORDS[::2])
