@@ -5,9 +5,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from ivlens.common.precision import FULL
 from ivlens.effects.bands import ChosenHeads
 from ivlens.models.artefacts import Artefact
 from ivlens.models.fingerprint import ModelIdentity, warn_of_older
@@ -25,7 +25,6 @@ _SHAPES = {
 }
 TENSORS = tuple(_SHAPES)
 AGAIN = "again_cie"  # of the heads that were measured again
-_DTYPES = (torch.float32, torch.float64)
 _OPTIONAL = {"mean_z_corrupted", "clean_scores"}  # the latter lacks in older files
 
 
@@ -67,7 +66,7 @@ def _again(path: str | Path, cie: Tensor | None, about: Mapping[str, Any], model
             raise ValueError("heads that the model does not have")
     except (KeyError, TypeError, ValueError) as error:
         FILE.refuse(path, f"has incomplete metadata of heads measured again ({type(error).__name__}: {error})")
-    if cie is None or tuple(cie.shape) != (len(inputs), len(heads)) or cie.dtype not in _DTYPES:
+    if cie is None or tuple(cie.shape) != (len(inputs), len(heads)) or cie.dtype not in FULL:
         FILE.refuse(
             path, f"has no tensor {AGAIN} of {len(inputs)} prompts and {len(heads)} heads, as its metadata says"
         )
@@ -95,7 +94,7 @@ def _check_tensors(source: str | Path, tensors: Mapping[str, Tensor], content: M
         FILE.refuse(source, f"has tensors {found}, not {expected} as its metadata says")
     if len(content["inputs"]) != sizes["n"]:
         FILE.refuse(source, f"has {len(content['inputs'])} inputs for {sizes['n']} prompts")
-    if any(tensor.dtype not in _DTYPES for tensor in tensors.values()):
+    if any(tensor.dtype not in FULL for tensor in tensors.values()):
         FILE.refuse(source, "has tensors that are neither float32 nor float64")
 
 

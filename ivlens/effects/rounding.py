@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ivlens.common.precision import HALF
 from ivlens.effects.taken import scores_of
 from ivlens.forward.hooks import added, model_lock
 from ivlens.models.boot import TransformerBridge
@@ -14,7 +15,6 @@ from ivlens.prompts.batch import PromptBatch
 
 logger = logging.getLogger(__name__)
 
-HALF = (torch.bfloat16, torch.float16)
 _MOVED = 2 / 12  # a rounding is off by a twelfth of a last place squared, and so is a move of one place in 12
 
 

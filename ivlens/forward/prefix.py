@@ -36,12 +36,16 @@ def prompts_that_fit(model: TransformerBridge, n_columns: int, n_answer_tokens: 
     """
     cfg, parameter = model.cfg, next(model.parameters())
     cache = 2 * cfg.n_layers * cfg.n_heads * cfg.d_head * n_columns
-    block = 3 * cfg.n_heads * n_columns**2 + (4 * cfg.d_model + 3 * (cfg.d_mlp or 4 * cfg.d_model)) * n_columns
     streams = cfg.n_layers * cfg.d_model * n_answer_tokens
     free = _FLOATS_PER_PREFIX
     if parameter.is_cuda:
         free = memory_budget("auto", parameter.device) // parameter.element_size()
-    return max(1, free // (cache + block + streams))
+    return max(1, free // (cache + _block_floats(cfg, n_columns) + streams))
+
+
+def _block_floats(cfg: Any, n_columns: int) -> int:
+    """Numbers that one block holds at once for one row: scores of attention, and what its parts hand on."""
+    return 3 * cfg.n_heads * n_columns**2 + (4 * cfg.d_model + 3 * (cfg.d_mlp or 4 * cfg.d_model)) * n_columns
 
 
 class SharedPrefix:
@@ -133,8 +137,7 @@ class SharedPrefix:
         """Size of one row's share of the cache, or of one block's activations where nothing is shared."""
         if self.fault is None:
             return sum(keys[0].numel() + values[0].numel() for keys, values, _ in self._kept)
-        cfg, n_columns = self._model.cfg, self._tokens.shape[1]
-        return 3 * cfg.n_heads * n_columns**2 + (4 * cfg.d_model + 3 * (cfg.d_mlp or 4 * cfg.d_model)) * n_columns
+        return _block_floats(self._model.cfg, self._tokens.shape[1])
 
     def logits(
         self,

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ivlens.common.precision import HALF
 from ivlens.models.boot import TransformerBridge
 
-_HALF = (torch.bfloat16, torch.float16)
 _NUMBERS_AT_ONCE = 2**24
 
 
@@ -23,7 +23,7 @@ def full_logits(model: TransformerBridge) -> Iterator[None]:
     linear layer (adapted, quantised, offloaded), are left as they are.
     """
     linear: Any = getattr(model.unembed, "original_component", None)
-    is_plain = type(linear) is nn.Linear and linear.weight.dtype in _HALF and linear.weight.device.type != "meta"
+    is_plain = type(linear) is nn.Linear and linear.weight.dtype in HALF and linear.weight.device.type != "meta"
     if not is_plain or "forward" in linear.__dict__:  # accelerate brings offloaded weights in there
         yield
         return

@@ -63,6 +63,7 @@ def write_factors(
 def _measured(model: TransformerBridge, tokens: Tensor, mask: Tensor) -> WriteFactors:
     factors = torch.full((model.cfg.n_layers,), torch.nan, dtype=torch.float64)
     faults: dict[int, str] = {}
+    eps = torch.finfo(next(model.parameters()).dtype).eps
     with ExitStack() as stack:
         z = stack.enter_context(captured_heads(model))
         projected = stack.enter_context(captured_projection(model))
@@ -86,9 +87,9 @@ def _measured(model: TransformerBridge, tokens: Tensor, mask: Tensor) -> WriteFa
             sums = torch.einsum(
                 "bphd,hdm->bpm", heads.float(), output_projection(model, layer).float().to(heads.device)
             )
+            # less what the second run gave: a bias is in both runs, and belongs to no head
             parts = (sums, clean[1] - projected[layer], clean[2] - written[layer], clean[3] - bare, clean[3])
             of_heads, of_projection, of_hook, of_block, stream = (part[real].double().cpu() for part in parts)
-            eps = torch.finfo(tokens_dtype).eps
             if not _close(of_projection, of_heads, of_projection.abs() + clean[1][real].double().cpu().abs(), eps):
                 faults[layer] = "its output projection is not the product of heads and W_O"
                 return
@@ -98,7 +99,6 @@ def _measured(model: TransformerBridge, tokens: Tensor, mask: Tensor) -> WriteFa
             else:
                 factors[layer] = factor
 
-        tokens_dtype = next(model.parameters()).dtype
         for layer in range(model.cfg.n_layers):
             handle = model.blocks[layer].register_forward_hook(partial(after, layer), with_kwargs=True)
             stack.callback(handle.remove)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from ivlens.common.precision import HALF
 from ivlens.models.mending import mend
 from ivlens.models.opening import first_line
 from ivlens.models.selfcheck import PlainLogits, difference, plain_logits
@@ -187,8 +188,7 @@ def _check_same(model: TransformerBridge, hf_model: Any, want: PlainLogits, labe
         mend(model)
         reason = difference(model, hf_model, want)
     if reason is not None:
-        half = want.first.dtype in (torch.bfloat16, torch.float16)
-        remedy = "load it with dtype='float32'" if half else "use another model"
+        remedy = "load it with dtype='float32'" if want.first.dtype in HALF else "use another model"
         raise ValueError(f"model {label!r} failed the self-check: wrapped, it {reason}; {remedy}.")
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ivlens.models.boot import TransformerBridge, check_model
 from ivlens.models.known import pocket_path
-from ivlens.models.settings import config_facts, lasting_buffers, tokenizer_hash
+from ivlens.models.settings import config_facts, lasting_buffers, plain_name, tokenizer_hash
 
 logger = logging.getLogger("ivlens")
 
@@ -94,9 +94,7 @@ def weights_hash(model: nn.Module) -> str:
     changed in that way may not be.
     """
     adapters = _adapters(model)
-    parameters = sorted(
-        (name.replace("._original_component", ""), parameter.detach()) for name, parameter in model.named_parameters()
-    )
+    parameters = sorted((plain_name(name), parameter.detach()) for name, parameter in model.named_parameters())
     large = sum(parameter.numel() for _, parameter in parameters) > _ALWAYS_HASHED
     key = (adapters, *_state(parameters)) if large else ()
     if large and model in _CACHE and _CACHE[model][0] == key:
@@ -115,7 +113,7 @@ def _adapters(model: nn.Module) -> str:
     """Which PEFT adapters are on and how strongly, empty for a model without any: it changes no parameter."""
     names = ("disable_adapters", "active_adapters", "merged_adapters", "scaling")
     layers = (
-        (name.replace("._original_component", ""), *(getattr(module, state, None) for state in names))
+        (plain_name(name), *(getattr(module, state, None) for state in names))
         for name, module in model.named_modules()
         if hasattr(type(module), names[0])  # its class: a wrapper around it passes attributes on
     )
@@ -166,7 +164,7 @@ def is_built_in(model: TransformerBridge) -> bool:
         stored = load_file(pocket_path() / "model.safetensors")
     except (OSError, SafetensorError):
         return False  # an installation without it has no built-in model
-    own = {name.replace("._original_component", ""): weight for name, weight in model.named_parameters()}
+    own = {plain_name(name): weight for name, weight in model.named_parameters()}
     return own.keys() == stored.keys() and all(
         own[name].shape == weight.shape and torch.equal(own[name].detach().cpu(), weight.to(own[name].dtype))
         for name, weight in stored.items()
@@ -182,7 +180,7 @@ def remember_name(model: TransformerBridge, name: str, revision: str | None) -> 
 
 
 def model_identity(model: TransformerBridge) -> ModelIdentity:
-    """Name, shape and weights hash of `model`, as stored with every result."""
+    """Name, shape and hashes of `model` and its tokenizer, as stored with every result."""
     cfg = check_model(model).cfg
     origin = _ORIGINS.get(model, _Origin(str(getattr(cfg, "model_name", "")), None))
     return ModelIdentity(

@@ -17,7 +17,7 @@ from ivlens.models.gguf import gguf_tokenizer, open_gguf
 from ivlens.models.known import label_of, nearest_known, source_of
 from ivlens.models.live import LiveAdapters
 from ivlens.models.merging import with_adapters
-from ivlens.models.opening import check_all_there, check_name, check_sizes, opened_by
+from ivlens.models.opening import check_all_there, check_name, check_sizes, first_line, opened_by
 from ivlens.models.plain import plain_model, plain_origin, remember_plain
 
 _TEMPLATE = "chat_template.jinja"
@@ -223,15 +223,10 @@ def commit_of(name: str) -> dict[str, str]:
 
 
 def _unreachable(source: str, error: Exception) -> ConnectionError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return ConnectionError(
-        f"model {source!r} is no folder here, and could not be fetched from the Hugging Face Hub ({reason:.300}); "
+        f"model {source!r} is no folder here, and could not be fetched from the Hub ({first_line(error):.300}); "
         f"check the name and the connection, or pass a local checkpoint folder ({nearest_known(source)})."
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def _own_tokenizer(source: str | Path, revision: str | None) -> Any:
@@ -244,6 +239,6 @@ def _own_tokenizer(source: str | Path, revision: str | None) -> Any:
             raise _unreachable(source, error) from None
         raise FileNotFoundError(
             f"model {str(source)!r} has no tokenizer beside its weights that transformers can open "
-            f"({_first_line(error)}); save one there, or pass tokenizer=."
+            f"({first_line(error):.200}); save one there, or pass tokenizer=."
         ) from None
     return tokenizer

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ivlens.common.precision import HALF
+
 
 def mend(model: nn.Module) -> None:
     """Change the attention of every block, in place, where it has the parts in question."""
@@ -20,7 +22,7 @@ def mend(model: nn.Module) -> None:
         if apply is not None:
             # as an attribute of this one module: the class serves all families
             object.__setattr__(attention, "_apply_reconstruct_attention_mask", partial(_with_causal_mask, apply))
-        if attention is not None and dtype in (torch.bfloat16, torch.float16):
+        if attention is not None and dtype in HALF:
             for name, point in attention.named_children():
                 if name.endswith(("rot_q", "rot_k")):  # what queries and keys pass after their rotation
                     object.__setattr__(point, "forward", partial(_in_dtype, dtype))

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ivlens.common.precision import rounding_share
 from ivlens.models.adapters import check_adapters
 
 _PREFIX = "base_model.model."
@@ -110,9 +111,8 @@ def _probe(model: Any) -> Int[Tensor, "1 pos"]:
 def _check_same(got: Float[Tensor, "1 pos d_vocab"], want: Float[Tensor, "1 pos d_vocab"]) -> None:
     if got.shape != want.shape:
         raise ValueError(f"merged, the adapters give logits of shape {tuple(got.shape)}, not {tuple(want.shape)}")
-    tolerance = 1e-3 if want.dtype in (torch.float32, torch.float64) else 5e-2
     error = float((got - want).abs().max())
-    if not error <= tolerance * max(1.0, float(want.abs().max())):  # so that NaN fails
+    if not error <= rounding_share(want.dtype) * max(1.0, float(want.abs().max())):  # so that NaN fails
         raise ValueError(
             f"merged into the weights they give other logits than peft, by {error:.3g}: such adapters cannot be merged"
         )

@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ivlens.common.precision import FULL, rounding_share
 from ivlens.models.boot import TransformerBridge
 
-_TOLERANCE = 1e-3
 _SIZE = 10.0  # of random inputs: an adapter that depends on its input shows it
 
 
@@ -53,7 +53,7 @@ def adapted_weight(module: nn.Module, n_heads: int, d_head: int, label: str) -> 
         probe = _SIZE * torch.randn(4, len(unit), generator=generator).to(unit)
         want = written_by(exact, probe)
         error = float((probe @ weight - want).norm() / want.norm().clamp(min=1e-12))
-    if not error <= (_TOLERANCE if weight.dtype in (torch.float32, torch.float64) else 5e-2):  # so that NaN fails
+    if not error <= rounding_share(weight.dtype):  # so that NaN fails
         raise ValueError(
             f"{label} has an adapter ({type(module).__name__}) that depends on its input (off by {error:.2g}), "
             "expected one that is a matrix, so that each head writes by itself; remove it."
@@ -82,7 +82,7 @@ def _without_dropout(module: nn.Module) -> Iterator[None]:
 
 def _in_float32(module: nn.Module) -> nn.Module:
     """A copy in float32 where the numbers are shorter, so that taking away the bias does not round the rest."""
-    if all(parameter.dtype in (torch.float32, torch.float64) for parameter in module.parameters()):
+    if all(parameter.dtype in FULL for parameter in module.parameters()):
         return module
     if not all(parameter.is_floating_point() for parameter in module.parameters()):
         return module  # quantised: it computes as it does

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ivlens.common.precision import FULL, rounding_share
 from ivlens.models.opening import first_line, opened_by
 
 _N_COLUMNS = 6
@@ -102,10 +103,10 @@ def off_by(
         return 0.0, 0.0
     got, want = got[whole], want[whole]
     errors = (got - want).abs().float().amax(-1)
-    exact = (dtype or want.dtype) in (torch.float32, torch.float64)
+    dtype = dtype or want.dtype
     # in half precision rounding alone may route one token to another expert: the median of each row then
-    error = float(errors.max() if exact else errors.median(-1).values.max())
-    return error, (single if exact else 5e-2) * max(1.0, float(want.abs().max()))
+    error = float(errors.max() if dtype in FULL else errors.median(-1).values.max())
+    return error, rounding_share(dtype, single) * max(1.0, float(want.abs().max()))
 
 
 def _prompts(hf_model: Any) -> tuple[Int[Tensor, "2 pos"], Int[Tensor, "2 pos"]]:

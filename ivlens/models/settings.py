@@ -54,6 +54,11 @@ def _differences(values: dict[str, Any], default: dict[str, Any]) -> dict[str, A
     return found
 
 
+def plain_name(name: str) -> str:
+    """The name that a parameter, a buffer or a module of a bridge has in the model that it wraps."""
+    return name.replace("._original_component", "")
+
+
 def lasting_buffers(model: nn.Module) -> list[tuple[str, Tensor]]:
     """Tensors that are no parameters and yet no consequence of the configuration: what is saved, and all of adapters.
 
@@ -67,7 +72,7 @@ def lasting_buffers(model: nn.Module) -> list[tuple[str, Tensor]]:
             continue
         for name, buffer in module._buffers.items():
             if buffer is not None and (name not in module._non_persistent_buffers_set or home.startswith("peft.")):
-                found.append((f"{place}.{name}".replace("._original_component", ""), buffer.detach()))
+                found.append((plain_name(f"{place}.{name}"), buffer.detach()))
     return sorted(found, key=lambda pair: pair[0])
 
 
