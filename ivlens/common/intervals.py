@@ -49,7 +49,7 @@ def wilson(k: float | int, n: int, level: float = LEVEL) -> tuple[float, float]:
         ValueError: no trials, or more hits than trials.
     """
     if not 0 <= k <= n or n < 1:
-        raise ValueError(f"wilson got {k} of {n}, expected 0 to n of one or more.")
+        raise ValueError(f"wilson got {k} of {n}, expected 0 to all of one or more trials.")
     z = NormalDist().inv_cdf((1 + level) / 2)
     middle, reach = (k + z * z / 2) / (n + z * z), z * sqrt(k * (n - k) / n + z * z / 4) / (n + z * z)
     # where all or none are right the end is exact, and rounding must not put it inside
@@ -200,9 +200,13 @@ def _too_far(n: int, n_means: int, aim: float, n_resamples: int) -> float:
 
 
 def p_of_draws(n_as_good: int, n_draws: int) -> float:
-    """p of "no better than a drawn control": `(1 + n_as_good) / (1 + n_draws)`; of 19 draws it is never below 0.05."""
+    """p of "no better than a drawn control": `(1 + n_as_good) / (1 + n_draws)`; of 19 draws it is never below 0.05.
+
+    Raises:
+        ValueError: no draws, or more that are as good than there are.
+    """
     if not 0 <= n_as_good <= n_draws or n_draws < 1:
-        raise ValueError(f"p_of_draws got {n_as_good} of {n_draws}, expected 0 to n of one or more.")
+        raise ValueError(f"p_of_draws got {n_as_good} of {n_draws}, expected 0 to all of one or more draws.")
     return (1 + n_as_good) / (1 + n_draws)
 
 

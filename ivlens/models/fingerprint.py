@@ -203,7 +203,7 @@ def warn_of_older(what: str, identity: ModelIdentity) -> None:
     if not identity.config_hash and identity.weights_hash not in _WARNED:
         _WARNED.add(identity.weights_hash)
         logger.warning(
-            "%s was made by an older ivlens, which recorded its model's weights alone: it is taken, and whether "
-            "configuration and tokenizer are the same is not known; make it again to be sure.",
+            "%s was made by an older ivlens, which recorded weights alone: whether configuration and tokenizer are the "
+            "same is not known; make it again to be sure.",
             what,
         )

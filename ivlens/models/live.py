@@ -30,7 +30,7 @@ class LiveAdapters:
         if lost:
             raise ValueError(
                 f"model {label!r} has adapters that its wrapped passes leave out ({lost[0]}; {len(lost)} modules: "
-                "fused projections are split), expected none there; merge them (peft_model.merge_and_unload())."
+                "fused projections are split); merge them (peft_model.merge_and_unload())."
             )
 
     def _passed(self, model: Any) -> set[nn.Module]:

@@ -35,9 +35,9 @@ class Chat:
     """Calls turn what was said into the text of a prompt.
 
     Args:
-        name: of the prompt template, for errors.
-        tokenizer: with its chat template.
-        date: which day it is for templates that ask the clock, as `2024-07-26`.
+        name: Of the prompt template, for errors.
+        tokenizer: With its chat template.
+        date: Which day it is for templates that ask the clock, as `2024-07-26`.
 
     Attributes:
         gap: What stands between a prompt and its answer.
@@ -69,7 +69,11 @@ class Chat:
         return self._text(turns, cue=True) + self._suffix
 
     def check_system(self) -> None:
-        """Refuse a chat template that does not write what the system says."""
+        """Refuse a chat template that does not write what the system says.
+
+        Raises:
+            ChatRefused: with what it does instead.
+        """
         turns = [("system", _SAID["system"]), ("user", _SAID["user"])]
         try:
             reason = "" if _in_order(self._text(turns), turns) else "it leaves the text out"

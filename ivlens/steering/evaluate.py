@@ -42,8 +42,8 @@ class JudgeOptions:
 
     Attributes:
         split: Inputs to judge on.
-        seed: Draws which prompts, the random controls and the resamples. Splits, instructions and demonstrations are
-            those of the recipe's seed.
+        seed: Draws which prompts, and the random controls. Splits, instructions and demonstrations are those of the
+            recipe's seed.
         corruption: What the judged prompts lack. `drop`: instruction and demonstrations; None: nothing, the vector is
             added to clean prompts.
         other_vectors: Vectors of other tasks on the same inputs. None: `n_draws` built-in tasks are drawn and their

@@ -51,7 +51,7 @@ class Generation:
         if is_other:
             raise ValueError(
                 "generate ran the model on another prompt than its own, so where to steer is unknown; leave out what "
-                "does (a processor or criterion that calls the model, guidance, an adapter with virtual tokens)."
+                "does that (a processor, guidance, virtual tokens)."
             )
         self.n_read = max(self.n_read, end)
 
@@ -83,7 +83,7 @@ def hf_generation(model: Any, named: dict[str, Any], pad_token: int | None) -> G
     past = cached_length(named.get("past_key_values"))
     _check_drafts(model, named, past)
     if mask is not None:
-        _check_mask(mask)
+        check_ends_together(checked_mask(mask))
     elif embeds is None and tokens is not None:
         _check_unmasked(tokens, named, model, pad_token)
     n_given = given.shape[1] if given is not None else 1  # Hugging Face begins with one BOS token
@@ -182,7 +182,7 @@ def _check_drafts(model: Any, named: dict[str, Any], past: int) -> None:
 
 
 def refuse_batching(*_: Any, **__: Any) -> None:
-    """Refuse continuous batching.
+    """Refuse continuous batching; stands in the place of the methods that begin it.
 
     Raises:
         ValueError: always.
@@ -206,11 +206,24 @@ def check_ends_together(mask: Tensor) -> None:
         )
 
 
-def _check_mask(mask: Any) -> None:
+def checked_mask(mask: Any) -> Tensor:
+    """The mask `[batch, pos]`, of whatever type its zeros and ones are.
+
+    Raises:
+        ValueError: it is something else, such as a mask of four dimensions.
+    """
     if not isinstance(mask, Tensor) or mask.ndim != 2:
         shape = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
-        raise ValueError(f"attention_mask is {shape}, expected [batch, pos] of zeros and ones.")
-    check_ends_together(mask)
+        raise ValueError(f"attention_mask is {shape}, expected [batch, pos] of zeros and ones; steering needs that.")
+    return mask
+
+
+def ends_in_padding(pad_token: int) -> ValueError:
+    """The error for a row that ends in the pad token where no mask tells it from text."""
+    return ValueError(
+        f"a row ends in the pad token {pad_token} and there is no attention_mask, so the last prompt token is unknown; "
+        "pad on the left and pass attention_mask."
+    )
 
 
 def _check_unmasked(tokens: Tensor, named: dict[str, Any], model: Any, pad_token: int | None) -> None:
@@ -219,7 +232,4 @@ def _check_unmasked(tokens: Tensor, named: dict[str, Any], model: Any, pad_token
     # without a mask Hugging Face takes pad tokens for padding, unless they are end tokens too
     meant = {pad} - set(end if isinstance(end, list | tuple) else [end])
     if found := (ends & ({pad, pad_token} if len(tokens) > 1 else meant) - {None}):
-        raise ValueError(
-            f"a row ends in the pad token {min(found)} and there is no attention_mask, so the last prompt token is "
-            "unknown; pad on the left and pass attention_mask."
-        )
+        raise ends_in_padding(min(found))

@@ -23,6 +23,8 @@ from ivlens.steering.generations import (
     Generation,
     cached_length,
     check_ends_together,
+    checked_mask,
+    ends_in_padding,
     hf_generation,
     named_arguments,
     refuse_batching,
@@ -51,8 +53,8 @@ class PromptEnds:
         """
         if self._prompt is None or self._generated is None or (self._running is None and not is_recomputing()):
             raise RuntimeError(
-                "a block ran outside a forward pass of the steered model that began in the context, so where the "
-                "prompt ends is unknown; call the model itself, inside (an assistant must not share its blocks)."
+                "a block ran outside a forward pass of the steered model, so where the prompt ends is unknown; call "
+                "the model itself, inside the context (an assistant must not share its blocks)."
             )
         return self._prompt if positions == "prompt" else self._prompt | self._generated
 
@@ -170,12 +172,13 @@ def _watch_hf_call(generate: Callable[..., Any], ends: PromptEnds, wrapped: torc
 
 
 def _drafted(generate: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Drafts by the model's own first layers, or one error where its forward pass runs all of them."""
     try:
         return generate(*args, **kwargs)
     except IndexError as error:  # the cache has fewer layers than ran
         raise ValueError(
-            "generate got assistant_early_exit, but this family's forward pass in transformers does not exit early; "
-            "leave it out, or use an assistant_model or prompt_lookup_num_tokens."
+            "generate got assistant_early_exit, but this family's forward pass does not exit early; leave it out, or "
+            "use an assistant_model."
         ) from error
 
 
@@ -276,17 +279,9 @@ def _last_token(given: Tensor, mask: Any, pad_token: int | None) -> Int[Tensor, 
     batch, pos = given.shape[:2]
     if mask is None:
         if batch > 1 and given.ndim == 2 and pad_token is not None and bool((given[:, -1] == pad_token).any()):
-            raise ValueError(
-                f"a row ends in the pad token {pad_token} and there is no attention_mask, so the last prompt token is "
-                "unknown; pass attention_mask (for a list of texts: tokenise it first, with padding)."
-            )
+            raise ends_in_padding(pad_token)
         return torch.full((batch,), pos - 1, device=given.device)
-    if not isinstance(mask, Tensor) or mask.ndim != 2:
-        shape = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
-        raise ValueError(
-            f"attention_mask is {shape}, expected [batch, pos] of zeros and ones; steering needs that form."
-        )
-    real = mask[:, -pos:] != 0
+    real = checked_mask(mask)[:, -pos:] != 0
     if not bool(real.any(1).all()):
         raise ValueError("attention_mask has a row without a single token, expected at least one; leave the row out.")
     return cast(Tensor, pos - 1 - real.flip(1).int().argmax(1))

@@ -115,9 +115,13 @@ def summary(judged: Judged) -> dict[str, Any]:
 
 
 def beside(judged: Judged, vector: Judged) -> dict[str, Any]:
-    """How far a vector leads a condition: `lead`, its accuracy less the condition's on the same prompts, with a 95 %
-    t interval over these (`lead_lo`, `lead_hi`); for controls that were drawn also `n_as_good`, how many of them reach
-    its accuracy, and `p`, which of 19 draws is never below 0.05."""
+    """How far a vector leads a condition, as columns of its row; empty where there is nothing to compare.
+
+    Returns:
+        `lead`, its accuracy less the condition's on the same prompts, with a 95 % t interval over these (`lead_lo`,
+        `lead_hi`); for controls that were drawn also `n_as_good`, how many of them reach its accuracy, and `p`, which
+        of 19 draws is never below 0.05.
+    """
     prompts = [str(row) for row in range(judged.scores.accuracy.shape[1])]
     own, other = vector.scores.accuracy, judged.scores.accuracy
     if judged is vector or not len(other) or own.shape[1] != len(prompts):

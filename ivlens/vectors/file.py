@@ -69,9 +69,8 @@ def check_weights(
         return None
     if not allow_other_weights:
         raise ValueError(
-            f"{name} is a vector for {vector.name!r} with weights {vector.weights_hash:.12}, expected one for "
-            f"{model.name!r}, which has {other}; compute it on this model, or take iv.for_model(model) or "
-            "load(..., allow_other_weights=True) to inject it on purpose: both record it."
+            f"{name} is a vector for {vector.name!r}, expected one for {model.name!r}, which has {other}; compute it "
+            "anew, or allow it by iv.for_model(model) or load(..., allow_other_weights=True): both record it."
         )
     return asdict(model)
 

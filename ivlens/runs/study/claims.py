@@ -101,7 +101,7 @@ def claim_table(runs: Mapping[str, pd.DataFrame], predictors: pd.DataFrame) -> p
     """One row for each claim: its number with an interval, and the verdict.
 
     Args:
-        runs: `StudyResult.evidence` by run. With one run tasks are resampled; with several, runs and their tasks.
+        runs: `StudyResult.evidence` by run. Of one run the interval is over its tasks, of several over runs.
         predictors: `ivlens.analysis.dynamics.predictors` of all runs.
 
     Returns:
