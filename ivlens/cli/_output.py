@@ -70,7 +70,7 @@ def p_text(p: float | None) -> str:
 
 
 def p_note(n_draws: int, n_tasks: int = 1) -> str:
-    """What p is, and how small it can be."""
+    """A line for people: what p is, and how small it can be."""
     least = f"{1 / (1 + n_draws):.3g}"
     holm = f", times the correction for {n_tasks} tasks (Holm)" if n_tasks > 1 else ""
     too_few = ": too few to show p < 0.05" if n_draws < 20 else ""

@@ -110,11 +110,11 @@ def clustered_difference(
     Raises:
         ValueError: not as many of one as of the others.
     """
-    lost = np.asarray(a, float) - np.asarray(b, float)
-    if not len(np.asarray(a)) == len(np.asarray(b)) == len(inputs):
+    if not len(a) == len(b) == len(inputs):
         raise ValueError(
             f"a, b and inputs have {len(a)}, {len(b)} and {len(inputs)} entries, expected as many of each."
         )
+    lost = np.asarray(a, float) - np.asarray(b, float)
     by_input: dict[str, list[float]] = {}
     for text, value in zip(inputs, lost, strict=True):
         by_input.setdefault(text, []).append(float(value))
@@ -138,14 +138,14 @@ class Reach:
 
 
 def pointwise_reach(n: int, level: float = LEVEL) -> Reach:
-    """Of a t interval for each mean alone."""
+    """The reach of a t interval for each mean alone, over `n` values."""
     return Reach(t_reach(n, level), named_of(n, "pointwise", level))
 
 
 def max_t_reach(
     values: Float[np.ndarray, "n n_means"], *, level: float = LEVEL, n_resamples: int = N_RESAMPLES, seed: int = 0
 ) -> Reach:
-    """Of intervals that hold for all columns at once, with this probability; or pointwise, where that cannot be had.
+    """The reach of intervals that hold for all columns at once, with probability `level`; pointwise where it has none.
 
     Rows are resampled, all columns together. Every resample is studentised with its own standard errors, and the reach
     is a quantile (0.965 for 95 %) of the largest of all columns, from 24 rows on less what that is too far on normal
@@ -191,7 +191,7 @@ def _largest(values: np.ndarray, aim: float, n_resamples: int, drawn: np.random.
 
 @lru_cache(maxsize=64)
 def _too_far(n: int, n_means: int, aim: float, n_resamples: int) -> float:
-    """By what factor that is too large on normal noise of this shape, because resamples repeat rows; 1 or more."""
+    """How many times `_largest` is too large on normal noise of this shape, as resamples repeat rows; 1 or more."""
     drawn = np.random.default_rng(0)
     many = min(12, max(1, 4096 // n_means))  # of many columns one draw says it well
     found = [_largest(drawn.standard_normal((n, n_means)), aim, n_resamples, drawn) for _ in range(many)]

@@ -48,7 +48,13 @@ class MapInterval:
         n_resamples: int = N_RESAMPLES,
         seed: int = 0,
     ) -> "MapInterval":
-        """Of the mean over prompts of these effects.
+        """The interval of the mean over prompts of these effects, in their unit.
+
+        Args:
+            cie: NaN in heads that were not measured.
+            level: Coverage.
+            simultaneous: For all heads at once, where that can be had; `kind` says.
+            n_resamples, seed: Of the prompts, for that.
 
         Raises:
             ValueError: the level is not between 0 and 1.

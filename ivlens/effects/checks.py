@@ -139,10 +139,10 @@ def _is_hooked(model: TransformerBridge) -> bool:
     points = model.hook_dict.values()
     at_points = (handle.user_hook for point in points for handle in point.fwd_hooks)
     at_modules = (hook for module in model.modules() for hooks in _hooks_of(module) for hook in hooks.values())
-    return not all(_is_a_librarys(hook) for hook in (*at_points, *at_modules))
+    return not all(_is_of_a_library(hook) for hook in (*at_points, *at_modules))
 
 
-def _is_a_librarys(hook: Any) -> bool:
+def _is_of_a_library(hook: Any) -> bool:
     return (getattr(hook, "__module__", None) or "").startswith(("transformer_lens", "transformers."))
 
 

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Plan:
-    """Which prompts are measured: of which task, by which recipe, without what."""
+    """The prompts to measure: of which task, made by which recipe, with which corruption."""
 
     task: Task
     recipe: PromptRecipe
@@ -35,7 +35,7 @@ class Plan:
         corruption: str | None,
         others: Sequence[Task] | Mapping[str, Task] | None,
     ) -> "Plan":
-        """With what recipe and corruption leave open filled in for this task."""
+        """The plan for a task, with the recipe completed and its usual corruption where none is named."""
         return cls(task, recipe.resolved(task), corruption or recipe.corruption(task), others)
 
     def prompts(self, model: TransformerBridge, examples: Sequence[TaskExample], *, corrupted: bool) -> PromptBatch:

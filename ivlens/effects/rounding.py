@@ -15,7 +15,8 @@ from ivlens.prompts.batch import PromptBatch
 
 logger = logging.getLogger(__name__)
 
-_MOVED = 2 / 12  # a rounding is off by a twelfth of a last place squared, and so is a move of one place in 12
+# Two roundings: each has the variance 1/12, in last places squared, as has a move by a whole place with that chance.
+_MOVED = 2 / 12
 
 
 def rounding_noise(

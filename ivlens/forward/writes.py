@@ -35,9 +35,11 @@ _ROUNDINGS = 8  # of the stream itself, from which a write is found by subtracti
 
 @dataclass(frozen=True)
 class WriteFactors:
-    """By how much each layer multiplies what its hook shows attention to add: 1 nearly everywhere, NaN if by no number.
+    """What a layer's hook shows attention to add, times this factor, is what the stream receives.
 
-    `fault` says what is wrong in the first layer with NaN.
+    Attributes:
+        factors: 1 in nearly all families; NaN in layers where no number does it.
+        fault: What is wrong in the first such layer; None where there is none.
     """
 
     factors: Float[Tensor, " n_layers"]

@@ -47,7 +47,7 @@ def _parts(root: Path) -> list[Path]:
     try:
         listed = {Path(name).parent for name in json.loads(read_small(root / LIST))["files"]}
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        listed = None  # a damaged list: what does not have its own
+        listed = None  # a damaged list: every subfolder that has no list of its own
     found = [path.parent for path in sorted(root.glob(f"*/{CONFIG}")) if not (path.parent / LIST).exists()]
     return [path for path in found if listed is None or Path(path.name) in listed]
 
@@ -171,7 +171,7 @@ def _pickled(path: Path) -> dict[str, tuple[int, ...]]:
 
 def _checked_shape(path: Path, name: str, tensor: torch.Tensor) -> tuple[int, ...]:
     if not tensor.isfinite().all() or not (tensor.is_floating_point() or name.endswith(_WHOLE_NUMBERS)):
-        raise _unusable(path, f"has numbers in {name!r:.100} that are no finite fractions", "such numbers")
+        raise _unusable(path, f"has values in {name!r:.100} that are NaN, infinite or whole numbers", "fractions")
     return tuple(tensor.shape)
 
 

@@ -165,7 +165,7 @@ def _check_heads(model: TransformerBridge, label: str) -> None:
 
 
 def _missing(block: Any, layer: int) -> str:
-    """What there is in the place of a layer of heads."""
+    """What a layer has where attention heads were expected."""
     if block is None:
         return "it has no plain stack of layers"
     if hasattr(block, "attn"):

@@ -34,7 +34,7 @@ class LiveAdapters:
             )
 
     def _passed(self, model: Any) -> set[nn.Module]:
-        """Which of the layers a pass of the model goes through."""
+        """The adapters' layers that a pass of the model goes through."""
         found: set[nn.Module] = set()
         handles = [layer.register_forward_pre_hook(lambda layer, given: found.add(layer)) for layer in self._layers]
         try:

@@ -70,8 +70,9 @@ def lasting_buffers(model: nn.Module) -> list[tuple[str, Tensor]]:
         # the bridge's own, and the bias of zeros that it gives the unembedding
         if home.startswith("transformer_lens") or isinstance(module, nn.Linear):
             continue
-        for name, buffer in module._buffers.items():
-            if buffer is not None and (name not in module._non_persistent_buffers_set or home.startswith("peft.")):
+        unsaved: set[str] = getattr(module, "_non_persistent_buffers_set", set())  # private to torch
+        for name, buffer in module.named_buffers(recurse=False, remove_duplicate=False):
+            if name not in unsaved or home.startswith("peft."):
                 found.append((plain_name(f"{place}.{name}"), buffer.detach()))
     return sorted(found, key=lambda pair: pair[0])
 

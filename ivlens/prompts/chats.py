@@ -173,7 +173,7 @@ class _Failed(ValueError):
 
 
 def _end_and_gap(cue: str, whole: str) -> tuple[str, str]:
-    """What has to follow a template's cue, and what then stands before the answer, which is in the whole text."""
+    """What to write after a template's cue, and what then separates it from the answer in `whole`."""
     if whole.startswith(cue):
         gap = whole.removeprefix(cue).partition(_SAID["assistant"])[0]
         if closed := _closed(cue + gap):

@@ -219,7 +219,7 @@ def _refuse_batching(*_: Any) -> Callable[..., Any]:
 
 
 def _eager(*_: Any) -> Callable[..., bool]:
-    """In the place of Hugging Face's question whether to compile: hooks break a graph that has to be whole."""
+    """Answers no when Hugging Face asks whether to compile: hooks break a graph that has to be whole."""
     return lambda *args, **kwargs: False
 
 

@@ -85,6 +85,8 @@ def test_what_several_seeds_say_of_one_input_counts_once():
     assert clustered_difference([1.0, 2.0], [0.0, 0.0], ["a", "b"]) == t_interval([1.0, 2.0])
     with pytest.raises(ValueError, match="have 2, 2 and 1 entries, expected as many of each"):
         clustered_difference([1.0, 2.0], [0.0, 0.0], ["a"])
+    with pytest.raises(ValueError, match="have 3, 2 and 3 entries, expected as many of each"):
+        clustered_difference([1.0, 2.0, 3.0], [0.0, 0.0], ["a", "b", "c"])
 
 
 def test_p_of_draws_and_holm():

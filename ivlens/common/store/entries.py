@@ -197,8 +197,8 @@ def _seal(about: Mapping[str, Any]) -> str:
     return sha256(canonical(about).encode()).hexdigest()
 
 
-def present(entries: Sequence[Entry]) -> list[Entry]:
-    """Of results with the same labels that differ only in what those names stood for, the one that was asked for last.
+def latest_of_each(entries: Sequence[Entry]) -> list[Entry]:
+    """One result for each set of labels: the one asked for last, where others differ only in what the names stood for.
 
     The labels of a sweep name a model and a task; their weights, configuration or examples may have changed since.
     """

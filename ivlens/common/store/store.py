@@ -13,7 +13,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ivlens.common.files import UNFINISHED, flush, held, read_small, ready_folder, write_whole
-from ivlens.common.store.entries import FORMAT, DamagedEntry, Entry, Scalar, is_key, present, read_entry, write_entry
+from ivlens.common.store.entries import (
+    FORMAT,
+    DamagedEntry,
+    Entry,
+    Scalar,
+    is_key,
+    latest_of_each,
+    read_entry,
+    write_entry,
+)
 from ivlens.common.store.keys import content_key
 
 if TYPE_CHECKING:
@@ -224,7 +233,7 @@ class Store:
         import pandas as pd
 
         found = self.entries(kind)
-        latest = present(found)
+        latest = latest_of_each(found)
         if len(latest) < len(found):
             what = "of models, tasks or packages as they were before, and stand in no table"
             logger.warning("store %s: %d results are %s.", self.folder, len(found) - len(latest), what)
