@@ -1,18 +1,18 @@
 """Whether a fast engine gives what the reference gives, on the prompts at hand and before anything is believed."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from ivlens.common.memory import is_out_of_memory
 from ivlens.effects.reference import patched_logits
 from ivlens.effects.request import EffectRequest, Unsuitable
+from ivlens.forward.hooked import is_hooked
 from ivlens.models.boot import TransformerBridge
 
 _TOLERANCES = {torch.float64: 1e-6, torch.float32: 2e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -30,7 +30,7 @@ def check_unhooked(model: TransformerBridge) -> None:
     Raises:
         Unsuitable: somebody's hooks are on the model.
     """
-    if _is_hooked(model):
+    if is_hooked(model):
         raise Unsuitable("the model carries hooks, which would meet other positions than those of the prompt")
 
 
@@ -129,22 +129,3 @@ def refusals_explained() -> Iterator[None]:
             raise
         what = f"{type(error).__name__}: {error}".splitlines()[0]
         raise Unsuitable(f"it does not take what this engine passes ({what:.120})") from error
-
-
-def _is_hooked(model: TransformerBridge) -> bool:
-    """Whether anybody's hooks are on the model: at a hook point or on any module. The libraries' own do not count.
-
-    transformers leaves one on every layer that ever collected `output_hidden_states`; it does nothing in other calls.
-    """
-    points = model.hook_dict.values()
-    at_points = (handle.user_hook for point in points for handle in point.fwd_hooks)
-    at_modules = (hook for module in model.modules() for hooks in _hooks_of(module) for hook in hooks.values())
-    return not all(_is_of_a_library(hook) for hook in (*at_points, *at_modules))
-
-
-def _is_of_a_library(hook: Any) -> bool:
-    return (getattr(hook, "__module__", None) or "").startswith(("transformer_lens", "transformers."))
-
-
-def _hooks_of(module: nn.Module) -> tuple[Mapping[int, Any], ...]:
-    return module._forward_pre_hooks, module._forward_hooks

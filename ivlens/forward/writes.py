@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ivlens.common.memory import is_out_of_memory
+from ivlens.forward.hooked import is_hooked
 from ivlens.forward.hooks import (
     captured_heads,
     captured_projection,
@@ -53,8 +54,11 @@ _FOUND: WeakKeyDictionary[TransformerBridge, dict[torch.dtype, WriteFactors]] = 
 def write_factors(
     model: TransformerBridge, tokens: Int[Tensor, "batch pos"], attention_mask: Int[Tensor, "batch pos"]
 ) -> WriteFactors:
-    """The factors, from the first two of these left-padded prompts; from memory, if they were measured before."""
-    found = _FOUND.setdefault(model, {})
+    """The factors, from the first two of these left-padded prompts; from memory, if they were measured before.
+
+    Somebody's hooks on the model may change what attention adds: with them it is measured every time.
+    """
+    found = {} if is_hooked(model) else _FOUND.setdefault(model, {})
     dtype = next(model.parameters()).dtype
     if dtype not in found:
         with model_lock(model), torch.no_grad():

@@ -130,3 +130,12 @@ def test_it_leaves_no_hook_behind_and_measures_once():
     first = write_factors(model, *prompts())
     assert [len(module._forward_hooks) for module in model.modules()] == counts
     assert write_factors(model, *prompts()) is first
+
+
+def test_hooks_of_others_are_not_remembered():
+    model = load_model(hf_model=hf_model("llama"))
+    for _ in range(2):
+        handle = model.blocks[1].attn.register_forward_hook(lambda module, given, out: (1.7 * out[0], *out[1:]))
+        assert abs(write_factors(model, *prompts()).factors[1] - 1.7) < 1e-5
+        handle.remove()
+        assert write_factors(model, *prompts()).factors.tolist() == [1.0, 1.0, 1.0]
