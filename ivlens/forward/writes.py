@@ -19,15 +19,19 @@ from torch import Tensor, nn
 from ivlens.common.memory import is_out_of_memory
 from ivlens.forward.hooked import is_hooked
 from ivlens.forward.hooks import (
+    Edit,
+    added,
     captured_heads,
     captured_projection,
     captured_residual,
+    check_site,
     model_lock,
     output_projection,
     patched_heads,
 )
 from ivlens.models.boot import TransformerBridge
 from ivlens.models.opening import first_line
+from ivlens.models.selfcheck import probe_prompts
 
 _HELD = ("ln2", "ln2_post")  # the norms before and after the MLP; the one after attention is part of a head's write
 _SHARE = 2e-2  # of the largest write, for the rounding of sums in half precision
@@ -56,14 +60,51 @@ def write_factors(
 ) -> WriteFactors:
     """The factors, from the first two of these left-padded prompts; from memory, if they were measured before.
 
-    Somebody's hooks on the model may change what attention adds: with them it is measured every time.
+    Somebody's hooks on the model may change what attention adds: with them it is measured every time. Vectors that
+    ivlens adds change nothing: they are in both runs.
     """
-    found = {} if is_hooked(model) else _FOUND.setdefault(model, {})
+    found = {} if is_hooked(model, by_ivlens=False) else _FOUND.setdefault(model, {})
     dtype = next(model.parameters()).dtype
-    if dtype not in found:
-        with model_lock(model), torch.no_grad():
-            found[dtype] = _measured(model, tokens[:2], attention_mask[:2])
-    return found[dtype]
+    if dtype in found:
+        return found[dtype]
+    with model_lock(model), torch.no_grad():
+        measured = _measured(model, tokens[:2], attention_mask[:2])
+    if measured.fault is None or not is_hooked(model):
+        found[dtype] = measured
+    return measured
+
+
+def attention_factor(model: TransformerBridge, layer: int) -> float:
+    """The factor of one layer, measured on two short prompts of its own if it is not known yet.
+
+    Raises:
+        ValueError: there is none, so that nothing can be added to the stream as if attention had.
+    """
+    found = write_factors(model, *probe_prompts(model.original_model))
+    factor = float(found.factors[layer])
+    if factor != factor:
+        raise ValueError(f"{found.fault}; so site 'attn_out' is not defined in this model: use 'resid_post'.")
+    return factor
+
+
+@contextmanager
+def added_to_stream(model: TransformerBridge, layer: int, site: str, edit: Edit) -> Iterator[None]:
+    """`added`, so that the stream receives what `edit` adds, also where a layer multiplies what its hook shows.
+
+    Args:
+        model, layer, site: As for `added`.
+        edit: One that adds something, whatever it is given.
+
+    Raises:
+        ValueError, RuntimeError: as `added`; or what attention adds is no fixed multiple of what its hook shows.
+    """
+    factor = attention_factor(model, layer) if check_site(site) == "attn_out" else 1.0
+
+    def scaled(shown: Tensor) -> Tensor:
+        return shown + (edit(shown) - shown) / factor
+
+    with added(model, layer, site, edit if factor == 1.0 else scaled):
+        yield
 
 
 def _measured(model: TransformerBridge, tokens: Tensor, mask: Tensor) -> WriteFactors:

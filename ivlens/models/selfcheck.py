@@ -34,7 +34,7 @@ def plain_logits(hf_model: Any, label: str) -> PlainLogits:
     Raises:
         ValueError: transformers cannot run it, or its logits are not finite.
     """
-    tokens, mask = _prompts(hf_model)
+    tokens, mask = probe_prompts(hf_model)
     places = _positions(hf_model, mask)
     with torch.no_grad(), opened_by("transformers", f"model {label!r}", "expected one that runs; check its config"):
         first, cache = _first(hf_model, tokens[:, :-1], mask[:, :-1], _cut(places, slice(0, -1)))
@@ -56,7 +56,7 @@ def difference(model: Any, hf_model: Any, want: PlainLogits) -> str | None:
 
     The bridge is called as ivlens calls it everywhere: with a mask, and with positions of its own making.
     """
-    tokens, mask = _prompts(hf_model)
+    tokens, mask = probe_prompts(hf_model)
     n_kept = _N_COLUMNS - _N_PADDED
     with torch.no_grad():
         try:
@@ -109,7 +109,7 @@ def off_by(
     return error, rounding_share(dtype, single) * max(1.0, float(want.abs().max()))
 
 
-def _prompts(hf_model: Any) -> tuple[Int[Tensor, "2 pos"], Int[Tensor, "2 pos"]]:
+def probe_prompts(hf_model: Any) -> tuple[Int[Tensor, "2 pos"], Int[Tensor, "2 pos"]]:
     """Two prompts and their mask; padding is token 0, as everywhere in ivlens."""
     n_words = hf_model.get_input_embeddings().weight.shape[0]
     device = next(hf_model.parameters()).device

@@ -7,7 +7,8 @@ from typing import Literal, get_args
 
 import torch
 
-from ivlens.forward.hooks import SITES, Site, added, check_layers, check_site, patched_heads
+from ivlens.forward.hooks import SITES, Site, check_layers, check_site, patched_heads
+from ivlens.forward.writes import added_to_stream
 from ivlens.models.boot import TransformerBridge
 from ivlens.steering.edits import POSITIONS, Positions, addition, layers_of, replacement
 from ivlens.steering.prompt_ends import followed
@@ -80,7 +81,7 @@ def steer(
     check_site(place)
     with (
         followed(model) as ends,
-        added(
+        added_to_stream(
             model,
             layer,
             place,

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from ivlens.common.progress import bar, ticking
 from ivlens.forward.borders import Borders
-from ivlens.forward.hooks import added, check_unsteered, model_lock
+from ivlens.forward.hooks import check_unsteered, model_lock
 from ivlens.forward.inputs import check_length, check_prompts, row_slices
 from ivlens.forward.prefix import SharedPrefix, prompts_that_fit
 from ivlens.forward.scoring import Correct
+from ivlens.forward.writes import added_to_stream
 from ivlens.models.boot import TransformerBridge
 from ivlens.prompts.batch import PromptBatch
 from ivlens.steering.answers import AnswerRows, Rows, answer_rows, enter
@@ -252,11 +253,11 @@ class _Portion:
                 return prefix.logits(*given, last_only=last_only)
         change, streams = addition(edit.deltas[chosen], where), self._streams(group)
         if streams is None or (edit.site, edit.layer) == ("attn_out", 0):
-            with added(self.model, edit.layer, edit.site, change):
+            with added_to_stream(self.model, edit.layer, edit.site, change):
                 return prefix.logits(*given, last_only=last_only)
         if edit.site == "resid_post":
             return prefix.logits(*given, change(streams[edit.layer, rows]), edit.layer + 1, last_only=last_only)
-        with added(self.model, edit.layer, edit.site, change):
+        with added_to_stream(self.model, edit.layer, edit.site, change):
             return prefix.logits(*given, streams[edit.layer - 1, rows], edit.layer, last_only=last_only)
 
     def _streams(self, group: Rows) -> Tensor | None:

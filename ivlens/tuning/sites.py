@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ivlens.forward.hooks import check_layers, check_site
+from ivlens.forward.writes import attention_factor
 from ivlens.models.boot import TransformerBridge
 from ivlens.models.plain import ModulePaths, module_paths
 from ivlens.models.projection import adapted_weight, is_plain, written_by
@@ -47,7 +48,8 @@ class Sites:
         names = {"resid_post": self.paths.blocks, "attn_out": self.paths.attn_out}[check_site(site)]
         module = base_model(plain).get_submodule(names[layer])
         if site == "attn_out":
-            delta = delta / self._multiplier  # Granite scales what attention adds only after this module
+            # Granite scales what attention adds only after this module, Falcon-H1 what the bridge's hook shows as well
+            delta = delta / self._multiplier / attention_factor(self._model, layer)
 
         def shift(_: nn.Module, given: object, out: Any) -> Any:
             stream = out[0] if isinstance(out, tuple) else out

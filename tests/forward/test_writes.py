@@ -6,8 +6,11 @@ from families import CONFIGS, N_WORDS, hf_model
 
 from ivlens.forward import writes
 from ivlens.forward.means import head_means, mean_write_scale
-from ivlens.forward.writes import write_factors
+from ivlens.forward.writes import added_to_stream, write_factors
 from ivlens.models import load_model
+from ivlens.models.plain import plain_model
+from ivlens.steering.edits import addition
+from ivlens.tuning.sites import Sites
 from ivlens.vectors.heads import head_writes
 
 FACTORS = {"falcon_h1": 0.3}
@@ -139,3 +142,39 @@ def test_hooks_of_others_are_not_remembered():
         assert abs(write_factors(model, *prompts()).factors[1] - 1.7) < 1e-5
         handle.remove()
         assert write_factors(model, *prompts()).factors.tolist() == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("family", ["llama", "granite", "gemma2", "falcon_h1"])
+def test_what_is_added_at_attention_arrives_whole(family):
+    """Of the change of the stream nothing is lost on the way: compared where the MLP cannot answer, in the block."""
+    model, plain = load_model(hf_model=hf_model(family)), plain_model(load_model(hf_model=hf_model(family)))
+    delta = 5 * torch.randn(32, generator=torch.Generator().manual_seed(0))
+    tokens, mask = prompts((7,))
+    last = (torch.arange(7) == 6)[None]
+    entering: list[torch.Tensor] = []  # what the norm before the MLP is given: the stream after attention
+
+    def streams(run, module) -> torch.Tensor:
+        handle = module.register_forward_pre_hook(lambda norm, given: entering.append(given[0].detach().clone()))
+        with torch.no_grad():
+            run()
+        handle.remove()
+        return entering.pop()
+
+    own = model.blocks[1].ln2
+    clean = streams(lambda: model(tokens, use_cache=False), own)
+    with added_to_stream(model, 1, "attn_out", addition(delta, lambda: last)):
+        moved = streams(lambda: model(tokens, use_cache=False), own)
+    torch.testing.assert_close((moved - clean)[0, -1], delta, atol=1e-4, rtol=1e-4)
+    assert not (moved - clean)[0, :-1].any()
+    with torch.no_grad(), added_to_stream(model, 1, "attn_out", addition(delta, lambda: last)):
+        want = model(tokens, use_cache=False)
+    with torch.no_grad(), Sites(model).shifted(plain, 1, "attn_out", 6, delta):
+        got = plain(tokens, use_cache=False).logits
+    torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)
+
+
+def test_nothing_is_added_at_attention_where_that_is_not_defined():
+    model = load_model(hf_model=hf_model("openai_gpt"))
+    with pytest.raises(ValueError, match="site 'attn_out' is not defined in this model: use 'resid_post'"):
+        with added_to_stream(model, 1, "attn_out", torch.clone):
+            pass

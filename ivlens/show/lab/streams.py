@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ivlens.forward.hooks import added, check_site
+from ivlens.forward.hooks import check_site
 from ivlens.forward.inputs import check_length
+from ivlens.forward.writes import added_to_stream
 from ivlens.models.boot import TransformerBridge, check_model
 from ivlens.prompts.tokens import Encoder, token_text
 from ivlens.steering.edits import Positions, addition
@@ -97,7 +98,7 @@ def _forward(
     with (
         torch.no_grad(),
         followed(model) as ends,
-        added(model, what.layer, what.site, addition(what.deltas, lambda: ends.columns(what.positions))),
+        added_to_stream(model, what.layer, what.site, addition(what.deltas, lambda: ends.columns(what.positions))),
     ):
         logits, cache = model(tokens, attention_mask=mask, use_cache=True, return_type="logits_and_cache", **past)
     return logits[:, -1], cache
