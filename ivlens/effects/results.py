@@ -179,9 +179,10 @@ class HeadEffects:
         """One row for each measured head, largest effect first.
 
         Returns:
-            `task`, `label`, `layer`, `head`, `aie`, `low`, `high`, `interval` (its kind: of the whole map at once where
-            that can be had, see `interval`), `n` prompts. Where heads were measured again (`measure_again`), for these
-            also `aie_again`, `low_again`, `high_again`, `interval_again`, `n_again`.
+            `task`, `label`, `layer`, `head`, `score` (what `aie` is a difference of), `aie`, `low`, `high`, `interval`
+            (its kind: of the whole map at once where that can be had, see `interval`), `n` prompts. Where heads were
+            measured again (`measure_again`), for these also `aie_again`, `low_again`, `high_again`,
+            `interval_again`, `n_again`.
         """
         shown = self.interval(level, simultaneous=True)
         measured = int((~self.aie.isnan()).sum())
@@ -191,6 +192,7 @@ class HeadEffects:
                 "label": f"L{layer}H{head}",
                 "layer": layer,
                 "head": head,
+                "score": str(self.settings.get("score", "")),
                 "aie": float(self.aie[layer, head]),
                 "low": float(shown.low[layer, head]),
                 "high": float(shown.high[layer, head]),

@@ -58,7 +58,7 @@ def warn_of_noise(cie: Float[Tensor, "batch n_layers n_heads"], noise: float, dt
     size = float(measured.square().mean().sqrt())
     if size < 2**0.5 * noise:  # what is measured is both together: its square is the sum of theirs
         logger.warning(
-            "%s: effects of one head on one prompt (%.2g in the mean square) lie below what rounding in %s makes "
-            "(%.2g); measure in float32.",
-            task, size, dtype, noise,
+            "%s: rounding in %s (%.2g) makes more of the effects of one head on one prompt (%.2g in all, root mean "
+            "square) than the heads do; measure in float32.",
+            task, dtype, noise, size,
         )  # fmt: skip

@@ -47,6 +47,8 @@ def opened_by(library: str, label: str, remedy: str) -> Iterator[None]:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         reason = (" ".join(str(error).split()) or "no reason given")[:300]
+        if type(error).__name__ == "UnpicklingError":  # torch advises to run what is in it
+            reason = "a file of weights is damaged or holds more than tensors; nothing else is read"
         kind = FileNotFoundError if isinstance(error, OSError) else ValueError
         raise kind(f"{label} cannot be opened by {library} ({type(error).__name__}: {reason}), {remedy}.") from error
 

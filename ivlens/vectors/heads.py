@@ -58,8 +58,9 @@ def checked_model(effects: HeadEffects, model: TransformerBridge | None) -> Tran
     other = found.differs(effects.model)
     if other:
         raise ValueError(
-            f"model {found.name!r} has {other}, expected {effects.model.name!r} ({effects.model.key:.12}), on which "
-            f"the effects of {effects.task!r} were measured; measure them again."
+            f"model {found.name!r} has {other}, expected {effects.model.name!r} (weights "
+            f"{effects.model.weights_hash:.12}), on which the effects of {effects.task!r} were measured; "
+            "measure them again."
         )
     return live
 

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -17,6 +18,7 @@ from ivlens.show.figures.found import find_results
 from ivlens.show.figures.interventions import intervention_curves
 from ivlens.show.figures.kinds import KINDS_OF_RESULTS, draw_all
 from ivlens.show.figures.knowledge import drift_of_table, knowledge_curves
+from ivlens.show.figures.maps import head_maps
 from ivlens.show.figures.paper import INCHES, PX_PER_INCH, SMALLEST, for_paper
 from ivlens.show.figures.tables import claims_table, condition_table
 from ivlens.show.figures.theme import find_browser
@@ -139,6 +141,25 @@ def test_every_kind_of_file_is_known_by_its_content(folder: Path) -> None:
     }  # fmt: skip
     assert {one.name for one in drawings if one.table} == {"run-conditions", "run-methods", "run-tuning", "run-claims"}
     assert all(one.caption.endswith(".") for one in drawings)
+
+
+def test_maps_in_several_units_have_a_figure_each_and_none_is_lost(tmp_path: Path) -> None:
+    found = effects()
+    nats = replace(found, settings={**found.settings, "score": "logprob"})
+    prob = replace(found, settings={**found.settings, "score": "prob"})
+    for name, one in {"a": nats, "b": nats, "c": prob}.items():
+        one.save(tmp_path / f"{name}.safetensors")
+    drawings = {one.name: one for one in draw_all(find_results(tmp_path))[0]}
+    assert set(drawings) == {"heads-logprob", "heads-prob"}
+    assert "on 1 task(s) in 2 maps" in drawings["heads-logprob"].caption
+    titles = [note.text for note in drawings["heads-logprob"].printed().layout.annotations]
+    assert titles[:2] == [found.task, f"{found.task} (2)"]
+    both = pd.concat([nats.to_frame(), prob.to_frame()])
+    with pytest.raises(ValueError, match="nats and probability, expected one score"):
+        head_maps(both)
+    (tmp_path / "table").mkdir()
+    both.to_parquet(tmp_path / "table" / "heads.parquet")
+    assert {one.name for one in draw_all(find_results(tmp_path / "table"))[0]} == {"heads-logprob", "heads-prob"}
 
 
 def test_a_table_of_heads_is_left_out_beside_the_effects_themselves(folder: Path, tmp_path: Path) -> None:

@@ -44,9 +44,7 @@ def head_heatmap(
     _mark_ranks(figure, effects, top, theme)
     n = len(effects.corruptions)
     name = effects.model.name.rstrip("/").rpartition("/")[2]
-    marks = (
-        f"dots: the {top} strongest heads" if _is_crowded(effects) else f"numbers: rank of the {top} strongest heads"
-    )
+    marks = f"dots: the {top} strongest heads" if is_crowded(effects) else f"numbers: rank of the {top} strongest heads"
     note = f"{name} · {n} corrupted prompts" + (f" · {marks}" if top else "")
     styled(figure, theme, f"Effect of each head: {effects.task}", note, height=120 + max(170, min(34 * n_layers, 560)))
     figure.update_xaxes(title_text="head", showgrid=False, **_ticks(n_heads), range=[-0.5, n_heads - 0.5])
@@ -59,7 +57,7 @@ def unit_of(effects: HeadEffects) -> str:
     return UNITS.get(str(effects.settings.get("score")), "score")
 
 
-def _is_crowded(effects: HeadEffects) -> bool:
+def is_crowded(effects: HeadEffects) -> bool:
     """Whether cells are too small for a number."""
     return max(effects.aie.shape) > 20
 
@@ -68,7 +66,7 @@ def _mark_ranks(figure: go.Figure, effects: HeadEffects, top: int, theme: Theme)
     if top < 1:
         return
     heads = effects.top_heads(min(top, int(effects.aie.isfinite().sum())))
-    crowded = _is_crowded(effects)
+    crowded = is_crowded(effects)
     figure.add_trace(
         go.Scatter(
             x=[head for _, head in heads], y=[layer for layer, _ in heads],

@@ -10,7 +10,7 @@ from ivlens.runs.suites.report import latex, summary_of
 from ivlens.show.figures.benchmarks import COLUMNS, method_summary, score_matrices
 from ivlens.show.figures.conditions import condition_plot, condition_rows
 from ivlens.show.figures.found import Found
-from ivlens.show.figures.heads import head_heatmap
+from ivlens.show.figures.heads import head_heatmap, is_crowded
 from ivlens.show.figures.interventions import intervention_curves
 from ivlens.show.figures.kind import Kind, count, each
 from ivlens.show.figures.maps import head_maps
@@ -55,22 +55,30 @@ def _kind_of(file: Found) -> Kind | None:
 
 def _heads(files: Sequence[Found]) -> Iterator[Drawing]:
     effects = [HeadEffects.load(file.path) for file in files]
-    by_model = grouped(effects, lambda found: found.model.key)
-    for rank, results in enumerate(by_model.values(), start=1):
-        suffix = "" if len(by_model) == 1 else f"-model{rank}"
+    models = [*grouped(effects, lambda found: found.model.key)]
+    scores = [*grouped(effects, lambda found: found.settings.get("score"))]
+    # maps of several units have no common colour scale
+    sets = grouped(effects, lambda found: (found.model.key, found.settings.get("score")))
+    for (model, score), results in sets.items():
+        suffix = "" if len(models) == 1 else f"-model{1 + models.index(model)}"
+        suffix += "" if len(scores) == 1 else f"-{score}"
         if len(results) == 1:
             n_layers, n_heads = results[0].aie.shape
+            marks = "dots: the" if is_crowded(results[0]) else "numbers: rank of the"
             caption = (
                 f"Average indirect effect of every head of {results[0].model.name} on the task {results[0].task}, over "
-                f"{len(results[0].cie)} corrupted prompts; numbers: rank of the ten strongest heads."
+                f"{len(results[0].cie)} corrupted prompts; {marks} ten strongest heads."
             )
             inches = min(4.0, max(2.2, 0.8 + 2.2 * n_layers / n_heads))
             yield Drawing(f"heads{suffix}", caption, head_heatmap(results[0]), inches=inches)
         for start in range(0, len(results), PANELS) if len(results) > 1 else ():
             page = results[start : start + PANELS]
+            n_tasks, n_prompts = len({found.task for found in page}), sorted({len(found.cie) for found in page})
+            over = f"{n_prompts[0]} to {n_prompts[-1]}" if len(n_prompts) > 1 else f"{n_prompts[0]}"
+            maps = "" if n_tasks == len(page) else f" in {len(page)} maps"
             caption = (
-                f"Average indirect effect of every head of {page[0].model.name} on {len(page)} tasks, over "
-                f"{len(page[0].cie)} corrupted prompts each; dots: the five strongest heads."
+                f"Average indirect effect of every head of {page[0].model.name} on {n_tasks} task(s){maps}, over "
+                f"{over} corrupted prompts each; dots: the five strongest heads."
             )
             number = f"-{1 + start // PANELS}" if len(results) > PANELS else ""
             inches = 0.5 + 1.3 * math.ceil(len(page) / COLUMNS)
@@ -78,11 +86,15 @@ def _heads(files: Sequence[Found]) -> Iterator[Drawing]:
 
 
 def _head_table(name: str, file: Found) -> Iterator[Drawing]:
-    n_tasks = count(file.frame, "task")
-    caption = f"Average indirect effect of every head on {n_tasks} task(s); dots: the five strongest heads."
-    width = "column" if n_tasks < 3 else "page"
-    inches = 0.5 + 1.3 * math.ceil(n_tasks / COLUMNS)
-    yield Drawing(name, caption, head_maps(file.frame), width=width, inches=max(2.2, inches))
+    by_score = [*file.frame.groupby("score")] if "score" in file.frame else [("", file.frame)]
+    for score, frame in by_score:
+        n_tasks = count(frame, "task")
+        caption = f"Average indirect effect of every head on {n_tasks} task(s); dots: the five strongest heads."
+        width = "column" if n_tasks < 3 else "page"
+        inches = max(2.2, 0.5 + 1.3 * math.ceil(n_tasks / COLUMNS))
+        yield Drawing(
+            name + (f"-{score}" if len(by_score) > 1 else ""), caption, head_maps(frame), width=width, inches=inches
+        )
 
 
 def _similarity(files: Sequence[Found]) -> Iterator[Drawing]:

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from ivlens.effects.results import HeadEffects
-from ivlens.show.figures.heads import UNITS
+from ivlens.show.figures.heads import UNITS, unit_of
 from ivlens.show.figures.rows import grouped, rows_of
 from ivlens.show.figures.theme import LIGHT, Theme, colour_bar, styled
 
@@ -17,19 +17,20 @@ COLUMNS = 4
 
 
 def head_maps(results: Sequence[HeadEffects] | pd.DataFrame, *, top: int = 5, theme: Theme = LIGHT) -> go.Figure:
-    """Average indirect effect of every head, one panel per task; dots mark the `top` strongest of each.
+    """Average indirect effect of every head, one panel per map; dots mark the `top` strongest of each.
 
     Args:
         results: effects of one model, or their tables (`HeadEffects.to_frame`) in one frame.
         top: 0: none.
 
     Raises:
-        ValueError: nothing given, maps of several shapes, or a table without the columns.
+        ValueError: nothing given, maps of several shapes or scores, or a table without the columns.
     """
     maps = _from_table(results) if isinstance(results, pd.DataFrame) else _from_effects(results)
     if not maps or len({values.shape for values in maps.values()}) > 1:
         shapes = sorted({str(values.shape) for values in maps.values()})
         raise ValueError(f"head maps of shapes {', '.join(shapes) or 'none'}, expected one or more of one model.")
+    unit = _unit(results)
     limit = max(float(np.nanmax(np.abs(values))) for values in maps.values()) or 1.0
     n_columns = min(COLUMNS, len(maps))
     n_rows = math.ceil(len(maps) / n_columns)
@@ -41,7 +42,7 @@ def head_maps(results: Sequence[HeadEffects] | pd.DataFrame, *, top: int = 5, th
         row, column = divmod(place, n_columns)
         heat = go.Heatmap(
             z=values, zmin=-limit, zmax=limit, colorscale=theme.diverging, xgap=0.5, ygap=0.5, hoverongaps=False,
-            showscale=place == 0, colorbar=colour_bar(theme, _unit(results)),
+            showscale=place == 0, colorbar=colour_bar(theme, unit),
             hovertemplate="L%{y}H%{x}: %{z:+.3f}<extra></extra>",
         )  # fmt: skip
         figure.add_trace(heat, row=row + 1, col=column + 1)
@@ -56,7 +57,11 @@ def head_maps(results: Sequence[HeadEffects] | pd.DataFrame, *, top: int = 5, th
 
 
 def _from_effects(results: Sequence[HeadEffects]) -> dict[str, np.ndarray]:
-    return {found.task: found.aie.cpu().numpy() for found in results}
+    maps = dict[str, np.ndarray]()
+    for found in results:
+        n_before = sum(other.task == found.task for other in results[: len(maps)])
+        maps[f"{found.task} ({n_before + 1})" if n_before else found.task] = found.aie.cpu().numpy()
+    return maps
 
 
 def _from_table(frame: pd.DataFrame) -> dict[str, np.ndarray]:
@@ -71,11 +76,14 @@ def _from_table(frame: pd.DataFrame) -> dict[str, np.ndarray]:
 
 
 def _unit(results: Sequence[HeadEffects] | pd.DataFrame) -> str:
-    """What a table does not say is left out."""
-    if isinstance(results, pd.DataFrame):
-        return "AIE"
-    units = {UNITS.get(str(found.settings.get("score")), "score") for found in results}
-    return f"AIE ({' / '.join(sorted(units))})"
+    """The title of the colour scale; a table of an older version does not say its unit."""
+    if not isinstance(results, pd.DataFrame):
+        units = {unit_of(found) for found in results}
+    else:
+        units = {UNITS.get(str(score), "score") for score in results["score"]} if "score" in results else set()
+    if len(units) > 1:
+        raise ValueError(f"head maps in {' and '.join(sorted(units))}, expected one score; draw each by itself.")
+    return f"AIE ({units.pop()})" if units else "AIE"
 
 
 def _dots(values: np.ndarray, top: int, theme: Theme) -> go.Scatter:
