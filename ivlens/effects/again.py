@@ -3,13 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from random import Random
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import torch
 
 from ivlens.common.progress import Progress, bar, showing_progress
 from ivlens.effects.bands import ChosenHeads
 from ivlens.effects.engines import run_engine
+from ivlens.effects.plan import Plan
 from ivlens.effects.request import PatchOptions, make_request
 from ivlens.effects.results import HeadEffects
 from ivlens.forward.asking import prompts_for
@@ -49,16 +50,17 @@ def measure_again(
 
     Raises:
         TypeError: a model that `load_model` did not return.
-        ValueError: another model or task than the effects are of, the split that chose the heads, one without prompts
-            of the same kind, or heads that were not measured.
+        ValueError: another model or task than the effects are of, other tasks for counterfactuals, the split that chose
+            the heads, one without prompts of the same kind, or heads that were not measured.
         RuntimeError: inside a `steer` context.
 
     Source: docs/method.md, section 13.
     """
     bridge = _checked(effects, task, model, split)
     chosen = _chosen(effects, heads)
-    batch = _prompts(bridge, effects, task, split, others)
     settings = effects.settings
+    _check_others(settings, Plan(task, effects.recipe, str(settings["corruption"]), others).settings())
+    batch = _prompts(bridge, effects, task, split, others)
     request = make_request(
         bridge, batch.tokens, batch.attention_mask, batch.answer_tokens, effects.mean_z.to(bridge.cfg.device),
         foil_tokens=batch.foil_tokens,
@@ -83,8 +85,11 @@ def _checked(effects: HeadEffects, task: Task, model: TransformerBridge | None, 
         )
     check_unsteered(check_model(bridge))
     identity = model_identity(bridge)
-    if identity.weights_hash != effects.model.weights_hash:
-        raise ValueError(f"model is {identity}, expected {effects.model}, which the effects were measured on.")
+    if other := identity.differs(effects.model):
+        raise ValueError(
+            f"model {identity} has {other}, expected {effects.model} as it was when the effects were measured; measure "
+            "them again with head_effects."
+        )
     if task.content_hash() != effects.settings.get("task_hash"):
         raise ValueError(
             f"task is {task.name!r}, expected the task {effects.task!r} as it was when its effects were "
@@ -95,6 +100,16 @@ def _checked(effects: HeadEffects, task: Task, model: TransformerBridge | None, 
             f"split is {split!r}, which chose the heads, expected another one: what was chosen looks too good there."
         )
     return bridge
+
+
+def _check_others(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse counterfactuals of other tasks: against another prompt a head has another effect."""
+    if before.get("others_hash", now["others_hash"]) != now["others_hash"]:
+        was, given = (", ".join(names or ()) or "the built-in tasks" for names in (before["others"], now["others"]))
+        raise ValueError(
+            f"others are {given:.60}, expected {was:.60} as they were when the effects were measured; pass others=, or "
+            "measure them again with head_effects."
+        )
 
 
 def _chosen(
