@@ -110,7 +110,7 @@ def test_logits_are_those_of_peft(kind, base, place, tmp_path):
     try:
         folder = trained(source, KINDS[kind](PLACES[place][family]), tmp_path / "out")
         want = peft_logits(source, folder)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         if "is not supported" not in str(error):
             raise
         pytest.skip(f"peft itself refuses: {error!s:.60}")
