@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from random import Random
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import torch
 
@@ -49,16 +49,18 @@ def measure_again(
 
     Raises:
         TypeError: a model that `load_model` did not return.
-        ValueError: another model or task than the effects are of, the split that chose the heads, one without prompts
-            of the same kind, or heads that were not measured.
+        ValueError: another model or task than the effects are of, other tasks for counterfactuals, the split that chose
+            the heads, one without prompts of the same kind, or heads that were not measured.
         RuntimeError: inside a `steer` context.
 
     Source: docs/method.md, section 13.
     """
     bridge = _checked(effects, task, model, split)
     chosen = _chosen(effects, heads)
-    batch = _prompts(bridge, effects, task, split, others)
     settings = effects.settings
+    plan = Plan(task, effects.recipe, str(settings["corruption"]), others)
+    _check_others(settings, plan.settings())
+    batch = _prompts(bridge, effects, plan, split)
     request = make_request(
         bridge, batch.tokens, batch.attention_mask, batch.answer_tokens, effects.mean_z.to(bridge.cfg.device),
         foil_tokens=batch.foil_tokens,
@@ -85,7 +87,8 @@ def _checked(effects: HeadEffects, task: Task, model: TransformerBridge | None, 
     identity = model_identity(bridge)
     if other := identity.differs(effects.model):
         raise ValueError(
-            f"model is {identity}, which has {other}, expected {effects.model}, which the effects were measured on."
+            f"model {identity} has {other}, expected {effects.model} as it was when the effects were measured; measure "
+            "them again with head_effects."
         )
     if task.content_hash() != effects.settings.get("task_hash"):
         raise ValueError(
@@ -97,6 +100,16 @@ def _checked(effects: HeadEffects, task: Task, model: TransformerBridge | None, 
             f"split is {split!r}, which chose the heads, expected another one: what was chosen looks too good there."
         )
     return bridge
+
+
+def _check_others(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Refuse counterfactuals of other tasks: against another prompt a head has another effect."""
+    if before.get("others_hash", now["others_hash"]) != now["others_hash"]:
+        was, given = (", ".join(names or ()) or "the built-in tasks" for names in (before["others"], now["others"]))
+        raise ValueError(
+            f"others are {given:.60}, expected {was:.60} as they were when the effects were measured; pass others=, or "
+            "measure them again with head_effects."
+        )
 
 
 def _chosen(
@@ -115,23 +128,13 @@ def _chosen(
     return chosen
 
 
-def _prompts(
-    model: TransformerBridge,
-    effects: HeadEffects,
-    task: Task,
-    split: SplitName,
-    others: Sequence[Task] | Mapping[str, Task] | None,
-) -> PromptBatch:
+def _prompts(model: TransformerBridge, effects: HeadEffects, plan: Plan, split: SplitName) -> PromptBatch:
     """As many prompts as were measured, or as there are, all of the kind that was measured.
 
     Raises:
-        ValueError: counterfactuals would come from other tasks, or there is no such prompt.
+        ValueError: there is no such prompt.
     """
-    recipe, kind = effects.recipe, effects.corruptions[0]
-    plan = Plan(task, recipe, str(effects.settings["corruption"]), others)
-    if "others_hash" in effects.settings and plan.settings()["others_hash"] != effects.settings["others_hash"]:
-        names = ", ".join(effects.settings.get("others") or ["the built-in ones"])
-        raise ValueError(f"others are not the tasks that the effects were measured with, expected {names:.60}.")
+    task, recipe, kind = plan.task, plan.recipe, effects.corruptions[0]
     examples = list(task.split(split, recipe.seed))
     Random(f"{recipe.seed}\0{task.name}\0again").shuffle(examples)
     batch = plan.prompts(model, examples, corrupted=True)

@@ -127,10 +127,6 @@ def make_request(
     options = options or PatchOptions()
     mode, score = options.mode, options.score
     check_unsteered(check_model(model))
-    if model.training:
-        raise ValueError(
-            "the model is in train mode, expected eval mode: dropout would count as effects; model.eval()."
-        )
     check_mode(mode)
     check_score(score, has_foils=foil_tokens is not None)
     chosen_layers, chosen_heads = check_selection(model, options.layers, options.heads)

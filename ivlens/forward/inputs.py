@@ -35,9 +35,9 @@ def check_prompts(model: TransformerBridge, tokens: Any, attention_mask: Any) ->
     Raises:
         TypeError: not integer tensors, or no model from `load_model`.
         ValueError: no prompts, a mask of another shape or not of 0 and 1, a row without tokens, or a token that the
-            model does not have.
+            model does not have; a model in train mode, or with a part that is.
     """
-    check_model(model)
+    _check_eval(check_model(model))
     for name, value in (("tokens", tokens), ("attention_mask", attention_mask)):
         if not isinstance(value, Tensor) or (name == "tokens" and (value.is_floating_point() or value.is_complex())):
             got = f"a {value.dtype} tensor" if isinstance(value, Tensor) else type(value).__name__
@@ -59,6 +59,15 @@ def check_prompts(model: TransformerBridge, tokens: Any, attention_mask: Any) ->
         raise ValueError(f"attention_mask row {row} is all 0, expected at least one token; leave the row out.")
     _check_ids("tokens", tokens[mask == 1], model)
     return _left_padded(tokens.masked_fill(mask == 0, 0), mask)
+
+
+def _check_eval(model: TransformerBridge) -> None:
+    """Refuse dropout: a training loop switches the model that is wrapped, and the bridge itself does not see it."""
+    if any(part.training for part in model.modules()):
+        raise ValueError(
+            "the model, or a part of it, is in train mode, expected eval mode: dropout would be in every number; "
+            "model.eval()."
+        )
 
 
 def _left_padded(tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"]) -> tuple[Tensor, Tensor]:

@@ -105,7 +105,7 @@ def evaluate_intervention(
 
     Raises:
         ValueError: an unknown split, layer or site; prompts with nothing to take away; a vector of another model, or
-            made on the judged split or on splits of another seed than the others.
+            made on the judged split or on splits of another seed than the others; `means` of another model.
 
     Source:
         docs/method.md, section 6; arXiv 2406.12227 and 2310.15213, where a vector is added at one layer for all tasks
@@ -113,6 +113,11 @@ def evaluate_intervention(
     """
     check_belongs(iv, model)
     options = options or JudgeOptions()
+    if isinstance(options.means, HeadEffects) and (other := options.means.model.differs(model_identity(model))):
+        raise ValueError(
+            f"means are effects measured on {options.means.model}, and this model has {other}: what its random heads "
+            "write is not known; measure them on this model, or leave means out."
+        )
     with showing_progress(options.progress):
         return _evaluated(model, task, iv, recipe, at, n_prompts, n_draws, options)
 

@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ivlens.forward.unembedding import full_logits
 from ivlens.models.boot import TransformerBridge
 from ivlens.prompts.tokens import token_text
 
@@ -17,7 +18,7 @@ def top_tokens(theta: Float[Tensor, " d_model"], model: TransformerBridge, k: in
     if model.tokenizer is None:
         raise ValueError("decode got a model without a tokenizer; give load_model one (tokenizer=...).")
     parameter = next(model.parameters())
-    with torch.no_grad():
+    with torch.no_grad(), full_logits(model):
         stream = theta.to(parameter.device, parameter.dtype)[None, None]
         logits = model.unembed(model.ln_final(stream))[0, 0].float()
     top = logits.topk(min(k, len(logits)))

@@ -243,6 +243,11 @@ def test_a_series_goes_on_where_it_stopped(pocket, tmp_path, monkeypatch):
     pd.testing.assert_frame_equal(again.heads, found.heads)
     with pytest.raises(ValueError, match="measured on other weights, tasks or options"):
         track(series, tasks, TrackOptions(n_prompts=9), folder=tmp_path)
+    # how far the weights moved would be counted from another model
+    monkeypatch.undo()
+    for names in ({"other": without_heads([(1, 1)]), "after": changed}, {"after": changed, "before": pocket}):
+        with pytest.raises(ValueError, match="after.safetensors' was measured on other weights"):
+            track(checkpoint_series(names), tasks, OPTIONS, folder=tmp_path)
 
 
 def test_recording_during_training(pocket, tmp_path):

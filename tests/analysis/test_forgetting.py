@@ -14,6 +14,7 @@ from ivlens.analysis.forgetting.drops import log_odds
 from ivlens.forward.scoring import answer_logits, first_token_prob
 from ivlens.models import pocket_path
 from ivlens.prompts import PromptRecipe, build_prompts
+from ivlens.tasks import Task, TaskExample
 
 ANTONYM, CAPITAL, LETTER = (load_task(name) for name in ("antonym", "country_capital", "first_letter"))
 FEW = ProbeOptions(n_prompts=6, n_clozes=2)
@@ -75,9 +76,19 @@ def test_rank_among_the_tasks_own_answers(pocket):
     logits = torch.zeros(1, pocket.cfg.d_vocab)
     logits[0, own], logits[0, other], logits[0, outside] = 1.0, 0.5, 9.0
     candidates = torch.tensor([own, other])
-    assert bool(_ranked(logits, batch, candidates)[0]), "a word that answers nothing in this task does not count"
+    assert _ranked(logits, batch, candidates).tolist() == [1.0], "a word that answers nothing here does not count"
     logits[0, other] = 2.0
-    assert not bool(_ranked(logits, batch, candidates)[0])
+    assert _ranked(logits, batch, candidates).tolist() == [0.0]
+    assert _ranked(logits, batch, candidates[:1]).isnan().all(), "nothing to beat is no victory"
+
+
+def test_answers_that_all_begin_with_a_blank_have_no_rank(new_model, byte_level):
+    model = new_model("llama", byte_level)
+    numbers = tuple(TaskExample(word, (str(number % 10),)) for number, word in enumerate("abcdefghijkl"))
+    table = probe(model, [Task("numbers", numbers, instructions=("Give the number.",))], ProbeOptions(split="fit"))
+    assert len(table) > 2 and table["ranked"].isna().all() and table["seq_prob"].notna().all()
+    lost = decomposition(table, table).set_index("measure").loc["ranked"]
+    assert lost["instruction_before"].isna().all()
 
 
 def test_a_model_and_itself_lose_nothing(pocket, found):

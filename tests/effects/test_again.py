@@ -5,10 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import WORDS
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import ivlens
+from ivlens.effects import EffectOptions
 from ivlens.effects.bands import ChosenHeads
 from ivlens.effects.results import HeadEffects
+from ivlens.models.load import load_model
 from ivlens.prompts.recipe import PromptRecipe
 from ivlens.tasks.task import Task, TaskExample
 
@@ -90,13 +93,13 @@ def test_what_cannot_be_measured_again(effects, task, pocket, llama):
         ivlens.measure_again(effects, ivlens.load_task("comparative"))
     with pytest.raises(ValueError, match="is not in memory; pass model="):
         ivlens.measure_again(replace(effects, model_ref=None), task)
-    with pytest.raises(ValueError, match="which the effects were measured on"):
+    with pytest.raises(ValueError, match="has other weights and another configuration.*as it was when the effects"):
         ivlens.measure_again(effects, task, model=llama)
     for name, other in (("config_hash", "another configuration"), ("tokenizer_hash", "another tokenizer")):
         stranger = replace(effects, model=replace(effects.model, **{name: "other"}))
-        with pytest.raises(ValueError, match=f"which has {other}"):
+        with pytest.raises(ValueError, match=f"has {other}, expected"):
             ivlens.measure_again(stranger, task, model=pocket)
-    with pytest.raises(ValueError, match="others are not the tasks .* expected the built-in ones"):
+    with pytest.raises(ValueError, match="others are synonym, expected the built-in tasks"):
         ivlens.measure_again(effects, task, others=[ivlens.load_task("synonym")])
     with pytest.raises(ValueError, match="L9H0, which was not measured"):
         ivlens.measure_again(effects, task, heads=[(9, 0)])
@@ -127,3 +130,20 @@ def test_logit_differences_are_of_prompts_with_a_foil(llama):
     effects = ivlens.head_effects(llama, tasks[0], score="logit_diff", n_prompts=3, options=options)
     found = ivlens.measure_again(effects, tasks[0], heads=2, others=tasks[1:]).again
     assert found.cie.isfinite().all() and set(found.inputs) <= set(WORDS[::2])
+
+
+def test_the_same_weights_under_another_configuration_are_another_model(effects, task):
+    config = AutoConfig.from_pretrained(ivlens.pocket_path())
+    config.hidden_act = "relu"
+    changed = AutoModelForCausalLM.from_pretrained(ivlens.pocket_path(), config=config)
+    other = load_model(hf_model=changed, tokenizer=AutoTokenizer.from_pretrained(ivlens.pocket_path()))
+    with pytest.raises(ValueError, match="has another configuration, expected"):
+        ivlens.measure_again(effects, task, model=other)
+
+
+def test_counterfactuals_of_other_tasks_are_another_measure(pocket, task):
+    others = [ivlens.load_task(name) for name in ("comparative", "english_french")]
+    effects = ivlens.head_effects(pocket, task, n_prompts=4, options=EffectOptions(others=others, n_check_prompts=0))
+    assert len(ivlens.measure_again(effects, task, heads=1, others=others).again.inputs) == 4
+    with pytest.raises(ValueError, match="others are the built-in tasks, expected comparative, english_french"):
+        ivlens.measure_again(effects, task, heads=1)

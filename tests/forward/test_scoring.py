@@ -4,10 +4,13 @@ import math
 
 import pytest
 import torch
-from conftest import chained, random_prompts
+from conftest import chained, random_prompts, tiny_task
 
+import ivlens
 from ivlens.forward import hooks, scoring
+from ivlens.forward.completions import complete
 from ivlens.prompts import PromptBatch, build_prompts
+from ivlens.steering.trials import Trials
 from ivlens.tasks import Task, TaskExample
 
 # probabilities 1/2, 1/4, 1/4 and 1/10, 1/10, 8/10
@@ -182,3 +185,23 @@ def test_prompts_that_do_not_fit_the_model(new_model, byte_level):
 def test_a_batch_size_below_one(llama, batch):
     with pytest.raises(ValueError, match="batch_size is 0, expected 1 or more"):
         scoring.answer_logits(llama, batch, batch_size=0)
+
+
+@pytest.mark.parametrize("of", [lambda model: model, lambda model: model.original_model, lambda model: model.blocks[1]])
+def test_nothing_is_measured_while_dropout_may_be_on(new_model, byte_level, of):
+    model, task = new_model("gpt2", byte_level), tiny_task()
+    batch = build_prompts(byte_level, task, task.examples)
+    want = scoring.answer_logits(model, batch)
+    of(model).train()
+    for measure in (
+        scoring.answer_logits,
+        scoring.greedy_accuracy,
+        Trials,
+        lambda model, _: ivlens.head_effects(model, task),
+    ):
+        with pytest.raises(ValueError, match=r"in train mode, expected eval mode.*model.eval"):
+            measure(model, batch)
+    with pytest.raises(ValueError, match="in train mode"):
+        complete(model, ["a"])
+    model.eval()
+    torch.testing.assert_close(scoring.answer_logits(model, batch), want)

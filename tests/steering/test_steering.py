@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import WORDS, chained, random_prompts
 
+from ivlens.effects import EffectOptions, head_effects
 from ivlens.forward.hooks import added, captured_heads, captured_residual, model_lock, patched_heads
 from ivlens.models import model_identity
 from ivlens.prompts import PromptRecipe
@@ -676,3 +677,8 @@ def test_wrong_requests_are_refused(planted):
             evaluate_intervention(bridge, task, iv, n_draws=1, **options)
     with pytest.raises(RuntimeError, match="steer context open"), steer(bridge, iv, layer=0):
         evaluate_intervention(bridge, task, iv, at=Grid(layers=(0,)), n_draws=1)
+    few = EffectOptions(layers=[0], heads=[0], n_check_prompts=0)
+    effects = head_effects(bridge, task, corruption="drop", n_prompts=2, options=few)
+    old = replace(effects, model=replace(effects.model, config_hash="another"))
+    with pytest.raises(ValueError, match="means are effects measured on .*this model has another configuration"):
+        evaluate_intervention(bridge, task, iv, options=JudgeOptions(means=old, other_vectors=()))

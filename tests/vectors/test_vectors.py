@@ -7,15 +7,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import random_prompts, tiny_task
+from conftest import hf_model, random_prompts, tiny_task
 from safetensors.torch import save_file
 
 from ivlens.effects import EffectOptions, HeadEffects, head_effects
 from ivlens.forward.hooks import captured_residual, output_projection
 from ivlens.forward.means import mean_head_outputs, mean_write_scale
-from ivlens.models import model_identity
+from ivlens.models import load_model, model_identity
 from ivlens.prompts import PromptRecipe
 from ivlens.vectors import InstructionVector
+from ivlens.vectors.decode import top_tokens
 from ivlens.vectors.vector import base_task, check_belongs
 
 
@@ -198,6 +199,17 @@ def test_decode_names_the_token_the_vector_points_to(llama, iv):
     assert len(top) == 5 and top[0][0] == llama.tokenizer.decode([42])
     assert [value for _, value in top] == sorted((value for _, value in top), reverse=True)
     assert planted.decode(llama, k=5) == top
+
+
+def test_decode_rounds_no_logits_in_half_precision(byte_level):
+    bridge = load_model(hf_model=hf_model("llama"), tokenizer=byte_level, dtype="bfloat16")
+    theta = torch.randn(bridge.cfg.d_model, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        stream = bridge.ln_final(theta.bfloat16()[None, None])[0, 0]
+    want = bridge.original_model.lm_head.weight.detach().float() @ stream.float()
+    found = [value for _, value in top_tokens(theta, bridge, 9)]
+    assert found == pytest.approx(want.topk(9).values.tolist(), rel=1e-5)
+    assert found != [float(torch.tensor(value).bfloat16()) for value in found]
 
 
 def test_decode_shows_the_space_of_a_piece_and_bytes_by_name(new_model, metaspace):

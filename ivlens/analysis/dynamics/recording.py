@@ -40,19 +40,20 @@ def track(
             folder.
     """
     options = options or TrackOptions()
-    kept = _Kept(None if folder is None else Path(folder), tasks, options)
+    kept = _Kept(None if folder is None else Path(folder), tasks, options, series.first.key())
     first: TransformerBridge | None = None
     stages = []
     for number, checkpoint in enumerate(ticking(list(series), "checkpoints", "checkpoints")):
         on_checkpoint(checkpoint)
-        stage = kept.load(checkpoint.name, checkpoint.key())
+        key = kept.key(checkpoint.key(), is_first=number == 0)
+        stage = kept.load(checkpoint.name, key)
         if stage is None:
             first = series.first.open() if first is None else first
             model = first if number == 0 else checkpoint.open()
             start = None if number == 0 else first
             stage = measure_stage(model, tasks, options, name=checkpoint.name, step=checkpoint.step, first=start)
             del model
-            kept.save(stage, checkpoint.key())
+            kept.save(stage, key)
         stages.append(stage)
     return compare(stages)
 
@@ -101,7 +102,7 @@ class Recorder:
             ValueError: nothing was recorded, or the folder has a record of other tasks or options.
         """
         self._begin()
-        kept = _Kept(self.folder, self.tasks, self.options)
+        kept = self._kept()
         found = {stage.name: stage for stage in kept.all()} | self.stages
         return compare(sorted(found.values(), key=lambda stage: stage.step))
 
@@ -110,8 +111,8 @@ class Recorder:
             self._measure(0, self.model)
 
     def _measure(self, step: int, model: TransformerBridge) -> None:
-        kept, name = _Kept(self.folder, self.tasks, self.options), f"step-{step:06d}"
-        key = Checkpoint(name, model).key()
+        kept, name = self._kept(), f"step-{step:06d}"
+        key = kept.key(Checkpoint(name, model).key(), is_first=step == 0)
         stage = kept.load(name, key)
         if stage is None:
             first = None if step == 0 else self.model
@@ -119,31 +120,35 @@ class Recorder:
             kept.save(stage, key)
         self.stages[name] = stage
 
+    def _kept(self) -> "_Kept":
+        return _Kept(self.folder, self.tasks, self.options, Checkpoint("first", self.model).key())
+
 
 @dataclass(frozen=True)
 class _Kept:
-    """Measurements on disk."""
+    """Measurements on disk; `first` tells the model that all others are measured against."""
 
     folder: Path | None
     tasks: Sequence[Task]
     options: TrackOptions
+    first: dict[str, Any]
 
-    def load(self, name: str, checkpoint: dict[str, Any]) -> Stage | None:
+    def load(self, name: str, key: str) -> Stage | None:
         path = self._path(name)
         if path is None or not path.exists():
             return None
         try:
-            stage, key = Stage.load(path)
+            stage, found = Stage.load(path)
         except ValueError as error:
             logger.warning("%s; it is measured again.", error)
             return None
-        check_key(path, key, self._key(checkpoint))
+        check_key(path, found, key)
         return stage
 
-    def save(self, stage: Stage, checkpoint: dict[str, Any]) -> None:
+    def save(self, stage: Stage, key: str) -> None:
         path = self._path(stage.name)
         if path is not None:
-            stage.save(path, self._key(checkpoint))
+            stage.save(path, key)
 
     def all(self) -> list[Stage]:
         """Of a recorder's folder; what belongs to another recording would be compared with models it never came from.
@@ -154,7 +159,7 @@ class _Kept:
         found = []
         for path in [] if self.folder is None else sorted(self.folder.glob("step-*.safetensors")):
             stage, key = Stage.load(path)
-            check_key(path, key, self._key({"model": stage.model.key}))
+            check_key(path, key, self.key({"model": stage.model.key}, is_first=stage.step == 0))
             found.append(stage)
         return found
 
@@ -162,6 +167,10 @@ class _Kept:
         safe = "".join(char if char.isalnum() or char in "-_." else "_" for char in name)
         return None if self.folder is None else self.folder / f"{safe}.safetensors"
 
-    def _key(self, checkpoint: dict[str, Any]) -> str:
+    def key(self, checkpoint: dict[str, Any], *, is_first: bool) -> str:
+        """Of a measurement: how far the weights are from the first ones is part of it."""
         tasks = [task.full_hash() for task in self.tasks]
-        return digest({"checkpoint": checkpoint, "tasks": tasks, "options": plain_options(self.options)})
+        first = None if is_first else self.first
+        return digest(
+            {"checkpoint": checkpoint, "first": first, "tasks": tasks, "options": plain_options(self.options)}
+        )

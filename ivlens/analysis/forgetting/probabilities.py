@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from ivlens.common.checks import check_counts
@@ -74,7 +74,7 @@ def probe(model: TransformerBridge, tasks: Sequence[Task], options: ProbeOptions
     - `accuracy`: whether greedy decoding begins with an accepted answer and does not go on inside its last word;
       `exact`: whether it also ends the text or the line there;
     - `ranked`: whether the answer's first token is more probable than that of every other answer of the task (answers
-      that share it are left out).
+      that share it are left out; NaN where all do).
 
     Args:
         model: From `load_model`, with its tokenizer.
@@ -158,7 +158,7 @@ def _scored(
         log_probs.append((sequence_logprob(logits, answers) / (answers != -100).sum(-1)).double().cpu())
         ranked.append(_ranked(logits[:, 0].cpu(), batch.rows(rows), others))
     right = [each.double().cpu() for each in greedy_correct(model, batch, batch_size=batch_size)]
-    columns = [torch.cat(first), torch.cat(log_probs).exp(), *right, torch.cat(ranked).double()]
+    columns = [torch.cat(first), torch.cat(log_probs).exp(), *right, torch.cat(ranked)]
     values = torch.stack(columns, 1).tolist()
     return dict(zip((example.input for example in batch.examples), values, strict=True))
 
@@ -168,12 +168,13 @@ def _first_tokens(model: TransformerBridge, task: Task, recipe: PromptRecipe) ->
     return build_prompts(model.tokenizer, task, task.examples, replace(recipe, n_shots=0)).answer_tokens[:, 0].unique()
 
 
-def _ranked(logits: Float[Tensor, "rows d_vocab"], batch: PromptBatch, others: Tensor) -> Bool[Tensor, " rows"]:
-    """Whether an accepted answer's first token beats those of all answers that are not accepted."""
+def _ranked(logits: Float[Tensor, "rows d_vocab"], batch: PromptBatch, others: Tensor) -> Float[Tensor, " rows"]:
+    """1 where an accepted answer's first token beats those of all answers that are not accepted, NaN without such."""
     theirs = logits[:, others].float()
     own = torch.full((len(batch),), -torch.inf)
     for row, answers in enumerate(batch.alternatives):
         firsts = torch.tensor([answer[0] for answer in answers])
         own[row] = logits[row, firsts].float().max()
         theirs[row, torch.isin(others, firsts)] = -torch.inf
-    return own > theirs.max(-1).values
+    best = theirs.max(-1).values
+    return (own > best).double().masked_fill(best == -torch.inf, torch.nan)
