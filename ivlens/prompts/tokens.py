@@ -12,7 +12,7 @@ class Encoder:
     """A tokenizer that starts every text as it would on its own, and never ends one."""
 
     def __init__(self, tokenizer: Any) -> None:
-        if not callable(tokenizer):
+        if not callable(tokenizer) or not hasattr(tokenizer, "convert_ids_to_tokens"):
             raise TypeError(
                 f"tokenizer is {type(tokenizer).__name__}, expected a transformers tokenizer; "
                 "pass model.tokenizer, or give load_model one (tokenizer=...)."
