@@ -422,7 +422,7 @@ def test_top_heads_and_table(llama):
     assert effects.top_heads(3) == [(1, 2), (0, 1), (0, 0)]
     frame = effects.to_frame()
     assert frame["label"].tolist()[:2] == ["L1H2", "L0H1"] and len(frame) == 5
-    assert list(frame) == ["task", "label", "layer", "head", "aie", "low", "high", "interval", "n"]
+    assert list(frame) == ["task", "label", "layer", "head", "score", "aie", "low", "high", "interval", "n"]
     for k in (0, 6):
         with pytest.raises(ValueError, match=f"k is {k}, expected 1 to 5, the number of measured heads"):
             effects.top_heads(k)
