@@ -87,7 +87,7 @@ docs: $(VENV)/.test  ## the documentation, in out/docs/index.html; warnings are 
 	@! grep -rlE '<(script|link|img)[^>]+(src|href)="https?://' $(OUT)/docs --include='*.html' || { echo "make: these pages load something from the network" >&2; exit 1; }
 	@echo "$(OUT)/docs/index.html"
 
-notebooks: $(VENV)/.test smollm2  ## run all notebooks (two minutes each at most) and keep their outputs; ARGS=1_heads chooses
+notebooks: $(VENV)/.test smollm2  ## run all notebooks (two minutes each at most) and keep their outputs; ARGS=1_heads_and_vectors chooses
 	@$(PIP) install --quiet -c constraints.txt -e '.[notebook,export,tune]'
 	@$(PY) notebooks/run.py $(ARGS)
 
