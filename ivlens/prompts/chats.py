@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
+from ivlens.prompts.tokens import n_shared
+
 Turn = tuple[str, str]  # who says it, and what
 
 _SAID = {"system": "be as told", "user": "the first question", "assistant": "the first answer"}
@@ -179,7 +181,7 @@ def _end_and_gap(cue: str, whole: str) -> tuple[str, str]:
         if closed := _closed(cue + gap):
             return gap + closed, ""
         return ("", gap) if not gap.strip() else (gap, "")
-    more = cue[_common(cue, whole) :]
+    more = cue[n_shared(cue, whole) :]
     if closed := _closed(more):
         return closed, ""
     if more.strip() and not _is_over(more):
@@ -217,12 +219,3 @@ def _is_over(text: str) -> bool:
     return bool(tags) and Counter(word for slash, word in tags if slash) == Counter(
         word for slash, word in tags if not slash
     )
-
-
-def _common(first: str, second: str) -> int:
-    n = 0
-    for a, b in zip(first, second, strict=False):
-        if a != b:
-            break
-        n += 1
-    return n

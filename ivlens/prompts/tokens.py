@@ -50,7 +50,7 @@ class Encoder:
         """
         alone = self.ids(prompt)
         joint = [self.ids(prompt + continuation) for continuation in continuations]
-        n = min(_common(alone, ids) for ids in joint)
+        n = min(n_shared(alone, ids) for ids in joint)
         for continuation, ids in zip(continuations, joint, strict=True):
             if len(ids) <= n:
                 raise ValueError(
@@ -75,7 +75,8 @@ class Encoder:
         return unknown is not None and unknown != self.tokenizer.eos_token_id and unknown in ids
 
 
-def _common(first: Sequence[int], second: Sequence[int]) -> int:
+def n_shared(first: Sequence[int] | str, second: Sequence[int] | str) -> int:
+    """How many tokens, or characters, both begin with."""
     n = 0
     for a, b in zip(first, second, strict=False):
         if a != b:
