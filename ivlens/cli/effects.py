@@ -86,7 +86,10 @@ def _print(found: "HeadEffects", top: int) -> None:
 
 def _has_others(found: "HeadEffects", task: "Task") -> bool:
     """Whether there are *select* prompts, beside those that choose the heads."""
-    return found.settings["split"] != "select" and bool(task.split("select", found.recipe.seed))
+    from ivlens.tasks.task import split_of
+
+    has_select = any(split_of(example.input, found.recipe.seed) == "select" for example in task.examples)
+    return has_select and found.settings["split"] != "select"
 
 
 def _again(found: "HeadEffects", task: "Task", n_heads: int) -> "HeadEffects":

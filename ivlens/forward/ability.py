@@ -48,7 +48,7 @@ class Ability:
         parts = []
         for name, (low, high) in self.intervals.items():
             parts.append(f"{name} accuracy {getattr(self, name):.2f} ({low:.2f} to {high:.2f})")
-        return f"{', '.join(parts)} on {self.n} select inputs"
+        return f"{', '.join(parts)} on {self.n} inputs"
 
     def warning(self, task: str, model: str) -> str:
         """What to say where it is not enough: why, and what to do; empty where it is."""

@@ -83,7 +83,7 @@ class PromptSearch:
         told = {"task": "the task's instruction", "none": "no instruction"}[row["instruction"]]
         return (
             f"{self.task}: template {row['template']}, {row['n_shots']} demonstrations, {told}: accuracy "
-            f"{row['clean']:.2f}, bare {row['bare']:.2f} on {row['n']} select inputs; best of {self.n_forms} forms"
+            f"{row['clean']:.2f}, bare {row['bare']:.2f} on {row['n']} inputs; best of {self.n_forms} forms"
             f"{' (remembered)' if self.remembered else ''}"
         )
 

@@ -14,7 +14,7 @@ from ivlens.prompts.build import build_prompts, sampled_prompts
 from ivlens.prompts.chats import ChatRefused
 from ivlens.prompts.recipe import TASK, PromptRecipe
 from ivlens.prompts.templates import TEMPLATES, PromptTemplate, find_template
-from ivlens.tasks.task import Task, TaskExample, split_of
+from ivlens.tasks.task import SplitName, Task, TaskExample, split_of
 
 logger = logging.getLogger(__name__)
 
@@ -65,10 +65,19 @@ def templates_of(tokenizer: Any, given: Sequence[Template] | None) -> list[Templ
 def tried_examples(model: TransformerBridge, task: Task, n_prompts: int, seed: int) -> tuple[TaskExample, ...]:
     """*select* examples whose answers the tokenizer can spell, in an order drawn with the seed.
 
+    A task so small that no example falls into *select* is asked on *fit*, and the log says so; *test* is left alone.
+
     Raises:
-        ValueError: the split is empty, or none of its answers can be spelled.
+        ValueError: both splits are empty, or no answer can be spelled.
     """
-    examples = list(task.split("select", seed))
+    side: SplitName = "select"
+    if not any(split_of(example.input, seed) == side for example in task.examples):
+        side = "fit"
+        logger.warning(
+            f"None of the {len(task)} examples of {task.name} is in the split 'select' with seed {seed}: "
+            "its prompts are chosen on 'fit'. About 50 examples make all three splits useful."
+        )
+    examples = list(task.split(side, seed))
     Random(f"{seed}\0{task.name}\0forms").shuffle(examples)
     bare = PromptRecipe(instruction=None, n_shots=0, seed=seed)
     return sampled_prompts(model.tokenizer, task, examples, bare, n=n_prompts, seed=seed).examples

@@ -15,6 +15,7 @@ from ivlens.forward.forms import Form, all_forms, told_by, tried_examples
 from ivlens.forward.scoring import greedy_correct
 from ivlens.prompts import TASK, PromptBatch, PromptRecipe, PromptTemplate, build_prompts
 from ivlens.tasks import TaskExample
+from ivlens.tasks.task import split_of
 
 COLUMNS = ["template", "n_shots", "instruction", "clean", "bare", "n"]
 
@@ -31,6 +32,17 @@ def by_hand(model, task, recipe, inputs, corruption=None):
         batch = build_prompts(model.tokenizer, task, [task.find(text)], recipe, corruption=corruption)
         right.append(bool(greedy_correct(model, batch).accuracy[0]))
     return sum(right) / len(right)
+
+
+def test_a_task_without_select_examples_is_asked_on_fit(pocket, caplog):
+    """A file of twelve pairs has an empty *select* with one seed in thirty; *test* stays unopened then."""
+    whole = ivlens.load_task("antonym")
+    tiny = replace(whole, examples=tuple(each for each in whole.examples if split_of(each.input, 0) != "select")[:12])
+    assert {split_of(each.input, 0) for each in tiny.examples} == {"fit", "test"}
+    with caplog.at_level("WARNING", logger="ivlens"):
+        tried = tried_examples(pocket, tiny, 12, 0)
+    assert tried and {split_of(each.input, 0) for each in tried} == {"fit"}
+    assert "chosen on 'fit'" in caplog.text
 
 
 def test_every_row_is_what_a_count_by_hand_gives(pocket):
