@@ -20,11 +20,11 @@ from common import gpt2_small, machine_line, seconds, table, write_json, write_s
 
 from ivlens import load_model, load_task
 from ivlens.tuning import IVKL, RECIPES, Guidance, HeadConsistency, Learner, Progressive, TuneOptions, iv_guidance
-from ivlens.tuning.data import TrainingSet, training_set
 from ivlens.tuning.loop import Trainer
-from ivlens.tuning.rehearsal import Rehearsal
-from ivlens.tuning.rehearsed import instruction_rehearsal
-from ivlens.tuning.teacher import Teacher, ask_teacher
+from ivlens.tuning.terms import Rehearsal
+from ivlens.tuning.terms.rehearsed import instruction_rehearsal
+from ivlens.tuning.terms.term import Targets
+from ivlens.tuning.training.data import TrainingSet, training_set
 
 BAR = 1.25  # of a guided step ÷ a plain one, for the parts of the paper
 PAPER = ("progressive", "kl", "heads", "iv")
@@ -45,31 +45,35 @@ class Case:
 
     def guidance(self) -> dict[str, Guidance | None]:
         """By the name of the way."""
-        parts = ("progressive", "kl", "heads")
-        alone = {name: replace(self.whole, **{other: None for other in parts if other != name}) for name in parts}
-        return {"plain": None, **alone, "iv": self.whole, "instructions": Guidance(rehearsal=(self.rehearsal,))}
+        alone = {term.name: replace(self.whole, terms=(term,)) for term in self.whole.terms}
+        return {"plain": None, **alone, "iv": self.whole, "instructions": Guidance((self.rehearsal,))}
 
 
 class EveryStep(Trainer):
     """The reference way: the frozen model is asked about the examples of each step, when the step is made."""
 
-    def _backward(self, index: Any, step: int, teachers: Any, totals: Any) -> Any:
-        model: Any = self.model
+    def _backward(self, index: Any, step: int, known: Any, totals: Any) -> Any:
         rows, all_of_them = self.data.rows(index), torch.arange(len(index), device=index.device)
-        with model.disable_adapter(), self._autocast():
-            now = [ask_teacher(model, self.sites, rows, guide, batch_size=len(index)) for guide in self.guides]
-        return super()._backward(index, step, [_Fixed(one, all_of_them) for one in now], totals)
+        now = asked_of_frozen(self, rows)
+        return super()._backward(index, step, [one and _Fixed(one, all_of_them) for one in now], totals)
+
+
+def asked_of_frozen(trainer: Trainer, rows: TrainingSet) -> list[Any]:
+    """What every term asks the model before the task about these examples."""
+    model: Any = trainer.model
+    with model.disable_adapter():
+        return [term.ask(replace(at, own=rows)) for term, at in trainer.active()]
 
 
 @dataclass(frozen=True)
 class _Fixed:
-    """A teacher of the examples at hand, whatever numbers they have."""
+    """Targets of the examples at hand, whatever numbers they have."""
 
-    teacher: Teacher
+    targets: Targets
     everyone: torch.Tensor
 
-    def rows(self, index: torch.Tensor) -> Teacher:
-        return self.teacher.rows(self.everyone)
+    def rows(self, index: torch.Tensor) -> Any:
+        return self.targets.rows(self.everyone)
 
 
 def pocket() -> Case:
@@ -89,11 +93,14 @@ def random_case(model: Any, *, n: int, n_tokens: int, top_n: int | None, seed: i
     data = TrainingSet(tokens[:n, :-2], torch.ones_like(tokens[:n, :-2]), tokens[:n, -2:])
     asked = TrainingSet(tokens[n:, :-2], torch.ones_like(tokens[n:, :-2]), tokens[n:, -2:-1])
     places = torch.randperm(model.cfg.n_layers * model.cfg.n_heads, generator=generator)[:10].tolist()
+    theta = torch.randn(model.cfg.d_model, generator=generator).to(device)
     whole = Guidance(
-        theta=torch.randn(model.cfg.d_model, generator=generator).to(device),
-        progressive=Progressive(sign=-1),
-        kl=IVKL(top_n=top_n),
-        heads=HeadConsistency(tuple(sorted(divmod(place, model.cfg.n_heads) for place in places)), 1.0),
+        (
+            Progressive(sign=-1),
+            IVKL(top_n=top_n),
+            HeadConsistency(tuple(sorted(divmod(place, model.cfg.n_heads) for place in places)), 1.0),
+        ),
+        theta=theta,
     )
     return Case(model, data, whole, Rehearsal(asked, None, per_step=8), 8, 1000)
 
@@ -105,14 +112,13 @@ class Steps:
         self.trainer, self.done = trainer, 0
         self.trained = [weight for weight in trainer.model.parameters() if weight.requires_grad]
         self.optimizer = torch.optim.AdamW(self.trained, lr=trainer.options.lr)
-        asked = [] if isinstance(trainer, EveryStep) else trainer.guides
-        with trainer._autocast():
-            self.teachers = [ask_teacher(trainer.model, trainer.sites, trainer.data, guide) for guide in asked]
+        asks_later = isinstance(trainer, EveryStep)
+        self.known = [None] * len(trainer.terms) if asks_later else trainer.ask_frozen()
 
     def __call__(self) -> None:
         self.trainer.model.train()
         with torch.enable_grad():
-            self.trainer._step(self.done, self.optimizer, self.trained, self.teachers)
+            self.trainer._step(self.done, self.optimizer, self.trained, self.known)
         self.done += 1
         _wait(self.trainer.data.tokens.device)
 
@@ -127,18 +133,22 @@ def measure(case: Case, *, rounds: int, precision: str = "float32") -> dict[str,
     options = TuneOptions(steps=10_000, batch_size=case.batch_size, decay="constant", precision=precision)
     learner = Learner(case.model, "lora")  # one for all: a step costs the same wherever the weights are
     ways = {name: Steps(learner.trainer(case.data, options, guide)) for name, guide in case.guidance().items()}
-    every_token = replace(case.whole, kl=replace(case.whole.kl or IVKL(), top_n=None))
+    whole = [replace(term, top_n=None) if isinstance(term, IVKL) else term for term in case.whole.terms]
+    every_token = replace(case.whole, terms=tuple(whole))
     ways["reference"] = Steps(EveryStep(**vars(learner.trainer(case.data, options, every_token))))
     found = {f"step {name}": taken for name, taken in seconds(ways, rounds).items()}
     few = case.data.rows(torch.arange(min(64, len(case.data)), device=case.data.tokens.device))
 
-    def ask() -> Teacher:
-        teacher = ask_teacher(learner.trained, learner.sites, few, case.whole)
+    whole_trainer = learner.trainer(few, options, case.whole)
+
+    def ask() -> list[Any]:
+        known = asked_of_frozen(whole_trainer, few)
         _wait(few.tokens.device)
-        return teacher
+        return known
 
     found["teacher"] = seconds({"teacher": ask}, max(2, rounds // 5))["teacher"] / len(few)
-    about = {"bytes": ask().n_bytes / len(few), "n_samples": case.n_samples, "batch_size": case.batch_size}
+    n_bytes = sum(one.n_bytes for one in ask() if one is not None)
+    about = {"bytes": n_bytes / len(few), "n_samples": case.n_samples, "batch_size": case.batch_size}
     return found | about
 
 

@@ -24,19 +24,18 @@ from tuning import TASKS, chosen
 
 from ivlens import load_model
 from ivlens.runs.suites import BenchOptions, Cell, CellResult, Grid, load_suite
-from ivlens.tuning import IVKL, METHODS, RECIPES, GuidanceRecipe
+from ivlens.tuning import IVKL, METHODS, RECIPES, GuidanceRecipe, HeadConsistency, Rehearse
 
 WEIGHTS = {
     "ewc": (1.0, 10.0, 100.0, 300.0, 1000.0),
     "lwf": (0.01, 0.03, 0.1, 0.3, 1.0),
     "olora": (0.05, 0.5, 5.0, 50.0),
 }
-ANSWERS = GuidanceRecipe(rehearse="instructions", rehearse_kl=IVKL(weight=0.1), rehearse_tokens=4)
+VECTOR = HeadConsistency(weight=0.3, as_vector=True)
 GUIDANCE = {
-    "answers_light": ANSWERS,
-    "answers": replace(ANSWERS, rehearse_kl=IVKL(weight=0.3)),
-    "answers_light_vector": replace(ANSWERS, rehearse_heads=0.3, as_vector=True),
-    "answers_vector": replace(ANSWERS, rehearse_kl=IVKL(weight=0.3), rehearse_heads=0.3, as_vector=True),
+    f"{name}{suffix}": GuidanceRecipe((Rehearse(kl=IVKL(weight=weight), heads=held, n_tokens=4),))
+    for suffix, held in (("", None), ("_vector", VECTOR))
+    for name, weight in (("answers_light", 0.1), ("answers", 0.3))
 }
 KINDS = (*GUIDANCE, "answers_light_vector/random_heads", "answers_vector/random_heads")
 TARGET = 0.5  # three quarters of what plain LoRA reaches on the harder of the two

@@ -20,24 +20,24 @@ from common import machine_line, table, write_section
 from ivlens import load_model
 from ivlens.runs.suites import BenchOptions, Cell, CellResult, Grid, load_suite
 from ivlens.runs.suites.report import curve_frame
-from ivlens.tuning import IVKL, RECIPES, GuidanceRecipe, Progressive, TuneOptions
+from ivlens.tuning import IVKL, RECIPES, GuidanceRecipe, HeadConsistency, Progressive, Rehearse, TuneOptions
 
 TASKS = ("middle_of_three", "second_letter")  # the other three of the suite are for reports
 RATES = {"full": (1e-4, 3e-4, 6e-4, 1e-3), "": (5e-4, 1e-3, 2e-3, 4e-3)}
 # Each takes one part of the method, or one of its choices, by itself; those of the library come without a change.
 ABLATIONS = {
-    "progressive_subtracted": GuidanceRecipe(progressive=Progressive(sign=-1)),
-    "progressive_linear": GuidanceRecipe(progressive=Progressive("linear")),
-    "progressive_cosine": GuidanceRecipe(progressive=Progressive("cosine")),
-    "progressive_constant": GuidanceRecipe(progressive=Progressive("constant")),
-    "kl_reverse": GuidanceRecipe(kl=IVKL(weight=0.1, direction="reverse")),
-    "kl_strong": GuidanceRecipe(kl=IVKL(weight=0.1), alpha=2.0),
-    "kl_attn_out": GuidanceRecipe(kl=IVKL(weight=0.1), alpha=4.0, layer=1, site="attn_out"),
-    "kl_first_token": GuidanceRecipe(kl=IVKL(weight=0.1, answers=0.0)),
-    "heads_light": GuidanceRecipe(heads_weight=0.1),
-    "iv_added": GuidanceRecipe(progressive=Progressive(), kl=IVKL(weight=0.1), heads_weight=1.0),
-    "vector": GuidanceRecipe(heads_weight=1.0, as_vector=True),
-    "instruction_heads_light": GuidanceRecipe(rehearse="instructions", rehearse_kl=None, rehearse_heads=1.0),
+    "progressive_subtracted": GuidanceRecipe((Progressive(sign=-1),)),
+    "progressive_linear": GuidanceRecipe((Progressive("linear"),)),
+    "progressive_cosine": GuidanceRecipe((Progressive("cosine"),)),
+    "progressive_constant": GuidanceRecipe((Progressive("constant"),)),
+    "kl_reverse": GuidanceRecipe((IVKL(weight=0.1, direction="reverse"),)),
+    "kl_strong": GuidanceRecipe((IVKL(weight=0.1),), alpha=2.0),
+    "kl_attn_out": GuidanceRecipe((IVKL(weight=0.1),), alpha=4.0, layer=1, site="attn_out"),
+    "kl_first_token": GuidanceRecipe((IVKL(weight=0.1, answers=0.0),)),
+    "heads_light": GuidanceRecipe((HeadConsistency(weight=0.1),)),
+    "iv_added": GuidanceRecipe((Progressive(), IVKL(weight=0.1), HeadConsistency(weight=1.0))),
+    "vector": GuidanceRecipe((HeadConsistency(weight=1.0, as_vector=True),)),
+    "instruction_heads_light": GuidanceRecipe((Rehearse(kl=None, heads=HeadConsistency(weight=1.0)),)),
 }
 GUIDANCE = (
     "none",

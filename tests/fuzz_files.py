@@ -164,7 +164,7 @@ class FileTargets:
     def training_state(self, drawn: Any) -> None:
         import torch
 
-        from ivlens.tuning.state import TrainingState
+        from ivlens.tuning.training.state import TrainingState
 
         self._sandbox.empty()
         weight = torch.nn.Parameter(torch.ones(3, 2))

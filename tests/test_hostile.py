@@ -16,7 +16,7 @@ from ivlens.models import load_model
 from ivlens.runs.suites import BenchOptions, Cell, CellResult, Grid, Suite
 from ivlens.runs.sweep import LocalExecutor, make_plan, read_grid, run_sweep
 from ivlens.tuning import Learner, TuneOptions
-from ivlens.tuning.data import training_set
+from ivlens.tuning.training.data import training_set
 
 NEW = ("antonym", "synonym")
 CURVES = [[{"step": 2, "new": 0.5, "old": 0.25}, {"step": 4, "new": 1.0, "old": 0.25}], []]

@@ -18,12 +18,12 @@ import torch
 from conftest import byte_level_tokenizer, tiny_task
 from families import hf_model
 from ivlens import load_model
-from ivlens.tuning import IVKL, Along, GuidanceRecipe, TuneOptions, finetune, iv_guidance
+from ivlens.tuning import IVKL, Along, GuidanceRecipe, HeadConsistency, Rehearse, TuneOptions, finetune, iv_guidance
 
 torch.set_num_threads(1)
 model = load_model(hf_model=hf_model("llama"), tokenizer=byte_level_tokenizer())
 task, old = tiny_task(), tiny_task("synonym", "Give a synonym.", 2)
-plan = GuidanceRecipe(kl=IVKL(), heads_weight=1.0, rehearse="instructions", k=3, n_prompts=4)
+plan = GuidanceRecipe((IVKL(), HeadConsistency(weight=1.0), Rehearse()), k=3, n_prompts=4)
 guidance = iv_guidance(model, task, plan, earlier=[old])
 options = TuneOptions(lr=1e-2, steps=150, batch_size=8, save_every=3, judge_every=10)
 finetune(model, task, method="lora", along=Along(sys.argv[1]), options=options, guidance=guidance, watch=[old])

@@ -18,8 +18,8 @@ from ivlens.prompts import TASK, PromptTemplate, build_prompts
 from ivlens.show.lab.engine import Engine
 from ivlens.show.lab.state import LabState
 from ivlens.steering.prompt_sets import PromptSets
-from ivlens.tuning.data import training_set
 from ivlens.tuning.exams import make_exam
+from ivlens.tuning.training.data import training_set
 
 MINE = PromptTemplate("mine", "{instruction} {input} =", "{input} =", "{input} = {answer}\n")
 TASKS = ("antonym", "english_french", "country_capital", "first_of_three", "next_item", "noun_article")

@@ -7,31 +7,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from cyclopts import Parameter
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ivlens.models.boot import TransformerBridge
     from ivlens.prompts.recipe import PromptRecipe
     from ivlens.tasks.task import Task
     from ivlens.tuning.builder import GuidanceRecipe
     from ivlens.tuning.guidance import Guidance
-
-# where each option goes: the parts of a guidance that may have it, and its name there
-_PLACES: dict[str, tuple[tuple[str, ...], str]] = {
-    "schedule": (("progressive",), "schedule"),
-    "sign": (("progressive",), "sign"),
-    "kl_weight": (("kl",), "weight"),
-    "last_weight": (("kl",), "last"),
-    "answers_weight": (("kl",), "answers"),
-    "rehearsal_weight": (("rehearse_kl",), "weight"),
-    "direction": (("kl", "rehearse_kl"), "direction"),
-    "temperature": (("kl", "rehearse_kl"), "temperature"),
-    "top_n": (("kl", "rehearse_kl"), "top_n"),
-}
-_LACKS = {
-    "progressive": "no progressive intervention",
-    "kl": "no divergence from a teacher with the task's vector",
-    "rehearse_kl": "no rehearsal of answers",
-    "heads": "no heads to hold",
-    "vector": "no vector",
-}
 
 
 @Parameter(name="*")
@@ -121,30 +103,25 @@ class GuidanceOptions:
 
 
 def _changed(plan: "GuidanceRecipe", name: str, option: str, value: Any) -> "GuidanceRecipe":
-    from ivlens.tuning.terms import HeadConsistency
+    """The plan with one option at another value: of its terms, or of its vectors."""
+    from ivlens.tuning.builder import term_kinds
 
-    holds = [key for key in ("heads_weight", "rehearse_heads") if getattr(plan, key)]
-    has_vector = bool(plan.progressive or plan.kl or plan.rehearse not in ("", "instructions"))
-    if option in _PLACES:
-        parts, key = _PLACES[option]
-        there = [part for part in parts if getattr(plan, part) and (part != "rehearse_kl" or plan.rehearse)]
-        if not there:
-            raise _lacks(option, name, parts[0])
-        new = [_checked(option, key, lambda part=part: replace(getattr(plan, part), **{key: value})) for part in there]
-        return replace(plan, **dict(zip(there, new, strict=True)))
-    if option == "heads_weight":
-        if not holds:
-            raise _lacks(option, name, "heads")
-        _checked(option, "weight", lambda: HeadConsistency(((0, 0),), value))
-        return replace(plan, **dict.fromkeys(holds, value))
-    if not has_vector and not (option == "k" and holds):
-        raise _lacks(option, name, "vector")
+    having = [kind for kind in term_kinds() if option in kind.flags]
+    if having:
+        key = having[0].flags[option]
+        changed = _checked(option, key, lambda: plan.changed(option, value))
+        if changed is None:
+            raise _lacks(option, name, having[0].lacks)
+        return changed
+    has_vector = any(term.uses_vectors for term in plan.terms)
+    if not has_vector and not (option == "k" and any(term.needs_heads for term in plan.terms)):
+        raise _lacks(option, name, "no vector")
     if option == "alpha" and not math.isfinite(value):
         raise ValueError(f"--alpha is {value}, expected a finite number.")
     return replace(plan, **{option: value})
 
 
-def _checked(option: str, key: str, make: Any) -> Any:
+def _checked(option: str, key: str, make: "Callable[[], GuidanceRecipe | None]") -> "GuidanceRecipe | None":
     """What `make` makes; its complaint about `key` is one about the flag."""
     try:
         return make()
@@ -152,9 +129,9 @@ def _checked(option: str, key: str, make: Any) -> Any:
         raise ValueError(f"{_flag(option)} {str(error).removeprefix(f'{key} ')}") from error
 
 
-def _lacks(option: str, name: str, part: str) -> ValueError:
+def _lacks(option: str, name: str, what: str) -> ValueError:
     return ValueError(
-        f"{_flag(option)} is given, but --guidance {name} has {_LACKS[part]} that it could change; leave it out, or "
+        f"{_flag(option)} is given, but --guidance {name} has {what} that it could change; leave it out, or "
         "use another guidance."
     )
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from ivlens.prompts.recipe import PromptRecipe
     from ivlens.tuning.finetuning import TuneResult
-    from ivlens.tuning.options import TuneOptions
-    from ivlens.tuning.processes import Processes
+    from ivlens.tuning.training.options import TuneOptions
+    from ivlens.tuning.training.processes import Processes
 
 MethodName = Literal["full", "lora", "inclora", "ewc", "olora", "lwf", "replay"]
 
@@ -56,7 +56,7 @@ class TrainOptions:
 
     def options(self, **more: Any) -> "TuneOptions":
         """As the loop takes them."""
-        from ivlens.tuning.options import TuneOptions
+        from ivlens.tuning.training.options import TuneOptions
 
         return TuneOptions(
             lr=self.lr,
@@ -161,7 +161,7 @@ def _processes() -> "AbstractContextManager[Processes]":
     """All that torchrun has started, or this one alone."""
     from contextlib import nullcontext
 
-    from ivlens.tuning.processes import current, data_parallel, under_torchrun
+    from ivlens.tuning.training.processes import current, data_parallel, under_torchrun
 
     return data_parallel() if under_torchrun() else nullcontext(current())
 

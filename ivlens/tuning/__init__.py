@@ -14,9 +14,9 @@ from ivlens.tuning.finetuning import Along, TuneResult, finetune
 from ivlens.tuning.guidance import Guidance
 from ivlens.tuning.learner import Learner
 from ivlens.tuning.methods import METHODS, Method, new_method
-from ivlens.tuning.options import TuneOptions
-from ivlens.tuning.processes import data_parallel
-from ivlens.tuning.terms import IVKL, HeadConsistency, Progressive, strength
+from ivlens.tuning.terms import IVKL, HeadConsistency, Progressive, Rehearsal, Rehearse, Term, strength
+from ivlens.tuning.training.options import TuneOptions
+from ivlens.tuning.training.processes import data_parallel
 
 __all__ = [
     "CONTROLS",
@@ -31,6 +31,9 @@ __all__ = [
     "Learner",
     "Method",
     "Progressive",
+    "Rehearsal",
+    "Rehearse",
+    "Term",
     "TuneOptions",
     "TuneResult",
     "control",

@@ -1,85 +1,90 @@
 """`iv_guidance`: guidance for a task from the model as it is before it, and the controls that it has to beat."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from ivlens.effects.measure import EffectOptions, head_effects
 from ivlens.effects.results import HeadEffects
 from ivlens.forward.hooks import Site
 from ivlens.models.boot import TransformerBridge
 from ivlens.prompts.recipe import PromptRecipe
 from ivlens.tasks.task import Task, TaskExample
 from ivlens.tuning.guidance import Guidance
-from ivlens.tuning.rehearsal import REHEARSED, Rehearsal
-from ivlens.tuning.rehearsed import RehearsalOptions, instruction_rehearsal, vector_rehearsal
-from ivlens.tuning.terms import IVKL, HeadConsistency, Progressive
-from ivlens.vectors.heads import choose_heads
-from ivlens.vectors.vector import InstructionVector
+from ivlens.tuning.terms.heads import HeadConsistency
+from ivlens.tuning.terms.kl import IVKL
+from ivlens.tuning.terms.measuring import Before
+from ivlens.tuning.terms.progressive import Progressive
+from ivlens.tuning.terms.rehearsal import REHEARSED
+from ivlens.tuning.terms.rehearse import Rehearse
+from ivlens.tuning.terms.term import Term
 
 Control = Literal["zero_vector", "random_vector", "random_heads", "all_heads"]
-RehearsedBy = Literal["", "instructions", "vectors", "translations"]
 CONTROLS: tuple[str, ...] = get_args(Control)
-REHEARSALS: tuple[str, ...] = get_args(RehearsedBy)[1:]
 
 
 @dataclass(frozen=True)
 class GuidanceRecipe:
     """What guidance is made of; `iv_guidance` makes it for one model and task.
 
+        >>> GuidanceRecipe((IVKL(weight=0.3), HeadConsistency(weight=1.0)), layer=8)
+
     Attributes:
-        progressive, kl: Act through the vector of the task in training; None leaves one out.
-        heads_weight: Of head consistency on the task's own prompts; 0 leaves it out.
-        rehearse: Ask the new inputs for earlier tasks: by their `instructions`, by their `vectors`, or by instructions
-            that the frozen model gets as vectors (`translations`); empty for neither.
-        rehearse_kl: Weight of the answers there; None leaves them out.
-        rehearse_heads: Weight of the heads there; 0 leaves them out.
-        rehearse_tokens: Of the frozen model's own answers that are rehearsed.
-        as_vector: Where heads are held, hold the vector that they write together instead of each.
+        terms: Its terms; what has to be measured in the model, such as the heads of `HeadConsistency()`, is left open.
         layer, site, alpha: Where vectors enter, and how strongly.
         k: Heads in every vector, and in `S`.
         n_prompts: Prompts that effects are measured on, from the `fit` split.
     """
 
-    progressive: Progressive | None = None
-    kl: IVKL | None = None
-    heads_weight: float = 0.0
-    rehearse: RehearsedBy = ""
-    rehearse_kl: IVKL | None = REHEARSED
-    rehearse_heads: float = 0.0
-    rehearse_tokens: int = 1
-    as_vector: bool = False
+    terms: tuple[Term, ...] = ()
     layer: int = 0
     site: Site = "resid_post"
     alpha: float = 1.0
     k: int = 10
     n_prompts: int = 32
 
-    def __post_init__(self) -> None:
-        if self.rehearse not in ("", *REHEARSALS):
-            raise ValueError(f"rehearse is {self.rehearse!r}, expected {', '.join(REHEARSALS)}, or '' for neither.")
+    def describe(self) -> dict[str, Any]:
+        """Every option, as it goes into the keys of kept results."""
+        return vars(self) | {"terms": [[term.name, term.describe()] for term in self.terms]}
+
+    def changed(self, option: str, value: Any) -> "GuidanceRecipe | None":
+        """With an option of its terms at another value, in all that have it; None where none has."""
+        new = [term.changed(option, value) for term in self.terms]
+        if not any(new):
+            return None
+        return replace(self, terms=tuple(n or term for n, term in zip(new, self.terms, strict=True)))
+
+
+def _rehearsed(kl: float | None, n_tokens: int = 1, heads: HeadConsistency | None = None) -> GuidanceRecipe:
+    """Rehearsal of instructions."""
+    answers = None if kl is None else replace(REHEARSED, weight=kl, answers=float(n_tokens > 1))
+    return GuidanceRecipe((Rehearse("instructions", answers, heads, n_tokens),))
 
 
 # Weights, sites and the sign are choices, made on the built-in model: the papers leave them open.
 RECIPES: dict[str, GuidanceRecipe | None] = {
     "none": None,
-    "iv": GuidanceRecipe(progressive=Progressive(sign=-1), kl=IVKL(weight=0.1), heads_weight=1.0),
-    "progressive": GuidanceRecipe(progressive=Progressive()),
-    "kl": GuidanceRecipe(kl=IVKL(weight=0.1)),
-    "heads": GuidanceRecipe(heads_weight=1.0),
-    "vectors": GuidanceRecipe(rehearse="vectors", alpha=2.0),
-    "instructions": GuidanceRecipe(rehearse="instructions"),
-    "instructions_light": GuidanceRecipe(rehearse="instructions", rehearse_kl=replace(REHEARSED, weight=0.3)),
-    "instructions_lighter": GuidanceRecipe(rehearse="instructions", rehearse_kl=replace(REHEARSED, weight=0.1)),
-    "answers": GuidanceRecipe(rehearse="instructions", rehearse_kl=IVKL(weight=0.3), rehearse_tokens=4),
-    "answers_light": GuidanceRecipe(rehearse="instructions", rehearse_kl=IVKL(weight=0.1), rehearse_tokens=4),
-    "instruction_heads": GuidanceRecipe(rehearse="instructions", rehearse_kl=None, rehearse_heads=10.0),
-    "instruction_vector": GuidanceRecipe(rehearse="instructions", rehearse_kl=None, rehearse_heads=1.0, as_vector=True),
-    "translations": GuidanceRecipe(rehearse="translations", alpha=2.0),
+    "iv": GuidanceRecipe((Progressive(sign=-1), IVKL(weight=0.1), HeadConsistency(weight=1.0))),
+    "progressive": GuidanceRecipe((Progressive(),)),
+    "kl": GuidanceRecipe((IVKL(weight=0.1),)),
+    "heads": GuidanceRecipe((HeadConsistency(weight=1.0),)),
+    "vectors": GuidanceRecipe((Rehearse("vectors"),), alpha=2.0),
+    "instructions": _rehearsed(1.0),
+    "instructions_light": _rehearsed(0.3),
+    "instructions_lighter": _rehearsed(0.1),
+    "answers": _rehearsed(0.3, n_tokens=4),
+    "answers_light": _rehearsed(0.1, n_tokens=4),
+    "instruction_heads": _rehearsed(None, heads=HeadConsistency(weight=10.0)),
+    "instruction_vector": _rehearsed(None, heads=HeadConsistency(weight=1.0, as_vector=True)),
+    "translations": GuidanceRecipe((Rehearse("translations"),), alpha=2.0),
 }
+
+
+def term_kinds() -> list[type[Term]]:
+    """The kinds of terms that the recipes are made of, each once, in the order of the recipes."""
+    return list(dict.fromkeys(type(term) for plan in RECIPES.values() if plan is not None for term in plan.terms))
 
 
 def find_guidance(name: str) -> tuple[GuidanceRecipe | None, str]:
@@ -145,71 +150,24 @@ def iv_guidance(
     """
     plan = plan or RECIPES["iv"]
     assert plan is not None
-    if plan.rehearse and not earlier:
-        raise ValueError(f"rehearsal of {plan.rehearse} got no earlier tasks, expected those that shall be kept.")
-    measure = _Measure(model, plan, task, recipe or PromptRecipe())
-    heads = None
-    if plan.heads_weight or (plan.rehearse and plan.rehearse_heads):
-        known = effects or {}
-        heads = choose_heads([known.get(one.name) or measure.effects(one) for one in earlier or [task]], plan.k)
-    inputs = list(task.split("fit", measure.recipe.seed) if examples is None else examples)
-    return Guidance(
-        theta=measure.vector(task) if plan.progressive or plan.kl else None,
+    recipe = recipe or PromptRecipe()
+    before = Before(
+        model,
+        task,
+        recipe,
+        earlier=earlier,
+        inputs=list(task.split("fit", recipe.seed) if examples is None else examples),
         layer=plan.layer,
         site=plan.site,
         alpha=plan.alpha,
-        progressive=plan.progressive,
-        kl=plan.kl,
-        heads=HeadConsistency(heads, plan.heads_weight, plan.as_vector) if heads and plan.heads_weight else None,
-        rehearsal=(_rehearsal(measure, inputs, earlier, heads, seed),) if plan.rehearse else (),
+        k=plan.k,
+        n_prompts=plan.n_prompts,
+        known=effects or {},
+        seed=seed,
     )
-
-
-@dataclass
-class _Measure:
-    """Effects and vectors in the model before the task, each task measured once."""
-
-    model: TransformerBridge
-    plan: GuidanceRecipe
-    task: Task
-    recipe: PromptRecipe
-    found: dict[str, HeadEffects] = field(default_factory=dict)
-
-    def effects(self, task: Task) -> HeadEffects:
-        if task.name not in self.found:
-            recipe = self.recipe if task.name == self.task.name else self.recipe.for_other_tasks()
-            # what the model can do is judged along the training
-            options = EffectOptions(n_check_prompts=0)
-            n_prompts = self.plan.n_prompts
-            self.found[task.name] = head_effects(self.model, task, recipe=recipe, n_prompts=n_prompts, options=options)
-        return self.found[task.name]
-
-    def vector(self, task: Task) -> Tensor:
-        return InstructionVector.from_effects(self.effects(task), self.plan.k, model=self.model).theta
-
-
-def _rehearsal(
-    measure: _Measure,
-    inputs: Sequence[TaskExample],
-    earlier: Sequence[Task],
-    heads: tuple[tuple[int, int], ...] | None,
-    seed: int,
-) -> Rehearsal:
-    model, task, plan = measure.model, measure.task, measure.plan
-    options = RehearsalOptions(
-        layer=plan.layer,
-        site=plan.site,
-        kl=plan.rehearse_kl,
-        heads=HeadConsistency(heads, plan.rehearse_heads, plan.as_vector) if heads and plan.rehearse_heads else None,
-        n_tokens=plan.rehearse_tokens,
-        recipe=measure.recipe,
-    )
-    if plan.rehearse == "instructions":
-        return instruction_rehearsal(model, task, inputs, earlier, options=options, seed=seed)
-    deltas = plan.alpha * torch.stack([measure.vector(one) for one in earlier])
-    if plan.rehearse == "vectors":
-        return vector_rehearsal(model, task, inputs, deltas, options=options, seed=seed)
-    return instruction_rehearsal(model, task, inputs, earlier, deltas=deltas, options=options, seed=seed)
+    terms = tuple(term.made(before) for term in plan.terms)
+    theta = before.vector(task) if any(term.needs_vector for term in terms) else None
+    return Guidance(terms, theta, plan.layer, plan.site, plan.alpha)
 
 
 def control(guidance: Guidance, kind: Control | str, model: TransformerBridge, *, seed: int = 0) -> Guidance:
@@ -224,24 +182,22 @@ def control(guidance: Guidance, kind: Control | str, model: TransformerBridge, *
     """
     if kind not in CONTROLS:
         raise ValueError(f"control is {kind!r}, expected one of {', '.join(CONTROLS)}.")
-    generator = torch.Generator().manual_seed(seed)
-    if kind.endswith("vector"):
-        if guidance.theta is None and all(part.deltas is None for part in guidance.rehearsal):
-            raise ValueError(f"control {kind!r} replaces vectors, but this guidance has none; use another control.")
+    generator, about_vectors = torch.Generator().manual_seed(seed), kind.endswith("vector")
+    n_changed = 0
 
-        def other(vectors: Tensor | None) -> Tensor | None:
-            return None if vectors is None else _other_vectors(vectors, kind, generator)
+    def other(was: Any) -> Any:
+        nonlocal n_changed
+        n_changed += 1
+        if about_vectors:
+            return _other_vectors(was, kind, generator)
+        return _other_heads(was, kind, model, generator)
 
-        rehearsal = tuple(replace(part, deltas=other(part.deltas)) for part in guidance.rehearsal)
-        return replace(guidance, theta=other(guidance.theta), rehearsal=rehearsal)
-    if guidance.heads is None and all(part.heads is None for part in guidance.rehearsal):
-        raise ValueError(f"control {kind!r} replaces heads, but this guidance has none; use another control.")
-
-    def others(heads: HeadConsistency | None) -> HeadConsistency | None:
-        return None if heads is None else _other_heads(heads, kind, model, generator)
-
-    rehearsal = tuple(replace(part, heads=others(part.heads)) for part in guidance.rehearsal)
-    return replace(guidance, heads=others(guidance.heads), rehearsal=rehearsal)
+    terms = tuple(term.with_vectors(other) if about_vectors else term.with_heads(other) for term in guidance.terms)
+    theta = other(guidance.theta) if about_vectors and guidance.theta is not None else guidance.theta
+    if not n_changed:
+        what = "vectors" if about_vectors else "heads"
+        raise ValueError(f"control {kind!r} replaces {what}, but this guidance has none; use another control.")
+    return replace(guidance, terms=terms, theta=theta)
 
 
 def _other_vectors(vectors: Tensor, kind: str, generator: torch.Generator) -> Tensor:
@@ -260,10 +216,10 @@ def _other_heads(
     everyone = [(layer, head) for layer in range(model.cfg.n_layers) for head in range(model.cfg.n_heads)]
     if kind == "all_heads":
         # one vector weighs the same whatever writes it
-        weight = heads.weight if heads.as_vector else heads.weight * len(heads.heads) / len(everyone)
+        weight = heads.weight if heads.as_vector else heads.weight * len(heads.chosen) / len(everyone)
         return replace(heads, heads=tuple(everyone), weight=weight)
-    free = [place for place in everyone if place not in heads.heads]
-    drawn = torch.randperm(len(free), generator=generator)[: len(heads.heads)].tolist()
+    free = [place for place in everyone if place not in heads.chosen]
+    drawn = torch.randperm(len(free), generator=generator)[: len(heads.chosen)].tolist()
     if not drawn:
         raise ValueError("control 'random_heads' has no heads left to draw from: S holds all of them; use fewer.")
     return replace(heads, heads=tuple(free[n] for n in drawn))

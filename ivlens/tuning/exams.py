@@ -14,7 +14,7 @@ from ivlens.forward.scoring import Correct, judged_rows
 from ivlens.models.boot import TransformerBridge
 from ivlens.prompts.recipe import PromptRecipe
 from ivlens.tasks.task import Task, TaskExample
-from ivlens.tuning.data import IGNORED, TrainingSet, answer_logits, as_training_set
+from ivlens.tuning.training.data import IGNORED, TrainingSet, answer_logits, as_training_set
 
 
 @dataclass(frozen=True, eq=False)

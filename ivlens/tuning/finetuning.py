@@ -12,13 +12,13 @@ from ivlens.common.progress import showing_progress
 from ivlens.models.boot import TransformerBridge
 from ivlens.prompts.recipe import PromptRecipe
 from ivlens.tasks.task import SplitName, Task
-from ivlens.tuning.data import training_set
 from ivlens.tuning.exams import Exam, make_exam, mean_score
 from ivlens.tuning.guidance import Guidance
 from ivlens.tuning.learner import Learner, alone_in
 from ivlens.tuning.loop import Row
 from ivlens.tuning.methods import Method
-from ivlens.tuning.options import TuneOptions
+from ivlens.tuning.training.data import training_set
+from ivlens.tuning.training.options import TuneOptions
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,8 +1,8 @@
 """IV-guided training: what is added to the loss, or to the stream, so that the model's old computation stays alive.
 
-Each part is a small frozen object of `ivlens.tuning.terms`; `Guidance` puts any of them together:
+`Guidance` puts any terms of `ivlens.tuning.terms` together:
 
-    L = L_LM + IVKL.weight · L_KL + HeadConsistency.weight · L_head,  with  h_l <- h_l + σ g(p) α θ  in the student
+    L = L_LM + the sum of its terms,  with  h_l <- h_l + σ g(p) α θ  in the student where one is `Progressive`
 
 Source: arXiv 2406.12227 (progressive intervention and KL), arXiv 2502.11019 (head consistency); docs/method.md,
 section 9, names the choices that the papers leave open.
@@ -11,40 +11,49 @@ section 9, names the choices that the papers leave open.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from jaxtyping import Float
 from torch import Tensor
 
 from ivlens.forward.hooks import Site
-from ivlens.tuning.rehearsal import Rehearsal
-from ivlens.tuning.terms import IVKL, HeadConsistency, Progressive
+from ivlens.tuning.terms.term import Term
+from ivlens.tuning.training.asking import Shift
+
+TermT = TypeVar("TermT", bound=Term)
 
 
 @dataclass(frozen=True, eq=False)
 class Guidance:
-    """The parts that are in use, and the vector and place that they share.
+    """Terms, and the vector and place that they share.
+
+        >>> Guidance((IVKL(weight=0.3), HeadConsistency(((5, 1), (6, 3)))), theta=iv.theta, layer=8)
 
     Attributes:
-        theta: `θ`, as from `InstructionVector.theta`; zeros, or a random vector, for a control.
-        layer: where it enters.
+        terms: What is added to the loss or to the stream, in this order.
+        theta: `θ`, as from `InstructionVector.theta`; zeros, or a random vector, for a control. None where no term
+            uses it.
+        layer: Where it enters.
         site: `resid_post` or `attn_out`.
-        alpha: its strength.
-        rehearsal: see `ivlens.tuning.rehearsal`; any number of them.
+        alpha: Its strength.
     """
 
+    terms: tuple[Term, ...] = ()
     theta: Float[Tensor, " d_model"] | None = None
     layer: int = 0
     site: Site = "resid_post"
     alpha: float = 1.0
-    progressive: Progressive | None = None
-    kl: IVKL | None = None
-    heads: HeadConsistency | None = None
-    rehearsal: tuple[Rehearsal, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.theta is None and (self.progressive or self.kl):
+        terms = (self.terms,) if isinstance(self.terms, Term) else tuple(self.terms)
+        for term in terms:
+            if not isinstance(term, Term):
+                raise TypeError(f"terms holds {term!r:.60}, expected terms such as IVKL() or HeadConsistency(heads).")
+        object.__setattr__(self, "terms", terms)
+        users = [term.name for term in terms if term.needs_vector]
+        if self.theta is None and users:
             raise ValueError(
-                "Guidance got no theta, expected the vector that progressive and kl add; or leave both out."
+                f"Guidance got no theta, expected the vector that {' and '.join(users)} add; or leave them out."
             )
         if self.theta is not None and self.theta.ndim != 1:
             raise ValueError(
@@ -55,23 +64,26 @@ class Guidance:
         if not math.isfinite(self.alpha):
             raise ValueError(f"alpha is {self.alpha}, expected a finite number.")
 
+    def find(self, kind: type[TermT]) -> TermT | None:
+        """The first term of this kind; None where there is none."""
+        return next((term for term in self.terms if isinstance(term, kind)), None)
+
     @property
     def delta(self) -> Float[Tensor, " d_model"]:
         """`α θ`."""
         assert self.theta is not None
         return self.alpha * self.theta
 
+    @property
+    def shift(self) -> Shift | None:
+        """`α θ` and its place; None where there is no vector."""
+        return None if self.theta is None else Shift(self.layer, self.site, self.delta)
+
     def tensors(self) -> "Sequence[Tensor | None]":
         """Everything it consists of that `describe` does not say."""
-        return [self.theta, *(tensor for part in self.rehearsal for tensor in part.tensors())]
+        return [self.theta, *(tensor for term in self.terms for tensor in term.tensors())]
 
-    def describe(self) -> dict[str, object]:
+    def describe(self) -> dict[str, Any]:
         """Every option, as it goes into logs and tables."""
-        parts: Sequence[tuple[str, object]] = (
-            ("progressive", self.progressive),
-            ("kl", self.kl),
-            ("heads", self.heads),
-        )
         place = {"layer": self.layer, "site": self.site, "alpha": self.alpha} if self.theta is not None else {}
-        rehearsal = [part.describe() for part in self.rehearsal]
-        return {**place, **{name: None if part is None else vars(part) for name, part in parts}, "rehearsal": rehearsal}
+        return {**place, "terms": [[term.name, term.describe()] for term in self.terms]}

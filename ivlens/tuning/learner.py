@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,15 @@ from ivlens.models.known import known_model
 from ivlens.models.load import load_model
 from ivlens.models.merging import merged
 from ivlens.models.plain import plain_model
-from ivlens.tuning.data import TrainingSet
 from ivlens.tuning.guidance import Guidance
 from ivlens.tuning.loop import Row, Trainer
-from ivlens.tuning.methods import Method, new_method
-from ivlens.tuning.options import TuneOptions
-from ivlens.tuning.processes import current, own_draws
-from ivlens.tuning.sites import Sites
+from ivlens.tuning.methods import Method, Penalty, new_method
+from ivlens.tuning.terms.term import Term
+from ivlens.tuning.training.asking import Shift
+from ivlens.tuning.training.data import TrainingSet
+from ivlens.tuning.training.options import TuneOptions
+from ivlens.tuning.training.processes import current, own_draws
+from ivlens.tuning.training.sites import Sites
 
 
 class Learner:
@@ -116,29 +118,19 @@ class Learner:
             ValueError: guidance at a place that does not exist.
         """
         options = options or TuneOptions()
-        guides = self._guides(guidance)
+        terms = self._terms(guidance)
         seed = options.seed + 7_907 * self.n_tasks
         self._begin(seed)
-        rehearsals = [part for guide in guides for part in guide.rehearsal]
-        rehearsed = {
-            f"rehearsal{n}": part.term(self.trained, self.sites, seed + n, options) for n, part in enumerate(rehearsals)
-        }
         return Trainer(
             model=self.trained,
             sites=self.sites,
             data=self.method.data(data, seed),
             n_own=len(data),
             options=options,
-            guides=guides,
-            terms={"penalty": self._penalty} | rehearsed,
+            terms=terms,
             seed=seed,
             about={"method": self.method.describe(), "model": config_hash(self.trained)},
         )
-
-    def _penalty(self, step: int) -> Iterator[torch.Tensor]:
-        value = self.method.penalty(self.trained) if current().is_first else None
-        if value is not None:
-            yield value
 
     def _begin(self, seed: int) -> None:
         """Ask the method for what is trained on the next task, once."""
@@ -182,21 +174,28 @@ class Learner:
                 self._first.tokenizer.save_pretrained(scratch)  # a whole model is opened without its first one
         return target
 
-    def _guides(self, guidance: Guidance | None) -> Sequence[Guidance]:
-        guides = [] if guidance is None else [guidance]
-        own = self.method.distillation()
-        if own is not None:
-            guides.append(Guidance(theta=torch.zeros(self._first.cfg.d_model), kl=own))
-        for guide in guides:
-            self.sites.check(guide.layer, guide.site, guide.heads.heads if guide.heads else ())
-            for part in guide.rehearsal:
-                self.sites.check(part.layer, part.site, part.heads.heads if part.heads else ())
-            if guide.theta is not None and len(guide.theta) != self._first.cfg.d_model:
+    def _terms(self, guidance: Guidance | None) -> list[tuple[Term, Shift | None]]:
+        """The method's own terms and those of guidance, each with the vector and place that it shares.
+
+        Raises:
+            ValueError: a place or a head that does not exist, or a vector of another model.
+        """
+        terms: list[tuple[Term, Shift | None]] = [(Penalty(self.method), None)]
+        d_model = self._first.cfg.d_model
+        if guidance is not None:
+            self.sites.check(guidance.layer, guidance.site)
+            for term in guidance.terms:
+                term.check(self.sites)
+            if guidance.theta is not None and len(guidance.theta) != d_model:
                 raise ValueError(
-                    f"theta has {len(guide.theta)} entries, expected {self._first.cfg.d_model}, the model's d_model; "
+                    f"theta has {len(guidance.theta)} entries, expected {d_model}, the model's d_model; "
                     "use a vector of this model."
                 )
-        return guides
+            terms += [(term, guidance.shift) for term in guidance.terms]
+        own = self.method.distillation()
+        if own is not None:
+            terms.append((own, Shift(0, "resid_post", torch.zeros(d_model))))
+        return terms
 
 
 def alone_in(folder: str | Path | None) -> AbstractContextManager[object]:

@@ -1,29 +1,27 @@
 """The training loop: answer-only loss, guidance, the method's penalty; resumes after a kill to the same weights."""
 
-import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
-from ivlens.tuning.data import TrainingSet, answer_logits, last_column
-from ivlens.tuning.guidance import Guidance
-from ivlens.tuning.losses import Totals, answer_loss, head_distance, iv_kl
-from ivlens.tuning.options import TuneOptions
-from ivlens.tuning.processes import current, own_draws
-from ivlens.tuning.sites import Sites
-from ivlens.tuning.state import TrainingState
-from ivlens.tuning.teacher import Teacher, ask_teacher
-from ivlens.tuning.terms import strength
+from ivlens.tuning.terms.term import Term, unique_names
+from ivlens.tuning.training.asking import Answer, InTraining, Shift, Student
+from ivlens.tuning.training.data import TrainingSet, last_column
+from ivlens.tuning.training.losses import Totals, answer_loss
+from ivlens.tuning.training.options import TuneOptions
+from ivlens.tuning.training.processes import current, own_draws
+from ivlens.tuning.training.sites import Sites
+from ivlens.tuning.training.state import TrainingState, digest_of, digest_of_tensors
 
 logger = logging.getLogger("ivlens")
 
@@ -37,9 +35,8 @@ class Trainer:
     Attributes:
         n_own: how many of the first examples are the task's own; guidance acts on these alone, since its vector is the
             task's. None: all.
-        guides: each with its own teacher, asked when training begins.
-        terms: further terms of the loss by name, already weighted, for the present weights in a step: their shares, a
-            pass at a time. Each share is backpropagated before the next one is asked for.
+        terms: what is added to the loss or to the stream, each with the vector and place of its guidance. The frozen
+            model is asked for them when training begins.
         folder: where the state is kept; None: nowhere.
         on_step: called with the log's row after every step.
         judge: what else goes into the row of every `judge_every`-th step and of the last one.
@@ -52,8 +49,7 @@ class Trainer:
     data: TrainingSet
     options: TuneOptions
     n_own: int | None = None
-    guides: Sequence[Guidance] = ()
-    terms: Mapping[str, Callable[[int], Iterator[Tensor]]] = field(default_factory=dict)
+    terms: Sequence[tuple[Term, Shift | None]] = ()
     seed: int = 0
     folder: Path | None = None
     on_step: Callable[[Row], None] = lambda row: None
@@ -72,19 +68,19 @@ class Trainer:
             raise self._no_score("nothing judges the training")
         fingerprint, processes, device = self._fingerprint(), current(), self.data.tokens.device
         self._check_shares(processes.size)
-        processes.check_same(_digest_of(fingerprint), "models, data or options", device)
-        teachers = self.teachers()
+        processes.check_same(digest_of(fingerprint), "models, data or options", device)
+        known = self.ask_frozen()
         trained = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
         optimizer = torch.optim.AdamW(trained.values(), lr=self.options.lr, weight_decay=self.options.weight_decay)
         state = TrainingState(self.folder, fingerprint, trained, optimizer)
         rows, best = state.restore()
-        processes.check_same(_digest_of(rows), "states to go on from: put the folder on a disk all share", device)
+        processes.check_same(digest_of(rows), "states to go on from: put the folder on a disk all share", device)
         self._prepare()
         is_over = processes.agreed(self._is_over(rows), device)
         try:
             with own_draws(device), torch.enable_grad():
                 while not is_over:
-                    rows.append(self._step(len(rows), optimizer, list(trained.values()), teachers))
+                    rows.append(self._step(len(rows), optimizer, list(trained.values()), known))
                     self._judge(rows[-1])
                     if self._best(rows) == len(rows):
                         best = {name: weight.detach().to("cpu", copy=True) for name, weight in trained.items()}
@@ -109,16 +105,28 @@ class Trainer:
                 f"accumulate {self.options.accumulate}; change one of them."
             )
 
-    def teachers(self) -> list[Teacher]:
-        """Ask the model as it is now about the task's own examples, once for each guide."""
-        own = self.data.rows(slice(self.n_own))
-        with self._autocast():
-            teachers = [ask_teacher(self.model, self.sites, own, guide) for guide in self.guides]
-        n_bytes = sum(teacher.n_bytes for teacher in teachers)
+    def ask_frozen(self) -> list[Any]:
+        """What every term has to know of the model as it is now."""
+        known = [term.ask(model) for term, model in self.active()]
+        n_bytes = sum(getattr(one, "n_bytes", 0) for one in known)
         if n_bytes:
-            each = f"{n_bytes / len(own) / 1e3:.1f} kB each"
-            logger.info("the teacher keeps %.1f MB for %d examples (%s)", n_bytes / 1e6, len(own), each)
-        return teachers
+            n_own = len(self._own_examples())
+            each = f"{n_bytes / n_own / 1e3:.1f} kB each"
+            logger.info("the frozen model's targets take %.1f MB for %d examples (%s)", n_bytes / 1e6, n_own, each)
+        return known
+
+    def active(self) -> list[tuple[Term, InTraining]]:
+        """Every term, and the model as that term asks it."""
+        own, seen, found = self._own_examples(), Counter(), []
+        for term, shift in self.terms:
+            # terms of one name that draw prompts of their own draw others
+            seed = self.seed + seen[term.name]
+            found.append((term, InTraining(self.model, self.sites, self.options, own, shift, seed)))
+            seen[term.name] += 1
+        return found
+
+    def _own_examples(self) -> TrainingSet:
+        return self.data.rows(slice(self.n_own))
 
     def _judge(self, row: Row) -> None:
         is_last = row["step"] == self.options.steps
@@ -156,9 +164,7 @@ class Trainer:
             model: Any = self.model
             model.gradient_checkpointing_enable({"use_reentrant": False})
 
-    def _step(
-        self, step: int, optimizer: torch.optim.Optimizer, trained: list[Tensor], teachers: Sequence[Teacher]
-    ) -> Row:
+    def _step(self, step: int, optimizer: torch.optim.Optimizer, trained: list[Tensor], known: Sequence[Any]) -> Row:
         started = time.perf_counter()
         # every draw depends on the step alone, so that a resumed training draws the same
         processes, device = current(), self.data.tokens.device
@@ -170,14 +176,14 @@ class Trainer:
         batch = self._batch(step)
         totals = self._totals(batch)
         for index in processes.share(batch.chunk(self.options.accumulate * processes.size)):
-            for name, value in self._backward(index, step, teachers, totals).items():
+            for name, value in self._backward(index, step, known, totals).items():
                 sums[name] = sums.get(name, 0.0) + value
-        for name, term in self.terms.items():
-            for share in term(step):
+        for name, (term, model), asked in zip(self.names(), self.active(), known, strict=True):
+            for share in term.passes(step, asked, model):
                 if share.requires_grad:
                     share.backward()
                     sums[name] = sums.get(name, 0.0) + float(share.detach())
-        sums = dict(processes.summed(sums, self._names(), device))
+        sums = dict(processes.summed(sums, ["lm", *self.names()], device))
         loss = sum(sums.values())
         if not math.isfinite(loss):
             raise FloatingPointError(f"the loss is {loss} in step {step}; use a smaller lr, or precision='float32'.")
@@ -187,10 +193,9 @@ class Trainer:
         about = {"lr": self.options.rate(step), "grad_norm": float(norm), "seconds": time.perf_counter() - started}
         return {"step": step + 1, "loss": loss, **sums, **about}
 
-    def _names(self) -> list[str]:
-        """Of all terms that a step's loss may have."""
-        suffixes = ["", *(f"_{number + 1}" for number in range(1, len(self.guides)))]
-        return ["lm", *(f"{part}{suffix}" for part in ("kl", "heads") for suffix in suffixes), *self.terms]
+    def names(self) -> list[str]:
+        """The column of every term in the log."""
+        return unique_names([term for term, _ in self.terms])
 
     def _totals(self, batch: Int[Tensor, " batch_size"]) -> tuple[Totals, Totals]:
         """Of a step: of all its examples, and of those that guidance acts on."""
@@ -200,60 +205,55 @@ class Trainer:
         return index < (len(self.data) if self.n_own is None else self.n_own)
 
     def _backward(
-        self, index: Int[Tensor, " rows"], step: int, teachers: Sequence[Teacher], totals: tuple[Totals, Totals]
+        self, index: Int[Tensor, " rows"], step: int, known: Sequence[Any], totals: tuple[Totals, Totals]
     ) -> Row:
         """Add the gradients of one pass; its share of every term, already weighted."""
-        rows, column, own = self.data.rows(index), last_column(self.data), self._own(index)
+        rows, own = self.data.rows(index), self._own(index)
         with ExitStack() as stack:
             # open during backward as well: checkpointed blocks are run again there
-            self._intervene(stack, column, step / self.options.steps, own)
-            layers = sorted({layer for guide in self.guides if guide.heads for layer, _ in guide.heads.heads})
-            z = stack.enter_context(self.sites.head_outputs(self.model, layers, column))
-            with self._autocast():
-                logits = answer_logits(self.model, rows)
-            terms = {"lm": answer_loss(logits, rows.answers, totals[0])}
+            self._shift(stack, last_column(self.data), step / self.options.steps, own)
+            layers = sorted({layer for term, _ in self.terms for layer in term.layers})
+            answer = self._model().answer(rows, stack, layers=layers)
+            losses = {"lm": answer_loss(answer.logits, rows.answers, totals[0])}
             if bool(own.any()):
-                terms |= self._held(logits, z, rows.answers, index, teachers, totals[1])
-            torch.stack(list(terms.values())).sum().backward()
-        return {name: float(term.detach()) for name, term in terms.items()}
+                losses |= self._guided(answer, rows.answers, index, known, totals[1])
+            torch.stack(list(losses.values())).sum().backward()
+        return {name: float(loss.detach()) for name, loss in losses.items()}
 
-    def _held(
+    def _guided(
         self,
-        logits: Float[Tensor, "rows answer_len d_vocab"],
-        z: Mapping[int, Float[Tensor, "rows n_heads d_head"]],
+        answer: Answer,
         answers: Int[Tensor, "rows answer_len"],
         index: Int[Tensor, " rows"],
-        teachers: Sequence[Teacher],
+        known: Sequence[Any],
         totals: Totals,
     ) -> dict[str, Tensor]:
-        """Guidance's terms of one pass, on the task's own examples in it."""
+        """What terms add on the task's own examples of one pass; guidance acts on no others."""
         own = self._own(index)
         if not bool(own.all()):
-            logits, answers, index = logits[own], answers[own], index[own]
-            z = {layer: outputs[own] for layer, outputs in z.items()}
-        terms = {}
-        for number, (guide, teacher) in enumerate(zip(self.guides, teachers, strict=True)):
-            wanted, suffix = teacher.rows(index), "" if number == 0 else f"_{number + 1}"
-            if guide.kl is not None and wanted.soft is not None:
-                terms[f"kl{suffix}"] = guide.kl.weight * iv_kl(logits, wanted.soft, answers, guide.kl, totals)
-            if guide.heads is not None and wanted.z is not None:
-                distance = head_distance(self.sites.held(self.model, z, guide.heads), wanted.z, totals)
-                terms[f"heads{suffix}"] = guide.heads.weight * distance
-        return terms
+            answers, index = answers[own], index[own]
+            answer = Answer(answer.logits[own], {layer: z[own] for layer, z in answer.z.items()})
+        student = Student(answer, answers, index, totals)
+        losses = {}
+        for name, (term, model), asked in zip(self.names(), self.active(), known, strict=True):
+            loss = term.loss(student, asked, model)
+            if loss is not None:
+                losses[name] = loss
+        return losses
 
-    def _intervene(self, stack: ExitStack, column: int, progress: float, own: Bool[Tensor, " rows"]) -> None:
-        for guide in self.guides:
-            if guide.progressive is None:
+    def _shift(self, stack: ExitStack, column: int, progress: float, own: Bool[Tensor, " rows"]) -> None:
+        """Add to the stream what terms add, in the rows of the task's own examples."""
+        for term, shared in self.terms:
+            shift = None if shared is None else term.shift(shared, progress)
+            if shift is None:
                 continue
-            g = guide.progressive.sign * strength(guide.progressive.schedule, progress)
-            delta = g * guide.delta
+            delta = shift.delta
             if not bool(own.all()):
                 delta = own[:, None].to(delta) * delta.to(own.device)
-            if g:
-                stack.enter_context(self.sites.shifted(self.model, guide.layer, guide.site, column, delta))
+            stack.enter_context(self.sites.shifted(self.model, shift.layer, shift.site, column, delta))
 
-    def _autocast(self) -> Any:
-        return self.options.autocast(self.data.tokens.device)
+    def _model(self) -> InTraining:
+        return InTraining(self.model, self.sites, self.options, self.data)
 
     def _batch(self, step: int) -> Int[Tensor, " batch_size"]:
         """Examples of a step: all of them in a new order in every epoch."""
@@ -273,28 +273,27 @@ class Trainer:
         content = [self.data.tokens, self.data.attention_mask, self.data.answers]
         return {
             "options": self.options.kept(),
-            "guides": [[guide.describe(), _digest(guide.tensors())] for guide in self.guides],
+            "terms": [_described(term, shift) for term, shift in self.terms],
             "seed": self.seed,
-            "data": _digest(content),
-            "start": _digest(self.model.state_dict().values()),
+            "data": digest_of_tensors(content),
+            "start": digest_of_tensors(self.model.state_dict().values()),
             **({} if current().size == 1 else {"processes": current().size}),
             **self.about,
         }
 
 
+def _described(term: Term, shared: Shift | None) -> list[Any]:
+    """What a term is and holds, with the vector only where it uses one."""
+    uses = shared if term.needs_vector else None
+    place = None if uses is None else [uses.layer, uses.site]
+    return [
+        term.name,
+        term.describe(),
+        place,
+        digest_of_tensors([*term.tensors(), None if uses is None else uses.delta]),
+    ]
+
+
 def _mixed(seed: int, number: int) -> int:
     """One seed for each pair."""
     return (seed * 1_000_003 + number * 7_919) % 2**63
-
-
-def _digest_of(content: Any) -> str:
-    return sha256(json.dumps(content, default=str, sort_keys=True).encode()).hexdigest()
-
-
-def _digest(tensors: Iterable[Tensor | None]) -> str:
-    """One short text for the content of all of them."""
-    digest = sha256()
-    for tensor in tensors:
-        if tensor is not None:
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]

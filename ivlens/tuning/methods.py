@@ -4,16 +4,20 @@ A method is told of three moments: `begin` before a task, `penalty` in every ste
 remembers of earlier tasks, so one object serves one sequence.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from ivlens.tuning.data import TrainingSet, answer_logits, evaluating
-from ivlens.tuning.losses import answer_loss
-from ivlens.tuning.terms import IVKL
+from ivlens.tuning.terms.kl import IVKL
+from ivlens.tuning.terms.term import Term
+from ivlens.tuning.training.asking import InTraining
+from ivlens.tuning.training.data import TrainingSet, answer_logits, evaluating
+from ivlens.tuning.training.losses import answer_loss
+from ivlens.tuning.training.processes import current
 
 # the query and value projections, as the papers train them; where they are fused, the fused one
 _PAIRS = (("q_proj", "v_proj"),)
@@ -51,6 +55,25 @@ class Method:
         return {
             name: value for name, value in vars(self).items() if isinstance(value, str | int | float | tuple | None)
         }
+
+
+@dataclass(frozen=True, eq=False)
+class Penalty(Term):
+    """A method's penalty for the present weights, once in a step."""
+
+    name: ClassVar[str] = "penalty"
+
+    method: Method
+
+    def passes(self, step: int, asked: Any, model: InTraining) -> Iterator[Float[Tensor, ""]]:
+        """The penalty; of several processes the first alone has it."""
+        value = self.method.penalty(model.plain) if current().is_first else None
+        if value is not None:
+            yield value
+
+    def describe(self) -> dict[str, Any]:
+        """Nothing: the method describes itself."""
+        return {}
 
 
 @dataclass

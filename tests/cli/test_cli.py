@@ -372,16 +372,19 @@ def test_what_a_guidance_is_made_of_can_be_changed():
         kl_weight=0.3, last_weight=0.4, answers_weight=0.6, heads_weight=7.0, k=4,
     ).plan("iv/zero_vector")  # fmt: skip
     was = RECIPES["iv"]
-    kl = replace(was.kl, direction="reverse", temperature=1.0, top_n=9, weight=0.3, last=0.4, answers=0.6)
-    progressive = replace(was.progressive, schedule="linear", sign=1)
+    kl = replace(was.terms[1], direction="reverse", temperature=1.0, top_n=9, weight=0.3, last=0.4, answers=0.6)
+    progressive = replace(was.terms[0], schedule="linear", sign=1)
+    terms = (progressive, kl, replace(was.terms[2], weight=7.0))
     place = {"layer": 3, "site": "attn_out", "alpha": 0.5}
-    assert whole == replace(was, kl=kl, progressive=progressive, heads_weight=7.0, k=4, **place)
+    assert whole == replace(was, terms=terms, k=4, **place)
     assert control == "zero_vector" and GuidanceOptions().plan("iv") == (was, "")
     rehearsed, _ = GuidanceOptions(temperature=1.0, rehearsal_weight=3.0).plan("instructions")
     was = RECIPES["instructions"]
-    assert rehearsed == replace(was, rehearse_kl=replace(was.rehearse_kl, temperature=1.0, weight=3.0))
+    (term,) = was.terms
+    assert rehearsed.terms == (replace(term, kl=replace(term.kl, temperature=1.0, weight=3.0)),)
     held, _ = GuidanceOptions(heads_weight=3.0, k=2).plan("instruction_heads")
-    assert held == replace(RECIPES["instruction_heads"], rehearse_heads=3.0, k=2)
+    (term,) = RECIPES["instruction_heads"].terms
+    assert held.terms == (replace(term, heads=replace(term.heads, weight=3.0)),) and held.k == 2
 
 
 def test_tune_trains_with_the_guidance_that_was_asked_for(tmp_path, capsys):

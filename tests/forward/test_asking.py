@@ -9,8 +9,8 @@ from ivlens import PromptRecipe, head_effects
 from ivlens.forward.asking import most_shots, prompts_for
 from ivlens.prompts import build_prompts
 from ivlens.steering.prompt_sets import PromptSets
-from ivlens.tuning.data import training_set
 from ivlens.tuning.exams import make_exam
+from ivlens.tuning.training.data import training_set
 
 TASK = tiny_task()
 LONG = PromptRecipe(instruction=None, n_shots=8)

@@ -10,7 +10,7 @@ from ivlens.forward.writes import added_to_stream, write_factors
 from ivlens.models import load_model
 from ivlens.models.plain import plain_model
 from ivlens.steering.edits import addition
-from ivlens.tuning.sites import Sites
+from ivlens.tuning.training.sites import Sites
 from ivlens.vectors.heads import head_writes
 
 FACTORS = {"falcon_h1": 0.3}

@@ -16,7 +16,7 @@ from ivlens.models import model_identity
 from ivlens.models.adapters import adapter_folders, named_base
 from ivlens.models.checkpoints import Checkpoint, checkpoint_series
 from ivlens.tuning import Along, Learner, TuneOptions, finetune
-from ivlens.tuning.data import training_set
+from ivlens.tuning.training.data import training_set
 
 OPTIONS = TuneOptions(lr=1e-2, steps=4, batch_size=4, judge_every=4)
 PROBE = torch.arange(8)[None] + 5

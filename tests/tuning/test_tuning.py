@@ -16,10 +16,13 @@ from ivlens.models.plain import plain_model
 from ivlens.prompts import PromptRecipe, build_prompts
 from ivlens.tasks import load_task
 from ivlens.tuning import IVKL, Along, Guidance, HeadConsistency, Learner, Progressive, TuneOptions, finetune, strength
-from ivlens.tuning.data import answer_logits, as_training_set, last_column, training_set
-from ivlens.tuning.losses import SoftTargets, answer_loss, head_distance, iv_kl
-from ivlens.tuning.sites import Sites
-from ivlens.tuning.teacher import ask_teacher
+from ivlens.tuning.terms import Rehearse
+from ivlens.tuning.terms.heads import head_distance
+from ivlens.tuning.terms.kl import SoftTargets, iv_kl
+from ivlens.tuning.training.asking import InTraining
+from ivlens.tuning.training.data import answer_logits, as_training_set, last_column, training_set
+from ivlens.tuning.training.losses import answer_loss
+from ivlens.tuning.training.sites import Sites
 
 TASK = tiny_task()
 QUICK = TuneOptions(lr=1e-2, steps=6, batch_size=4, save_every=2)
@@ -47,16 +50,13 @@ def data_of(model, n=8):
     return training_set(model, TASK, TASK.examples, n_samples=n, seed=1)
 
 
-def guidance_of(model, **parts):
+def guidance_of(model, *terms):
     theta = torch.randn(model.cfg.d_model, generator=torch.Generator().manual_seed(5))
-    return Guidance(theta=theta, layer=1, alpha=0.5, **parts)
+    return Guidance(terms, theta, layer=1, alpha=0.5)
 
 
-ALL_PARTS = {
-    "progressive": Progressive("linear"),
-    "kl": IVKL(weight=0.3),
-    "heads": HeadConsistency(((0, 1), (2, 3)), weight=2.0),
-}
+HELD = HeadConsistency(((0, 1), (2, 3)), weight=2.0)
+ALL_PARTS = (Progressive("linear"), IVKL(weight=0.3), HELD)
 
 
 def weights_of(learner):
@@ -159,7 +159,7 @@ def test_schedules():
         (lambda: unchecked(IVKL, direction="both"), "direction is 'both', expected 'forward' or 'reverse'"),
         (lambda: IVKL(temperature=0.0), "temperature is 0.0, expected a number above 0"),
         (lambda: HeadConsistency(()), "HeadConsistency got no heads"),
-        (lambda: Guidance(kl=IVKL()), "Guidance got no theta"),
+        (lambda: Guidance((IVKL(),)), "Guidance got no theta"),
         (lambda: Guidance(theta=torch.full((4,), torch.nan)), "theta contains NaN"),
         (lambda: TuneOptions(steps=0), "^steps is 0"),
         (lambda: TuneOptions(batch_size=6, accumulate=4), "batch_size 6 is no multiple of accumulate 4"),
@@ -214,13 +214,17 @@ def test_heads_are_read_where_the_bridge_reads_them(models, family):
 
 def test_the_teacher_is_the_model_before_the_task_with_the_vector_in_it(models):
     model = models("llama")
-    data, guidance = data_of(model, 5), guidance_of(models("llama"), **ALL_PARTS)
+    data, guidance = data_of(model, 5), guidance_of(models("llama"), *ALL_PARTS)
     plain, sites = plain_model(model), Sites(model)
-    teacher = ask_teacher(plain, sites, data, guidance, batch_size=2)
+    soft, z = (term.ask(InTraining(plain, sites, TuneOptions(), data, guidance.shift)) for term in ALL_PARTS[1:])
     with torch.no_grad(), sites.shifted(plain, 1, "resid_post", last_column(data), guidance.delta):
         logits = answer_logits(plain, data)
-    torch.testing.assert_close(teacher.soft.log_probs, (logits / 2).log_softmax(-1), atol=1e-5, rtol=1e-5)
-    assert teacher.z.shape == (5, 2, model.cfg.d_head) and teacher.n_bytes > 4 * logits.numel()
+    torch.testing.assert_close(soft.log_probs, (logits / 2).log_softmax(-1), atol=1e-5, rtol=1e-5)
+    with torch.no_grad(), sites.head_outputs(plain, [0, 2], last_column(data)) as kept:
+        answer_logits(plain, data)
+    want = torch.stack([kept[0][:, 1], kept[2][:, 3]], 1)
+    torch.testing.assert_close(z.z, want, atol=1e-5, rtol=1e-5)
+    assert z.n_bytes == 4 * want.numel() and soft.n_bytes > 4 * logits.numel()
 
 
 # ---- the loop
@@ -256,7 +260,7 @@ def test_the_model_given_stays_as_it_is(models):
     expected = torch.rand(1)
     torch.manual_seed(3)
     for method in ("lora", "full"):
-        Learner(model, method).learn(data, QUICK, guidance_of(model, **ALL_PARTS))
+        Learner(model, method).learn(data, QUICK, guidance_of(model, *ALL_PARTS))
     assert torch.equal(torch.rand(1), expected), "the caller's draws were touched"
     assert torch.equal(inputs.logits(model), before)
     assert not any(parameter.requires_grad for parameter in model.parameters())
@@ -264,7 +268,7 @@ def test_the_model_given_stays_as_it_is(models):
 
 def test_the_same_seed_gives_the_same_weights(models):
     model = models("llama")
-    data, guidance = data_of(model), guidance_of(model, **ALL_PARTS)
+    data, guidance = data_of(model), guidance_of(model, *ALL_PARTS)
     runs = []
     for seed in (0, 0, 1):
         runs.append(Learner(model, "lora"))
@@ -278,7 +282,7 @@ def test_the_same_seed_gives_the_same_weights(models):
 @pytest.mark.parametrize("stop", [1, 3, 5])
 def test_a_training_that_was_interrupted_ends_with_the_same_weights(models, method, stop, tmp_path):
     model = models("llama")
-    data, guidance = data_of(model), guidance_of(model, **ALL_PARTS)
+    data, guidance = data_of(model), guidance_of(model, *ALL_PARTS)
     whole = Learner(model, method)
     log = whole.learn(data, QUICK, guidance)
 
@@ -316,7 +320,7 @@ def test_the_state_of_another_training_is_refused(models, tmp_path):
         {"options": dataclasses.replace(QUICK, seed=1)},
         {"options": dataclasses.replace(QUICK, lr=2e-2)},
         {"data": data_of(model, 7)},
-        {"guidance": guidance_of(model, kl=IVKL())},
+        {"guidance": guidance_of(model, IVKL())},
         {"method": "full"},
     ]
     for change in changes:
@@ -331,7 +335,7 @@ def test_the_state_of_another_training_is_refused(models, tmp_path):
 
 def test_accumulated_passes_are_one_step(models):
     model = models("llama")
-    data, guidance = data_of(model), guidance_of(model, progressive=Progressive(), heads=ALL_PARTS["heads"])
+    data, guidance = data_of(model), guidance_of(model, Progressive(), HELD)
     data = dataclasses.replace(data, answers=data.answers[:, :1])  # answers of one length: a mean of means is the mean
     one, two = Learner(model, "lora"), Learner(model, "lora")
     one.learn(data, QUICK, guidance)
@@ -344,7 +348,7 @@ def test_accumulated_passes_are_one_step(models):
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_gradient_checkpointing_changes_no_gradient(models, family):
     model = models(family)
-    data, guidance = data_of(model), guidance_of(model, **ALL_PARTS)
+    data, guidance = data_of(model), guidance_of(model, *ALL_PARTS)
     plain, checkpointed = Learner(model, "lora"), Learner(model, "lora")
     options = dataclasses.replace(QUICK, steps=1)
     want = plain.learn(data, options, guidance)
@@ -357,7 +361,7 @@ def test_bfloat16_keeps_weights_in_full_precision(models):
     model = models("llama")
     learner = Learner(model, "lora")
     log = learner.learn(
-        data_of(model), dataclasses.replace(QUICK, precision="bfloat16"), guidance_of(model, **ALL_PARTS)
+        data_of(model), dataclasses.replace(QUICK, precision="bfloat16"), guidance_of(model, *ALL_PARTS)
     )
     assert all(weight.dtype == torch.float32 for weight in weights_of(learner).values())
     assert log.loss.notna().all()
@@ -374,11 +378,11 @@ def test_guidance_holds_heads_in_place(models):
     data, options = data_of(model), dataclasses.replace(QUICK, steps=30)
     heads = HeadConsistency(tuple((layer, head) for layer in range(3) for head in range(4)), weight=100.0)
     distances = []
-    for guidance in (None, Guidance(heads=heads)):
+    for guidance in (None, Guidance((heads,))):
         learner = Learner(model, "lora")
-        before = ask_teacher(plain_model(model), learner.sites, data, Guidance(heads=heads)).z
+        before = heads.ask(InTraining(plain_model(model), learner.sites, QUICK, data)).z
         learner.learn(data, options, guidance)
-        after = ask_teacher(learner.trained, learner.sites, data, Guidance(heads=heads)).z
+        after = heads.ask(InTraining(learner.trained, learner.sites, QUICK, data)).z
         distances.append(float(head_distance(after, before)))
     assert distances[1] < 0.5 * distances[0]
 
@@ -389,7 +393,7 @@ def test_the_vector_is_gone_at_the_end_of_the_schedule(models):
     data = data_of(model)
     logs = {}
     for schedule in ("off", "staircase", "constant"):
-        part = guidance_of(model, progressive=Progressive(schedule))
+        part = guidance_of(model, Progressive(schedule))
         logs[schedule] = Learner(model, "lora").learn(data, dataclasses.replace(QUICK, lr=1e-9, steps=8), part).lm
     plain = Learner(model, "lora").learn(data, dataclasses.replace(QUICK, lr=1e-9, steps=8)).lm
     assert logs["off"].equals(plain)
@@ -401,11 +405,11 @@ def test_guidance_that_does_not_fit_the_model(models):
     model = models("llama")
     learner = Learner(model)
     with pytest.raises(ValueError, match="theta has 5 entries, expected 32, the model's d_model"):
-        learner.learn(data_of(model), QUICK, Guidance(theta=torch.zeros(5), kl=IVKL()))
+        learner.learn(data_of(model), QUICK, Guidance((IVKL(),), torch.zeros(5)))
     with pytest.raises(ValueError, match="layer 9 does not exist"):
-        learner.learn(data_of(model), QUICK, Guidance(theta=torch.zeros(32), layer=9, kl=IVKL()))
+        learner.learn(data_of(model), QUICK, Guidance((IVKL(),), torch.zeros(32), layer=9))
     with pytest.raises(ValueError, match="heads L1H7 do not exist: the model has 4 in a layer"):
-        learner.learn(data_of(model), QUICK, Guidance(heads=HeadConsistency(((1, 7),))))
+        learner.learn(data_of(model), QUICK, Guidance((HeadConsistency(((1, 7),)),)))
 
 
 def test_a_task_is_learned_from_its_fit_inputs_alone(models):
@@ -486,7 +490,7 @@ def test_passes_of_a_step_weigh_tokens_not_passes(llama, guidance):
     for row in range(8):
         answers[row, : 2 + row] = torch.arange(10, 12 + row)
     data = dataclasses.replace(data, answers=answers)
-    guide = Guidance(theta=torch.ones(llama.cfg.d_model), kl=IVKL(), heads=HeadConsistency(((0, 1),)))
+    guide = Guidance((IVKL(), HeadConsistency(((0, 1),))), torch.ones(llama.cfg.d_model))
     logs = []
     for accumulate in (1, 4):
         options = TuneOptions(lr=1e-2, steps=2, batch_size=8, accumulate=accumulate)
@@ -501,14 +505,14 @@ def test_a_training_with_another_rehearsal_does_not_go_on_from_this_one(llama, t
     data = training_set(llama, tiny_task(), list(tiny_task().examples)[:8])
     options = TuneOptions(lr=1e-2, steps=2, batch_size=4)
     old = tiny_task("synonym", "Give a synonym.", 2)
-    made = iv_guidance(llama, tiny_task(), GuidanceRecipe(rehearse="vectors", k=2, n_prompts=4), earlier=[old])
+    made = iv_guidance(llama, tiny_task(), GuidanceRecipe((Rehearse("vectors"),), k=2, n_prompts=4), earlier=[old])
     Learner(llama, "full").learn(data, options, made, folder=tmp_path)
     with pytest.raises(ValueError, match="is the state of another training"):
         Learner(llama, "full").learn(data, options, control(made, "zero_vector", llama), folder=tmp_path)
 
 
 def test_rehearsal_is_the_same_with_gradient_checkpointing(llama):
-    from ivlens.tuning.rehearsed import RehearsalOptions, vector_rehearsal
+    from ivlens.tuning.terms.rehearsed import RehearsalOptions, vector_rehearsal
 
     data = training_set(llama, tiny_task(), list(tiny_task().examples)[:8])
     deltas = 3 * torch.randn(2, llama.cfg.d_model, generator=torch.Generator().manual_seed(0))
@@ -517,14 +521,14 @@ def test_rehearsal_is_the_same_with_gradient_checkpointing(llama):
     norms = []
     for checkpointing in (False, True):
         options = TuneOptions(lr=1e-2, steps=3, batch_size=4, gradient_checkpointing=checkpointing)
-        log = Learner(llama, "full").learn(data, options, Guidance(rehearsal=(part,)))
+        log = Learner(llama, "full").learn(data, options, Guidance((part,)))
         norms.append(log.grad_norm.tolist())
     assert norms[0] == pytest.approx(norms[1], rel=1e-5)
 
 
 def test_in_bfloat16_an_unmoved_student_is_at_its_teacher(llama):
     data = training_set(llama, tiny_task(), list(tiny_task().examples)[:8])
-    guide = Guidance(theta=torch.zeros(llama.cfg.d_model), kl=IVKL(), heads=HeadConsistency(((0, 1),)))
+    guide = Guidance((IVKL(), HeadConsistency(((0, 1),))), torch.zeros(llama.cfg.d_model))
     options = TuneOptions(lr=1e-2, steps=1, batch_size=8, precision="bfloat16")
     log = Learner(llama, "full").learn(data, options, guide)
     assert log.kl[0] < 1e-4 and log.heads[0] < 1e-4

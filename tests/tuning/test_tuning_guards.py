@@ -19,11 +19,11 @@ from ivlens.forward.inputs import forced
 from ivlens.models import load_model
 from ivlens.models.plain import plain_model
 from ivlens.tuning import IVKL, Along, Guidance, HeadConsistency, Learner, Progressive, TuneOptions, finetune
-from ivlens.tuning.data import TrainingSet, answer_logits, last_column, training_set
-from ivlens.tuning.losses import SoftTargets
 from ivlens.tuning.methods import Replay
-from ivlens.tuning.rehearsed import RehearsalOptions, instruction_rehearsal
-from ivlens.tuning.sites import Sites
+from ivlens.tuning.terms.kl import SoftTargets
+from ivlens.tuning.terms.rehearsed import RehearsalOptions, instruction_rehearsal
+from ivlens.tuning.training.data import TrainingSet, answer_logits, last_column, training_set
+from ivlens.tuning.training.sites import Sites
 
 OPTIONS = TuneOptions(lr=1e-2, steps=4, batch_size=4)
 OWNER = "import sys, time; from pathlib import Path; from ivlens.common.files import held\n"
@@ -126,16 +126,12 @@ def test_nothing_that_was_not_written_so_is_removed(tmp_path):
 # ---- guidance acts on the new task
 
 
-ALL = {
-    "progressive": Progressive("constant", -1),
-    "kl": IVKL(weight=0.5),
-    "heads": HeadConsistency(((0, 1), (2, 3)), 2.0),
-}
+ALL = (Progressive("constant", -1), IVKL(weight=0.5), HeadConsistency(((0, 1), (2, 3)), 2.0))
 
 
-def guide(model, **parts):
+def guide(model, *terms):
     theta = torch.randn(model.cfg.d_model, generator=torch.Generator().manual_seed(5))
-    return Guidance(theta=theta, layer=0, **parts)
+    return Guidance(terms, theta, layer=0)
 
 
 def test_guidance_acts_on_the_new_tasks_prompts_alone(llama):
@@ -143,8 +139,8 @@ def test_guidance_acts_on_the_new_tasks_prompts_alone(llama):
     new, old = data_of(llama), data_of(llama, tiny_task("second", "Give another word.", 2), 4)
     method = Replay(share=0.5, buffer=[old])
     options = TuneOptions(lr=1e-2, steps=1, batch_size=12, weight_decay=0.0)
-    mixed = Learner(llama, method).learn(new, options, guide(llama, **ALL)).iloc[0]
-    alone = Learner(llama).learn(new, dataclasses.replace(options, batch_size=8), guide(llama, **ALL)).iloc[0]
+    mixed = Learner(llama, method).learn(new, options, guide(llama, *ALL)).iloc[0]
+    alone = Learner(llama).learn(new, dataclasses.replace(options, batch_size=8), guide(llama, *ALL)).iloc[0]
     assert mixed.kl == pytest.approx(alone.kl, rel=1e-4) and mixed.heads == pytest.approx(alone.heads, rel=1e-4)
     assert mixed.kl > 0.01 and mixed.heads > 0.001
 
@@ -152,7 +148,7 @@ def test_guidance_acts_on_the_new_tasks_prompts_alone(llama):
 def test_the_vector_is_not_added_to_replayed_prompts(llama):
     """The loss of a step is that of new prompts under the vector and of replayed ones without it."""
     new, old = data_of(llama), data_of(llama, tiny_task("second", "Give another word.", 2), 4)
-    learner, guidance = Learner(llama, Replay(share=0.5, buffer=[old])), guide(llama, progressive=Progressive())
+    learner, guidance = Learner(llama, Replay(share=0.5, buffer=[old])), guide(llama, Progressive())
     options = TuneOptions(lr=1e-2, steps=1, batch_size=12)
     trainer = learner.trainer(new, options, guidance)
     both = trainer.data
@@ -169,7 +165,7 @@ def test_a_pass_of_replayed_prompts_only_has_no_guidance(llama):
     old = data_of(llama, tiny_task("second", "Give another word.", 2), 8)
     method = Replay(share=1.0, buffer=[old])
     options = TuneOptions(lr=1e-2, steps=8, batch_size=2, accumulate=2)
-    log = Learner(llama, method).learn(data_of(llama), options, guide(llama, **ALL))
+    log = Learner(llama, method).learn(data_of(llama), options, guide(llama, *ALL))
     assert log.loss.notna().all() and log.kl.isna().any() and log.kl.notna().any()
 
 
@@ -185,18 +181,18 @@ def test_rehearsal_is_divided_into_as_many_passes(llama, accumulate, monkeypatch
     sizes: list[int] = []
 
     def watched(plain, data: TrainingSet):
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() and data.answers.shape[1] == 1:  # of rehearsed prompts, not of the task's own
             sizes.append(len(data))
         return answer_logits(plain, data)
 
-    monkeypatch.setattr("ivlens.tuning.rehearsal.answer_logits", watched)
+    monkeypatch.setattr("ivlens.tuning.training.asking.answer_logits", watched)
     logs = []
     for passes in (1, accumulate):
         sizes.clear()
         options = TuneOptions(lr=1e-3, steps=3, batch_size=6, accumulate=passes)
-        logs.append(Learner(llama, "full").learn(data_of(llama), options, Guidance(rehearsal=(part,))))
+        logs.append(Learner(llama, "full").learn(data_of(llama), options, Guidance((part,))))
         assert len(sizes) == 3 * passes and sum(sizes) == 3 * 14 and max(sizes) - min(sizes) <= 1
-    for name in ("rehearsal0", "grad_norm"):
+    for name in ("rehearsal", "grad_norm"):
         assert logs[1][name].tolist() == pytest.approx(logs[0][name].tolist(), rel=1e-3, abs=1e-6)
 
 
@@ -206,9 +202,12 @@ def test_rehearsal_is_divided_into_as_many_passes(llama, accumulate, monkeypatch
 def test_the_teachers_memory_is_said(llama, caplog):
     data, term = data_of(llama), IVKL(top_n=10)
     with caplog.at_level(logging.INFO, logger="ivlens"):
-        Learner(llama).learn(data, OPTIONS, guide(llama, kl=term))
+        Learner(llama).learn(data, OPTIONS, guide(llama, term))
     n_bytes = data.answers.numel() * (8 * 10 + 4)
-    assert f"the teacher keeps {n_bytes / 1e6:.1f} MB for 8 examples ({n_bytes / 8e3:.1f} kB each)" in caplog.text
+    assert (
+        f"the frozen model's targets take {n_bytes / 1e6:.1f} MB for 8 examples ({n_bytes / 8e3:.1f} kB each)"
+        in caplog.text
+    )
     logits = torch.randn(2, 3, 50)
     assert SoftTargets.of(logits, term).n_bytes == 6 * 84 and SoftTargets.of(logits, IVKL()).n_bytes == 6 * (200 + 4)
 

@@ -9,9 +9,9 @@ from conftest import hf_model, tiny_task
 from ivlens.models import load_model
 from ivlens.models.plain import plain_model
 from ivlens.tuning import IVKL, METHODS, Guidance, HeadConsistency, Learner, TuneOptions, new_method
-from ivlens.tuning.data import answer_logits, training_set
 from ivlens.tuning.methods import EWC, IncLora, OLora, Replay, diagonal_fisher, lora_targets
-from ivlens.tuning.teacher import ask_teacher
+from ivlens.tuning.training.asking import InTraining
+from ivlens.tuning.training.data import answer_logits, training_set
 
 TASKS = [tiny_task(f"task{shift}", f"Do number {shift}.", shift=shift) for shift in (1, 2, 3)]
 OPTIONS = TuneOptions(lr=1e-2, steps=4, batch_size=4)
@@ -49,7 +49,7 @@ def moved(before, after):
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_learns_two_tasks_guided_or_not(calm, method):
     theta = torch.randn(32, generator=torch.Generator().manual_seed(5))
-    guidance = Guidance(theta=theta, layer=1, kl=IVKL(), heads=HeadConsistency(((0, 1),)))
+    guidance = Guidance((IVKL(), HeadConsistency(((0, 1),))), theta, layer=1)
     options = dataclasses.replace(OPTIONS, steps=12)
     for guide in (None, guidance):
         learner = Learner(calm, method)
@@ -131,7 +131,7 @@ class Softmax(torch.nn.Module):
 
 def test_the_fisher_information_of_a_model_where_it_is_known():
     """`E[(∂ log p / ∂w_i)²] = E[(1{y=i} - p_i)²]`, and for answers drawn from the model itself `p_i (1 - p_i)`."""
-    from ivlens.tuning.data import TrainingSet
+    from ivlens.tuning.training.data import TrainingSet
 
     model = Softmax()
     p = model.w.detach().softmax(0)
@@ -165,13 +165,15 @@ def test_ewc_holds_what_mattered(calm):
 
 def test_lwf_asks_the_model_before_the_task_without_a_vector(calm):
     learner = Learner(calm, "lwf")
-    (guide,) = learner._guides(None)
-    assert not guide.theta.any() and guide.kl.weight == learner.method.weight > 0 and guide.progressive is None
+    _, (own, shift) = learner._terms(None)  # after its penalty
+    assert isinstance(own, IVKL) and own.weight == learner.method.weight > 0 and not shift.delta.any()
     data = data_of(calm, TASKS[0])
     with torch.no_grad():
         want = (answer_logits(plain_model(calm), data) / 2).log_softmax(-1)
-    torch.testing.assert_close(ask_teacher(learner.trained, learner.sites, data, guide).soft.log_probs, want)
-    log = learner.learn(data, OPTIONS, Guidance(heads=HeadConsistency(((0, 1),))))
+    torch.testing.assert_close(
+        own.ask(InTraining(learner.trained, learner.sites, OPTIONS, data, shift)).log_probs, want
+    )
+    log = learner.learn(data, OPTIONS, Guidance((IVKL(), HeadConsistency(((0, 1),))), torch.zeros(calm.cfg.d_model)))
     assert {"heads", "kl_2"} <= set(log), "guidance and the method's own teacher at once"
 
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from ivlens.tuning import data_parallel
-from ivlens.tuning.processes import Processes, current
+from ivlens.tuning.training.processes import Processes, current
 
 TRAIN = """
 import os, signal, sys
@@ -19,7 +19,7 @@ from contextlib import nullcontext
 from pathlib import Path
 import ivlens
 from ivlens.tuning import Along, TuneOptions, data_parallel, finetune, guidance_by_name
-from ivlens.tuning.processes import under_torchrun
+from ivlens.tuning.training.processes import under_torchrun
 
 out, method, what = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 several = under_torchrun()
@@ -78,7 +78,7 @@ def both(script: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, P
 def test_two_processes_make_the_steps_of_one(both):
     logs = [pd.read_csv(folder / "log.csv") for folder in both]
     pd.testing.assert_frame_equal(*logs, rtol=1e-4)  # sums are rounded in another order
-    assert {"lm", "rehearsal0", "new", "watched"} <= set(logs[0].columns) and len(logs[0]) == 4
+    assert {"lm", "rehearsal", "new", "watched"} <= set(logs[0].columns) and len(logs[0]) == 4
     weights = [load_file(folder / "state.safetensors") for folder in both]
     assert weights[0].keys() == weights[1].keys()
     for name, weight in weights[0].items():

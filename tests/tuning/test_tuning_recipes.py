@@ -10,9 +10,18 @@ from ivlens.models import load_model
 from ivlens.prompts import PromptRecipe, build_prompts
 from ivlens.prompts.tokens import Encoder
 from ivlens.tasks import load_task
-from ivlens.tuning import Along, GuidanceRecipe, TuneOptions, finetune, guidance_by_name, iv_guidance, make_exam
-from ivlens.tuning.data import TrainingSet, training_set
-from ivlens.tuning.rehearsed import RehearsalOptions, instruction_rehearsal
+from ivlens.tuning import (
+    Along,
+    GuidanceRecipe,
+    Rehearse,
+    TuneOptions,
+    finetune,
+    guidance_by_name,
+    iv_guidance,
+    make_exam,
+)
+from ivlens.tuning.terms.rehearsed import RehearsalOptions, instruction_rehearsal
+from ivlens.tuning.training.data import TrainingSet, training_set
 
 TASK = tiny_task()
 SHOWN = tiny_task("shown", shift=2)
@@ -162,8 +171,8 @@ def test_guidance_for_and_from_tasks_without_instructions(llama, name):
 
 
 def test_guidance_is_made_by_the_recipe(llama):
-    plan = GuidanceRecipe(rehearse="vectors", k=2, n_prompts=4)
-    (part,) = iv_guidance(llama, TASK, plan, recipe=PromptRecipe("qa", seed=3), earlier=[SHOWN]).rehearsal
+    plan = GuidanceRecipe((Rehearse("vectors"),), k=2, n_prompts=4)
+    (part,) = iv_guidance(llama, TASK, plan, recipe=PromptRecipe("qa", seed=3), earlier=[SHOWN]).terms
     assert all(text.startswith("Q: ") and text.endswith("\nA:") for text in texts_of(llama, part.prompts))
     inputs = {text.removeprefix("Q: ").removesuffix("\nA:") for text in texts_of(llama, part.prompts)}
     assert inputs <= {example.input for example in TASK.split("fit", 3)}

@@ -10,7 +10,7 @@ from ivlens.prompts.recipe import PromptRecipe
 from ivlens.steering.search import Grid
 from ivlens.tuning.builder import find_guidance
 from ivlens.tuning.methods import new_method
-from ivlens.tuning.options import Decay, TuneOptions
+from ivlens.tuning.training.options import Decay, TuneOptions
 
 # known to the built-in model, and things to know: every one has clozes, so that both kinds of probability are defined
 EARLIER_TASKS = ("antonym", "english_french", "comparative", "country_capital", "present_past", "singular_plural")

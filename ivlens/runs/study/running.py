@@ -25,9 +25,9 @@ from ivlens.runs.suites.suite import for_training, load_suite, split_examples
 from ivlens.tasks.bank import load_task
 from ivlens.tasks.task import Task
 from ivlens.tuning.builder import find_guidance, guidance_by_name
-from ivlens.tuning.data import training_set
 from ivlens.tuning.exams import make_exam
 from ivlens.tuning.learner import Learner
+from ivlens.tuning.training.data import training_set
 
 Say = Callable[[str], None]
 

@@ -16,12 +16,12 @@ from ivlens.runs.suites.scores import Scorer
 from ivlens.runs.suites.suite import Suite, for_training, split_examples
 from ivlens.tasks.task import Task
 from ivlens.tuning.builder import find_guidance, guidance_by_name
-from ivlens.tuning.data import training_set
 from ivlens.tuning.exams import mean_score
 from ivlens.tuning.guidance import Guidance
 from ivlens.tuning.learner import Learner
 from ivlens.tuning.loop import Row
-from ivlens.tuning.options import TuneOptions
+from ivlens.tuning.training.data import training_set
+from ivlens.tuning.training.options import TuneOptions
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ class _Run:
         general, n = self._suite.general, self._options.n_earlier
         general = [for_training(one) for one in general[:: max(1, len(general) // n)][:n]]
         own = [for_training(one) for one in self._suite.tasks[:number]]
-        if plan.heads_weight or plan.rehearse_heads:  # measured once: in the first model, or when just learned
+        if any(term.needs_heads for term in plan.terms):  # measured once: in the first model, or when just learned
             for known, tasks in ((self._effects, general), (self._own_effects, own)):
                 missing = [one for one in tasks if one.name not in known]
                 known |= {one.name: head_effects(before, one, recipe=recipe) for one in missing}

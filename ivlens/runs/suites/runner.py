@@ -22,7 +22,7 @@ from ivlens.runs.suites.suite import Suite
 from ivlens.tasks.task import hash_of_tasks
 from ivlens.tuning.builder import find_guidance
 from ivlens.tuning.methods import new_method
-from ivlens.tuning.processes import current
+from ivlens.tuning.training.processes import current
 
 logger = logging.getLogger("ivlens")
 
@@ -139,7 +139,7 @@ class Grid:
         what = [_FORMAT, suite.name, tasks, hash_of_tasks(suite.general), model_identity(self.model).key]
         parts = [[example.part for example in task.examples] for task in (*suite.tasks, *suite.general)]
         plan, _ = find_guidance(cell.guidance)
-        made_of = [parts, None if plan is None else asdict(plan), new_method(cell.method).describe()]
+        made_of = [parts, None if plan is None else plan.describe(), new_method(cell.method).describe()]
         about = [_as_kept(self.options), asdict(cell), *_revised(suite, cell)]
         all_of_it = json.dumps([*what, *made_of, *about], sort_keys=True)
         return sha256(all_of_it.encode()).hexdigest()[:16]

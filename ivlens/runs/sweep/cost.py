@@ -13,6 +13,7 @@ from ivlens.prompts.recipe import PromptRecipe
 from ivlens.runs.sweep.cells import Cell, Survey
 from ivlens.runs.sweep.tasks import open_task
 from ivlens.tasks.task import Task, split_of
+from ivlens.tuning.builder import find_guidance
 
 CHARS_PER_TOKEN = 4
 BACKWARD = 2  # a backward pass in forward passes; adapters alone need no gradients of weights, but those of activations
@@ -79,18 +80,22 @@ def dynamics(cell: Cell, model: Survey) -> float:
 
 
 def tuning(cell: Cell, model: Survey) -> float:
-    """Steps forward and backward, twice with rehearsal; judgements; the effects that guidance needs."""
+    """Steps forward and backward on all prompts of a step; judgements; the effects that guidance needs."""
     options, n_tokens = cell.options, _prompt(cell) + 2
-    step = (1 + BACKWARD) * options.batch_size * forward(model, n_tokens)
-    n_passes = 2 if options.guidance.startswith(("instruction", "vectors", "translations")) else 1
+    plan, _ = find_guidance(options.guidance)
+    terms = () if plan is None else plan.terms
+    n_rows = options.batch_size + sum(term.n_own_prompts for term in terms)
+    step = (1 + BACKWARD) * n_rows * forward(model, n_tokens)
     judged = (
         (options.steps / options.judge_every + 2)
         * options.n_prompts
         * (1 + len(options.watch))
         * forward(model, n_tokens)
     )
-    guided = 0.0 if options.guidance == "none" else (1 + len(options.watch)) * 32 * all_heads(model, n_tokens)
-    return options.steps * n_passes * step + judged + guided
+    n_earlier = max(1, len(options.watch))
+    n_measured = max((term.n_measured(n_earlier) for term in terms), default=0)
+    measured = 0.0 if plan is None else n_measured * plan.n_prompts * all_heads(model, n_tokens)
+    return options.steps * step + judged + measured
 
 
 def prompt_tokens(task: Task, recipe: PromptRecipe | None = None) -> float:

@@ -19,7 +19,7 @@ from ivlens.steering.edits import POSITIONS
 from ivlens.steering.search import Grid as SettingsGrid
 from ivlens.tuning.builder import find_guidance
 from ivlens.tuning.methods import METHODS
-from ivlens.tuning.options import Decay, TuneOptions
+from ivlens.tuning.training.options import Decay, TuneOptions
 
 
 @dataclass(frozen=True)

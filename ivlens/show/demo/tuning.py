@@ -14,7 +14,7 @@ from ivlens.runs.suites.drills import drilled
 from ivlens.tasks.bank import load_task
 from ivlens.tuning.builder import guidance_by_name
 from ivlens.tuning.finetuning import finetune
-from ivlens.tuning.options import TuneOptions
+from ivlens.tuning.training.options import TuneOptions
 
 NEW_TASK = "middle_of_three"  # not among those that the model was trained on
 EARLIER_TASKS = ("antonym", "english_french", "capitalize")

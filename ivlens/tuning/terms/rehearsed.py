@@ -13,9 +13,10 @@ from ivlens.models.boot import TransformerBridge
 from ivlens.prompts.build import build_prompts, sampled_prompts
 from ivlens.prompts.recipe import PromptRecipe
 from ivlens.tasks.task import Task, TaskExample
-from ivlens.tuning.data import TrainingSet, as_training_set
-from ivlens.tuning.rehearsal import REHEARSED, Rehearsal
-from ivlens.tuning.terms import IVKL, HeadConsistency
+from ivlens.tuning.terms.heads import HeadConsistency
+from ivlens.tuning.terms.kl import IVKL
+from ivlens.tuning.terms.rehearsal import REHEARSED, Rehearsal
+from ivlens.tuning.training.data import TrainingSet, as_training_set
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Reading heads and moving the stream inside a plain Hugging Face model, with gradients."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 from weakref import WeakSet
@@ -14,8 +14,7 @@ from ivlens.forward.writes import attention_factor
 from ivlens.models.boot import TransformerBridge
 from ivlens.models.plain import ModulePaths, module_paths
 from ivlens.models.projection import adapted_weight, is_plain, written_by
-from ivlens.tuning.data import base_model
-from ivlens.tuning.terms import HeadConsistency
+from ivlens.tuning.training.data import base_model
 
 
 class Sites:
@@ -32,10 +31,14 @@ class Sites:
         self._adapted: WeakSet[nn.Module] = WeakSet()
         self._n_heads, self._d_head = model.cfg.n_heads, model.cfg.d_head
 
-    def check(self, layer: int, site: str, heads: Iterable[tuple[int, int]] = ()) -> None:
-        """Raise ValueError if there is no such place, or no such head."""
+    def check(self, layer: int, site: str) -> None:
+        """Raise ValueError if there is no such place."""
         check_site(site)
-        check_layers(self._model, [layer, *(of for of, _ in heads)])
+        check_layers(self._model, [layer])
+
+    def check_heads(self, heads: Sequence[tuple[int, int]]) -> None:
+        """Raise ValueError if there is no such head."""
+        check_layers(self._model, [of for of, _ in heads])
         missing = [f"L{of}H{head}" for of, head in heads if not 0 <= head < self._n_heads]
         if missing:
             raise ValueError(f"heads {', '.join(missing)} do not exist: the model has {self._n_heads} in a layer.")
@@ -79,12 +82,17 @@ class Sites:
                 handle.remove()
 
     def held(
-        self, plain: nn.Module, kept: Mapping[int, Float[Tensor, "batch n_heads d_head"]], part: HeadConsistency
+        self,
+        plain: nn.Module,
+        kept: Mapping[int, Float[Tensor, "batch n_heads d_head"]],
+        heads: Sequence[tuple[int, int]],
+        *,
+        as_vector: bool = False,
     ) -> Float[Tensor, "batch parts width"]:
-        """What `part` holds, side by side: the outputs of its heads, or the one vector that they write together."""
-        if not part.as_vector:
-            return torch.stack([kept[layer][:, head] for layer, head in part.heads], 1)
-        each = [self._written(plain, kept[layer], layer, head) for layer, head in part.heads]
+        """Outputs of these heads side by side, or, as one vector, what they write together."""
+        if not as_vector:
+            return torch.stack([kept[layer][:, head] for layer, head in heads], 1)
+        each = [self._written(plain, kept[layer], layer, head) for layer, head in heads]
         return torch.stack(each).sum(0)[:, None]
 
     def _written(
@@ -92,6 +100,7 @@ class Sites:
     ) -> Float[Tensor, "batch d_model"]:
         """`z W_O` of one head, with the weights as they are now: those of adapters in training count."""
         module: Any = base_model(plain).get_submodule(self.paths.projections[layer])
+        z = z.to(module.weight.dtype)  # mixed precision puts out bfloat16, but keeps its weights
         if not is_plain(module):
             self._check_adapted(module, layer)
             alone = (

@@ -1,45 +1,79 @@
-"""The terms of the training loss: pure functions of logits, head outputs and the teacher's targets."""
+"""KL to the frozen model with the vector in it: the student answers as the model did, told by its own vector.
 
+Source: arXiv 2406.12227; docs/method.md, section 9, names the choices that the paper leaves open.
+"""
+
+import math
 from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
-from ivlens.tuning.data import IGNORED
-from ivlens.tuning.terms import IVKL
+from ivlens.tuning.terms.term import Term, check_weight
+from ivlens.tuning.training.asking import InTraining, Student
+from ivlens.tuning.training.data import IGNORED
+from ivlens.tuning.training.losses import Totals
+
+Direction = Literal["forward", "reverse"]
 
 
 @dataclass(frozen=True)
-class Totals:
-    """What means are taken over: the counts of a whole step, of which a pass may be a part.
+class IVKL(Term):
+    """Divergence from the frozen model before the task, run with `α θ` added.
+
+    `last · D(last prompt token) + answers · mean over the answer tokens after it of D`, where `D` is
+    `T² KL(teacher ‖ student)` (forward) or `KL(student ‖ teacher)` (reverse, without `T²`), both softened by `T`.
 
     Attributes:
-        rows: examples.
-        tokens: their answer tokens.
-        after: those after the first of each.
+        weight: `β_kl`.
+        direction: forward or reverse.
+        temperature: `T`.
+        last: weight of the last prompt token, `α1`.
+        answers: weight of the answer tokens, `α2`.
+        top_n: how many of the teacher's tokens are kept for each position; the others share one tail. Smaller
+            vocabularies are kept whole; None: all.
     """
 
-    rows: int
-    tokens: int
-    after: int
+    name: ClassVar[str] = "kl"
+    needs_vector: ClassVar[bool] = True
+    flags: ClassVar = {
+        "kl_weight": "weight",
+        "last_weight": "last",
+        "answers_weight": "answers",
+        "direction": "direction",
+        "temperature": "temperature",
+        "top_n": "top_n",
+    }
+    lacks: ClassVar[str] = "no divergence from a teacher with the task's vector"
 
-    @classmethod
-    def of(cls, answers: Int[Tensor, "batch answer_len"]) -> "Totals":
-        """Those of these examples."""
-        real = answers != IGNORED
-        return cls(len(answers), max(1, int(real.sum())), max(1, int(real[:, 1:].sum())))
+    weight: float = 0.1
+    direction: Direction = "forward"
+    temperature: float = 2.0
+    last: float = 1.0
+    answers: float = 1.0
+    top_n: int | None = 4096
 
+    def __post_init__(self) -> None:
+        if self.direction not in get_args(Direction):
+            raise ValueError(f"direction is {self.direction!r}, expected 'forward' or 'reverse'.")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature is {self.temperature}, expected a number above 0.")
+        for name in ("weight", "last", "answers"):
+            check_weight(name, getattr(self, name))
+        if self.top_n is not None and self.top_n < 1:
+            raise ValueError(f"top_n is {self.top_n}, expected 1 or more, or None for all tokens.")
 
-def answer_loss(
-    logits: Float[Tensor, "batch answer_len d_vocab"],
-    answers: Int[Tensor, "batch answer_len"],
-    totals: Totals | None = None,
-) -> Float[Tensor, ""]:
-    """Mean negative log-likelihood (nats) of the answer tokens; prompts are not learned."""
-    each = cross_entropy(logits.float().flatten(0, 1), answers.flatten(), ignore_index=IGNORED, reduction="sum")
-    return each / (totals or Totals.of(answers)).tokens
+    def ask(self, frozen: InTraining) -> "SoftTargets":
+        """The frozen model's distributions for every example, with the vector in it."""
+        parts = frozen.ask(frozen.own, lambda answer: SoftTargets.of(answer.logits, self), shift=frozen.shift)
+        return SoftTargets.joined(parts)
+
+    def loss(self, student: Student, asked: Any, model: InTraining) -> Float[Tensor, ""]:
+        """`weight · L_KL` of one pass."""
+        soft = asked.rows(student.index)
+        return self.weight * iv_kl(student.answer.logits, soft, student.answers, self, student.totals)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,13 +150,6 @@ def iv_kl(
     totals = totals or Totals.of(answers)
     after = (each[:, 1:] * (answers[:, 1:] != IGNORED)).sum()
     return term.last * each[:, 0].sum() / totals.rows + term.answers * after / totals.after
-
-
-def head_distance(
-    z: Float[Tensor, "batch parts width"], before: Float[Tensor, "batch parts width"], totals: Totals | None = None
-) -> Float[Tensor, ""]:
-    """`Σ ‖z - z⁰‖² / width` over the parts (heads, or the vector they write), averaged over the batch."""
-    return (z.float() - before.float()).square().mean(-1).sum() / (len(z) if totals is None else totals.rows)
 
 
 def _divergence(p: Float[Tensor, "*rows n"], q: Float[Tensor, "*rows n"]) -> Float[Tensor, "*rows"]:

@@ -1,7 +1,8 @@
 """The state of a training on disk: safetensors and JSON, whole or absent, and only for the training it belongs to."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -94,3 +95,17 @@ class TrainingState:
 
 def _damaged(path: Path, why: str) -> ValueError:
     return ValueError(f"{str(path)!r} is no whole training state ({why}); remove it to begin anew.")
+
+
+def digest_of(content: Any) -> str:
+    """One short text for whatever JSON can say."""
+    return sha256(json.dumps(content, default=str, sort_keys=True).encode()).hexdigest()
+
+
+def digest_of_tensors(tensors: Iterable[Tensor | None]) -> str:
+    """One short text for the content of all of them."""
+    digest = sha256()
+    for tensor in tensors:
+        if tensor is not None:
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]

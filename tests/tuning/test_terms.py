@@ -1,0 +1,116 @@
+"""What a term of guidance promises: log, cost, command line and documentation follow from the term itself."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+from conftest import tiny_task, unchecked
+
+from ivlens.cli._guidance import GuidanceOptions
+from ivlens.tuning import IVKL, RECIPES, Guidance, HeadConsistency, Learner, Progressive, Rehearse, Term, TuneOptions
+from ivlens.tuning.builder import term_kinds
+from ivlens.tuning.terms.rehearsed import RehearsalOptions, instruction_rehearsal
+from ivlens.tuning.terms.term import unique_names
+from ivlens.tuning.training.data import training_set
+
+QUICK = TuneOptions(steps=2, batch_size=4, lr=1e-2)
+OF_THE_VECTOR = {"layer", "site", "alpha", "k"}  # options of the whole guidance, not of one term
+
+
+@dataclass(frozen=True)
+class Pull(Term):
+    """A term of one's own: `weight · mean of the squared logits` at the last prompt token."""
+
+    name: ClassVar[str] = "pull"
+    weight: float = 0.01
+
+    def loss(self, student, asked, model):
+        return self.weight * student.answer.logits[:, 0].square().mean(-1).sum() / student.totals.rows
+
+
+@pytest.fixture(scope="module")
+def data(llama):
+    task = tiny_task()
+    return training_set(llama, task, list(task.examples)[:8])
+
+
+def test_a_term_of_ones_own_is_trained_on_and_logged(llama, data):
+    """Nothing but the term has to be written: it is in the log under its name, and in the loss."""
+    log = Learner(llama, "full").learn(data, QUICK, Guidance((Pull(weight=0.5),)))
+    assert (log.pull > 0).all() and log.loss.tolist() == pytest.approx((log.lm + log.pull).tolist(), rel=1e-5)
+    alone = Learner(llama, "full").learn(data, QUICK)
+    assert alone.lm[0] == pytest.approx(log.lm[0], rel=1e-5) and alone.lm[1] != pytest.approx(log.lm[1], rel=1e-3)
+
+
+def test_two_terms_of_one_name_have_columns_of_their_own(llama, data):
+    log = Learner(llama, "full").learn(data, QUICK, Guidance((Pull(0.5), Pull(1.0))))
+    assert log.pull_2[0] == pytest.approx(2 * log.pull[0], rel=1e-5)
+    assert unique_names([Pull(), IVKL(), Pull(), Pull()]) == ["pull", "kl", "pull_2", "pull_3"]
+
+
+def test_rehearsals_of_one_training_draw_other_prompts(llama, data):
+    task, old = tiny_task(), tiny_task("synonym", "Give a synonym.", 2)
+    one = instruction_rehearsal(llama, task, task.examples, [old], options=RehearsalOptions(n=40))
+    log = Learner(llama, "full").learn(data, QUICK, Guidance((one, one)))
+    assert log.rehearsal[1] != pytest.approx(log.rehearsal_2[1], rel=1e-4) and log.rehearsal_2[1] > 0
+
+
+def test_the_frozen_model_is_asked_when_training_starts(llama, data, monkeypatch):
+    """Not while the training is put together: its model may still change, and nothing is spent on one never run."""
+    asked = []
+    monkeypatch.setattr(HeadConsistency, "ask", lambda self, frozen: asked.append(frozen) or None)
+    monkeypatch.setattr(HeadConsistency, "loss", lambda self, student, known, model: None)
+    task, old = tiny_task(), tiny_task("synonym", "Give a synonym.", 2)
+    rehearsal = instruction_rehearsal(llama, task, task.examples, [old], options=RehearsalOptions(n=6))
+    monkeypatch.setattr(type(rehearsal), "ask", lambda self, frozen: asked.append(frozen) or None)
+    monkeypatch.setattr(type(rehearsal), "passes", lambda self, step, known, model: iter(()))
+    trainer = Learner(llama, "full").trainer(data, QUICK, Guidance((HeadConsistency(((0, 1),)), rehearsal)))
+    assert not asked
+    trainer.run()
+    assert len(asked) == 2
+
+
+def test_heads_that_nobody_chose_are_refused_before_training(llama, data):
+    with pytest.raises(ValueError, match="HeadConsistency has no heads yet"):
+        Learner(llama, "full").learn(data, QUICK, Guidance((HeadConsistency(),)))
+
+
+def test_what_is_no_term_is_named():
+    with pytest.raises(TypeError, match="expected terms such as IVKL"):
+        unchecked(Guidance, terms=[torch.zeros(3)])
+    assert unchecked(Guidance, terms=Pull()).terms == (Pull(),) == unchecked(Guidance, terms=[Pull()]).terms
+
+
+def test_a_vector_is_held_in_mixed_precision_too(llama, data):
+    """Heads put out bfloat16 there, and the projection keeps its own precision."""
+    options = TuneOptions(steps=2, batch_size=4, lr=1e-2, precision="bfloat16")
+    log = Learner(llama, "full").learn(data, options, Guidance((HeadConsistency(((0, 1), (2, 3)), as_vector=True),)))
+    assert log.heads.notna().all() and log.heads[1] > 0
+
+
+def test_options_of_the_command_line_are_those_of_the_terms():
+    flags = {flag for kind in term_kinds() for flag in kind.flags}
+    assert flags == {option.name for option in fields(GuidanceOptions)} - OF_THE_VECTOR
+    for kind in term_kinds():
+        assert not kind.flags or kind.lacks, f"{kind.__name__} has no words for a guidance without it"
+
+
+def test_every_term_and_recipe_is_documented():
+    root = Path(__file__).parents[2]
+    method, api = (root / "docs" / "method.md").read_text(), (root / "docs" / "api" / "index.md").read_text()
+    assert not [name for name in RECIPES if f"`{name}`" not in method and name != "none"]
+    assert not [kind.__name__ for kind in term_kinds() if kind.__name__ not in method or kind.__name__ not in api]
+
+
+def test_costs_follow_from_the_terms():
+    """Rehearsal runs prompts of its own; heads and vectors have to be measured, instructions have not."""
+    rehearsed, held = Rehearse(), Rehearse(heads=HeadConsistency())
+    assert rehearsed.n_own_prompts == held.n_own_prompts == 32 and IVKL().n_own_prompts == 0
+    assert (rehearsed.n_measured(6), held.n_measured(6), Rehearse("vectors").n_measured(6)) == (0, 6, 6)
+    assert (Progressive().n_measured(6), HeadConsistency().n_measured(6), HeadConsistency(((0, 1),)).n_measured(6)) == (
+        1,
+        6,
+        0,
+    )
