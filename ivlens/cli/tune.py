@@ -81,10 +81,10 @@ class TuneWays:
 
     Attributes:
         method: full fine-tuning, or one of the methods on low-rank adapters.
-        guidance: none; iv, or one of its parts: progressive, kl, heads; or what is rehearsed on the new inputs:
-            instructions, the same with less weight (instructions_light, best with full fine-tuning;
-            instructions_lighter, best with adapters), answers and answers_light (whole answers),
-            instruction_heads, instruction_vector, vectors, translations.
+        guidance: none; iv, or one of its parts: progressive, kl, heads; mean_kl (as kl, with the difference of means
+            for a vector); or what is rehearsed on the new inputs: instructions, the same with less weight
+            (instructions_light, best with full fine-tuning; instructions_lighter, best with adapters), answers and
+            answers_light (whole answers), instruction_heads, instruction_vector, vectors, translations.
             With a control behind a slash: iv/zero_vector, iv/random_vector, heads/random_heads, heads/all_heads. The
             options below change what it is made of.
         watch: Tasks that are judged along the training, and that guidance keeps; by default, with the built-in model,

@@ -15,6 +15,7 @@ from ivlens.tasks.task import Task, TaskExample
 from ivlens.tuning.guidance import Guidance
 from ivlens.tuning.terms.heads import HeadConsistency
 from ivlens.tuning.terms.kl import IVKL
+from ivlens.tuning.terms.mean_difference import MeanDifferenceKL
 from ivlens.tuning.terms.measuring import Before
 from ivlens.tuning.terms.progressive import Progressive
 from ivlens.tuning.terms.rehearsal import REHEARSED
@@ -69,6 +70,7 @@ RECIPES: dict[str, GuidanceRecipe | None] = {
     "iv": GuidanceRecipe((Progressive(sign=-1), IVKL(weight=0.1), HeadConsistency(weight=1.0))),
     "progressive": GuidanceRecipe((Progressive(),)),
     "kl": GuidanceRecipe((IVKL(weight=0.1),)),
+    "mean_kl": GuidanceRecipe((MeanDifferenceKL(weight=0.1),)),
     "heads": GuidanceRecipe((HeadConsistency(weight=1.0),)),
     "vectors": GuidanceRecipe((Rehearse("vectors"),), alpha=2.0),
     "instructions": _rehearsed(1.0),

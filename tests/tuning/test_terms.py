@@ -1,5 +1,6 @@
 """What a term of guidance promises: log, cost, command line and documentation follow from the term itself."""
 
+import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import ClassVar
@@ -8,9 +9,28 @@ import pytest
 import torch
 from conftest import tiny_task, unchecked
 
+from ivlens import tuning
 from ivlens.cli._guidance import GuidanceOptions
-from ivlens.tuning import IVKL, RECIPES, Guidance, HeadConsistency, Learner, Progressive, Rehearse, Term, TuneOptions
+from ivlens.cli.main import main
+from ivlens.forward.hooks import captured_residual
+from ivlens.prompts import PromptRecipe, build_prompts
+from ivlens.prompts.build import sampled_prompts
+from ivlens.tuning import (
+    IVKL,
+    RECIPES,
+    Guidance,
+    GuidanceRecipe,
+    HeadConsistency,
+    Learner,
+    Progressive,
+    Rehearse,
+    Term,
+    TuneOptions,
+    control,
+    iv_guidance,
+)
 from ivlens.tuning.builder import term_kinds
+from ivlens.tuning.terms.mean_difference import MeanDifferenceKL
 from ivlens.tuning.terms.rehearsed import RehearsalOptions, instruction_rehearsal
 from ivlens.tuning.terms.term import unique_names
 from ivlens.tuning.training.data import training_set
@@ -101,7 +121,17 @@ def test_every_term_and_recipe_is_documented():
     root = Path(__file__).parents[2]
     method, api = (root / "docs" / "method.md").read_text(), (root / "docs" / "api" / "index.md").read_text()
     assert not [name for name in RECIPES if f"`{name}`" not in method and name != "none"]
-    assert not [kind.__name__ for kind in term_kinds() if kind.__name__ not in method or kind.__name__ not in api]
+    assert not [kind.__name__ for kind in term_kinds() if kind.__name__ not in method]
+    handed_on = [
+        name for name in tuning.__all__ if isinstance(term := getattr(tuning, name), type) and issubclass(term, Term)
+    ]
+    assert handed_on and not [name for name in handed_on if f"   {name}\n" not in api]
+
+
+def test_the_command_lists_every_recipe(capsys):
+    assert main(["tune", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert not [name for name in RECIPES if not re.search(rf"\b{name}\b", shown)]
 
 
 def test_costs_follow_from_the_terms():
@@ -114,3 +144,28 @@ def test_costs_follow_from_the_terms():
         6,
         0,
     )
+
+
+def test_the_difference_of_means_is_what_the_prompt_adds_to_the_stream(llama):
+    """`Δ` against a mean by hand over the same prompts; its teacher is the frozen model with `α Δ` in it."""
+    task, recipe = tiny_task(), PromptRecipe()
+    plan = GuidanceRecipe((MeanDifferenceKL(weight=0.3),), layer=1, alpha=2.0, n_prompts=5)
+    made = iv_guidance(llama, task, plan, recipe=recipe)
+    (term,) = made.terms
+    told = sampled_prompts(llama.tokenizer, task, task.split("fit"), recipe, n=5, seed=0)
+    by_hand = []
+    for example in told.examples:
+        for kind in (None, "drop"):
+            batch = build_prompts(llama.tokenizer, task, [example], recipe, corruption=kind)
+            with captured_residual(llama, 1) as kept, torch.no_grad():
+                llama(batch.tokens)
+            by_hand.append(kept[1][0, -1])
+    stream = torch.stack(by_hand)
+    torch.testing.assert_close(term.shifted.delta, 2 * (stream[::2] - stream[1::2]).mean(0), atol=1e-4, rtol=1e-4)
+    learner, data = Learner(llama, "full"), training_set(llama, task, list(task.examples)[:8])
+    log = learner.learn(data, QUICK, made)
+    same = IVKL(weight=0.3)
+    other = Learner(llama, "full").learn(data, QUICK, Guidance((same,), theta=term.shifted.delta, layer=1))
+    assert log.mean_kl.tolist() == pytest.approx(other.kl.tolist(), rel=1e-5) and log.mean_kl[0] > 1e-4
+    (zero,) = control(made, "zero_vector", llama).terms
+    assert not zero.shifted.delta.any()
