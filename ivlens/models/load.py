@@ -10,6 +10,7 @@ from torch import nn
 
 from ivlens.common.hub import without_retries
 from ivlens.common.progress import bar
+from ivlens.common.saves import whole
 from ivlens.models.adapters import is_adapter, named_base, named_revision
 from ivlens.models.boot import TransformerBridge, boot, check_config, check_model, check_supported
 from ivlens.models.fingerprint import remember_name
@@ -118,6 +119,7 @@ def _adapted(
 
     Adapters may belong to a model that is a folder of adapters itself.
     """
+    folder = whole(folder)
     has_own = tokenizer is not None or (folder / "tokenizer_config.json").is_file()
     if tokenizer is None and has_own:
         tokenizer = _own_tokenizer(folder, None)

@@ -12,7 +12,7 @@ import pandas as pd
 from ivlens.analysis.dynamics.causal import CausalTest
 from ivlens.analysis.dynamics.comparison import Dynamics
 from ivlens.analysis.forgetting.drops import log_odds
-from ivlens.common.files import filling
+from ivlens.common.saves import filling
 from ivlens.models.fingerprint import ModelIdentity
 from ivlens.prompts.recipe import plain_options
 from ivlens.runs.study.plan import PLAIN, StudyOptions

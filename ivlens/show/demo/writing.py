@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from ivlens.common.files import filling
+from ivlens.common.saves import filling
 from ivlens.show.demo.run import DemoResult
 
 
