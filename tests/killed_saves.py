@@ -1,7 +1,7 @@
 """Saves of several files over older ones, killed at every system call that matters and at random moments.
 
-For the tests and for benches/stress.py: `run(n, seed)` gives counts, and fails at the first save that is neither the old
-one nor the new one.
+For the tests and for benches/stress.py: `run(n, seed)` gives counts, and fails at the first save that is neither
+the old one nor the new one.
 """
 
 import os

@@ -6,9 +6,10 @@ import shutil
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from errno import EACCES, EAGAIN, EDEADLK
+from hashlib import sha256
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -20,6 +21,7 @@ UNFINISHED = ".writing-"  # how the names of scratch folders begin
 STATE = "state.safetensors"  # of a training that can go on
 _IN_USE = (EAGAIN, EACCES, EDEADLK)
 _LONGEST = 86_400  # seconds that anyone writes, where locks do not tell
+_LONGEST_NAME = 100  # bytes, so that suffixes fit as well
 
 if sys.platform == "win32":
     import msvcrt
@@ -146,6 +148,33 @@ def held(folder: Path, what: str) -> Iterator[bool]:
                 ) from error
             logger.warning("%s cannot be locked (%s): see to it that only one program uses it.", folder, error.strerror)
         yield locked
+
+
+def file_name(text: str, suffix: str = "") -> str:
+    """A name as that of a file in one folder, whatever stands in it: different names, different files."""
+    safe = "".join(char if char.isalnum() or char in "-_." else "_" for char in text)
+    # what had to be changed could be that of another name, and is told apart by its hash
+    if safe == text and 0 < len(safe.encode()) < _LONGEST_NAME and not safe.startswith("."):
+        return safe + suffix
+    return f"{safe.strip('.').encode()[:_LONGEST_NAME].decode(errors='ignore')}-{_short(text)}{suffix}"
+
+
+def _short(text: str) -> str:
+    return sha256(text.encode(errors="surrogatepass")).hexdigest()[:8]
+
+
+def check_inner_names(path: Path, names: Iterable[object]) -> None:
+    """Refuse a file that names others anywhere but directly in its folder: no path in a file is followed.
+
+    Raises:
+        ValueError: one of the names is no such name.
+    """
+    for name in names:
+        if not isinstance(name, str) or name in ("", ".", "..") or set(name) & set("/\\\0"):
+            raise ValueError(
+                f"{str(path)!r} names {name!r:.80}, expected names of files directly in its folder; save or "
+                "download it again."
+            )
 
 
 def read_small(path: Path, limit: int = 2**20) -> bytes:

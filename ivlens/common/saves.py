@@ -73,18 +73,30 @@ def whole(folder: Path) -> Path:
         ValueError: they were on their way, and some have been changed since.
     """
     ready = folder / READY
-    if not _is_folder(ready):
-        return folder
+    while _is_save(ready):
+        try:
+            _check_unchanged(folder, ready)
+            return ready
+        except FileNotFoundError:  # another process has ended it
+            continue
+    return folder
+
+
+def _is_save(ready: Path) -> bool:
+    return _is_folder(ready) and os.path.isfile(ready / _OLD) and not os.path.islink(ready / _OLD)
+
+
+def _check_unchanged(folder: Path, ready: Path) -> None:
+    made = ready.lstat().st_ctime_ns  # when it got its name: nothing is put into it afterwards
     for name in _names(ready):
         place = folder / name
-        with suppress(FileNotFoundError):
-            since = place.lstat().st_ctime_ns > ready.stat().st_ctime_ns
-            if since and not place.samefile(ready / name) and _digest(place) != _digest(ready / name):
-                raise ValueError(
-                    f"{str(place)!r} was changed after a save into its folder had been cut short, expected files of "
-                    f"one save; remove {str(ready)!r} to keep the change, or the file to keep the save."
-                )
-    return ready
+        if os.path.lexists(place) and place.lstat().st_mtime_ns > made and not _is_same(place, ready / name):
+            if _digest(place) == _digest(ready / name):  # a copy
+                continue
+            raise ValueError(
+                f"{str(place)!r} was changed after a save into its folder had been cut short, expected files of "
+                f"one save; remove {str(ready)!r} to keep the change, or the file to keep the save."
+            )
 
 
 def listed(folder: Path) -> dict[str, str]:
@@ -99,7 +111,7 @@ def listed(folder: Path) -> dict[str, str]:
     try:
         found = json.loads(read_small(path, _LARGEST_LIST))["files"]
         # a list without checksums is of an older version
-        files = dict(found) if isinstance(found, dict) else {str(name): "" for name in found}
+        files = dict(found) if isinstance(found, dict) else {name: "" for name in found}
         foreign = [name for name, digest in files.items() if not _is_own(folder, name, digest)]
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(
@@ -131,6 +143,11 @@ def _is_own(folder: Path, name: str, digest: object) -> bool:
         if os.path.lexists(place) and not _is_folder(place):
             return False
     return not os.path.lexists(folder / name) or stat.S_ISREG((folder / name).lstat().st_mode)
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    """Whether two names are those of one file."""
+    return os.path.samestat(one.lstat(), other.lstat())
 
 
 def _is_folder(path: Path) -> bool:
@@ -165,6 +182,7 @@ def _put(folder: Path, new: Path, old: Mapping[str, str]) -> None:
         flush(folder)
         return
     (new / _OLD).write_text(json.dumps(dict(old)), encoding="utf-8")
+    (new / LOCK).touch()
     flush(new / _OLD)
     for inner in {(new / name).parent for name in names}:
         flush(inner)
@@ -173,7 +191,7 @@ def _put(folder: Path, new: Path, old: Mapping[str, str]) -> None:
             os.rename(new, folder / READY)
             break
         except OSError as error:
-            if error.errno not in (ENOTEMPTY, EEXIST):
+            if error.errno not in (ENOTEMPTY, EEXIST) or (_is_folder(folder / READY) and not _is_save(folder / READY)):
                 raise
             settle(folder)  # another process saves here as well
     flush(folder)
@@ -201,16 +219,16 @@ def settle(folder: Path) -> None:
         OSError: a link or a folder stands where a file shall go.
     """
     ready = folder / READY
-    while _is_folder(ready):
-        whole(folder)
+    while _is_save(ready):
         try:
-            lock = open(ready / LOCK, "a", encoding="utf-8")
+            lock = open(ready / LOCK, "r+", encoding="utf-8")
         except FileNotFoundError:  # another process was quicker
             continue
         with lock:
             if not hold(lock):
                 time.sleep(_WAIT)
             elif os.path.lexists(ready / LOCK) and os.path.samestat(os.fstat(lock.fileno()), (ready / LOCK).stat()):
+                _check_unchanged(folder, ready)
                 _settle(folder, ready)
                 if sys.platform == "win32":
                     lock.close()  # no folder with an open file can be renamed there
@@ -226,7 +244,7 @@ def _settle(folder: Path, ready: Path) -> None:
     order = sorted(names, key=lambda name: (name.endswith("config.json"), name))
     for name in reversed(order):
         _check_way(folder, name)
-        if os.path.lexists(folder / name) and not (folder / name).samefile(ready / name):
+        if os.path.lexists(folder / name) and not _is_same(folder / name, ready / name):
             (folder / name).unlink()
     for name, digest in old.items():
         if _is_own(folder, name, digest) and (folder / name).exists() and digest in ("", _digest(folder / name)):

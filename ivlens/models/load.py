@@ -18,7 +18,7 @@ from ivlens.models.gguf import gguf_tokenizer, open_gguf
 from ivlens.models.known import label_of, nearest_known, source_of
 from ivlens.models.live import LiveAdapters
 from ivlens.models.merging import with_adapters
-from ivlens.models.opening import check_all_there, check_name, check_sizes, first_line, opened_by
+from ivlens.models.opening import check_all_there, check_name, check_shards, check_sizes, first_line, opened_by
 from ivlens.models.plain import plain_model, plain_origin, remember_plain
 
 _TEMPLATE = "chat_template.jinja"
@@ -186,6 +186,7 @@ def _download(source: str | Path, dtype: torch.dtype | None, revision: str | Non
             config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         check_config(config, str(source))
         check_sizes(config, source)
+        check_shards(source)
     local = opened_by("transformers", f"model {str(source)!r}", _SAVE_AGAIN)
     try:
         with local if isinstance(source, Path) else nullcontext():
