@@ -113,6 +113,8 @@ def listed(folder: Path) -> dict[str, str]:
         # a list without checksums is of an older version
         files = dict(found) if isinstance(found, dict) else {name: "" for name in found}
         foreign = [name for name, digest in files.items() if not _is_own(folder, name, digest)]
+    except FileNotFoundError:  # another process saves here at this moment
+        return {}
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(
             f"{str(path)!r} is damaged ({type(error).__name__}), expected the list of what was saved there; use "
@@ -142,7 +144,10 @@ def _is_own(folder: Path, name: str, digest: object) -> bool:
         place /= part
         if os.path.lexists(place) and not _is_folder(place):
             return False
-    return not os.path.lexists(folder / name) or stat.S_ISREG((folder / name).lstat().st_mode)
+    try:
+        return stat.S_ISREG((folder / name).lstat().st_mode)
+    except FileNotFoundError:
+        return True
 
 
 def _is_same(one: Path, other: Path) -> bool:
