@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
 from itertools import count
 from time import monotonic
+from typing import Any
 from weakref import WeakSet, ref
 
 logger = logging.getLogger(__name__)
@@ -244,6 +245,9 @@ def _abandon(holds: "WeakSet[Hold] | list[Hold]") -> None:
 
 def _after_fork() -> None:
     """A fork has one thread; what others were inside of is nobody's there."""
+    torch: Any = sys.modules.get("torch")
+    if torch is not None and _LOCKS and torch.get_num_threads() > 1:
+        torch.set_num_threads(1)  # its other threads did not come along either, and it would wait for them for good
     for lock in list(_LOCKS):
         _abandon([hold for hold in lock.holds() if hold.thread != threading.get_ident()])
 

@@ -13,7 +13,7 @@ from ivlens.prompts.batch import PromptBatch
 from ivlens.prompts.corruptions import NO_FOIL
 from ivlens.prompts.recipe import PromptRecipe
 from ivlens.tasks.bank import load_bank
-from ivlens.tasks.task import Task, TaskExample, hash_of_tasks
+from ivlens.tasks.task import Task, TaskExample, hash_of_tasks, tasks_of
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Plan:
 
     def settings(self) -> dict[str, Any]:
         """What a result records of it, in plain JSON values; content as hashes."""
-        others = list(self.others.values() if isinstance(self.others, Mapping) else self.others or ())
+        others = [] if self.others is None else tasks_of("others", self.others)
         pool = load_bank().values() if self.others is None else others
         return {
             "recipe": self.recipe.to_dict(),

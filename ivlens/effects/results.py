@@ -19,6 +19,7 @@ from ivlens.forward.ability import Ability
 from ivlens.models.boot import TransformerBridge
 from ivlens.models.fingerprint import ModelIdentity, model_identity
 from ivlens.prompts.recipe import PromptRecipe
+from ivlens.tasks.task import Task
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -109,6 +110,18 @@ class HeadEffects:
     def live_model(self) -> TransformerBridge | None:
         """The bridge these effects were measured on, while it is in memory; None after `load`."""
         return self.model_ref() if self.model_ref is not None else None
+
+    def check_task(self, task: Task) -> None:
+        """Refuse another task of the name that these are the effects of.
+
+        Raises:
+            ValueError: it is another one by its content; effects that do not record it pass.
+        """
+        if self.settings.get("task_hash", task.content_hash()) != task.content_hash():
+            raise ValueError(
+                f"the effects of {self.task!r} are of another task of that name, expected those of the task that is "
+                "meant; call one of the two something else (dataclasses.replace(task, name=...)) and measure it."
+            )
 
     @property
     def recipe(self) -> PromptRecipe:

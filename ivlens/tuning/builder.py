@@ -12,7 +12,7 @@ from ivlens.effects.results import HeadEffects
 from ivlens.forward.hooks import Site
 from ivlens.models.boot import TransformerBridge
 from ivlens.prompts.recipe import PromptRecipe
-from ivlens.tasks.task import Task, TaskExample
+from ivlens.tasks.task import Task, TaskExample, tasks_of
 from ivlens.tuning.guidance import Guidance
 from ivlens.tuning.rehearsal import REHEARSED, Rehearsal
 from ivlens.tuning.rehearsed import RehearsalOptions, instruction_rehearsal, vector_rehearsal
@@ -143,7 +143,8 @@ def iv_guidance(
         ValueError: an option that does not exist, a task that effects cannot be measured on, or rehearsal without
             earlier tasks.
     """
-    plan = plan or RECIPES["iv"]
+    plan, earlier = plan or RECIPES["iv"], tasks_of("earlier", earlier)
+    tasks_of("earlier", earlier, beside=[task])  # what is measured of each is kept by its name
     assert plan is not None
     if plan.rehearse and not earlier:
         raise ValueError(f"rehearsal of {plan.rehearse} got no earlier tasks, expected those that shall be kept.")
@@ -151,7 +152,7 @@ def iv_guidance(
     heads = None
     if plan.heads_weight or (plan.rehearse and plan.rehearse_heads):
         known = effects or {}
-        heads = choose_heads([known.get(one.name) or measure.effects(one) for one in earlier or [task]], plan.k)
+        heads = choose_heads([_known_of(one, known) or measure.effects(one) for one in earlier or [task]], plan.k)
     inputs = list(task.split("fit", measure.recipe.seed) if examples is None else examples)
     return Guidance(
         theta=measure.vector(task) if plan.progressive or plan.kl else None,
@@ -186,6 +187,14 @@ class _Measure:
 
     def vector(self, task: Task) -> Tensor:
         return InstructionVector.from_effects(self.effects(task), self.plan.k, model=self.model).theta
+
+
+def _known_of(task: Task, known: Mapping[str, HeadEffects]) -> HeadEffects | None:
+    """What was measured of a task before, and not of another one of its name."""
+    found = known.get(task.name)
+    if found is not None:
+        found.check_task(task)
+    return found
 
 
 def _rehearsal(

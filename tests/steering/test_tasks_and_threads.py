@@ -13,7 +13,7 @@ import anyio
 import pytest
 import torch
 from conftest import random_prompts
-from test_steering import run, vector_for, write
+from test_steering import N_NEW, run, vector_for, write
 
 from ivlens.common import owned
 from ivlens.forward.completions import complete
@@ -370,11 +370,15 @@ def test_a_fork_while_another_thread_is_inside_works(llama, tokens, plain, busy)
 
 
 def right_after_fork(llama, tokens, plain):
-    torch.set_num_threads(1)
     check_unsteered(llama)
-    assert torch.equal(run(llama, tokens), plain)
+    assert alike(run(llama, tokens), plain)
     with steered(llama):
-        return not torch.equal(run(llama, tokens), plain) and not torch.equal(write(llama, tokens), tokens)
+        return not alike(run(llama, tokens), plain) and write(llama, tokens).shape[1] == tokens.shape[1] + N_NEW
+
+
+def alike(one, other):
+    """Whatever the number of threads, which is one in a fork."""
+    return torch.allclose(one, other, atol=1e-4)
 
 
 def answers_in_fork(work, seconds=60):
@@ -398,7 +402,8 @@ def answers_in_fork(work, seconds=60):
 
 def test_a_fork_inside_stays_inside(llama, tokens, with_vector):
     with steered(llama):
-        assert answers_in_fork(lambda: torch.equal(run(llama, tokens), with_vector))
+        run(llama, tokens)
+        assert answers_in_fork(lambda: alike(run(llama, tokens), with_vector))
 
 
 def test_an_interrupt_at_any_step_of_entering_and_leaving_leaves_the_lock_free(monkeypatch):

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
 
+from ivlens.common.checks import as_items
 from ivlens.runs.suites.drills import drilled
 from ivlens.runs.suites.places import HELD_PARTS, LAYOUTS, TASKS, canonical, found_places, incomplete, picked_place
 from ivlens.runs.suites.rouge import SCORERS, Metric, metric_of, suite_accuracy
@@ -84,10 +85,10 @@ def load_suite(
     name: str,
     folder: str | Path | None = None,
     *,
-    order: int | Sequence[str] = 0,
+    order: int | str | Sequence[str] = 0,
     n: int | None = None,
     partial: bool = False,
-    general: Sequence[str | Path] | None = None,
+    general: str | Path | Sequence[str | Path] | None = None,
 ) -> Suite:
     """A benchmark's sequence of tasks.
 
@@ -113,6 +114,7 @@ def load_suite(
         FileNotFoundError: missing tasks; the message lists each, where it was looked for, and how files should lie.
         ValueError: an unknown suite, order or task, an impossible `n`, a general task that is trained, damaged files.
     """
+    order = order if isinstance(order, int) else as_items("order", order)
     if name not in suite_names():
         raise wrong(f"Suite {name!r:.60}", "is unknown", f"one of {', '.join(suite_names())}", "name one of them")
     if (name == "pocket") != (folder is None):
@@ -133,7 +135,7 @@ def load_suite(
         tasks = tuple(map(drilled, tasks))
     if general is None:
         general = list_tasks(in_training=True) if name == "pocket" else []
-    others = tuple(load_task(one) for one in general)
+    others = tuple(load_task(one) for one in as_items("general", general, (str, Path)))
     number, source = order if isinstance(order, int) else None, str(root or "ivlens bank")
     keep_case = frozenset(task.name for task in (*tasks, *others) if task.kind or (name == "func" and task in tasks))
     return Suite(name, tasks, _metrics(name, tasks, others), others, number, source, missing, keep_case)
