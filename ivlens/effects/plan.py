@@ -36,7 +36,7 @@ class Plan:
         others: Sequence[Task] | Mapping[str, Task] | None,
     ) -> "Plan":
         """The plan for a task, with the recipe completed and its usual corruption where none is named."""
-        return cls(task, recipe.resolved(task), corruption or recipe.corruption(task), others)
+        return cls(task, recipe.resolved(task), recipe.corruption(task) if corruption is None else corruption, others)
 
     def prompts(self, model: TransformerBridge, examples: Sequence[TaskExample], *, corrupted: bool) -> PromptBatch:
         """A clean or a corrupted prompt for each example.
@@ -71,7 +71,7 @@ def score_for(task: Task, prompts: PromptBatch, score: Score | None) -> Score:
             logger.info("%s: scored by 'logprob'.", what)
         else:
             logger.warning("%s: score %r says little here; use 'logprob'.", what, score)
-    return score or fitting
+    return fitting if score is None else score
 
 
 def measured_prompts(

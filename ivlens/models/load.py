@@ -189,7 +189,7 @@ def _download(source: str | Path, dtype: torch.dtype | None, revision: str | Non
         with local if isinstance(source, Path) else nullcontext():
             opened: Any = AutoModelForCausalLM.from_pretrained(
                 source,
-                revision=revision or "main",
+                revision="main" if revision is None else revision,
                 dtype=dtype or "auto",
                 trust_remote_code=False,
                 attn_implementation="eager",
@@ -233,7 +233,9 @@ def _own_tokenizer(source: str | Path, revision: str | None) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision or "main", trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, revision="main" if revision is None else revision, trust_remote_code=False
+        )
     except Exception as error:  # of three libraries, one of them not in Python
         if isinstance(source, str):
             raise _unreachable(source, error) from None

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Literal, get_args
 
 from ivlens.common.checks import Texts, as_items, set_items
+from ivlens.common.names import set_shown
 
 SplitName = Literal["fit", "select", "test"]
 logger = logging.getLogger(__name__)
@@ -77,6 +78,7 @@ class Task:
     demonstrations: tuple[TaskExample, ...] = ()
 
     def __post_init__(self) -> None:
+        set_shown(self, "name")
         set_items(self, "examples", "demonstrations", kind=TaskExample)
         set_items(self, "instructions", "held_out_instructions", "clozes", "prose", "skipped")
         if not self.examples:

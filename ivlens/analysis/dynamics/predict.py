@@ -42,7 +42,9 @@ def predictors(
 
     if len(set(tasks[leave_out].astype(str))) < 2:
         raise ValueError(f"predictors got one value of {leave_out!r}, expected two or more, to leave one out in turn.")
-    return pd.DataFrame([{"predictor": name, **_explained(tasks, name, outcome, leave_out)} for name in as_items("names", names)])
+    return pd.DataFrame(
+        [{"predictor": name, **_explained(tasks, name, outcome, leave_out)} for name in as_items("names", names)]
+    )
 
 
 def _explained(tasks: "pd.DataFrame", name: str, outcome: str, leave_out: str) -> dict[str, Any]:
