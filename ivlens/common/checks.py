@@ -60,3 +60,16 @@ def set_items(options: Any, *names: str, kind: type | tuple[type, ...] = str) ->
     for name in names:
         if (value := getattr(options, name)) is not None:
             object.__setattr__(options, name, as_items(f"{type(options).__name__}.{name}", value, kind))
+
+
+def check_filled(**given: object) -> None:
+    """Refuse empty texts among options: an unset variable leaves one, and it must not stand for a default.
+
+    Raises:
+        ValueError: one of them is.
+    """
+    for name, value in given.items():
+        if isinstance(value, str) and not value.strip():
+            raise ValueError(
+                f"{name} is {value!r}, expected a text that says something; leave {name} out for the default."
+            )

@@ -12,6 +12,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from ivlens.common.names import path_of
+
 logger = logging.getLogger("ivlens")
 
 LOCK, LIST = ".lock", "ivlens.json"
@@ -144,7 +146,7 @@ def ready_folder(path: str | Path) -> Path:
     Raises:
         OSError: there is none, and none can be made.
     """
-    folder = Path(path)
+    folder = path_of(path, "folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(prefix=UNFINISHED, dir=folder):

@@ -1,6 +1,8 @@
 """Names and paths as they are shown: what would make a terminal do something is escaped."""
 
+import os
 import re
+from pathlib import Path
 from typing import Any
 
 # control characters (with ESC, backspace and line ends), marks that turn the direction of writing, halves of surrogates
@@ -20,3 +22,14 @@ def set_shown(made: Any, *names: str) -> None:
 
 def _written_out(letter: str) -> str:
     return letter.encode("unicode_escape", "surrogatepass").decode()
+
+
+def path_of(given: str | os.PathLike[str], what: str = "path") -> Path:
+    """`given` as a path.
+
+    Raises:
+        ValueError: an empty text, which would be the working directory; an unset variable leaves one.
+    """
+    if not os.fspath(given).strip():
+        raise ValueError(f"{what} is {given!r}, expected the path of a file or folder; '.' is the working directory.")
+    return Path(given)

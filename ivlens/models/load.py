@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ivlens.common.checks import check_filled
 from ivlens.common.hub import without_retries
 from ivlens.common.progress import bar
 from ivlens.models.adapters import is_adapter, named_base, named_revision
@@ -79,6 +80,7 @@ def _loaded(
         raise TypeError(f"hf_model is {type(hf_model).__name__}, expected a transformers model (LlamaForCausalLM ...).")
     asked, place = _dtype(dtype), device_of(device, hf_model)
     check_name(name)
+    check_filled(revision=revision, base=base)
     is_folder = hf_model is None and is_adapter(name)
     if base is not None and not is_folder:
         raise ValueError(f"load_model got base= for {str(name)!r}, which is no folder of adapters; leave base out.")

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from ivlens.common.checks import Texts, as_items, set_items
 from ivlens.common.names import set_shown
@@ -43,6 +43,12 @@ class TaskExample:
         return self.answers[0]
 
 
+if TYPE_CHECKING:
+    Examples = tuple[TaskExample, ...]
+else:  # what may be given; a tuple is made of it
+    Examples = TaskExample | Iterable[TaskExample]
+
+
 @dataclass(frozen=True)
 class Task:
     """A named set of examples with everything that can be said about them.
@@ -64,7 +70,7 @@ class Task:
     """
 
     name: str
-    examples: tuple[TaskExample, ...]
+    examples: Examples
     instructions: Texts = ()
     held_out_instructions: Texts = ()
     clozes: Texts = ()
@@ -75,7 +81,7 @@ class Task:
     fused: bool = False
     source: str = ""
     skipped: Texts = ()
-    demonstrations: tuple[TaskExample, ...] = ()
+    demonstrations: Examples = ()
 
     def __post_init__(self) -> None:
         set_shown(self, "name")

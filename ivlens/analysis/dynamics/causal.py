@@ -122,7 +122,7 @@ def causal_tests(
     tasks: Sequence[Task],
     *,
     new: InstructionVector | None = None,
-    tests: Sequence[str] = tuple(TESTS),
+    tests: str | Sequence[str] = tuple(TESTS),
     options: CausalOptions | None = None,
 ) -> list[CausalTest]:
     """All causal tests of docs/method.md, section 8, for every task.

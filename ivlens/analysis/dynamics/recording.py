@@ -9,6 +9,7 @@ from typing import Any
 from ivlens.analysis.dynamics.comparison import Dynamics, compare
 from ivlens.analysis.dynamics.stages import Stage, TrackOptions, check_k, measure_stage
 from ivlens.common.kept import check_key, digest
+from ivlens.common.names import path_of
 from ivlens.common.progress import ticking
 from ivlens.models.boot import TransformerBridge
 from ivlens.models.checkpoints import Checkpoint, CheckpointSeries
@@ -40,7 +41,7 @@ def track(
             folder.
     """
     options = options or TrackOptions()
-    kept = _Kept(None if folder is None else Path(folder), tasks, options, series.first.key())
+    kept = _Kept(None if folder is None else path_of(folder, "folder"), tasks, options, series.first.key())
     first: TransformerBridge | None = None
     stages = []
     for number, checkpoint in enumerate(ticking(list(series), "checkpoints", "checkpoints")):

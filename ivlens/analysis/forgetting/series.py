@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from ivlens.analysis.forgetting.drops import check_same_shape
 from ivlens.analysis.forgetting.probabilities import SHAPE, ProbeOptions, probe, shape_of
 from ivlens.common.kept import kept_table
+from ivlens.common.names import path_of
 from ivlens.common.progress import ticking
 from ivlens.models.checkpoints import Checkpoint, CheckpointSeries
 from ivlens.prompts.recipe import plain_options
@@ -44,7 +45,7 @@ def probe_series(
             "options": plain_options(options),
             "tasks": [task.full_hash() for task in tasks],
         }
-        path = None if folder is None else Path(folder) / f"{checkpoint.name}.parquet"
+        path = None if folder is None else path_of(folder, "folder") / f"{checkpoint.name}.parquet"
         first = found[series.first.name].attrs.get(SHAPE) if found else None
 
         def measured(checkpoint: Checkpoint = checkpoint, first: str | None = first) -> "pd.DataFrame":

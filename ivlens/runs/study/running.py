@@ -14,6 +14,7 @@ from ivlens.analysis.dynamics.stages import measure_stage
 from ivlens.analysis.forgetting.drops import decomposition
 from ivlens.analysis.forgetting.probabilities import probe
 from ivlens.common.kept import digest, kept_table
+from ivlens.common.names import path_of
 from ivlens.effects.results import HeadEffects
 from ivlens.models.boot import TransformerBridge
 from ivlens.models.fingerprint import model_identity
@@ -60,7 +61,7 @@ def run_study(
     first = load_model(options.model) if model is None else model
     kept = None
     if folder is not None:
-        kept = Path(folder) / UNFINISHED / digest([plain_options(options), model_identity(first).key])
+        kept = path_of(folder, "folder") / UNFINISHED / digest([plain_options(options), model_identity(first).key])
     earlier = tasks_of("earlier", map(load_task, options.earlier))
     new_tasks = tasks_of("new", _new_tasks(options))
     tasks_of("new", new_tasks, beside=earlier)  # results are told apart by name

@@ -4,13 +4,13 @@ Only the pocket suite is built in; the others are read from a folder that the us
 the tasks, and a file is read only when all that was asked for has been found.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
 
 from ivlens.common.checks import as_items
+from ivlens.common.names import path_of
 from ivlens.runs.suites.drills import drilled
 from ivlens.runs.suites.places import HELD_PARTS, LAYOUTS, TASKS, canonical, found_places, incomplete, picked_place
 from ivlens.runs.suites.rouge import SCORERS, Metric, metric_of, suite_accuracy
@@ -122,7 +122,7 @@ def load_suite(
         raise wrong(
             f"Suite {name!r}", f"got folder={folder and str(folder)!r}", expected, "correct the folder (--data)"
         )
-    root = None if folder is None else Path(os.path.expanduser(folder))
+    root = None if folder is None else path_of(folder, "folder").expanduser()
     found = found_places(name, root)
     names = _ordered(name, order, sorted(found), n)
     picked = {one: picked_place(name, one, found.get(one, [])) for one in names}

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from ivlens.common.files import filling
+from ivlens.common.names import path_of
 from ivlens.show.demo.run import DemoResult
 
 
@@ -22,7 +23,7 @@ def write_demo(result: DemoResult, folder: str | Path, *, also: Callable[[Path],
     Raises:
         OSError: the folder cannot be made or written to.
     """
-    root = Path(folder)
+    root = path_of(folder, "folder")
     with filling(root) as scratch:
         for name in ("conditions", "sweep", "curves", "examples"):
             getattr(result, name).to_parquet(scratch / f"{name}.parquet")

@@ -107,7 +107,7 @@ def _steered(vector: str, state: LabState) -> list[str]:
 
 
 def _task(task: Task) -> str:
-    """The built-in task or the file that it is, by all that a measurement depends on; otherwise the task spelled out."""
+    """The built-in task or the file that it is, by all that counts; otherwise the task spelled out."""
     return _opened(task) or _spelled_out(task)
 
 
