@@ -22,8 +22,8 @@ from ivlens.tasks.task import tasks_of
 from ivlens.tuning.methods import Lora
 
 ROOMS = (
-    "tasks prompts models effects vectors tuning analysis.dynamics analysis.forgetting runs.study runs.suites runs.sweep "
-    "show.figures show.lab common.store"
+    "tasks prompts models effects vectors tuning analysis.dynamics analysis.forgetting runs.study runs.suites "
+    "runs.sweep show.figures show.lab common.store"
 ).split()
 EXAMPLES = (TaskExample("big", ("small",)),)
 

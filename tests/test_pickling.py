@@ -38,10 +38,10 @@ def results(llama):
     effects = head_effects(llama, task, n_prompts=4, corruption="drop", options=options)
     iv = InstructionVector.from_effects(effects, k=2)
     grid = Grid(layers=(1,), alphas=(1.0,), sites=("resid_post",))
-    judge = ivlens.JudgeOptions(grid=grid, n_prompts=4, n_draws=1, other_vectors=())
+    judge = ivlens.JudgeOptions(other_vectors=())
     return {
         "effects": effects,
-        "again": ivlens.measure_again(effects, task, heads=2, n_prompts=4),
+        "again": ivlens.measure_again(effects, task, heads=2),
         "vector": iv,
         "sum": iv + iv * 2,
         "task": task,
@@ -49,7 +49,7 @@ def results(llama):
         "recipe": PromptRecipe(n_shots=2, instruction=TASK),
         "template": PromptTemplate("mine"),
         "batch": build_prompts(llama.tokenizer, task, task.examples[:3]),
-        "evaluation": evaluate_intervention(llama, task, iv, options=judge),
+        "evaluation": evaluate_intervention(llama, task, iv, at=grid, n_prompts=4, n_draws=1, options=judge),
         "identity": effects.model,
         "grid": grid,
         "interval": effects.interval(simultaneous=True),

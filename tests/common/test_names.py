@@ -110,7 +110,6 @@ def test_an_empty_word_is_no_default(words, what, capsys):
         lambda: ivlens.list_tasks(group=""),
         lambda: ivlens.PromptRecipe(""),
         lambda: ivlens.PromptRecipe(instruction=""),
-        lambda: ivlens.Grid(sites="").settings,
         lambda: ready_folder(""),
         lambda: Store(""),
         lambda: read_grid(""),
@@ -127,9 +126,9 @@ def test_an_empty_text_is_no_default_in_python(make, tmp_path, monkeypatch):
 
 
 def test_an_empty_site_is_no_default(llama):
-    from test_steering import vector_for
-
-    with pytest.raises((ValueError, TypeError), match="site"), steer(llama, vector_for(llama), layer=1, site=""):
+    effects = ivlens.head_effects(llama, tiny_task(), n_prompts=2, corruption="drop")
+    iv = InstructionVector.from_effects(effects, k=1)
+    with pytest.raises((ValueError, TypeError), match="site"), steer(llama, iv, layer=1, site=""):
         pass
     with pytest.raises((ValueError, TypeError), match="score|corruption"):
         ivlens.head_effects(llama, tiny_task(), n_prompts=2, corruption="")
