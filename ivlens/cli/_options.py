@@ -37,7 +37,7 @@ class ModelOptions:
         from ivlens.models.load import load_model
 
         quiet_libraries()
-        return load_model(self.model or "pocket", device=self.device, dtype=self.dtype)
+        return load_model("pocket" if self.model is None else self.model, device=self.device, dtype=self.dtype)
 
 
 @Parameter(name="*")

@@ -4,13 +4,19 @@ import json
 import logging
 import math
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from ivlens.common.names import shown
+
 ABILITY = "ivlens.forward.ability"  # whose log says, at level INFO, what a model can do
 FORMS = ("ivlens.forward.forms", "ivlens.forward.remembered")  # and these how it is asked, where nobody said how
+
+
+_C1 = re.compile("[\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # which JSON leaves as they are, and terminals obey
 
 
 def shows_progress(as_json: bool) -> bool:
@@ -29,7 +35,7 @@ def telling(as_json: bool) -> Iterator[None]:
 
     class Lines(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            say(f"ivlens: {record.getMessage()}")
+            say(shown(f"ivlens: {record.getMessage()}", keep="\n\t"))
 
     handler, package = Lines(logging.INFO), logging.getLogger("ivlens")
     talking = [logging.getLogger(name) for name in (*FORMS, *(() if as_json else (ABILITY,)))]
@@ -48,7 +54,7 @@ def telling(as_json: bool) -> Iterator[None]:
 
 def print_json(value: Any) -> None:
     """One JSON object; numbers that JSON lacks (NaN, infinity) become null."""
-    print(json.dumps(_plain(value), ensure_ascii=False, indent=2))
+    print(_C1.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(_plain(value), ensure_ascii=False, indent=2)))
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -89,7 +95,7 @@ def _is_number(value: Any) -> bool:
 def _cell(value: Any) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
-    return f"{value:.2f}" if isinstance(value, float) else str(value)
+    return f"{value:.2f}" if isinstance(value, float) else shown(value)
 
 
 def _plain(value: Any) -> Any:

@@ -71,7 +71,9 @@ def demo(
     where, asked, amount = where or ModelOptions(), prompts or PromptOptions(), asdict(amounts or Amounts())
     recipe = asked.recipe()
     given = None if asked.is_open else recipe
-    options = DemoOptions(where.model or "pocket", task or None, recipe=given, seed=recipe.seed, **amount)
+    options = DemoOptions(
+        "pocket" if where.model is None else where.model, task or None, recipe=given, seed=recipe.seed, **amount
+    )
     result = run_demo(options, load=where.load)
     write_demo(result, out, also=lambda folder: write_page(result, folder / "index.html"))
     page = out / "index.html"

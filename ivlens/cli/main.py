@@ -15,6 +15,7 @@ from typing import NamedTuple
 from cyclopts import App, CycloptsError
 
 from ivlens.cli._output import telling
+from ivlens.common.names import shown
 from ivlens.common.version import __version__
 
 
@@ -80,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:
+        _check_filled(words)
         with telling("--json" in words):
             status = build_app(_called(words))(words, exit_on_error=False)
         sys.stdout.flush()
@@ -100,6 +102,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"ivlens: {_one_line(error)}", file=sys.stderr)
         return EXIT_ERROR
+
+
+def _check_filled(words: list[str]) -> None:
+    """Refuse an empty option or argument, which an unset variable of the shell leaves, before a default stands in."""
+    for position, word in enumerate(words):
+        name, is_given, value = word.partition("=") if word.startswith("--") else ("", "=", word)
+        if not is_given or value.strip():
+            continue
+        before = words[position - 1] if position else ""
+        what = name or (before if before.startswith("--") else f"argument {position + 1}")
+        raise ValueError(
+            f"{what} is empty, expected a value: is a variable of the shell unset? Give it, or leave {what} out."
+        )
 
 
 def _called(words: list[str]) -> str | None:
@@ -127,4 +142,4 @@ def _one_line(error: Exception) -> str:
         if (missing.name or "").startswith("ivlens"):
             return f"this installation of ivlens {__version__} lacks {missing.name}; reinstall it."
         return f"this command needs the package {missing.name!r}, which is not installed; pip install {missing.name}."
-    return " ".join(str(error).split()) or type(error).__name__
+    return shown(" ".join(str(error).split())) or type(error).__name__

@@ -78,7 +78,7 @@ def study(
     from ivlens.tasks.bank import load_task
 
     where, how = where or ModelOptions(), prompts or PromptOptions()
-    options = _options(where.model or "pocket", earlier, new, amounts or StudyAmounts(), how)
+    options = _options("pocket" if where.model is None else where.model, earlier, new, amounts or StudyAmounts(), how)
     known = [load_task(name) for name in options.earlier]
     ready_folder(out)
     model = where.load()

@@ -1,6 +1,12 @@
-"""One check for counts among options, made when the options are."""
+"""Checks that many options share, made when the options are: counts, and lists in which a text is one item."""
 
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    Texts = tuple[str, ...]
+else:  # what may be given; `set_items` makes it a tuple
+    Texts = str | Iterable[str]
 
 
 def check_counts(options: Any, **least: int) -> None:
@@ -21,3 +27,49 @@ def check_count(name: str, value: Any, smallest: int) -> None:
     """As `check_counts`, for one value and the name a reader knows it by."""
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not smallest <= value < 2**53):
         raise ValueError(f"{name} is {value!r}, expected a whole number, {smallest} or more.")
+
+
+def as_items(name: str, given: Any, kind: type | tuple[type, ...] = str, *, meant: str = "") -> tuple[Any, ...]:
+    """`given` as a tuple of items; what is an item itself is one, so that a text never falls apart into letters.
+
+    Args:
+        name: What a reader knows it by.
+        given: An item, or any iterable of items.
+        kind: What an item is.
+        meant: How to make one, where a text stands in the place of something else.
+
+    Raises:
+        TypeError: something else, or among the items.
+    """
+    if isinstance(given, kind):
+        return (given,)
+    is_list = isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping)
+    items = tuple(given) if is_list else (given,)
+    wrong = [item for item in items if not isinstance(item, kind)]
+    if wrong or not is_list:
+        kinds = " or ".join(
+            "text" if each is str else each.__name__ for each in (kind if isinstance(kind, tuple) else (kind,))
+        )
+        remedy = f"; {meant}" if meant else ""
+        raise TypeError(f"{name}: got {wrong[0]!r:.60}, expected one {kinds}, or several in a list{remedy}.")
+    return items
+
+
+def set_items(options: Any, *names: str, kind: type | tuple[type, ...] = str) -> None:
+    """`as_items` for fields of a frozen dataclass, as they are made; one that is None stays."""
+    for name in names:
+        if (value := getattr(options, name)) is not None:
+            object.__setattr__(options, name, as_items(f"{type(options).__name__}.{name}", value, kind))
+
+
+def check_filled(**given: object) -> None:
+    """Refuse empty texts among options: an unset variable leaves one, and it must not stand for a default.
+
+    Raises:
+        ValueError: one of them is.
+    """
+    for name, value in given.items():
+        if isinstance(value, str) and not value.strip():
+            raise ValueError(
+                f"{name} is {value!r}, expected a text that says something; leave {name} out for the default."
+            )

@@ -14,6 +14,8 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
+from ivlens.common.names import path_of
+
 logger = logging.getLogger("ivlens")
 
 LOCK = ".lock"
@@ -195,7 +197,7 @@ def ready_folder(path: str | Path) -> Path:
     Raises:
         OSError: there is none, and none can be made.
     """
-    folder = Path(path)
+    folder = path_of(path, "folder")
     try:
         with scratch_in(folder):
             return folder

@@ -1,7 +1,6 @@
 """`head_effects`: from a task to the effects of all heads, with everything recorded that made them."""
 
 import logging
-import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from random import Random
@@ -31,7 +30,7 @@ from ivlens.forward.hooks import check_unsteered
 from ivlens.forward.means import HeadMeans, head_means, mean_head_outputs
 from ivlens.forward.remembered import Auto, recipe_for
 from ivlens.forward.scoring import Score, check_score
-from ivlens.models.boot import TransformerBridge, check_model
+from ivlens.models.boot import ModelRef, TransformerBridge, check_model
 from ivlens.models.fingerprint import model_identity
 from ivlens.prompts.batch import PromptBatch
 from ivlens.prompts.corruptions import Corruption
@@ -219,5 +218,5 @@ def _result(
         task=task.name,
         model=model_identity(model),
         settings=settings,
-        model_ref=weakref.ref(model),
+        model_ref=ModelRef(model),
     )

@@ -13,7 +13,7 @@ from ivlens.prompts.batch import PromptBatch
 from ivlens.prompts.corruptions import NO_FOIL
 from ivlens.prompts.recipe import PromptRecipe
 from ivlens.tasks.bank import load_bank
-from ivlens.tasks.task import Task, TaskExample, hash_of_tasks
+from ivlens.tasks.task import Task, TaskExample, hash_of_tasks, tasks_of
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class Plan:
         others: Sequence[Task] | Mapping[str, Task] | None,
     ) -> "Plan":
         """The plan for a task, with the recipe completed and its usual corruption where none is named."""
-        return cls(task, recipe.resolved(task), corruption or recipe.corruption(task), others)
+        return cls(task, recipe.resolved(task), recipe.corruption(task) if corruption is None else corruption, others)
 
     def prompts(self, model: TransformerBridge, examples: Sequence[TaskExample], *, corrupted: bool) -> PromptBatch:
         """A clean or a corrupted prompt for each example.
@@ -51,7 +51,7 @@ class Plan:
 
     def settings(self) -> dict[str, Any]:
         """What a result records of it, in plain JSON values; content as hashes."""
-        others = list(self.others.values() if isinstance(self.others, Mapping) else self.others or ())
+        others = [] if self.others is None else tasks_of("others", self.others)
         pool = load_bank().values() if self.others is None else others
         return {
             "recipe": self.recipe.to_dict(),
@@ -71,7 +71,7 @@ def score_for(task: Task, prompts: PromptBatch, score: Score | None) -> Score:
             logger.info("%s: scored by 'logprob'.", what)
         else:
             logger.warning("%s: score %r says little here; use 'logprob'.", what, score)
-    return score or fitting
+    return fitting if score is None else score
 
 
 def measured_prompts(

@@ -1,6 +1,5 @@
 """`HeadEffects`: what patching every head did, with intervals, a table and a file."""
 
-import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,13 +11,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ivlens.common.intervals import LEVEL, N_RESAMPLES
+from ivlens.common.names import set_shown
 from ivlens.effects.bands import ChosenHeads, MapInterval
 from ivlens.effects.files import FILE, TENSORS, again_content, check_model_of, read_effects
 from ivlens.effects.taken import Taken
 from ivlens.forward.ability import Ability
-from ivlens.models.boot import TransformerBridge
+from ivlens.models.boot import ModelRef, TransformerBridge
 from ivlens.models.fingerprint import ModelIdentity, model_identity
 from ivlens.prompts.recipe import PromptRecipe
+from ivlens.tasks.task import Task
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -54,9 +55,12 @@ class HeadEffects:
     task: str
     model: ModelIdentity
     settings: Mapping[str, Any]
-    model_ref: "weakref.ref[TransformerBridge] | None" = field(default=None, repr=False)
+    model_ref: ModelRef | None = field(default=None, repr=False)
     clean_scores: Float[Tensor, " batch"] | None = None
     again: ChosenHeads | None = None
+
+    def __post_init__(self) -> None:
+        set_shown(self, "task")
 
     def __repr__(self) -> str:
         best = ", ".join(f"L{layer}H{head} {self.aie[layer, head]:+.3g}" for layer, head in self.top_heads(1))
@@ -109,6 +113,18 @@ class HeadEffects:
     def live_model(self) -> TransformerBridge | None:
         """The bridge these effects were measured on, while it is in memory; None after `load`."""
         return self.model_ref() if self.model_ref is not None else None
+
+    def check_task(self, task: Task) -> None:
+        """Refuse another task of the name that these are the effects of.
+
+        Raises:
+            ValueError: it is another one by its content; effects that do not record it pass.
+        """
+        if self.settings.get("task_hash", task.content_hash()) != task.content_hash():
+            raise ValueError(
+                f"the effects of {self.task!r} are of another task of that name, expected those of the task that is "
+                "meant; call one of the two something else (dataclasses.replace(task, name=...)) and measure it."
+            )
 
     @property
     def recipe(self) -> PromptRecipe:
@@ -243,7 +259,7 @@ class HeadEffects:
         if model is None:
             return loaded
         check_model_of(path, loaded.model, model_identity(model))
-        return replace(loaded, model_ref=weakref.ref(model))
+        return replace(loaded, model_ref=ModelRef(model))
 
     def to(self, device: str | torch.device) -> "HeadEffects":
         """The same effects with their tensors on another device."""

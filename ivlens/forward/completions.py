@@ -5,13 +5,14 @@ from typing import Any
 
 import torch
 
+from ivlens.common.checks import as_items
 from ivlens.forward.hooks import model_lock
 from ivlens.forward.inputs import check_length, check_prompts
 from ivlens.models.boot import TransformerBridge, check_model
 from ivlens.prompts.tokens import Encoder, pad_token
 
 
-def complete(model: TransformerBridge, prompts: Sequence[str], *, max_new_tokens: int = 16) -> list[str]:
+def complete(model: TransformerBridge, prompts: str | Sequence[str], *, max_new_tokens: int = 16) -> list[str]:
     """What the model writes after each prompt, greedily, up to its end-of-text token.
 
     Inside `steer` it writes what the steered model writes; while another thread steers, it waits. All prompts run in
@@ -26,6 +27,7 @@ def complete(model: TransformerBridge, prompts: Sequence[str], *, max_new_tokens
     Raises:
         ValueError: no prompts, an empty one, or one that fills the model's context.
     """
+    prompts = as_items("prompts", prompts)
     if not prompts:
         raise ValueError("complete got no prompts, expected at least one text.")
     if max_new_tokens < 1:

@@ -6,9 +6,9 @@ word. No vector carries what the model does not do, so the form comes first.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
-from ivlens.common.checks import check_count
+from ivlens.common.checks import as_items, check_count
 from ivlens.common.intervals import wilson
 from ivlens.common.progress import Progress, bar, showing_progress
 from ivlens.forward.ability import Ability
@@ -98,7 +98,7 @@ def find_prompts(
     task: Task,
     *,
     templates: Sequence[Template] | None = None,
-    shots: Sequence[int] = DEFAULT_SHOTS_TRIED,
+    shots: int | Sequence[int] = DEFAULT_SHOTS_TRIED,
     n_prompts: int = 24,
     seed: int = 0,
     progress: bool = False,
@@ -133,7 +133,7 @@ def find_prompts(
     """
     check_unsteered(check_model(model))
     check_count("n_prompts", n_prompts, 1)
-    numbers = sorted({PromptRecipe(n_shots=each).n_shots or 0 for each in shots})
+    numbers = sorted({PromptRecipe(n_shots=each).n_shots or 0 for each in as_items("shots", shots, SupportsIndex)})
     if not numbers:
         raise ValueError("shots is empty, expected at least one number of demonstrations.")
     chosen = templates_of(model.tokenizer, templates)

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ivlens.common.files import write_whole
+from ivlens.common.names import path_of
 from ivlens.models.fingerprint import ModelIdentity
 
 
@@ -34,7 +35,7 @@ class Artefact:
         except TypeError as error:
             raise ValueError(f"settings do not fit in JSON ({error}); use plain numbers, texts, lists.") from error
         data = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
-        return write_whole(Path(path), lambda partial: partial.write_bytes(data))
+        return write_whole(path_of(path), lambda partial: partial.write_bytes(data))
 
     def read(self, path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The tensors and the content that `write` wrote, with the model as a `ModelIdentity`.
@@ -43,7 +44,7 @@ class Artefact:
             FileNotFoundError: no such file.
             ValueError: not such a file, or a damaged one.
         """
-        source = Path(path)
+        source = path_of(path)
         if not source.is_file():
             raise FileNotFoundError(f"{str(source)!r} is not a file, expected one written by {self.written_by}.")
         try:

@@ -2,10 +2,12 @@
 
 import copy
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 import torch
 from torch import nn
 
+from ivlens.common.names import shown
 from ivlens.common.precision import HALF
 from ivlens.models.mending import mend
 from ivlens.models.opening import first_line
@@ -15,6 +17,23 @@ if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 else:  # importing transformer_lens takes seconds; at run time a bridge is checked as what it is, a module
     TransformerBridge = nn.Module
+
+
+class ModelRef(ref[TransformerBridge]):
+    """A weak reference to a model, which copies of a result share, and which a pickle leaves behind."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _no_model, ()
+
+    def __copy__(self) -> "ModelRef":
+        return self
+
+    def __deepcopy__(self, _: Any) -> "ModelRef":
+        return self
+
+
+def _no_model() -> None:
+    """What becomes of a reference in another process."""
 
 
 def check_config(config: Any, label: str) -> None:
@@ -101,7 +120,7 @@ def boot(hf_model: Any, tokenizer: Any, label: str) -> TransformerBridge:
             "use another model."
         ) from error
     _keep_tokenizer(model, tokenizer)
-    model.cfg.model_name = label
+    model.cfg.model_name = shown(label)
     _freeze(model.eval())
     _check_heads(model, label)
     _check_same(model, hf_model, want, label)

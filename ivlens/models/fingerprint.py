@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ivlens.common.names import set_shown
 from ivlens.models.boot import TransformerBridge, check_model
 from ivlens.models.known import pocket_path
 from ivlens.models.settings import config_facts, lasting_buffers, plain_name, tokenizer_hash
@@ -53,6 +54,9 @@ class ModelIdentity:
     weights_hash: str
     config_hash: str = ""
     tokenizer_hash: str = ""
+
+    def __post_init__(self) -> None:
+        set_shown(self, "name")
 
     @property
     def key(self) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ivlens.common.checks import check_filled
 from ivlens.common.hub import without_retries
 from ivlens.common.progress import bar
 from ivlens.common.saves import whole
@@ -80,6 +81,7 @@ def _loaded(
         raise TypeError(f"hf_model is {type(hf_model).__name__}, expected a transformers model (LlamaForCausalLM ...).")
     asked, place = _dtype(dtype), device_of(device, hf_model)
     check_name(name)
+    check_filled(revision=revision, base=base)
     is_folder = hf_model is None and is_adapter(name)
     if base is not None and not is_folder:
         raise ValueError(f"load_model got base= for {str(name)!r}, which is no folder of adapters; leave base out.")
@@ -192,7 +194,7 @@ def _download(source: str | Path, dtype: torch.dtype | None, revision: str | Non
         with local if isinstance(source, Path) else nullcontext():
             opened: Any = AutoModelForCausalLM.from_pretrained(
                 source,
-                revision=revision or "main",
+                revision="main" if revision is None else revision,
                 dtype=dtype or "auto",
                 trust_remote_code=False,
                 attn_implementation="eager",
@@ -236,7 +238,9 @@ def _own_tokenizer(source: str | Path, revision: str | None) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision or "main", trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, revision="main" if revision is None else revision, trust_remote_code=False
+        )
     except Exception as error:  # of three libraries, one of them not in Python
         if isinstance(source, str):
             raise _unreachable(source, error) from None

@@ -19,7 +19,7 @@ from ivlens.prompts.rendering import Renderer
 from ivlens.prompts.templates import find_template
 from ivlens.prompts.tokens import Encoder, pad_token, padded
 from ivlens.tasks.bank import load_bank
-from ivlens.tasks.task import Task, TaskExample
+from ivlens.tasks.task import Task, TaskExample, tasks_of
 
 logger = logging.getLogger(__name__)
 
@@ -168,8 +168,7 @@ class _Maker:
         self.prefers_trained = others is None and task.in_training
 
     def _others(self, others: Sequence[Task] | Mapping[str, Task] | None) -> list[Task]:
-        given = load_bank() if others is None else others
-        tasks = given.values() if isinstance(given, Mapping) else given
+        tasks = load_bank().values() if others is None else tasks_of("others", others, beside=[self.task])
         own = set(self.texts)
         return [
             other

@@ -6,6 +6,8 @@ from datetime import date
 from pathlib import Path
 from string import Formatter
 
+from ivlens.common.names import set_shown
+
 
 @dataclass(frozen=True)
 class PromptTemplate:
@@ -42,6 +44,7 @@ class PromptTemplate:
     date: str = "2024-07-26"
 
     def __post_init__(self) -> None:
+        set_shown(self, "name")
         wanted = {"instructed": {"instruction", "input"}, "bare": {"input"}, "system": set(), "answer_start": set()}
         if not self.chat and self.demonstration:
             wanted["demonstration"] = {"input", "answer"}

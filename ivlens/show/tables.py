@@ -4,6 +4,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from ivlens.common.names import shown
 from ivlens.effects.results import HeadEffects
 from ivlens.forward.finding import PromptSearch
 from ivlens.tasks.task import Task
@@ -112,4 +113,5 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
 
 def _cell(value: Any) -> str:
     text = str(value)
+    text = shown(text)
     return escape(text if len(text) <= MOST_LETTERS else text[: MOST_LETTERS - 1] + "…")

@@ -19,7 +19,7 @@ from ivlens.forward.means import HeadMeans, head_means, mean_head_outputs
 from ivlens.models.boot import TransformerBridge
 from ivlens.steering.prompt_sets import PromptSets
 from ivlens.tasks.bank import load_bank
-from ivlens.tasks.task import Task, TaskExample
+from ivlens.tasks.task import Task, TaskExample, tasks_of
 from ivlens.vectors.heads import head_writes
 from ivlens.vectors.vector import InstructionVector, base_task
 
@@ -116,9 +116,9 @@ def other_task_vectors(
             corruption is each task's default one (`counterfactual` for the score `logit_diff`).
 
     Raises:
-        ValueError: no built-in task has these inputs.
+        ValueError: no built-in task has these inputs, or two different tasks have one name.
     """
-    chosen = [other for other in (tasks_sharing_inputs(task) if tasks is None else tasks) if other.name != task.name]
+    chosen = list(tasks_sharing_inputs(task) if tasks is None else tasks_of("tasks", tasks, beside=[task]))
     if tasks is None and not chosen:
         raise ValueError(f"no built-in task shares the inputs of {task.name!r}, expected some; pass tasks=[...].")
     known = iv.settings.get("effects") or {}
@@ -167,12 +167,28 @@ def tasks_sharing_inputs(task: Task) -> list[Task]:
 
 
 def true_others(vectors: Sequence[InstructionVector], iv: InstructionVector, task: Task) -> list[InstructionVector]:
-    """Those that are other tasks' vectors: not `iv` itself, none that contains a vector of the judged task."""
+    """Those that are other tasks' vectors: not `iv` itself, none that contains a vector of the judged task.
+
+    Raises:
+        ValueError: a vector of another task that has the name of the judged one, or of `iv`'s.
+    """
+    own = {task.name: task.content_hash()} | {base_task(iv): _task_hash(iv)}
+    for other in vectors:
+        known, meant = _task_hash(other), own.get(base_task(other))
+        if known is not None and meant is not None and known != meant:
+            raise ValueError(
+                f"other_vectors has one of another task called {base_task(other)!r}, expected one task of each name; "
+                "call it something else (dataclasses.replace(task, name=...)) and measure it again."
+            )
     return [
         other
         for other in vectors
         if base_task(other) != base_task(iv) and task.name not in _tasks_in(base_task(other), other.settings)
     ]
+
+
+def _task_hash(vector: InstructionVector) -> str | None:
+    return (vector.settings.get("effects") or {}).get("task_hash")
 
 
 def _tasks_in(name: str, settings: Mapping[str, Any]) -> Iterator[str]:

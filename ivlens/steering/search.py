@@ -1,6 +1,6 @@
 """Layer x strength x site grids: the best setting of a vector, and tables of all settings."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ivlens.common.checks import set_items
 from ivlens.forward.hooks import SITES, check_layers, check_site
 from ivlens.models.boot import TransformerBridge
 from ivlens.prompts.recipe import PromptRecipe
@@ -29,6 +30,12 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, SupportsIndex) and not isinstance(value, bool)
 
 
+def _numbers(name: str, given: Any) -> tuple[Any, ...]:
+    if isinstance(given, str | bytes) or not isinstance(given, Iterable):
+        raise TypeError(f"{name} is {given!r:.60}, expected numbers in a list.")
+    return tuple(given)
+
+
 @dataclass(frozen=True)
 class Grid:
     """The settings that are tried, and how.
@@ -45,7 +52,7 @@ class Grid:
 
     layers: Sequence[int] | None = None
     alphas: Sequence[float | int] = (0.5, 1.0, 2.0, 4.0, 8.0)
-    sites: Sequence[str] = SITES
+    sites: str | Sequence[str] = SITES
     positions: Positions = "prompt"
     n_screen: int = 16
     n_finalists: int = 6
@@ -55,12 +62,16 @@ class Grid:
         # in plain values: a grid stands in the settings of what was made with it
         if self.layers is not None:
             object.__setattr__(
-                self, "layers", tuple(int(layer) if _is_whole(layer) else layer for layer in self.layers)
+                self,
+                "layers",
+                tuple(int(layer) if _is_whole(layer) else layer for layer in _numbers("layers", self.layers)),
             )
         object.__setattr__(
-            self, "alphas", tuple(alpha if isinstance(alpha, int) else float(alpha) for alpha in self.alphas)
+            self,
+            "alphas",
+            tuple(alpha if isinstance(alpha, int) else float(alpha) for alpha in _numbers("alphas", self.alphas)),
         )
-        object.__setattr__(self, "sites", tuple(self.sites))
+        set_items(self, "sites")
 
     @property
     def passes(self) -> dict[str, Any]:

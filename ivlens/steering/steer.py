@@ -96,7 +96,7 @@ def _place(
 ) -> tuple[int | None, float | int, str]:
     """Layer, strength and site, from one setting or from what was given alone."""
     if at is None:
-        return layer, 1.0 if alpha is None else alpha, site or SITES[0]
+        return layer, 1.0 if alpha is None else alpha, SITES[0] if site is None else site
     given = [name for name, value in (("layer", layer), ("alpha", alpha), ("site", site)) if value is not None]
     if given:
         raise ValueError(f"steer got at={tuple(at)} and {', '.join(given)}, expected one of both; leave one out.")

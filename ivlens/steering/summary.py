@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ivlens.common.checks import as_items
 from ivlens.common.intervals import clustered_difference, holm, named, p_of_draws, t_interval, wilson
 
 if TYPE_CHECKING:
@@ -142,11 +143,11 @@ def n_as_good(judged: Judged, accuracy: float) -> int:
     return int((judged.scores.accuracy.double().mean(1) >= accuracy - 1e-9).sum())
 
 
-def corrected(table: "pd.DataFrame", by: Sequence[str] = ("condition",)) -> "pd.DataFrame":
+def corrected(table: "pd.DataFrame", by: str | Sequence[str] = ("condition",)) -> "pd.DataFrame":
     """The table of several tasks with `p_holm`: `p`, corrected for the number of tasks that have one (Holm)."""
     if "p" not in table:
         return table
-    groups = table.groupby(list(by), sort=False)["p"]
+    groups = table.groupby(list(as_items("by", by)), sort=False)["p"]
     return table.assign(p_holm=groups.transform(lambda p: holm(p.to_list())))
 
 

@@ -6,6 +6,7 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 
+from ivlens.common.checks import check_filled
 from ivlens.tasks.readers import open_source, read_bank_file
 from ivlens.tasks.records import Columns, Record, Source
 from ivlens.tasks.task import Task, TaskExample
@@ -74,11 +75,18 @@ def load_task(
         FileNotFoundError: No such file, folder or dataset.
         ValueError: No such built-in task, or the content is not usable; the message says where and what to do.
     """
+    check_filled(
+        input_column=input_column,
+        output_column=output_column,
+        instruction_column=instruction_column,
+        part=part,
+        config=config,
+    )
     columns = Columns(input_column, output_column, instruction_column)
     is_name = isinstance(name_or_path, str) and name_or_path in _bank_names()
     if not is_name:
         return _build(open_source(name_or_path, columns, part=part, config=config, known=_bank_names()))
-    if any((input_column, output_column, instruction_column, part, config)):
+    if any(each is not None for each in (*columns, part, config)):
         raise ValueError(
             f"load_task({name_or_path!r}) got column, part or config options, which built-in tasks do not have; "
             f"leave them out, or write './{name_or_path}' for a file of that name."

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ivlens.common.names import shown
+
 # The first of each row wins where it is present; the others only where exactly one of them is.
 INPUT_NAMES = ("input", "inputs", "prompt", "sentence", "text", "question", "query", "source", "word", "x")
 OUTPUT_NAMES = ("output", "outputs", "answer", "answers", "label", "target", "targets", "completion", "response", "y")
@@ -60,7 +62,7 @@ class Source:
 
 def wrong(subject: object, got: str, expected: str, remedy: str) -> ValueError:
     """The error for bad content; to be raised by the caller."""
-    return ValueError(f"{subject}: {got}, expected {expected}; {remedy}.")
+    return ValueError(f"{shown(subject)}: {got}, expected {expected}; {remedy}.")
 
 
 def read_text(path: Path) -> str:

@@ -3,10 +3,13 @@
 import hashlib
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
+
+from ivlens.common.checks import Texts, as_items, set_items
+from ivlens.common.names import set_shown
 
 SplitName = Literal["fit", "select", "test"]
 logger = logging.getLogger(__name__)
@@ -18,15 +21,16 @@ class TaskExample:
 
     Attributes:
         input: The text the task is asked about.
-        answers: At least one; the others count for accuracy only.
+        answers: At least one; the others count for accuracy only. A text is one answer.
         part: The file or split of the source it comes from (`train`, `eval`, `test`), or empty.
     """
 
     input: str
-    answers: tuple[str, ...]
+    answers: Texts
     part: str = ""
 
     def __post_init__(self) -> None:
+        set_items(self, "answers")
         if not self.answers or not all(answer.strip() for answer in self.answers):
             raise ValueError(
                 f"TaskExample {self.input!r:.60} has answers {self.answers!r:.60}, expected one or more texts that "
@@ -37,6 +41,12 @@ class TaskExample:
     def answer(self) -> str:
         """The answer that is scored."""
         return self.answers[0]
+
+
+if TYPE_CHECKING:
+    Examples = tuple[TaskExample, ...]
+else:  # what may be given; a tuple is made of it
+    Examples = TaskExample | Iterable[TaskExample]
 
 
 @dataclass(frozen=True)
@@ -60,20 +70,23 @@ class Task:
     """
 
     name: str
-    examples: tuple[TaskExample, ...]
-    instructions: tuple[str, ...] = ()
-    held_out_instructions: tuple[str, ...] = ()
-    clozes: tuple[str, ...] = ()
-    prose: tuple[str, ...] = ()
+    examples: Examples
+    instructions: Texts = ()
+    held_out_instructions: Texts = ()
+    clozes: Texts = ()
+    prose: Texts = ()
     kind: str = ""
     inputs: str = ""
     in_training: bool = False
     fused: bool = False
     source: str = ""
-    skipped: tuple[str, ...] = ()
-    demonstrations: tuple[TaskExample, ...] = ()
+    skipped: Texts = ()
+    demonstrations: Examples = ()
 
     def __post_init__(self) -> None:
+        set_shown(self, "name")
+        set_items(self, "examples", "demonstrations", kind=TaskExample)
+        set_items(self, "instructions", "held_out_instructions", "clozes", "prose", "skipped")
         if not self.examples:
             place = self.source or "where it comes from"
             raise ValueError(f"Task {self.name!r} has no examples, expected at least one; check {place}.")
@@ -151,3 +164,32 @@ def hash_of_tasks(tasks: Iterable[Task]) -> str:
     """SHA-256 (hex) of what decides which counterfactual a prompt gets: names, contents, and what was trained on."""
     each = sorted((task.name, task.content_hash(), task.in_training) for task in tasks)
     return hashlib.sha256(json.dumps(each).encode()).hexdigest()
+
+
+def tasks_of(
+    name: str, given: "Task | Iterable[Task] | Mapping[str, Task]", *, beside: Iterable[Task] = ()
+) -> tuple[Task, ...]:
+    """Tasks that results are told apart by the name of: one given twice is there once, one of `beside` not at all.
+
+    Args:
+        name: What a reader knows them by.
+        beside: Tasks that are there already.
+
+    Raises:
+        TypeError: something else than tasks.
+        ValueError: two of one name that are not the same task.
+    """
+    listed = given.values() if isinstance(given, Mapping) else given
+    known = {task.name: task for task in beside}
+    found = []
+    for task in as_items(name, listed, Task, meant="ivlens.load_task opens one by its name"):
+        is_new = task.name not in known
+        first = known.setdefault(task.name, task)
+        if first.full_hash() != task.full_hash():
+            raise ValueError(
+                f"{name}: two different tasks are called {task.name!r}, expected one task of each name; call one of "
+                "them something else: dataclasses.replace(task, name=...)."
+            )
+        if is_new:
+            found.append(task)
+    return tuple(found)

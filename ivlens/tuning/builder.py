@@ -11,7 +11,7 @@ from ivlens.effects.results import HeadEffects
 from ivlens.forward.hooks import Site
 from ivlens.models.boot import TransformerBridge
 from ivlens.prompts.recipe import PromptRecipe
-from ivlens.tasks.task import Task, TaskExample
+from ivlens.tasks.task import Task, TaskExample, tasks_of
 from ivlens.tuning.guidance import Guidance
 from ivlens.tuning.terms.heads import HeadConsistency
 from ivlens.tuning.terms.kl import IVKL
@@ -150,7 +150,8 @@ def iv_guidance(
         ValueError: an option that does not exist, a task that effects cannot be measured on, or rehearsal without
             earlier tasks.
     """
-    plan = plan or RECIPES["iv"]
+    plan, earlier = plan or RECIPES["iv"], tasks_of("earlier", earlier)
+    tasks_of("earlier", earlier, beside=[task])  # what is measured of each is kept by its name
     assert plan is not None
     recipe = recipe or PromptRecipe()
     before = Before(

@@ -12,7 +12,7 @@ from ivlens.common.progress import showing_progress
 from ivlens.common.saves import listed
 from ivlens.models.boot import TransformerBridge
 from ivlens.prompts.recipe import PromptRecipe
-from ivlens.tasks.task import SplitName, Task
+from ivlens.tasks.task import SplitName, Task, tasks_of
 from ivlens.tuning.exams import Exam, make_exam, mean_score
 from ivlens.tuning.guidance import Guidance
 from ivlens.tuning.learner import Learner, alone_in
@@ -95,12 +95,13 @@ def finetune(
         options: How it is trained, on how many samples, with which seed.
         recipe: How prompts are made, of training and of judgements, and the seed of the splits; None: the task's
             instruction, or demonstrations where it has none. Watched tasks have instructions of their own.
-        watch: Tasks that are judged along the training.
+        watch: Tasks that are judged along the training; the new one is, in any case.
         along: What happens on the way: files, checkpoints, records.
 
     Raises:
-        ValueError: an option that does not exist or does not suit the model, prompts that do not fit it, or a folder
-            with models that this one cannot take the place of.
+        TypeError: a name in the place of a watched task.
+        ValueError: an option that does not exist or does not suit the model, prompts that do not fit it, another task
+            of the same name to watch, or a folder with models that this one cannot take the place of.
         OSError: a folder that cannot be written, or that another training is using.
     """
     options, recipe, along = options or TuneOptions(), recipe or PromptRecipe(), along or Along()
@@ -119,13 +120,14 @@ def _finetuned(
     along: Along,
 ) -> TuneResult:
     # before minutes of training, not after
+    others = tasks_of("watch", watch, beside=[task])
     folder = None if along.folder is None else ready_folder(along.folder)
     if folder is not None:
         check_folder(folder)
     learner = Learner(model, method)
     examples = task.split("fit", recipe.seed)
     data = training_set(model, task, examples, recipe=recipe, n_samples=options.n_samples, seed=options.seed)
-    final, judged = (_exam(model, task, watch, split, recipe, along, options) for split in ("test", "select"))
+    final, judged = (_exam(model, task, others, split, recipe, along, options) for split in ("test", "select"))
     before = final.sit(learner.trained)
     on_the_way = _OnTheWay(learner, along, folder)
     with alone_in(folder):  # until the model is written as well
@@ -179,13 +181,12 @@ class _OnTheWay:
 def _exam(
     model: TransformerBridge,
     task: Task,
-    watch: Sequence[Task],
+    others: Sequence[Task],
     split: SplitName,
     recipe: PromptRecipe,
     along: Along,
     options: TuneOptions,
 ) -> Exam:
-    others = [one for one in watch if one.name != task.name]
     theirs = recipe if along.watch_recipe is None else replace(along.watch_recipe, seed=recipe.seed)
     recipes = {task.name: recipe} | {one.name: theirs.for_other_tasks() for one in others}
     questions = [(one, one.split(split, recipe.seed)) for one in (task, *others)]

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ivlens.common.files import held, ready_folder
+from ivlens.common.names import path_of
 from ivlens.common.progress import bar
 from ivlens.common.saves import replacing
 from ivlens.models.adapters import put_in_order
@@ -161,7 +162,7 @@ class Learner:
         What an earlier call wrote into the folder is replaced, whichever of the two it was. Of several processes of one
         training the first alone writes.
         """
-        target = Path(folder)
+        target = path_of(folder, "folder")
         if not current().is_first:
             return target
         with replacing(target) as scratch:
@@ -201,7 +202,7 @@ class Learner:
 
 def alone_in(folder: str | Path | None) -> AbstractContextManager[object]:
     """No other training in the same folder meanwhile; of several processes of one training the first sees to it."""
-    return nullcontext() if folder is None or not current().is_first else held(Path(folder), "a training")
+    return nullcontext() if folder is None or not current().is_first else held(path_of(folder, "folder"), "a training")
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ivlens.common.checks import Texts, as_items
 from ivlens.tuning.terms.kl import IVKL
 from ivlens.tuning.terms.term import Term
 from ivlens.tuning.training.asking import InTraining
@@ -89,7 +90,7 @@ class Lora(Method):
     name: str = "lora"
     r: int = 8
     alpha: int = 16
-    targets: tuple[str, ...] | None = None
+    targets: Texts | None = None
 
     def begin(self, plain: nn.Module) -> nn.Module:
         return plain if hasattr(plain, "peft_config") else self._adapted(plain, "default")
@@ -97,7 +98,7 @@ class Lora(Method):
     def _adapted(self, plain: nn.Module, adapter: str) -> nn.Module:
         from peft import LoraConfig, get_peft_model
 
-        chosen = list(self.targets or lora_targets(plain))
+        chosen = list(as_items("targets", self.targets) if self.targets else lora_targets(plain))
         config = LoraConfig(r=self.r, lora_alpha=self.alpha, target_modules=chosen, lora_dropout=0.0, bias="none")
         plain.requires_grad_(False)
         model: Any = plain

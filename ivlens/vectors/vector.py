@@ -1,6 +1,5 @@
 """`InstructionVector`: what chosen heads write into the residual stream under an instruction, with its provenance."""
 
-import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,8 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ivlens.common.names import set_shown
 from ivlens.effects.results import HeadEffects
-from ivlens.models.boot import TransformerBridge, check_model
+from ivlens.models.boot import ModelRef, TransformerBridge, check_model
 from ivlens.models.fingerprint import ModelIdentity, model_identity
 from ivlens.prompts.recipe import PromptRecipe
 from ivlens.vectors.decode import top_tokens
@@ -48,9 +48,10 @@ class InstructionVector:
     task: str
     model: ModelIdentity
     settings: Mapping[str, Any]
-    model_ref: "weakref.ref[TransformerBridge] | None" = field(default=None, repr=False)
+    model_ref: ModelRef | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
+        set_shown(self, "task")
         if len(self.heads) != len(self.head_means):
             raise ValueError(
                 f"InstructionVector got {len(self.heads)} heads and {len(self.head_means)} head means, expected one "
@@ -116,7 +117,7 @@ class InstructionVector:
             "shares": shares_of(writes, theta),
             **made_from(effects, pool if universal else ()),
         }
-        return cls(theta, chosen, means, effects.task, effects.model, settings, weakref.ref(live))
+        return cls(theta, chosen, means, effects.task, effects.model, settings, ModelRef(live))
 
     @property
     def recipe(self) -> PromptRecipe | None:
@@ -244,7 +245,7 @@ class InstructionVector:
             return vector
         used_with = check_weights(str(path), vector.model, model_identity(model), allow_other_weights)
         settings = {**vector.settings, "used_with": used_with} if used_with else vector.settings
-        return replace(vector, settings=settings, model_ref=weakref.ref(model))
+        return replace(vector, settings=settings, model_ref=ModelRef(model))
 
     def for_model(self, model: TransformerBridge) -> "InstructionVector":
         """The same vector for another checkpoint of the same shape, recorded in `settings["used_with"]`.
@@ -257,7 +258,7 @@ class InstructionVector:
         name = f"InstructionVector {self.task!r}"
         used_with = check_weights(name, self.model, model_identity(model), allow_other_weights=True)
         settings = {**self.settings, "used_with": used_with} if used_with else self.settings
-        return replace(self, settings=settings, model_ref=weakref.ref(model))
+        return replace(self, settings=settings, model_ref=ModelRef(model))
 
     def _origin(self) -> dict[str, Any]:
         return {"task": self.task, "weights_hash": self.model.weights_hash, "settings": dict(self.settings)}

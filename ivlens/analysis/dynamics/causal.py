@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ivlens.analysis.dynamics.stages import Stage
-from ivlens.common.checks import check_counts
+from ivlens.common.checks import as_items, check_counts
 from ivlens.common.intervals import grouped_interval, p_of_draws
 from ivlens.common.progress import ticking
 from ivlens.forward.means import HeadMeans
@@ -102,6 +102,19 @@ class CausalTest:
         return pd.DataFrame(rows)
 
 
+def _check_tasks(stage: Stage, tasks: Sequence[Task]) -> None:
+    missing = [task.name for task in tasks if task.name not in stage.tasks]
+    if missing:
+        raise ValueError(f"stage {stage.name!r} lacks {', '.join(missing)}, expected all tasks; measure them too.")
+    measured = dict(stage.settings.get("tasks", ()))
+    others = [task.name for task in tasks if measured.get(task.name, task.content_hash()) != task.content_hash()]
+    if others:
+        raise ValueError(
+            f"stage {stage.name!r} has measured other tasks called {', '.join(others)}, expected the same; measure "
+            "these again."
+        )
+
+
 def causal_tests(
     before: TransformerBridge,
     after: TransformerBridge,
@@ -109,7 +122,7 @@ def causal_tests(
     tasks: Sequence[Task],
     *,
     new: InstructionVector | None = None,
-    tests: Sequence[str] = tuple(TESTS),
+    tests: str | Sequence[str] = tuple(TESTS),
     options: CausalOptions | None = None,
 ) -> list[CausalTest]:
     """All causal tests of docs/method.md, section 8, for every task.
@@ -140,14 +153,14 @@ def causal_tests(
     """
     options = options or CausalOptions()
     options = replace(options, recipe=options.recipe or PromptRecipe.recorded(stages[0].settings))
+    tests = as_items("tests", tests)
     unknown = [test for test in tests if test not in TESTS]
     if unknown:
         raise ValueError(f"tests has {', '.join(unknown)}, expected some of {', '.join(TESTS)}.")
     first, last = stages
+    tasks = as_items("tasks", tasks, Task, meant="ivlens.load_task opens one by its name")
     for stage in stages:
-        missing = [task.name for task in tasks if task.name not in stage.tasks]
-        if missing:
-            raise ValueError(f"stage {stage.name!r} lacks {', '.join(missing)}, expected all tasks; measure them too.")
+        _check_tasks(stage, tasks)
     found = []
     for task in ticking(tasks, "causal tests", "tasks"):
         heads = first.tasks[task.name].top_heads(int(first.settings["k"]))

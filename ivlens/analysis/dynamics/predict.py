@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ivlens.common.checks import as_items
 from ivlens.common.intervals import named_of, t_reach
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ PREDICTORS = ("activation_cosine", "iv_cosine_fixed", "iv_cosine_rechosen", "ste
 
 
 def predictors(
-    tasks: "pd.DataFrame", *, outcome: str = "prob", leave_out: str = "task", names: Sequence[str] = PREDICTORS,
+    tasks: "pd.DataFrame", *, outcome: str = "prob", leave_out: str = "task", names: str | Sequence[str] = PREDICTORS,
 ) -> "pd.DataFrame":  # fmt: skip
     """Share of the variance of performance that a straight line in one predictor explains where it was not fitted.
 
@@ -41,7 +42,9 @@ def predictors(
 
     if len(set(tasks[leave_out].astype(str))) < 2:
         raise ValueError(f"predictors got one value of {leave_out!r}, expected two or more, to leave one out in turn.")
-    return pd.DataFrame([{"predictor": name, **_explained(tasks, name, outcome, leave_out)} for name in names])
+    return pd.DataFrame(
+        [{"predictor": name, **_explained(tasks, name, outcome, leave_out)} for name in as_items("names", names)]
+    )
 
 
 def _explained(tasks: "pd.DataFrame", name: str, outcome: str, leave_out: str) -> dict[str, Any]:

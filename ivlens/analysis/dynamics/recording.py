@@ -10,6 +10,7 @@ from ivlens.analysis.dynamics.comparison import Dynamics, compare
 from ivlens.analysis.dynamics.stages import Stage, TrackOptions, check_k, measure_stage
 from ivlens.common.files import file_name
 from ivlens.common.kept import check_key, check_version, key_of, version_in
+from ivlens.common.names import path_of
 from ivlens.common.progress import ticking
 from ivlens.models.boot import TransformerBridge
 from ivlens.models.checkpoints import Checkpoint, CheckpointSeries
@@ -41,7 +42,7 @@ def track(
             folder.
     """
     options = options or TrackOptions()
-    kept = _Kept(None if folder is None else Path(folder), tasks, options, series.first.key())
+    kept = _Kept(None if folder is None else path_of(folder, "folder"), tasks, options, series.first.key())
     keys = {one.name: kept.key(one.key(), is_first=number == 0) for number, one in enumerate(series)}
     # what cannot be gone on from is said before anything is measured
     there = {name: kept.load(name, key) for name, key in keys.items()}

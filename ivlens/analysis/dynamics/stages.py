@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ivlens.common.checks import check_counts
+from ivlens.common.checks import as_items, check_counts
 from ivlens.common.progress import ticking
 from ivlens.effects.measure import EffectOptions, head_effects
 from ivlens.effects.results import HeadEffects
@@ -170,6 +170,7 @@ def measure_stage(
     options = options or TrackOptions()
     check_unsteered(model)
     check_k(model, options.k)
+    tasks = as_items("tasks", tasks, Task, meant="ivlens.load_task opens one by its name")
     options.recipe.check_for(tasks)
     names = [task.name for task in tasks]
     if not tasks or len(set(names)) < len(names):

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ivlens.common.checks import check_counts
+from ivlens.common.checks import as_items, check_counts
 from ivlens.common.progress import ticking
 from ivlens.forward.asking import prompts_for
 from ivlens.forward.scoring import answer_passes, first_token_prob, greedy_correct, sequence_logprob
@@ -94,6 +94,7 @@ def probe(model: TransformerBridge, tasks: Sequence[Task], options: ProbeOptions
     import pandas as pd
 
     options = options or ProbeOptions()
+    tasks = as_items("tasks", tasks, Task, meant="ivlens.load_task opens one by its name")
     if not tasks or len({task.name for task in tasks}) < len(tasks):
         raise ValueError(f"tasks are {[task.name for task in tasks]}, expected one or more with distinct names.")
     options.recipe.check_for(tasks)

@@ -8,6 +8,7 @@ from ivlens.analysis.forgetting.drops import check_same_shape
 from ivlens.analysis.forgetting.probabilities import SHAPE, ProbeOptions, probe, shape_of
 from ivlens.common.files import file_name
 from ivlens.common.kept import find_table, make_table
+from ivlens.common.names import path_of
 from ivlens.common.progress import ticking
 from ivlens.models.checkpoints import Checkpoint, CheckpointSeries
 from ivlens.prompts.recipe import plain_options
@@ -38,7 +39,8 @@ def probe_series(
     """
     options = options or ProbeOptions()
     about = {"options": plain_options(options), "tasks": [task.full_hash() for task in tasks]}
-    places = {one.name: None if folder is None else Path(folder) / file_name(one.name, ".parquet") for one in series}
+    where = None if folder is None else path_of(folder, "folder")
+    places = {one.name: where and where / file_name(one.name, ".parquet") for one in series}
     keys = {} if folder is None else {one.name: {"model": one.key(), **about} for one in series}
     # what cannot be gone on from is said before anything is measured
     there = {name: find_table(places[name], key) for name, key in keys.items()}

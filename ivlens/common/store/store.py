@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ivlens.common.files import UNFINISHED, flush, held, read_small, ready_folder, write_whole
+from ivlens.common.names import path_of
 from ivlens.common.store.entries import (
     FORMAT,
     DamagedEntry,
@@ -64,7 +65,7 @@ class Store:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+        self.folder = path_of(folder, "folder")
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"store {str(folder)!r} is a file, expected a folder; name another one.")
         mark = self.folder / MARK

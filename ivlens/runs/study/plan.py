@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from ivlens.analysis.dynamics.causal import CausalOptions
 from ivlens.analysis.dynamics.stages import TrackOptions
 from ivlens.analysis.forgetting.probabilities import ProbeOptions
-from ivlens.common.checks import check_counts
+from ivlens.common.checks import Texts, check_counts, set_items
 from ivlens.prompts.recipe import PromptRecipe
 from ivlens.steering.search import Grid
 from ivlens.tuning.builder import find_guidance
@@ -44,9 +44,9 @@ class StudyOptions:
     """
 
     model: str = "pocket"
-    earlier: tuple[str, ...] = EARLIER_TASKS
-    new: tuple[str, ...] = NEW_TASKS
-    guidance: tuple[str, ...] = GUIDANCE
+    earlier: Texts = EARLIER_TASKS
+    new: Texts = NEW_TASKS
+    guidance: Texts = GUIDANCE
     method: str = "lora"
     steps: int = 50
     lr: float = 1e-3
@@ -65,6 +65,7 @@ class StudyOptions:
     )
 
     def __post_init__(self) -> None:
+        set_items(self, "earlier", "new", "guidance")
         if len(self.earlier) < 2 or not self.new or {*self.earlier} & {*self.new}:
             raise ValueError(
                 f"the study got the earlier tasks {', '.join(self.earlier) or 'none'} and the new ones "

@@ -14,6 +14,7 @@ from ivlens.analysis.dynamics.causal import CausalTest
 from ivlens.analysis.dynamics.comparison import Dynamics
 from ivlens.analysis.forgetting.drops import log_odds
 from ivlens.common.kept import is_digest
+from ivlens.common.names import path_of
 from ivlens.common.saves import filling
 from ivlens.models.fingerprint import ModelIdentity
 from ivlens.prompts.recipe import plain_options
@@ -128,7 +129,7 @@ def write_study(result: StudyResult, folder: str | Path, *, also: Callable[[Path
     Raises:
         OSError: the folder cannot be made or written to.
     """
-    root = Path(folder)
+    root = path_of(folder, "folder")
     with filling(root) as scratch:
         for name in TABLES:
             getattr(result, name).to_parquet(scratch / f"{name}.parquet")

@@ -14,6 +14,7 @@ from ivlens.analysis.dynamics.stages import measure_stage
 from ivlens.analysis.forgetting.drops import decomposition
 from ivlens.analysis.forgetting.probabilities import probe
 from ivlens.common.kept import digest, kept_table, key_of
+from ivlens.common.names import path_of
 from ivlens.effects.results import HeadEffects
 from ivlens.models.boot import TransformerBridge
 from ivlens.models.fingerprint import model_identity
@@ -23,7 +24,7 @@ from ivlens.runs.study.plan import PLAIN, StudyOptions
 from ivlens.runs.study.results import UNFINISHED, StudyResult, evidence
 from ivlens.runs.suites.suite import for_training, load_suite, split_examples
 from ivlens.tasks.bank import load_task
-from ivlens.tasks.task import Task
+from ivlens.tasks.task import Task, tasks_of
 from ivlens.tuning.builder import find_guidance, guidance_by_name
 from ivlens.tuning.exams import make_exam
 from ivlens.tuning.learner import Learner
@@ -60,8 +61,12 @@ def run_study(
     first = load_model(options.model) if model is None else model
     kept = None
     if folder is not None:
-        kept = Path(folder) / UNFINISHED / digest(key_of([plain_options(options), model_identity(first).key]))
-    run = _Run(first, [load_task(name) for name in options.earlier], _new_tasks(options), options, kept)
+        key = key_of([plain_options(options), model_identity(first).key])
+        kept = path_of(folder, "folder") / UNFINISHED / digest(key)
+    earlier = tasks_of("earlier", map(load_task, options.earlier))
+    new_tasks = tasks_of("new", _new_tasks(options))
+    tasks_of("new", new_tasks, beside=earlier)  # results are told apart by name
+    run = _Run(first, list(earlier), list(new_tasks), options, kept)
     say("the model before training")
     recorder = Recorder(first, run.earlier, options.track, folder=None if kept is None else kept / "stages")
     tuned, scores = run.train(PLAIN, recorder, say)

@@ -9,6 +9,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+from ivlens.common.checks import as_items
 from ivlens.tasks.records import wrong
 from ivlens.tasks.task import Task
 
@@ -109,7 +110,7 @@ SCORERS: dict[Metric, Callable[[str, str | Sequence[str]], float]] = {
 }
 
 
-def mean_score(metric: Metric, predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> float:
+def mean_score(metric: Metric, predictions: str | Sequence[str], references: Sequence[str | Sequence[str]]) -> float:
     """Mean of a metric over predictions, each with its reference or references.
 
     Raises:
@@ -117,6 +118,8 @@ def mean_score(metric: Metric, predictions: Sequence[str], references: Sequence[
     """
     if metric not in SCORERS:
         raise wrong("metric", f"is {metric!r}", f"one of {', '.join(SCORERS)}", "name one of them")
+    predictions = as_items("predictions", predictions)
+    references = (references,) if isinstance(references, str) else references
     if not predictions or len(predictions) != len(references):
         got = f"got {len(predictions)} predictions and {len(references)} references"
         raise wrong(f"mean_score({metric!r})", got, "one or more, as many of each", "give each prediction its own")

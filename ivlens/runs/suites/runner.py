@@ -10,6 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from ivlens.common.checks import as_items
 from ivlens.common.files import write_whole
 from ivlens.common.kept import check_version
 from ivlens.common.version import __version__
@@ -187,8 +188,8 @@ def _revised(suite: Suite, cell: Cell) -> list[str]:
 
 
 def all_cells(
-    methods: Sequence[str],
-    guidance: Sequence[str],
+    methods: str | Sequence[str],
+    guidance: str | Sequence[str],
     orders: Sequence[int],
     seeds: Sequence[int],
     lr: float | None = None,
@@ -198,6 +199,6 @@ def all_cells(
         Cell(method, kind, order, seed, lr)
         for order in orders
         for seed in seeds
-        for method in methods
-        for kind in guidance
+        for method in as_items("methods", methods)
+        for kind in as_items("guidance", guidance)
     ]

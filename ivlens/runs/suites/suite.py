@@ -4,12 +4,13 @@ Only the pocket suite is built in; the others are read from a folder that the us
 the tasks, and a file is read only when all that was asked for has been found.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
 
+from ivlens.common.checks import as_items
+from ivlens.common.names import path_of
 from ivlens.runs.suites.drills import drilled
 from ivlens.runs.suites.places import HELD_PARTS, LAYOUTS, TASKS, canonical, found_places, incomplete, picked_place
 from ivlens.runs.suites.rouge import SCORERS, Metric, metric_of, suite_accuracy
@@ -84,10 +85,10 @@ def load_suite(
     name: str,
     folder: str | Path | None = None,
     *,
-    order: int | Sequence[str] = 0,
+    order: int | str | Sequence[str] = 0,
     n: int | None = None,
     partial: bool = False,
-    general: Sequence[str | Path] | None = None,
+    general: str | Path | Sequence[str | Path] | None = None,
 ) -> Suite:
     """A benchmark's sequence of tasks.
 
@@ -113,6 +114,7 @@ def load_suite(
         FileNotFoundError: missing tasks; the message lists each, where it was looked for, and how files should lie.
         ValueError: an unknown suite, order or task, an impossible `n`, a general task that is trained, damaged files.
     """
+    order = order if isinstance(order, int) else as_items("order", order)
     if name not in suite_names():
         raise wrong(f"Suite {name!r:.60}", "is unknown", f"one of {', '.join(suite_names())}", "name one of them")
     if (name == "pocket") != (folder is None):
@@ -120,7 +122,7 @@ def load_suite(
         raise wrong(
             f"Suite {name!r}", f"got folder={folder and str(folder)!r}", expected, "correct the folder (--data)"
         )
-    root = None if folder is None else Path(os.path.expanduser(folder))
+    root = None if folder is None else path_of(folder, "folder").expanduser()
     found = found_places(name, root)
     names = _ordered(name, order, sorted(found), n)
     picked = {one: picked_place(name, one, found.get(one, [])) for one in names}
@@ -133,7 +135,7 @@ def load_suite(
         tasks = tuple(map(drilled, tasks))
     if general is None:
         general = list_tasks(in_training=True) if name == "pocket" else []
-    others = tuple(load_task(one) for one in general)
+    others = tuple(load_task(one) for one in as_items("general", general, (str, Path)))
     number, source = order if isinstance(order, int) else None, str(root or "ivlens bank")
     keep_case = frozenset(task.name for task in (*tasks, *others) if task.kind or (name == "func" and task in tasks))
     return Suite(name, tasks, _metrics(name, tasks, others), others, number, source, missing, keep_case)

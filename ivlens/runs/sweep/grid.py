@@ -11,6 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from ivlens.common.names import path_of
 from ivlens.models.known import known_model
 from ivlens.runs.sweep.cells import Cell, ModelSpec
 from ivlens.runs.sweep.kinds import KINDS
@@ -52,7 +53,7 @@ def read_grid(path: str | Path, *, instead: Mapping[str, Any] | None = None) -> 
         FileNotFoundError: no such file, task or checkpoint folder.
         ValueError: not TOML, an unknown name, a value that does not fit, or more than 100,000 cells.
     """
-    source = Path(path)
+    source = path_of(path)
     forget_tasks()
     over = dict(instead or {})
     values = _parsed(source) | {name: over.pop(name) for name in _SETTING if name in over}
@@ -156,7 +157,9 @@ def _templates(value: Any, source: Path) -> Any:
 
 def _models(name: str, source: Path) -> list[ModelSpec]:
     """One model, or the folders that a pattern stands for, in the order of the numbers in their names."""
-    label, _, revision = name.partition("@")
+    label, is_pinned, revision = name.partition("@")
+    if is_pinned and not revision.strip():
+        raise ValueError(f"{source}: model {name!r:.200} names no revision after '@', expected one; or leave '@' out.")
     if not set("*?[") & set(label):
         return [ModelSpec(_beside(label, source), revision or None)]
     found = [path for path in glob(os.path.join(source.parent, os.path.expanduser(label))) if os.path.isdir(path)]
@@ -165,7 +168,7 @@ def _models(name: str, source: Path) -> list[ModelSpec]:
     order = sorted(
         found, key=lambda path: [(int(n), "") if n.isdecimal() else (-1, n) for n in re.split(r"(\d+)", path)]
     )
-    return [ModelSpec(str(Path(path).resolve())) for path in order]
+    return [ModelSpec(str(path_of(path).resolve())) for path in order]
 
 
 def _task(name: str, source: Path) -> str:

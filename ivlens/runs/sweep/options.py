@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from functools import cache
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from ivlens.common.checks import check_counts
+from ivlens.common.checks import check_counts, set_items
 from ivlens.effects.engines import find_engine
 from ivlens.effects.measure import EffectOptions
 from ivlens.effects.request import check_mode
@@ -105,6 +105,7 @@ class InterventionOptions(VectorOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        set_items(self, "sites")
         check_counts(self, n_draws=0, n_judge_prompts=1)
         _check_choice("judged_on", self.judged_on, CORRUPTIONS)
         _check_choice("positions", self.positions, POSITIONS)
@@ -139,6 +140,7 @@ class TuningOptions(PromptOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        set_items(self, "watch")
         check_counts(self, n_samples=1)
         _check_choice("method", self.method, tuple(METHODS))
         find_guidance(self.guidance)

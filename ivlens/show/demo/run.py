@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from ivlens.common.checks import Texts, set_items
 from ivlens.common.progress import showing_progress, ticking
 from ivlens.effects.measure import EffectOptions, head_effects
 from ivlens.effects.results import HeadEffects
@@ -61,7 +62,7 @@ class DemoOptions:
     """
 
     model: str = "pocket"
-    tasks: tuple[str, ...] | None = None
+    tasks: Texts | None = None
     n_prompts: int | None = None
     k: int = 10
     n_draws: int | None = None
@@ -69,6 +70,9 @@ class DemoOptions:
     steps: int = 120
     recipe: PromptRecipe | None = None
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        set_items(self, "tasks")
 
     @property
     def plan(self) -> DemoPlan:

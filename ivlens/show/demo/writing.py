@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from ivlens.common.files import file_name
+from ivlens.common.names import path_of
 from ivlens.common.saves import filling
 from ivlens.show.demo.run import DemoResult
 
@@ -23,7 +24,7 @@ def write_demo(result: DemoResult, folder: str | Path, *, also: Callable[[Path],
     Raises:
         OSError: the folder cannot be made or written to.
     """
-    root = Path(folder)
+    root = path_of(folder, "folder")
     with filling(root) as scratch:
         for name in ("conditions", "sweep", "curves", "examples"):
             getattr(result, name).to_parquet(scratch / f"{name}.parquet")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import plotly.graph_objects as go
 
+from ivlens.common.names import path_of
 from ivlens.common.saves import filling
 from ivlens.show.figures.paper import Drawing
 from ivlens.show.figures.theme import IMAGE_SUFFIXES, find_browser, write_figure
@@ -34,7 +35,7 @@ def write_set(drawings: Sequence[Drawing], folder: str | Path, formats: Sequence
     unknown = [name for name in formats if name not in FORMATS]
     if unknown or not formats:
         raise ValueError(f"formats are {', '.join(unknown) or 'none'}, expected some of {', '.join(FORMATS)}.")
-    root, trouble, wanted = Path(folder), "", list(dict.fromkeys(formats))
+    root, trouble, wanted = path_of(folder, "folder"), "", list(dict.fromkeys(formats))
     with filling(root) as scratch, _browser(wanted):
         for drawing in (one for one in drawings if one.figure is not None and not trouble):
             try:

@@ -11,6 +11,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from ivlens.common.files import write_whole
+from ivlens.common.names import path_of
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
 IMAGE_SUFFIXES = (".png", ".svg", ".pdf", ".jpg", ".webp")
@@ -148,7 +149,7 @@ def write_figure(figure: go.Figure, path: str | Path, *, scale: float = 2.0) -> 
         ImportError: an image was asked for, and there is no kaleido here.
         FileNotFoundError: an image was asked for, and there is no Chrome here.
     """
-    target = Path(path)
+    target = path_of(path)
     suffix = target.suffix.lower()
     if suffix == ".html":
         content = figure.to_html(include_plotlyjs=True, config={"displaylogo": False}).encode()

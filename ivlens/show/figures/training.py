@@ -7,6 +7,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from ivlens.common.checks import as_items
 from ivlens.show.figures.rows import Row, grouped, mean, rows_of
 from ivlens.show.figures.theme import LIGHT, Theme, styled, with_legend
 
@@ -75,7 +76,7 @@ def training_curves(log: pd.DataFrame, *, theme: Theme = LIGHT) -> go.Figure:
 
 
 def forgetting_against_learning(
-    curves: pd.DataFrame, *, kinds: Sequence[str] | None = None, theme: Theme = LIGHT
+    curves: pd.DataFrame, *, kinds: str | Sequence[str] | None = None, theme: Theme = LIGHT
 ) -> go.Figure:
     """What is left of earlier tasks at every score on the new one; one line per kind of guidance, one panel per method.
 
@@ -95,7 +96,7 @@ def forgetting_against_learning(
     frame = curves if "old" in curves else curves.rename(columns={"watched": "old"})
     rows = rows_of(frame, ("guidance", "new", "old"), "ivlens bench or ivlens demo")
     rows = [row for row in rows if row["new"] == row["new"] and row["old"] == row["old"]]
-    wanted = shown_kinds(row["guidance"] for row in rows) if kinds is None else list(kinds)
+    wanted = shown_kinds(row["guidance"] for row in rows) if kinds is None else as_items("kinds", kinds)
     rows = [row for row in rows if row["guidance"] in wanted]
     if not rows:
         raise ValueError(f"the curves have no judged moments of {', '.join(wanted) or 'any guidance'}; choose others.")

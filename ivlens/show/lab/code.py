@@ -1,7 +1,10 @@
 """The Python that gives what the lab shows."""
 
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from ivlens.effects.measure import EffectOptions
@@ -9,7 +12,7 @@ from ivlens.prompts.recipe import TASK, PromptRecipe
 from ivlens.prompts.templates import PromptTemplate
 from ivlens.show.lab.state import LabState
 from ivlens.tasks.bank import list_tasks, load_task
-from ivlens.tasks.task import Task
+from ivlens.tasks.task import Task, TaskExample
 
 # options of a measurement that its settings record, by the names there
 _OPTIONS = {
@@ -49,7 +52,7 @@ def python_code(state: LabState, listing: Listing) -> str:
     lines = ["import ivlens", "from ivlens.forward.completions import complete"]
     lines += ["", f"prompt = {listing.prompt!r}", f"n_new = {state.max_new_tokens}"]
     if listing.file is None:
-        lines.append(f"task = ivlens.load_task({_task_name(listing.task)!r})")
+        lines.append(f"task = {_task(listing.task)}")
     vector = listing.file is not None or bool(state.heads)
     for index, name in enumerate(listing.models):
         lines += ["", f"model = ivlens.load_model({name!r})"]
@@ -103,8 +106,39 @@ def _steered(vector: str, state: LabState) -> list[str]:
     ]
 
 
-def _task_name(task: Task) -> str:
-    """What `load_task` takes: the name of a built-in task, if it is that one, or the file it was read from."""
-    if task.name in list_tasks() and load_task(task.name).content_hash() == task.content_hash():
-        return task.name
-    return task.source or task.name
+def _task(task: Task) -> str:
+    """The built-in task or the file that it is, by all that counts; otherwise the task spelled out."""
+    return _opened(task) or _spelled_out(task)
+
+
+def _opened(task: Task) -> str:
+    """How `load_task` gives just this task; empty where it does not."""
+    if task.name in list_tasks() and load_task(task.name).full_hash() == task.full_hash():
+        return f"ivlens.load_task({task.name!r})"
+    if not task.source or not os.path.exists(task.source):
+        return ""
+    try:
+        is_same = _hash_of_file(task.source, os.stat(task.source).st_mtime_ns) == task.full_hash()
+    except (ValueError, OSError):  # it was opened with options, or has changed since
+        return ""
+    return f"ivlens.load_task({os.path.abspath(task.source)!r})" if is_same else ""
+
+
+@lru_cache(maxsize=64)
+def _hash_of_file(source: str, _: int) -> str:
+    return load_task(Path(source)).full_hash()
+
+
+def _spelled_out(task: Task) -> str:
+    given = [(each.name, getattr(task, each.name), each.default) for each in fields(task) if each.name != "skipped"]
+    said = [f"{name}={_plain(value)}" for name, value, default in given if value != default]
+    return f"ivlens.Task({', '.join(said)})"
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"({''.join(f'{_plain(each)}, ' for each in value)})"
+    if isinstance(value, TaskExample):
+        part = f", {value.part!r}" if value.part else ""
+        return f"ivlens.TaskExample({value.input!r}, {value.answers!r}{part})"
+    return repr(value)

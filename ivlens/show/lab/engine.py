@@ -81,6 +81,7 @@ class Engine:
                 f"belong to none of the lab's tasks on {self.identity.name!r} ({self.identity.key:.12}); "
                 "measure them on this model, and name their task among tasks=."
             )
+        effects.check_task(self.tasks[effects.task])
         return effects
 
     def _key(self, task: str, recipe: PromptRecipe) -> Key:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ivlens.common.checks import as_items
 from ivlens.forward.remembered import Auto, recipe_for
 from ivlens.models.boot import TransformerBridge
 from ivlens.models.fingerprint import model_identity
@@ -24,7 +25,7 @@ _SHAPE = ("n_layers", "n_heads", "d_model", "d_head", "d_vocab")
 
 def lab(
     model: TransformerBridge | str | Path = "pocket",
-    tasks: Sequence[Task | str | Path] | None = None,
+    tasks: Task | str | Path | Sequence[Task | str | Path] | None = None,
     *,
     recipe: PromptRecipe | Auto | None = None,
     compare: TransformerBridge | str | Path | None = None,
@@ -100,7 +101,7 @@ class Opened:
 
 def open_engines(
     model: TransformerBridge | str | Path,
-    tasks: Sequence[Task | str | Path] | None,
+    tasks: Task | str | Path | Sequence[Task | str | Path] | None,
     compare: TransformerBridge | str | Path | None,
     effects: Sequence["HeadEffects"],
     options: EngineOptions,
@@ -133,12 +134,11 @@ def _bridge(model: TransformerBridge | str | Path) -> TransformerBridge:
     return load_model(model) if isinstance(model, str | Path) else model
 
 
-def _named(tasks: Sequence[Task | str | Path] | None, *, built_in: bool) -> Mapping[str, Task]:
+def _named(tasks: Task | str | Path | Sequence[Task | str | Path] | None, *, built_in: bool) -> Mapping[str, Task]:
     if tasks is None:
         tasks = list_tasks(in_training=True) if built_in else list_tasks()
-    if isinstance(tasks, str | Path):
-        tasks = [tasks]
-    opened = [task if isinstance(task, Task) else load_task(task) for task in tasks]
+    listed = as_items("tasks", tasks, (Task, str, Path))
+    opened = [task if isinstance(task, Task) else load_task(task) for task in listed]
     names = [task.name for task in opened]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"tasks are {names}, expected at least one, and every name once.")

@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from ivlens.common.files import file_name
+from ivlens.common.names import path_of
 from ivlens.common.version import __version__
 from ivlens.show.demo.run import DemoResult
 from ivlens.show.figures.conditions import LOOKS, condition_plot
@@ -35,7 +36,7 @@ TILES = ("bare", "iv", "random", "other_tasks", "random_heads", "clean")
 
 def write_page(result: DemoResult, path: str | Path) -> Path:
     """Write the report of a demo to `path` (about 5 MB, almost all of it plotly.js)."""
-    target = Path(path)
+    target = path_of(path)
     target.write_text(page(result), encoding="utf-8")
     return target
 

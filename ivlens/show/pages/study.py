@@ -9,6 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
+from ivlens.common.names import path_of
 from ivlens.common.version import __version__
 from ivlens.runs.study.claims import claim_table, interval_text
 from ivlens.runs.study.results import StudyResult
@@ -33,7 +34,7 @@ OTHER = (
 
 def write_page(result: StudyResult, path: str | Path) -> Path:
     """Write the page (about 5 MB, almost all of it plotly.js)."""
-    target = Path(path)
+    target = path_of(path)
     target.write_text(page(result), encoding="utf-8")
     return target
 

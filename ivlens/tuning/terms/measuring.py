@@ -65,7 +65,14 @@ class Before:
     def heads(self) -> tuple[tuple[int, int], ...]:
         """`S`: the `k` heads with the largest effect averaged over earlier tasks; without any, those of the task."""
         tasks = self.earlier or [self.task]
-        return choose_heads([self.known.get(one.name) or self.effects(one) for one in tasks], self.k)
+        return choose_heads([self._known_of(one) or self.effects(one) for one in tasks], self.k)
+
+    def _known_of(self, task: Task) -> HeadEffects | None:
+        """What was measured of a task before, and not of another one of its name."""
+        found = self.known.get(task.name)
+        if found is not None:
+            found.check_task(task)
+        return found
 
     def deltas(self) -> Float[Tensor, "n_earlier d_model"]:
         """`α θ_j` of every earlier task."""
