@@ -3,8 +3,6 @@
 import json
 import re
 import socket
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -317,37 +315,6 @@ def test_every_control_is_reached_by_tab(new_tab):
 def test_narrow_page_needs_no_sideways_scrolling(new_tab):
     tab = new_tab(viewport={"width": 380, "height": 800})
     assert tab.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-
-
-def status_of(url: str, **headers: str) -> int:
-    request = urllib.request.Request(url, headers={name.replace("_", "-"): value for name, value in headers.items()})
-    try:
-        with urllib.request.urlopen(request, timeout=20) as answer:
-            return answer.status
-    except urllib.error.HTTPError as error:
-        return error.code
-
-
-def test_without_the_token_everything_is_refused(address):
-    parts = urlsplit(address)
-    token, base, name = parts.query.removeprefix("token="), f"http://{parts.netloc}", f"ivlens-lab-{parts.port}"
-    for path in ("/", "/?token=wrong", "/?token=", "/ws", "/static/js/bokeh.min.js", "/nothing", f"/ws?token={token}"):
-        assert status_of(base + path) == 403, path
-    assert status_of(base + "/", Cookie=f"{name}=wrong") == 403
-    assert status_of(base + "/", Cookie=f"{name}={token}") == 200
-    for origin, status in ((f"http://{parts.netloc}", 101), ("http://127.0.0.1:1", 403), ("http://evil.example", 403)):
-        assert upgraded(parts.port, f"{name}={token}", origin) == status, origin
-    assert upgraded(parts.port, "", f"http://{parts.netloc}") == 403
-
-
-def upgraded(port: int, cookie: str, origin: str) -> int:
-    """The status that a request to open a websocket gets."""
-    lines = ["GET /ws HTTP/1.1", f"Host: 127.0.0.1:{port}", "Connection: Upgrade", "Upgrade: websocket"]
-    lines += ["Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", f"Origin: {origin}"]
-    lines += [f"Cookie: {cookie}", "Sec-WebSocket-Protocol: bokeh, e30", "", ""]
-    with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
-        client.sendall("\r\n".join(lines).encode())
-        return int(client.recv(4096).split()[1])
 
 
 def test_only_this_machine_is_listened_to(address):
