@@ -239,7 +239,7 @@ def program(folder: Path, *lines: str) -> str:
 
 def alive(mark: str) -> list[str]:
     """Command lines of processes that hold `mark`."""
-    found = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout.splitlines()
+    found = subprocess.run(["ps", "-ewwo", "args"], capture_output=True, text=True, check=True).stdout.splitlines()
     return [line for line in found if mark in line]
 
 

@@ -241,9 +241,8 @@ def test_messages_that_no_page_sends_are_survived(lab, messages):
 def test_the_token_is_not_among_the_arguments_of_the_browser(tmp_path):
     seen, cache = tmp_path / "seen", tmp_path / "cache"
     browser = tmp_path / "browser"
-    browser.write_text(
-        f'#!/bin/sh\nprintf "%s" "$1" > {seen}.part; mv {seen}.part {seen}; echo $$ > {seen}.id; exec sleep 600 >&- 2>&-\n'
-    )
+    lines = ["#!/bin/sh", f"echo $$ > {seen}.id", f'printf "%s" "$*" > {seen}.part', f"mv {seen}.part {seen}"]
+    browser.write_text("\n".join([*lines, "exec sleep 600 >&- 2>&-", ""]))
     browser.chmod(0o755)
     command = [sys.executable, "-m", *(word for word in LAB if word != "--no-browser")]
     given = os.environ | {"BROWSER": str(browser), "IVLENS_CACHE": str(cache)}
@@ -253,8 +252,8 @@ def test_the_token_is_not_among_the_arguments_of_the_browser(tmp_path):
             token, until = url.split("token=")[1], time.monotonic() + 60
             while not seen.exists() and time.monotonic() < until:
                 time.sleep(0.05)
-            shown = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
-            assert str(browser) in shown and token not in shown
+            shown = subprocess.run(["ps", "-ewwo", "args"], capture_output=True, text=True, check=True).stdout
+            assert seen.read_text().startswith("file://") and token not in shown + seen.read_text()
             file = Path(unquote(urlsplit(seen.read_text()).path))
             assert stat.S_IMODE(file.stat().st_mode) == 0o600 and stat.S_IMODE(file.parent.stat().st_mode) == 0o700
             assert url.replace("&", "&amp;") in file.read_text()

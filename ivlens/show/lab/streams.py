@@ -11,6 +11,7 @@ from torch import Tensor
 from ivlens.forward.hooks import check_site, check_unsteered, model_lock
 from ivlens.forward.inputs import check_length
 from ivlens.forward.prefix import cache_fault
+from ivlens.forward.sharing import rest, short_pass
 from ivlens.forward.unembedding import last_logits_only
 from ivlens.forward.writes import added_to_stream
 from ivlens.models.boot import TransformerBridge, check_model
@@ -45,7 +46,7 @@ class Addition:
 
 
 MAX_TOKENS = 4_096  # of a prompt
-PORTION = 256  # tokens of a long prompt that are read at once
+PORTION = 128  # tokens of a long prompt that are read at once
 
 
 def stream_completions(
@@ -126,6 +127,7 @@ def _read(model: TransformerBridge, tokens: Int[Tensor, "1 pos"]) -> Any:
             _, cache = model(part, attention_mask=mask, use_cache=True, return_type="logits_and_cache", **past)
         if cache_fault(cache) is not None:
             return None
+        rest(model)
     return cache
 
 
@@ -147,6 +149,7 @@ def _forward(
     past = {} if cache is None else {"past_key_values": cache}
     last = torch.ones_like(tokens, dtype=torch.bool)
     with (
+        short_pass(model),
         torch.no_grad(),
         followed(model) as ends,
         added_to_stream(
