@@ -488,8 +488,8 @@ def test_a_pass_ends_between_two_blocks_once_nobody_waits_for_it(engine, end):
 
     handles = [block.register_forward_hook(slow) for block in model.blocks]
     screen = Screen()
-    session = Session([engine], replace(STATE, template="raw", text="big small " * 60), screen)
-    session.refresh()
+    session = Session([engine], STATE, screen)
+    session.change(template="raw", text="big small " * 60)
     assert reading.wait(20), screen["status"]
     session.close() if end == "close" else session.change(text="big", template="plain")
     assert session.wait(20) and len(ran) <= 2
