@@ -15,6 +15,8 @@ import ways
 from common import gpt2_small, machine_line, random_request, seconds, table, write_section
 from plotly.subplots import make_subplots
 
+from ivlens.show.figures.theme import write_figure
+
 LENGTHS = (16, 32, 64, 128, 256, 512, 1024)
 DEPTHS = (2, 4, 6, 8, 12)
 AT = {"n_layers": 12, "n_tokens": 64}
@@ -114,7 +116,7 @@ def main() -> None:
     print(report(*points))
     if options.write:
         write_section("scaling", report(*points))
-        draw(*points).write_image(PICTURE.with_suffix(".png"), scale=2)
+        write_figure(draw(*points), PICTURE.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import jupytext
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError
 
-from ivlens.show.figures.theme import find_browser
+from ivlens.show.figures.images import find_browser
 
 HERE = Path(__file__).parent
 SECONDS = 120  # for one notebook, on two cores
@@ -86,13 +86,15 @@ def main() -> int:
     if unknown:
         print(f"there is no notebook {', '.join(unknown)}, expected some of {', '.join(found)}.", file=sys.stderr)
         return 2
-    if not find_browser():
+    browser = find_browser()
+    if not browser:
         print(
             "notebooks keep their figures as images, which need Chromium, and none was found; install it (Debian: "
             "apt-get install --no-install-recommends chromium fonts-dejavu-core) or set BROWSER_PATH.",
             file=sys.stderr,
         )
         return 2
+    os.environ["BROWSER_PATH"] = browser  # kernels draw with it
     given.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as profile:
         startup = Path(profile) / "profile_default" / "startup"

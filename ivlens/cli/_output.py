@@ -83,6 +83,13 @@ def p_note(n_draws: int, n_tasks: int = 1) -> str:
     return f"p: (1 + draws that reach the vector) / (1 + draws){holm}; of {n_draws} draws never below {least}{too_few}"
 
 
+def told(trouble: str) -> int:
+    """The exit status of a command whose figures are written; what kept some from being images is said on stderr."""
+    if trouble:
+        print(f"ivlens: {trouble} HTML was written instead.", file=sys.stderr)
+    return 1 if trouble else 0
+
+
 def one_line(text: str) -> str:
     """A text with its line breaks visible."""
     return text.replace("\r", "").replace("\n", "⏎")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from ivlens.cli._options import AsJson, FigureSuffix, PromptOptions, quiet_libraries
-from ivlens.cli._output import p_note, p_text, print_json, print_table
+from ivlens.cli._output import p_note, p_text, print_json, print_table, told
 from ivlens.cli.forget import SeriesOptions, said
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def dynamics(
     out: Path = Path("out/dynamics"),
     figures: FigureSuffix = "html",
     as_json: AsJson = False,
-) -> None:
+) -> int:
     """Follow the Instruction Vectors of earlier tasks through checkpoints: do they stay, and are they written and read?
 
     All tasks and checkpoints are asked in one form; where no option says in which, it is the one in which the first
@@ -114,12 +114,12 @@ def dynamics(
     causal = CausalOptions(n_prompts=judged, n_draws=asked.n_draws, recipe=recipe) if asked.causal else None
     found = track(series, tasks, options, folder=out / "stages", on_checkpoint=said)
     table = None if causal is None else _causal(series, found, tasks, taught, causal, options, out)
-    _write(found, table, out, figures)
+    trouble = _write(found, table, out, figures)
     rows = found.tasks.to_dict("records")
     if as_json:
         transfers = [] if table is None else table.to_dict("records")
         print_json({"tasks": rows, "causal": transfers, "recipe": recipe.to_dict(), "out": str(out)})
-        return
+        return told(trouble)
     print_table([*SHOWN.values()], [[row[name] for name in SHOWN] for row in rows])
     if table is not None:
         print()
@@ -131,16 +131,17 @@ def dynamics(
         )  # fmt: skip
         print(p_note(asked.n_draws, len(tasks)))
     print(f"\naccuracy on select inputs, of causal tests on test inputs; written: {out}")
+    return told(trouble)
 
 
-def _write(found: "Dynamics", tests: "pd.DataFrame | None", out: Path, suffix: str) -> None:
-    """All tables, and a figure of each."""
+def _write(found: "Dynamics", tests: "pd.DataFrame | None", out: Path, suffix: str) -> str:
+    """All tables, and a figure of each; what kept figures from being images."""
     from ivlens.analysis.dynamics.cosines import similarity
     from ivlens.common.saves import filling
     from ivlens.show.figures.causal import causal_plot
     from ivlens.show.figures.dynamics import drift_heatmap, dynamics_curves
+    from ivlens.show.figures.export import write_figures
     from ivlens.show.figures.similarity import similarity_matrix
-    from ivlens.show.figures.theme import write_figure
 
     vectors = {
         f"{task} · {stage.name}": stage.vector(task) for stage in (found.stages[0], found.stages[-1])
@@ -157,8 +158,7 @@ def _write(found: "Dynamics", tests: "pd.DataFrame | None", out: Path, suffix: s
         for name in ("tasks", "heads", "layers"):
             getattr(found, name).to_parquet(scratch / f"{name}.parquet")
         similarity(vectors).to_parquet(scratch / "similarity.parquet")
-        for name, figure in drawn.items():
-            write_figure(figure, scratch / f"{name}.{suffix}")
+        return write_figures({scratch / f"{name}.{suffix}": figure for name, figure in drawn.items()})[1]
 
 
 def _causal(

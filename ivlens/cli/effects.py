@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from ivlens.cli._options import AsJson, MeasureOptions, ModelOptions
-from ivlens.cli._output import print_json, print_table
+from ivlens.cli._output import print_json, print_table, told
 
 if TYPE_CHECKING:
     from ivlens.effects.results import HeadEffects
@@ -27,7 +27,7 @@ def effects(
     again: int = 10,
     out: Path | None = None,
     as_json: AsJson = False,
-) -> None:
+) -> int:
     """Measure the causal effect of every attention head on a task.
 
     The mean output of each head on clean prompts replaces its output on corrupted prompts, one head at a time; its
@@ -56,14 +56,16 @@ def effects(
     found = how.measure(model, loaded, contrast=contrast)
     if again and _has_others(found, loaded):
         found = _again(found, loaded, again)
+    trouble = ""
     if out is not None:
-        write_effects(found, out)
+        out, trouble = write_effects(found, out)
     if as_json:
         print_json({**describe(found), "heads": found.to_frame().to_dict("records"), "out": out and str(out)})
-        return
+        return told(trouble)
     _print(found, top)
     if out is not None:
         print(f"\nwritten: {out}")
+    return told(trouble)
 
 
 def _print(found: "HeadEffects", top: int) -> None:
@@ -119,8 +121,8 @@ def describe(found: "HeadEffects") -> dict[str, Any]:
     }
 
 
-def write_effects(found: "HeadEffects", path: Path) -> None:
-    """Write effects in the form that the suffix names, whole or not at all."""
+def write_effects(found: "HeadEffects", path: Path) -> tuple[Path, str]:
+    """Write effects in the form that the suffix names, whole or not at all; the file, and why it is no image."""
     from ivlens.common.files import write_whole
 
     suffix = path.suffix.lower()
@@ -131,10 +133,12 @@ def write_effects(found: "HeadEffects", path: Path) -> None:
     elif suffix == ".parquet":
         write_whole(path, found.to_frame().to_parquet)
     else:
+        from ivlens.show.figures.export import write_figures
         from ivlens.show.figures.heads import head_heatmap
-        from ivlens.show.figures.theme import write_figure
 
-        write_figure(head_heatmap(found), path)
+        (path,), trouble = write_figures({path: head_heatmap(found)})
+        return path, trouble
+    return path, ""
 
 
 def _check_out(out: Path | None) -> None:

@@ -1,13 +1,12 @@
 """`ivlens figures`: stored results as figures and tables for a paper."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from ivlens.cli._options import AsJson
-from ivlens.cli._output import print_json, print_table
+from ivlens.cli._output import print_json, print_table, told
 
 
 def figures(
@@ -49,6 +48,4 @@ def figures(
         rows = [[one.name, "table" if one.table else one.width, one.caption.split(".")[0]] for one in drawings]
         print_table(["name", "size", "shows"], rows)
         print(f"\nwritten: {len(files)} files in {out}")
-    if trouble:
-        print(f"ivlens: {trouble} HTML was written instead.", file=sys.stderr)
-    return 1 if trouble else 0
+    return told(trouble)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from ivlens.cli._options import AsJson, FigureSuffix, PromptOptions, quiet_libraries
-from ivlens.cli._output import print_json, print_table
+from ivlens.cli._output import print_json, print_table, told
 
 if TYPE_CHECKING:
     from ivlens.models.checkpoints import Checkpoint, CheckpointSeries
@@ -77,7 +77,7 @@ def forget(
     measure: Literal["prob", "seq_prob", "accuracy", "exact", "ranked"] = "seq_prob",
     figures: FigureSuffix = "html",
     as_json: AsJson = False,
-) -> None:
+) -> int:
     """Take apart what checkpoints have forgotten: instruction probability and knowledge probability of tasks they knew.
 
     All tasks and checkpoints are asked in one form; where no option says in which, it is the one in which the first
@@ -105,8 +105,8 @@ def forget(
     from ivlens.analysis.forgetting.series import probe_series
     from ivlens.common.files import ready_folder
     from ivlens.common.saves import filling
+    from ivlens.show.figures.export import write_figures
     from ivlens.show.figures.forgetting import forgetting_plot
-    from ivlens.show.figures.theme import write_figure
 
     chosen, how = which or ProbedOptions(), prompts or PromptOptions()
     how.recipe()  # what is wrong with it is said before any model is loaded
@@ -120,13 +120,15 @@ def forget(
     table = pd.concat(tables, ignore_index=True)
     with filling(out) as scratch:
         table.to_parquet(scratch / "forgetting.parquet")
-        figure = write_figure(forgetting_plot(tables[-1], measure=measure), scratch / f"forgetting.{figures}")
+        drawn = forgetting_plot(tables[-1], measure=measure)
+        (figure,), trouble = write_figures({scratch / f"forgetting.{figures}": drawn})
     rows = [row for row in table.to_dict("records") if row["measure"] == measure]
     if as_json:
         facts = {"measure": measure, "before": series.first.name, "recipe": recipe.to_dict()}
         print_json({**facts, "rows": rows, "out": str(out)})
-        return
+        return told(trouble)
     _print(rows, measure, out / figure.name)
+    return told(trouble)
 
 
 def _print(rows: list[dict[Hashable, Any]], measure: str, figure: Path) -> None:

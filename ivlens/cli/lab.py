@@ -1,9 +1,10 @@
 """`ivlens lab`: the live page, on this machine."""
 
+import os
 import sys
-import webbrowser
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -11,7 +12,9 @@ from ivlens.cli._options import ModelOptions, PromptOptions
 
 if TYPE_CHECKING:
     from ivlens.models.boot import TransformerBridge
+    from ivlens.show.lab.server import LabServer
 
+EXIT_INTERRUPTED = 130
 Flag = Annotated[bool, Parameter(negative="")]
 
 
@@ -70,13 +73,23 @@ def lab(
     server = _server(what, where, prompts or PromptOptions(), port)
     print(f"ivlens lab: {server.url}", flush=True)
     print("Ctrl-C ends it.", file=sys.stderr)
-    if not no_browser:
-        server.server.io_loop.add_callback(webbrowser.open, server.url)
-    server.run()
+    with nullcontext() if no_browser else server.shown():
+        has_ended = _has_ended(server)
+    if not has_ended:  # a thread that computes would be cut off by Python's own end, which aborts the process
+        print("\nivlens: interrupted", file=sys.stderr, flush=True)
+        os._exit(EXIT_INTERRUPTED)
     raise KeyboardInterrupt  # nothing else ends it, and some event loops keep the signal to themselves
 
 
-def _server(what: LabOptions, where: ModelOptions, prompts: PromptOptions, port: int) -> Any:
+def _has_ended(server: "LabServer") -> bool:
+    """Serve until Ctrl-C; whether all work stopped, for which a second Ctrl-C does not wait."""
+    try:
+        return server.run()
+    except KeyboardInterrupt:
+        return False
+
+
+def _server(what: LabOptions, where: ModelOptions, prompts: PromptOptions, port: int) -> "LabServer":
     from ivlens.show.lab.engine import EngineOptions
     from ivlens.show.lab.opening import open_engines
     from ivlens.show.lab.server import open_server

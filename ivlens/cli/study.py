@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from ivlens.cli._options import AsJson, FigureSuffix, ModelOptions, PromptOptions
-from ivlens.cli._output import print_json, print_table
+from ivlens.cli._output import print_json, print_table, told
 
 if TYPE_CHECKING:
     from ivlens.runs.study.plan import StudyOptions
@@ -48,7 +48,7 @@ def study(
     out: Path = Path("out/study"),
     figures: FigureSuffix = "json",
     as_json: AsJson = False,
-) -> None:
+) -> int:
     """Train on new tasks, take apart what is forgotten, and test every claim of the paper beside its controls.
 
     All tasks are asked in one form; where no option says in which, it is the one in which the model answers the earlier
@@ -73,7 +73,8 @@ def study(
     from ivlens.common.progress import say
     from ivlens.runs.study.results import write_study
     from ivlens.runs.study.running import run_study
-    from ivlens.show.figures.theme import LIGHT, write_figure
+    from ivlens.show.figures.export import write_figures
+    from ivlens.show.figures.theme import LIGHT
     from ivlens.show.pages.study import about, claims_of, study_figures, write_page
     from ivlens.tasks.bank import load_task
 
@@ -91,13 +92,14 @@ def study(
 
     write_study(result, out, also=also)
     # last: a machine without a browser for images must not cost minutes of training
-    for name, figure in study_figures(result, LIGHT).items():
-        write_figure(figure, out / "figures" / f"{name}.{figures}")
+    drawn = {out / "figures" / f"{name}.{figures}": figure for name, figure in study_figures(result, LIGHT).items()}
+    _, trouble = write_figures(drawn)
     if as_json:
         print_json({**about(result), "recipe": options.recipe.to_dict(), "page": str(out / "index.html")})
-        return
+        return told(trouble)
     _print(result)
     print(f"\nreport: {out / 'index.html'} ({result.seconds:.0f} s)")
+    return told(trouble)
 
 
 def _options(

@@ -15,6 +15,7 @@ from ivlens.effects.request import EffectRequest, Measured, Unsuitable
 from ivlens.forward.hooks import model_lock, patched_heads
 from ivlens.forward.inputs import row_slices
 from ivlens.forward.prefix import SharedPrefix
+from ivlens.forward.sharing import give_way
 from ivlens.models.boot import TransformerBridge
 
 _MOST_PROMPTS = 64
@@ -71,6 +72,7 @@ class _Portion:
             found.enter(self._rows, [layer], self._request.heads, scores - found.base[self._rows, None, None])
             done = self._rows.start * n_layers + n_prompts * (place + 1)
             self._request.progress(done, len(self._request.tokens) * n_layers)
+            give_way(self._model)
 
     def _layer(self, layer: int) -> Float[Tensor, " prompts_and_heads"]:
         """Scores of all prompts with each of the heads patched."""

@@ -42,6 +42,7 @@ from ivlens.effects.routers import RouterWatch
 from ivlens.forward.hooks import model_lock, patched_heads
 from ivlens.forward.inputs import forced, row_slices
 from ivlens.forward.prefix import blocks_left_out, output_form
+from ivlens.forward.sharing import give_way
 from ivlens.forward.unembedding import full_logits
 from ivlens.models.boot import TransformerBridge
 
@@ -71,6 +72,7 @@ def measure(model: TransformerBridge, request: EffectRequest) -> Measured:
                 size = size.halved()
             else:
                 start = rows.stop
+                give_way(model)
     found.record["chunk"] = asdict(size)
     if watch.decisions:
         found.record["router_flips"] = f"{watch.flips} of {watch.decisions}"

@@ -7,6 +7,7 @@ from ivlens.effects.chunks import prompt_bytes
 from ivlens.effects.request import EffectRequest, Measured
 from ivlens.forward.hooks import model_lock, patched_heads
 from ivlens.forward.inputs import Inputs, forced, row_slices
+from ivlens.forward.sharing import give_way
 from ivlens.models.boot import TransformerBridge
 
 _MOST_ROWS = 64
@@ -29,6 +30,7 @@ def measure(model: TransformerBridge, request: EffectRequest) -> Measured:
                     found.cie[rows, layer, head] = patched - found.base[rows]
                     done += 1
                     request.progress(done, total)
+                give_way(model)
     return found
 
 

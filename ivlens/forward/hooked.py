@@ -13,11 +13,12 @@ def is_hooked(model: TransformerBridge, *, by_ivlens: bool = True) -> bool:
     """Whether anybody's hooks are on the model: at a hook point or on any module. The libraries' own do not count.
 
     transformers leaves one on every layer that ever collected `output_hidden_states`; it does nothing in other calls.
+    Neither does the one that asks whether a pass is still wanted.
 
     Args:
         by_ivlens: Whether hooks of ivlens itself count.
     """
-    libraries = ("transformer_lens", "transformers.", *(() if by_ivlens else ("ivlens.",)))
+    libraries = ("transformer_lens", "transformers.", "ivlens.forward.sharing", *(() if by_ivlens else ("ivlens.",)))
     points = model.hook_dict.values()
     at_points = (handle.user_hook for point in points for handle in point.fwd_hooks)
     at_modules = (hook for module in model.modules() for hooks in _hooks_of(module) for hook in hooks.values())

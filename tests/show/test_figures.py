@@ -1,5 +1,9 @@
 import json
+import subprocess
 import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +25,7 @@ from ivlens.show.figures import (
     write_figure,
 )
 from ivlens.show.figures.conditions import LOOKS
+from ivlens.show.figures.images import find_browser, image, one_browser
 from ivlens.show.figures.theme import colour_at, readable_on
 from ivlens.vectors import InstructionVector
 
@@ -224,17 +229,66 @@ def test_image_without_kaleido_names_the_remedy(tmp_path: Path, monkeypatch: pyt
     assert not list(tmp_path.iterdir())
 
 
-def test_image_without_chrome_names_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def program(folder: Path, *lines: str) -> str:
+    """The path of a shell script, which stands for a browser."""
+    path = folder / "browser"
+    path.write_text("\n".join(("#!/bin/sh", *lines, "")))
+    path.chmod(0o755)
+    return str(path)
+
+
+def alive(mark: str) -> list[str]:
+    """Command lines of processes that hold `mark`."""
+    found = subprocess.run(["ps", "-ewwo", "args"], capture_output=True, text=True, check=True).stdout.splitlines()
+    return [line for line in found if mark in line]
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (None, "none works here .*no-browser-there"),
+        (["exit 1"], "none works here .*BROWSER_PATH"),
+        (["echo nonsense >&4", "exit 0"], "none works here .*BROWSER_PATH"),
+        (["exec sleep 987654"], "did not answer within 4 s; .*BROWSER_PATH"),
+        (["trap '' TERM INT HUP PIPE", "while true; do sleep 0.1; done"], "did not answer within 4 s"),
+        (["setsid sleep 9.87 &", "exit 1"], "none works here"),
+        (["yes >&4"], "(did not answer|none works here)"),
+    ],
+    ids=["missing", "ends", "talks nonsense", "hangs", "does not hear", "leaves a child", "floods"],
+)
+def test_a_browser_that_does_not_work_is_one_error_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: list[str] | None, said: str
+) -> None:
     pytest.importorskip("kaleido")
+    browser = str(tmp_path / "no-browser-there") if lines is None else program(tmp_path, *lines)
+    monkeypatch.setenv("BROWSER_PATH", browser)
+    monkeypatch.setattr("ivlens.show.figures.images.SECONDS", 4.0)
+    began, out = time.monotonic(), tmp_path / "out"
+    with one_browser():
+        for _ in range(3):  # the second and the third are told at once
+            with pytest.raises((FileNotFoundError, TimeoutError), match=f"images need Chrome.*{said}"):
+                write_figure(head_heatmap(effects()), out / "map.png")
+    assert time.monotonic() - began < 20
+    assert not out.exists()
+    assert not alive("sleep 987654") and not alive(browser)
 
-    class ChromeNotFoundError(Exception):
-        pass
 
-    def refuse(*args: object, **kwargs: object) -> bytes:
-        raise ChromeNotFoundError("no Chrome")
+def test_an_image_needs_a_folder_for_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("kaleido")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(FileNotFoundError, match="none can be written to .*set TMPDIR"):
+        image(head_heatmap(effects()), "png", 1.0)
 
-    figure = head_heatmap(effects())
-    monkeypatch.setattr(type(figure), "to_image", refuse)
-    with pytest.raises(FileNotFoundError, match="none works here.*BROWSER_PATH"):
-        write_figure(figure, tmp_path / "map.png")
-    assert not list(tmp_path.iterdir())
+
+def test_images_asked_for_in_several_threads_are_not_mixed_up(browser: str) -> None:
+    figures = {n: head_heatmap(effects()).update_layout(width=300 + n, height=200) for n in range(4)}
+    with ThreadPoolExecutor(4) as pool:
+        drawn = dict(zip(figures, pool.map(lambda figure: image(figure, "png", 1.0), figures.values()), strict=True))
+    widths = {n: int.from_bytes(content[16:20], "big") for n, content in drawn.items()}
+    assert widths == {n: 300 + n for n in range(4)}
+
+
+@pytest.fixture
+def browser() -> str:
+    pytest.importorskip("kaleido")
+    return find_browser() or pytest.skip("needs Chromium")

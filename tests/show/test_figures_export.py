@@ -15,13 +15,13 @@ from ivlens.cli.main import main
 from ivlens.show.figures.export import write_set
 from ivlens.show.figures.forgetting import forgetting_plot
 from ivlens.show.figures.found import find_results
+from ivlens.show.figures.images import find_browser
 from ivlens.show.figures.interventions import intervention_curves
 from ivlens.show.figures.kinds import KINDS_OF_RESULTS, draw_all
 from ivlens.show.figures.knowledge import drift_of_table, knowledge_curves
 from ivlens.show.figures.maps import head_maps
 from ivlens.show.figures.paper import INCHES, PX_PER_INCH, SMALLEST, for_paper
 from ivlens.show.figures.tables import claims_table, condition_table
-from ivlens.show.figures.theme import find_browser
 from ivlens.show.figures.training import forgetting_against_learning, front
 
 BENCH = {"method": "lora", "order": 0, "seed": 0, "lr": 0.001}
@@ -293,16 +293,16 @@ def test_command_writes_html_that_works_offline(folder: Path, tmp_path: Path, ca
     assert r"x\_y & new & 0.10 & 0.75" in (tmp_path / "run-tuning.tex").read_text()
 
 
-def test_without_chrome_one_message_and_html(folder: Path, tmp_path: Path, monkeypatch, capsys) -> None:
-    class ChromeNotFoundError(Exception):
-        pass
-
-    def refuse(*args: object, **kwargs: object) -> bytes:
-        raise ChromeNotFoundError("no Chrome")
-
+@pytest.mark.parametrize("browser", ["/bin/false", "no-browser-there", "stuck"])
+def test_without_chrome_one_message_and_html(browser: str, folder: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     pytest.importorskip("kaleido")
-    monkeypatch.setattr("ivlens.show.figures.export.find_browser", lambda: None)
-    monkeypatch.setattr(go.Figure, "to_image", refuse)
+    if browser == "stuck":
+        script = tmp_path.with_suffix(".sh")
+        script.write_text("#!/bin/sh\nexec sleep 600\n")
+        script.chmod(0o755)
+        browser = str(script)
+        monkeypatch.setattr("ivlens.show.figures.images.SECONDS", 3.0)
+    monkeypatch.setenv("BROWSER_PATH", browser)
     assert main(["figures", "--from", str(folder), "--out", str(tmp_path), "--format", "pdf,png"]) == 1
     complaint = capsys.readouterr().err
     assert complaint.count("images need Chrome") == 1 and "apt-get install" in complaint

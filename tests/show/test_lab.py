@@ -22,6 +22,7 @@ from ivlens.prompts.recipe import PromptRecipe
 from ivlens.prompts.templates import PromptTemplate
 from ivlens.show.lab.engine import SEARCH, Engine, EngineOptions, Unwanted, begins_right
 from ivlens.show.lab.opening import Opened
+from ivlens.show.lab.running import Turns
 from ivlens.show.lab.session import Session
 from ivlens.show.lab.state import LabState, Limits
 from ivlens.show.lab.streams import Addition, stream_completions
@@ -439,6 +440,120 @@ def test_whether_the_model_can_do_the_task_is_shown_before_its_heads_are_measure
     session.close()
 
 
+def test_a_known_task_does_not_wait_for_another_page_that_measures(pocket, monkeypatch):
+    tasks = {name: ivlens.load_task(name) for name in ("antonym", "synonym")}
+    shared, begun = Engine(pocket, tasks, EngineOptions(n_prompts=2, n_search=0)), threading.Event()
+    first, screen = opened([shared])
+    stuck = threading.Event()
+
+    def slow(model, task, *, progress, **options):
+        begun.set()
+        while not stuck.wait(0.01):
+            progress(1, 2)
+
+    monkeypatch.setattr("ivlens.show.lab.engine.head_effects", slow)
+    others = [Session([shared], replace(STATE, task="synonym"), Screen()) for _ in range(2)]
+    others[0].refresh()
+    assert begun.wait(20)
+    others[1].change(told="Say it.")  # needs effects of its own, and waits for its turn
+    before = screen["result"]
+    first.change(alpha=2.0, text="hot")
+    assert first.wait(30) and screen["result"] is not before and not screen["status"]["error"]
+    at_work = {one["page"]: one["what"] for one in screen["running"]["at_work"]}
+    assert screen["running"]["page"] == first.number and at_work[others[0].number].startswith("Measuring all heads of")
+    assert at_work[others[1].number].startswith("Waiting to measure synonym") and first.number not in at_work
+    with pytest.raises(ValueError, match="still being measured, expected a vector to save; wait"):
+        others[0].saved()
+    for each in reversed(others):  # the one that waits is let go as well
+        each.close()
+        assert each.wait(10)
+    assert screen["running"]["at_work"] == []
+    first.close()
+
+
+def hooks_of(model) -> int:
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
+
+
+@pytest.mark.parametrize("end", ["close", "change"])
+def test_a_pass_ends_between_two_blocks_once_nobody_waits_for_it(engine, end):
+    model, before, ran, reading = engine.model, hooks_of(engine.model), [], threading.Event()
+    engine.effects(STATE)
+
+    def slow(block, given, out):
+        if given[0].shape[1] > 100:
+            ran.append(time.monotonic())
+            reading.set()
+            time.sleep(0.3)
+
+    handles = [block.register_forward_hook(slow) for block in model.blocks]
+    screen = Screen()
+    session = Session([engine], STATE, screen)
+    session.change(template="raw", text="big small " * 60)
+    assert reading.wait(20), screen["status"]
+    session.close() if end == "close" else session.change(text="big", template="plain")
+    assert session.wait(20) and len(ran) <= 2
+    for handle in handles:
+        handle.remove()
+    assert hooks_of(model) == before
+    if end == "change":
+        assert screen.texts()["patched"].split()[:1] == ["small"] and not screen["status"]["error"]
+    session.close()
+
+
+@pytest.mark.parametrize("positions", ["prompt", "every"])
+@pytest.mark.parametrize("site", ["resid_post", "attn_out"])
+def test_a_long_prompt_is_read_in_portions_and_completed_alike(pocket, site, positions, monkeypatch):
+    deltas = torch.stack([torch.zeros(128), 20 * torch.randn(128, generator=torch.Generator().manual_seed(3))])
+    prompt, what = "Input: happy\nOutput: sad\n" * 4 + "Input: big\nOutput:", Addition(deltas, 1, site, positions)
+    *_, whole = stream_completions(pocket, prompt, what, max_new_tokens=6)
+    passes = []
+    handle = pocket.blocks[0].register_forward_hook(lambda block, given, out: passes.append(tuple(given[0].shape[:2])))
+    monkeypatch.setattr("ivlens.show.lab.streams.PORTION", 8)
+    *_, parts = stream_completions(pocket, prompt, what, max_new_tokens=6)
+    handle.remove()
+    assert [row.text for row in parts] == [row.text for row in whole] and len({row.text for row in whole}) == 2
+    for one, other in zip(parts, whole, strict=True):
+        assert [p for _, p in one.top] == pytest.approx([p for _, p in other.top], abs=1e-4)
+    read = [shape for shape in passes if shape[0] == 1]
+    n_tokens = len(pocket.tokenizer(prompt)["input_ids"])
+    assert len(read) > 2 and max(length for _, length in read) == 8 and (2, n_tokens) not in passes
+
+
+def test_prompts_have_a_limit(pocket, monkeypatch):
+    monkeypatch.setattr("ivlens.show.lab.streams.MAX_TOKENS", 10)
+    with pytest.raises(ValueError, match="the prompt has .* tokens, expected at most 10 in the lab; shorten it"):
+        next(stream_completions(pocket, "big " * 20, Addition(torch.zeros(1, 128), 0)))
+
+
+def test_turns_are_taken_in_order_and_given_up():
+    turns, order, inside, go_on = Turns(), [], threading.Event(), threading.Event()
+
+    def first():
+        with turns.taken(lambda: False):
+            inside.set()
+            go_on.wait(10)
+
+    def later(name, unwanted=lambda: False):
+        try:
+            with turns.taken(unwanted, lambda: order.append(f"{name} waits")):
+                order.append(name)
+        except Unwanted:
+            order.append(f"{name} gone")
+
+    threads = [threading.Thread(target=first)]
+    threads[0].start()
+    assert inside.wait(10)
+    for name, unwanted in (("a", lambda: False), ("b", lambda: True), ("c", lambda: False)):
+        threads.append(threading.Thread(target=later, args=(name, unwanted)))
+        threads[-1].start()
+        time.sleep(0.05)
+    go_on.set()
+    for thread in threads:
+        thread.join(10)
+    assert order == ["a waits", "b waits", "b gone", "c waits", "a", "c"]
+
+
 def test_another_task_ends_a_measurement_and_another_strength_does_not(pocket, monkeypatch):
     tasks = {name: ivlens.load_task(name) for name in ("antonym", "synonym")}
     fresh, begun, go_on, ends = Engine(pocket, tasks, EngineOptions(n_prompts=2, n_search=0)), [], threading.Event(), []
@@ -655,7 +770,15 @@ def test_page_survives_any_event(pocket):
     events += [json.dumps({"kind": "set", "page": "a", "seq": 3, "values": bad}) for bad in ([], 3, {"layer": [1]})]
     events += [json.dumps({"kind": "toggle", "page": "a", "seq": 4, "head": head}) for head in (None, [9, 9], "L0H1")]
     events += [json.dumps({"kind": "load", "page": "a", "seq": 5, "name": "x", "content": "!"})]
+    odd = ["[" * 100_000, *(f'{{"kind": "set", "page": "a", "seq": {seq}}}' for seq in ("Infinity", "1e400", "-1"))]
+    odd += [json.dumps({"kind": [], "page": {}, "seq": "9" * 5000}), '{"kind": "here", "page": "a", "seq": 0}']
+    odd += [json.dumps({"kind": "set", "page": str(n) * 100_000, "seq": 10**30, "values": {}}) for n in range(99)]
+    odd += [json.dumps({"kind": "load", "page": "a", "seq": 6, "name": "x" * 100_000, "content": "AAAA"})]
+    for event in odd:
+        lab._hear(event)
+    assert lab.wait()
     for event in events:
         lab._hear(event)
     assert lab.wait() and lab.state == before
+    assert len(json.dumps(lab._seen)) < 50_000 and len(lab._view.status) < 2_000
     assert json.loads(lab._view.status)["value"]["error"]

@@ -3,9 +3,9 @@
 import json
 import re
 import socket
-import urllib.error
-import urllib.request
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -319,37 +319,6 @@ def test_narrow_page_needs_no_sideways_scrolling(new_tab):
     assert tab.page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
-def status_of(url: str, **headers: str) -> int:
-    request = urllib.request.Request(url, headers={name.replace("_", "-"): value for name, value in headers.items()})
-    try:
-        with urllib.request.urlopen(request, timeout=20) as answer:
-            return answer.status
-    except urllib.error.HTTPError as error:
-        return error.code
-
-
-def test_without_the_token_everything_is_refused(address):
-    parts = urlsplit(address)
-    token, base, name = parts.query.removeprefix("token="), f"http://{parts.netloc}", f"ivlens-lab-{parts.port}"
-    for path in ("/", "/?token=wrong", "/?token=", "/ws", "/static/js/bokeh.min.js", "/nothing", f"/ws?token={token}"):
-        assert status_of(base + path) == 403, path
-    assert status_of(base + "/", Cookie=f"{name}=wrong") == 403
-    assert status_of(base + "/", Cookie=f"{name}={token}") == 200
-    for origin, status in ((f"http://{parts.netloc}", 101), ("http://127.0.0.1:1", 403), ("http://evil.example", 403)):
-        assert upgraded(parts.port, f"{name}={token}", origin) == status, origin
-    assert upgraded(parts.port, "", f"http://{parts.netloc}") == 403
-
-
-def upgraded(port: int, cookie: str, origin: str) -> int:
-    """The status that a request to open a websocket gets."""
-    lines = ["GET /ws HTTP/1.1", f"Host: 127.0.0.1:{port}", "Connection: Upgrade", "Upgrade: websocket"]
-    lines += ["Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", f"Origin: {origin}"]
-    lines += [f"Cookie: {cookie}", "Sec-WebSocket-Protocol: bokeh, e30", "", ""]
-    with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
-        client.sendall("\r\n".join(lines).encode())
-        return int(client.recv(4096).split()[1])
-
-
 def test_only_this_machine_is_listened_to(address):
     port = urlsplit(address).port
     other = socket.gethostbyname(socket.gethostname())
@@ -425,3 +394,92 @@ def test_same_page_in_jupyterlab(browser, tmp_path: Path):
         page.wait_for_function(_SETTLED, timeout=60_000)
         assert patched.inner_text() == page.locator('[data-column="plain"] .text').inner_text() != "small"
         context.close()
+
+
+def test_a_page_says_what_other_pages_are_at(new_tab):
+    one, other = new_tab(), new_tab()
+    line = one.page.locator(".running")
+    assert line.text_content() == ""
+    length = other.control("max_new_tokens")
+    length.evaluate("node => { node.max = 250; }")
+    one.page.evaluate(_WATCH)
+    other.slide("max_new_tokens", 250)
+    said = one.page.evaluate("window.said.filter(text => text)")
+    assert said and all(
+        re.fullmatch(r"At work, page \d+ is this one\. page \d+: \w.* \(\d+ s\)\.", each) for each in said
+    )
+    one.page.wait_for_function("() => window.said.at(-1) === ''")
+
+
+_WATCH = """() => {
+  const find = root => root.querySelector('.running') ?? [...root.querySelectorAll('*')]
+    .map(node => node.shadowRoot && find(node.shadowRoot)).find(Boolean);
+  const line = find(document);
+  window.said = [];
+  const all = { childList: true, characterData: true, subtree: true };
+  new MutationObserver(() => window.said.push(line.textContent)).observe(line, all);
+}"""
+
+
+def test_a_file_that_is_too_large_is_refused_before_it_is_sent(new_tab, tmp_path: Path):
+    tab = new_tab()
+    patched = tab.text("patched")
+    for n_bytes, said in (
+        (15_950_000, "is no file of InstructionVector.save|cannot|not a|expected"),
+        (16_000_001, "at most 16000000"),
+    ):
+        path = tmp_path / f"{n_bytes}.safetensors"
+        path.write_bytes(b"\1" * n_bytes)
+        tab.page.locator('input[type="file"]').set_input_files(path)
+        tab.page.locator(".error", has_text=path.name).wait_for(timeout=30_000)
+        assert re.search(said, tab.page.locator(".error:not(.gone)").text_content())
+    tab.slide("alpha", 0)  # the connection is still there
+    assert tab.text("patched") != patched and tab.page.locator(".gone").text_content() == ""
+
+
+def test_a_page_of_another_port_can_neither_frame_nor_read_it(new_tab, address, browser):
+    tab, parts = new_tab(), urlsplit(address)
+    base = f"http://{parts.netloc}{parts.path}"
+    page = f"""<iframe src="{base}"></iframe><img src="{base}favicon.ico"><script>
+      window.found = [];
+      const asked = fetch("{base}", {{credentials: "include", mode: "no-cors"}});
+      asked.then(answer => found.push(answer.type), () => found.push("refused"));
+      const socket = new WebSocket("{base.replace("http", "ws")}ws", ["bokeh", "e30"]);
+      socket.onopen = () => found.push("open");
+      socket.onerror = () => found.push("closed");
+    </script>"""
+
+    class Other(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.end_headers()
+            self.wfile.write(page.encode())
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Other) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        other = tab.page.context.new_page()  # with the lab's cookie, as another tab of the same browser
+        statuses = []
+        other.on("response", lambda answer: statuses.append(answer.status) if parts.path in answer.url else None)
+        other.goto(f"http://127.0.0.1:{server.server_port}/")
+        other.wait_for_function("() => window.found.length >= 2")
+        other.wait_for_timeout(500)
+        assert set(other.evaluate("window.found")) == {"refused", "closed"}
+        assert statuses and set(statuses) == {403}
+        other.close()
+        server.shutdown()
+
+
+def test_a_page_whose_server_is_gone_says_so(browser):
+    page = browser.new_context(viewport=WIDE).new_page()
+    with running(*LAB[:5], "--text", "big", "--layer", "1", "--alpha", "4") as url:
+        page.goto(url)
+        page.wait_for_function(_SETTLED, timeout=60_000)
+        assert page.locator(".gone").text_content() == ""
+        patched = page.locator('[data-column="patched"] .text').inner_text()
+    page.locator(".gone", has_text="The lab is gone").wait_for(timeout=20_000)
+    assert page.locator('[data-column="patched"] .text').inner_text() == patched
+    page.context.close()

@@ -1,16 +1,15 @@
 """A set of drawings as files: figures in several formats, tables as LaTeX, captions beside them."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from importlib.util import find_spec
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import plotly.graph_objects as go
 
 from ivlens.common.names import path_of
 from ivlens.common.saves import filling
+from ivlens.show.figures.images import one_browser
 from ivlens.show.figures.paper import Drawing
-from ivlens.show.figures.theme import IMAGE_SUFFIXES, find_browser, write_figure
+from ivlens.show.figures.theme import IMAGE_SUFFIXES, write_figure
 
 FORMATS = ("pdf", "png", "svg", "html", "json")
 PNG_SCALE = 3.125  # of 96 pixels per inch: 300
@@ -36,12 +35,12 @@ def write_set(drawings: Sequence[Drawing], folder: str | Path, formats: Sequence
     if unknown or not formats:
         raise ValueError(f"formats are {', '.join(unknown) or 'none'}, expected some of {', '.join(FORMATS)}.")
     root, trouble, wanted = path_of(folder, "folder"), "", list(dict.fromkeys(formats))
-    with filling(root) as scratch, _browser(wanted):
+    with filling(root) as scratch, one_browser():
         for drawing in (one for one in drawings if one.figure is not None and not trouble):
             try:
                 for suffix in (name for name in wanted if f".{name}" in IMAGE_SUFFIXES):
                     write_figure(drawing.printed(), scratch / f"{drawing.name}.{suffix}", scale=_scale(suffix))
-            except (ImportError, FileNotFoundError) as error:
+            except (ImportError, FileNotFoundError, TimeoutError) as error:
                 trouble = str(error)
         pages = [name for name in wanted if f".{name}" not in IMAGE_SUFFIXES]
         for drawing in drawings:
@@ -49,6 +48,28 @@ def write_set(drawings: Sequence[Drawing], folder: str | Path, formats: Sequence
         (scratch / "captions.md").write_text(_captions(drawings), encoding="utf-8")
         files = sorted(path.relative_to(scratch) for path in scratch.rglob("*") if path.is_file())
     return [root / file for file in files], trouble
+
+
+def write_figures(figures: Mapping[Path, go.Figure]) -> tuple[list[Path], str]:
+    """Write each figure to its path; where no image can be made, as HTML in its place.
+
+    Returns:
+        The files, and what kept images from being made; an empty text where nothing did.
+
+    Raises:
+        ValueError: a suffix that is not known.
+        OSError: a file cannot be written.
+    """
+    written, trouble = [], ""
+    with one_browser():
+        for path, figure in figures.items():
+            is_image = path.suffix.lower() in IMAGE_SUFFIXES
+            try:
+                written.append(write_figure(figure, path.with_suffix(".html") if trouble and is_image else path))
+            except (ImportError, FileNotFoundError, TimeoutError) as error:
+                trouble = str(error)
+                written.append(write_figure(figure, path.with_suffix(".html")))
+    return written, trouble
 
 
 def _scale(suffix: str) -> float:
@@ -71,18 +92,3 @@ def _write_others(drawing: Drawing, folder: Path, formats: Sequence[str]) -> Non
 def _captions(drawings: Sequence[Drawing]) -> str:
     lines = {f"{drawing.name}{'.tex' if drawing.table else ''}": drawing.caption for drawing in drawings}
     return "# Captions\n\n" + "".join(f"- `{name}`: {caption}\n" for name, caption in lines.items())
-
-
-@contextmanager
-def _browser(formats: Sequence[str]) -> Iterator[None]:
-    """One browser for all images, where there is one: starting it takes ten times as long as drawing."""
-    if not any(f".{name}" in IMAGE_SUFFIXES for name in formats) or find_spec("kaleido") is None or not find_browser():
-        yield  # write_figure says what is missing
-        return
-    import kaleido
-
-    kaleido.start_sync_server(silence_warnings=True)
-    try:
-        yield
-    finally:
-        kaleido.stop_sync_server(silence_warnings=True)

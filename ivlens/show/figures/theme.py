@@ -1,10 +1,6 @@
 """One look for all figures: colours that colour-blind readers can tell apart, on a light and on a dark ground."""
 
-import os
-import shutil
-import warnings
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +8,7 @@ import plotly.graph_objects as go
 
 from ivlens.common.files import write_whole
 from ivlens.common.names import path_of
+from ivlens.show.figures.images import image
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
 IMAGE_SUFFIXES = (".png", ".svg", ".pdf", ".jpg", ".webp")
@@ -148,6 +145,7 @@ def write_figure(figure: go.Figure, path: str | Path, *, scale: float = 2.0) -> 
         ValueError: another suffix.
         ImportError: an image was asked for, and there is no kaleido here.
         FileNotFoundError: an image was asked for, and there is no Chrome here.
+        TimeoutError: it did not answer in time.
     """
     target = path_of(path)
     suffix = target.suffix.lower()
@@ -156,38 +154,11 @@ def write_figure(figure: go.Figure, path: str | Path, *, scale: float = 2.0) -> 
     elif suffix == ".json":
         content = str(figure.to_json()).encode()
     elif suffix in IMAGE_SUFFIXES:
-        content = _image(figure, suffix.removeprefix("."), scale)
+        content = image(figure, suffix.removeprefix("."), scale)
     else:
         known = ", ".join((".html", ".json", *IMAGE_SUFFIXES))
         raise ValueError(f"{target} has suffix {suffix!r}, expected one of {known}; rename it.")
     return write_whole(target, lambda path: path.write_bytes(content))
-
-
-def find_browser() -> str | None:
-    """Where Chrome is, told to kaleido by BROWSER_PATH; None: kaleido is left to find one."""
-    browser = os.environ.get("BROWSER_PATH") or shutil.which("chromium") or shutil.which("chromium-browser")
-    if browser:
-        os.environ["BROWSER_PATH"] = browser
-    return browser
-
-
-def _image(figure: go.Figure, kind: str, scale: float) -> bytes:
-    if find_spec("kaleido") is None:  # plotly's own message does not say which extra has it
-        raise ImportError(
-            "images need the package kaleido, which is not installed; pip install 'ivlens[export]', or write .html."
-        )
-    find_browser()
-    try:
-        with warnings.catch_warnings():  # plotly hands a running browser options that only a new one takes
-            warnings.filterwarnings("ignore", message="The kopts argument is ignored")
-            return figure.to_image(format=kind, scale=scale)
-    except Exception as error:
-        if type(error).__name__ not in ("ChromeNotFoundError", "BrowserFailedError", "RuntimeError"):
-            raise
-        raise FileNotFoundError(
-            f"images need Chrome, and none works here ({' '.join(str(error).split())[:160]}); install one (Debian: "
-            "apt-get install --no-install-recommends chromium fonts-dejavu-core), set BROWSER_PATH, or write .html."
-        ) from error
 
 
 def _channels(colour: str) -> tuple[int, int, int]:

@@ -1,7 +1,7 @@
 """What the lab computes with one model: effects, vectors and completions of a state, shared by all of its pages."""
 
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -12,12 +12,15 @@ from ivlens.effects.measure import EffectOptions, head_effects
 from ivlens.effects.results import HeadEffects
 from ivlens.forward.ability import Ability, measure_ability
 from ivlens.forward.borders import begins_with
+from ivlens.forward.sharing import stopping
 from ivlens.models.boot import TransformerBridge, check_model
 from ivlens.models.fingerprint import model_identity
 from ivlens.prompts.build import prompt_text
 from ivlens.prompts.recipe import PromptRecipe
+from ivlens.show.lab.running import Running, Turns
 from ivlens.show.lab.state import RAW, Head, LabState
 from ivlens.show.lab.streams import Addition, Completion, stream_completions
+from ivlens.show.lab.worker import Unwanted
 from ivlens.steering.edits import Positions
 from ivlens.steering.prompt_sets import PromptSets, followed_recipe
 from ivlens.steering.search import Grid, best_settings
@@ -50,8 +53,11 @@ class EngineOptions:
 Key = tuple[str, PromptRecipe]  # a task, and how its prompts are made
 
 
-class Unwanted(Exception):
-    """Nobody waits any longer for what was being measured."""
+Asked = Callable[[], bool]
+
+
+def _never() -> bool:
+    return False
 
 
 class Engine:
@@ -66,7 +72,7 @@ class Engine:
     ) -> None:
         self.model, self.tasks, self.options = check_model(model), tasks, options or EngineOptions()
         self.identity = model_identity(model)
-        self._measuring = threading.Lock()
+        self.running, self._turns = Running(), Turns()
         self._effects: dict[Key, HeadEffects] = {}
         self._abilities: dict[Key, Ability | None] = {}
         self._settings: dict[tuple[Key, bytes], Setting] = {}
@@ -104,40 +110,61 @@ class Engine:
         """Whether the effects that `state` needs are measured."""
         return self.needs(state) in self._effects
 
-    def ability(self, state: LabState) -> Ability | None:
+    @contextmanager
+    def stopping(self, unwanted: Asked) -> Iterator[None]:
+        """End the passes of the body with `Unwanted`, between two blocks, once `unwanted` says so."""
+
+        def check() -> None:
+            if unwanted():
+                raise Unwanted
+
+        with stopping(self.model, check):
+            yield
+
+    def ability(
+        self, state: LabState, unwanted: Asked = _never, waiting: Callable[[], None] = lambda: None
+    ) -> Ability | None:
         """Clean and bare accuracy of the state's task, on *select*: quickly asked, before its heads are measured."""
         key = self.needs(state)
-        with self._measuring:
-            if key not in self._abilities:
-                known = self._effects.get(key)
-                task, recipe = self.tasks[state.task], self.recipe(state)
-                self._abilities[key] = known.ability if known else measure_ability(self.model, task, recipe)
-            return self._abilities[key]
+        if key not in self._abilities:
+            with self._turns.taken(unwanted, waiting):
+                if key not in self._abilities:
+                    known = self._effects.get(key)
+                    task, recipe = self.tasks[state.task], self.recipe(state)
+                    self._abilities[key] = known.ability if known else measure_ability(self.model, task, recipe)
+        return self._abilities[key]
 
-    def effects(self, state: LabState, unwanted: Callable[[], bool] = lambda: False) -> HeadEffects:
+    def effects(
+        self, state: LabState, unwanted: Asked = _never, waiting: Callable[[], None] = lambda: None
+    ) -> HeadEffects:
         """The effects of the state's task, measured on the first call; a second caller meanwhile waits for them.
 
         Args:
             unwanted: Asked now and then; where it says so, measuring ends with `Unwanted`.
+            waiting: Called where something else is being measured first.
         """
-        key, ability = self.needs(state), self.ability(state)
+        key = self.needs(state)
+        if key not in self._effects:
+            ability = self.ability(state, unwanted, waiting)
+            with self._turns.taken(unwanted, waiting):
+                if key not in self._effects:
+                    self._effects[key] = self._measured(state, ability, unwanted)
+        return self._effects[key]
 
+    def _measured(self, state: LabState, ability: Ability | None, unwanted: Asked) -> HeadEffects:
         def report(done: int, total: int) -> None:
             if unwanted():
                 raise Unwanted
 
-        with self._measuring:
-            if key not in self._effects:
-                report(0, 1)  # while it waited for another one
-                self._effects[key] = head_effects(
-                    self.model,
-                    self.tasks[state.task],
-                    recipe=state.measured(self.options.seed),
-                    n_prompts=self.options.n_prompts,
-                    options=EffectOptions(ability=ability, n_check_prompts=0),
-                    progress=report,
-                )
-            return self._effects[key]
+        report(0, 1)  # while it waited for another one
+        return head_effects(
+            self.model,
+            self.tasks[state.task],
+            recipe=state.measured(self.options.seed),
+            n_prompts=self.options.n_prompts,
+            options=EffectOptions(ability=ability, n_check_prompts=0),
+            progress=report,
+        )
 
     def heads(self, state: LabState) -> tuple[Head, ...]:
         """The heads of the state's vector, its `k` strongest where none are named."""

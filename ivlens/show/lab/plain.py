@@ -4,6 +4,7 @@ import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,11 @@ from ivlens.show.figures.heads import unit_of
 from ivlens.show.lab.engine import Engine, begins_right
 from ivlens.show.lab.state import Head, LabState
 from ivlens.show.lab.streams import Completion
+from ivlens.steering.summary import Setting
+from ivlens.tasks.task import Task
 from ivlens.vectors.vector import InstructionVector
+
+N_INPUTS = 60
 
 
 def ability_facts(engine: Engine, state: LabState) -> dict[str, str]:
@@ -52,6 +57,43 @@ def vector_facts(vector: InstructionVector | None, engine: Engine) -> dict[str, 
 def column(name: str, one: Completion, answers: Sequence[str]) -> dict[str, Any]:
     """One completion, and whether it is right."""
     return {"name": name, "text": one.text, "done": one.done, "top": one.top, "right": begins_right(one.text, answers)}
+
+
+def inputs_of(task: Task, seed: int) -> list[str]:
+    """Inputs of a task to choose from: those of *test*."""
+    try:
+        shown = task.split("test", seed)
+    except ValueError:  # a small task has none
+        shown = task.examples
+    return [example.input for example in shown[:N_INPUTS]]
+
+
+def task_facts(task: Task, seed: int) -> dict[str, Any]:
+    """What the page lets choose from."""
+    instructions = () if task.fused else (*task.instructions, *task.held_out_instructions)
+    return {"name": task.name, "inputs": inputs_of(task, seed), "instructions": list(instructions)}
+
+
+def results(
+    engines: Sequence[Engine], state: LabState, vectors: Sequence[InstructionVector | None], prompt: str
+) -> Iterator[dict[str, Any]]:
+    """The completions of each model as far as they have come, after every token."""
+    assert state.layer is not None and state.alpha is not None and state.site is not None
+    setting, answers = Setting(state.layer, state.alpha, state.site), engines[0].answers(state)
+    pairs = list(zip(engines, vectors, strict=True))
+    about = [
+        {"name": engine.facts()["name"], "prompt": prompt, "vector": vector_facts(vector, engine)}
+        for engine, vector in pairs
+    ]
+    streams = [engine.stream(state, prompt, vector, setting) for engine, vector in pairs]
+    latest: list[dict[str, Completion]] = [{} for _ in streams]
+    for shown in zip_longest(*streams):
+        latest = [new or old for new, old in zip(shown, latest, strict=True)]
+        models = [
+            {**facts, "columns": [column(name, one, answers) for name, one in rows.items()]}
+            for facts, rows in zip(about, latest, strict=True)
+        ]
+        yield {"models": models, "answers": list(answers)}
 
 
 @contextmanager

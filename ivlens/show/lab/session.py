@@ -2,24 +2,21 @@
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from ivlens.prompts.templates import PromptTemplate
 from ivlens.show.lab.code import Listing, python_code
 from ivlens.show.lab.engine import Engine
-from ivlens.show.lab.plain import ability_facts, as_file, column, effects_map, sentence, vector_facts
+from ivlens.show.lab.plain import ability_facts, as_file, effects_map, inputs_of, results, sentence, task_facts
 from ivlens.show.lab.state import LabState, Limits, values_of
-from ivlens.show.lab.streams import Completion
 from ivlens.show.lab.worker import Cancelled, Worker
-from ivlens.steering.summary import Setting
 from ivlens.vectors.vector import InstructionVector, base_task
 
 Show = Callable[[str, Any], None]
-N_INPUTS = 60
 _FRESH: Mapping[str, Any] = {
     "heads": None, "layer": None, "alpha": None, "site": None, "instruction": "", "source": "heads"
 }  # fmt: skip
@@ -30,7 +27,8 @@ class Session:
     """What one page shows of one model, or of two that are compared; several sessions may share their engines.
 
     `show(channel, value)` is called from any thread, with values that JSON can hold: `state`, `ability`, `task` (with
-    the `maps` of effects), `result` (completions, after every token), `code` and `status`.
+    the `maps` of effects), `result` (completions, after every token), `code`, `status`, and `running` (what is being
+    done for which page).
     """
 
     def __init__(self, engines: Sequence[Engine], state: LabState, show: Show) -> None:
@@ -39,6 +37,8 @@ class Session:
         self.limits = Limits(tuple(self.engines[0].tasks), about.n_layers, about.n_heads)
         self._guard = threading.RLock()
         self._worker = Worker(lambda error: self._say(error=sentence(error)))
+        self._running = self.engines[0].running
+        self.number = self._running.join(self._hear)
         self._loaded: InstructionVector | None = None
         self._file, self._is_closed = "", False
         self._own_templates: dict[str, PromptTemplate] = {}
@@ -147,8 +147,10 @@ class Session:
         """A file name and the bytes of the first model's vector.
 
         Raises:
-            ValueError: no head is chosen.
+            ValueError: no head is chosen, or the heads are not yet measured.
         """
+        if self.state.source == "heads" and not self.engines[0].knows(self.state):
+            raise ValueError("the heads are still being measured, expected a vector to save; wait until it is there.")
         vector = self.vectors()[0]
         if vector is None:
             raise ValueError("there is no vector to save, expected at least one head; choose some.")
@@ -161,10 +163,16 @@ class Session:
         """Whether everything that was asked for is shown, at most `timeout` seconds from now."""
         return self._worker.wait(timeout)
 
+    @property
+    def is_over(self) -> bool:
+        """Whether it is closed, and nothing runs any longer."""
+        return self._is_closed and self._worker.wait(0)
+
     def close(self) -> None:
         """Stop working; for a page that is gone."""
         self._is_closed = True
         self._worker.close()
+        self._running.leave(self.number)
 
     def say_error(self, error: Exception) -> None:
         """Show what was wrong with an event, and the state as it still is."""
@@ -172,19 +180,47 @@ class Session:
         self._say(error=sentence(error))
 
     def _work(self, state: LabState, cancelled: Cancelled, began: float) -> None:
-        if not all(engine.knows(state) for engine in self.engines):
-            self._say(busy=f"Asking whether the model can do {state.task} …")
-        self._show("ability", [ability_facts(engine, state) for engine in self.engines])
+        def unneeded() -> bool:
+            # a newer request that needs the same effects waits for these
+            return cancelled() and (self._is_closed or not self._needs_the_same(state))
+
+        try:
+            with self._stopping(unneeded):
+                self._measure(state, unneeded)
+            if not cancelled():
+                with self._stopping(cancelled):
+                    self._complete(state, cancelled, began)
+        finally:
+            self._running.say(self.number, "")
+
+    @contextmanager
+    def _stopping(self, unwanted: Cancelled) -> Iterator[None]:
+        with ExitStack() as stack:
+            for engine in self.engines:
+                stack.enter_context(engine.stopping(unwanted))
+            yield
+
+    def _measure(self, state: LabState, unneeded: Cancelled) -> None:
+        def waiting() -> None:
+            self._do(f"Waiting to measure {state.task} …")
+
+        shown = []
         for engine in self.engines:
             if not engine.knows(state):
-                self._say(busy=f"Measuring all heads of {engine.facts()['name']} on {state.task} …")
-            # a newer request that needs the same effects waits for these
-            engine.effects(state, lambda: cancelled() and (self._is_closed or not self._needs_the_same(state)))
-        if cancelled():
-            return
-        self._show("task", {**self._about_task(state), "maps": [effects_map(engine, state) for engine in self.engines]})
+                self._do(f"Asking whether the model can do {state.task} …")
+            engine.ability(state, unneeded, waiting)
+            shown.append(ability_facts(engine, state))
+        self._show("ability", shown)
+        for engine in self.engines:
+            if not engine.knows(state):
+                self._do(f"Measuring all heads of {engine.facts()['name']} on {state.task} …")
+            engine.effects(state, unneeded, waiting)
+
+    def _complete(self, state: LabState, cancelled: Cancelled, began: float) -> None:
+        about = task_facts(self.engines[0].tasks[state.task], self._seed(state))
+        self._show("task", {**about, "maps": [effects_map(engine, state) for engine in self.engines]})
         if None in (state.layer, state.alpha, state.site):
-            self._say(busy="Looking for layer and strength on inputs that are not judged …")
+            self._do("Looking for layer and strength on inputs that are not judged …")
         resolved = self.resolved(state)
         with self._guard:
             if cancelled():
@@ -192,40 +228,26 @@ class Session:
             found = {name: getattr(resolved, name) for name in ("layer", "alpha", "site")}
             self.state = replace(self.state, **found)
             self._show("state", self._shown_state())
-        self._say(busy="Writing …")
+        self._do("Writing …")
         first = self._stream(resolved, cancelled, began)
         if not cancelled():
             self._show("code", self._code(resolved))
             self._say(done=f"{first:.2f} s to the first tokens, {time.perf_counter() - began:.2f} s in all")
+
+    def _hear(self, at_work: list[dict[str, Any]]) -> None:
+        self._show("running", {"page": self.number, "at_work": at_work})
 
     def _needs_the_same(self, state: LabState) -> bool:
         needs = self.engines[0].needs
         return needs(self.state) == needs(state)
 
     def _stream(self, state: LabState, cancelled: Cancelled, began: float) -> float:
-        assert state.layer is not None and state.alpha is not None and state.site is not None
-        setting, vectors = Setting(state.layer, state.alpha, state.site), self.vectors(state)
-        prompt = self.engines[0].prompt(state, self._seed(state))
-        about = [
-            {"name": engine.facts()["name"], "prompt": prompt, "vector": vector_facts(vector, engine)}
-            for engine, vector in zip(self.engines, vectors, strict=True)
-        ]
-        answers = self.engines[0].answers(state)
-        streams = [
-            engine.stream(state, prompt, vector, setting) for engine, vector in zip(self.engines, vectors, strict=True)
-        ]
-        latest: list[dict[str, Completion]] = [{} for _ in streams]
-        first = 0.0
-        for shown in zip_longest(*streams):
+        prompt, first = self.engines[0].prompt(state, self._seed(state)), 0.0
+        for shown in results(self.engines, state, self.vectors(state), prompt):
             if cancelled():
                 break
             first = first or time.perf_counter() - began
-            latest = [new or old for new, old in zip(shown, latest, strict=True)]
-            models = [
-                {**facts, "columns": [column(name, one, answers) for name, one in rows.items()]}
-                for facts, rows in zip(about, latest, strict=True)
-            ]
-            self._show("result", {"models": models, "answers": list(answers)})
+            self._show("result", shown)
         return first
 
     def _with_text(self, state: LabState) -> LabState:
@@ -233,25 +255,12 @@ class Session:
         task = self.engines[0].tasks[state.task]
         if state.text and task.find(state.text) is not None:
             return state
-        return replace(state, text=self._inputs(state)[0])
+        return replace(state, text=inputs_of(task, self._seed(state))[0])
 
     def _seed(self, state: LabState) -> int:
         """Of the splits and demonstrations that made the vector."""
         loaded = self._loaded.recipe if self._loaded is not None and state.source == "file" else None
         return (loaded or self.engines[0].recipe(state)).seed
-
-    def _inputs(self, state: LabState) -> list[str]:
-        task = self.engines[0].tasks[state.task]
-        try:
-            shown = task.split("test", self._seed(state))
-        except ValueError:  # a small task has none
-            shown = task.examples
-        return [example.input for example in shown[:N_INPUTS]]
-
-    def _about_task(self, state: LabState) -> dict[str, Any]:
-        task = self.engines[0].tasks[state.task]
-        instructions = () if task.fused else (*task.instructions, *task.held_out_instructions)
-        return {"name": state.task, "inputs": self._inputs(state), "instructions": list(instructions)}
 
     def _shown_state(self) -> dict[str, Any]:
         state = self.state
@@ -284,3 +293,8 @@ class Session:
 
     def _say(self, *, busy: str = "", done: str = "", error: str = "") -> None:
         self._show("status", {"busy": busy, "done": done, "error": error})
+
+    def _do(self, what: str) -> None:
+        """Say what begins now, here and on the other pages of this lab."""
+        self._say(busy=what)
+        self._running.say(self.number, what)

@@ -8,8 +8,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ivlens.forward.hooks import check_site
+from ivlens.forward.hooks import check_site, check_unsteered, model_lock
 from ivlens.forward.inputs import check_length
+from ivlens.forward.prefix import cache_fault
+from ivlens.forward.sharing import rest, short_pass
+from ivlens.forward.unembedding import last_logits_only
 from ivlens.forward.writes import added_to_stream
 from ivlens.models.boot import TransformerBridge, check_model
 from ivlens.prompts.tokens import Encoder, token_text
@@ -42,19 +45,25 @@ class Addition:
     positions: Positions = "prompt"
 
 
+MAX_TOKENS = 4_096  # of a prompt
+PORTION = 128  # tokens of a long prompt that are read at once
+
+
 def stream_completions(
     model: TransformerBridge, prompt: str, what: Addition, *, max_new_tokens: int = 12, n_top: int = 10
 ) -> Iterator[tuple[Completion, ...]]:
     """Complete `prompt` greedily once for every row of `what.deltas`, all rows in the same passes.
 
     The model's lock is held for one pass at a time and hooks are gone between passes, so that several streams of one
-    model may take turns, and one that is no longer wanted can be dropped after any of its tokens.
+    model may take turns, and one that is no longer wanted can be dropped after any of its tokens. A long prompt is
+    read in several passes, once for all rows: up to its last token they are the same.
 
     Yields:
         All rows after every token; the last time with every `done`.
 
     Raises:
-        ValueError: an empty prompt, or one that fills the model's context; no such layer or site.
+        ValueError: an empty prompt, one of more than `MAX_TOKENS`, or one that fills the model's context; no such layer
+            or site.
     """
     tokens = _prompt_tokens(model, prompt)
     check_site(what.site)
@@ -62,7 +71,7 @@ def stream_completions(
     length = min(max_new_tokens, model.cfg.n_ctx - len(tokens))
     device = next(model.parameters()).device
     rows = torch.tensor([tokens] * len(what.deltas), device=device)
-    logits, cache = _forward(model, rows, None, len(tokens), what)
+    logits, cache = _begun(model, rows, what)
     shown = tuple(Completion("", top, False) for top in _tops(model, logits, n_top))
     written: list[list[int]] = [[] for _ in shown]
     for step in range(length):
@@ -85,20 +94,70 @@ def _prompt_tokens(model: TransformerBridge, prompt: str) -> list[int]:
     tokens = Encoder(check_model(model).tokenizer).ids(prompt)
     if not prompt.strip() or not tokens:
         raise ValueError("the prompt is empty, expected some text to complete; write an input.")
+    if len(tokens) > MAX_TOKENS:
+        raise ValueError(
+            f"the prompt has {len(tokens):,} tokens, expected at most {MAX_TOKENS:,} in the lab; shorten it, or "
+            "complete it from Python."
+        )
     check_length(model, torch.ones(1, len(tokens), dtype=torch.long), 2)
     return tokens
 
 
-def _forward(
-    model: TransformerBridge, tokens: Int[Tensor, "rows pos"], cache: Any, n_seen: int, what: Addition
+def _begun(
+    model: TransformerBridge, rows: Int[Tensor, "rows pos"], what: Addition
 ) -> tuple[Float[Tensor, "rows d_vocab"], Any]:
-    """Logits after the last token, and the cache, which the next call extends."""
+    """Logits after the prompt, which is the same in all rows, and the cache."""
+    length = rows.shape[1]
+    cache = _read(model, rows[:1, :-1]) if length > PORTION else None
+    if cache is None:
+        return _forward(model, rows, None, length, what)
+    cache.batch_repeat_interleave(len(rows))
+    return _forward(model, rows[:, -1:], cache, length, what, ends_here=True)
+
+
+def _read(model: TransformerBridge, tokens: Int[Tensor, "1 pos"]) -> Any:
+    """The cache of a text, read in portions between which others get their turn; None where the model has no such."""
+    cache, n_seen = None, 0
+    for part in tokens.split(PORTION, dim=1):
+        n_seen += part.shape[1]
+        past = {} if cache is None else {"past_key_values": cache}
+        mask = torch.ones(1, n_seen, dtype=torch.long, device=tokens.device)
+        with model_lock(model), torch.no_grad(), last_logits_only(model):
+            check_unsteered(model)
+            _, cache = model(part, attention_mask=mask, use_cache=True, return_type="logits_and_cache", **past)
+        if cache_fault(cache) is not None:
+            return None
+        rest(model)
+    return cache
+
+
+def _forward(
+    model: TransformerBridge,
+    tokens: Int[Tensor, "rows pos"],
+    cache: Any,
+    n_seen: int,
+    what: Addition,
+    *,
+    ends_here: bool = False,
+) -> tuple[Float[Tensor, "rows d_vocab"], Any]:
+    """Logits after the last token, and the cache, which the next call extends.
+
+    Args:
+        ends_here: The one token of this pass is the prompt's last, though a cache precedes it.
+    """
     mask = torch.ones(len(tokens), n_seen, dtype=torch.long, device=tokens.device)
     past = {} if cache is None else {"past_key_values": cache}
+    last = torch.ones_like(tokens, dtype=torch.bool)
     with (
+        short_pass(model),
         torch.no_grad(),
         followed(model) as ends,
-        added_to_stream(model, what.layer, what.site, addition(what.deltas, lambda: ends.columns(what.positions))),
+        added_to_stream(
+            model,
+            what.layer,
+            what.site,
+            addition(what.deltas, lambda: last if ends_here else ends.columns(what.positions)),
+        ),
     ):
         logits, cache = model(tokens, attention_mask=mask, use_cache=True, return_type="logits_and_cache", **past)
     return logits[:, -1], cache

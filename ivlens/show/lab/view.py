@@ -13,7 +13,7 @@ from panel.custom import JSComponent
 
 from ivlens.show.figures.theme import DARK, LIGHT
 from ivlens.show.lab.engine import Engine
-from ivlens.show.lab.session import Session
+from ivlens.show.lab.session import MAX_FILE, Session
 from ivlens.show.lab.state import LabState, Limits, with_template
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _PAGE = Path(__file__).parent / "page"
 _N_PAGES = 64
+_LONGEST_NAME, _MOST_EVENTS = 200, 2**53
 
 
 class LabView(JSComponent):
@@ -34,6 +35,7 @@ class LabView(JSComponent):
     result = param.String(doc="Completions as far as they have come.")
     code = param.String(doc="The Python that gives them.")
     status = param.String(doc="What is being done, or what went wrong.")
+    running = param.String(doc="What is being done for which page.")
 
     _esm = (_PAGE / "lab.js").read_text(encoding="utf-8")
     _stylesheets = [(_PAGE / "lab.css").read_text(encoding="utf-8")]
@@ -149,15 +151,18 @@ class Lab(pn.viewable.Viewer):
         """One event of a page; whatever is wrong with it is shown there."""
         try:
             event = json.loads(message)
-            kind, page, seq = event["kind"], str(event["page"]), int(event["seq"])
-        except (TypeError, ValueError, KeyError):
+            kind, page, seq = event["kind"], str(event["page"])[:_LONGEST_NAME], min(int(event["seq"]), _MOST_EVENTS)
+        except (TypeError, ValueError, KeyError, OverflowError, RecursionError):
             self.session.say_error(ValueError(f"the page sent {message!r:.60}, expected an event; reload it."))
+            return
+        if kind == "here":  # a page asks whether anyone is there
+            self._view._send_msg(json.dumps({"here": True}))
             return
         with self._showing:
             self._seen = dict([*((k, v) for k, v in self._seen.items() if k != page), (page, seq)][-_N_PAGES:])
         try:
             self._do(kind, event)
-        except (ValueError, TypeError, KeyError, OSError) as error:
+        except (ValueError, TypeError, KeyError, OverflowError, OSError) as error:
             self.session.say_error(error)
         with self._showing:
             if "state" in self._last:
@@ -173,12 +178,24 @@ class Lab(pn.viewable.Viewer):
         elif kind == "search":
             self.session.search()
         elif kind == "load":
-            self.session.load_bytes(str(event["name"]), base64.b64decode(event["content"]))
+            self.session.load_bytes(str(event["name"])[:_LONGEST_NAME], base64.b64decode(event["content"]))
         elif kind == "save":
-            name, content = self.session.saved()
-            self._view._send_msg(json.dumps({"name": name, "content": base64.b64encode(content).decode()}))
+            # in a thread of its own: it may have to wait for the model, and other pages are served meanwhile
+            threading.Thread(target=self._save, name="ivlens-lab-save", daemon=True).start()
         else:
             raise ValueError(f"the page asked for {kind!r:.40}, expected an event it knows; reload it.")
+
+    def _save(self) -> None:
+        try:
+            name, content = self.session.saved()
+        except (ValueError, OSError) as error:
+            self.session.say_error(error)
+            return
+        message = json.dumps({"name": name, "content": base64.b64encode(content).decode()})
+        if self._document is None:
+            self._view._send_msg(message)
+        else:
+            self._document.add_next_tick_callback(lambda: self._view._send_msg(message))
 
 
 def _facts(engines: Sequence[Engine], page: bool) -> dict[str, Any]:
@@ -191,4 +208,5 @@ def _facts(engines: Sequence[Engine], page: bool) -> dict[str, Any]:
         "templates": [name for name in limits.templates if name != "chat" or chat],
         "scales": {theme.name: theme.diverging for theme in (LIGHT, DARK)},
         "page": page,
+        "max_file": MAX_FILE,
     }

@@ -10,11 +10,18 @@ Cancelled = Callable[[], bool]
 Job = Callable[[Cancelled], None]
 
 
+class Unwanted(BaseException):
+    """Nobody waits any longer for what was being done.
+
+    No `Exception`: it must reach the worker through code that tries something on a model and goes on if that fails.
+    """
+
+
 class Worker:
     """Runs the newest job; one that is under way learns by `cancelled()` that it is no longer wanted.
 
     Jobs run one after the other in a thread that ends when nothing is left to do, so that what an old job shows can
-    never come after what a newer one shows.
+    never come after what a newer one shows. A job may end itself by raising `Unwanted`.
     """
 
     def __init__(self, on_error: Callable[[Exception], None]) -> None:
@@ -62,6 +69,8 @@ class Worker:
             job, number = taken
             try:
                 job(lambda number=number: self._number != number)
+            except Unwanted:
+                pass
             except Exception as error:  # whatever it is, the page must say so and live on
                 logger.debug("the lab's work failed", exc_info=True)
                 if self._number == number:

@@ -2,6 +2,11 @@
 // Values travel as JSON texts, so that neither side guesses at the other's types.
 
 let n_pages = 0;
+const LOST = "The lab is gone: its server has ended, or the connection to it was lost. What is shown stays; start `ivlens lab` again, or reload the page if it still runs.";
+const SILENT = "The lab does not answer: its server is stopped, or the connection to it is broken. This goes away when it answers.";
+const BUSY = "Python does not answer: the kernel runs another cell, or has ended. This goes away when it answers.";
+const PATIENCE = 8000; // milliseconds in which Python answers an event, whatever it is doing
+const CHANNELS = ["state", "ability", "task", "result", "code", "status", "running"];
 const SHOTS = [0, 1, 2, 3, 4, 5, 8, 10, 15, 20];
 
 function make(tag, attributes = {}, ...children) {
@@ -64,6 +69,8 @@ class Page {
     this.own = Math.random().toString(36).slice(2);
     this.sent = 0;
     this.seen = 0; // of what was sent, the newest that is answered
+    this.out = 0; // the newest that went out: what is typed or dragged waits for a moment
+    this.asked_at = this.called_at = this.heard_at = Date.now();
     this.cursor = [0, 0];
     this.cells = [];
     this.templates = [...this.facts.templates];
@@ -73,9 +80,10 @@ class Page {
     });
     this.build();
     this.listen();
-    for (const name of ["state", "ability", "task", "result", "code", "status"]) this.receive(name);
+    for (const name of CHANNELS) this.receive(name);
     this.dress();
     this.greet();
+    this.clock = setInterval(() => this.look(), 1000);
   }
 
   // a notebook's page may stand before anyone listens to it
@@ -90,8 +98,24 @@ class Page {
   }
 
   send(kind, values = {}) {
+    if (this.seen >= this.out) this.asked_at = Date.now();
     this.model.send_msg(JSON.stringify({ kind, page: this.own, seq: ++this.sent, ...values }));
+    this.out = this.sent;
     this.wait();
+  }
+
+  // every second: does Python still answer, and for how long has it been at work?
+  look() {
+    const now = Date.now();
+    const asked = this.seen < this.out ? this.asked_at : this.called_at > this.heard_at ? this.called_at : now;
+    const silent = now - Math.max(asked, this.heard_at) > PATIENCE;
+    put(this.goneLine, "textContent", this.lost ? LOST : silent ? (this.facts.page ? SILENT : BUSY) : "");
+    if (this.running) this.show_running(this.running);
+    // a server's page calls now and then; a notebook's kernel would have to answer all of it after a long cell
+    if (this.facts.page && !this.lost && this.called_at <= this.heard_at && now - this.called_at > PATIENCE / 2) {
+      this.called_at = now;
+      this.model.send_msg(JSON.stringify({ kind: "here", page: this.own, seq: 0 }));
+    }
   }
 
   // for readers of the page that do not see: something was asked for and is not all there yet
@@ -112,12 +136,17 @@ class Page {
   }
 
   listen() {
-    this.handlers = ["state", "ability", "task", "result", "code", "status"].map((name) => {
+    this.handlers = CHANNELS.map((name) => {
       const handler = () => this.receive(name);
       this.model.on(name, handler);
       return handler;
     });
-    this.model.on("msg:custom", (event) => this.download(JSON.parse(event.data ?? event)));
+    this.model.document?.on_event?.("connection_lost", () => { this.lost = true; this.look(); });
+    this.model.on("msg:custom", (event) => {
+      const said = JSON.parse(event.data ?? event);
+      this.heard_at = Date.now();
+      if (said.content) this.download(said);
+    });
     this.media = matchMedia("(prefers-color-scheme: dark)");
     this.redress = () => this.dress();
     this.media.addEventListener("change", this.redress);
@@ -127,6 +156,7 @@ class Page {
   }
 
   close() {
+    clearInterval(this.clock);
     this.media.removeEventListener("change", this.redress);
     this.observer.disconnect();
   }
@@ -134,6 +164,7 @@ class Page {
   receive(name) {
     const value = this.read(name);
     if (value === null) return;
+    this.heard_at = Date.now();
     this.heard ||= name === "state" && this.own in value.seen;
     if (name === "state") this.seen = value.seen[this.own] ?? 0;
     if (name === "state" && this.seen < this.sent) return; // an event of ours is still under way
@@ -177,13 +208,15 @@ class Page {
   build() {
     this.statusLine = make("p", { class: "status", role: "status" });
     this.errorLine = make("p", { class: "error", role: "alert" });
+    this.goneLine = make("p", { class: "error gone", role: "alert" });
+    this.runningLine = make("p", { class: "running", role: "note" });
     this.themeButton = make("button", { type: "button", onclick: () => this.turn() });
     const names = this.facts.models.map((one) => `${one.name} · ${one.n_layers} layers × ${one.n_heads} heads · ${one.weights}`);
     this.root.append(
       make("header", {},
         make(this.facts.page ? "h1" : "h2", {}, "ivlens lab"),
         make("p", { class: "models" }, names.join("   |   ")), this.statusLine, this.themeButton),
-      this.errorLine,
+      this.goneLine, this.errorLine, this.runningLine,
       make("div", { class: "columns" }, this.left(), this.middle(), this.right()));
   }
 
@@ -346,6 +379,15 @@ class Page {
     put(this.statusLine, "textContent", status.busy || status.done);
     this.statusLine.classList.toggle("busy", Boolean(status.busy));
     put(this.errorLine, "textContent", status.error);
+  }
+
+  // only where another page is at work: what this one does stands in its status
+  show_running({ page, at_work }) {
+    if (this.running?.at_work !== at_work) this.told_at = Date.now();
+    this.running = { page, at_work };
+    const later = (Date.now() - this.told_at) / 1000;
+    const all = at_work.map((one) => `${one.page === page ? "this page" : `page ${one.page}`}: ${one.what.replace(/ …$/, "")} (${Math.round(one.seconds + later)} s)`);
+    put(this.runningLine, "textContent", at_work.some((one) => one.page !== page) ? `At work, page ${page} is this one. ${all.join("; ")}.` : "");
   }
 
   show_code(code) {
@@ -523,6 +565,11 @@ class Page {
   upload() {
     const [file] = this.fileInput.files;
     if (!file) return;
+    if (file.size > this.facts.max_file) { // it would never arrive
+      put(this.errorLine, "textContent", `${file.name} has ${file.size} bytes, expected a vector of at most ${this.facts.max_file}.`);
+      this.fileInput.value = "";
+      return;
+    }
     const reader = new FileReader();
     this.sent++; // asked for, though nothing goes out until the file is read
     this.wait();
