@@ -237,6 +237,8 @@ def _own_tokenizer(source: str | Path, revision: str | None) -> Any:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision or "main", trust_remote_code=False)
+        if not tokenizer("The first 1 of 2, a")["input_ids"]:  # opened without the file of its vocabulary
+            raise ValueError("it makes no tokens of a text")
     except Exception as error:  # of three libraries, one of them not in Python
         if isinstance(source, str):
             raise _unreachable(source, error) from None
