@@ -230,7 +230,7 @@ def test_a_saved_dataset_that_names_files_elsewhere(tmp_path: Path, dataset: Any
     dataset.save_to_disk(str(tmp_path / "other"))
     state = json.loads((tmp_path / "saved" / "state.json").read_text())
     file = state["_data_files"][0]["filename"]
-    for name in (f"../other/{file}", str(tmp_path / "other" / file), 3):
+    for name in (f"../other/{file}", str(tmp_path / "other" / file)):
         write(tmp_path / "saved" / "state.json", state | {"_data_files": [{"filename": name}]})
         with pytest.raises(ValueError, match="expected names of files directly in its folder"):
             load_task(tmp_path / "saved")
