@@ -134,6 +134,8 @@ def _checked(folder: Path) -> dict[str, tuple[int, ...]]:
     if kind in _PROMPT_KINDS:
         what = f"is of the kind {kind}, which adds to the prompt and not to the weights"
         raise _unusable(folder / CONFIG, what, "one that can be merged (LoRA, DoRA, IA3, VeRA, OFT ...)", "")
+    if about.get("adapters"):  # of X-LoRA, by their paths
+        raise _unusable(folder / CONFIG, "names adapters that lie elsewhere", "adapters of its own", "")
     lacking = sorted({"r", "lora_alpha", "target_modules"} - about.keys()) if kind == "LORA" else []
     if lacking:  # peft would take its defaults: other adapters than those that were trained
         raise _unusable(folder / CONFIG, f"lacks {' and '.join(lacking)}", "all that peft writes")

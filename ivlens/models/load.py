@@ -241,6 +241,8 @@ def _own_tokenizer(source: str | Path, revision: str | None) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(
             source, revision="main" if revision is None else revision, trust_remote_code=False
         )
+        if not tokenizer("The first 1 of 2, a")["input_ids"]:  # opened without the file of its vocabulary
+            raise ValueError("it makes no tokens of a text")
     except Exception as error:  # of three libraries, one of them not in Python
         if isinstance(source, str):
             raise _unreachable(source, error) from None

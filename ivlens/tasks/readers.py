@@ -240,8 +240,8 @@ def _read_hub(name: str, columns: Columns, part: str | None, config: str | None)
 def _read_saved(path: Path, columns: Columns, part: str | None) -> Source:
     import datasets
 
+    _check_saved(path)
     try:
-        _check_saved(path)
         loaded = datasets.load_from_disk(str(path))
     except Exception as error:  # Arrow's, JSON's and the system's own
         got = f"cannot be opened as a saved dataset ({type(error).__name__}: {' '.join(str(error).split()):.200})"
@@ -257,10 +257,12 @@ def _read_saved(path: Path, columns: Columns, part: str | None) -> Source:
 
 def _check_saved(path: Path) -> None:
     """Refuse a saved dataset that names files elsewhere."""
-    if (path / "dataset_dict.json").is_file():
-        check_inner_names(path, json.loads(read_text(path / "dataset_dict.json"))["splits"])
-    for state in (one for one in (path / "state.json", *path.glob("*/state.json")) if one.is_file()):
-        check_inner_names(state, [file["filename"] for file in json.loads(read_text(state))["_data_files"]])
+    states = [(state, "_data_files") for state in (path / "state.json", *path.glob("*/state.json"))]
+    for file, key in [(path / "dataset_dict.json", "splits"), *states]:
+        about = parse_json(read_text(file), file) if file.is_file() else None
+        listed = about.get(key) if isinstance(about, dict) else None
+        names = [one.get("filename") if isinstance(one, dict) else one for one in listed or ()]
+        check_inner_names(file, names)
 
 
 def _read_parquet(path: Path, columns: Columns) -> Source:

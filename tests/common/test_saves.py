@@ -106,7 +106,8 @@ def test_without_locks_a_leftover_is_told_by_its_age(tmp_path, monkeypatch):
     (place / LOCK).write_text("")
     clear_leftovers(tmp_path)
     assert place.exists()
-    os.utime(place, (time.time() - 200_000,) * 2)
+    long_ago = time.time() - 200_000
+    os.utime(place, (long_ago, long_ago))
     clear_leftovers(tmp_path)
     assert not place.exists()
     with filling(tmp_path) as scratch:

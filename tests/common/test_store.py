@@ -17,7 +17,7 @@ import torch
 import ivlens.common.store.entries
 from ivlens.cli.main import main
 from ivlens.common.files import held
-from ivlens.common.kept import KEY, digest, kept_table, renamed
+from ivlens.common.kept import KEY, kept_table, key_of, renamed
 from ivlens.common.store import Store, StoreError, collect_garbage, content_key, verify
 from ivlens.common.store.entries import MANIFEST, TABLE, _seal
 
@@ -57,7 +57,7 @@ def test_what_is_put_is_found_once(store: Store):
 
 def test_measures_of_older_tables_have_the_names_of_today(store: Store, tmp_path: Path):
     old = pd.DataFrame({"greedy": [0.5], "measure": ["greedy"], "prob": [0.25]})
-    old.attrs[KEY] = digest({"n": 1})
+    old.attrs[KEY] = key_of({"n": 1})
     old.to_parquet(tmp_path / "old.parquet")
     read = kept_table(tmp_path / "old.parquet", {"n": 1}, lambda: pytest.fail("it is there already"))
     assert (
@@ -330,3 +330,25 @@ def test_other_versions_go_when_asked(store: Store):
     store.put(WHAT | {"ivlens": "0.0.1"}, fill_with())
     assert collect_garbage(store) == []
     assert [finding.what for finding in collect_garbage(store, other_versions=True)] == ["of ivlens 0.0.1"]
+
+
+@pytest.mark.parametrize("name", ["entries", "work", "failed", "damaged", "scratch", "locks", "models"])
+def test_a_store_with_a_link_inside_is_refused(store: Store, tmp_path: Path, name: str):
+    """Results are moved and removed there."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    place = store.folder / name
+    shutil.rmtree(place, ignore_errors=True)
+    place.symlink_to(outside)
+    with pytest.raises(ValueError, match=f"has a link for '{name}', expected a folder of its own"):
+        Store(store.folder)
+
+
+def test_a_result_behind_a_link_is_left_where_it_is(store: Store, tmp_path: Path):
+    put = store.put(WHAT, fill_with())
+    outside = tmp_path / "outside"
+    put.folder.parent.rename(outside)
+    put.folder.parent.symlink_to(outside)
+    (outside / put.key / TABLE).write_bytes(b"damaged")
+    assert store.find(WHAT) is None and (outside / put.key / TABLE).exists()
+    assert store.put(WHAT, fill_with()).digest == put.digest and (outside / put.key / TABLE).exists()

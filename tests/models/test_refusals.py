@@ -1,5 +1,7 @@
 """What cannot be measured is refused at load, in one short sentence that names the true reason."""
 
+import json
+import shutil
 import tempfile
 
 import pytest
@@ -7,8 +9,9 @@ import torch
 import transformers
 from conftest import word_tokenizer
 from families import CONFIGS, REFUSED, hf_model
+from safetensors import safe_open
 
-from ivlens.models import load_model
+from ivlens.models import load_model, pocket_path
 
 REASONS = {
     "falcon_new": "has Falcon's new decoder architecture, which transformer_lens wraps with wrong logits",
@@ -115,3 +118,43 @@ def test_weights_that_accelerate_put_on_the_disk():
         )
         with pytest.raises(ValueError, match="has weights on the disk"):
             load_model(hf_model=plain)
+
+
+# ---- no path in a file is followed
+
+
+@pytest.mark.parametrize(
+    "name", ["../elsewhere/model.safetensors", "inner/model.safetensors", "", "..", 5, ["a"], "a\0b"]
+)
+def test_an_index_that_leads_elsewhere(tmp_path, name):
+    folder = shutil.copytree(pocket_path(), tmp_path / "model")
+    for place in (tmp_path / "elsewhere", folder / "inner"):
+        place.mkdir()
+        shutil.copy(folder / "model.safetensors", place)
+    with safe_open(folder / "model.safetensors", "pt") as opened:
+        names = list(opened.keys())
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(names, name)}))
+    with pytest.raises(ValueError, match=r"index.json' names .*, expected names of files directly in its folder"):
+        load_model(folder)
+    for text in ("[]", "{", '{"weight_map": 3}'):
+        (folder / "model.safetensors.index.json").write_text(text)
+        with pytest.raises(ValueError, match="index.json' cannot be read"):
+            load_model(folder)
+
+
+def test_adapters_that_name_others(tmp_path):
+    about = {"peft_type": "XLORA", "base_model_name_or_path": "pocket", "adapters": {"a": "/elsewhere"}}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(about))
+    with pytest.raises(ValueError, match="names adapters that lie elsewhere, expected adapters of its own"):
+        load_model(tmp_path)
+
+
+def test_a_tokenizer_without_its_vocabulary(tmp_path):
+    """transformers opens it as one that makes no tokens of any text."""
+    folder = shutil.copytree(pocket_path(), tmp_path / "model")
+    (folder / "tokenizer.json").unlink()
+    about = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(about | {"tokenizer_class": "GPT2Tokenizer"}))
+    with pytest.raises(FileNotFoundError, match="it makes no tokens of a text"):
+        load_model(folder)

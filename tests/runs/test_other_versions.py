@@ -127,7 +127,7 @@ def test_an_unfinished_study_of_another_version_begins_anew(pocket, tmp_path, ea
 
     places = []
 
-    def begun(*args, folder=None, **more):
+    def begun(*args, folder, **more):
         places.append(folder.parent.name)
         raise Begun
 

@@ -225,6 +225,20 @@ def test_saved_dataset_with_class_names(tmp_path: Path, dataset: Any) -> None:
         load_task(tmp_path / "saved", part="train")
 
 
+def test_a_saved_dataset_that_names_files_elsewhere(tmp_path: Path, dataset: Any) -> None:
+    dataset.save_to_disk(str(tmp_path / "saved"))
+    dataset.save_to_disk(str(tmp_path / "other"))
+    state = json.loads((tmp_path / "saved" / "state.json").read_text())
+    file = state["_data_files"][0]["filename"]
+    for name in (f"../other/{file}", str(tmp_path / "other" / file)):
+        write(tmp_path / "saved" / "state.json", state | {"_data_files": [{"filename": name}]})
+        with pytest.raises(ValueError, match="expected names of files directly in its folder"):
+            load_task(tmp_path / "saved")
+    write(tmp_path / "both" / "dataset_dict.json", {"splits": ["../other"]})
+    with pytest.raises(ValueError, match="expected names of files directly in its folder"):
+        load_task(tmp_path / "both")
+
+
 def test_saved_dataset_with_splits(tmp_path: Path, dataset: Any) -> None:
     import datasets
 

@@ -1,8 +1,10 @@
 """What keeps a training whole: one owner of a folder, one sort of files in it, guidance where it belongs, patience."""
 
 import dataclasses
+import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,12 +14,15 @@ import pytest
 import torch
 from conftest import tiny_task
 from families import hf_model
+from killed_saves import is_clean, killed_at_call
 
 from ivlens.common.files import held
-from ivlens.common.saves import replacing
+from ivlens.common.saves import replacing, whole
 from ivlens.forward import hooks
 from ivlens.forward.inputs import forced
 from ivlens.models import load_model
+from ivlens.models.adapters import adapter_folders
+from ivlens.models.checkpoints import checkpoint_series
 from ivlens.models.plain import plain_model
 from ivlens.tuning import IVKL, Along, Guidance, HeadConsistency, Learner, Progressive, TuneOptions, finetune
 from ivlens.tuning.methods import Replay
@@ -122,6 +127,86 @@ def test_nothing_that_was_not_written_so_is_removed(tmp_path):
             (scratch / name).write_text(name)
     assert outside.exists()
     assert {path.name for path in folder.iterdir()} == {"base.safetensors", "two", "ivlens.json"}
+
+
+@pytest.mark.parametrize("place", ["model", "step-000002"])
+@pytest.mark.parametrize("names", [["link/precious"], ["../precious"], {"link/precious": "0" * 64}])
+def test_a_list_that_leads_elsewhere_is_refused_before_training(llama, tmp_path, place, names):
+    folder, outside = tmp_path / "out", tmp_path / "outside"
+    outside.mkdir()
+    (folder / place).mkdir(parents=True)
+    for mine in (outside / "precious", folder / "precious"):
+        mine.write_text("mine")
+    (folder / place / "link").symlink_to(outside)
+    (folder / place / "ivlens.json").write_text(json.dumps({"files": names}))
+    steps = []
+    with pytest.raises(ValueError, match="expected names of files that were saved in its folder"):
+        finetune(llama, tiny_task(), options=OPTIONS, along=Along(folder, on_step=steps.append))
+    with pytest.raises(ValueError, match="expected names of files"):
+        Learner(llama).save(folder / place)
+    assert not steps and (outside / "precious").exists() and (folder / "precious").exists()
+
+
+def files_of(folder):
+    places = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in places.items() if name[0] != "." and name != "ivlens.json"}
+
+
+def test_models_that_are_killed_while_they_are_saved_are_the_old_one_or_the_new_one(llama, tmp_path):
+    """One sort of model over another, of which some were read while they were on their way."""
+    learners = [Learner(llama, method) for method in ("lora", "lora", "inclora", "full")]
+    for number, learner in enumerate(learners):
+        learner.learn(data_of(llama), dataclasses.replace(OPTIONS, steps=1, seed=number))
+    want = [files_of(learner.save(tmp_path / f"{number}")) for number, learner in enumerate(learners)]
+    folder, found, opened = tmp_path / "model", [], 0
+    learners[0].save(folder)
+    for old, new in ((0, 1), (1, 2), (2, 3), (3, 0)):
+        call = old
+        while killed_at_call(call, lambda: learners[new].save(folder)):  # noqa: B023 - called at once
+            here = whole(folder)
+            found.append([want[old], want[new]].index(files_of(here)))
+            if here != folder and not opened:
+                opened = 1
+                probe = torch.arange(12)[None]
+                torch.testing.assert_close(load_model(folder, base=llama)(probe), learners[new].bridge()(probe))
+            if found[-1]:
+                learners[old].save(folder)
+                assert is_clean(folder)
+            call += 5
+        assert is_clean(folder) and files_of(folder) == want[new]
+    assert set(found) == {0, 1} and opened
+
+
+def test_a_training_that_was_killed_while_its_model_was_saved_ends_with_one_that_loads(llama, tmp_path):
+    def train():
+        finetune(llama, tiny_task(), options=OPTIONS, along=Along(tmp_path, checkpoint_every=2))
+
+    folder = tmp_path / "model"
+    (folder / ".writing-old").mkdir(parents=True)
+    left = Learner(llama)
+    left._begin(0)
+    left.trained.save_pretrained(folder / ".writing-old")
+    train()
+    assert sorted(path.name for path in folder.iterdir() if path.name.startswith(".")) == []
+    load_model(folder, base=llama)
+    assert [one.name for one in checkpoint_series(tmp_path, first=llama)] == [
+        "before",
+        "step-000002",
+        "step-000004",
+        "model",
+    ]
+
+
+def test_a_leftover_of_a_save_is_no_adapter(llama, tmp_path):
+    learner = Learner(llama)
+    learner._begin(0)
+    learner.save(tmp_path)
+    for name in (".writing-x", ".writing-y/new", ".other"):
+        (tmp_path / name).mkdir(parents=True)
+        for path in tmp_path.glob("adapter*"):
+            shutil.copy(path, tmp_path / name)
+    assert adapter_folders(tmp_path) == {"default": tmp_path}
+    load_model(tmp_path, base=llama)
 
 
 # ---- guidance acts on the new task
