@@ -7,6 +7,7 @@ kills the process when somebody shortens it. Whatever is not ivlens' own is open
 import json
 import os
 import stat
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -91,6 +92,35 @@ def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     """
     with opened_tensors(path) as opened:
         return {name: opened.get_tensor(name) for name in opened.keys()}, dict(opened.metadata() or {})
+
+
+def read_pickled(path: Path) -> dict[str, Any]:
+    """The tensors of a `.bin`, read as tensors and nothing else: torch builds no other object, and calls nothing.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file.
+        ValueError: it holds something else, is damaged, or unfolds to more than its size.
+    """
+    import torch
+
+    if not path.is_file():
+        raise OSError(f"{str(path)!r:.200} is no regular file, expected one; remove it.")
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(item.compress_type != zipfile.ZIP_STORED for item in archive.infolist()):
+                raise ValueError("its parts are compressed, which torch does not write")
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch's, pickle's and zipfile's own
+        reason = " ".join(str(error).split()).partition(".")[0]
+        raise ValueError(f"it holds more than tensors, or is damaged ({reason:.100})") from None
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
+        raise ValueError("it holds something else than tensors by name")
+    for name, tensor in tensors.items():
+        is_whole = tensor.layout == torch.strided and not tensor.is_meta
+        if not is_whole or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise ValueError(f"{name!r:.80} stands for more numbers than it has")
+    return {str(name): tensor for name, tensor in tensors.items()}
 
 
 def check_parquet(path: Path) -> None:

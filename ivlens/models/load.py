@@ -11,17 +11,17 @@ from torch import nn
 from ivlens.common.hub import without_retries
 from ivlens.common.progress import bar
 from ivlens.models.adapters import is_adapter, named_base, named_revision
-from ivlens.models.boot import TransformerBridge, boot, check_config, check_model, check_supported
+from ivlens.models.boot import TransformerBridge, boot, check_model, check_supported
 from ivlens.models.fingerprint import remember_name
+from ivlens.models.folders import open_folder
 from ivlens.models.gguf import gguf_tokenizer, open_gguf
 from ivlens.models.known import label_of, nearest_known, source_of
 from ivlens.models.live import LiveAdapters
 from ivlens.models.merging import with_adapters
-from ivlens.models.opening import check_all_there, check_name, check_sizes, first_line, opened_by
+from ivlens.models.opening import check_fits, check_name, first_line
 from ivlens.models.plain import plain_model, plain_origin, remember_plain
 
 _TEMPLATE = "chat_template.jinja"
-_SAVE_AGAIN = "expected a checkpoint written by save_pretrained; save or download it again"
 
 
 def load_model(
@@ -177,26 +177,22 @@ def device_of(device: str | torch.device, hf_model: Any = None) -> torch.device:
 
 
 def _download(source: str | Path, dtype: torch.dtype | None, revision: str | None) -> Any:
-    from transformers import AutoConfig, AutoModelForCausalLM
+    """The plain model of a folder or of a Hub name."""
+    from transformers import AutoModelForCausalLM
 
-    if isinstance(source, Path):
-        with opened_by("transformers", f"model {str(source)!r}", _SAVE_AGAIN):
-            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-        check_config(config, str(source))
-        check_sizes(config, source)
-    local = opened_by("transformers", f"model {str(source)!r}", _SAVE_AGAIN)
     try:
-        with local if isinstance(source, Path) else nullcontext():
-            opened: Any = AutoModelForCausalLM.from_pretrained(
-                source,
-                revision=revision or "main",
-                dtype=dtype or "auto",
-                trust_remote_code=False,
-                attn_implementation="eager",
-                output_loading_info=True,
-            )
+        if isinstance(source, Path):
+            return open_folder(source, dtype)
+        opened: Any = AutoModelForCausalLM.from_pretrained(
+            source,
+            revision=revision or "main",
+            dtype=dtype or "auto",
+            trust_remote_code=False,
+            attn_implementation="eager",
+            output_loading_info=True,
+        )
         loaded, about = opened
-        check_all_there(loaded, about["missing_keys"], str(source))
+        check_fits(loaded, about, source)
         return loaded
     except OSError as error:
         if isinstance(source, Path):
