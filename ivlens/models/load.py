@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ivlens.common.foreign import read_foreign
 from ivlens.common.hub import without_retries
 from ivlens.common.progress import bar
 from ivlens.models.adapters import is_adapter, named_base, named_revision
@@ -17,9 +18,11 @@ from ivlens.models.folders import open_folder
 from ivlens.models.gguf import gguf_tokenizer, open_gguf
 from ivlens.models.known import label_of, nearest_known, source_of
 from ivlens.models.live import LiveAdapters
+from ivlens.models.looks import MOST_TEMPLATE, check_folder
 from ivlens.models.merging import with_adapters
 from ivlens.models.opening import check_fits, check_name, first_line
 from ivlens.models.plain import plain_model, plain_origin, remember_plain
+from ivlens.models.words import check_words
 
 _TEMPLATE = "chat_template.jinja"
 
@@ -133,7 +136,8 @@ def _adapted(
     template = folder / _TEMPLATE
     if tokenizer is not None and not has_own and template.is_file():
         tokenizer = copy.deepcopy(tokenizer)
-        tokenizer.chat_template = template.read_text(encoding="utf-8")
+        check_folder(folder)
+        tokenizer.chat_template = read_foreign(template, MOST_TEMPLATE).decode("utf-8")
     return with_adapters(plain, folder).requires_grad_(False).eval(), tokenizer
 
 
@@ -228,6 +232,8 @@ def _unreachable(source: str, error: Exception) -> ConnectionError:
 def _own_tokenizer(source: str | Path, revision: str | None) -> Any:
     from transformers import AutoTokenizer
 
+    if isinstance(source, Path):
+        check_words(source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision or "main", trust_remote_code=False)
     except Exception as error:  # of three libraries, one of them not in Python

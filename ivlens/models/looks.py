@@ -10,8 +10,8 @@ from ivlens.models.opening import SAVE_AGAIN
 
 CONFIG = "config.json"
 _MOST_CONFIG = 2**22  # bytes; a thousand labels take a hundredth
-_MOST_WORDS = 2**26  # bytes of a file of a tokenizer; those of a quarter of a million words have 35 MB
-_MOST_TEMPLATE = 2**18  # bytes of a chat template; long ones have a tenth
+MOST_WORDS = 2**26  # bytes of a file of a tokenizer; those of a quarter of a million words have 35 MB
+MOST_TEMPLATE = 2**18  # bytes of a chat template; long ones have a tenth
 _WORDS = ("tokenizer", "special_tokens", "added_tokens", "vocab", "merges", "chat_template", "spiece", "sentencepiece")
 _TEMPLATES = "additional_chat_templates"
 # What a configuration can name that would be fetched or run; ivlens says itself how attention is computed.
@@ -57,10 +57,10 @@ def _entries(folder: Path) -> Iterator[Path]:
 
 def _limit(path: Path) -> int | None:
     if path.suffix == ".jinja" or path.name.startswith("chat_template"):
-        return _MOST_TEMPLATE
+        return MOST_TEMPLATE
     if path.name == CONFIG:
         return _MOST_CONFIG
-    return _MOST_WORDS if path.name.startswith(_WORDS) or path.suffix == ".model" else None
+    return MOST_WORDS if path.name.startswith(_WORDS) or path.suffix == ".model" else None
 
 
 def safe_config(folder: Path) -> dict[str, Any]:
