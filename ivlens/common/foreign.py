@@ -81,7 +81,7 @@ def opened_tensors(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="pt", backend="pread") as opened:
             yield opened
     except SafetensorError as error:
-        raise ValueError(f"it is no whole safetensors file ({error!s:.100})") from None
+        raise ValueError(f"is no whole safetensors file ({error!s:.100})") from None
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
@@ -108,18 +108,18 @@ def read_pickled(path: Path) -> dict[str, Any]:
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if any(item.compress_type != zipfile.ZIP_STORED for item in archive.infolist()):
-                raise ValueError("its parts are compressed, which torch does not write")
+                raise ValueError("has compressed parts, which torch does not write")
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch's, pickle's and zipfile's own
         reason = " ".join(str(error).split()).partition(".")[0]
-        raise ValueError(f"it holds more than tensors, or is damaged ({reason:.100})") from None
+        raise ValueError(f"holds more than tensors, or is damaged ({reason:.100})") from None
     if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
-        raise ValueError("it holds something else than tensors by name")
+        raise ValueError("holds something else")
     for name, tensor in tensors.items():
         is_whole = tensor.layout == torch.strided and not tensor.is_meta
         if not is_whole or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise ValueError(f"{name!r:.80} stands for more numbers than it has")
+            raise ValueError(f"holds {name!r:.80}, which stands for more numbers than it has")
     return {str(name): tensor for name, tensor in tensors.items()}
 
 

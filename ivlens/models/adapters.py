@@ -171,8 +171,10 @@ def _tensors(folder: Path) -> dict[str, torch.Tensor]:
         raise unusable(folder, f"holds neither {WEIGHTS} nor {PICKLED}", "weights in one of these files")
     try:
         tensors = read_pickled(path) if path.name == PICKLED else read_tensors(path)[0]
-    except (ValueError, OSError) as error:
-        raise unusable(path, f"cannot be read: {error!s:.200}", "tensors by name") from None
+    except OSError as error:
+        raise unusable(path, f"cannot be read ({error.strerror or error!s:.100})", "safetensors") from None
+    except ValueError as error:
+        raise unusable(path, f"{error!s:.200}", "tensors by name") from None
     for name, tensor in tensors.items():
         if not tensor.isfinite().all() or not (tensor.is_floating_point() or name.endswith(_WHOLE_NUMBERS)):
             what = f"has values in {name!r:.100} that are NaN, infinite or whole numbers"

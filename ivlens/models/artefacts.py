@@ -50,10 +50,10 @@ class Artefact:
             raise FileNotFoundError(f"{str(source)!r} is not a file, expected one written by {self.written_by}.")
         try:
             if source.stat().st_size > _LARGEST_FILE:
-                raise ValueError(f"it has {source.stat().st_size:,} bytes, {_LARGEST_FILE:,} are the most")
+                raise ValueError(f"has {source.stat().st_size:,} bytes, {_LARGEST_FILE:,} are the most")
             tensors, metadata = read_tensors(source)
         except ValueError as error:
-            self.refuse(source, f"cannot be read: {error}")
+            self.refuse(source, str(error))
         try:
             content = json.loads(metadata.get("ivlens", "null"))
         except (json.JSONDecodeError, RecursionError):
