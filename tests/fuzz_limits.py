@@ -53,8 +53,10 @@ PATTERNS = [
     r"(?:\p{L}+)+#",
 ]
 SPECIAL = ["fifo", "socket", "device", "sparse"]
-ADAPTERS = ["r", "lora_alpha", "layer_replication", "target_modules", "exclude_modules", "rank_pattern", "modules_to_save",
-            "trainable_token_indices", "megatron_config", "layers_to_transform", "peft_type"]  # fmt: skip
+ADAPTERS = [
+    "r", "lora_alpha", "layer_replication", "target_modules", "exclude_modules", "rank_pattern", "modules_to_save",
+    "trainable_token_indices", "megatron_config", "layers_to_transform", "peft_type",
+]  # fmt: skip
 
 
 class LimitTargets:
@@ -109,8 +111,8 @@ class LimitTargets:
             "header.csv": lambda n: b"a," * 100_000 * n + b"b\n1,2",
             "rows.csv": lambda n: b"a,b\n" * 50_000 * n,
             "texts.parquet": lambda n: _parquet(50 * n, 10**5 * n),
-            "numbers.parquet": lambda n: _parquet(10**6 * n, 1),
-            "one.parquet": lambda n: _parquet(1, 10**7 * n),
+            "numbers.parquet": lambda n: _parquet(10**5 * n, 1),
+            "one.parquet": lambda n: _parquet(1, 10**7 * min(n, 28)),
         }
 
     def task_file(self, drawn: tuple[str, int]) -> None:

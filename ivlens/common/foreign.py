@@ -123,11 +123,14 @@ def read_pickled(path: Path) -> dict[str, Any]:
     return {str(name): tensor for name, tensor in tensors.items()}
 
 
-def check_parquet(path: Path) -> None:
+def check_parquet(path: Path, most: int = _MOST_VALUES) -> None:
     """Refuse a Parquet file whose table is far larger than a table of results or of examples.
 
     Sixteen kilobytes can hold a gigabyte: what repeats is stored once. So values are counted before any is read, and
     texts are read as a list of those that differ, to add up their lengths.
+
+    Args:
+        most: Values of one column.
 
     Raises:
         ValueError: too many values, or too many bytes.
@@ -147,10 +150,10 @@ def check_parquet(path: Path) -> None:
             stored += column.total_uncompressed_size
             if column.physical_type == "BYTE_ARRAY":
                 texts.add(column.path_in_schema)
-    most = max([about.num_rows, *counted.values()])
-    if most > _MOST_VALUES or stored > _MOST_TABLE_BYTES:
+    found = max([about.num_rows, *counted.values()])
+    if found > most or stored > _MOST_TABLE_BYTES:
         raise ValueError(
-            f"its table has {most:,} values in a column and {stored:,} bytes, expected at most {_MOST_VALUES:,} and "
+            f"its table has {found:,} values in a column and {stored:,} bytes, expected at most {most:,} and "
             f"{_MOST_TABLE_BYTES:,}; use a part of it"
         )
     written_out = sum(_text_bytes(path, name) for name in sorted(texts))

@@ -16,6 +16,7 @@ from ivlens.common.foreign import check_parquet
 from ivlens.common.hub import without_retries
 from ivlens.tasks.records import (
     INPUT_NAMES,
+    MOST_RECORDS,
     OUTPUT_NAMES,
     Columns,
     Source,
@@ -262,7 +263,7 @@ def _read_parquet(path: Path, columns: Columns) -> Source:
     import pyarrow.parquet
 
     try:
-        check_parquet(path)
+        check_parquet(path, MOST_RECORDS)
         # read, not mapped: whoever cuts a mapped file ends this process
         dataset = datasets.Dataset(pyarrow.parquet.read_table(path, memory_map=False))
     except Exception as error:  # Arrow's and the system's own
