@@ -112,7 +112,7 @@ class LimitTargets:
             "rows.csv": lambda n: b"a,b\n" * 50_000 * n,
             "texts.parquet": lambda n: _parquet(50 * n, 10**5 * n),
             "numbers.parquet": lambda n: _parquet(10**5 * n, 1),
-            "one.parquet": lambda n: _parquet(1, 10**7 * min(n, 28)),
+            "one.parquet": lambda n: _parquet(1, 5 * 10**6 * min(n, 28)),
         }
 
     def task_file(self, drawn: tuple[str, int]) -> None:

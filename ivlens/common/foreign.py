@@ -16,7 +16,7 @@ from typing import Any
 _NO_WAITING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # opening a pipe waits for its other end
 _LONGEST_HEADER = 2**25  # bytes of names and shapes; those of the largest models have a twentieth
 _MOST_VALUES = 2**21  # of a table's column
-_MOST_TABLE_BYTES = 2**28  # of a table, once its repeated values are written out
+_MOST_TABLE_BYTES = 2**27  # of a table, once its repeated values are written out
 
 
 def read_foreign(path: Path, limit: int) -> bytes:
@@ -81,7 +81,7 @@ def opened_tensors(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="pt", backend="pread") as opened:
             yield opened
     except SafetensorError as error:
-        raise ValueError(f"is no whole safetensors file ({error!s:.100})") from None
+        raise ValueError(f"cannot be read (SafetensorError: it is no whole safetensors file, {error!s:.100})") from None
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:

@@ -114,7 +114,11 @@ def _files(folder: Path, named: Any) -> list[Path]:
 def _pickled(folder: Path, files: Sequence[Path]) -> dict[Path, dict[str, Tensor]]:
     """The tensors of each `.bin`, which has to be read for their shapes."""
     with opened_by("transformers", f"model {str(folder)!r}", SAVE_AGAIN):
-        return {path: read_pickled(path) for path in files if path.suffix == ".bin"}
+        try:
+            return {path: read_pickled(path) for path in files if path.suffix == ".bin"}
+        except ValueError as error:
+            what = "a file of weights is damaged or holds more than tensors; nothing else is read"
+            raise ValueError(f"{what} (it {error!s:.120})") from None
 
 
 def _sizes(
