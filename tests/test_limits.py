@@ -5,6 +5,7 @@ import os
 import resource
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -81,7 +82,7 @@ def test_nothing_that_a_configuration_names_is_fetched(folder, where, monkeypatc
     fetch = lambda *_, **__: pytest.fail("asked for a kernel")  # noqa: E731
     monkeypatch.setattr(transformers.modeling_utils, "lazy_import_flash_attention", fetch)
     extra = {"auto_map": {"AutoConfig": "a.B", "AutoModelForCausalLM": "a.C"}, "fusion_config": {"x": 1}}
-    model = load_model(changed(folder, **{where: "someone/kernels", "use_kernels": True}, **extra))
+    model: Any = load_model(changed(folder, **{where: "someone/kernels", "use_kernels": True}, **extra))
     assert model.original_model.config._attn_implementation == "eager"
 
 
@@ -119,10 +120,10 @@ def test_a_folder_is_read_as_transformers_reads_it(folder):
     """Weights in parts, in a `.bin`, in half precision; the same numbers, name and generation options."""
     from transformers import AutoModelForCausalLM
 
-    plain = AutoModelForCausalLM.from_pretrained(folder)
-    for options in ({"max_shard_size": "20KB"}, {}):
-        plain.save_pretrained(folder, **options)
-        model = load_model(folder)
+    plain: Any = AutoModelForCausalLM.from_pretrained(folder)
+    for size in ("20KB", "5GB"):
+        plain.save_pretrained(folder, max_shard_size=size)
+        model: Any = load_model(folder)
         want = plain(torch.tensor([[1, 2, 3]])).logits
         assert torch.allclose(model(torch.tensor([[1, 2, 3]])), want, atol=1e-5)
         (folder / "model.safetensors").unlink(missing_ok=True)

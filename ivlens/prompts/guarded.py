@@ -138,7 +138,7 @@ def _environment() -> Any:
             return _call("join_texts", node.nodes).set_lineno(node.lineno).set_environment(node.environment)
         return node
 
-    made = object.__new__(Guarded)
+    made: Any = object.__new__(Guarded)
     made.__dict__.update(plain.__dict__)
     made.cache = None
     made.extensions = {name: extension.bind(made) for name, extension in plain.extensions.items()}
