@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ivlens.common.files import write_whole
+from ivlens.common.foreign import check_parquet
 from ivlens.common.version import __version__
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def find_table(path: Path | None, key: Mapping[str, Any]) -> "pd.DataFrame | Non
     if path is None or not path.exists():
         return None
     try:
+        check_parquet(path)
         found = pd.read_parquet(path)
     except (OSError, ValueError) as error:
         logger.warning("%s is damaged (%s); it is measured again.", path, type(error).__name__)

@@ -29,6 +29,11 @@ def memory_budget(max_memory: Any, device: torch.device) -> int:
     return min(max(_total_memory() // 64, 2**27), 2**30)
 
 
+def machine_memory() -> int:
+    """Bytes of memory that this machine, or this process's container, has."""
+    return _total_memory()
+
+
 def _total_memory() -> int:
     """The machine's memory, or the part of it that this process's container may use."""
     sizes = [_limit(path) for path in _CGROUP_LIMITS]

@@ -45,6 +45,7 @@ def complete(model: TransformerBridge, prompts: str | Sequence[str], *, max_new_
     check_length(model, mask, 2)
     eos = model.tokenizer.eos_token_id
     with model_lock(model), torch.no_grad():
+        _check_finite(model, tokens, mask)
         written: Any = model.generate(
             tokens,
             attention_mask=mask,
@@ -55,6 +56,18 @@ def complete(model: TransformerBridge, prompts: str | Sequence[str], *, max_new_
             verbose=False,
         )
     return [_text(model, row, eos) for row in written[:, width:].tolist()]
+
+
+def _check_finite(model: TransformerBridge, tokens: torch.Tensor, mask: torch.Tensor) -> None:
+    """Refuse to write where padded rows become NaN, as some families' do in more or fewer digits than float32."""
+    parameter = next(model.parameters())
+    if parameter.dtype != torch.float64 and not torch.is_autocast_enabled(parameter.device.type):
+        return
+    if not bool(model(tokens, attention_mask=mask, use_cache=False, logits_to_keep=1).isfinite().all()):
+        raise ValueError(
+            f"model {model.cfg.model_name!r} gives NaN on padded prompts in float64 or under autocast, expected "
+            "numbers; load it with dtype='float32', or give one prompt at a time."
+        )
 
 
 def first_line(completion: str) -> str:

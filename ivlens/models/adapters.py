@@ -2,13 +2,15 @@
 
 import json
 import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from ivlens.common.files import read_small
+from ivlens.common.foreign import foreign_json, read_pickled, read_tensors
 from ivlens.common.saves import LIST, whole
 from ivlens.models.known import known_model
 from ivlens.models.opening import check_name
@@ -21,6 +23,26 @@ _LONGEST_CONFIG = 2**20  # bytes
 _SETS = {"target_modules", "modules_to_save", "exclude_modules", "target_parameters"}
 _WHOLE_NUMBERS = ("indices", "index")  # of kinds that keep where they change something
 _PROMPT_KINDS = {"PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING", "CPT", "CARTRIDGE"}
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """One adapter, read into memory.
+
+    Attributes:
+        config: The file of its description.
+        about: What that says.
+        tensors: Its weights by name.
+    """
+
+    config: Path
+    about: Mapping[str, Any]
+    tensors: Mapping[str, torch.Tensor]
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of its weights, by name."""
+        return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
 
 
 def adapter_folders(folder: str | Path) -> dict[str, Path]:
@@ -104,8 +126,8 @@ def named_revision(folder: str | Path) -> str | None:
     return revision if isinstance(revision, str) and revision else None
 
 
-def check_adapters(folder: str | Path) -> dict[str, tuple[Path, dict[str, tuple[int, ...]]]]:
-    """Path of every adapter of a folder, and the shapes of its weights, after a look at all that peft would believe.
+def read_adapters(folder: str | Path) -> dict[str, Adapter]:
+    """Every adapter of a folder, by name, after a look at all that peft would believe.
 
     Raises:
         ValueError: damaged or incomplete adapters, of a kind that is no change of weights, or beside a whole model.
@@ -120,11 +142,11 @@ def check_adapters(folder: str | Path) -> dict[str, tuple[Path, dict[str, tuple[
     beside = [path.name for path in _beside(root) if path.name not in found]
     if beside:
         logger.info("%s: its own adapters are opened, those in %s are other models.", folder, ", ".join(beside))
-    return {name: (path, _checked(path)) for name, path in found.items()}
+    return {name: _read(path) for name, path in found.items()}
 
 
-def _checked(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the weights of one adapter.
+def _read(folder: Path) -> Adapter:
+    """One adapter.
 
     Raises:
         ValueError: damaged, not in safetensors, numbers that are none, or a rank that the weights cannot have.
@@ -133,54 +155,39 @@ def _checked(folder: Path) -> dict[str, tuple[int, ...]]:
     kind = about.get("peft_type")
     if kind in _PROMPT_KINDS:
         what = f"is of the kind {kind}, which adds to the prompt and not to the weights"
-        raise _unusable(folder / CONFIG, what, "one that can be merged (LoRA, DoRA, IA3, VeRA, OFT ...)", "")
+        raise unusable(folder / CONFIG, what, "one that can be merged (LoRA, DoRA, IA3, VeRA, OFT ...)", "")
     if about.get("adapters"):  # of X-LoRA, by their paths
-        raise _unusable(folder / CONFIG, "names adapters that lie elsewhere", "adapters of its own", "")
+        raise unusable(folder / CONFIG, "names adapters that lie elsewhere", "adapters of its own", "")
     lacking = sorted({"r", "lora_alpha", "target_modules"} - about.keys()) if kind == "LORA" else []
     if lacking:  # peft would take its defaults: other adapters than those that were trained
-        raise _unusable(folder / CONFIG, f"lacks {' and '.join(lacking)}", "all that peft writes")
-    shapes = _shapes(folder)
-    largest = max((size for shape in shapes.values() for size in shape), default=0)
+        raise unusable(folder / CONFIG, f"lacks {' and '.join(lacking)}", "all that peft writes")
+    tensors = _tensors(folder)
+    largest = max((size for tensor in tensors.values() for size in tensor.shape), default=0)
     patterns = about.get("rank_pattern")
     ranks = [about.get("r", 1), *(patterns.values() if isinstance(patterns, dict) else [])]
     if kind == "LORA" and not all(type(rank) is int and 1 <= rank <= largest for rank in ranks):
         # before memory for it is asked for
-        raise _unusable(folder / CONFIG, f"says r is {ranks!r:.60}", f"1 to {largest}, as the weights are shaped")
-    return shapes
+        raise unusable(folder / CONFIG, f"says r is {ranks!r:.60}", f"1 to {largest}, as the weights are shaped")
+    return Adapter(folder / CONFIG, about, tensors)
 
 
-def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+def _tensors(folder: Path) -> dict[str, torch.Tensor]:
     path = folder / WEIGHTS
     if not path.is_file() and (folder / PICKLED).is_file():
-        return _pickled(folder / PICKLED)
+        path = folder / PICKLED
     if not path.is_file():
-        raise _unusable(folder, f"holds neither {WEIGHTS} nor {PICKLED}", "weights in one of these files")
-    found = {}
+        raise unusable(folder, f"holds neither {WEIGHTS} nor {PICKLED}", "weights in one of these files")
     try:
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():
-                found[name] = _checked_shape(path, name, file.get_tensor(name))
-    except (SafetensorError, OSError) as error:
-        raise _unusable(path, f"cannot be read ({type(error).__name__}: {error!s:.100})", "safetensors") from None
-    return found
-
-
-def _pickled(path: Path) -> dict[str, tuple[int, ...]]:
-    """What is in a `.bin`, read as tensors and nothing else: torch builds no other object, and calls nothing."""
-    try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch's, pickle's and zipfile's own
-        reason = " ".join(str(error).split()).partition(".")[0]
-        raise _unusable(path, f"holds more than tensors, or is damaged ({reason:.100})", "tensors by name") from None
-    if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
-        raise _unusable(path, "holds something else", "tensors by name")
-    return {str(name): _checked_shape(path, str(name), tensor) for name, tensor in tensors.items()}
-
-
-def _checked_shape(path: Path, name: str, tensor: torch.Tensor) -> tuple[int, ...]:
-    if not tensor.isfinite().all() or not (tensor.is_floating_point() or name.endswith(_WHOLE_NUMBERS)):
-        raise _unusable(path, f"has values in {name!r:.100} that are NaN, infinite or whole numbers", "fractions")
-    return tuple(tensor.shape)
+        tensors = read_pickled(path) if path.name == PICKLED else read_tensors(path)[0]
+    except OSError as error:
+        raise unusable(path, f"cannot be read ({error.strerror or error!s:.100})", "safetensors") from None
+    except ValueError as error:
+        raise unusable(path, f"{error!s:.200}", "tensors by name") from None
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all() or not (tensor.is_floating_point() or name.endswith(_WHOLE_NUMBERS)):
+            what = f"has values in {name!r:.100} that are NaN, infinite or whole numbers"
+            raise unusable(path, what, "fractions")
+    return tensors
 
 
 def put_in_order(folder: Path) -> None:
@@ -208,9 +215,7 @@ def about_adapter(config: Path) -> dict[str, Any]:
         ValueError: it cannot be read.
     """
     try:
-        if not config.is_file() or config.stat().st_size > _LONGEST_CONFIG:
-            raise OSError
-        about = json.loads(config.read_text(encoding="utf-8"))
+        about = foreign_json(config, _LONGEST_CONFIG)
         if not isinstance(about, dict):
             raise TypeError
     except (OSError, ValueError, TypeError, RecursionError) as error:
@@ -221,5 +226,6 @@ def about_adapter(config: Path) -> dict[str, Any]:
     return about
 
 
-def _unusable(path: Path, got: str, expected: str, remedy: str = "; save the adapters again with peft") -> ValueError:
+def unusable(path: Path, got: str, expected: str, remedy: str = "; save the adapters again with peft") -> ValueError:
+    """The error for an adapter's file; to be raised by the caller."""
     return ValueError(f"{str(path)!r} {got}, expected {expected}{remedy}.")

@@ -9,7 +9,7 @@ from torch import nn
 
 from ivlens.common.names import shown
 from ivlens.common.precision import HALF
-from ivlens.models.mending import mend
+from ivlens.models.mending import bound_masks, mend
 from ivlens.models.opening import first_line
 from ivlens.models.selfcheck import PlainLogits, difference, plain_logits
 
@@ -122,6 +122,7 @@ def boot(hf_model: Any, tokenizer: Any, label: str) -> TransformerBridge:
     _keep_tokenizer(model, tokenizer)
     model.cfg.model_name = shown(label)
     _freeze(model.eval())
+    bound_masks(model)
     _check_heads(model, label)
     _check_same(model, hf_model, want, label)
     return model

@@ -15,7 +15,7 @@ from torch import nn
 
 from ivlens.models.boot import check_config
 from ivlens.models.ggufheader import Header, check_gguf_installed, check_whole, read_header, refuse
-from ivlens.models.opening import check_all_there, check_sizes, opened_by
+from ivlens.models.opening import check_fits, check_sizes, opened_by
 
 logger = getLogger("ivlens")
 
@@ -58,7 +58,7 @@ def open_gguf(path: Path, dtype: torch.dtype | None = None, *, on_share: OnShare
                 output_loading_info=True,
             )
         read, about = opened
-        check_all_there(read, about["missing_keys"], str(path))
+        check_fits(read, about, str(path))
         on_share(_WEIGHTS)
         plain = _plain(read)
     if any(tensor.name.startswith("rope_freqs") for tensor in header.tensors):

@@ -9,21 +9,28 @@ import torch
 from torch import nn
 
 from ivlens.common.checks import check_filled
+from ivlens.common.foreign import read_foreign
 from ivlens.common.hub import without_retries
 from ivlens.common.progress import bar
 from ivlens.common.saves import whole
 from ivlens.models.adapters import is_adapter, named_base, named_revision
-from ivlens.models.boot import TransformerBridge, boot, check_config, check_model, check_supported
+from ivlens.models.boot import TransformerBridge, boot, check_model, check_supported
 from ivlens.models.fingerprint import remember_name
+from ivlens.models.folders import open_folder
 from ivlens.models.gguf import gguf_tokenizer, open_gguf
 from ivlens.models.known import label_of, nearest_known, source_of
 from ivlens.models.live import LiveAdapters
+from ivlens.models.looks import MOST_TEMPLATE, check_folder
 from ivlens.models.merging import with_adapters
-from ivlens.models.opening import check_all_there, check_name, check_shards, check_sizes, first_line, opened_by
+from ivlens.models.opening import (
+    check_fits,
+    check_name,
+    first_line,
+)
 from ivlens.models.plain import plain_model, plain_origin, remember_plain
+from ivlens.models.words import check_words
 
 _TEMPLATE = "chat_template.jinja"
-_SAVE_AGAIN = "expected a checkpoint written by save_pretrained; save or download it again"
 
 
 def load_model(
@@ -137,7 +144,8 @@ def _adapted(
     template = folder / _TEMPLATE
     if tokenizer is not None and not has_own and template.is_file():
         tokenizer = copy.deepcopy(tokenizer)
-        tokenizer.chat_template = template.read_text(encoding="utf-8")
+        check_folder(folder)
+        tokenizer.chat_template = read_foreign(template, MOST_TEMPLATE).decode("utf-8")
     return with_adapters(plain, folder).requires_grad_(False).eval(), tokenizer
 
 
@@ -181,27 +189,22 @@ def device_of(device: str | torch.device, hf_model: Any = None) -> torch.device:
 
 
 def _download(source: str | Path, dtype: torch.dtype | None, revision: str | None) -> Any:
-    from transformers import AutoConfig, AutoModelForCausalLM
+    """The plain model of a folder or of a Hub name."""
+    from transformers import AutoModelForCausalLM
 
-    if isinstance(source, Path):
-        with opened_by("transformers", f"model {str(source)!r}", _SAVE_AGAIN):
-            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-        check_config(config, str(source))
-        check_sizes(config, source)
-        check_shards(source)
-    local = opened_by("transformers", f"model {str(source)!r}", _SAVE_AGAIN)
     try:
-        with local if isinstance(source, Path) else nullcontext():
-            opened: Any = AutoModelForCausalLM.from_pretrained(
-                source,
-                revision="main" if revision is None else revision,
-                dtype=dtype or "auto",
-                trust_remote_code=False,
-                attn_implementation="eager",
-                output_loading_info=True,
-            )
+        if isinstance(source, Path):
+            return open_folder(source, dtype)
+        opened: Any = AutoModelForCausalLM.from_pretrained(
+            source,
+            revision="main" if revision is None else revision,
+            dtype=dtype or "auto",
+            trust_remote_code=False,
+            attn_implementation="eager",
+            output_loading_info=True,
+        )
         loaded, about = opened
-        check_all_there(loaded, about["missing_keys"], str(source))
+        check_fits(loaded, about, source)
         return loaded
     except OSError as error:
         if isinstance(source, Path):
@@ -237,6 +240,8 @@ def _unreachable(source: str, error: Exception) -> ConnectionError:
 def _own_tokenizer(source: str | Path, revision: str | None) -> Any:
     from transformers import AutoTokenizer
 
+    if isinstance(source, Path):
+        check_words(source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             source, revision="main" if revision is None else revision, trust_remote_code=False

@@ -1,6 +1,7 @@
-"""Two things that transformer_lens' attention does otherwise than some models, put right on one wrapped model.
+"""What transformer_lens' attention does otherwise than some models, put right on one wrapped model.
 
-They are applied only to a model that the self-check refused without them, and the check decides again afterwards.
+`mend` is applied only to a model that the self-check refused without it, and the check decides again afterwards;
+`bound_masks` to all, where it changes nothing but NaN.
 """
 
 from collections.abc import Callable
@@ -26,6 +27,28 @@ def mend(model: nn.Module) -> None:
             for name, point in attention.named_children():
                 if name.endswith(("rot_q", "rot_k")):  # what queries and keys pass after their rotation
                     object.__setattr__(point, "forward", partial(_in_dtype, dtype))
+
+
+def bound_masks(model: nn.Module) -> None:
+    """Keep what attention masks finite, in place, where a model computes in more or fewer digits than its softmax.
+
+    A query of padding sees nothing. In float32 all its scores are the lowest number, and it gets some average; in
+    float64, and under autocast, that number is minus infinity to the softmax: NaN, which padded rows hand on.
+    """
+    for block in getattr(model, "blocks", ()):
+        attention = getattr(block, "attn", None)
+        apply = getattr(attention, "_apply_reconstruct_attention_mask", None)
+        if apply is not None:
+            object.__setattr__(attention, "_apply_reconstruct_attention_mask", partial(_bounded, apply))
+
+
+def _bounded(apply: Callable[..., Tensor], *args: Any, **given: Any) -> Tensor:
+    scores = apply(*args, **given)
+    if scores.dtype == torch.float64 or torch.is_autocast_enabled(scores.device.type):
+        # half of it, so that adding to it stays finite
+        kind = torch.float32 if scores.dtype == torch.float64 else scores.dtype
+        scores = scores.clamp(min=torch.finfo(kind).min / 2)
+    return scores
 
 
 def _with_causal_mask(apply: Callable[..., Tensor], **given: Any) -> Tensor:

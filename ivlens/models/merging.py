@@ -1,17 +1,21 @@
 """Adapters made part of a model's weights: the same logits as peft's own, or one refusal."""
 
+import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ivlens.common.precision import rounding_share
-from ivlens.models.adapters import check_adapters
+from ivlens.models.adapters import CONFIG, WEIGHTS, Adapter, read_adapters
+from ivlens.models.bounds import check_bounds
 
 _PREFIX = "base_model.model."
 
@@ -30,16 +34,19 @@ def with_adapters(plain: Any, folder: str | Path) -> Any:
     except ImportError:
         what = "adapters need the package peft, which is not installed; pip install 'ivlens[tune]'."
         raise ImportError(what) from None
-    found = check_adapters(folder)
-    (first, (path, _)), *others = found.items()
+    found = read_adapters(folder)
+    for adapter in found.values():
+        check_bounds(adapter, plain)
+    first, *others = found
     try:
-        with _quietly():
-            _fit_vocabulary(plain, [shapes for _, shapes in found.values()])
-            wrapped: Any = PeftModel.from_pretrained(plain, path, adapter_name=first)
-            for name, (path, _) in others:
-                wrapped.load_adapter(path, name)
-        for name, (_, shapes) in found.items():
-            _check_all_used(wrapped, name, set(shapes))
+        with _quietly(), TemporaryDirectory(prefix="ivlens-adapters-") as temporary:
+            _fit_vocabulary(plain, [adapter.shapes for adapter in found.values()])
+            copies = {name: _copied(adapter, Path(temporary) / name) for name, adapter in found.items()}
+            wrapped: Any = PeftModel.from_pretrained(plain, copies[first], adapter_name=first)
+            for name in others:
+                wrapped.load_adapter(copies[name], name)
+        for name, adapter in found.items():
+            _check_all_used(wrapped, name, set(adapter.tensors))
         wrapped.base_model.set_adapter(list(found))
         return merged(wrapped.eval())
     except Exception as error:  # peft's, torch's and safetensors' own
@@ -48,6 +55,14 @@ def with_adapters(plain: Any, folder: str | Path) -> Any:
             f"the adapters in {str(folder)!r} do not fit the model ({reason}), expected the model they were trained on "
             "and files as peft wrote them; name it with base=, or save them again."
         ) from None
+
+
+def _copied(adapter: Adapter, place: Path) -> Path:
+    """A folder with what was read and checked, for peft to open: it maps files, and reads what lies beside them."""
+    place.mkdir()
+    (place / CONFIG).write_text(json.dumps(dict(adapter.about)), encoding="utf-8")
+    save_file({name: tensor.clone().contiguous() for name, tensor in adapter.tensors.items()}, place / WEIGHTS)
+    return place
 
 
 def merged(wrapped: Any) -> Any:

@@ -1,18 +1,16 @@
 """Opening what others wrote with a library that does not expect the worst: one clear error instead of its own."""
 
-import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ivlens.common.files import check_inner_names, read_small
 from ivlens.models.known import KNOWN
 
+SAVE_AGAIN = "expected a checkpoint written by save_pretrained; save or download it again"
 _LONGEST_NAME = 4096  # of a path, on most systems
 _SLACK = 16  # numbers in a byte of weights, far more than any way of storing them
-_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-_LONGEST_INDEX = 2**26  # bytes
 _SIZES = ("vocab_size", "num_hidden_layers", "intermediate_size", "max_position_embeddings")
 
 
@@ -86,35 +84,41 @@ def check_sizes(config: Any, source: Path) -> None:
             )
 
 
-def check_shards(folder: Path) -> None:
-    """Refuse a checkpoint whose index leads to weights outside of its folder.
+def check_fits(hf_model: Any, about: Mapping[str, Any], label: str, shapes: Mapping[str, Any] | None = None) -> None:
+    """Refuse a checkpoint that lacks weights, or holds some that the model has no place for.
+
+    transformers makes up the former at random and leaves out the latter, and only warns: five layers of six are another
+    model. What other programs and older versions leave in a file that is no weight (masks, frequencies) may stay.
+
+    Args:
+        about: What transformers says about loading it.
+        shapes: Of the tensors in the file, by name; None: leftovers are told by their names alone.
 
     Raises:
-        ValueError: it does, or it cannot be read.
+        ValueError: some parameter is not in it, or something is in it that is none.
     """
-    for name in _INDEXES:
-        path = folder / name
-        if not path.is_file():
-            continue
-        try:
-            names = json.loads(read_small(path.resolve(), _LONGEST_INDEX))["weight_map"].values()
-        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise ValueError(
-                f"{str(path)!r} cannot be read ({type(error).__name__}), expected the index of a checkpoint's weights; "
-                "save or download it again."
-            ) from None
-        check_inner_names(path, names)
-
-
-def check_all_there(hf_model: Any, missing: Any, label: str) -> None:
-    """Refuse a checkpoint that lacks weights: transformers makes them up, at random, and only warns.
-
-    Raises:
-        ValueError: some parameter is not in it.
-    """
-    lacking = sorted(set(missing) & {name for name, _ in hf_model.named_parameters()})
+    lacking = sorted(set(about["missing_keys"]) & {name for name, _ in hf_model.named_parameters()})
     if lacking:
         raise ValueError(
             f"model {label!r} lacks {len(lacking)} weights ({', '.join(lacking[:3])} ...), expected all of them: they "
             "would be random numbers; save or download the checkpoint again."
         )
+    needless = sorted(name for name in about.get("unexpected_keys", ()) if not _is_left_over(name, shapes))
+    if needless:
+        raise ValueError(
+            f"model {label!r} holds {len(needless)} weights that config.json has no place for "
+            f"({', '.join(needless[:3]):.160} ...), expected none: it would be another model without them; correct "
+            "config.json, or save the checkpoint again."
+        )
+
+
+def _is_left_over(name: str, shapes: Mapping[str, Any] | None) -> bool:
+    """Whether it is no weight but a table or a mask that can be computed."""
+    if _TABLE.search(name):
+        return True
+    shape = None if shapes is None else shapes.get(name)
+    return bool(_MASK.search(name)) and (shape is None or len(shape) in (0, 4))
+
+
+_TABLE = re.compile(r"(^|\.)(rotary_emb|rotary_pos_emb|rope)\.|(^|\.)(inv_freq|cos_cached|sin_cached|position_ids)$")
+_MASK = re.compile(r"(attn|attention)\.(bias|masked_bias)$")

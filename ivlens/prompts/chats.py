@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
+from ivlens.prompts.guarded import rendered
 from ivlens.prompts.tokens import n_shared
 
 Turn = tuple[str, str]  # who says it, and what
@@ -153,17 +154,29 @@ class Chat:
             for role, text in turns
         ]
         try:
-            text = self.tokenizer.apply_chat_template(
-                said, chat_template=self._source, tokenize=False, add_generation_prompt=cue, **_NO_THOUGHT
-            )
+            text = self._rendered(said, cue)
         except Exception as error:  # whatever the template raises, and its language for what it cannot do
             raise _Failed(_reason(error)) from None
         if self._in_parts and _A_LIST.search(text):
             raise _Failed("it writes a list of parts as it is")
         return text
 
+    def _rendered(self, said: list[dict[str, Any]], cue: bool) -> str:
+        given = {"add_generation_prompt": cue, **_NO_THOUGHT}
+        if getattr(type(self.tokenizer), "apply_chat_template", None) is not _plain_method():
+            # a tokenizer with a way of its own, which is code that the caller has
+            return self.tokenizer.apply_chat_template(said, chat_template=self._source, tokenize=False, **given)
+        special = self.tokenizer.special_tokens_map
+        return rendered(self._source, {**special, "messages": said, "tools": None, "documents": None, **given})
+
     def _refused(self, what: str, remedy: str) -> "ChatRefused":
         return ChatRefused(f"template {self.name!r}: this tokenizer's chat template {what}; {remedy}.")
+
+
+def _plain_method() -> Any:
+    from transformers import PreTrainedTokenizerBase
+
+    return PreTrainedTokenizerBase.apply_chat_template
 
 
 class _Failed(ValueError):

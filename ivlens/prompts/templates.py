@@ -1,12 +1,14 @@
 """How instruction, demonstrations and input become one text."""
 
-import json
 from dataclasses import dataclass, fields
 from datetime import date
 from pathlib import Path
 from string import Formatter
 
+from ivlens.common.foreign import foreign_json
 from ivlens.common.names import set_shown
+
+_LONGEST, _MOST_FIELDS = 2**16, 16  # letters and fields of one text: what is filled in is repeated for every field
 
 
 @dataclass(frozen=True)
@@ -50,10 +52,21 @@ class PromptTemplate:
             wanted["demonstration"] = {"input", "answer"}
         for part, names in wanted.items():
             text = getattr(self, part)
-            found = {name for _, name, _, _ in Formatter().parse(text) if name is not None}
+            fields_of = [(name, spec, kind) for _, name, spec, kind in Formatter().parse(text) if name is not None]
+            found = {name for name, _, _ in fields_of}
             if found != names:
                 raise ValueError(
-                    f"template {self.name!r}: {part} is {text!r} with fields {sorted(found)}, expected {sorted(names)}."
+                    f"template {self.name!r}: {part} is {text!r:.400} with fields {sorted(found)!r:.200}, expected "
+                    f"{sorted(names)}."
+                )
+            if (
+                len(text) > _LONGEST
+                or len(fields_of) > _MOST_FIELDS
+                or any(spec or kind for _, spec, kind in fields_of)
+            ):
+                raise ValueError(
+                    f"template {self.name!r:.80}: {part} has {len(fields_of)} fields in {len(text):,} letters, or one "
+                    f"with a format, expected up to {_MOST_FIELDS} plain fields in {_LONGEST:,}; write {{input}}."
                 )
         for part in ("system", "answer_start"):
             if getattr(self, part) and not self.chat:
@@ -135,7 +148,7 @@ def _read_template(path: Path) -> PromptTemplate:
         )
     known = {field.name: field.type for field in fields(PromptTemplate)}
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = foreign_json(path, _LARGEST_FILE)
         if not isinstance(values, dict) or not values.keys() <= known.keys():
             raise ValueError(f"it has {list(values)!r:.80}")
         wrong = [name for name, value in values.items() if not isinstance(value, bool if name == "chat" else str)]

@@ -109,8 +109,9 @@ class _Camera:
     def _drawn(self, figure: go.Figure, kind: str, scale: float) -> bytes:
         if self._fault is not None:
             raise self._fault
-        size = {"width": figure.layout.width or WIDTH, "height": figure.layout.height or HEIGHT}
-        asked = {"figure": json.loads(str(figure.to_json())), "options": {"format": kind, "scale": scale, **size}}
+        drawn = json.loads(str(figure.to_json()))
+        size = {name: drawn["layout"].get(name) or usual for name, usual in (("width", WIDTH), ("height", HEIGHT))}
+        asked = {"figure": drawn, "options": {"format": kind, "scale": scale, **size}}
         line = json.dumps(asked).encode() + b"\n"
         # a program that hangs does not read either, so that writing needs the limit as well
         threading.Thread(target=self._exchange, args=(line,), daemon=True).start()

@@ -8,10 +8,10 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ivlens.common.files import STATE, write_whole
+from ivlens.common.foreign import opened_tensors, read_tensors
 from ivlens.common.kept import check_version
 from ivlens.common.version import __version__
 
@@ -81,8 +81,7 @@ class TrainingState:
     def _read(self, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         about = _about(path)
         try:
-            with safe_open(path, framework="pt") as opened:
-                tensors = {name: opened.get_tensor(name) for name in opened.keys()}
+            tensors, _ = read_tensors(path)
             names = {name.split("/", 1)[1] for name in tensors if name.startswith("exp_avg/")}
             if not (isinstance(about["log"], list) and all(isinstance(row, dict) for row in about["log"])):
                 raise KeyError("log")
@@ -91,7 +90,7 @@ class TrainingState:
             if any(f"{moment}/{name}" not in tensors for name in names for moment in _MOMENTS):
                 raise KeyError("moment")
             return tensors, about
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise _damaged(path, type(error).__name__) from error
 
 
@@ -108,10 +107,10 @@ def check_state(folder: Path) -> None:
 
 def _about(path: Path) -> dict[str, Any]:
     try:
-        with safe_open(path, framework="pt") as opened:
+        with opened_tensors(path) as opened:
             about = json.loads((opened.metadata() or {})["ivlens"])
         return {name: about.get(name) for name in ("fingerprint", "log", "version")}
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise _damaged(path, type(error).__name__) from error
 
 

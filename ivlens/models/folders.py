@@ -1,0 +1,205 @@
+"""A checkpoint folder of somebody else: looked through before anything is built of it, then read and not mapped.
+
+What a configuration promises is compared with what the weights are. The model is first built without memory, and
+counted, so that a number with too many zeros is one error and not a machine without memory.
+"""
+
+import copy
+import json
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from math import prod
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ivlens.common.files import check_inner_names
+from ivlens.common.foreign import foreign_json, opened_tensors, read_foreign, read_pickled, read_tensors
+from ivlens.common.memory import machine_memory
+from ivlens.models.boot import check_config
+from ivlens.models.looks import CONFIG, check_folder, safe_config
+from ivlens.models.opening import SAVE_AGAIN, check_fits, check_sizes, opened_by
+
+_GENERATION = "generation_config.json"
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+_MOST_INDEX, _MOST_GENERATION = 2**26, 2**20  # bytes
+_PARTS = 20  # modules for each tensor of a file, many more than any model has
+_SPARE = 2**22  # numbers that a model may have beside those in its files: positions, masks
+
+
+def open_folder(folder: Path, dtype: torch.dtype | None) -> Any:
+    """The plain model of a checkpoint folder, in eval mode; its weights are in memory, whatever becomes of the files.
+
+    Raises:
+        FileNotFoundError: it lacks a file, or has one that cannot be read.
+        ValueError: no decoder, sizes that its weights do not have, weights that are missing, left over or too large.
+    """
+    check_folder(folder)
+    with _private(folder) as place, opened_by("transformers", f"model {str(folder)!r}", SAVE_AGAIN):
+        from transformers import AutoConfig, GenerationConfig
+
+        config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+        if (place / _GENERATION).is_file():
+            generation = GenerationConfig.from_pretrained(place)
+        else:
+            generation = GenerationConfig.from_pretrained(place, config_file_name=CONFIG, _from_model_config=True)
+    check_config(config, str(folder))
+    check_sizes(config, folder)
+    files = _files(folder, getattr(config, "transformers_weights", None))
+    pickled = _pickled(folder, files)
+    sizes = _sizes(folder, files, pickled)
+    quantised = getattr(config, "quantization_config", None) is not None
+    empty = _built_empty(config, len(sizes), str(folder))
+    if not quantised:
+        _check_numbers(empty, sizes, folder)
+    with opened_by("transformers", f"model {str(folder)!r}", SAVE_AGAIN):
+        given = {} if quantised else {"state_dict": _state(files, pickled)}
+        opened: Any = type(empty).from_pretrained(
+            folder if quantised else None,
+            config=copy.deepcopy(empty.config),
+            dtype=dtype or "auto",
+            attn_implementation="eager",
+            output_loading_info=True,
+            **given,
+        )
+    model, about = opened
+    del pickled, given
+    check_fits(model, about, str(folder), sizes if not quantised else None)
+    model.name_or_path = model.config.name_or_path = str(folder)
+    model.generation_config = generation
+    return model
+
+
+@contextmanager
+def _private(folder: Path) -> Iterator[Path]:
+    """A folder with the configuration alone, without what would fetch or run something."""
+    with TemporaryDirectory(prefix="ivlens-config-") as temporary:
+        place = Path(temporary)
+        (place / CONFIG).write_text(json.dumps(safe_config(folder)), encoding="utf-8")
+        if (folder / _GENERATION).is_file():
+            (place / _GENERATION).write_bytes(read_foreign(folder / _GENERATION, _MOST_GENERATION))
+        yield place
+
+
+def _files(folder: Path, named: Any) -> list[Path]:
+    """The files of weights that transformers would take, in the order in which it looks for them.
+
+    Raises:
+        FileNotFoundError: there is none, or one of several is missing.
+        ValueError: an index that is none, or names a file elsewhere.
+    """
+    name = next((name for name in ([named] if named else _WEIGHTS) if (folder / str(name)).is_file()), None)
+    if name is None:
+        raise FileNotFoundError(
+            f"model {str(folder)!r} has no file of weights ({', '.join(_WEIGHTS[::2])}), {SAVE_AGAIN}."
+        )
+    if not name.endswith(".index.json"):
+        return [folder / name]
+    try:
+        listed = foreign_json(folder / name, _MOST_INDEX)["weight_map"].values()
+        found = sorted({str(file) for file in listed})
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"model {str(folder)!r}: {name} is no index ({type(error).__name__}), {SAVE_AGAIN}.") from None
+    check_inner_names(folder / name, found)
+    for file in found:
+        if not file.endswith((".safetensors", ".bin")):
+            raise ValueError(
+                f"model {str(folder)!r}: {name} lists {file!r:.80}, expected files of weights; save it again."
+            )
+        if not (folder / file).is_file():
+            raise FileNotFoundError(f"model {str(folder)!r} lacks {file!r:.80}, which {name} lists, {SAVE_AGAIN}.")
+    return [folder / file for file in found]
+
+
+def _pickled(folder: Path, files: Sequence[Path]) -> dict[Path, dict[str, Tensor]]:
+    """The tensors of each `.bin`, which has to be read for their shapes."""
+    with opened_by("transformers", f"model {str(folder)!r}", SAVE_AGAIN):
+        try:
+            return {path: read_pickled(path) for path in files if path.suffix == ".bin"}
+        except ValueError as error:
+            what = "a file of weights is damaged or holds more than tensors; nothing else is read"
+            raise ValueError(f"{what} (it {error!s:.120})") from None
+
+
+def _sizes(
+    folder: Path, files: Sequence[Path], pickled: Mapping[Path, Mapping[str, Tensor]]
+) -> dict[str, tuple[int, ...]]:
+    """Shapes of all tensors, by name."""
+    found = {name: tuple(tensor.shape) for read in pickled.values() for name, tensor in read.items()}
+    with opened_by("transformers", f"model {str(folder)!r}", SAVE_AGAIN):
+        for path in files:
+            if path not in pickled:
+                with opened_tensors(path) as opened:
+                    found |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}
+    return found
+
+
+def _state(files: Sequence[Path], pickled: Mapping[Path, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = {}
+    for path in files:
+        state |= pickled[path] if path in pickled else read_tensors(path)[0]
+    return state
+
+
+def _built_empty(config: Any, n_tensors: int, label: str) -> Any:
+    """The model without memory for its weights (on the device `meta`), if it has no more parts than can be.
+
+    Raises:
+        ValueError: no decoder, many more modules than tensors, or a configuration that makes no model.
+    """
+    from transformers import AutoModelForCausalLM
+
+    with _counted(_PARTS * n_tensors + 10_000, label), opened_by("transformers", f"model {label!r}", SAVE_AGAIN):
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(
+                copy.deepcopy(config), trust_remote_code=False, attn_implementation="eager"
+            )
+
+
+@contextmanager
+def _counted(most: int, label: str) -> Iterator[None]:
+    """Stop the body when it makes more modules than `most`."""
+    left, own = [most], threading.get_ident()
+
+    def count(*_: Any) -> None:
+        left[0] -= threading.get_ident() == own  # torch calls it for every thread
+        if left[0] < 0:
+            raise ValueError(f"its configuration makes more than {most:,} modules, far more than it has weights for")
+
+    hooks = [
+        nn.modules.module.register_module_module_registration_hook(count),
+        nn.modules.module.register_module_parameter_registration_hook(count),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _check_numbers(empty: Any, sizes: Mapping[str, tuple[int, ...]], folder: Path) -> None:
+    """Refuse a model that is far larger than its weights, or weights that are far larger than their model.
+
+    A few more or less are told by name once they are read; this is about memory.
+
+    Raises:
+        ValueError: as said, or both are larger than the machine's memory.
+    """
+    wanted = sum(weight.numel() for weight in {id(weight): weight for weight in empty.parameters()}.values())
+    masks = sum(buffer.numel() * buffer.element_size() for buffer in empty.buffers())
+    held = sum(map(prod, sizes.values()))
+    if wanted > 2 * held + _SPARE or held > 2 * wanted + masks + _SPARE or masks > 8 * held + 2**28:
+        raise ValueError(
+            f"model {str(folder)!r}: by config.json it has {wanted:,} numbers and {masks:,} bytes of tables, its files "
+            f"have {held:,} numbers, expected sizes that fit together; save or download the checkpoint again."
+        )
+    n_bytes, memory = wanted * 2 + masks, machine_memory()
+    if n_bytes > memory:
+        raise ValueError(
+            f"model {str(folder)!r} needs {n_bytes / 2**30:,.0f} GiB, this machine has {memory / 2**30:,.0f}; use a "
+            "smaller model or a larger machine."
+        )

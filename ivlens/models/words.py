@@ -1,0 +1,141 @@
+"""A look at a tokenizer's files before one is made of them: texts must not grow without bounds, nor take for ever.
+
+A tokenizer is a list of replacements and patterns. Ten that double a text make a thousand letters of one, and some
+patterns need years for a line. Growth is computed from the file; patterns of a suspicious build are tried in a process
+of their own, on texts that such patterns fear.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ivlens.common.apart import ends
+from ivlens.common.foreign import foreign_json, is_regular
+from ivlens.models.looks import MOST_WORDS, check_folder
+
+_FILE, _OPTIONS = "tokenizer.json", "tokenizer_config.json"
+_MOST_GROWTH = 64  # letters that may become of one; those of real tokenizers become two or three
+_MOST_PIECES = 64  # of a prompt's frame, and letters that are put before every text
+_MOST_SPECIAL = 10_000  # words beside the vocabulary; each is looked for in all others
+_SPECIAL = ("additional_special_tokens", "extra_special_tokens", "added_tokens_decoder")
+_REMEDY = "save the tokenizer again, or pass tokenizer="
+
+# A group that is repeated, a reference to one, or large counts: only such patterns can take for ever.
+_SUSPICIOUS = re.compile(r"\)\s*(?:[*+]|\{\d*,)|\\[1-9]|\\k|\(\?[0-9R&]|\{\d{3,}|\{\d*,\d{3,}")
+_REPEATED = re.compile(r"[*+]|\{\d*,\}")
+_MOST_REPEATED = 2  # in one alternative: `a*a*a*` is slow as well
+_TRY = """
+from tokenizers import Tokenizer
+made = Tokenizer.from_file(given["file"])
+made.no_padding()
+made.no_truncation()
+for text in given["texts"]:
+    made.encode(text)
+"""
+
+
+def check_words(folder: Path) -> None:
+    """Refuse a tokenizer of which texts grow beyond measure, or whose patterns take too long.
+
+    Raises:
+        FileNotFoundError: a file that is none, or cannot be read.
+        ValueError: as said, or too many special words.
+    """
+    check_folder(folder)
+    options, made = _read(folder / _OPTIONS), _read(folder / _FILE)
+    for name, value in options.items():
+        if name.endswith("_file") and isinstance(value, str) and "\0" not in value and not is_regular(Path(value)):
+            raise _refused(folder, f"names {value!r:.80} as its {name}, which is a pipe or a device", "a file")
+    lists = [
+        options.get(name) for name in ("additional_special_tokens", "extra_special_tokens", "added_tokens_decoder")
+    ]
+    lists += [made.get("added_tokens"), _read(folder / "added_tokens.json")]
+    lists += _read(folder / "special_tokens_map.json").values()
+    n_special = max((len(each) for each in lists if isinstance(each, list | dict)), default=0)
+    if n_special > _MOST_SPECIAL:
+        raise _refused(folder, f"has {n_special:,} special words", f"at most {_MOST_SPECIAL:,}")
+    for part in ("normalizer", "pre_tokenizer", "decoder", "post_processor"):
+        _check_part(folder, part, made.get(part))
+    parts = [made.get(part) for part in ("normalizer", "pre_tokenizer", "decoder")]
+    patterns = sorted({pattern for part in parts for pattern in _patterns(part)})
+    if any(map(_is_suspicious, patterns)):
+        if not ends(_TRY, {"file": str((folder / _FILE).resolve()), "texts": _feared(patterns)}):
+            got = f"takes too long or too much memory for a line of text (pattern {max(patterns, key=len)!r:.60})"
+            raise _refused(folder, got, "one that reads it at once")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What a file says; nothing where there is none, or where it is no JSON object, which its library will tell."""
+    if not path.is_file():
+        return {}
+    try:
+        found = foreign_json(path, MOST_WORDS)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _check_part(folder: Path, name: str, part: Any) -> None:
+    growth, added, pieces = 1, 0, 0
+    for inner in _objects(part):
+        match inner.get("type"):
+            case "Replace":
+                growth *= _growth(inner.get("pattern"), str(inner.get("content", "")))
+            case "ByteLevel" if name == "normalizer":
+                growth *= 2
+            case _:
+                pass
+        added += sum(len(str(inner.get(key, ""))) for key in ("prepend", "replacement", "prefix", "suffix"))
+        frames = [inner.get(key) for key in ("single", "pair")]
+        pieces = max([pieces, *(len(frame) for frame in frames if isinstance(frame, list))])
+        words = inner.get("special_tokens")
+        ids = [word.get("ids") for word in words.values() if isinstance(word, dict)] if isinstance(words, dict) else []
+        pieces += sum(len(each) for each in ids if isinstance(each, list) and len(each) > _MOST_PIECES)
+        if min(growth, _MOST_GROWTH + 1) > _MOST_GROWTH or max(added, pieces) > _MOST_PIECES:
+            got = f"has a {name} that makes {growth:,} letters of one, or puts {max(added, pieces):,} before a text"
+            raise _refused(folder, got, f"at most {_MOST_GROWTH}")
+
+
+def _growth(pattern: Any, content: str) -> int:
+    """How many letters a replacement makes of one, at most."""
+    fixed = pattern.get("String") if isinstance(pattern, Mapping) else None
+    if isinstance(fixed, str) and fixed:
+        return max(1, -(-len(content) // len(fixed)))
+    return max(1, len(content)) if fixed is None else len(content) + 1
+
+
+def _objects(part: Any) -> Iterator[dict[str, Any]]:
+    """A part of a tokenizer and all that it consists of."""
+    if isinstance(part, dict):
+        yield part
+        for value in part.values():
+            yield from _objects(value)
+    elif isinstance(part, list):
+        for value in part:
+            yield from _objects(value)
+
+
+def _patterns(part: Any) -> Iterator[str]:
+    for inner in _objects(part):
+        pattern = inner.get("Regex")
+        if isinstance(pattern, str):
+            yield pattern
+
+
+def _is_suspicious(pattern: str) -> bool:
+    without_classes = re.sub(r"(\\.)|\[(?:\\.|[^\]\\])*\]", lambda found: found[1] or "c", pattern)
+    if _SUSPICIOUS.search(without_classes) or len(pattern) > 2**12:
+        return True
+    bare = re.sub(r"\\.", "c", without_classes)
+    return any(len(_REPEATED.findall(part)) > _MOST_REPEATED for part in bare.split("|"))
+
+
+def _feared(patterns: list[str]) -> list[str]:
+    """Lines of one letter with another one at their end, of all letters that the patterns name."""
+    letters = dict.fromkeys([*"a 1.\n", "ä", *(letter for pattern in patterns for letter in pattern)])
+    return [f"{letter * 500}{end}" for letter in [*letters][:80] for end in ("", "!", "\x01")]
+
+
+def _refused(folder: Path, got: str, expected: str) -> ValueError:
+    return ValueError(f"the tokenizer in {str(folder)!r} {got}, expected {expected}; {_REMEDY}.")
