@@ -385,8 +385,8 @@ class Page {
   show_running({ page, at_work }) {
     if (this.told !== at_work) [this.told, this.told_at] = [at_work, Date.now()];
     const later = (Date.now() - this.told_at) / 1000;
-    const all = at_work.map((one) => `${one.page === page ? "this page" : `page ${one.page}`}: ${one.what.replace(/ …$/, "")} (${Math.round(one.seconds + later)} s)`);
-    put(this.runningLine, "textContent", at_work.some((one) => one.page !== page) ? `At work, page ${page} is this one. ${all.join("; ")}.` : "");
+    const all = at_work.map((one) => `${one.page === page ? "this page" : `page ${one.page}`} (${one.what.replace(/ …$/, "").replace(/^./, (letter) => letter.toLowerCase())}, ${Math.round(one.seconds + later)} s)`);
+    put(this.runningLine, "textContent", at_work.some((one) => one.page !== page) ? `This is page ${page}. At work: ${all.join("; ")}.` : "");
   }
 
   show_code(code) {
