@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import plotly.graph_objects as go
 
@@ -109,7 +109,8 @@ class _Camera:
     def _drawn(self, figure: go.Figure, kind: str, scale: float) -> bytes:
         if self._fault is not None:
             raise self._fault
-        size = {"width": figure.layout.width or WIDTH, "height": figure.layout.height or HEIGHT}
+        layout: Any = figure.layout
+        size = {"width": layout.width or WIDTH, "height": layout.height or HEIGHT}
         asked = {"figure": json.loads(str(figure.to_json())), "options": {"format": kind, "scale": scale, **size}}
         line = json.dumps(asked).encode() + b"\n"
         # a program that hangs does not read either, so that writing needs the limit as well
