@@ -208,7 +208,7 @@ class Page {
   build() {
     this.statusLine = make("p", { class: "status", role: "status" });
     this.errorLine = make("p", { class: "error", role: "alert" });
-    this.goneLine = make("p", { class: "error gone", role: "alert" });
+    this.goneLine = make("p", { class: "gone", role: "alert" });
     this.runningLine = make("p", { class: "running", role: "note" });
     this.themeButton = make("button", { type: "button", onclick: () => this.turn() });
     const names = this.facts.models.map((one) => `${one.name} · ${one.n_layers} layers × ${one.n_heads} heads · ${one.weights}`);
@@ -383,11 +383,10 @@ class Page {
 
   // only where another page is at work: what this one does stands in its status
   show_running({ page, at_work }) {
-    if (this.running?.at_work !== at_work) this.told_at = Date.now();
-    this.running = { page, at_work };
+    if (this.told !== at_work) [this.told, this.told_at] = [at_work, Date.now()];
     const later = (Date.now() - this.told_at) / 1000;
-    const all = at_work.map((one) => `${one.page === page ? "this page" : `page ${one.page}`}: ${one.what.replace(/ …$/, "")} (${Math.round(one.seconds + later)} s)`);
-    put(this.runningLine, "textContent", at_work.some((one) => one.page !== page) ? `At work, page ${page} is this one. ${all.join("; ")}.` : "");
+    const all = at_work.map((one) => `${one.page === page ? "this page" : `page ${one.page}`} (${one.what.replace(/ …$/, "").replace(/^./, (letter) => letter.toLowerCase())}, ${Math.round(one.seconds + later)} s)`);
+    put(this.runningLine, "textContent", at_work.some((one) => one.page !== page) ? `This is page ${page}. At work: ${all.join("; ")}.` : "");
   }
 
   show_code(code) {
