@@ -28,6 +28,8 @@ def same(one, other):
     if is_dataclass(one):
         mine = (each.name for each in fields(one) if each.name != "model_ref")
         return type(one) is type(other) and all(same(getattr(one, name), getattr(other, name)) for name in mine)
+    if isinstance(one, float) and one != one:
+        return other != other
     if isinstance(one, tuple):
         return type(one) is type(other) and len(one) == len(other) and all(map(same, one, other))
     return one == other

@@ -41,8 +41,8 @@ def steer(
     in `docs/guide/production.md`); batches are padded on the left. In a pass outside a generation the prompt is the
     whole row, padded on either side (pass the attention mask), except that tokens that follow a cache count as
     generated. Contexts on one model nest and add up. A context belongs to the task or thread that opened it and to the
-    tasks that are started inside: another thread waits until it is left, another task of the same thread is refused, and
-    so are passes of others *inside* it.
+    tasks that are started inside: another thread waits until it is left, another task of the same thread is refused,
+    and so are passes of others *inside* it.
 
     Args:
         at: layer, strength and site in one, such as `Evaluation.best`; each can be given alone instead.
