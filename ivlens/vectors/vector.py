@@ -143,8 +143,7 @@ class InstructionVector:
         """
         theirs = other.theta if isinstance(other, InstructionVector) else other.detach().float().cpu()
         check_same_width(self.theta, theirs)
-        length = self.norm * float(theirs.norm())
-        if length == 0:
+        if not (length := self.norm * float(theirs.norm())):
             raise ValueError("cosine got a vector of length 0, expected two vectors with a direction.")
         return float(self.theta @ theirs) / length
 
