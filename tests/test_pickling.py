@@ -28,6 +28,10 @@ def same(one, other):
     if is_dataclass(one):
         mine = (each.name for each in fields(one) if each.name != "model_ref")
         return type(one) is type(other) and all(same(getattr(one, name), getattr(other, name)) for name in mine)
+    if isinstance(one, float) and one != one:
+        return other != other
+    if isinstance(one, tuple):
+        return type(one) is type(other) and len(one) == len(other) and all(map(same, one, other))
     return one == other
 
 
@@ -68,7 +72,8 @@ NAMES = (
 def test_a_pickle_gives_the_same_back(results, name, protocol):
     given = results[name]
     found = pickle.loads(pickle.dumps(given, protocol))
-    assert same(given, found) and repr(found) == repr(given)
+    assert same(given, found)
+    assert name == "suite" or repr(found) == repr(given)  # a suite shows sets, in any order
 
 
 def test_the_model_is_left_behind_and_copies_keep_it(results, llama):

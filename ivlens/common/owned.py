@@ -80,7 +80,7 @@ class OwnedLock:
         self._entered: list[Hold] = []
         _LOCKS.add(self)
 
-    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+    def acquire(self, blocking: bool = True, timeout: float | int = -1) -> bool:
         """Enter, and say whether it came to that.
 
         Raises:

@@ -16,7 +16,7 @@ from ivlens.effects.bands import ChosenHeads, MapInterval
 from ivlens.effects.files import FILE, TENSORS, again_content, check_model_of, read_effects
 from ivlens.effects.taken import Taken
 from ivlens.forward.ability import Ability
-from ivlens.models.boot import ModelRef, TransformerBridge
+from ivlens.models.boot import ModelRef, TransformerBridge, WeakModel
 from ivlens.models.fingerprint import ModelIdentity, model_identity
 from ivlens.prompts.recipe import PromptRecipe
 from ivlens.tasks.task import Task
@@ -55,12 +55,13 @@ class HeadEffects:
     task: str
     model: ModelIdentity
     settings: Mapping[str, Any]
-    model_ref: ModelRef | None = field(default=None, repr=False)
+    model_ref: WeakModel = field(default=None, repr=False)
     clean_scores: Float[Tensor, " batch"] | None = None
     again: ChosenHeads | None = None
 
     def __post_init__(self) -> None:
         set_shown(self, "task")
+        ModelRef.set_in(self)
 
     def __repr__(self) -> str:
         best = ", ".join(f"L{layer}H{head} {self.aie[layer, head]:+.3g}" for layer, head in self.top_heads(1))

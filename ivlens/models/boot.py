@@ -22,6 +22,12 @@ else:  # importing transformer_lens takes seconds; at run time a bridge is check
 class ModelRef(ref[TransformerBridge]):
     """A weak reference to a model, which copies of a result share, and which a pickle leaves behind."""
 
+    @classmethod
+    def set_in(cls, result: Any) -> None:
+        """Make the `model_ref` of a frozen result one of these, whatever weak reference it is."""
+        model = None if result.model_ref is None else result.model_ref()
+        object.__setattr__(result, "model_ref", None if model is None else cls(model))
+
     def __reduce__(self) -> tuple[Any, ...]:
         return _no_model, ()
 
@@ -30,6 +36,9 @@ class ModelRef(ref[TransformerBridge]):
 
     def __deepcopy__(self, _: Any) -> "ModelRef":
         return self
+
+
+WeakModel = ref[TransformerBridge] | None
 
 
 def _no_model() -> None:

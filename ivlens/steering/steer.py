@@ -40,8 +40,9 @@ def steer(
     cache, and whoever drafts the tokens. Ways that cannot be followed are refused before a token is written (a table is
     in `docs/guide/production.md`); batches are padded on the left. In a pass outside a generation the prompt is the
     whole row, padded on either side (pass the attention mask), except that tokens that follow a cache count as
-    generated. Contexts on one model nest and add up. A second thread waits for the first to leave its context; passes
-    of a second thread *inside* it are refused.
+    generated. Contexts on one model nest and add up. A context belongs to the task or thread that opened it and to the
+    tasks that are started inside: another thread waits until it is left, another task of the same thread is refused,
+    and so are passes of others *inside* it.
 
     Args:
         at: layer, strength and site in one, such as `Evaluation.best`; each can be given alone instead.
@@ -57,7 +58,8 @@ def steer(
         ValueError: a vector of another model (see `InstructionVector.for_model`); no such layer, site, positions or
             mode; a layer missing or out of place; `at` beside what it holds; `heads` for a vector without heads (one
             computed from others); in the body: a way of decoding, a padding or a cache that cannot be followed.
-        RuntimeError: the body ran no forward pass, or ran passes from two threads.
+        RuntimeError: the body ran no forward pass, or ran passes from two threads; another task of this thread has a
+            context open.
     """
     check_belongs(iv, model)
     layer, strength, place = _place(at, layer, alpha, site)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ivlens.common.names import set_shown
 from ivlens.effects.results import HeadEffects
-from ivlens.models.boot import ModelRef, TransformerBridge, check_model
+from ivlens.models.boot import ModelRef, TransformerBridge, WeakModel, check_model
 from ivlens.models.fingerprint import ModelIdentity, model_identity
 from ivlens.prompts.recipe import PromptRecipe
 from ivlens.vectors.decode import top_tokens
@@ -48,10 +48,11 @@ class InstructionVector:
     task: str
     model: ModelIdentity
     settings: Mapping[str, Any]
-    model_ref: ModelRef | None = field(default=None, repr=False)
+    model_ref: WeakModel = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         set_shown(self, "task")
+        ModelRef.set_in(self)
         if len(self.heads) != len(self.head_means):
             raise ValueError(
                 f"InstructionVector got {len(self.heads)} heads and {len(self.head_means)} head means, expected one "
@@ -142,8 +143,7 @@ class InstructionVector:
         """
         theirs = other.theta if isinstance(other, InstructionVector) else other.detach().float().cpu()
         check_same_width(self.theta, theirs)
-        length = self.norm * float(theirs.norm())
-        if length == 0:
+        if not (length := self.norm * float(theirs.norm())):
             raise ValueError("cosine got a vector of length 0, expected two vectors with a direction.")
         return float(self.theta @ theirs) / length
 
