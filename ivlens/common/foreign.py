@@ -166,7 +166,6 @@ def check_parquet(path: Path, most: int = _MOST_VALUES) -> None:
 
 def _text_bytes(path: Path, column: str) -> int:
     """Bytes of all texts of one column, each counted as often as it occurs."""
-    import pyarrow.compute
     import pyarrow.parquet
 
     file = pyarrow.parquet.ParquetFile(path, memory_map=False, read_dictionary=[column])
@@ -183,10 +182,11 @@ def _bytes_of(values: Any) -> int:
     import pyarrow
     import pyarrow.compute
 
+    compute: Any = pyarrow.compute  # its functions are made when it is imported
     kind = values.type
     if pyarrow.types.is_dictionary(kind):
-        lengths = pyarrow.compute.binary_length(values.dictionary).take(values.indices)
-        return pyarrow.compute.sum(lengths).as_py() or 0
+        lengths = compute.binary_length(values.dictionary).take(values.indices)
+        return compute.sum(lengths).as_py() or 0
     if pyarrow.types.is_struct(kind):
         return sum(_bytes_of(field) for field in values.flatten())
     if pyarrow.types.is_nested(kind):
