@@ -166,7 +166,6 @@ def check_parquet(path: Path, most: int = _MOST_VALUES) -> None:
 
 def _text_bytes(path: Path, column: str) -> int:
     """Bytes of all texts of one column, each counted as often as it occurs."""
-    import pyarrow.compute
     import pyarrow.parquet
 
     file = pyarrow.parquet.ParquetFile(path, memory_map=False, read_dictionary=[column])

@@ -135,8 +135,8 @@ def _environment() -> Any:
         if isinstance(node, nodes.For):
             node.iter = _weighed(node.iter)
         if isinstance(node, nodes.Concat):
-            joined: Any = node
-            return _call("join_texts", node.nodes).set_lineno(node.lineno).set_environment(joined.environment)
+            owner: Any = node.environment
+            return _call("join_texts", node.nodes).set_lineno(node.lineno).set_environment(owner)
         return node
 
     made: Any = object.__new__(Guarded)
