@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ivlens.common.files import write_whole
+from ivlens.common.foreign import check_parquet
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,6 +34,7 @@ def kept_table(path: Path | None, key: Mapping[str, Any], make: "Callable[[], pd
     mark = digest(key)
     if path is not None and path.exists():
         try:
+            check_parquet(path)
             found = pd.read_parquet(path)
         except (OSError, ValueError) as error:
             logger.warning("%s is damaged (%s); it is measured again.", path, type(error).__name__)

@@ -102,6 +102,7 @@ def _bank_task(name: str) -> Task:
 def _build(source: Source) -> Task:
     """Merge repeated inputs, leave out what has no input or no answer, and say so once."""
     merged: dict[str, Record] = {}
+    answers: dict[str, dict[str, None]] = {}  # in order, each once, without looking through them for every new one
     skipped: list[str] = []
     n_merged = 0
     for record in source.records:
@@ -109,10 +110,9 @@ def _build(source: Source) -> Task:
             lacks = "answer" if record.input.strip() else "input"
             skipped.append(f"{record.where}: no {lacks} ({(record.input or str(record.answers))[:60]!r})")
             continue
-        first = merged.setdefault(record.input, record)
-        if first is not record:
-            n_merged += 1
-            merged[record.input] = replace(first, answers=tuple(dict.fromkeys(first.answers + record.answers)))
+        n_merged += record.input in merged
+        merged.setdefault(record.input, record)
+        answers.setdefault(record.input, {}).update(dict.fromkeys(record.answers))
     if not merged:
         raise ValueError(
             f"{source.source}: all {len(source.records)} records lack an answer or an input (first: {skipped[0]}), "
@@ -125,7 +125,7 @@ def _build(source: Source) -> Task:
         )  # fmt: skip
     return Task(
         name=source.name,
-        examples=tuple(TaskExample(record.input, record.answers, record.part) for record in merged.values()),
+        examples=tuple(TaskExample(text, tuple(answers[text]), record.part) for text, record in merged.items()),
         instructions=source.instructions,
         held_out_instructions=source.held_out_instructions,
         clozes=source.clozes,

@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from ivlens.common.foreign import check_parquet
 from ivlens.common.hub import without_retries
 from ivlens.tasks.records import (
     INPUT_NAMES,
@@ -33,6 +34,7 @@ from ivlens.tasks.records import (
 PARTS = ("train", "eval", "dev", "valid", "validation", "test")
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 PART_FILE = re.compile(rf"({'|'.join(PARTS)})([-_.]\d+.*)?")  # train.json, train-00000-of-00002.parquet
+_LARGEST_LABELS = 2**22  # of a file that may list labels; a larger one beside a task is something else
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -200,18 +202,20 @@ def _joined(sources: Sequence[Source], path: Path | str) -> Source:
 
 def _with_labels(source: Source, others: Sequence[Path]) -> Source:
     """An instruction that lists the labels, if one of the other files is a list of them and nothing else gives one."""
-    contents = [parse_json(read_text(file), file) for file in others if file.suffix.lower() == ".json"]
+    small = [file for file in others if file.suffix.lower() == ".json" and file.stat().st_size <= _LARGEST_LABELS]
+    contents = [parse_json(read_text(file), file) for file in small]
     lists = [
         found for found in contents if isinstance(found, list) and found and all(isinstance(v, str) for v in found)
     ]
     if not lists or source.instructions or source.fused:
         return source
     labels = texts_of(lists[0], f"{source.source}, labels")
+    known = set(labels)
     for record in source.records:
-        unknown = [answer for answer in record.answers if answer not in labels]
+        unknown = [answer for answer in record.answers if answer not in known]
         if unknown:
             got = f"{record.where} has the label {unknown[0]!r:.60}"
-            raise wrong(source.source, got, f"one of {', '.join(labels)}", "correct it, or add it to the labels")
+            raise wrong(source.source, got, f"one of {', '.join(labels):.400}", "correct it, or add it to the labels")
     choice = " or ".join(filter(None, (", ".join(labels[:-1]), labels[-1])))
     return replace(source, instructions=(f"Choose the label that fits the text: {choice}.",))
 
@@ -258,10 +262,12 @@ def _read_parquet(path: Path, columns: Columns) -> Source:
     import pyarrow.parquet
 
     try:
-        dataset = datasets.Dataset(pyarrow.parquet.read_table(path))
+        check_parquet(path)
+        # read, not mapped: whoever cuts a mapped file ends this process
+        dataset = datasets.Dataset(pyarrow.parquet.read_table(path, memory_map=False))
     except Exception as error:  # Arrow's and the system's own
         got = f"is not valid parquet ({' '.join(str(error).split()):.200})"
-        raise wrong(path, got, "a complete parquet file", "write or download it again") from None
+        raise wrong(path, got, "a complete parquet file of examples", "write or download it again") from None
     return replace(_from_datasets(dataset, columns, path, ""), name=path.stem)
 
 

@@ -9,8 +9,11 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from ivlens.common.foreign import read_foreign
 
 # The first of each row wins where it is present; the others only where exactly one of them is.
 INPUT_NAMES = ("input", "inputs", "prompt", "sentence", "text", "question", "query", "source", "word", "x")
@@ -18,6 +21,11 @@ OUTPUT_NAMES = ("output", "outputs", "answer", "answers", "label", "target", "ta
 INSTRUCTION_NAMES = ("instruction", "instructions", "definition")
 # More distinct instructions than this, over half of the rows each with its own: no paraphrases of one task.
 MAX_PARAPHRASES = 20
+_N_NAMED = 12
+
+LARGEST_FILE = 2**27
+# What takes memory and time when it is read, whatever it is part of; texts have less of it for their length.
+MOST = {"lists and records": ("[{", 2**22), "lines": ("\n", 2**21), "separators": (",\t;|", 2**24)}
 
 Rows = Sequence[tuple[str, Any]]  # (where in the file, what should be a record)
 
@@ -65,15 +73,26 @@ def wrong(subject: object, got: str, expected: str, remedy: str) -> ValueError:
 
 def read_text(path: Path) -> str:
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = read_foreign(path, LARGEST_FILE).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         got = f"byte {error.start} (0x{error.object[error.start]:02x}) is not UTF-8"
         raise wrong(path, got, "a text file in UTF-8", "save it as UTF-8 or unpack it") from None
     except OSError as error:
-        raise wrong(path, f"cannot be read ({error.strerror})", "a readable file", "check permissions") from None
-    if not text.strip():
+        got = f"cannot be read ({error.strerror or error})"
+        remedy = "check permissions, or use a part of it"
+        raise wrong(path, got, f"a readable file of at most {LARGEST_FILE >> 20} MiB", remedy) from None
+    if not text or text.isspace():
         raise wrong(path, "is empty", "records", "check how it was written")
+    _check_parts(text, path)
     return text
+
+
+def _check_parts(text: str, path: Path) -> None:
+    """Refuse what would unfold: a list of two bytes in a file becomes an object of fifty times that in memory."""
+    counted = {what: sum(map(text.count, marks)) for what, (marks, _) in MOST.items()}
+    for what, (_, most) in MOST.items():
+        if counted[what] > most:
+            raise wrong(path, f"has {counted[what]:,} {what}", f"at most {most:,}", "use a part of it")
 
 
 def parse_json(text: str, path: Path, line: int | None = None) -> Any:
@@ -90,12 +109,23 @@ def parse_json(text: str, path: Path, line: int | None = None) -> Any:
 
 
 def _collect_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    found = dict(pairs)
+    if len(found) == len(pairs):
+        return found
+    values: dict[str, list[Any]] = {key: [] for key in found}
     for key, value in pairs:
-        if key in found:
-            value = [item for part in (found[key], value) for item in (part if isinstance(part, list) else [part])]
-        found[key] = value
-    return found
+        values[key].append(value)
+    return {key: parts[0] if len(parts) == 1 else _flat(parts) for key, parts in values.items()}
+
+
+def _flat(parts: list[Any]) -> list[Any]:
+    return [item for part in parts for item in (part if isinstance(part, list) else [part])]
+
+
+def listed(names: Iterable[object]) -> str:
+    """The first names of a few or of a million, for an error."""
+    first = [f"{name!r:.60}" for name in islice(names, _N_NAMED + 1)]
+    return ", ".join([*first[:_N_NAMED], *["..."] * (len(first) > _N_NAMED)])
 
 
 def texts_of(value: Any, where: str) -> tuple[str, ...]:
@@ -131,7 +161,7 @@ def csv_rows(text: str, path: Path) -> Rows:
         for cells in reader:
             where = f"line {reader.line_num + blank}"
             if cells and len(cells) != len(header):
-                expected = f"{len(header)} ({', '.join(header)})"
+                expected = f"{len(header)} ({', '.join(header[:_N_NAMED]):.400})"
                 raise wrong(
                     f"{path}, {where}", f"has {len(cells)} cells", expected, "quote cells that hold the delimiter"
                 )
@@ -142,7 +172,7 @@ def csv_rows(text: str, path: Path) -> Rows:
         raise wrong(path, got, "JSON, or a table with a header", "check its quotes") from None
     if len(header) < 2 or len(set(header)) < len(header):
         expected = "JSON, or a table with two or more distinct columns named in its first line"
-        raise wrong(path, f"has the columns {', '.join(header)!r:.200}", expected, "add a header line")
+        raise wrong(path, f"has the columns {', '.join(header[:_N_NAMED])!r:.200}", expected, "add a header line")
     return rows
 
 
@@ -162,7 +192,7 @@ def pick_columns(columns: Columns, found: Sequence[str], subject: object) -> Col
     for what, given, names in zip(Columns._fields, columns, usual, strict=True):
         name = guess_column(found, given, names)
         if name is None and (given is not None or what != "instruction"):
-            got = f"has the columns {', '.join(map(repr, found))}"
+            got = f"has the columns {listed(found)}"
             expected = repr(given) if given else f"exactly one usual name for the {what} ({', '.join(names)})"
             raise wrong(subject, got, expected, f"name it with {what}_column=")
         if name is not None and name in picked:
@@ -182,8 +212,8 @@ def from_rows(rows: Rows, columns: Columns, path: Path | str) -> Source:
     for where, row in rows:
         missing = [name for name in picked if name is not None and name not in row]
         if missing:
-            got = f"{where} has the keys {', '.join(map(repr, row))}"
-            expected = f"also {', '.join(map(repr, missing))} as in the first record"
+            got = f"{where} has the keys {listed(row)}"
+            expected = f"also {listed(missing)} as in the first record"
             raise wrong(path, got, expected, "complete it or take it out")
     return from_columns(rows, picked, path)
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ivlens.common.files import STATE, write_whole
+from ivlens.common.foreign import read_tensors
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
@@ -76,9 +76,7 @@ class TrainingState:
 
     def _read(self, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         try:
-            with safe_open(path, framework="pt") as opened:
-                metadata = opened.metadata() or {}
-                tensors = {name: opened.get_tensor(name) for name in opened.keys()}
+            tensors, metadata = read_tensors(path)
             about = json.loads(metadata["ivlens"])
             names = {name.split("/", 1)[1] for name in tensors if name.startswith("exp_avg/")}
             if not (isinstance(about["log"], list) and all(isinstance(row, dict) for row in about["log"])):
@@ -88,7 +86,7 @@ class TrainingState:
             if any(f"{moment}/{name}" not in tensors for name in names for moment in _MOMENTS):
                 raise KeyError("moment")
             return tensors, {"fingerprint": about["fingerprint"], "log": about["log"]}
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise _damaged(path, type(error).__name__) from error
 
 

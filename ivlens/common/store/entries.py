@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from ivlens.common.files import flush, read_small
+from ivlens.common.foreign import check_parquet
 from ivlens.common.kept import renamed
 from ivlens.common.store.keys import KEY, canonical, content_key
 from ivlens.common.version import __version__
@@ -86,6 +87,7 @@ class Entry:
         import pandas as pd
 
         try:
+            check_parquet(self.path(TABLE))
             return renamed(pd.read_parquet(self.path(TABLE)))
         except Exception as error:  # Arrow's and the system's own, in great variety
             raise DamagedEntry(f"{self.folder}: {TABLE} cannot be read ({' '.join(str(error).split()):.200})") from None

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ivlens.common.files import write_whole
+from ivlens.common.foreign import read_foreign
 from ivlens.common.version import __version__
 from ivlens.effects.results import HeadEffects
 from ivlens.models.boot import TransformerBridge
@@ -28,6 +29,7 @@ logger = logging.getLogger("ivlens")
 
 SuiteOf = Callable[[int], Suite]
 _FORMAT = 1  # of kept cells
+_LARGEST_CELL = 2**26  # bytes
 
 OnStep = Callable[[Cell, dict[str, Any]], None]
 
@@ -88,7 +90,7 @@ class Grid:
             raise ValueError(f"{str(path)!r} is no file, expected the result of a cell or nothing; remove it.")
         own = self._key(cell)
         try:
-            key, result = _unsealed(path.read_text(encoding="utf-8"))
+            key, result = _unsealed(read_foreign(path, _LARGEST_CELL).decode("utf-8"))
             if key == own and (result.cell, result.tasks) != (cell, self._names(cell)):
                 raise ValueError("another cell")
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:

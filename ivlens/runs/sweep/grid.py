@@ -11,6 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from ivlens.common.foreign import read_foreign
 from ivlens.models.known import known_model
 from ivlens.runs.sweep.cells import Cell, ModelSpec
 from ivlens.runs.sweep.kinds import KINDS
@@ -85,7 +86,7 @@ def _parsed(source: Path) -> dict[str, Any]:
     if source.stat().st_size > _MAX_BYTES:
         raise ValueError(f"{source} is larger than {_MAX_BYTES:,} bytes, expected a grid in TOML; check the path.")
     try:
-        return tomllib.loads(source.read_text(encoding="utf-8"))
+        return tomllib.loads(read_foreign(source, _MAX_BYTES).decode("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError, ValueError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{source} is not TOML ({reason:.200}), expected a grid in TOML; correct it.") from None

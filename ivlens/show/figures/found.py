@@ -10,12 +10,14 @@ from typing import Any
 
 import pandas as pd
 import pyarrow.parquet as parquet
-from safetensors import SafetensorError, safe_open
+
+from ivlens.common.foreign import check_parquet, opened_tensors
 
 from ivlens.common.saves import READY
 
 logger = logging.getLogger("ivlens")
 
+_LARGEST_CSV = 2**26  # bytes; such tables are small
 INNER = ("effects", "vectors")  # folders in which commands keep files that belong to the folder above
 
 
@@ -73,12 +75,13 @@ def _found(folder: Path, prefix: list[str]) -> Iterator[Found]:
         group = "-".join([*prefix, *(parts[:-2] if len(parts) > 1 and parts[-2] in INNER else parts[:-1])])
         try:
             if path.suffix == ".parquet":
+                check_parquet(path)
                 yield Found(path, group, columns=frozenset(parquet.read_schema(path).names))
-            elif path.suffix == ".csv":
+            elif path.suffix == ".csv" and path.stat().st_size <= _LARGEST_CSV:
                 yield Found(path, group, columns=frozenset(map(str, pd.read_csv(path, nrows=0).columns)))
             elif path.suffix == ".safetensors":
                 yield Found(path, group, format=_format(path))
-        except (OSError, ValueError, SafetensorError) as error:
+        except (OSError, ValueError) as error:
             logger.warning("%s is left out: %s", path, " ".join(str(error).split())[:200] or type(error).__name__)
 
 
@@ -98,6 +101,6 @@ def _files(folder: Path) -> dict[tuple[str, ...], Path]:
 
 
 def _format(path: Path) -> str:
-    with safe_open(path, framework="pt") as opened:
+    with opened_tensors(path) as opened:
         about = json.loads((opened.metadata() or {}).get("ivlens", "null"))
     return str(about.get("format", "")) if isinstance(about, dict) else ""

@@ -1,0 +1,161 @@
+"""Files that others wrote: regular ones only, of a size that was expected, and read instead of mapped.
+
+A pipe waits for ever, a device never ends, a small file may stand for gigabytes, and a file that is mapped into memory
+kills the process when somebody shortens it. Whatever is not ivlens' own is opened here.
+"""
+
+import json
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+_NO_WAITING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # opening a pipe waits for its other end
+_LONGEST_HEADER = 2**25  # bytes of names and shapes; those of the largest models have a twentieth
+_MOST_VALUES = 2**21  # of a table's column
+_MOST_TABLE_BYTES = 2**28  # of a table, once its repeated values are written out
+
+
+def read_foreign(path: Path, limit: int) -> bytes:
+    """The content of a regular file, or of one that a link leads to, of at most `limit` bytes.
+
+    Raises:
+        OSError: it is a pipe, a socket, a device or a folder, it is larger, or it cannot be read.
+    """
+    number = os.open(path, os.O_RDONLY | _NO_WAITING)
+    with open(number, "rb") as file:
+        about = os.fstat(number)
+        if not stat.S_ISREG(about.st_mode):
+            raise OSError(f"{str(path)!r:.200} is a pipe, a device or a folder, expected a regular file; remove it.")
+        content = file.read(limit + 1) if about.st_size <= limit else b""
+        if about.st_size > limit or len(content) > limit:
+            size = max(about.st_size, len(content))
+            raise OSError(
+                f"{str(path)!r:.200} has {size:,} bytes, expected at most {limit:,}; check that it is the right file."
+            )
+        return content
+
+
+def foreign_json(path: Path, limit: int) -> Any:
+    """What a JSON file of at most `limit` bytes holds.
+
+    Raises:
+        OSError: as `read_foreign`.
+        ValueError: it is no JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(read_foreign(path, limit).decode("utf-8-sig"))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def is_regular(path: Path) -> bool:
+    """Whether it can be opened without waiting: a regular file, a folder, or nothing at all."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:  # a link that leads nowhere is no file to anyone
+        return True
+    return stat.S_ISREG(mode) or stat.S_ISDIR(mode)
+
+
+@contextmanager
+def opened_tensors(path: Path) -> Iterator[Any]:
+    """A safetensors file, open as the package `safetensors` gives it; its tensors are read, not mapped.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file.
+        ValueError: it is no whole safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise OSError(f"{str(path)!r:.200} is no regular file, expected one; remove it.")
+    with open(path, "rb") as file:
+        n_bytes = int.from_bytes(file.read(8), "little")
+    try:
+        if n_bytes > _LONGEST_HEADER:
+            raise SafetensorError(f"its header has {n_bytes:,} bytes")
+        with safe_open(path, framework="pt", backend="pread") as opened:
+            yield opened
+    except SafetensorError as error:
+        raise ValueError(f"it is no whole safetensors file ({error!s:.100})") from None
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """All tensors of a safetensors file, read one after the other, and its metadata.
+
+    Raises:
+        OSError, ValueError: as `opened_tensors`.
+    """
+    with opened_tensors(path) as opened:
+        return {name: opened.get_tensor(name) for name in opened.keys()}, dict(opened.metadata() or {})
+
+
+def check_parquet(path: Path) -> None:
+    """Refuse a Parquet file whose table is far larger than a table of results or of examples.
+
+    Sixteen kilobytes can hold a gigabyte: what repeats is stored once. So values are counted before any is read, and
+    texts are read as a list of those that differ, to add up their lengths.
+
+    Raises:
+        ValueError: too many values, or too many bytes.
+        Exception: of Arrow, for what is no Parquet file.
+    """
+    import pyarrow.parquet
+
+    if not path.is_file():
+        raise ValueError("it is no regular file")
+    file = pyarrow.parquet.ParquetFile(path, memory_map=False)
+    about = file.metadata
+    counted, texts, stored = dict.fromkeys(range(about.num_columns), 0), set(), 0
+    for group in range(about.num_row_groups):
+        for number in counted:
+            column = about.row_group(group).column(number)
+            counted[number] += max(column.num_values, about.row_group(group).num_rows)
+            stored += column.total_uncompressed_size
+            if column.physical_type == "BYTE_ARRAY":
+                texts.add(column.path_in_schema)
+    most = max([about.num_rows, *counted.values()])
+    if most > _MOST_VALUES or stored > _MOST_TABLE_BYTES:
+        raise ValueError(
+            f"its table has {most:,} values in a column and {stored:,} bytes, expected at most {_MOST_VALUES:,} and "
+            f"{_MOST_TABLE_BYTES:,}; use a part of it"
+        )
+    written_out = sum(_text_bytes(path, name) for name in sorted(texts))
+    if written_out > _MOST_TABLE_BYTES:
+        raise ValueError(
+            f"its texts have {written_out:,} bytes once they are written out, expected at most {_MOST_TABLE_BYTES:,}; "
+            "use a part of it"
+        )
+
+
+def _text_bytes(path: Path, column: str) -> int:
+    """Bytes of all texts of one column, each counted as often as it occurs."""
+    import pyarrow.compute
+    import pyarrow.parquet
+
+    file = pyarrow.parquet.ParquetFile(path, memory_map=False, read_dictionary=[column])
+    total = 0
+    for batch in file.iter_batches(batch_size=2**16, columns=[column], use_threads=False):
+        for values in batch.columns:
+            total += _bytes_of(values)
+        if total > _MOST_TABLE_BYTES:
+            break
+    return total
+
+
+def _bytes_of(values: Any) -> int:
+    import pyarrow
+    import pyarrow.compute
+
+    kind = values.type
+    if pyarrow.types.is_dictionary(kind):
+        lengths = pyarrow.compute.binary_length(values.dictionary).take(values.indices)
+        return pyarrow.compute.sum(lengths).as_py() or 0
+    if pyarrow.types.is_struct(kind):
+        return sum(_bytes_of(field) for field in values.flatten())
+    if pyarrow.types.is_nested(kind):
+        return _bytes_of(values.flatten())
+    return values.nbytes
