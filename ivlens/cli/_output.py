@@ -48,7 +48,9 @@ def telling(as_json: bool) -> Iterator[None]:
 
 def print_json(value: Any) -> None:
     """One JSON object; numbers that JSON lacks (NaN, infinity) become null."""
-    print(json.dumps(_plain(value), ensure_ascii=False, indent=2))
+    # letters that stdout lacks, in JSON's own spelling
+    has_all = (getattr(sys.stdout, "encoding", None) or "").lower().startswith("utf")
+    print(json.dumps(_plain(value), ensure_ascii=not has_all, indent=2))
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

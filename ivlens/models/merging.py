@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ivlens.common.memory import pass_on_shortage
 from ivlens.common.precision import rounding_share
 from ivlens.models.adapters import check_adapters
 
@@ -43,6 +44,7 @@ def with_adapters(plain: Any, folder: str | Path) -> Any:
         wrapped.base_model.set_adapter(list(found))
         return merged(wrapped.eval())
     except Exception as error:  # peft's, torch's and safetensors' own
+        pass_on_shortage(error)
         reason = f"{type(error).__name__}: {' '.join(str(error).split()):.300}"
         raise ValueError(
             f"the adapters in {str(folder)!r} do not fit the model ({reason}), expected the model they were trained on "
