@@ -9,7 +9,7 @@ from errno import EPIPE
 from pathlib import Path
 
 from ivlens.cli._streams import StdoutError, complain, let_go
-from ivlens.common.disk import refusal, trouble
+from ivlens.common.disk import is_short_of_disk, refusal, trouble
 from ivlens.common.memory import is_out_of_memory
 from ivlens.common.version import __version__
 
@@ -48,7 +48,7 @@ def sentence(error: BaseException) -> str | None:
             return f"this installation of ivlens {__version__} lacks {missing.name}; reinstall it."
         return f"this command needs the package {missing.name!r}, which is not installed; pip install {missing.name}."
     number = trouble(error)
-    if number is not None:
+    if number is not None and is_short_of_disk(error):
         named = getattr(error, "filename", None)
         return str(refusal(number, os.fsdecode(named))) if named else f"{said}; free some room, or name another place."
     if isinstance(error, UnicodeEncodeError):

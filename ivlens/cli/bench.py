@@ -97,11 +97,12 @@ def bench(
     Args:
         out: Folder for the cells, table.md, table.tex, and cells.parquet, scores.parquet and curves.parquet.
     """
-    from ivlens.common.files import ready_folder
+    from ivlens.common.disk import check_folder
     from ivlens.runs.suites.cells import BenchOptions
     from ivlens.runs.suites.report import markdown, write_report
     from ivlens.runs.suites.runner import Grid, all_cells
 
+    check_folder(out)
     which, asked, train = which or SuiteOptions(), cells or CellOptions(), how or SuiteTrainOptions()
     wanted, kinds = _known_methods(asked.methods), _known_guidance(asked.guidance)
     if asked.seeds < 1:
@@ -110,7 +111,6 @@ def bench(
     todo = all_cells(wanted, kinds, suites.orders(), range(1 if asked.quick else asked.seeds))
     for cell in todo:
         suites(cell.order)  # whatever is missing is said before anything is trained
-    ready_folder(out)
     recipe = (prompts or PromptOptions()).recipe()
     options = BenchOptions(tune=train.options(), target=asked.target, recipe=recipe)
     if asked.quick:

@@ -25,7 +25,10 @@ def train(
         steps: Training steps; as for the shipped model if not given.
         threads: CPU threads; as for the shipped model if not given. Another number changes the last bits.
     """
+    from ivlens.common.disk import check_folder
     from ivlens.pocket.train import TrainConfig, Trainer
+
+    check_folder(out)
 
     given = {"steps": steps, "threads": threads}
     for name, value in given.items():
@@ -52,9 +55,12 @@ def card(
         split: Inputs to judge on. Designs are compared on `select`; `test` is for the finished model.
         out: Folder to write MODEL_CARD.md and card.json into.
     """
+    from ivlens.common.disk import check_folder
     from ivlens.pocket.card import measure_card
     from ivlens.pocket.cardfile import card_json, card_table, write_card
 
+    if out is not None:
+        check_folder(out)
     result = measure_card((where or ModelOptions()).load(), split=split)
     if out is not None:
         write_card(result, out)

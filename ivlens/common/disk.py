@@ -3,7 +3,8 @@
 import errno
 import os
 import re
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -78,21 +79,27 @@ def refusal(number: int, place: str | Path) -> DiskError:
     )
 
 
-def ready_file(path: Path, suffixes: tuple[str, ...]) -> Path:
-    """A path at which a file can be written, as far as that can be known before the work; nothing is left there.
+def check_file(path: Path, suffixes: tuple[str, ...]) -> None:
+    """Refuse a path at which no file can be written, before the work; nothing is left there.
 
     Raises:
         ValueError: another suffix.
-        OSError: a folder or a device is there, or its folder can neither be made nor written to.
+        DiskError: a folder or a device is there, or its folder can neither be made nor written to.
     """
     if path.suffix.lower() not in suffixes:
         raise ValueError(f"--out {path} has suffix {path.suffix!r}, expected one of {', '.join(suffixes)}.")
-    with writing(path):
-        is_taken = os.path.lexists(path) and not path.is_file() and not path.is_symlink()
-    if is_taken or path.is_dir():
-        raise DiskError(errno.EISDIR, f"{str(path)!r} is no regular file, expected one or none; name another.", path)
+    _check_kind(path, "file", stat.S_ISREG)
     try_writing(path.parent, path)
-    return path
+
+
+def check_folder(path: Path) -> None:
+    """Refuse a path at which no folder can be filled, before the work; nothing is left there.
+
+    Raises:
+        DiskError: something else is there, or the folder can neither be made nor written to.
+    """
+    _check_kind(path, "folder", stat.S_ISDIR)
+    try_writing(path)
 
 
 def try_writing(folder: Path, place: Path | None = None) -> None:
@@ -101,12 +108,25 @@ def try_writing(folder: Path, place: Path | None = None) -> None:
     Raises:
         DiskError: it cannot be done; the message names `place`, or the folder.
     """
-    with writing(place or folder):
+    try:
         there = next(one for one in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(one))
         if not there.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(there))
         with TemporaryFile(dir=there, buffering=0) as file:
             file.write(_PROBE)
+    except OSError as error:
+        raise refusal(error.errno or errno.EIO, place or folder) from error
+
+
+def _check_kind(path: Path, what: str, is_it: Callable[[int], bool]) -> None:
+    try:
+        found = is_it(path.stat().st_mode)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise refusal(error.errno or errno.EIO, path) from error
+    if not found:
+        raise DiskError(errno.EEXIST, f"{str(path)!r} is no {what}, expected one, or nothing; name another path.", path)
 
 
 def _is_about(error: BaseException, place: Path) -> bool:
