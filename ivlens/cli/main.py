@@ -6,6 +6,7 @@ Nothing of a command is imported before it is called, so that `ivlens --help` ne
 """
 
 import gc
+import re
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -51,6 +52,7 @@ COMMANDS = {
 }
 
 EXIT_INTERRUPTED = 130
+_TWICE = re.compile(r"^Invalid value for \S+: (?=\S+ is .*, expected )")  # before a sentence that names it itself
 _NARROWEST, _WIDEST = 40, 250  # columns of help; in one or two its layout never ends
 
 
@@ -91,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with ready_streams(), telling("--json" in words):
             return int(build_app(_called(words))(words, exit_on_error=False, print_error=False))
     except CycloptsError as error:
-        said = " ".join(str(error).split()).rstrip(".")
+        said = _TWICE.sub("", " ".join(str(error).split()).rstrip("."))
         complain(f"{said}; ivlens {words[0]} --help shows what there is." if words else f"{said}.")
         return EXIT_ERROR
     except KeyboardInterrupt:
@@ -99,10 +101,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if argv is None:  # the program ends here: without a search through all that a model left, which takes seconds
             gc.freeze()
         return EXIT_INTERRUPTED
-    except (SystemExit, GeneratorExit):
-        raise
-    except BaseException as error:  # what a library in Rust raises in its panic is no Exception
-        if debug:
+    except BaseException as error:
+        # what a library in Rust raises in its panic is no Exception
+        if debug or not (isinstance(error, Exception) or type(error).__name__ == "PanicException"):
             raise
         return ended_by(error)
 

@@ -8,6 +8,8 @@ from cyclopts import App
 
 from ivlens.cli._options import AsJson, ModelOptions
 
+MOST_THREADS = 1024
+
 app = App(name="pocket", help="Train the built-in model, or write its model card.", help_format="markdown")
 
 
@@ -34,6 +36,10 @@ def train(
     for name, value in given.items():
         if value is not None and value < 1:
             raise ValueError(f"--{name} is {value}, expected 1 or more.")
+    if threads is not None and threads > MOST_THREADS:
+        raise ValueError(f"--threads is {threads}, expected at most {MOST_THREADS}.")
+    if abs(seed) >= 2**31:
+        raise ValueError(f"--seed is {seed}, expected a number between -2^31 and 2^31.")
     default = TrainConfig()
     config = replace(default, seed=seed, steps=steps or default.steps, threads=threads or default.threads)
     print(f"checkpoint: {Trainer(config, out).run()}")
