@@ -132,6 +132,8 @@ class Lines:
         from ivlens.common.store.store import Store
 
         Store(folder / "store")
+        for command in all_commands():  # what a command imports takes its time once
+            self._here(Case(tuple(self.good(command))))
 
     def good(self, command: str) -> list[str]:
         """A command line that would reach its work."""
@@ -197,7 +199,14 @@ class Lines:
 
     def bad_streams(self) -> Iterator[Case]:
         """Short commands, good and bad, on streams that are closed, full, gone, or know few letters."""
-        lines = [["doctor"], ["doctor", "--json"], ["get", "--list", "--json"], ["--help"], ["tune", "--help"], ["nope"]]
+        lines = [
+            ["doctor"],
+            ["doctor", "--json"],
+            ["get", "--list", "--json"],
+            ["--help"],
+            ["tune", "--help"],
+            ["nope"],
+        ]
         lines += [self.good("store ls"), ["effects", "--task", "☃"], ["vector", "--k", "2.5"], ["store"], ["--version"]]
         for words in lines:
             for stream in STREAMS:

@@ -52,7 +52,9 @@ def sentence(error: BaseException) -> str | None:
         named = getattr(error, "filename", None)
         return str(refusal(number, os.fsdecode(named))) if named else f"{said}; free some room, or name another place."
     if isinstance(error, UnicodeEncodeError):
-        return f"{error.object!r:.60} cannot be written as {error.encoding} ({error.reason}), expected text; correct it."
+        return (
+            f"{error.object!r:.60} cannot be written as {error.encoding} ({error.reason}), expected text; correct it."
+        )
     if isinstance(error, OverflowError):
         return f"a number is too large for what is computed with it ({said}), expected a smaller one; change an option."
     if isinstance(error, ValueError | OSError | ImportError | FloatingPointError):

@@ -59,8 +59,9 @@ def ready_streams() -> Iterator[None]:
         # takes the lowest number that is free, which is the stream's own; a file opened later would get it otherwise
         setattr(sys, name, open(os.devnull, _MODES[name], encoding="utf-8"))
     for stream in (sys.stdout, sys.stderr):
-        if getattr(stream, "errors", None) in ("strict", "surrogateescape") and hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+        change = getattr(stream, "reconfigure", None)
+        if change is not None and stream.errors in ("strict", "surrogateescape"):
+            change(errors="backslashreplace")
     if "stdout" in closed:
         raise OSError("stdout is closed, expected a place for what is printed; send it to a file, or to /dev/null.")
     try:

@@ -82,7 +82,7 @@ class Ability:
         is_number = [whole or isinstance(value, float) for whole, value in zip(is_whole, values, strict=True)]
         if not values or not (is_number[0] and (values[1] is None or is_number[1]) and is_whole[2]):
             raise TypeError(f"ability is {found!r:.60}, expected accuracies `clean` and `bare` of `n` inputs")
-        return cls(*values)
+        return cls(found["clean"], found["bare"], found["n"])
 
 
 def measure_ability(
