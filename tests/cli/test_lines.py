@@ -161,7 +161,7 @@ def with_limit(n_bytes: int, words: list[str], err: Path) -> int:
 @pytest.mark.parametrize(
     "command, limit, named",
     [
-        ("effects --n-prompts 40 --out", 4100, "out.safetensors"),
+        ("effects --n-prompts 2 --out", 5000, "out.html"),
         ("effects --n-prompts 2 --out", 100, "out.safetensors"),
         ("vector --n-prompts 2 --k 3 --out", 100, "out.safetensors"),
         ("tune --steps 1 --out", 5000, "out.safetensors/state.safetensors"),
@@ -172,7 +172,7 @@ def with_limit(n_bytes: int, words: list[str], err: Path) -> int:
 def test_a_full_disk(place: Path, tmp_path: Path, command: str, limit: int, named: str):
     name, *more = command.split()
     model = ["--model", str(place / "gpt2"), "--task", str(place / "next.json"), "--template", "plain"]
-    out = tmp_path / "out.safetensors"
+    out = tmp_path / named.partition("/")[0]
     # stderr is a file here, too, and short of room alike: it has only the lines that fit
     status = with_limit(limit, [name, *model, *more, str(out)], tmp_path / "err")
     err = [line for line in (tmp_path / "err").read_text().splitlines() if "accuracy" not in line]
