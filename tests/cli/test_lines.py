@@ -78,6 +78,7 @@ def test_cases_are_counted():
 
 def test_what_is_not_one_line_is_seen(tried: Lines, monkeypatch: pytest.MonkeyPatch):
     """Of the walk itself: it must see tracebacks, bugs, second lines and what is taken though it is wrong."""
+    monkeypatch.setattr("tempfile.tempdir", str(tried.folder))
     bug = Case(("effects", "--task", "antonym"), " [bug]")
     monkeypatch.setitem(lines.SHORT, "bug", lambda: KeyError("x"))
     with pytest.raises(AssertionError, match="status 70"):
