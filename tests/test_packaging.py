@@ -119,10 +119,16 @@ def test_expected_error_is_one_line(error, monkeypatch, capsys):
         cli.main(["doctor", "--debug"])
 
 
-def test_bug_keeps_its_traceback(monkeypatch):
+def test_bug_is_one_line_and_keeps_its_traceback(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     fail_with(monkeypatch, KeyError("not the user's fault"))
+    assert cli.main(["doctor"]) == 70
+    err = capsys.readouterr().err
+    (report,) = tmp_path.iterdir()
+    assert err.count("\n") == 1 and err.startswith("ivlens: ") and str(report) in err and "please report it" in err
+    assert "Traceback" in report.read_text() and "not the user's fault" in report.read_text()
     with pytest.raises(KeyError):
-        cli.main(["doctor"])
+        cli.main(["doctor", "--debug"])
 
 
 def test_missing_package_is_named(monkeypatch, capsys):

@@ -54,7 +54,10 @@ def telling(as_json: bool) -> Iterator[None]:
 
 def print_json(value: Any) -> None:
     """One JSON object; numbers that JSON lacks (NaN, infinity) become null."""
-    print(_C1.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(_plain(value), ensure_ascii=False, indent=2)))
+    # letters that stdout lacks, in JSON's own spelling
+    has_all = (getattr(sys.stdout, "encoding", None) or "").lower().startswith("utf")
+    text = json.dumps(_plain(value), ensure_ascii=not has_all, indent=2)
+    print(_C1.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

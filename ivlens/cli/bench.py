@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from ivlens.runs.suites.results import Cell
     from ivlens.runs.suites.suite import Suite
 
+MOST_SEEDS = 10_000  # every cell is listed before the first is run
+
 
 @Parameter(name="*")
 @dataclass(frozen=True)
@@ -97,20 +99,21 @@ def bench(
     Args:
         out: Folder for the cells, table.md, table.tex, and cells.parquet, scores.parquet and curves.parquet.
     """
-    from ivlens.common.files import ready_folder
+    from ivlens.common.disk import check_folder
     from ivlens.runs.suites.cells import BenchOptions
     from ivlens.runs.suites.report import markdown, write_report
     from ivlens.runs.suites.runner import Grid, all_cells
 
+    check_folder(out)
     which, asked, train = which or SuiteOptions(), cells or CellOptions(), how or SuiteTrainOptions()
     wanted, kinds = _known_methods(asked.methods), _known_guidance(asked.guidance)
-    if asked.seeds < 1:
-        raise ValueError(f"--seeds is {asked.seeds}, expected 1 or more.")
+    if not 1 <= asked.seeds <= MOST_SEEDS:
+        what = "1 or more" if asked.seeds < 1 else f"1 to {MOST_SEEDS:,}"
+        raise ValueError(f"--seeds is {asked.seeds}, expected {what}.")
     suites = _Suites(which, 2 if asked.quick else None)
     todo = all_cells(wanted, kinds, suites.orders(), range(1 if asked.quick else asked.seeds))
     for cell in todo:
         suites(cell.order)  # whatever is missing is said before anything is trained
-    ready_folder(out)
     recipe = (prompts or PromptOptions()).recipe()
     options = BenchOptions(tune=train.options(), target=asked.target, recipe=recipe)
     if asked.quick:
@@ -189,7 +192,7 @@ class _Suites:
 
             return list(range(n_orders(self._which.suite)))
         listed = _listed("orders", text)
-        if not all(part.isdecimal() for part in listed):
+        if not all(part.isdecimal() and len(part) < 7 for part in listed):
             raise ValueError(f"--orders is {text!r}, expected numbers separated by commas, or all.")
         return [int(part) for part in listed]
 

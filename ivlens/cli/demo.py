@@ -64,10 +64,12 @@ def demo(
             smollm2 four, asked by five demonstrations, that it can answer.
         out: Folder to write to.
     """
+    from ivlens.common.disk import check_folder
     from ivlens.show.demo.run import DemoOptions, run_demo
     from ivlens.show.demo.writing import summary, write_demo
     from ivlens.show.pages.demo import write_page
 
+    check_folder(out)
     where, asked, amount = where or ModelOptions(), prompts or PromptOptions(), asdict(amounts or Amounts())
     recipe = asked.recipe()
     given = None if asked.is_open else recipe

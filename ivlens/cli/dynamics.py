@@ -99,16 +99,16 @@ def dynamics(
     from ivlens.analysis.dynamics.recording import track
     from ivlens.analysis.dynamics.stages import TrackOptions
     from ivlens.common.checks import check_count
-    from ivlens.common.files import ready_folder
+    from ivlens.common.disk import check_folder
     from ivlens.tasks.bank import load_task
 
+    check_folder(out)
     tasks, series = chosen.tasks(), chosen.series(checkpoints)
     judged = chosen.n_judge_prompts
     for name, count in (("--n-prompts", chosen.n_prompts), ("--n-judge-prompts", judged), ("--k", chosen.k)):
         check_count(name, count, 1)
     check_count("n_draws", asked.n_draws, 1)
     taught = None if asked.new is None else load_task(asked.new)
-    ready_folder(out)
     recipe = how.chosen(series.first.open, tasks)
     options = TrackOptions(n_prompts=chosen.n_prompts, k=chosen.k, n_judge_prompts=judged, recipe=recipe)
     causal = CausalOptions(n_prompts=judged, n_draws=asked.n_draws, recipe=recipe) if asked.causal else None

@@ -142,7 +142,9 @@ def write_effects(found: "HeadEffects", path: Path) -> tuple[Path, str]:
 
 
 def _check_out(out: Path | None) -> None:
+    from ivlens.common.disk import check_file
+
     # before minutes of measuring, not after
     known = (".safetensors", *TABLE_SUFFIXES, ".html", ".png", ".svg", ".pdf")
-    if out is not None and out.suffix.lower() not in known:
-        raise ValueError(f"--out {out} has suffix {out.suffix!r}, expected one of {', '.join(known)}.")
+    if out is not None:
+        check_file(out, known)

@@ -30,10 +30,12 @@ def figures(
         out: Folder to write to.
         formats: Separated by commas: pdf, png (300 dpi), svg, html (works offline), json.
     """
+    from ivlens.common.disk import check_folder
     from ivlens.show.figures.export import write_set
     from ivlens.show.figures.found import find_results
     from ivlens.show.figures.kinds import draw_all
 
+    check_folder(out)
     drawings, unknown = draw_all(find_results(*results))
     if not drawings:
         raise ValueError(

@@ -103,15 +103,15 @@ def forget(
     from ivlens.analysis.forgetting.drops import decomposition
     from ivlens.analysis.forgetting.probabilities import ProbeOptions
     from ivlens.analysis.forgetting.series import probe_series
-    from ivlens.common.files import ready_folder
+    from ivlens.common.disk import check_folder
     from ivlens.common.saves import filling
     from ivlens.show.figures.export import write_figures
     from ivlens.show.figures.forgetting import forgetting_plot
 
     chosen, how = which or ProbedOptions(), prompts or PromptOptions()
     how.recipe()  # what is wrong with it is said before any model is loaded
+    check_folder(out)
     tasks, series = chosen.tasks(), chosen.series(checkpoints)
-    ready_folder(out)
     recipe = how.chosen(series.first.open, tasks)
     options = ProbeOptions(split=split, n_prompts=chosen.n_prompts, recipe=recipe)
     probes = probe_series(series, tasks, options, folder=out / "probes", on_checkpoint=said)

@@ -6,17 +6,22 @@ Nothing of a command is imported before it is called, so that `ivlens --help` ne
 """
 
 import gc
-import os
+import re
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, Parameter
 
+from ivlens.cli._errors import EXIT_ERROR, ended_by
 from ivlens.cli._output import telling
-from ivlens.common.names import shown
+from ivlens.cli._streams import complain, quietly, ready_streams
+from ivlens.cli._values import converted
 from ivlens.common.version import __version__
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 class Command(NamedTuple):
@@ -46,7 +51,9 @@ COMMANDS = {
     "doctor": Command("ivlens.cli.doctor:doctor", "Show versions, hardware and what is missing here."),
 }
 
-EXIT_ERROR, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 2, 130, 141
+EXIT_INTERRUPTED = 130
+_TWICE = re.compile(r"^Invalid value for \S+: (?=\S+ is .*, expected )")  # before a sentence that names it itself
+_NARROWEST, _WIDEST = 40, 250  # columns of help; in one or two its layout never ends
 
 
 def build_app(called: str | None = None) -> App:
@@ -64,6 +71,8 @@ def build_app(called: str | None = None) -> App:
         help_format="markdown",
         result_action="return_int_as_exit_code_else_zero",
         suppress_keyboard_interrupt=False,
+        default_parameter=Parameter(converter=converted),
+        console=_console(),
     )
     for position, (name, command) in enumerate(COMMANDS.items()):
         summary = None if name == called else command.summary
@@ -74,34 +83,37 @@ def build_app(called: str | None = None) -> App:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status.
 
-    Errors a user can mend (a wrong value, a missing file or package) are one line on stderr and status 2; with
-    `--debug` they are raised. Anything else is a bug and keeps its traceback.
+    Whatever ends it is one line on stderr: errors that a user can mend (a wrong value, a missing file or package, a
+    full disk, too little memory) with status 2, all others with status 70. With `--debug` they are raised.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:
         _check_filled(words)
-        with telling("--json" in words):
-            status = build_app(_called(words))(words, exit_on_error=False)
-        sys.stdout.flush()
-        return int(status)
-    except CycloptsError:
-        return EXIT_ERROR  # cyclopts has printed it, with the nearest valid name
+        with ready_streams(), telling("--json" in words):
+            return int(build_app(_called(words))(words, exit_on_error=False, print_error=False))
+    except CycloptsError as error:
+        said = _TWICE.sub("", " ".join(str(error).split()).rstrip("."))
+        complain(f"{said}; ivlens {words[0]} --help shows what there is." if words else f"{said}.")
+        return EXIT_ERROR
     except KeyboardInterrupt:
-        print("\nivlens: interrupted", file=sys.stderr)
+        quietly(lambda: print("\nivlens: interrupted", file=sys.stderr))
         if argv is None:  # the program ends here: without a search through all that a model left, which takes seconds
             gc.freeze()
         return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # The reader (`| head`) is gone: a second flush, at exit, would complain once more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_BROKEN_PIPE
-    except Exception as error:
-        if debug or not _is_expected(error):
+    except BaseException as error:
+        # what a library in Rust raises in its panic is no Exception
+        if debug or not (isinstance(error, Exception) or type(error).__name__ == "PanicException"):
             raise
-        print(f"ivlens: {_one_line(error)}", file=sys.stderr)
-        return EXIT_ERROR
+        return ended_by(error)
+
+
+def _console() -> "Console":
+    """Where help is printed, as wide as the screen within reason."""
+    from rich.console import Console
+
+    return Console(width=min(max(Console().width, _NARROWEST), _WIDEST))
 
 
 def _check_filled(words: list[str]) -> None:
@@ -126,20 +138,3 @@ def _called(words: list[str]) -> str | None:
         remedy = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(COMMANDS)}."
         raise ValueError(f"there is no command {words[0]!r}; {remedy}")
     return words[0]
-
-
-def _is_expected(error: Exception) -> bool:
-    # torch's out-of-memory error is known by its name: importing torch to compare classes takes seconds.
-    return isinstance(error, ValueError | OSError | ImportError) or (
-        type(error).__name__ in ("OutOfMemoryError", "FloatingPointError")
-    )
-
-
-def _one_line(error: Exception) -> str:
-    # cyclopts wraps the error of a command's import in another that only repeats the command's name.
-    missing = error.__cause__ if isinstance(error.__cause__, ModuleNotFoundError) else error
-    if isinstance(missing, ModuleNotFoundError):
-        if (missing.name or "").startswith("ivlens"):
-            return f"this installation of ivlens {__version__} lacks {missing.name}; reinstall it."
-        return f"this command needs the package {missing.name!r}, which is not installed; pip install {missing.name}."
-    return shown(" ".join(str(error).split())) or type(error).__name__

@@ -98,7 +98,7 @@ def options_of(search: "PromptSearch", given: tuple[str, ...] = ()) -> str:
 
 def _numbers(text: str) -> list[int]:
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() for part in parts):
+    if not all(part.isdecimal() and len(part) < 7 for part in parts):
         raise ValueError(
             f"--shots is {text!r}, expected numbers of demonstrations separated by commas, such as 0,5,10."
         )

@@ -69,7 +69,7 @@ def study(
         out: Folder to write to.
         figures: Also write each figure as png, svg, pdf, html or json.
     """
-    from ivlens.common.files import ready_folder
+    from ivlens.common.disk import check_folder
     from ivlens.common.progress import say
     from ivlens.runs.study.results import write_study
     from ivlens.runs.study.running import run_study
@@ -78,10 +78,10 @@ def study(
     from ivlens.show.pages.study import about, claims_of, study_figures, write_page
     from ivlens.tasks.bank import load_task
 
+    check_folder(out)
     where, how = where or ModelOptions(), prompts or PromptOptions()
     options = _options("pocket" if where.model is None else where.model, earlier, new, amounts or StudyAmounts(), how)
     known = [load_task(name) for name in options.earlier]
-    ready_folder(out)
     model = where.load()
     options = replace(options, recipe=how.chosen(model, known))
     result = run_study(options, model=model, folder=out, say=lambda text: say(f"ivlens: {text}"))

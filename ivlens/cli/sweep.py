@@ -69,12 +69,14 @@ def sweep(
         scheduler: Address of a dask scheduler (tcp://host:8786): its workers make the cells.
         workers: Start so many worker processes here, one GPU each where there are GPUs.
     """
+    from ivlens.common.disk import check_folder
     from ivlens.common.store.store import Store
     from ivlens.runs.sweep.grid import read_grid
     from ivlens.runs.sweep.runner import make_plan, run_sweep
 
     if workers is not None and (scheduler is not None or not 1 <= workers <= 256):
         raise ValueError(f"--workers is {workers}, expected 1 to 256, and no --scheduler beside it.")
+    check_folder(store)
     quiet_libraries()
     read = read_grid(grid, instead=(options or GridOptions()).given())
     opened = Store(store)

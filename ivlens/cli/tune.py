@@ -125,10 +125,12 @@ def tune(
         out: Folder for the state of the training, the log (log.csv), the scores (scores.csv) and the model (model/:
             adapters in peft's format, or the whole model with `--method full`).
     """
+    from ivlens.common.disk import check_folder
     from ivlens.common.files import STATE
     from ivlens.tasks.bank import load_task
-    from ivlens.tuning.finetuning import Along, check_folder, finetune
+    from ivlens.tuning.finetuning import Along, check_training, finetune
 
+    check_folder(out)
     ways, parts, train = what or TuneWays(), made_of or GuidanceOptions(), how or TrainOptions()
     parts.plan(ways.guidance)  # what is wrong with it is said before anything is loaded
     asked = prompts or PromptOptions()
@@ -136,7 +138,7 @@ def tune(
     options = train.options(seed=recipe.seed)
     loaded = load_task(task)
     chosen = where or ModelOptions()
-    check_folder(out)  # before the model is asked anything
+    check_training(out)  # before the model is asked anything
     watched = [load_task(name) for name in (_default_watch(chosen) if ways.watch is None else ways.watch)]
     with _processes() as processes:
         model = chosen.load()

@@ -185,11 +185,13 @@ def _of(row: dict[Any, Any]) -> str:
 
 
 def _check(file: Path | None, build: BuildOptions, judge: bool, out: Path | None) -> None:
+    from ivlens.common.disk import check_file
+
     if file is None and build.task is None and build.effects is None:
         raise ValueError("ivlens vector got neither a file nor --task, expected one; try --task antonym.")
     if file is not None and (build.effects is not None or out is not None):
         raise ValueError(f"ivlens vector got the file {file} and options to build one; leave --effects and --out out.")
     if judge and build.task is None:
         raise ValueError("--judge got no --task, expected the task whose prompts to judge on; add --task.")
-    if out is not None and out.suffix != ".safetensors":
-        raise ValueError(f"--out {out} has suffix {out.suffix!r}, expected .safetensors.")
+    if out is not None:
+        check_file(out, (".safetensors",))

@@ -14,6 +14,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
+from ivlens.common.disk import DiskError, try_writing, writing
 from ivlens.common.names import path_of
 
 logger = logging.getLogger("ivlens")
@@ -61,7 +62,7 @@ def flush(path: Path) -> None:
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
     """Let `write` make a file of this name elsewhere, and put it at `path` once it is complete and on the disk."""
-    with scratch_in(path.parent) as scratch:
+    with writing(path), scratch_in(path.parent) as scratch:
         write(scratch / path.name)
         flush(scratch / path.name)
         (scratch / path.name).replace(path)
@@ -199,8 +200,10 @@ def ready_folder(path: str | Path) -> Path:
     """
     folder = path_of(path, "folder")
     try:
-        with scratch_in(folder):
-            return folder
+        folder.mkdir(parents=True, exist_ok=True)
+        try_writing(folder)
+        return folder
     except OSError as error:
-        what = error.strerror or type(error).__name__
-        raise type(error)(f"{str(folder)!r} is no folder that can be written to ({what}); name another one.") from error
+        what = os.strerror(error.errno) if error.errno else type(error).__name__
+        message = f"{str(folder)!r} is no folder that can be written to ({what}); free some room, or name another one."
+        raise DiskError(error.errno, message, folder) from error

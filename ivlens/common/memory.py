@@ -1,15 +1,23 @@
 """How much memory a pass may use: from what the machine has, never from what happens to be free."""
 
 import os
+import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+from ivlens.common.disk import is_short_of_disk
 
+if TYPE_CHECKING:
+    import torch
+
+# what libraries say whose error has no class of its own
+_SAID = re.compile(
+    "can't allocate memory|cannot allocate memory|out of memory|bad_alloc|ALLOC_FAILED|can't start new thread", re.I
+)
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
-def memory_budget(max_memory: Any, device: torch.device) -> int:
+def memory_budget(max_memory: Any, device: "torch.device") -> int:
     """Bytes that the activations of one pass may use.
 
     Args:
@@ -25,6 +33,8 @@ def memory_budget(max_memory: Any, device: torch.device) -> int:
     if max_memory != "auto":
         raise ValueError(f"max_memory is {max_memory!r}, expected 'auto' or a positive number of bytes.")
     if device.type == "cuda":
+        import torch
+
         return torch.cuda.get_device_properties(device).total_memory // 8
     return min(max(_total_memory() // 64, 2**27), 2**30)
 
@@ -51,6 +61,19 @@ def _limit(path: str) -> int | None:
         return None
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether torch raised this because it could not allocate, on a GPU or on the CPU."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a library raised this because it could not allocate, on a GPU or on the CPU."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch need not be imported
+        return True
+    # a ValueError quotes what somebody wrote, which may be anything
+    may_say = isinstance(error, RuntimeError | OSError | ImportError | SystemError)
+    return may_say and _SAID.search(str(error)) is not None
+
+
+def pass_on_shortage(error: BaseException) -> None:
+    """Raise an error again that says nothing but that memory or the disk ran out.
+
+    For handlers that take any other error as a sign that a model or a file is unfit.
+    """
+    if is_out_of_memory(error) or is_short_of_disk(error):
+        raise error

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from shutil import get_terminal_size
 from typing import Any, TypeVar
@@ -65,14 +65,15 @@ def ticking(items: Sequence[T], what: str, unit: str = "it") -> Iterator[T]:
 
 
 def say(text: str) -> None:
-    """A line on stderr, above the bars that are open."""
-    if "tqdm" in sys.modules:
-        from tqdm import tqdm
+    """A line on stderr, above the bars that are open; where nobody can read it any more, the work goes on."""
+    with suppress(OSError, ValueError):  # its reader is gone, its disk full, or it is closed
+        if "tqdm" in sys.modules:
+            from tqdm import tqdm
 
-        tqdm.write(text, file=sys.stderr)
-    else:
-        print(text, file=sys.stderr)
-    sys.stderr.flush()
+            tqdm.write(text, file=sys.stderr)
+        else:
+            print(text, file=sys.stderr)
+        sys.stderr.flush()
 
 
 class _Bar:

@@ -19,6 +19,7 @@ from errno import EEXIST, ENOTEMPTY
 from hashlib import file_digest
 from pathlib import Path, PurePosixPath
 
+from ivlens.common.disk import writing
 from ivlens.common.files import LOCK, UNFINISHED, flush, hold, read_small, scratch_in, write_whole
 
 READY, LIST = ".saved", "ivlens.json"
@@ -36,7 +37,7 @@ def filling(folder: Path) -> Iterator[Path]:
     Raises:
         OSError: a link or a folder stands where a file shall go.
     """
-    with scratch_in(folder) as scratch:
+    with writing(folder), scratch_in(folder) as scratch:
         settle(folder)
         new = scratch / "new"
         new.mkdir()
@@ -55,7 +56,7 @@ def replacing(folder: Path) -> Iterator[Path]:
         ValueError: a list that is damaged, or names anything but regular files in the folder.
         OSError: a link or a folder stands where a file shall go.
     """
-    with scratch_in(folder) as scratch:
+    with writing(folder), scratch_in(folder) as scratch:
         settle(folder)
         old = listed(folder)
         new = scratch / "new"

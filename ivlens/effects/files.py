@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ivlens.common.precision import FULL
 from ivlens.effects.bands import ChosenHeads
+from ivlens.forward.ability import Ability
 from ivlens.models.artefacts import Artefact
 from ivlens.models.fingerprint import ModelIdentity, warn_of_older
 from ivlens.prompts.recipe import PromptRecipe
@@ -81,6 +82,7 @@ def _content(about: Mapping[str, Any]) -> dict[str, Any]:
     if not all(isinstance(text, str) for texts in lists.values() for text in texts):
         raise TypeError("corruptions or inputs are no texts")
     PromptRecipe.recorded(content["settings"])  # refuses what is none
+    Ability.recorded(content["settings"])
     return content | lists
 
 

@@ -69,9 +69,20 @@ class Ability:
 
     @classmethod
     def recorded(cls, settings: Mapping[str, Any]) -> "Ability | None":
-        """From the settings of a result; None where it was not measured."""
+        """From the settings of a result; None where it was not measured.
+
+        Raises:
+            TypeError: values that are no accuracies.
+        """
         found = settings.get("ability")
-        return None if found is None else cls(found["clean"], found["bare"], found["n"])
+        if found is None:
+            return None
+        values = [found.get(name) for name in ("clean", "bare", "n")] if isinstance(found, Mapping) else []
+        is_whole = [isinstance(value, int) and not isinstance(value, bool) for value in values]
+        is_number = [whole or isinstance(value, float) for whole, value in zip(is_whole, values, strict=True)]
+        if not values or not (is_number[0] and (values[1] is None or is_number[1]) and is_whole[2]):
+            raise TypeError(f"ability is {found!r:.60}, expected accuracies `clean` and `bare` of `n` inputs")
+        return cls(found["clean"], found["bare"], found["n"])
 
 
 def measure_ability(

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from ivlens.common.memory import is_out_of_memory, memory_budget
+from ivlens.common.memory import memory_budget, pass_on_shortage
 from ivlens.forward.hooks import captured_residual
 from ivlens.forward.unembedding import full_logits, last_logits_only
 from ivlens.models.boot import TransformerBridge
@@ -101,8 +101,7 @@ class SharedPrefix:
                 if self.fault is None and not self.is_known:
                     self.fault = self._witnessed(n_given)
             except Exception as error:  # whatever a model says to a cache that it does not take
-                if is_out_of_memory(error):
-                    raise
+                pass_on_shortage(error)
                 self.fault = f"it cannot go on from a cache ({type(error).__name__}: {first_line(error):.80})"
         found[key] = self.fault
         if self.fault is not None:

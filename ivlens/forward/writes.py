@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ivlens.common.memory import is_out_of_memory
+from ivlens.common.memory import pass_on_shortage
 from ivlens.forward.hooked import is_hooked
 from ivlens.forward.hooks import (
     Edit,
@@ -124,8 +124,7 @@ def _measured(model: TransformerBridge, tokens: Tensor, mask: Tensor) -> WriteFa
                 with patched_heads(model, lambda z, layer: torch.zeros_like(z), [layer]):
                     bare = _stream(block.forward(*args, **kwargs))
             except Exception as error:  # whatever a block says to a second run
-                if is_out_of_memory(error):
-                    raise
+                pass_on_shortage(error)
                 faults[layer] = f"it cannot be run alone ({type(error).__name__}: {first_line(error):.60})"
                 return
             finally:

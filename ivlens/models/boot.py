@@ -7,6 +7,7 @@ from weakref import ref
 import torch
 from torch import nn
 
+from ivlens.common.memory import pass_on_shortage
 from ivlens.common.names import shown
 from ivlens.common.precision import HALF
 from ivlens.models.mending import bound_masks, mend
@@ -122,6 +123,7 @@ def boot(hf_model: Any, tokenizer: Any, label: str) -> TransformerBridge:
             dtype=parameter.dtype,
         )
     except Exception as error:  # whatever the wrapping stumbles over
+        pass_on_shortage(error)
         known = "Could not determine supported architecture" not in str(error)
         reason = first_line(error).split(". ")[0] if known else "it has no adapter for this architecture"
         raise ValueError(
@@ -182,7 +184,8 @@ def _check_heads(model: TransformerBridge, label: str) -> None:
         attention = getattr(block, "attn", None)
         try:
             weight = getattr(attention, "W_O", None)
-        except Exception:  # whatever transformer_lens says to a projection that it cannot take apart
+        except Exception as error:  # whatever transformer_lens says to a projection that it cannot take apart
+            pass_on_shortage(error)
             latent = getattr(model.original_model.config, "kv_lora_rank", None)
             why = "latent attention (MLA), whose heads" if latent else "heads of another size than the model's, which"
             raise _refusal(cfg, label, f"layer {layer} has {why} transformer_lens does not tell apart") from None

@@ -11,6 +11,7 @@ from torch import nn
 from ivlens.common.checks import check_filled
 from ivlens.common.foreign import read_foreign
 from ivlens.common.hub import without_retries
+from ivlens.common.memory import pass_on_shortage
 from ivlens.common.progress import bar
 from ivlens.common.saves import whole
 from ivlens.models.adapters import is_adapter, named_base, named_revision
@@ -225,7 +226,8 @@ def commit_of(name: str) -> dict[str, str]:
     try:
         with without_retries():
             commit = getattr(AutoConfig.from_pretrained(name, trust_remote_code=False), "_commit_hash", None)
-    except Exception:  # opening the model says what is wrong
+    except Exception as error:  # opening the model says what is wrong
+        pass_on_shortage(error)
         commit = None
     return {} if commit is None else {"commit": commit}
 
@@ -249,6 +251,7 @@ def _own_tokenizer(source: str | Path, revision: str | None) -> Any:
         if not tokenizer("The first 1 of 2, a")["input_ids"]:  # opened without the file of its vocabulary
             raise ValueError("it makes no tokens of a text")
     except Exception as error:  # of three libraries, one of them not in Python
+        pass_on_shortage(error)
         if isinstance(source, str):
             raise _unreachable(source, error) from None
         raise FileNotFoundError(

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ivlens.common.memory import pass_on_shortage
 from ivlens.common.precision import rounding_share
 from ivlens.models.adapters import CONFIG, WEIGHTS, Adapter, read_adapters
 from ivlens.models.bounds import check_bounds
@@ -50,6 +51,7 @@ def with_adapters(plain: Any, folder: str | Path) -> Any:
         wrapped.base_model.set_adapter(list(found))
         return merged(wrapped.eval())
     except Exception as error:  # peft's, torch's and safetensors' own
+        pass_on_shortage(error)
         reason = f"{type(error).__name__}: {' '.join(str(error).split()):.300}"
         raise ValueError(
             f"the adapters in {str(folder)!r} do not fit the model ({reason}), expected the model they were trained on "

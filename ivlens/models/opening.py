@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ivlens.common.memory import is_out_of_memory
 from ivlens.models.known import KNOWN
 
 SAVE_AGAIN = "expected a checkpoint written by save_pretrained; save or download it again"
@@ -51,6 +52,8 @@ def opened_by(library: str, label: str, remedy: str) -> Iterator[None]:
         reason = (" ".join(str(error).split()) or "no reason given")[:300]
         if type(error).__name__ == "UnpicklingError":  # torch advises to run what is in it
             reason = "a file of weights is damaged or holds more than tensors; nothing else is read"
+        if is_out_of_memory(error):  # a file may ask for more than there is of its own will: one error for both
+            remedy = "as it needs more memory than there is; use a smaller one, or dtype='bfloat16'"
         kind = FileNotFoundError if isinstance(error, OSError) else ValueError
         raise kind(f"{label} cannot be opened by {library} ({type(error).__name__}: {reason}), {remedy}.") from error
 

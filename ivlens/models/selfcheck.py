@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ivlens.common.memory import pass_on_shortage
 from ivlens.common.precision import FULL, rounding_share
 from ivlens.models.opening import first_line, opened_by
 
@@ -46,7 +47,8 @@ def plain_logits(hf_model: Any, label: str) -> PlainLogits:
             try:
                 given = {"past_key_values": cache, "use_cache": True, **_cut(places, slice(-1, None))}
                 last = hf_model(tokens[:, -1:], attention_mask=mask, **given).logits
-            except Exception:  # what transformers itself cannot do with a cache, nothing has to equal
+            except Exception as error:  # what transformers itself cannot do with a cache, nothing has to equal
+                pass_on_shortage(error)
                 last = None
     return PlainLogits(first, last)
 
@@ -63,6 +65,7 @@ def difference(model: Any, hf_model: Any, want: PlainLogits) -> str | None:
             plain = model(tokens, attention_mask=mask, use_cache=False, logits_to_keep=n_kept)[:, -n_kept:-1]
             last = None if want.last is None else _stepped(model, tokens, mask)
         except Exception as error:  # whatever the wrapped model stumbles over
+            pass_on_shortage(error)
             return f"fails ({type(error).__name__}: {first_line(error):.60})"
     for where, got, wanted in (("on padded prompts", plain, want.first), ("with a cache", last, want.last)):
         if got is not None and wanted is not None:
@@ -76,7 +79,8 @@ def _first(hf_model: Any, tokens: Tensor, mask: Tensor, places: dict[str, Tensor
     """Logits at the columns that are real in both prompts, and the cache, if the model gives one."""
     try:
         out = hf_model(tokens, attention_mask=mask, use_cache=True, **places)
-    except Exception:  # a family without a cache; if it is something else, the next line says so
+    except Exception as error:  # a family without a cache; if it is something else, the next line says so
+        pass_on_shortage(error)
         out = hf_model(tokens, attention_mask=mask, use_cache=False, **places)
     return out.logits[:, _N_PADDED:], getattr(out, "past_key_values", None)
 

@@ -9,6 +9,8 @@ from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
+from ivlens.common.memory import pass_on_shortage
+
 # Names, versions, what a caller may ask for, and how texts end: no logit depends on them. The dtype is recorded with
 # the weights; trainers write the tokenizer's special tokens into the configuration, where nothing here reads them.
 _IRRELEVANT = {
@@ -33,7 +35,8 @@ def config_facts(config: Any) -> dict[str, Any]:
     """
     try:
         default = type(config)().to_dict()
-    except Exception:  # a class that cannot be made without its arguments
+    except Exception as error:  # a class that cannot be made without its arguments
+        pass_on_shortage(error)
         default = {}
     found = _differences(json.loads(_text(config.to_dict())), json.loads(_text(default)))
     return {"model_type": str(getattr(config, "model_type", "")), **found}
@@ -101,7 +104,8 @@ def _tokenizer_hash(tokenizer: Any) -> str:
     try:
         content = json.loads(tokenizer.backend_tokenizer.to_str())
         content = {name: value for name, value in content.items() if name not in ("truncation", "padding")}
-    except Exception:  # one that is written in Python, or has a part that is
+    except Exception as error:  # one that is written in Python, or has a part that is
+        pass_on_shortage(error)
         content = {"kind": type(tokenizer).__name__, "files": _files(tokenizer)}
     return sha256(_text([content, _spoken(tokenizer)]).encode()).hexdigest()
 
@@ -116,8 +120,8 @@ def _files(tokenizer: Any) -> dict[str, str]:
     with TemporaryDirectory(prefix="ivlens-tokenizer-") as folder:
         try:
             tokenizer.save_vocabulary(folder)
-        except Exception:  # some have no files
-            pass
+        except Exception as error:  # some have no files
+            pass_on_shortage(error)
         found = {path.name: sha256(path.read_bytes()).hexdigest() for path in sorted(Path(folder).iterdir())}
     words = tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else None
     return found | {"words": _text(words), "behaviour": _text(_quick_state(tokenizer))}
@@ -130,7 +134,8 @@ def _quick_state(tokenizer: Any) -> list[Any]:
         state += [len(tokenizer), tokenizer(_WITNESS, add_special_tokens=True, verbose=False)["input_ids"]]
         parts = [getattr(tokenizer.backend_tokenizer, name) for name in _PARTS]
         state += [None if part is None else part.__getstate__().decode() for part in parts]
-    except Exception:  # written in Python, wholly or in part
+    except Exception as error:  # written in Python, wholly or in part
+        pass_on_shortage(error)
         state.append(type(tokenizer).__name__)
     return state
 

@@ -65,11 +65,15 @@ class Chat:
         """The prompt that ends where the answer to the last turn begins.
 
         Raises:
-            ChatRefused: answered turns before the last one, which the chat template does not write.
+            ChatRefused: answered turns before the last one, which the chat template does not write, or a text that it
+                refuses.
         """
         if len(turns) > 2 and not self._takes_turns:
             self._check_turns()
-        return self._text(turns, cue=True) + self._suffix
+        try:
+            return self._text(turns, cue=True) + self._suffix
+        except _Failed as failed:  # of what is said here: with the markers it could be used
+            raise self._refused(f"cannot write a prompt ({failed.reason})", "use 'plain', 'after' or 'qa'") from None
 
     def check_system(self) -> None:
         """Refuse a chat template that does not write what the system says.

@@ -300,6 +300,10 @@ def _from_dataset(dataset: Any, columns: Columns, path: Path | str) -> Source:
     rows = []
     for index, row in enumerate(wanted):
         for key, of_class in names.items():
-            row[key] = of_class[row[key]] if row[key] is not None and row[key] >= 0 else None
+            number = row[key]
+            if number is not None and not -1 <= number < len(of_class):
+                got, expected = f"{key} is {number}", f"-1 to {len(of_class) - 1}, one of its {len(of_class)} classes"
+                raise wrong(f"{path}, record {index}", got, expected, "correct it, or write the table again")
+            row[key] = of_class[number] if number is not None and number >= 0 else None
         rows.append((f"record {index}", row))
     return from_columns(rows, picked, path)

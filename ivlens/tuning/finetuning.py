@@ -123,7 +123,7 @@ def _finetuned(
     others = tasks_of("watch", watch, beside=[task])
     folder = None if along.folder is None else ready_folder(along.folder)
     if folder is not None:
-        check_folder(folder)
+        check_training(folder)
     learner = Learner(model, method)
     examples = task.split("fit", recipe.seed)
     data = training_set(model, task, examples, recipe=recipe, n_samples=options.n_samples, seed=options.seed)
@@ -148,7 +148,7 @@ def _finetuned(
     return TuneResult(tuned, log, scores, learner, on_the_way.checkpoints)
 
 
-def check_folder(folder: str | Path) -> None:
+def check_training(folder: str | Path) -> None:
     """Refuse a folder that no training can go on in, or whose models it could not replace in the end.
 
     Raises:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ivlens.models.artefacts import Artefact
 from ivlens.models.fingerprint import ModelIdentity, warn_of_older
-from ivlens.vectors.provenance import recipe_of
+from ivlens.vectors.provenance import check_settings, recipe_of
 
 FILE = Artefact("ivlens.InstructionVector/1", "InstructionVector.save")
 
@@ -39,6 +39,7 @@ def read_vector(path: str | Path) -> tuple[Float[Tensor, " d_model"], Float[Tens
         content = {key: content[key] for key in ("heads", "task", "model", "settings")}
         if not (isinstance(content["task"], str) and isinstance(content["settings"], dict)):
             raise TypeError("task is no text or settings no mapping")
+        check_settings(content["settings"])
         recipe_of(content["settings"])  # refuses what is none
     except (KeyError, TypeError, ValueError) as error:
         FILE.refuse(path, f"has incomplete metadata ({type(error).__name__}: {error})")

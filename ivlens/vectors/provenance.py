@@ -8,7 +8,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ivlens.effects.results import HeadEffects
+from ivlens.forward.ability import Ability
 from ivlens.prompts.recipe import PromptRecipe
+
+# of what is read from the settings of a vector: its kinds, and how they are called
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "effects": ((Mapping,), "a mapping"),
+    "used_with": ((Mapping,), "a mapping"),
+    "scaled": ((str,), "a text"),
+    "factor": ((int, float), "a number"),
+    "k": ((int,), "a whole number"),
+    "operands": ((list, tuple), "a list"),
+}
 
 
 def effects_of(settings: Any) -> Iterator[Mapping[str, Any]]:
@@ -21,6 +32,26 @@ def effects_of(settings: Any) -> Iterator[Mapping[str, Any]]:
     elif isinstance(settings, Sequence) and not isinstance(settings, str):
         for value in settings:
             yield from effects_of(value)
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Refuse settings, from a file, in which something is of another kind than what is read from it later.
+
+    Raises:
+        TypeError: it is.
+    """
+    for name, (kinds, what) in _KINDS.items():
+        value = settings.get(name)
+        if value is not None and (not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)):
+            raise TypeError(f"{name} in its settings is {value!r:.60}, expected {what}")
+    if settings.get("effects"):
+        Ability.recorded(settings["effects"])
+    for operand in settings.get("operands") or ():
+        if not (isinstance(operand, Mapping) and isinstance(operand.get("task"), str)):
+            raise TypeError(f"an operand in its settings is {operand!r:.60}, expected a mapping with its task")
+        if not isinstance(operand.get("settings"), Mapping):
+            raise TypeError(f"an operand in its settings has {operand.get('settings')!r:.60}, expected its settings")
+        check_settings(operand["settings"])
 
 
 def seeds_of(settings: Any) -> Iterator[int]:

@@ -186,7 +186,7 @@ def test_prompts_are_made_as_options_say(place: Path, capsys: pytest.CaptureFixt
     assert told["settings"]["corruption"] == "counterfactual"
     bare = json.loads(run(capsys, *words, "--instruction", "none")[1])
     assert bare["recipe"] == {**recipe, "instruction": None}
-    assert "n_shots is -1, expected 0 or more" in refused(capsys, "effects", *common(place), "--n-shots", -1)
+    assert "--n-shots is -1, expected 0 or more" in refused(capsys, "effects", *common(place), "--n-shots", -1)
 
 
 def test_a_file_brings_its_recipe_unless_an_option_is_given(
@@ -349,7 +349,7 @@ def test_interrupted_command_writes_nothing(
                 ("--guidance heads --temperature 1", "--guidance heads has no divergence from a teacher"),
                 ("--guidance kl --rehearsal-weight 1", "--guidance kl has no rehearsal of answers"),
                 ("--guidance kl --kl-weight -1", "--kl-weight is -1.0, expected a finite number, 0 or more"),
-                ("--guidance iv --heads-weight nan", "--heads-weight is nan, expected a finite number, 0 or more"),
+                ("--guidance iv --heads-weight nan", "--heads-weight is nan, expected a finite number"),
                 ("--guidance instructions --temperature 0", "--temperature is 0.0, expected a number above 0"),
                 ("--guidance iv --sign 2", "--sign is 2, expected 1"),
                 ("--guidance iv --alpha inf", "--alpha is inf, expected a finite number"),

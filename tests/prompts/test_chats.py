@@ -156,3 +156,21 @@ def test_a_text_begins_once(writes_bos):
     tokenizer = tokenizer_with(("<s>" if writes_bos else "") + TURNS + CUE, begins_with_bos=True)
     batch = build_prompts(tokenizer, TASK, TASK.examples[:1], PromptRecipe("chat"))
     assert batch.tokens[0].tolist().count(1) == 1 and batch.tokens[0, 0] == 1
+
+
+RAISES = {"raises": "raise_exception('no')", "divides": "1 / 0", "lacks": "x.y.z", "adds": "'a' + 1", "calls": "f()"}
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("how", RAISES)
+def test_a_template_that_raises_is_named_also_where_it_does_so_later(how: str, late: bool):
+    """Templates are tried with markers; one that raises only at what is really said is refused in the same words."""
+    from conftest import byte_level_tokenizer
+
+    said = "{{ messages[0].content }}{% if messages|length > 1 %} A: {{ messages[1].content }}{% endif %}"
+    fault = "{% macro f() %}{{ f() }}{% endmacro %}{{ " + RAISES[how] + " }}"
+    only = f"{{% if 'first question' not in messages[0].content %}}{fault}{{% endif %}}" if late else fault
+    tokenizer = byte_level_tokenizer()
+    tokenizer.chat_template = f"{only}{said}{{% if add_generation_prompt %}} A:{{% endif %}}"
+    with pytest.raises(ChatRefused, match=r"template 'mine': this tokenizer's chat template cannot .*use 'plain'"):
+        Chat("mine", tokenizer, "2024-07-26")([("user", "big")])

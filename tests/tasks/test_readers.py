@@ -424,3 +424,17 @@ def test_a_pipe_does_not_hang(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ValueError, match="is no regular file"):
         load_task(tmp_path / "pipe")
+
+
+@pytest.mark.parametrize("number", [2, 7, -2])
+def test_a_class_number_out_of_range_is_one_sentence(tmp_path, number):
+    import datasets
+    import pyarrow
+    import pyarrow.parquet
+
+    classes = datasets.ClassLabel(names=["no", "yes"])
+    features = datasets.Features({"input": datasets.Value("string"), "output": classes})
+    columns = {"input": ["a", "b", "c"], "output": pyarrow.array([0, 1, number], type=pyarrow.int64())}
+    pyarrow.parquet.write_table(pyarrow.table(columns, schema=features.arrow_schema), tmp_path / "l.parquet")
+    with pytest.raises(ValueError, match=rf"record 2: output is {number}, expected -1 to 1, one of its 2 classes"):
+        load_task(tmp_path / "l.parquet")

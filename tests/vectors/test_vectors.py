@@ -364,3 +364,26 @@ def test_named_heads_that_do_not_exist(effects, heads, what):
         InstructionVector.from_effects(effects, heads=heads)
     with pytest.raises(ValueError, match="two ways to choose heads"):
         InstructionVector.from_effects(effects, heads=[(0, 0)], universal=[effects])
+
+
+@pytest.mark.parametrize("name", ["effects", "used_with", "scaled", "factor", "k", "operands"])
+@pytest.mark.parametrize("wrong", [True, ["x"], {1, 2}])
+def test_settings_of_another_kind_are_refused(name, wrong):
+    from ivlens.vectors.provenance import check_settings
+
+    with pytest.raises(TypeError, match="in its settings"):
+        check_settings({name: wrong})
+
+
+@pytest.mark.parametrize(
+    "ability", [True, 5, "x", [], {}, {"clean": "1", "bare": None, "n": 2}, {"clean": 1.0, "n": 2.5}]
+)
+def test_abilities_of_another_kind_are_refused(ability):
+    from ivlens.vectors.provenance import check_settings
+
+    for settings in (
+        {"effects": {"ability": ability}},
+        {"operands": [{"task": "a", "settings": {"effects": {"ability": ability}}}]},
+    ):
+        with pytest.raises(TypeError, match="ability is"):
+            check_settings(settings)

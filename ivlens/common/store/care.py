@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from ivlens.common.disk import check_file
 from ivlens.common.files import LOCK, held
 from ivlens.common.store.entries import DamagedEntry, is_key, read_entry
 from ivlens.common.store.store import Finding, Store
@@ -103,8 +104,7 @@ def export(store: Store, path: Path, kind: str | None = None) -> int:
             json.dumps(json.loads(frame.to_json(orient="records")), indent=1), encoding="utf-8"
         ),
     }
-    if path.suffix.lower() not in writers:
-        raise ValueError(f"--out {path} has suffix {path.suffix!r}, expected one of {', '.join(writers)}.")
+    check_file(path, tuple(writers))
     frame = store.frame(kind)
     if frame.empty:
         kinds = sorted({entry.kind for entry in store.entries()})

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ivlens.common.files import flush, read_small
 from ivlens.common.foreign import check_parquet
 from ivlens.common.kept import renamed
+from ivlens.common.memory import pass_on_shortage
 from ivlens.common.store.keys import KEY, canonical, content_key
 from ivlens.common.version import __version__
 
@@ -90,6 +91,7 @@ class Entry:
             check_parquet(self.path(TABLE))
             return renamed(pd.read_parquet(self.path(TABLE)))
         except Exception as error:  # Arrow's and the system's own, in great variety
+            pass_on_shortage(error)
             raise DamagedEntry(f"{self.folder}: {TABLE} cannot be read ({' '.join(str(error).split()):.200})") from None
 
 
@@ -139,6 +141,7 @@ def read_entry(folder: Path) -> Entry:
             if (folder / name).stat().st_size != size or _digest(folder / name) != (checksum, size):
                 raise DamagedEntry(f"{folder}: the content of {name} is not what was written")
     except OSError as error:
+        pass_on_shortage(error)  # which says nothing of the result
         raise DamagedEntry(f"{folder} cannot be read ({error.strerror or type(error).__name__})") from None
     return entry
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ivlens.common.disk import DiskError, writing
 from ivlens.common.files import UNFINISHED, flush, held, read_small, ready_folder, write_whole
 from ivlens.common.names import path_of
 from ivlens.common.store.entries import (
@@ -34,10 +35,9 @@ logger = logging.getLogger("ivlens")
 MARK = "store.json"
 _PARTS = ("entries", "failed", "work", "damaged", "scratch", "locks", "models")
 Fill = Callable[[Path], object]
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
-class StoreError(OSError):
+class StoreError(DiskError):
     """The disk refuses: full, read-only, broken. Nothing can be kept until that is mended."""
 
 
@@ -260,12 +260,14 @@ class Store:
 def _said(folder: Path) -> Iterator[None]:
     """Errors of the disk with the store's name and what to do."""
     try:
-        yield
-    except OSError as error:
-        if error.errno not in _FULL or isinstance(error, StoreError):
+        with writing(folder):
+            yield
+    except DiskError as error:
+        if isinstance(error, StoreError) or error.errno is None:
             raise
         raise StoreError(
             error.errno,
             f"store {str(folder)!r} cannot be written to ({os.strerror(error.errno)}), expected room for results; free "
             "some or mend the disk, and give the same command again: what is in the store is whole.",
+            folder,
         ) from error
