@@ -7,6 +7,7 @@ from typing import SupportsIndex
 from jaxtyping import Float
 from torch import Tensor
 
+from ivlens.common.arguments import checked
 from ivlens.effects import attribution, cached, exact, reference
 from ivlens.effects.request import EffectRequest, Measured, PatchOptions, Unsuitable, make_request
 from ivlens.models.boot import TransformerBridge
@@ -52,6 +53,7 @@ def run_engine(model: TransformerBridge, request: EffectRequest, method: str) ->
     return run_engine(model, request, slower)
 
 
+@checked
 def causal_indirect_effect(
     model: TransformerBridge,
     tokens: Tensor,

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ivlens.common.arguments import checked
 from ivlens.common.intervals import LEVEL, N_RESAMPLES
 from ivlens.effects.bands import ChosenHeads, MapInterval
 from ivlens.effects.files import FILE, TENSORS, again_content, check_model_of, read_effects
@@ -18,12 +19,14 @@ from ivlens.effects.taken import Taken
 from ivlens.forward.ability import Ability
 from ivlens.models.boot import TransformerBridge
 from ivlens.models.fingerprint import ModelIdentity, model_identity
+from ivlens.models.load import device_of
 from ivlens.prompts.recipe import PromptRecipe
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class HeadEffects:
     """Causal indirect effects of every head for one task.
@@ -246,7 +249,12 @@ class HeadEffects:
         return replace(loaded, model_ref=weakref.ref(model))
 
     def to(self, device: str | torch.device) -> "HeadEffects":
-        """The same effects with their tensors on another device."""
+        """The same effects with their tensors on another device.
+
+        Raises:
+            ValueError: no such device, or none here.
+        """
+        device = device_of(device)
         tensors = {name: tensor for name in TENSORS if (tensor := getattr(self, name)) is not None}
         return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items()})
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from ivlens.common.arguments import checked
 from ivlens.common.checks import check_count
 from ivlens.common.intervals import wilson
 from ivlens.common.progress import Progress, bar, showing_progress
@@ -29,6 +30,7 @@ N_FIRST = 8  # prompts that every form is tried on
 N_FINALISTS = 4  # forms that are tried on all prompts
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class PromptSearch:
     """In which forms a task was asked, how often the model was right, and the best form.
@@ -93,6 +95,7 @@ class PromptSearch:
         return search_html(self)
 
 
+@checked
 def find_prompts(
     model: TransformerBridge,
     task: Task,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ivlens.common.arguments import checked
 from ivlens.common.hub import without_retries
 from ivlens.common.progress import bar
 from ivlens.models.adapters import is_adapter, named_base, named_revision
@@ -24,6 +25,7 @@ _TEMPLATE = "chat_template.jinja"
 _SAVE_AGAIN = "expected a checkpoint written by save_pretrained; save or download it again"
 
 
+@checked
 def load_model(
     name: str | Path = "pocket",
     *,

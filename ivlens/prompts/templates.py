@@ -6,7 +6,10 @@ from datetime import date
 from pathlib import Path
 from string import Formatter
 
+from ivlens.common.arguments import checked
 
+
+@checked
 @dataclass(frozen=True)
 class PromptTemplate:
     """Texts with `{instruction}`, `{input}` and `{answer}`; `{{` and `}}` for braces that stay.

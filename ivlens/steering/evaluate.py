@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ivlens.common.arguments import checked
 from ivlens.common.progress import showing_progress
 from ivlens.effects.results import HeadEffects
 from ivlens.forward.hooks import patched_heads
@@ -36,6 +37,7 @@ from ivlens.vectors.vector import InstructionVector, check_belongs
 logger = logging.getLogger(__name__)
 
 
+@checked
 @dataclass(frozen=True)
 class JudgeOptions:
     """How a vector is judged, beside its prompts and the place where it is added.
@@ -64,6 +66,7 @@ class JudgeOptions:
     progress: bool = False
 
 
+@checked
 def evaluate_intervention(
     model: TransformerBridge,
     task: Task,

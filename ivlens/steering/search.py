@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ivlens.common.arguments import checked
 from ivlens.forward.hooks import SITES, check_layers, check_site
 from ivlens.models.boot import TransformerBridge
 from ivlens.prompts.recipe import PromptRecipe
@@ -29,6 +30,7 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, SupportsIndex) and not isinstance(value, bool)
 
 
+@checked
 @dataclass(frozen=True)
 class Grid:
     """The settings that are tried, and how.
@@ -102,6 +104,7 @@ def tried_layers(n_layers: int, most: int = MOST_LAYERS) -> list[int]:
     return sorted({round(first + (last - first) * step / (most - 1)) for step in range(most)})
 
 
+@checked
 def sweep_settings(
     model: TransformerBridge,
     task: Task,

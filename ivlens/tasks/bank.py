@@ -6,6 +6,7 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 
+from ivlens.common.arguments import checked
 from ivlens.tasks.readers import open_source, read_bank_file
 from ivlens.tasks.records import Columns, Record, Source
 from ivlens.tasks.task import Task, TaskExample
@@ -13,6 +14,7 @@ from ivlens.tasks.task import Task, TaskExample
 logger = logging.getLogger(__name__)
 
 
+@checked
 def list_tasks(*, group: str | None = None, in_training: bool | None = None) -> list[str]:
     """Names of the built-in tasks, sorted.
 
@@ -37,6 +39,7 @@ def load_bank() -> dict[str, Task]:
     return {name: _bank_task(name) for name in _bank_names()}
 
 
+@checked
 def load_task(
     name_or_path: str | Path,
     *,

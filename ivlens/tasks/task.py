@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Literal, get_args
 
+from ivlens.common.arguments import check_fields, checked
+
 SplitName = Literal["fit", "select", "test"]
 logger = logging.getLogger(__name__)
 
@@ -27,6 +29,8 @@ class TaskExample:
     part: str = ""
 
     def __post_init__(self) -> None:
+        if type(self.answers) is not tuple or set(map(type, (self.input, self.part, *self.answers))) != {str}:
+            check_fields(self)  # takes its time, and files have many examples
         if not self.answers or not all(answer.strip() for answer in self.answers):
             raise ValueError(
                 f"TaskExample {self.input!r:.60} has answers {self.answers!r:.60}, expected one or more texts that "
@@ -39,6 +43,7 @@ class TaskExample:
         return self.answers[0]
 
 
+@checked
 @dataclass(frozen=True)
 class Task:
     """A named set of examples with everything that can be said about them.

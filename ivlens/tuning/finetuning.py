@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from ivlens.common.arguments import checked
 from ivlens.common.checks import check_counts
 from ivlens.common.files import ready_folder
 from ivlens.common.progress import showing_progress
@@ -41,6 +42,7 @@ class TuneResult:
     checkpoints: Mapping[int, Path]
 
 
+@checked
 @dataclass(frozen=True)
 class Along:
     """What happens along a training.
@@ -70,6 +72,7 @@ class Along:
         check_counts(self, checkpoint_every=1, record_every=1)
 
 
+@checked
 def finetune(
     model: TransformerBridge,
     task: Task,

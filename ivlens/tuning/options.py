@@ -7,6 +7,8 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from ivlens.common.arguments import checked
+
 Decay = Literal["linear", "cosine", "constant"]
 Precision = Literal["float32", "bfloat16"]
 
@@ -19,6 +21,7 @@ _RANGES = {
 }
 
 
+@checked
 @dataclass(frozen=True)
 class TuneOptions:
     """How a task is trained.

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ivlens.common.arguments import checked
 from ivlens.effects.results import HeadEffects
 from ivlens.models.boot import TransformerBridge, check_model
 from ivlens.models.fingerprint import ModelIdentity, model_identity
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class InstructionVector:
     """`θ = Σ_{(l,h)∈S} (z̄_{l,h} W_O^{l,h}) · write_scale_l`: one vector of the residual stream, float32, on the CPU.
@@ -172,9 +174,8 @@ class InstructionVector:
 
     def derived(self, theta: Float[Tensor, " d_model"], task: str, settings: Mapping[str, Any]) -> "InstructionVector":
         """A vector computed from this one: same model, no heads (so `steer(mode="heads")` refuses it)."""
-        if "used_with" in self.settings:
-            settings = {"used_with": self.settings["used_with"], **settings}
-        return replace(self, theta=theta, heads=(), head_means=self.head_means[:0], task=task, settings=dict(settings))
+        made = {name: self.settings[name] for name in ("used_with",) if name in self.settings} | dict(settings)
+        return replace(self, theta=theta, heads=(), head_means=self.head_means[:0], task=task, settings=made)
 
     def random_like(self, seed: int) -> "InstructionVector":
         """A vector of the same norm in a random direction (uniform on the sphere): the first control."""

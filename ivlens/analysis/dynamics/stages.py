@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ivlens.common.arguments import checked
 from ivlens.common.checks import check_counts
 from ivlens.common.progress import ticking
 from ivlens.effects.measure import EffectOptions, head_effects
@@ -28,6 +29,7 @@ from ivlens.vectors.vector import InstructionVector
 FILE = Artefact("ivlens.Stage/1", "ivlens.analysis.dynamics.track")
 
 
+@checked
 @dataclass(frozen=True)
 class TrackOptions:
     """What is measured at every checkpoint.
@@ -149,6 +151,7 @@ class Stage:
         return found, key
 
 
+@checked
 def measure_stage(
     model: TransformerBridge,
     tasks: Sequence[Task],

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ivlens.common.arguments import checked
 from ivlens.common.checks import check_counts
 from ivlens.common.progress import ticking
 from ivlens.forward.asking import prompts_for
@@ -31,6 +32,7 @@ SHAPE = "ivlens_shape"  # of the model that a table is about, in the table's att
 NO_KNOWLEDGE = ("rule", "choice")  # kinds of tasks that are nothing to know: the answer follows from the input
 
 
+@checked
 @dataclass(frozen=True)
 class ProbeOptions:
     """What is asked.
@@ -62,6 +64,7 @@ def has_knowledge(task: Task) -> bool:
     return bool(task.clozes) and task.kind not in NO_KNOWLEDGE
 
 
+@checked
 def probe(model: TransformerBridge, tasks: Sequence[Task], options: ProbeOptions | None = None) -> "pd.DataFrame":
     """How probable the right answer is with the instruction, and in a cloze sentence without it.
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
 
+from ivlens.common.arguments import checked
 from ivlens.runs.suites.drills import drilled
 from ivlens.runs.suites.places import HELD_PARTS, LAYOUTS, TASKS, canonical, found_places, incomplete, picked_place
 from ivlens.runs.suites.rouge import SCORERS, Metric, metric_of, suite_accuracy
@@ -80,6 +81,7 @@ def n_orders(name: str) -> int:
     return {"pocket": len(_ZIGZAG), "long": 1 + len(_LONG_ORDERS)}.get(name, 1)
 
 
+@checked
 def load_suite(
     name: str,
     folder: str | Path | None = None,
