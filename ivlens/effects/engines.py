@@ -34,7 +34,7 @@ def find_engine(method: str) -> Engine:
         ValueError: there is none of that name.
     """
     if method not in METHODS:
-        raise ValueError(f"method is {method!r}, expected one of {', '.join(METHODS)}.")
+        raise ValueError(f"method is {method!r:.60}, expected one of {', '.join(METHODS)}.")
     return METHODS[method]
 
 

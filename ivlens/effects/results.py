@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ivlens.common.arguments import checked
+from ivlens.common.checks import check_count
 from ivlens.common.intervals import LEVEL, N_RESAMPLES
 from ivlens.effects.bands import ChosenHeads, MapInterval
 from ivlens.effects.files import FILE, TENSORS, again_content, check_model_of, read_effects
@@ -60,6 +61,11 @@ class HeadEffects:
     model_ref: "weakref.ref[TransformerBridge] | None" = field(default=None, repr=False)
     clean_scores: Float[Tensor, " batch"] | None = None
     again: ChosenHeads | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("base_scores", "clean_scores"):
+            if (scores := getattr(self, name)) is not None and len(scores) != len(self.cie):
+                raise ValueError(f"{name} has {len(scores)} values, expected {len(self.cie)}: one for each row of cie.")
 
     def __repr__(self) -> str:
         best = ", ".join(f"L{layer}H{head} {self.aie[layer, head]:+.3g}" for layer, head in self.top_heads(1))
@@ -163,6 +169,8 @@ class HeadEffects:
         Raises:
             ValueError: the level is not between 0 and 1.
         """
+        check_count("n_resamples", n_resamples, 1)
+        check_count("seed", seed, 0)
         return MapInterval.of(self.cie, level, simultaneous, n_resamples=n_resamples, seed=seed)
 
     def top_heads(self, k: int) -> list[tuple[int, int]]:
@@ -211,6 +219,7 @@ class HeadEffects:
         """The map of all heads; the `top` strongest carry their rank."""
         from ivlens.show.figures.heads import head_heatmap
 
+        check_count("top", top, 0)
         return head_heatmap(self, top=top)
 
     def _repr_html_(self) -> str:

@@ -10,6 +10,7 @@ import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ivlens.common.checks import check_path
 from ivlens.common.files import write_whole
 from ivlens.models.fingerprint import ModelIdentity
 
@@ -34,6 +35,8 @@ class Artefact:
         except TypeError as error:
             raise ValueError(f"settings do not fit in JSON ({error}); use plain numbers, texts, lists.") from error
         data = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
+        if check_path("path", path).is_dir():
+            raise IsADirectoryError(f"path is {str(path)!r:.80}, a folder, expected a file's; name one in it.")
         return write_whole(Path(path), lambda partial: partial.write_bytes(data))
 
     def read(self, path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -43,7 +46,7 @@ class Artefact:
             FileNotFoundError: no such file.
             ValueError: not such a file, or a damaged one.
         """
-        source = Path(path)
+        source = check_path("path", path)
         if not source.is_file():
             raise FileNotFoundError(f"{str(source)!r} is not a file, expected one written by {self.written_by}.")
         try:

@@ -20,6 +20,7 @@ from ivlens.models.live import LiveAdapters
 from ivlens.models.merging import with_adapters
 from ivlens.models.opening import check_all_there, check_name, check_sizes, first_line, opened_by
 from ivlens.models.plain import plain_model, plain_origin, remember_plain
+from ivlens.prompts.tokens import check_tokenizer
 
 _TEMPLATE = "chat_template.jinja"
 _SAVE_AGAIN = "expected a checkpoint written by save_pretrained; save or download it again"
@@ -81,6 +82,8 @@ def _loaded(
         raise TypeError(f"hf_model is {type(hf_model).__name__}, expected a transformers model (LlamaForCausalLM ...).")
     asked, place = _dtype(dtype), device_of(device, hf_model)
     check_name(name)
+    if tokenizer is not None:
+        check_tokenizer(tokenizer)
     is_folder = hf_model is None and is_adapter(name)
     if base is not None and not is_folder:
         raise ValueError(f"load_model got base= for {str(name)!r}, which is no folder of adapters; leave base out.")
@@ -153,7 +156,7 @@ def _dtype(dtype: str | torch.dtype) -> torch.dtype | None:
         return None if dtype == "auto" else dtype
     found = getattr(torch, dtype.removeprefix("torch."), None)
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ValueError(f"dtype is {dtype!r}, expected 'auto', 'float32', 'bfloat16', 'float16' or a torch.dtype.")
+        raise ValueError(f"dtype is {dtype!r:.60}, expected 'auto', 'float32', 'bfloat16', 'float16' or a torch.dtype.")
     return found
 
 
@@ -170,7 +173,7 @@ def device_of(device: str | torch.device, hf_model: Any = None) -> torch.device:
     try:
         place = torch.device(device)
     except RuntimeError:
-        raise ValueError(f"device is {device!r}, expected 'auto', 'cpu', 'cuda' or 'cuda:0'.") from None
+        raise ValueError(f"device is {device!r:.60}, expected 'auto', 'cpu', 'cuda' or 'cuda:0'.") from None
     if place.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device is {str(place)!r}, but torch {torch.__version__} sees no GPU here; use device='cpu'.")
     if place.type == "cuda" and place.index is None:
@@ -226,8 +229,8 @@ def commit_of(name: str) -> dict[str, str]:
 
 def _unreachable(source: str, error: Exception) -> ConnectionError:
     return ConnectionError(
-        f"model {source!r} is no folder here, and could not be fetched from the Hub ({first_line(error):.300}); "
-        f"check the name and the connection, or pass a local checkpoint folder ({nearest_known(source)})."
+        f"model {source!r} is no folder here, and could not be fetched from the Hub ({first_line(error):.60}); "
+        f"check name and connection, or pass a local checkpoint folder ({nearest_known(source)})."
     )
 
 

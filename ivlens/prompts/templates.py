@@ -53,7 +53,8 @@ class PromptTemplate:
             found = {name for _, name, _, _ in Formatter().parse(text) if name is not None}
             if found != names:
                 raise ValueError(
-                    f"template {self.name!r}: {part} is {text!r} with fields {sorted(found)}, expected {sorted(names)}."
+                    f"template {self.name!r:.60}: {part} is {text!r:.60} with fields {sorted(found)}, expected "
+                    f"{sorted(names)}."
                 )
         for part in ("system", "answer_start"):
             if getattr(self, part) and not self.chat:

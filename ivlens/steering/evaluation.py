@@ -76,7 +76,7 @@ class Evaluation:
         found = self.table.loc[self.table["condition"] == condition, "accuracy"]
         if found.empty:
             known = ", ".join(self.table["condition"].unique())
-            raise KeyError(f"condition is {condition!r}, expected one of {known}.")
+            raise KeyError(f"condition is {condition!r:.60}, expected one of {known}.")
         return float(found.mean())
 
     def plot(self) -> "go.Figure":

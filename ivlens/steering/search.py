@@ -9,8 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ivlens.common.arguments import checked
+from ivlens.common.checks import check_counts
 from ivlens.forward.hooks import SITES, check_layers, check_site
-from ivlens.models.boot import TransformerBridge
+from ivlens.models.boot import TransformerBridge, check_model
 from ivlens.prompts.recipe import PromptRecipe
 from ivlens.steering.edits import POSITIONS, Positions
 from ivlens.steering.prompt_sets import PromptSets, followed_recipe
@@ -54,6 +55,7 @@ class Grid:
     rows_per_pass: int = 512
 
     def __post_init__(self) -> None:
+        check_counts(self, n_screen=1, n_finalists=0, rows_per_pass=1)
         # in plain values: a grid stands in the settings of what was made with it
         if self.layers is not None:
             object.__setattr__(
@@ -82,7 +84,9 @@ class Grid:
         """
         if self.positions not in POSITIONS:
             raise ValueError(f"positions is {self.positions!r}, expected one of {', '.join(POSITIONS)}.")
-        layers = check_layers(model, tried_layers(model.cfg.n_layers) if self.layers is None else self.layers)
+        layers = check_layers(
+            model, tried_layers(check_model(model).cfg.n_layers) if self.layers is None else self.layers
+        )
         sites = [check_site(site) for site in self.sites]
         if not (layers and sites and self.alphas):
             raise ValueError("the grid is empty, expected at least one layer, one alpha and one site.")

@@ -28,7 +28,7 @@ def list_tasks(*, group: str | None = None, in_training: bool | None = None) -> 
     bank = load_bank()
     groups = {task.inputs for task in bank.values()}
     if group is not None and group not in groups:
-        raise ValueError(f"Group {group!r} is unknown, expected one of {', '.join(sorted(groups))}.")
+        raise ValueError(f"Group {group!r:.60} is unknown, expected one of {', '.join(sorted(groups))}.")
     return [
         name for name, task in bank.items() if group in (None, task.inputs) and in_training in (None, task.in_training)
     ]

@@ -82,6 +82,9 @@ class Task:
         if not self.examples:
             place = self.source or "where it comes from"
             raise ValueError(f"Task {self.name!r} has no examples, expected at least one; check {place}.")
+        for which in ("instructions", "held_out_instructions"):
+            if not all(text.strip() for text in getattr(self, which)):
+                raise ValueError(f"Task {self.name!r:.60} has empty {which}, expected texts; leave them out.")
         n_repeated = len(self.examples) - len(self._by_input)
         if n_repeated:
             raise ValueError(
@@ -118,7 +121,7 @@ class Task:
             ValueError: Unknown name, or no example falls on that side.
         """
         if name not in get_args(SplitName):
-            raise ValueError(f"Split {name!r} is unknown, expected one of {', '.join(get_args(SplitName))}.")
+            raise ValueError(f"Split {name!r:.60} is unknown, expected one of {', '.join(get_args(SplitName))}.")
         chosen = tuple(example for example in self.examples if split_of(example.input, seed) == name)
         if not chosen:
             raise ValueError(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from ivlens.common.arguments import checked
-from ivlens.common.checks import check_counts
+from ivlens.common.checks import check_counts, check_path
 from ivlens.common.files import ready_folder
 from ivlens.common.progress import showing_progress
 from ivlens.models.boot import TransformerBridge
@@ -69,6 +69,8 @@ class Along:
     def __post_init__(self) -> None:
         if self.checkpoint_every is not None and self.folder is None:
             raise ValueError(f"checkpoint_every is {self.checkpoint_every}, expected a folder beside it; give one.")
+        if self.folder is not None:
+            check_path("folder", self.folder)
         check_counts(self, checkpoint_every=1, record_every=1)
 
 

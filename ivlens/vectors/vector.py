@@ -276,7 +276,7 @@ def check_width(vector: InstructionVector, model: TransformerBridge) -> None:
     Raises:
         ValueError: another `d_model`.
     """
-    if len(vector.theta) != model.cfg.d_model:
+    if len(vector.theta) != check_model(model).cfg.d_model:
         raise ValueError(
             f"InstructionVector {vector.task!r} has d_model {len(vector.theta)} (from {vector.model.name!r}), expected "
             f"{model.cfg.d_model} from model.cfg; compute it on this model with head_effects and from_effects."
@@ -290,7 +290,7 @@ def check_belongs(vector: InstructionVector, model: TransformerBridge) -> None:
         TypeError: the model is no bridge.
         ValueError: another `d_model`, another shape of heads, or other weights.
     """
-    check_width(vector, check_model(model))
+    check_width(vector, model)
     found = model_identity(model)
     check_weights(f"InstructionVector {vector.task!r}", vector.model, found, was_allowed(vector.settings, found))
 

@@ -17,7 +17,7 @@ from ivlens.effects.results import HeadEffects
 from ivlens.forward.hooks import captured_residual, check_unsteered, model_lock
 from ivlens.forward.means import mean_head_outputs
 from ivlens.models.artefacts import Artefact
-from ivlens.models.boot import TransformerBridge
+from ivlens.models.boot import TransformerBridge, check_model
 from ivlens.models.fingerprint import ModelIdentity, model_identity
 from ivlens.prompts.batch import PromptBatch
 from ivlens.prompts.recipe import PromptRecipe, plain_options
@@ -222,7 +222,7 @@ def weight_distance(first: TransformerBridge, model: TransformerBridge) -> float
     """
     moved = total = 0.0
     theirs = dict(model.named_parameters())
-    for name, weight in first.named_parameters():
+    for name, weight in check_model(first).named_parameters():
         if name not in theirs or theirs[name].shape != weight.shape:
             raise ValueError(
                 f"the models differ in shape at {name!r}, expected checkpoints of one model; give the one that they "

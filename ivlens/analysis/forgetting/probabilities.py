@@ -15,7 +15,7 @@ from ivlens.common.checks import check_counts
 from ivlens.common.progress import ticking
 from ivlens.forward.asking import prompts_for
 from ivlens.forward.scoring import answer_passes, first_token_prob, greedy_correct, sequence_logprob
-from ivlens.models.boot import TransformerBridge
+from ivlens.models.boot import TransformerBridge, check_model
 from ivlens.prompts.batch import PromptBatch
 from ivlens.prompts.build import build_prompts
 from ivlens.prompts.recipe import PromptRecipe
@@ -96,7 +96,7 @@ def probe(model: TransformerBridge, tasks: Sequence[Task], options: ProbeOptions
     """
     import pandas as pd
 
-    options = options or ProbeOptions()
+    options, model = options or ProbeOptions(), check_model(model)
     if not tasks or len({task.name for task in tasks}) < len(tasks):
         raise ValueError(f"tasks are {[task.name for task in tasks]}, expected one or more with distinct names.")
     options.recipe.check_for(tasks)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from ivlens.common.arguments import checked
+from ivlens.common.checks import check_path
 from ivlens.runs.suites.drills import drilled
 from ivlens.runs.suites.places import HELD_PARTS, LAYOUTS, TASKS, canonical, found_places, incomplete, picked_place
 from ivlens.runs.suites.rouge import SCORERS, Metric, metric_of, suite_accuracy
@@ -122,7 +123,7 @@ def load_suite(
         raise wrong(
             f"Suite {name!r}", f"got folder={folder and str(folder)!r}", expected, "correct the folder (--data)"
         )
-    root = None if folder is None else Path(os.path.expanduser(folder))
+    root = None if folder is None else check_path("folder", os.path.expanduser(folder))
     found = found_places(name, root)
     names = _ordered(name, order, sorted(found), n)
     picked = {one: picked_place(name, one, found.get(one, [])) for one in names}
