@@ -21,8 +21,8 @@ from common import machine_line, table, write_section
 
 from ivlens import load_model
 from ivlens.analysis.dynamics import predictors
-from ivlens.common.files import filling
 from ivlens.common.kept import digest
+from ivlens.common.saves import filling
 from ivlens.models import model_identity
 from ivlens.prompts.recipe import PromptRecipe, plain_options
 from ivlens.runs.study import StudyOptions, claim_table, run_study

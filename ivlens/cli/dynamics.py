@@ -136,19 +136,16 @@ def dynamics(
 def _write(found: "Dynamics", tests: "pd.DataFrame | None", out: Path, suffix: str) -> None:
     """All tables, and a figure of each."""
     from ivlens.analysis.dynamics.cosines import similarity
-    from ivlens.common.files import write_whole
+    from ivlens.common.saves import filling
     from ivlens.show.figures.causal import causal_plot
     from ivlens.show.figures.dynamics import drift_heatmap, dynamics_curves
     from ivlens.show.figures.similarity import similarity_matrix
     from ivlens.show.figures.theme import write_figure
 
-    for name in ("tasks", "heads", "layers"):
-        write_whole(out / f"{name}.parquet", getattr(found, name).to_parquet)
     vectors = {
         f"{task} · {stage.name}": stage.vector(task) for stage in (found.stages[0], found.stages[-1])
         for task in stage.tasks
     }  # fmt: skip
-    write_whole(out / "similarity.parquet", similarity(vectors).to_parquet)
     drawn = {
         "curves": dynamics_curves(found.tasks),
         "drift": drift_heatmap(found),
@@ -156,8 +153,12 @@ def _write(found: "Dynamics", tests: "pd.DataFrame | None", out: Path, suffix: s
     }
     if tests is not None:
         drawn["causal"] = causal_plot(tests)
-    for name, figure in drawn.items():
-        write_figure(figure, out / f"{name}.{suffix}")
+    with filling(out) as scratch:
+        for name in ("tasks", "heads", "layers"):
+            getattr(found, name).to_parquet(scratch / f"{name}.parquet")
+        similarity(vectors).to_parquet(scratch / "similarity.parquet")
+        for name, figure in drawn.items():
+            write_figure(figure, scratch / f"{name}.{suffix}")
 
 
 def _causal(

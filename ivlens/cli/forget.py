@@ -103,7 +103,8 @@ def forget(
     from ivlens.analysis.forgetting.drops import decomposition
     from ivlens.analysis.forgetting.probabilities import ProbeOptions
     from ivlens.analysis.forgetting.series import probe_series
-    from ivlens.common.files import ready_folder, write_whole
+    from ivlens.common.files import ready_folder
+    from ivlens.common.saves import filling
     from ivlens.show.figures.forgetting import forgetting_plot
     from ivlens.show.figures.theme import write_figure
 
@@ -117,14 +118,15 @@ def forget(
     before = probes[series.first.name]
     tables = [decomposition(before, probes[one.name]).assign(checkpoint=one.name) for one in series.later]
     table = pd.concat(tables, ignore_index=True)
-    write_whole(out / "forgetting.parquet", table.to_parquet)
-    figure = write_figure(forgetting_plot(tables[-1], measure=measure), out / f"forgetting.{figures}")
+    with filling(out) as scratch:
+        table.to_parquet(scratch / "forgetting.parquet")
+        figure = write_figure(forgetting_plot(tables[-1], measure=measure), scratch / f"forgetting.{figures}")
     rows = [row for row in table.to_dict("records") if row["measure"] == measure]
     if as_json:
         facts = {"measure": measure, "before": series.first.name, "recipe": recipe.to_dict()}
         print_json({**facts, "rows": rows, "out": str(out)})
         return
-    _print(rows, measure, figure)
+    _print(rows, measure, out / figure.name)
 
 
 def _print(rows: list[dict[Hashable, Any]], measure: str, figure: Path) -> None:

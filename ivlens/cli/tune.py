@@ -127,7 +127,7 @@ def tune(
     """
     from ivlens.common.files import STATE
     from ivlens.tasks.bank import load_task
-    from ivlens.tuning.finetuning import Along, finetune
+    from ivlens.tuning.finetuning import Along, check_folder, finetune
 
     ways, parts, train = what or TuneWays(), made_of or GuidanceOptions(), how or TrainOptions()
     parts.plan(ways.guidance)  # what is wrong with it is said before anything is loaded
@@ -136,6 +136,7 @@ def tune(
     options = train.options(seed=recipe.seed)
     loaded = load_task(task)
     chosen = where or ModelOptions()
+    check_folder(out)  # before the model is asked anything
     watched = [load_task(name) for name in (_default_watch(chosen) if ways.watch is None else ways.watch)]
     with _processes() as processes:
         model = chosen.load()
@@ -183,7 +184,8 @@ def _default_watch(chosen: ModelOptions) -> list[str]:
 
 
 def _write(result: "TuneResult", out: Path) -> None:
-    from ivlens.common.files import write_whole
+    from ivlens.common.saves import filling
 
-    write_whole(out / "log.csv", lambda partial: result.log.to_csv(partial, index=False))
-    write_whole(out / "scores.csv", lambda partial: result.scores.to_csv(partial, index=False))
+    with filling(out) as scratch:
+        result.log.to_csv(scratch / "log.csv", index=False)
+        result.scores.to_csv(scratch / "scores.csv", index=False)

@@ -3,9 +3,8 @@
 import os
 import sys
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-from ivlens.common.files import UNFINISHED
+from ivlens.common.files import scratch_in
 
 VARIABLE = "IVLENS_CACHE"
 
@@ -22,7 +21,7 @@ def ready_cache(part: str) -> Path:
         root.parent.mkdir(parents=True, exist_ok=True)
         for made in (root, folder):
             made.mkdir(mode=0o700, exist_ok=True)
-        with TemporaryDirectory(prefix=UNFINISHED, dir=folder):
+        with scratch_in(folder):
             return folder
     except OSError as error:
         what = error.strerror or type(error).__name__

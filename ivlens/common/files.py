@@ -1,22 +1,27 @@
 """Files that are whole or absent, whenever a program is interrupted."""
 
-import json
 import logging
 import os
+import shutil
 import stat
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from errno import EACCES, EAGAIN, EDEADLK
+from hashlib import sha256
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 from typing import Any
 
 logger = logging.getLogger("ivlens")
 
-LOCK, LIST = ".lock", "ivlens.json"
+LOCK = ".lock"
 UNFINISHED = ".writing-"  # how the names of scratch folders begin
 STATE = "state.safetensors"  # of a training that can go on
+_IN_USE = (EAGAIN, EACCES, EDEADLK)
+_LONGEST = 86_400  # seconds that anyone writes, where locks do not tell
+_LONGEST_NAME = 100  # bytes, so that suffixes fit as well
 
 if sys.platform == "win32":
     import msvcrt
@@ -31,25 +36,13 @@ else:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-@contextmanager
-def filling(folder: Path) -> Iterator[Path]:
-    """A scratch folder inside `folder` (made if need be); what the body puts there is moved to `folder` at its end.
-
-    After an exception nothing is moved, and the scratch folder is gone. Every file is on the disk before it gets its
-    name, so that a power failure leaves the old one or the new one.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=UNFINISHED, dir=folder) as temporary:
-        scratch = Path(temporary)
-        yield scratch
-        files = sorted(path.relative_to(scratch) for path in scratch.rglob("*") if path.is_file())
-        for file in files:
-            flush(scratch / file)
-        for file in files:
-            (folder / file).parent.mkdir(parents=True, exist_ok=True)
-            (scratch / file).replace(folder / file)
-        for parent in {(folder / file).parent for file in files}:
-            flush(parent)
+def hold(file: Any) -> bool:
+    """Lock an open file, unless somebody else has; whether it is one's own now. Without locks it is everybody's."""
+    try:
+        _hold(file)
+    except OSError as error:
+        return error.errno not in _IN_USE
+    return True
 
 
 def flush(path: Path) -> None:
@@ -65,36 +58,67 @@ def flush(path: Path) -> None:
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
-    """Let `write` make a file of this name elsewhere, and put it at `path` once it is complete."""
-    with filling(path.parent) as scratch:
+    """Let `write` make a file of this name elsewhere, and put it at `path` once it is complete and on the disk."""
+    with scratch_in(path.parent) as scratch:
         write(scratch / path.name)
+        flush(scratch / path.name)
+        (scratch / path.name).replace(path)
+        flush(path.parent)
     return path
 
 
 @contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
-    """As `filling`, for a folder whose files belong together: what was put there this way before goes.
+def scratch_in(folder: Path) -> Iterator[Path]:
+    """A new folder inside `folder` (made if need be) that is gone at the end, with what killed processes left there.
 
-    A list of what was written (`ivlens.json`) stays beside it, so that nothing else is ever removed.
+    A file in it is locked, so that others can tell it from a leftover: the system takes the lock back from a killed
+    process. Its name begins with a dot, and nothing with such a name is ever read as a result or a model.
     """
-    with filling(folder) as scratch:
-        yield scratch
-        new = sorted(path.relative_to(scratch).as_posix() for path in scratch.rglob("*") if path.is_file())
-        for name in _listed(folder / LIST) - {*new, LIST}:
-            file = folder / name
-            file.unlink(missing_ok=True)
-            if file.parent != folder and file.parent.is_dir() and not any(file.parent.iterdir()):
-                file.parent.rmdir()
-        (scratch / LIST).write_text(json.dumps({"files": new}, indent=1) + "\n", encoding="utf-8")
-
-
-def _listed(path: Path) -> set[str]:
-    """Names in a list, as far as it can be read and they lead to nowhere else."""
+    folder.mkdir(parents=True, exist_ok=True)
+    clear_leftovers(folder)
+    place, lock = _locked(folder)
     try:
-        names = {Path(name) for name in json.loads(read_small(path))["files"]}
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return set()
-    return {name.as_posix() for name in names if not name.is_absolute() and ".." not in name.parts}
+        yield place
+    finally:
+        lock.close()  # before, as some systems remove no open file
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _locked(folder: Path) -> tuple[Path, Any]:
+    """A new scratch folder and its lock."""
+    while True:
+        place = Path(mkdtemp(prefix=UNFINISHED, dir=folder))
+        try:
+            lock = open(place / LOCK, "a", encoding="utf-8")
+        except FileNotFoundError:
+            continue  # still empty, it was taken for a leftover
+        if hold(lock) and (place / LOCK).exists():
+            return place, lock
+        lock.close()  # someone clears it at this moment
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove the scratch folders of processes that were killed; those of others that are at work stay."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        left = [Path(one) for one in entries if one.name.startswith(UNFINISHED) and one.is_dir(follow_symlinks=False)]
+        for place in left:
+            with suppress(OSError):
+                _clear(place)
+
+
+def _clear(place: Path) -> None:
+    if not any(place.iterdir()):
+        place.rmdir()  # of a process that has not come to its lock yet, it is made again
+        return
+    try:
+        with open(place / LOCK, "r+", encoding="utf-8") as lock:
+            _hold(lock)
+            shutil.rmtree(place, ignore_errors=True)
+    except FileNotFoundError:  # its lock is the first thing in it and the last
+        shutil.rmtree(place, ignore_errors=True)
+    except OSError as error:
+        if error.errno not in _IN_USE and time.time() - place.stat().st_mtime > _LONGEST:
+            shutil.rmtree(place, ignore_errors=True)  # a file system without locks
 
 
 @contextmanager
@@ -117,13 +141,40 @@ def held(folder: Path, what: str) -> Iterator[bool]:
             _hold(file)
         except OSError as error:
             locked = False
-            if error.errno in (EAGAIN, EACCES, EDEADLK):
+            if error.errno in _IN_USE:
                 raise BlockingIOError(
                     f"{str(folder)!r} is in use by {what} that is still running, expected a folder of its own for "
                     "each; wait until it has ended, or use another folder."
                 ) from error
             logger.warning("%s cannot be locked (%s): see to it that only one program uses it.", folder, error.strerror)
         yield locked
+
+
+def file_name(text: str, suffix: str = "") -> str:
+    """A name as that of a file in one folder, whatever stands in it: different names, different files."""
+    safe = "".join(char if char.isalnum() or char in "-_." else "_" for char in text)
+    # what had to be changed could be that of another name, and is told apart by its hash
+    if safe == text and 0 < len(safe.encode()) < _LONGEST_NAME and not safe.startswith("."):
+        return safe + suffix
+    return f"{safe.strip('.').encode()[:_LONGEST_NAME].decode(errors='ignore')}-{_short(text)}{suffix}"
+
+
+def _short(text: str) -> str:
+    return sha256(text.encode(errors="surrogatepass")).hexdigest()[:8]
+
+
+def check_inner_names(path: Path, names: Iterable[object]) -> None:
+    """Refuse a file that names others anywhere but directly in its folder: no path in a file is followed.
+
+    Raises:
+        ValueError: one of the names is no such name.
+    """
+    for name in names:
+        if not isinstance(name, str) or name in ("", ".", "..") or set(name) & set("/\\\0"):
+            raise ValueError(
+                f"{str(path)!r} names {name!r:.80}, expected names of files directly in its folder; save or "
+                "download it again."
+            )
 
 
 def read_small(path: Path, limit: int = 2**20) -> bytes:
@@ -146,8 +197,7 @@ def ready_folder(path: str | Path) -> Path:
     """
     folder = Path(path)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=UNFINISHED, dir=folder):
+        with scratch_in(folder):
             return folder
     except OSError as error:
         what = error.strerror or type(error).__name__

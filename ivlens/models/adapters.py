@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from ivlens.common.files import LIST, read_small
+from ivlens.common.files import read_small
+from ivlens.common.saves import LIST, whole
 from ivlens.models.known import known_model
 from ivlens.models.opening import check_name
 
@@ -32,7 +33,7 @@ def adapter_folders(folder: str | Path) -> dict[str, Path]:
     """
     if known_model(folder) is not None:
         return {}
-    root = Path(folder).expanduser()
+    root = whole(Path(folder).expanduser())
     # some trainers write the configuration of the whole model beside its adapters
     if not root.is_dir() or ((root / "config.json").is_file() and not (root / CONFIG).is_file()):
         return {}
@@ -48,8 +49,13 @@ def _parts(root: Path) -> list[Path]:
         listed = {Path(name).parent for name in json.loads(read_small(root / LIST))["files"]}
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         listed = None  # a damaged list: every subfolder that has no list of its own
-    found = [path.parent for path in sorted(root.glob(f"*/{CONFIG}")) if not (path.parent / LIST).exists()]
+    found = [path for path in _beside(root) if not (path / LIST).exists()]
     return [path for path in found if listed is None or Path(path.name) in listed]
+
+
+def _beside(root: Path) -> list[Path]:
+    """Subfolders with adapters; those with a dot are scratch folders of a save."""
+    return sorted(path.parent for path in root.glob(f"*/{CONFIG}") if not path.parent.name.startswith("."))
 
 
 def is_adapter(folder: str | Path) -> bool:
@@ -104,14 +110,14 @@ def check_adapters(folder: str | Path) -> dict[str, tuple[Path, dict[str, tuple[
     Raises:
         ValueError: damaged or incomplete adapters, of a kind that is no change of weights, or beside a whole model.
     """
-    root, found = Path(folder).expanduser(), adapter_folders(folder)
-    whole = [name for name in _WHOLE if (root / name).is_file()]
-    if whole:
+    root, found = whole(Path(folder).expanduser()), adapter_folders(folder)
+    models = [name for name in _WHOLE if (root / name).is_file()]
+    if models:
         raise ValueError(
-            f"{str(folder)!r} holds adapters ({CONFIG}) and a whole model ({whole[0]}), expected one of them; move one "
-            "of the two into a folder of its own."
+            f"{str(folder)!r} holds adapters ({CONFIG}) and a whole model ({models[0]}), expected one of them; move "
+            "one of the two into a folder of its own."
         )
-    beside = sorted(path.parent.name for path in root.glob(f"*/{CONFIG}") if path.parent.name not in found)
+    beside = [path.name for path in _beside(root) if path.name not in found]
     if beside:
         logger.info("%s: its own adapters are opened, those in %s are other models.", folder, ", ".join(beside))
     return {name: (path, _checked(path)) for name, path in found.items()}

@@ -9,6 +9,7 @@ from typing import Any
 
 from ivlens.common.digests import content_digest
 from ivlens.common.files import STATE, read_small
+from ivlens.common.saves import whole
 from ivlens.models.adapters import CONFIG, adapter_folders, is_adapter, named_base
 from ivlens.models.boot import TransformerBridge, check_model
 from ivlens.models.fingerprint import model_identity
@@ -58,7 +59,7 @@ class Checkpoint:
         if not isinstance(self.source, str | Path):
             return {"model": model_identity(self.source).key}
         known = known_model(self.source)
-        folder = Path(self.source).expanduser() if known is None else known.folder
+        folder = whole(Path(self.source).expanduser()) if known is None else known.folder
         if not folder.is_dir() and not is_gguf(folder):
             commit = {} if folder.exists() else commit_of(str(self.source))
             return {"source": str(self.source), **commit, **({} if self.dtype == "auto" else {"dtype": self.dtype})}
@@ -142,7 +143,8 @@ def _listed(source: "str | Path | Sequence[Any] | Mapping[str, Any]", base: Any)
     if not root.is_dir():
         raise FileNotFoundError(f"{str(source)!r} is no folder, expected one with checkpoints in its subfolders.")
     own = set(adapter_folders(root).values())
-    folders = [path for path in root.iterdir() if path.is_dir() and _is_checkpoint(path) and path not in own]
+    inner = [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    folders = [path for path in inner if _is_checkpoint(path) and path not in own]
     with_weights = [path for path in folders if _has_weights(path)]
     if with_weights or _is_checkpoint(root):
         folders = with_weights  # others hold parts of a model, or its export
@@ -177,13 +179,13 @@ def _checked(name: str, source: Any, base: Any) -> Checkpoint:
 
 
 def _is_checkpoint(folder: Path) -> bool:
-    return (folder / "config.json").is_file() or bool(adapter_folders(folder)) or is_gguf(folder)
+    return (whole(folder) / "config.json").is_file() or bool(adapter_folders(folder)) or is_gguf(folder)
 
 
 def _has_weights(folder: Path) -> bool:
     if adapter_folders(folder):
         return True
-    return any(_makes_the_model(path) and path.name.endswith(_WEIGHTS) for path in folder.iterdir())
+    return any(_makes_the_model(path) and path.name.endswith(_WEIGHTS) for path in whole(folder).iterdir())
 
 
 def _trained_steps(folder: Path) -> int | None:

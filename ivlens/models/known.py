@@ -7,6 +7,7 @@ from importlib import resources
 from pathlib import Path
 
 from ivlens.common.cache import cache_folder
+from ivlens.common.saves import whole
 from ivlens.models.ggufheader import is_gguf
 
 
@@ -132,13 +133,14 @@ def source_of(name: str | Path) -> str | Path:
     looks_local = isinstance(name, Path) or name.startswith((".", "~", os.sep)) or name.count("/") > 1
     if not place.exists() and not looks_local and place.suffix.lower() != ".gguf":
         return str(name)
-    if is_gguf(place) or (place / "config.json").is_file():
-        return place
+    if is_gguf(place) or (whole(place) / "config.json").is_file():
+        return whole(place)
     remedy = "pass one written by save_pretrained"
     if place.is_dir():
         what, inside = "is a folder without config.json", sorted(filter(is_gguf, place.iterdir()))
         remedy = f"pass its file {str(inside[0])!r}" if inside else remedy
         within = [path.parent for path in sorted([*place.glob("*/config.json"), *place.glob("*/adapter_config.json")])]
+        within = [path for path in within if not path.name.startswith(".")]
         remedy = f"pass one of the checkpoints in it ({within[-1].name!r} ...)" if within else remedy
     elif place.exists():
         what = "is a file, and no GGUF"

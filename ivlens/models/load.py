@@ -11,6 +11,7 @@ from torch import nn
 from ivlens.common.arguments import checked
 from ivlens.common.hub import without_retries
 from ivlens.common.progress import bar
+from ivlens.common.saves import whole
 from ivlens.models.adapters import is_adapter, named_base, named_revision
 from ivlens.models.boot import TransformerBridge, boot, check_config, check_model, check_supported
 from ivlens.models.fingerprint import remember_name
@@ -18,7 +19,7 @@ from ivlens.models.gguf import gguf_tokenizer, open_gguf
 from ivlens.models.known import label_of, nearest_known, source_of
 from ivlens.models.live import LiveAdapters
 from ivlens.models.merging import with_adapters
-from ivlens.models.opening import check_all_there, check_name, check_sizes, first_line, opened_by
+from ivlens.models.opening import check_all_there, check_name, check_shards, check_sizes, first_line, opened_by
 from ivlens.models.plain import plain_model, plain_origin, remember_plain
 from ivlens.prompts.tokens import check_tokenizer
 
@@ -123,6 +124,7 @@ def _adapted(
 
     Adapters may belong to a model that is a folder of adapters itself.
     """
+    folder = whole(folder)
     has_own = tokenizer is not None or (folder / "tokenizer_config.json").is_file()
     if tokenizer is None and has_own:
         tokenizer = _own_tokenizer(folder, None)
@@ -189,6 +191,7 @@ def _download(source: str | Path, dtype: torch.dtype | None, revision: str | Non
             config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         check_config(config, str(source))
         check_sizes(config, source)
+        check_shards(source)
     local = opened_by("transformers", f"model {str(source)!r}", _SAVE_AGAIN)
     try:
         with local if isinstance(source, Path) else nullcontext():

@@ -1,14 +1,18 @@
 """Opening what others wrote with a library that does not expect the worst: one clear error instead of its own."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ivlens.common.files import check_inner_names, read_small
 from ivlens.models.known import KNOWN
 
 _LONGEST_NAME = 4096  # of a path, on most systems
 _SLACK = 16  # numbers in a byte of weights, far more than any way of storing them
+_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_LONGEST_INDEX = 2**26  # bytes
 _SIZES = ("vocab_size", "num_hidden_layers", "intermediate_size", "max_position_embeddings")
 
 
@@ -80,6 +84,26 @@ def check_sizes(config: Any, source: Path) -> None:
                 f"model {str(source)!r}: {name} is {value:,} in {where}, but its weights have {n_bytes:,} bytes, "
                 "expected sizes that fit together; save or download the checkpoint again."
             )
+
+
+def check_shards(folder: Path) -> None:
+    """Refuse a checkpoint whose index leads to weights outside of its folder.
+
+    Raises:
+        ValueError: it does, or it cannot be read.
+    """
+    for name in _INDEXES:
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            names = json.loads(read_small(path.resolve(), _LONGEST_INDEX))["weight_map"].values()
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise ValueError(
+                f"{str(path)!r} cannot be read ({type(error).__name__}), expected the index of a checkpoint's weights; "
+                "save or download it again."
+            ) from None
+        check_inner_names(path, names)
 
 
 def check_all_there(hf_model: Any, missing: Any, label: str) -> None:

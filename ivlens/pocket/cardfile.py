@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from ivlens.common.files import write_whole
+from ivlens.common.saves import filling
 from ivlens.pocket.card import Card
 
 _INTRODUCTION = """A Llama-style language model trained from scratch on ivlens's task bank, so that every feature has
@@ -39,8 +39,7 @@ def card_table(card: Card) -> str:
 
 
 def write_card(card: Card, folder: Path) -> None:
-    """Write `MODEL_CARD.md` and `card.json` into `folder`, each whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write `MODEL_CARD.md` and `card.json` into `folder`, in one step."""
     columns = [
         "task",
         "condition",
@@ -66,8 +65,9 @@ def write_card(card: Card, folder: Path) -> None:
         _markdown(interventions),
     ]
     page, data = "\n\n".join(parts) + "\n", card_json(card) + "\n"
-    write_whole(folder / "MODEL_CARD.md", lambda path: path.write_text(page, encoding="utf-8"))
-    write_whole(folder / "card.json", lambda path: path.write_text(data, encoding="utf-8"))
+    with filling(folder) as scratch:
+        (scratch / "MODEL_CARD.md").write_text(page, encoding="utf-8")
+        (scratch / "card.json").write_text(data, encoding="utf-8")
 
 
 def _markdown(frame: pd.DataFrame) -> str:

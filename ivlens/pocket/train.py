@@ -5,7 +5,6 @@ One readable loop: seeded, resumable to the same weights, no pickle. A step depe
 
 import json
 import math
-import os
 import random
 import shutil
 import time
@@ -21,6 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from ivlens.common.files import write_whole
+from ivlens.common.saves import filling
 from ivlens.pocket.corpus import Corpus, Mix, bank_hash
 from ivlens.pocket.muon import StackedMuon
 from ivlens.pocket.packing import PackedBatch, draw_batch, token_id
@@ -202,9 +203,7 @@ class Trainer:
                 )
         # under one name: safetensors writes several in an order of the moment
         metadata = {"ivlens": json.dumps({"step": self.step, "made_by": self.made_by})}
-        partial = self._state_file().with_suffix(".partial")
-        save_file(tensors, partial, metadata)
-        os.replace(partial, self._state_file())
+        write_whole(self._state_file(), lambda partial: save_file(tensors, partial, metadata))
 
     def _resume(self) -> None:
         if not self._state_file().exists():
@@ -233,8 +232,9 @@ class Trainer:
         self._save_state()
         folder = self.out / "checkpoint"
         self.model.eval()
-        self.model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
         record = {"steps_done": self.step, **json.loads(self.made_by), "torch": torch.__version__}
-        (folder / "training.json").write_text(json.dumps(record, indent=1) + "\n")
+        with filling(folder) as scratch:
+            self.model.save_pretrained(scratch)
+            self.tokenizer.save_pretrained(scratch)
+            (scratch / "training.json").write_text(json.dumps(record, indent=1) + "\n")
         return folder

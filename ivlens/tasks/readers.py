@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from ivlens.common.files import check_inner_names
 from ivlens.common.hub import without_retries
 from ivlens.tasks.records import (
     INPUT_NAMES,
@@ -242,6 +243,7 @@ def _read_saved(path: Path, columns: Columns, part: str | None) -> Source:
     import datasets
 
     try:
+        _check_saved(path)
         loaded = datasets.load_from_disk(str(path))
     except Exception as error:  # Arrow's, JSON's and the system's own
         got = f"cannot be opened as a saved dataset ({type(error).__name__}: {' '.join(str(error).split()):.200})"
@@ -253,6 +255,14 @@ def _read_saved(path: Path, columns: Columns, part: str | None) -> Source:
             raise wrong(path, f"got part={part!r}", expected, "choose one, or leave part out for all")
         loaded = loaded[part]
     return replace(_from_datasets(loaded, columns, path, part or ""), name=path.resolve().name)
+
+
+def _check_saved(path: Path) -> None:
+    """Refuse a saved dataset that names files elsewhere."""
+    if (path / "dataset_dict.json").is_file():
+        check_inner_names(path, json.loads(read_text(path / "dataset_dict.json"))["splits"])
+    for state in (one for one in (path / "state.json", *path.glob("*/state.json")) if one.is_file()):
+        check_inner_names(state, [file["filename"] for file in json.loads(read_text(state))["_data_files"]])
 
 
 def _read_parquet(path: Path, columns: Columns) -> Source:

@@ -10,6 +10,7 @@ from ivlens.common.arguments import checked
 from ivlens.common.checks import check_counts, check_path
 from ivlens.common.files import ready_folder
 from ivlens.common.progress import showing_progress
+from ivlens.common.saves import listed
 from ivlens.models.boot import TransformerBridge
 from ivlens.prompts.recipe import PromptRecipe
 from ivlens.tasks.task import SplitName, Task
@@ -20,6 +21,9 @@ from ivlens.tuning.learner import Learner, alone_in
 from ivlens.tuning.loop import Row
 from ivlens.tuning.methods import Method
 from ivlens.tuning.options import TuneOptions
+from ivlens.tuning.state import check_state
+
+MODEL = "model"  # of a training's folder: what came of it
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +104,8 @@ def finetune(
         along: What happens on the way: files, checkpoints, records.
 
     Raises:
-        ValueError: an option that does not exist or does not suit the model, or prompts that do not fit it.
+        ValueError: an option that does not exist or does not suit the model, prompts that do not fit it, or a folder
+            with models that this one cannot take the place of.
         OSError: a folder that cannot be written, or that another training is using.
     """
     options, recipe, along = options or TuneOptions(), recipe or PromptRecipe(), along or Along()
@@ -120,6 +125,8 @@ def _finetuned(
 ) -> TuneResult:
     # before minutes of training, not after
     folder = None if along.folder is None else ready_folder(along.folder)
+    if folder is not None:
+        check_folder(folder)
     learner = Learner(model, method)
     examples = task.split("fit", recipe.seed)
     data = training_set(model, task, examples, recipe=recipe, n_samples=options.n_samples, seed=options.seed)
@@ -136,12 +143,24 @@ def _finetuned(
             judge=lambda plain: _summed_up(judged.sit(plain), task),
         )
         if folder is not None:
-            learner.save(folder / "model")
+            learner.save(folder / MODEL)
     after = final.sit(learner.trained)
     roles = ["new" if name == task.name else "watched" for name in after]
     scores = pd.DataFrame({"task": [*after], "role": roles, "before": [*before.values()], "after": [*after.values()]})
     tuned = learner.bridge(f"{model.cfg.model_name} + {task.name}")
     return TuneResult(tuned, log, scores, learner, on_the_way.checkpoints)
+
+
+def check_folder(folder: str | Path) -> None:
+    """Refuse a folder that no training can go on in, or whose models it could not replace in the end.
+
+    Raises:
+        ValueError: the state there is damaged or of another version of ivlens, or a list of what was saved is not one.
+    """
+    root = Path(folder)
+    check_state(root)
+    for place in (root / MODEL, *sorted(root.glob("step-*"))):
+        listed(place)
 
 
 @dataclass

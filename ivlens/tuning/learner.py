@@ -11,8 +11,9 @@ import pandas as pd
 import torch
 from torch import nn
 
-from ivlens.common.files import held, ready_folder, replacing
+from ivlens.common.files import held, ready_folder
 from ivlens.common.progress import bar
+from ivlens.common.saves import replacing
 from ivlens.models.adapters import put_in_order
 from ivlens.models.boot import TransformerBridge, check_model
 from ivlens.models.fingerprint import config_hash, model_identity

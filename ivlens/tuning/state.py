@@ -11,6 +11,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ivlens.common.files import STATE, write_whole
+from ivlens.common.kept import check_version
+from ivlens.common.version import __version__
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
@@ -43,7 +45,7 @@ class TrainingState:
             moments = self._optimizer.state.get(weight, {})
             tensors |= {f"{moment}/{name}": moments[moment] for moment in _MOMENTS if moment in moments}
         tensors |= {f"best/{name}": weight for name, weight in (best or {}).items()}
-        metadata = {"ivlens": json.dumps({"fingerprint": self._fingerprint, "log": rows})}
+        metadata = {"ivlens": json.dumps({"version": __version__, "fingerprint": self._fingerprint, "log": rows})}
         data = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
         write_whole(self._path, lambda partial: partial.write_bytes(data))
 
@@ -51,11 +53,12 @@ class TrainingState:
         """Go on where the folder's state was saved; the log so far and the best weights, empty if there are none.
 
         Raises:
-            ValueError: a state of another training, or a damaged one.
+            ValueError: a state of another training or of another version of ivlens, or a damaged one.
         """
         if self._path is None or not self._path.exists():
             return [], {}
         tensors, about = self._read(self._path)
+        check_version(self._path, about["version"])
         if about["fingerprint"] != self._fingerprint or {f"weight/{name}" for name in self._trained} - set(tensors):
             raise ValueError(
                 f"{str(self._path)!r} is the state of another training, expected one with the same data, options, "
@@ -75,11 +78,10 @@ class TrainingState:
         return about["log"], best
 
     def _read(self, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        about = _about(path)
         try:
             with safe_open(path, framework="pt") as opened:
-                metadata = opened.metadata() or {}
                 tensors = {name: opened.get_tensor(name) for name in opened.keys()}
-            about = json.loads(metadata["ivlens"])
             names = {name.split("/", 1)[1] for name in tensors if name.startswith("exp_avg/")}
             if not (isinstance(about["log"], list) and all(isinstance(row, dict) for row in about["log"])):
                 raise KeyError("log")
@@ -87,9 +89,29 @@ class TrainingState:
                 raise KeyError("step")
             if any(f"{moment}/{name}" not in tensors for name in names for moment in _MOMENTS):
                 raise KeyError("moment")
-            return tensors, {"fingerprint": about["fingerprint"], "log": about["log"]}
+            return tensors, about
         except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise _damaged(path, type(error).__name__) from error
+
+
+def check_state(folder: Path) -> None:
+    """Refuse a folder with a training's state that another version of ivlens keeps there, before anything is measured.
+
+    Raises:
+        ValueError: it is of another version, or damaged.
+    """
+    path = folder / STATE
+    if path.exists():
+        check_version(path, _about(path)["version"])
+
+
+def _about(path: Path) -> dict[str, Any]:
+    try:
+        with safe_open(path, framework="pt") as opened:
+            about = json.loads((opened.metadata() or {})["ivlens"])
+        return {name: about.get(name) for name in ("fingerprint", "log", "version")}
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise _damaged(path, type(error).__name__) from error
 
 
 def _damaged(path: Path, why: str) -> ValueError:

@@ -11,7 +11,6 @@ from sweeping import write_grid
 from ivlens.common.store import Store, verify
 from ivlens.models import pocket_path
 from ivlens.runs.sweep import LocalExecutor, make_plan, read_grid, run_sweep
-from ivlens.runs.sweep.tasks import forget_tasks
 
 
 @pytest.fixture
@@ -60,12 +59,24 @@ def test_a_changed_model_is_measured_anew(folder, name):
     assert verify(Store(folder.parent / "store")) == (2, [])
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_model_that_changed_while_it_was_warm_is_opened_anew(folder, name):
+    """One process, one executor: as in a notebook."""
+    grid = write_grid(folder.parent, f'models = ["{folder}"]\ntasks = ["antonym"]\n[effects]\nn_prompts = 4\n')
+    opened = Store(folder.parent / "store")
+    executor = LocalExecutor(opened)
+    made = []
+    for _ in range(2):
+        made.append(run_sweep(make_plan(read_grid(grid), opened, executor), executor).n_made)
+        edited(folder / name, **CHANGES[name])
+    assert made == [1, 1]
+
+
 def test_a_changed_task_is_measured_anew(folder):
     task = folder.parent / "mine.json"
     rows = [{"input": word, "output": f"{word}s"} for word in "cat dog house tree car bird hand road".split() * 1]
     task.write_text(json.dumps({"instructions": ["Give the plural."], "examples": rows}))
     _, before = swept(folder, "store", str(task))
     task.write_text(json.dumps({"instructions": ["Say it twice."], "examples": rows}))
-    forget_tasks()
     n_made, after = swept(folder, "store", str(task))
     assert n_made == 1 and after != before and after == swept(folder, "fresh", str(task))[1]

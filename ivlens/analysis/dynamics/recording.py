@@ -8,7 +8,8 @@ from typing import Any
 
 from ivlens.analysis.dynamics.comparison import Dynamics, compare
 from ivlens.analysis.dynamics.stages import Stage, TrackOptions, check_k, measure_stage
-from ivlens.common.kept import check_key, digest
+from ivlens.common.files import file_name
+from ivlens.common.kept import check_key, check_version, key_of, version_in
 from ivlens.common.progress import ticking
 from ivlens.models.boot import TransformerBridge
 from ivlens.models.checkpoints import Checkpoint, CheckpointSeries
@@ -41,19 +42,21 @@ def track(
     """
     options = options or TrackOptions()
     kept = _Kept(None if folder is None else Path(folder), tasks, options, series.first.key())
+    keys = {one.name: kept.key(one.key(), is_first=number == 0) for number, one in enumerate(series)}
+    # what cannot be gone on from is said before anything is measured
+    there = {name: kept.load(name, key) for name, key in keys.items()}
     first: TransformerBridge | None = None
     stages = []
     for number, checkpoint in enumerate(ticking(list(series), "checkpoints", "checkpoints")):
         on_checkpoint(checkpoint)
-        key = kept.key(checkpoint.key(), is_first=number == 0)
-        stage = kept.load(checkpoint.name, key)
+        stage = there[checkpoint.name]
         if stage is None:
             first = series.first.open() if first is None else first
             model = first if number == 0 else checkpoint.open()
             start = None if number == 0 else first
             stage = measure_stage(model, tasks, options, name=checkpoint.name, step=checkpoint.step, first=start)
             del model
-            kept.save(stage, key)
+            kept.save(stage, keys[checkpoint.name])
         stages.append(stage)
     return compare(stages)
 
@@ -77,7 +80,8 @@ class Recorder:
         offset: Added to the steps of what is recorded: steps of earlier trainings of the same model.
 
     Raises:
-        ValueError: the options ask for more heads than the model has.
+        ValueError: the options ask for more heads than the model has, or the folder has records of another version of
+            ivlens.
     """
 
     model: TransformerBridge
@@ -88,7 +92,9 @@ class Recorder:
     stages: dict[str, Stage] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_k(self.model, self.options.k)  # here and not at the first record, after so many steps of training
+        # here and not at the first record, after so many steps of training
+        check_k(self.model, self.options.k)
+        self._kept().check_versions()
 
     def __call__(self, step: int, model: TransformerBridge) -> None:
         """Measure the model after `step` steps; a step that is kept in the folder is not measured again."""
@@ -163,14 +169,22 @@ class _Kept:
             found.append(stage)
         return found
 
+    def check_versions(self) -> None:
+        """Refuse a recorder's folder with records of another version of ivlens."""
+        for path in [] if self.folder is None else sorted(self.folder.glob("step-*.safetensors")):
+            try:
+                _, key = Stage.load(path)
+            except ValueError:  # a damaged one is measured again
+                continue
+            check_version(path, version_in(key))
+
     def _path(self, name: str) -> Path | None:
-        safe = "".join(char if char.isalnum() or char in "-_." else "_" for char in name)
-        return None if self.folder is None else self.folder / f"{safe}.safetensors"
+        return None if self.folder is None else self.folder / file_name(name, ".safetensors")
 
     def key(self, checkpoint: dict[str, Any], *, is_first: bool) -> str:
         """Of a measurement: how far the weights are from the first ones is part of it."""
         tasks = [task.full_hash() for task in self.tasks]
         first = None if is_first else self.first
-        return digest(
+        return key_of(
             {"checkpoint": checkpoint, "first": first, "tasks": tasks, "options": plain_options(self.options)}
         )

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from ivlens.analysis.forgetting.drops import check_same_shape
 from ivlens.analysis.forgetting.probabilities import SHAPE, ProbeOptions, probe, shape_of
-from ivlens.common.kept import kept_table
+from ivlens.common.files import file_name
+from ivlens.common.kept import find_table, make_table
 from ivlens.common.progress import ticking
 from ivlens.models.checkpoints import Checkpoint, CheckpointSeries
 from ivlens.prompts.recipe import plain_options
@@ -36,15 +37,14 @@ def probe_series(
             folder.
     """
     options = options or ProbeOptions()
+    about = {"options": plain_options(options), "tasks": [task.full_hash() for task in tasks]}
+    places = {one.name: None if folder is None else Path(folder) / file_name(one.name, ".parquet") for one in series}
+    keys = {} if folder is None else {one.name: {"model": one.key(), **about} for one in series}
+    # what cannot be gone on from is said before anything is measured
+    there = {name: find_table(places[name], key) for name, key in keys.items()}
     found: dict[str, pd.DataFrame] = {}
     for checkpoint in ticking(list(series), "checkpoints", "checkpoints"):
         on_checkpoint(checkpoint)
-        key = {
-            "model": checkpoint.key(),
-            "options": plain_options(options),
-            "tasks": [task.full_hash() for task in tasks],
-        }
-        path = None if folder is None else Path(folder) / f"{checkpoint.name}.parquet"
         first = found[series.first.name].attrs.get(SHAPE) if found else None
 
         def measured(checkpoint: Checkpoint = checkpoint, first: str | None = first) -> "pd.DataFrame":
@@ -52,5 +52,6 @@ def probe_series(
             check_same_shape(first, shape_of(model), f"checkpoint {checkpoint.name!r}")
             return probe(model, tasks, options)
 
-        found[checkpoint.name] = kept_table(path, key, measured)
+        kept, key = there.get(checkpoint.name), keys.get(checkpoint.name, {})
+        found[checkpoint.name] = make_table(places[checkpoint.name], key, measured) if kept is None else kept
     return found

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ivlens")
 
 MARK = "store.json"
+_PARTS = ("entries", "failed", "work", "damaged", "scratch", "locks", "models")
 Fill = Callable[[Path], object]
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
@@ -73,6 +74,12 @@ class Store:
                 f"store {str(folder)!r} is a folder with other things in it, expected an empty one, or a store; name "
                 "another one."
             )
+        linked = [name for name in _PARTS if (self.folder / name).is_symlink()]
+        if linked:  # results are moved and removed in them
+            raise ValueError(
+                f"store {str(folder)!r} has a link for {linked[0]!r}, expected a folder of its own; put the whole "
+                "store where the link leads."
+            )
         if not mark.exists():
             with _said(self.folder):
                 ready_folder(self.folder)
@@ -97,6 +104,9 @@ class Store:
         """The result of a description or key. A damaged one is set aside, with a warning, and counts as absent."""
         folder = self.place(what if isinstance(what, str) else content_key(what))
         if not os.path.lexists(folder):
+            return None
+        if folder.parent.is_symlink():  # what lies there is not the store's
+            self._set_aside(folder.parent)
             return None
         try:
             return read_entry(folder)

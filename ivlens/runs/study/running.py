@@ -13,7 +13,7 @@ from ivlens.analysis.dynamics.recording import Recorder
 from ivlens.analysis.dynamics.stages import measure_stage
 from ivlens.analysis.forgetting.drops import decomposition
 from ivlens.analysis.forgetting.probabilities import probe
-from ivlens.common.kept import digest, kept_table
+from ivlens.common.kept import digest, kept_table, key_of
 from ivlens.effects.results import HeadEffects
 from ivlens.models.boot import TransformerBridge
 from ivlens.models.fingerprint import model_identity
@@ -60,7 +60,7 @@ def run_study(
     first = load_model(options.model) if model is None else model
     kept = None
     if folder is not None:
-        kept = Path(folder) / UNFINISHED / digest([plain_options(options), model_identity(first).key])
+        kept = Path(folder) / UNFINISHED / digest(key_of([plain_options(options), model_identity(first).key]))
     run = _Run(first, [load_task(name) for name in options.earlier], _new_tasks(options), options, kept)
     say("the model before training")
     recorder = Recorder(first, run.earlier, options.track, folder=None if kept is None else kept / "stages")

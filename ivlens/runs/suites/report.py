@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ivlens.common.files import filling
 from ivlens.common.intervals import named_of
+from ivlens.common.saves import filling
 from ivlens.runs.suites.metrics import forget_verdict, paired_interval
 from ivlens.runs.suites.results import CellResult
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ivlens.common.files import write_whole
+from ivlens.common.kept import check_version
 from ivlens.common.version import __version__
 from ivlens.effects.results import HeadEffects
 from ivlens.models.boot import TransformerBridge
@@ -58,7 +59,7 @@ class Grid:
         """Results of all cells, those that are there and those that have to be run; failed ones are left out.
 
         Raises:
-            ValueError: a kept result of another benchmark: another model, tasks, options or version of the format.
+            ValueError: a kept result of another benchmark: another model, tasks, options or version of ivlens.
         """
         if current().size > 1:
             raise ValueError(
@@ -66,8 +67,10 @@ class Grid:
                 "data_parallel, or share out its cells with ivlens sweep --workers."
             )
         results = []
-        for cell in cells:
-            kept = self.kept(cell)
+        # all that is there first: what cannot be gone on from is said before hours of training
+        for cell, kept in [(cell, self.kept(cell)) for cell in cells]:
+            if kept is None:
+                kept = self.kept(cell)  # another process may have run it meanwhile
             if kept is None:
                 kept = self._run(cell)
             if kept is not None:
@@ -88,12 +91,13 @@ class Grid:
             raise ValueError(f"{str(path)!r} is no file, expected the result of a cell or nothing; remove it.")
         own = self._key(cell)
         try:
-            key, result = _unsealed(path.read_text(encoding="utf-8"))
+            version, key, result = _unsealed(path.read_text(encoding="utf-8"))
             if key == own and (result.cell, result.tasks) != (cell, self._names(cell)):
                 raise ValueError("another cell")
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             logger.warning("%s is damaged (%s: %.80s); the cell is run again.", path, type(error).__name__, error)
             return None
+        check_version(path, version)
         if key != own:
             raise ValueError(
                 f"{str(path)!r} is the result of another benchmark, expected the same model, tasks and options; use "
@@ -157,15 +161,15 @@ def _as_kept(options: BenchOptions) -> dict[str, Any]:
     return values if named else values | {"template": None, "recipe": recipe.to_dict()}
 
 
-def _unsealed(text: str) -> tuple[str, CellResult]:
-    """Key and result of a kept cell."""
+def _unsealed(text: str) -> tuple[str, str, CellResult]:
+    """Version of ivlens, key and result of a kept cell."""
     record = json.loads(text)
     # results from before there was a seal are still good, and one whose seal has another name by accident is not
     if record.keys() - {"seal"} != {"ivlens", "key", "result"}:
         raise ValueError("other fields than those that are written")
     if "seal" in record and record.pop("seal") != _seal(record):
         raise ValueError("not what was written")
-    return record["key"], CellResult.from_dict(record["result"])
+    return record["ivlens"], record["key"], CellResult.from_dict(record["result"])
 
 
 def _seal(record: dict[str, Any]) -> str:

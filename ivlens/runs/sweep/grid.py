@@ -15,7 +15,7 @@ from ivlens.models.known import known_model
 from ivlens.runs.sweep.cells import Cell, ModelSpec
 from ivlens.runs.sweep.kinds import KINDS
 from ivlens.runs.sweep.options import PromptOptions, Setting, checked, takes_list
-from ivlens.runs.sweep.tasks import open_task
+from ivlens.runs.sweep.tasks import forget_tasks, open_task
 from ivlens.tasks.bank import list_tasks
 
 MAX_CELLS = 100_000
@@ -53,6 +53,7 @@ def read_grid(path: str | Path, *, instead: Mapping[str, Any] | None = None) -> 
         ValueError: not TOML, an unknown name, a value that does not fit, or more than 100,000 cells.
     """
     source = Path(path)
+    forget_tasks()
     over = dict(instead or {})
     values = _parsed(source) | {name: over.pop(name) for name in _SETTING if name in over}
     sections = {name: values[name] for name in values if name in KINDS}

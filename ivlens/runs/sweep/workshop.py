@@ -62,7 +62,7 @@ class Workshop:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._warm: tuple[ModelSpec, Setting, TransformerBridge, str] | None = None
+        self._warm: tuple[ModelSpec, Setting, TransformerBridge, str, str] | None = None
 
     def survey(self, spec: ModelSpec, setting: Setting, *, load: bool = True) -> Survey:
         """What a model is. It is loaded once in the life of a store, as long as its files stay as they are.
@@ -162,9 +162,11 @@ class Workshop:
         Raises:
             ValueError: it is not the one that was expected.
         """
+        files = _fingerprint(spec, setting, setting.device)
         if self._warm is not None and self._warm[:2] == (spec, setting):
-            model, first = self._warm[2:]
-            if model_identity(model).key == first == (identity or first):
+            model, first, before = self._warm[2:]
+            is_meant = files == before if identity is None else first == identity
+            if is_meant and model_identity(model).key == first:
                 return model
         self._warm = None
         gc.collect()
@@ -176,7 +178,7 @@ class Workshop:
                 f"model {spec.name!r} is {found:.12}, expected {identity:.12} as when the sweep began (weights, "
                 "configuration and tokenizer); leave its files as they are while a sweep runs, and start it again."
             )
-        self._warm = spec, setting, model, found
+        self._warm = spec, setting, model, found, files
         return model
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from ivlens.common.files import filling
+from ivlens.common.files import file_name
+from ivlens.common.saves import filling
 from ivlens.show.demo.run import DemoResult
 
 
@@ -32,17 +33,12 @@ def write_demo(result: DemoResult, folder: str | Path, *, also: Callable[[Path],
         heads = pd.concat([found.to_frame() for found in result.effects], ignore_index=True)
         heads.to_parquet(scratch / "effects.parquet")
         for found, vector in zip(result.effects, result.vectors, strict=True):
-            found.save(scratch / "effects" / f"{file_name(found.task)}.safetensors")
-            vector.save(scratch / "vectors" / f"{file_name(vector.task)}.safetensors")
+            found.save(scratch / "effects" / file_name(found.task, ".safetensors"))
+            vector.save(scratch / "vectors" / file_name(vector.task, ".safetensors"))
         if also is not None:
             also(scratch)
         files = sorted(path.relative_to(scratch) for path in scratch.rglob("*") if path.is_file())
     return [root / file for file in files]
-
-
-def file_name(task: str) -> str:
-    """The task's name as a file's name."""
-    return "".join(char if char.isalnum() or char in "-_." else "_" for char in task)
 
 
 def summary(result: DemoResult) -> dict[str, Any]:

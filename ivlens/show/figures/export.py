@@ -7,7 +7,7 @@ from pathlib import Path
 
 import plotly.graph_objects as go
 
-from ivlens.common.files import filling
+from ivlens.common.saves import filling
 from ivlens.show.figures.paper import Drawing
 from ivlens.show.figures.theme import IMAGE_SUFFIXES, find_browser, write_figure
 

@@ -12,6 +12,8 @@ import pandas as pd
 import pyarrow.parquet as parquet
 from safetensors import SafetensorError, safe_open
 
+from ivlens.common.saves import READY
+
 logger = logging.getLogger("ivlens")
 
 INNER = ("effects", "vectors")  # folders in which commands keep files that belong to the folder above
@@ -67,10 +69,7 @@ def find_results(*folders: Path) -> list[Found]:
 
 
 def _found(folder: Path, prefix: list[str]) -> Iterator[Found]:
-    for path in sorted(folder.rglob("*")):
-        parts = path.relative_to(folder).parts
-        if not path.is_file() or any(part.startswith(".") for part in parts):
-            continue
+    for parts, path in _files(folder).items():
         group = "-".join([*prefix, *(parts[:-2] if len(parts) > 1 and parts[-2] in INNER else parts[:-1])])
         try:
             if path.suffix == ".parquet":
@@ -81,6 +80,21 @@ def _found(folder: Path, prefix: list[str]) -> Iterator[Found]:
                 yield Found(path, group, format=_format(path))
         except (OSError, ValueError, SafetensorError) as error:
             logger.warning("%s is left out: %s", path, " ".join(str(error).split())[:200] or type(error).__name__)
+
+
+def _files(folder: Path) -> dict[tuple[str, ...], Path]:
+    """All files by their places, in order; where a save was cut short after it was made, its files count."""
+    found: dict[tuple[str, ...], Path] = {}
+    for path in sorted(folder.rglob("*")):
+        parts = path.relative_to(folder).parts
+        place = tuple(part for part in parts if part != READY)
+        if (
+            path.is_file()
+            and not any(part.startswith(".") for part in place)
+            and (READY in parts or place not in found)
+        ):
+            found[place] = path
+    return dict(sorted(found.items()))
 
 
 def _format(path: Path) -> str:

@@ -9,9 +9,9 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
+from ivlens.common.files import file_name
 from ivlens.common.version import __version__
 from ivlens.show.demo.run import DemoResult
-from ivlens.show.demo.writing import file_name
 from ivlens.show.figures.conditions import LOOKS, condition_plot
 from ivlens.show.figures.heads import head_heatmap, unit_of
 from ivlens.show.figures.rows import Row, grouped, rows_of

@@ -1,0 +1,289 @@
+"""Saves of several files in one step: whenever a process is killed, what is read is the old save or the new one.
+
+The files of a new save are written into a scratch folder, flushed, and together get the name `.saved` by one rename:
+from that moment on the save is made. Then every file gets its own place, as a second name of the same content, after
+the old ones are gone, so that at no time an old file stands beside a new one; and `.saved` goes last. Where a process
+is killed meanwhile, `whole` reads `.saved`, and the next save into the folder first ends what was begun.
+"""
+
+import json
+import os
+import shutil
+import stat
+import sys
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from errno import EEXIST, ENOTEMPTY
+from hashlib import file_digest
+from pathlib import Path, PurePosixPath
+
+from ivlens.common.files import LOCK, UNFINISHED, flush, hold, read_small, scratch_in, write_whole
+
+READY, LIST = ".saved", "ivlens.json"
+_OLD = ".replaced.json"  # inside READY: what goes for it, by name and content
+_LARGEST_LIST = 2**22  # bytes
+_WAIT = 0.05  # seconds between two looks at a lock
+
+
+@contextmanager
+def filling(folder: Path) -> Iterator[Path]:
+    """A scratch folder inside `folder` (made if need be); what the body puts there is in `folder` at its end.
+
+    After an exception nothing of it is there. Files of other names in `folder` stay.
+
+    Raises:
+        OSError: a link or a folder stands where a file shall go.
+    """
+    with scratch_in(folder) as scratch:
+        settle(folder)
+        new = scratch / "new"
+        new.mkdir()
+        yield new
+        _put(folder, new, {})
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """As `filling`, for a folder whose files belong together: what was put there this way before goes.
+
+    A list of what was written (`ivlens.json`) stays beside it, with a checksum of each: a file that is not what was
+    written is nobody's but its owner's, and is never removed.
+
+    Raises:
+        ValueError: a list that is damaged, or names anything but regular files in the folder.
+        OSError: a link or a folder stands where a file shall go.
+    """
+    with scratch_in(folder) as scratch:
+        settle(folder)
+        old = listed(folder)
+        new = scratch / "new"
+        new.mkdir()
+        yield new
+        written = {name: _digest(new / name) for name in _names(new)}
+        (new / LIST).write_text(json.dumps({"files": written}, indent=1) + "\n", encoding="utf-8")
+        _put(folder, new, {name: digest for name, digest in old.items() if name not in written})
+
+
+def whole(folder: Path) -> Path:
+    """Where the files of the last save into a folder are: in it, or in a part of it if they were still on their way.
+
+    Raises:
+        ValueError: they were on their way, and some have been changed since.
+    """
+    ready = folder / READY
+    while _is_save(ready):
+        try:
+            _check_unchanged(folder, ready)
+            return ready
+        except FileNotFoundError:  # another process has ended it
+            continue
+    return folder
+
+
+def _is_save(ready: Path) -> bool:
+    return _is_folder(ready) and os.path.isfile(ready / _OLD) and not os.path.islink(ready / _OLD)
+
+
+def _check_unchanged(folder: Path, ready: Path) -> None:
+    made = ready.lstat().st_ctime_ns  # when it got its name: nothing is put into it afterwards
+    for name in _names(ready):
+        place = folder / name
+        if os.path.lexists(place) and place.lstat().st_mtime_ns > made and not _is_same(place, ready / name):
+            if _digest(place) == _digest(ready / name):  # a copy
+                continue
+            raise ValueError(
+                f"{str(place)!r} was changed after a save into its folder had been cut short, expected files of "
+                f"one save; remove {str(ready)!r} to keep the change, or the file to keep the save."
+            )
+
+
+def listed(folder: Path) -> dict[str, str]:
+    """Files that an earlier save put into a folder, as its list says: the checksum of each, empty in older lists.
+
+    Raises:
+        ValueError: a list that is damaged, or names anything but regular files in the folder.
+    """
+    path = folder / LIST
+    if not os.path.lexists(path):
+        return {}
+    try:
+        found = json.loads(read_small(path, _LARGEST_LIST))["files"]
+        # a list without checksums is of an older version
+        files = dict(found) if isinstance(found, dict) else {name: "" for name in found}
+        foreign = [name for name, digest in files.items() if not _is_own(folder, name, digest)]
+    except FileNotFoundError:  # another process saves here at this moment
+        return {}
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(
+            f"{str(path)!r} is damaged ({type(error).__name__}), expected the list of what was saved there; use "
+            "another folder, or remove what was saved there and the list."
+        ) from None
+    if foreign:
+        raise ValueError(
+            f"{str(path)!r} lists {foreign[0]!r:.80}, expected names of files that were saved in its folder; use "
+            "another folder, or remove the list."
+        )
+    return files
+
+
+def _is_own(folder: Path, name: str, digest: object) -> bool:
+    """Whether a name leads to a regular file in the folder, or to nothing, over no link.
+
+    Without a checksum it must lie directly in the folder.
+    """
+    path = PurePosixPath(name)
+    is_plain = name == path.as_posix() and not path.is_absolute() and "\\" not in name and "\0" not in name
+    if not is_plain or ".." in path.parts or name in ("", ".", LIST) or not isinstance(digest, str):
+        return False
+    if len(path.parts) > 1 and not digest:
+        return False
+    place = folder
+    for part in path.parts[:-1]:
+        place /= part
+        if os.path.lexists(place) and not _is_folder(place):
+            return False
+    try:
+        return stat.S_ISREG((folder / name).lstat().st_mode)
+    except FileNotFoundError:
+        return True
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    """Whether two names are those of one file."""
+    return os.path.samestat(one.lstat(), other.lstat())
+
+
+def _is_folder(path: Path) -> bool:
+    return os.path.isdir(path) and not os.path.islink(path)
+
+
+def _names(folder: Path) -> list[str]:
+    """All regular files of a folder, sorted; no link is followed."""
+    found = []
+    for place, _, names in os.walk(folder, followlinks=False):
+        found += [path.relative_to(folder).as_posix() for name in names if _is_file(path := Path(place) / name)]
+    return sorted(name for name in found if name not in (_OLD, LOCK))
+
+
+def _is_file(path: Path) -> bool:
+    return stat.S_ISREG(path.lstat().st_mode)
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return file_digest(file, "sha256").hexdigest()
+
+
+def _put(folder: Path, new: Path, old: Mapping[str, str]) -> None:
+    """Make the files in `new` those of `folder`, and remove the `old` ones."""
+    names = _names(new)
+    for name in names:
+        _check_way(folder, name)
+        flush(new / name)
+    if len(names) == 1 and not old and "/" not in names[0]:
+        (new / names[0]).replace(folder / names[0])
+        flush(folder)
+        return
+    (new / _OLD).write_text(json.dumps(dict(old)), encoding="utf-8")
+    (new / LOCK).touch()
+    flush(new / _OLD)
+    for inner in {(new / name).parent for name in names}:
+        flush(inner)
+    while names:
+        try:
+            os.rename(new, folder / READY)
+            break
+        except OSError as error:
+            if error.errno not in (ENOTEMPTY, EEXIST) or (_is_folder(folder / READY) and not _is_save(folder / READY)):
+                raise
+            settle(folder)  # another process saves here as well
+    flush(folder)
+    settle(folder)
+
+
+def _check_way(folder: Path, name: str) -> None:
+    """Refuse to write over a link to elsewhere, or over a folder."""
+    path = PurePosixPath(name)
+    inner = [folder.joinpath(*path.parts[:n]) for n in range(1, len(path.parts))]
+    wrong = [place for place in inner if os.path.lexists(place) and not _is_folder(place)]
+    wrong += [folder / name] if _is_folder(folder / name) else []
+    if wrong:
+        raise OSError(
+            f"{str(wrong[0])!r} is in the way of {name!r}, expected no link or folder of that name; move it away, or "
+            "save into another folder."
+        )
+
+
+def settle(folder: Path) -> None:
+    """End a save that was cut short after it was made: its files come to their places.
+
+    Raises:
+        ValueError: some of them have been changed since.
+        OSError: a link or a folder stands where a file shall go.
+    """
+    ready = folder / READY
+    while _is_save(ready):
+        try:
+            lock = open(ready / LOCK, "r+", encoding="utf-8")
+        except FileNotFoundError:  # another process was quicker
+            continue
+        with lock:
+            if not hold(lock):
+                time.sleep(_WAIT)
+            elif os.path.lexists(ready / LOCK) and os.path.samestat(os.fstat(lock.fileno()), (ready / LOCK).stat()):
+                _check_unchanged(folder, ready)
+                _settle(folder, ready)
+                if sys.platform == "win32":
+                    lock.close()  # no folder with an open file can be renamed there
+                done = folder / f"{UNFINISHED}{uuid.uuid4().hex[:8]}"
+                os.rename(ready, done)
+                shutil.rmtree(done, ignore_errors=True)
+
+
+def _settle(folder: Path, ready: Path) -> None:
+    names = _names(ready)
+    old = {name: digest for name, digest in _replaced(ready).items() if name not in names}
+    # what makes a folder a model goes first and comes last: whoever looks meanwhile finds none rather than parts of two
+    order = sorted(names, key=lambda name: (name.endswith("config.json"), name))
+    for name in reversed(order):
+        _check_way(folder, name)
+        if os.path.lexists(folder / name) and not _is_same(folder / name, ready / name):
+            (folder / name).unlink()
+    for name, digest in old.items():
+        if _is_own(folder, name, digest) and (folder / name).exists() and digest in ("", _digest(folder / name)):
+            (folder / name).unlink()
+    _remove_empty(folder, old)
+    for name in order:
+        place = folder / name
+        if not place.exists():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            _give_name(ready / name, place)
+    for parent in {(folder / name).parent for name in names}:
+        flush(parent)
+
+
+def _give_name(source: Path, place: Path) -> None:
+    """A second name for a file; a copy, on a file system where a file has one name only."""
+    try:
+        os.link(source, place)
+    except OSError:
+        write_whole(place, lambda partial: shutil.copyfile(source, partial))
+
+
+def _replaced(ready: Path) -> dict[str, str]:
+    try:
+        found = json.loads(read_small(ready / _OLD, _LARGEST_LIST))
+        return {str(name): str(digest) for name, digest in found.items()}
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return {}
+
+
+def _remove_empty(folder: Path, names: Iterable[str]) -> None:
+    """Folders in which the last file was removed."""
+    for name in names:
+        parent = (folder / name).parent
+        if parent != folder and _is_folder(parent):
+            with suppress(OSError):
+                parent.rmdir()
