@@ -4,17 +4,19 @@ Every context manager here holds the model's lock, removes its hooks whatever ha
 reached them. Head outputs `z` always have shape `[batch, pos, n_heads, d_head]`.
 """
 
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from operator import index
 from typing import Any, Literal, SupportsIndex, cast
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ivlens.common.owned import Hold, OwnedLock, Runner
+from ivlens.forward.hooked import remove_left_hooks, whole_passes
 from ivlens.models.boot import TransformerBridge, check_model
 from ivlens.models.projection import head_matrices
 
@@ -24,9 +26,12 @@ SITES: tuple[Site, ...] = ("resid_post", "attn_out")
 Select = Callable[[Tensor], Tensor]
 Edit = Callable[[Tensor], Tensor]
 
-_LOCKS: WeakKeyDictionary[TransformerBridge, threading.RLock] = WeakKeyDictionary()
-_LOCKS_GUARD = threading.Lock()
-_STEERED: WeakKeyDictionary[TransformerBridge, int] = WeakKeyDictionary()
+_LOCKS: WeakKeyDictionary[TransformerBridge, OwnedLock] = WeakKeyDictionary()
+_LOCKS_GUARD = OwnedLock()
+_SECOND_THREAD = (
+    "a second thread ran the model while it was hooked, and hooks belong to the model, not to a thread: what the first "
+    "thread got may be mixed up; hold ivlens.forward.hooks.model_lock(model) around each forward."
+)
 
 
 def is_recomputing() -> bool:
@@ -35,38 +40,36 @@ def is_recomputing() -> bool:
     return getattr(torch._C, "_current_graph_task_id", lambda: -1)() != -1
 
 
-def model_lock(model: TransformerBridge) -> threading.RLock:
+def model_lock(model: TransformerBridge) -> OwnedLock:
     """The one re-entrant lock of `model`, held around every hooked call: hooks belong to the model, not to a thread.
 
     A thread that hooks two models at once must take them in the same order as all other threads.
     """
-    with _LOCKS_GUARD:
-        if model not in _LOCKS:
-            _LOCKS[check_model(model)] = threading.RLock()
-        return _LOCKS[model]
+    lock = _LOCKS.get(model)
+    if lock is None:
+        with _LOCKS_GUARD:
+            lock = _LOCKS.setdefault(check_model(model), OwnedLock(partial(remove_left_hooks, ref(model))))
+    return lock
 
 
 @contextmanager
-def steering(model: TransformerBridge) -> Iterator[None]:
+def steering(model: TransformerBridge) -> Iterator[Hold]:
     """Mark the body as one in which an edit follows the end of whatever prompt is passed; marks nest."""
-    with model_lock(model):
-        _STEERED[model] = _STEERED.get(model, 0) + 1
-        try:
-            yield
-        finally:
-            _STEERED[model] -= 1
+    with model_lock(model).held("steer") as hold:
+        yield hold
 
 
 def is_steered(model: TransformerBridge) -> bool:
     """Whether a `steering` context is open on this model."""
-    return _STEERED.get(model, 0) > 0
+    return model in _LOCKS and any(hold.purpose == "steer" for hold in _LOCKS[model].holds())
 
 
 def check_unsteered(model: TransformerBridge) -> None:
     """For passes in which answer tokens follow the prompt: a steered one takes the last of them for its end.
 
     Raises:
-        RuntimeError: this thread has a `steering` context open on the model; another's is waited for.
+        RuntimeError: this thread has a `steering` context open on the model, in this task or another one; another
+            thread's is waited for.
     """
     with model_lock(model):
         if is_steered(model):
@@ -133,30 +136,22 @@ def check_site(site: str) -> Site:
 class _Firing:
     """Which hooks of one context a forward pass has reached, and from which thread."""
 
-    def __init__(self, names: Iterable[str]) -> None:
+    def __init__(self, names: Iterable[str], lock: OwnedLock) -> None:
         self.silent = set(names)
-        self.thread: int | None = None
+        self.runner = Runner(lock, _SECOND_THREAD)
 
     def watched(self, name: str, hook: Callable[[Tensor], Tensor | None]) -> Callable[..., Tensor | None]:
         def call(tensor: Tensor, hook: object, fn: Callable[[Tensor], Tensor | None] = hook) -> Tensor | None:
-            self._check_thread()
+            if not is_recomputing():  # which autograd may do in a thread of its own: that is no second user
+                self.runner.take()
             self.silent.discard(name)
             return fn(tensor)
 
         return call
 
-    def _check_thread(self) -> None:
-        # autograd may recompute a checkpointed block in a thread of its own: that is no second user
-        if is_recomputing():
-            return
-        me = threading.get_ident()
-        if self.thread not in (None, me):
-            raise RuntimeError(
-                "a second thread ran the model while it was hooked, and hooks belong to the model, not to a thread: "
-                "what the first thread got may be mixed up; hold ivlens.forward.hooks.model_lock(model) around each "
-                "forward."
-            )
-        self.thread = me
+    def after_pass(self, *_: Any) -> None:
+        """Hook of the wrapped model, called whether the pass ended well or not."""
+        self.runner.done()
 
     def check(self) -> None:
         if self.silent:
@@ -168,11 +163,17 @@ class _Firing:
 
 @contextmanager
 def _hooked(model: TransformerBridge, hooks: Mapping[str, Callable[[Tensor], Tensor | None]]) -> Iterator[None]:
-    with model_lock(model):
-        firing = _Firing(hooks)
-        with model.hooks(fwd_hooks=[(name, firing.watched(name, hook)) for name, hook in hooks.items()]):
+    lock = model_lock(model)
+    with lock.held() as hold:
+        firing = _Firing(hooks, lock)
+        with hold.undo as undo:
+            for module in whole_passes(model):
+                undo.callback(module.register_forward_hook(firing.after_pass, always_call=True).remove)
+            watched = [(name, firing.watched(name, hook)) for name, hook in hooks.items()]
+            undo.enter_context(model.hooks(fwd_hooks=watched))
             yield
-        firing.check()
+        if not hold.is_over:
+            firing.check()
 
 
 def _keep(kept: dict[int, Tensor], layer: int, select: Select | None) -> Callable[[Tensor], None]:

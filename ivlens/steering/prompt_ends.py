@@ -6,9 +6,8 @@ counted from the first cached one, and a generation says how wide its prompt is 
 the tokens, the mask and the cache of each pass are looked at before it starts.
 """
 
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
@@ -16,7 +15,9 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from ivlens.forward.hooks import is_recomputing, steering
+from ivlens.common.owned import Runner
+from ivlens.forward.hooked import whole_passes
+from ivlens.forward.hooks import is_recomputing, model_lock, steering
 from ivlens.models.boot import TransformerBridge
 from ivlens.steering.edits import Positions
 from ivlens.steering.generations import (
@@ -34,11 +35,11 @@ from ivlens.steering.generations import (
 class PromptEnds:
     """Follows the passes through one model while a `followed` context is open."""
 
-    def __init__(self, pad_token: int | None) -> None:
+    def __init__(self, pad_token: int | None, runner: Runner) -> None:
         self.is_open = True
+        self._runner = runner
         self.pad_token = pad_token
         self._generations: list[Generation] = []
-        self._thread: int | None = None
         self._running: torch.nn.Module | None = None
         self._prompt: Tensor | None = None
         self._generated: Tensor | None = None
@@ -60,9 +61,9 @@ class PromptEnds:
 
     def before_pass(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Pre-hook of the wrapped model: its tokens (or embeddings), mask and cache tell where the prompt ends."""
+        self._runner.take()
         if self._running not in (None, module):  # the model without its head, called by the one with it
             return
-        self._check_thread()
         named = named_arguments(module.forward, args, kwargs)
         _check_rows(named)
         given = named.get("input_ids")
@@ -94,49 +95,49 @@ class PromptEnds:
 
     def after_pass(self, module: torch.nn.Module, *_: Any) -> None:
         """Hook of the wrapped model, called whether the pass ended well or not."""
-        if self._running is module:
+        if self._running in (None, module) and self._runner.is_mine():
             self._running = None
+            self._rest()
 
     @contextmanager
     def generating(self, generation: Generation) -> Iterator[None]:
         """The passes of the body belong to this generation."""
-        self._check_thread()  # another thread's generation would be taken for this one
+        self._runner.take()  # another thread's generation would be taken for this one
         self._generations.append(generation)
         try:
             yield
         finally:
             self._generations.pop()
+            self._rest()
 
     @property
     def is_generating(self) -> bool:
         """Whether a generation is under way that was begun inside the context."""
         return bool(self._generations)
 
-    def _check_thread(self) -> None:
-        me = threading.get_ident()
-        if self._thread not in (None, me):
-            raise RuntimeError(
-                "two threads ran the model inside one steer context, expected one; open a context in each thread "
-                "(the second waits for the first), or hold ivlens.forward.hooks.model_lock(model) around other passes."
-            )
-        self._thread = me
+    def _rest(self) -> None:
+        if self._running is None and not self._generations:
+            self._runner.done()
 
 
+_SECOND_THREAD = (
+    "two threads ran the model inside one steer context, expected one; open a context in each thread (the second waits "
+    "for the first), or hold ivlens.forward.hooks.model_lock(model) around other passes."
+)
 _FOLLOWED: WeakKeyDictionary[TransformerBridge, PromptEnds] = WeakKeyDictionary()
 
 
 @contextmanager
 def followed(model: TransformerBridge) -> Iterator[PromptEnds]:
     """Follow the prompt's end through every pass of the body; contexts on one model share one `PromptEnds`."""
-    with steering(model):
+    with steering(model) as hold:
         if model in _FOLLOWED:
             yield _FOLLOWED[model]
             return
-        ends = PromptEnds(getattr(model.tokenizer, "pad_token_id", None))
+        ends = PromptEnds(getattr(model.tokenizer, "pad_token_id", None), Runner(model_lock(model), _SECOND_THREAD))
         wrapped = model.original_model
-        with ExitStack() as stack:
-            # the model without its head may be called alone, in loops written by hand
-            for module in {wrapped, getattr(wrapped, "base_model", wrapped)}:
+        with hold.undo as stack:
+            for module in whole_passes(model):
                 stack.callback(module.register_forward_pre_hook(ends.before_pass, with_kwargs=True).remove)
                 stack.callback(module.register_forward_hook(ends.after_pass, always_call=True).remove)
             for owner, name, wrap in _METHODS:
@@ -145,10 +146,8 @@ def followed(model: TransformerBridge) -> Iterator[PromptEnds]:
                     stack.enter_context(_replaced(owner, name, wrap(getattr(owner, name), ends, owner)))
             _FOLLOWED[model] = ends
             stack.callback(_FOLLOWED.pop, model)
-            try:
-                yield ends
-            finally:
-                ends.is_open = False
+            stack.callback(setattr, ends, "is_open", False)
+            yield ends
 
 
 def _watch_call(generate: Callable[..., Any], ends: PromptEnds, _: torch.nn.Module) -> Callable[..., Any]:
