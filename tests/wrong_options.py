@@ -20,10 +20,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
+from fuzz_inputs import GRID
 from fuzzing import Hang, time_limit
 from wrong_values import GROWTH_GB, SECONDS, Things, limited, workplace
 
 from ivlens.cli.main import COMMANDS, build_app, main
+from ivlens.common.store import Store
+from ivlens.common.store.entries import TABLE
 
 WRONG = [
     "", " ", "-1", "0", "1", "2.5", "nan", "inf", "-inf", "1e999", "99999999999999999999", "no such thing", "plain",
@@ -73,6 +76,15 @@ def options() -> dict[str, list[str]]:
             given = [argument.names[0] for argument in of.assemble_argument_collection()]
             found[name if sub is None else f"{name} {sub}"] = [each for each in given if each.startswith("--")]
     return found
+
+
+def make_store(root: Path) -> None:
+    """A store of one result, and a grid."""
+    import pandas as pd
+
+    table = pd.DataFrame({"x": [1]})
+    Store(root / "store").put({"kind": "numbers"}, lambda folder: table.to_parquet(folder / TABLE))
+    (root / "grid.toml").write_text(GRID)
 
 
 @dataclass(frozen=True)
@@ -150,6 +162,7 @@ def count() -> None:
     n_bad, slowest, grown = 0, 0.0, 0.0
     with workplace() as things:
         limited()
+        make_store(things.root)
         for command, words in right(things).items():
             first = ended([*command.split(), *words])
             assert command in LONG or first.kind == "result", (command, first.said)
