@@ -292,4 +292,7 @@ def run(kind: str, n: int, seed: int) -> Tally:
 
 
 if __name__ == "__main__":
-    print(run(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))
+    tally = run(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    print(
+        json.dumps({"results": tally.results, "refused": tally.refused.total(), "slowest_s": round(tally.slowest, 2)})
+    )

@@ -104,11 +104,11 @@ def shown(value: Any) -> str:
 
 def said(hint: Any) -> str:
     """What an annotation expects, in words."""
-    members = [one for one in sides(hint) if not (one is Path and str in sides(hint))]
+    members = [one for one in sides(hint) if not (one is str and Path in sides(hint))]  # a text that is a path
     if len(members) > 1:
         if set(members) & {int, SupportsIndex} and float in members:
             members = [one for one in members if one not in (int, SupportsIndex)]
-        words = ["a path" if one is str and Path in sides(hint) else said(one) for one in members]
+        words = [said(one) for one in members]
         return f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else words[0]
     (hint,) = members
     origin, inner = get_origin(hint), get_args(hint)

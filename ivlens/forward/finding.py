@@ -100,7 +100,7 @@ def find_prompts(
     model: TransformerBridge,
     task: Task,
     *,
-    templates: Sequence[Template] | None = None,
+    templates: Template | Sequence[Template] | None = None,
     shots: Sequence[int] = DEFAULT_SHOTS_TRIED,
     n_prompts: int = 24,
     seed: int = 0,
