@@ -451,3 +451,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    sys.stdout.flush()
+    os._exit(0)  # labs that were opened may still be measuring, which the end of the interpreter would cut short
