@@ -361,10 +361,11 @@ CALLED = {"progress", "on_step", "record"}  # functions of the caller's, whose e
 WORK = {("TuneOptions", "steps"), ("TuneOptions", "warmup")}  # a thousand million steps are what was asked for
 LISTING = {"order", "name_or_path", "tasks", "general"}  # an error may name what is there, or all that is missing
 SUBJECTS = {  # other words for a parameter, which its error may use
-    "name": ("model", "split"), "name_or_path": ("task", "expected a task's file"), "path": ("file",),
+    "name": ("model", "split"), "name_or_path": ("task", "one data file"), "path": ("file",),
     "attention_mask": ("mask",), "iv": ("vector",), "input": ("example",), "at": ("setting", "layer"),
-    "folder": ("suite",), "judged": ("condition",), "order": ("suite",), "general": ("task",), "hf_model": ("model",),
-    "lr": ("model",), "compare": ("model",), "values": ("recipe",), "other": ("vectors",),
+    "folder": ("suite",), "judged": ("condition",), "order": ("suite",), "general": ("task",),
+    "tasks": ("one data file",), "hf_model": ("model",),
+    "lr": ("model",), "compare": ("model",), "first": ("model",), "values": ("recipe",), "other": ("vectors",),
 }  # fmt: skip
 
 
