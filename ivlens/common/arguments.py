@@ -81,6 +81,8 @@ def fitted(name: str, value: Any, hint: Any) -> Any:
         ValueError: a number, or one of several names, that is another one than those that are expected.
         TypeError: something of another kind.
     """
+    if hint is Any or (type(value) is hint and hint in (str, bool)):  # most arguments, and nothing more to look at
+        return value
     found = fit(value, hint)
     if found is not NOT_FITTING:
         return found
