@@ -48,7 +48,7 @@ $(VENV)/.test: $(VENV)/.demo
 	@$(PIP) install --quiet -c constraints.txt -e '.[dev]'
 	@rm $(STARTED) && touch $@
 
-.PHONY: demo smollm2 real real-test lab screenshots browser figures docs notebooks test parity families lint types wheel wheel-test install clean help
+.PHONY: demo smollm2 real real-test slow lab screenshots browser figures docs notebooks test parity families lint types wheel wheel-test install clean help
 
 demo: $(VENV)/.demo  ## the main job on the built-in model, at most 2 minutes; report in out/demo/index.html
 	@$(PY) -m ivlens demo $(ARGS)
@@ -96,6 +96,9 @@ test: $(VENV)/.test  ## the tests; ARGS="-k name" chooses
 
 real-test: $(VENV)/.test smollm2  ## the tests that ask the real model, at most 6 minutes on two free cores
 	@$(PY) -m pytest -m real --durations=0 $(ARGS)
+
+slow: $(VENV)/.test  ## every parameter and every option with every wrong value; `make test` runs a sample
+	@$(PY) -m pytest -m slow --durations=0 $(ARGS)
 
 parity: $(VENV)/.test  ## all of the parity matrix; `make test` runs the most used families
 	@$(PY) -m pytest tests/effects/test_parity.py tests/forward/test_writes.py -m "not real" $(ARGS)

@@ -1,10 +1,16 @@
 """What ivlens survives: hostile input by the thousand, and SIGKILL at random moments.
 
-    python benches/stress.py fuzz [--cases 20000]     hostile input; --go-on: targets without numbers alone
+    python benches/stress.py fuzz [--cases 15000]     hostile input; --go-on: targets without numbers alone
     python benches/stress.py sweeps [--n 30]          sweeps that are killed
     python benches/stress.py trainings [--n 30]       trainings that are killed
     python benches/stress.py saves [--n 30]           results that are killed while they are written
     python benches/stress.py workers [--n 3]          workers of dask.distributed that are killed
+    python benches/stress.py over [--n 400]           saves over older saves that are killed
+    python benches/stress.py parameters [--n N]       public names × wrong values, all of them or about N
+    python benches/stress.py options [--n N]          options of commands × wrong values, all of them or about N
+    python benches/stress.py KIND [--n 1000]          a kind of tests/hostile_kinds.py: identities, unfolding, streams,
+                                                      await
+    python benches/stress.py inputs --write           all hostile inputs: 45,000 in some 25 minutes of one free core
     python benches/stress.py all --write              all of it, and docs/reliability.md
 
 Every part ends with an error if something was lost, made twice, served damaged, or ended in another library's
@@ -14,6 +20,7 @@ traceback. With `--write` its numbers go into docs/reliability.md.
 import argparse
 import json
 import logging
+import os
 import random
 import resource
 import signal
@@ -31,6 +38,7 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "common")]
 
 from common import machine_line, table  # noqa: E402
 from fuzzing import run_cases  # noqa: E402
+from killed_saves import run as run_killed_saves  # noqa: E402
 from sweeping import Forked, digests, fingerprints, kill_in_the_middle, start, write_grid  # noqa: E402
 from test_hostile import make_targets  # noqa: E402
 from test_store import KILLED, fill_with  # noqa: E402
@@ -223,24 +231,83 @@ def _finished(grid: Path, store: Path) -> dict[str, str]:
     return digests(store)
 
 
+def killed_over(n: int, seed: int) -> dict[str, Any]:
+    """Kill saves that replace an older one: the old one or the new one is read, never some files of each."""
+    started, found = time.perf_counter(), run_killed_saves(n, seed)
+    return found | {"damaged": found["mixed"], "seconds": time.perf_counter() - started}
+
+
+def harness(script: str, *arguments: str) -> dict[str, Any]:
+    """What a harness of the tests counted in a process of its own, with memory and arguments as users have them."""
+    started = time.perf_counter()
+    command = [sys.executable, str(ROOT / "tests" / script), *arguments]
+    surroundings = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=surroundings)
+    *said, last = done.stdout.splitlines() or [""]
+    print(*said, sep="\n", flush=True)
+    assert done.returncode == 0, f"{script} ended with status {done.returncode}"
+    return json.loads(last) | {"seconds": time.perf_counter() - started}
+
+
+def wrong(script: str, most: int) -> Callable[[int, int], dict[str, Any]]:
+    """Wrong values for everything that takes values: about `n` of the `most` that there are, 0 for all."""
+
+    def run(n: int, seed: int) -> dict[str, Any]:
+        found = harness(script, "--every", str(max(1, most // n) if n else 1))
+        kinds = found.pop("all")
+        refused = kinds.get("clear", 0) + kinds.get("refused", 0)
+        counts = {"cases": sum(kinds.values()), "results": kinds.get("result", 0), "refused": refused}
+        return counts | {"else": found["bad"]} | found
+
+    return run
+
+
+def kind(name: str) -> Callable[[int, int], dict[str, Any]]:
+    """`n` cases of a kind of tests/hostile_kinds.py."""
+
+    def run(n: int, seed: int) -> dict[str, Any]:
+        found = harness("hostile_kinds.py", name, str(n), str(seed))
+        return {"cases": found["results"] + found["refused"]} | found
+
+    return run
+
+
+INPUTS = {  # parts that are rows of the table of inputs
+    "parameters": "public names, wrong values",
+    "options": "command options, wrong values",
+    "identities": "checkpoint, changed in place",
+    "unfolding": "files that unfold",
+    "streams": "closed streams",
+    "await": "steering across await",
+}
 PARTS: dict[str, tuple[Callable[..., dict[str, Any]], int]] = {
-    "fuzz": (fuzz, 20_000),
+    "fuzz": (fuzz, 15_000),
     "sweeps": (killed_sweeps, 30),
     "trainings": (killed_trainings, 30),
     "saves": (killed_saves, 30),
     "workers": (killed_workers, 3),
+    "over": (killed_over, 400),
+    "parameters": (wrong("wrong_values.py", 15_500), 0),
+    "options": (wrong("wrong_options.py", 9_900), 0),
+    "identities": (kind("identities"), 1_500),
+    "unfolding": (kind("files that unfold"), 400),
+    "streams": (kind("closed streams"), 1_000),
+    "await": (kind("steering across await"), 1_000),
 }
 
 
 def page(numbers: dict[str, Any]) -> str:
     """The measured part of docs/reliability.md."""
     lines = []
-    if "fuzz" in numbers:
-        found = numbers["fuzz"]
-        lines += [f"{found['cases']:,} hostile inputs, memory grown by {found['grown_gb']} GB ({found['machine']})", ""]
+    inputs = {name: row for name, row in numbers.get("fuzz", {}).get("targets", {}).items()}
+    inputs |= {name: numbers[part] for part, name in INPUTS.items() if part in numbers}
+    if inputs:
+        tried = [numbers[part] for part in ("fuzz", *INPUTS) if part in numbers]
+        total, grown = sum(row["cases"] for row in inputs.values()), max(part.get("grown_gb", 0) for part in tried)
+        lines += [f"{total:,} hostile inputs, memory grown by {grown} GB ({tried[0]['machine']})", ""]
         rows = [
-            [name, f"{row['cases']:,}", f"{row['results']:,}", f"{row['refused']:,}", "0"]
-            for name, row in found["targets"].items()
+            [name, f"{row['cases']:,}", f"{row['results']:,}", f"{row['refused']:,}", f"{row.get('else', 0):,}"]
+            for name, row in inputs.items()
         ]
         head = ["input", "cases", "right result", "refused in one sentence, or set aside", "anything else"]
         lines += [table(head, rows)]
@@ -248,6 +315,7 @@ def page(numbers: dict[str, Any]) -> str:
         "sweeps": "sweep",
         "trainings": "training, state kept after every step",
         "saves": "while a result is written",
+        "over": "while a save of several files replaces an older one",
     }
     if "saves" in numbers:
         n, kept = numbers["saves"]["killed"], numbers["saves"]["kept"]
@@ -273,14 +341,15 @@ def write_page(numbers: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=[*PARTS, "all", "page"])
+    parser.add_argument("part", choices=[*PARTS, "all", "inputs", "page"])
     parser.add_argument("--cases", type=int)
     parser.add_argument("--n", type=int)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--go-on", action="store_true")
     options = parser.parse_args()
-    for part in PARTS if options.part == "all" else [options.part] if options.part != "page" else []:
+    several: dict[str, list[str]] = {"all": list(PARTS), "inputs": ["fuzz", *INPUTS], "page": []}
+    for part in several.get(options.part, [options.part]):
         run, default = PARTS[part]
         wanted = (options.cases if part == "fuzz" else options.n) or default
         more = {"write": options.write, "go_on": options.go_on} if part == "fuzz" else {}

@@ -1,16 +1,23 @@
-"""Checks that many options share, made when the options are: counts, and lists in which a text is one item."""
+"""Checks that many options share, made when the options are: counts, and lists in which a text is one item.
+
+Kinds of arguments are checked by `arguments`.
+"""
 
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
+
+from ivlens.common.fitting import NOT_FITTING, fit
 
 if TYPE_CHECKING:
     Texts = tuple[str, ...]
 else:  # what may be given; `set_items` makes it a tuple
     Texts = str | Iterable[str]
 
+MOST = 2**53  # beyond it a float does not hold every whole number
+
 
 def check_counts(options: Any, **least: int) -> None:
-    """Refuse counts among a dataclass's options that are no whole numbers or too small.
+    """Refuse counts among a dataclass's options that are no whole numbers or too small; those of numpy become plain.
 
     Args:
         options: Whose attributes they are; one that is None passes.
@@ -20,13 +27,19 @@ def check_counts(options: Any, **least: int) -> None:
         ValueError: one of them is not.
     """
     for name, smallest in least.items():
-        check_count(name, getattr(options, name), smallest)
+        value = getattr(options, name)
+        count = check_count(name, value, smallest)
+        if count is not value:
+            object.__setattr__(options, name, count)
 
 
-def check_count(name: str, value: Any, smallest: int) -> None:
-    """As `check_counts`, for one value and the name a reader knows it by."""
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not smallest <= value < 2**53):
-        raise ValueError(f"{name} is {value!r}, expected a whole number, {smallest} or more.")
+def check_count(name: str, value: Any, smallest: int, largest: int = MOST) -> int | None:
+    """As `check_counts`, for one value and the name a reader knows it by; the plain number."""
+    count = fit(value, int | None)
+    if count is not None and (count is NOT_FITTING or not smallest <= count <= largest):
+        most = "or more" if largest == MOST else f"to {largest:,}"
+        raise ValueError(f"{name} is {value!r:.60}, expected a whole number, {smallest} {most}.")
+    return count
 
 
 def as_items(name: str, given: Any, kind: type | tuple[type, ...] = str, *, meant: str = "") -> tuple[Any, ...]:

@@ -31,7 +31,7 @@ def memory_budget(max_memory: Any, device: "torch.device") -> int:
     if isinstance(max_memory, int) and not isinstance(max_memory, bool) and max_memory > 0:
         return max_memory
     if max_memory != "auto":
-        raise ValueError(f"max_memory is {max_memory!r}, expected 'auto' or a positive number of bytes.")
+        raise ValueError(f"max_memory is {max_memory!r:.60}, expected 'auto' or a positive number of bytes.")
     if device.type == "cuda":
         import torch
 

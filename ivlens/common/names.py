@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+_LONGEST_PATH, _LONGEST_NAME = 4096, 255  # on most systems
 # control characters (with ESC, backspace and line ends), marks that turn the direction of writing, halves of surrogates
 _HIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -28,8 +29,13 @@ def path_of(given: str | os.PathLike[str], what: str = "path") -> Path:
     """`given` as a path.
 
     Raises:
-        ValueError: an empty text, which would be the working directory; an unset variable leaves one.
+        ValueError: an empty text, which would be the working directory (an unset variable leaves one); longer than
+            paths can be, or with a NUL in it.
     """
-    if not os.fspath(given).strip():
-        raise ValueError(f"{what} is {given!r}, expected the path of a file or folder; '.' is the working directory.")
-    return Path(given)
+    text = os.fspath(given)
+    longest = max(len(part.encode("utf-8", "replace")) for part in text.split("/"))
+    if not text.strip() or "\0" in text or longest > _LONGEST_NAME or len(text) > _LONGEST_PATH:
+        raise ValueError(
+            f"{what} is {text!r:.60}, expected the path of a file or folder; '.' is the working directory."
+        )
+    return Path(text)

@@ -16,6 +16,8 @@ from contextvars import ContextVar
 from shutil import get_terminal_size
 from typing import Any, TypeVar
 
+from ivlens.common.arguments import checked
+
 Progress = Callable[[int, int], object]
 """Called with what is done and what there is in all; what it raises ends the work."""
 
@@ -31,6 +33,7 @@ def is_showing() -> bool:
 
 
 @contextmanager
+@checked
 def showing_progress(shown: bool = True) -> Iterator[None]:
     """Show a bar, with the time left, for whatever in the body takes longer than about a second.
 

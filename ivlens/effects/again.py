@@ -7,6 +7,7 @@ from typing import Any, SupportsIndex
 
 import torch
 
+from ivlens.common.arguments import checked
 from ivlens.common.progress import Progress, bar, showing_progress
 from ivlens.effects.bands import ChosenHeads
 from ivlens.effects.engines import run_engine
@@ -20,6 +21,7 @@ from ivlens.prompts.batch import PromptBatch
 from ivlens.tasks.task import SplitName, Task
 
 
+@checked
 def measure_again(
     effects: HeadEffects,
     task: Task,

@@ -7,6 +7,7 @@ from typing import SupportsIndex
 from jaxtyping import Float
 from torch import Tensor
 
+from ivlens.common.arguments import checked
 from ivlens.effects import attribution, cached, exact, reference
 from ivlens.effects.request import EffectRequest, Measured, PatchOptions, Unsuitable, make_request
 from ivlens.models.boot import TransformerBridge
@@ -33,7 +34,7 @@ def find_engine(method: str) -> Engine:
         ValueError: there is none of that name.
     """
     if method not in METHODS:
-        raise ValueError(f"method is {method!r}, expected one of {', '.join(METHODS)}.")
+        raise ValueError(f"method is {method!r:.60}, expected one of {', '.join(METHODS)}.")
     return METHODS[method]
 
 
@@ -52,6 +53,7 @@ def run_engine(model: TransformerBridge, request: EffectRequest, method: str) ->
     return run_engine(model, request, slower)
 
 
+@checked
 def causal_indirect_effect(
     model: TransformerBridge,
     tokens: Tensor,

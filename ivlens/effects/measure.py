@@ -9,6 +9,7 @@ from typing import Any, Literal, SupportsIndex
 from jaxtyping import Float
 from torch import Tensor
 
+from ivlens.common.arguments import checked
 from ivlens.common.checks import check_counts
 from ivlens.common.progress import Progress, bar, showing_progress
 from ivlens.effects.engines import find_engine, run_engine
@@ -40,6 +41,7 @@ from ivlens.tasks.task import SplitName, Task
 logger = logging.getLogger(__name__)
 
 
+@checked
 @dataclass(frozen=True)
 class EffectOptions:
     """How effects are measured, beside the prompts.
@@ -81,6 +83,7 @@ class EffectOptions:
         check_counts(self, n_check_prompts=0)
 
 
+@checked
 def head_effects(
     model: TransformerBridge,
     task: Task,

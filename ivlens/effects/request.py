@@ -182,7 +182,7 @@ def _check_foils(foils: Any, answers: Int[Tensor, "batch answer_len"], model: Tr
 def check_mode(mode: str) -> None:
     """Raise ValueError if there is no such mode."""
     if mode not in MODES:
-        raise ValueError(f"mode is {mode!r}, expected one of {', '.join(MODES)}.")
+        raise ValueError(f"mode is {mode!r:.60}, expected one of {', '.join(MODES)}.")
 
 
 def check_selection(

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ivlens.common.arguments import checked
+from ivlens.common.checks import check_count
 from ivlens.common.intervals import LEVEL, N_RESAMPLES
 from ivlens.common.names import set_shown
 from ivlens.effects.bands import ChosenHeads, MapInterval
@@ -18,6 +20,7 @@ from ivlens.effects.taken import Taken
 from ivlens.forward.ability import Ability
 from ivlens.models.boot import ModelRef, TransformerBridge, WeakModel
 from ivlens.models.fingerprint import ModelIdentity, model_identity
+from ivlens.models.load import device_of
 from ivlens.prompts.recipe import PromptRecipe
 from ivlens.tasks.task import Task
 
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class HeadEffects:
     """Causal indirect effects of every head for one task.
@@ -62,6 +66,9 @@ class HeadEffects:
     def __post_init__(self) -> None:
         set_shown(self, "task")
         ModelRef.set_in(self)
+        for name in ("base_scores", "clean_scores"):
+            if (scores := getattr(self, name)) is not None and len(scores) != len(self.cie):
+                raise ValueError(f"{name} has {len(scores)} values, expected {len(self.cie)}: one for each row of cie.")
 
     def __repr__(self) -> str:
         best = ", ".join(f"L{layer}H{head} {self.aie[layer, head]:+.3g}" for layer, head in self.top_heads(1))
@@ -177,6 +184,8 @@ class HeadEffects:
         Raises:
             ValueError: the level is not between 0 and 1.
         """
+        check_count("n_resamples", n_resamples, 1)
+        check_count("seed", seed, 0)
         return MapInterval.of(self.cie, level, simultaneous, n_resamples=n_resamples, seed=seed)
 
     def top_heads(self, k: int) -> list[tuple[int, int]]:
@@ -225,6 +234,7 @@ class HeadEffects:
         """The map of all heads; the `top` strongest carry their rank."""
         from ivlens.show.figures.heads import head_heatmap
 
+        check_count("top", top, 0)
         return head_heatmap(self, top=top)
 
     def _repr_html_(self) -> str:
@@ -263,7 +273,12 @@ class HeadEffects:
         return replace(loaded, model_ref=ModelRef(model))
 
     def to(self, device: str | torch.device) -> "HeadEffects":
-        """The same effects with their tensors on another device."""
+        """The same effects with their tensors on another device.
+
+        Raises:
+            ValueError: no such device, or none here.
+        """
+        device = device_of(device)
         tensors = {name: tensor for name in TENSORS if (tensor := getattr(self, name)) is not None}
         return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items()})
 

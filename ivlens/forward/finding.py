@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
+from ivlens.common.arguments import checked
 from ivlens.common.checks import as_items, check_count
 from ivlens.common.intervals import wilson
 from ivlens.common.progress import Progress, bar, showing_progress
@@ -29,6 +30,7 @@ N_FIRST = 8  # prompts that every form is tried on
 N_FINALISTS = 4  # forms that are tried on all prompts
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class PromptSearch:
     """In which forms a task was asked, how often the model was right, and the best form.
@@ -93,11 +95,12 @@ class PromptSearch:
         return search_html(self)
 
 
+@checked
 def find_prompts(
     model: TransformerBridge,
     task: Task,
     *,
-    templates: Sequence[Template] | None = None,
+    templates: Template | Sequence[Template] | None = None,
     shots: int | Sequence[int] = DEFAULT_SHOTS_TRIED,
     n_prompts: int = 24,
     seed: int = 0,

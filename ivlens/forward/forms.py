@@ -45,18 +45,17 @@ def told_by(recipe: PromptRecipe) -> str:
     return "task" if recipe.instruction is TASK else "none" if recipe.instruction is None else "own"
 
 
-def templates_of(tokenizer: Any, given: Sequence[Template] | None) -> list[Template]:
+def templates_of(tokenizer: Any, given: Template | Sequence[Template] | None) -> list[Template]:
     """The given templates, or else the built-in ones that this tokenizer has: `chat` needs its chat template.
 
     Raises:
-        TypeError: one template where several are expected.
         ValueError, FileNotFoundError: no templates, or one that does not exist.
     """
     if given is None:
         has_chat = bool(getattr(tokenizer, "chat_template", None))
         return [name for name, template in TEMPLATES.items() if has_chat or not template.chat]
     if isinstance(given, str | PromptTemplate):
-        raise TypeError(f"templates is {given!r:.60}, expected several templates in a list; write [template].")
+        given = [given]
     if not given:
         raise ValueError("templates is empty, expected at least one; None tries the built-in ones.")
     return [find_template(each) for each in given]

@@ -129,7 +129,7 @@ def check_site(site: str) -> Site:
         ValueError: it is not one of `SITES`.
     """
     if site not in SITES:
-        raise ValueError(f"site is {site!r}, expected one of {', '.join(SITES)}.")
+        raise ValueError(f"site is {site!r:.60}, expected one of {', '.join(SITES)}.")
     return cast(Site, site)
 
 

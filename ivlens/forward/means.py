@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ivlens.common.arguments import checked
 from ivlens.common.progress import ticking
 from ivlens.forward.hooks import captured_heads, captured_projection, captured_residual, model_lock, post_attention_norm
 from ivlens.forward.inputs import Inputs, check_length, check_prompts, row_slices
@@ -45,6 +46,7 @@ def head_means(model: TransformerBridge, tokens: Tensor, attention_mask: Tensor,
     return HeadMeans(outputs.mean(), scales.mean())
 
 
+@checked
 def mean_head_outputs(
     model: TransformerBridge, tokens: Tensor, attention_mask: Tensor, *, batch_size: int = 32
 ) -> Float[Tensor, "n_layers n_heads d_head"]:

@@ -69,7 +69,7 @@ def check_score(score: str, *, has_foils: bool = True) -> str:
         ValueError: unknown, or `logit_diff` without foils.
     """
     if score not in SCORES:
-        raise ValueError(f"score is {score!r}, expected one of {', '.join(SCORES)}.")
+        raise ValueError(f"score is {score!r:.60}, expected one of {', '.join(SCORES)}.")
     if score == "logit_diff" and not has_foils:
         raise ValueError(
             "score 'logit_diff' got no foil_tokens, expected the counterfactual task's first answer token for each "

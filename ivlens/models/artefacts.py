@@ -37,7 +37,10 @@ class Artefact:
         except TypeError as error:
             raise ValueError(f"settings do not fit in JSON ({error}); use plain numbers, texts, lists.") from error
         data = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
-        return write_whole(path_of(path), lambda partial: partial.write_bytes(data))
+        target = path_of(path)
+        if target.is_dir():
+            raise IsADirectoryError(f"path is {str(path)!r:.80}, a folder, expected a file's; name one in it.")
+        return write_whole(target, lambda partial: partial.write_bytes(data))
 
     def read(self, path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The tensors and the content that `write` wrote, with the model as a `ModelIdentity`.

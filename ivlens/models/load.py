@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ivlens.common.arguments import checked
 from ivlens.common.checks import check_filled
 from ivlens.common.foreign import read_foreign
 from ivlens.common.hub import without_retries
@@ -30,10 +31,12 @@ from ivlens.models.opening import (
 )
 from ivlens.models.plain import plain_model, plain_origin, remember_plain
 from ivlens.models.words import check_words
+from ivlens.prompts.tokens import check_tokenizer
 
 _TEMPLATE = "chat_template.jinja"
 
 
+@checked
 def load_model(
     name: str | Path = "pocket",
     *,
@@ -90,6 +93,8 @@ def _loaded(
     asked, place = _dtype(dtype), device_of(device, hf_model)
     check_name(name)
     check_filled(revision=revision, base=base)
+    if tokenizer is not None:
+        check_tokenizer(tokenizer)
     is_folder = hf_model is None and is_adapter(name)
     if base is not None and not is_folder:
         raise ValueError(f"load_model got base= for {str(name)!r}, which is no folder of adapters; leave base out.")
@@ -164,7 +169,7 @@ def _dtype(dtype: str | torch.dtype) -> torch.dtype | None:
         return None if dtype == "auto" else dtype
     found = getattr(torch, dtype.removeprefix("torch."), None)
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ValueError(f"dtype is {dtype!r}, expected 'auto', 'float32', 'bfloat16', 'float16' or a torch.dtype.")
+        raise ValueError(f"dtype is {dtype!r:.60}, expected 'auto', 'float32', 'bfloat16', 'float16' or a torch.dtype.")
     return found
 
 
@@ -181,7 +186,7 @@ def device_of(device: str | torch.device, hf_model: Any = None) -> torch.device:
     try:
         place = torch.device(device)
     except RuntimeError:
-        raise ValueError(f"device is {device!r}, expected 'auto', 'cpu', 'cuda' or 'cuda:0'.") from None
+        raise ValueError(f"device is {device!r:.60}, expected 'auto', 'cpu', 'cuda' or 'cuda:0'.") from None
     if place.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device is {str(place)!r}, but torch {torch.__version__} sees no GPU here; use device='cpu'.")
     if place.type == "cuda" and place.index is None:
@@ -234,8 +239,8 @@ def commit_of(name: str) -> dict[str, str]:
 
 def _unreachable(source: str, error: Exception) -> ConnectionError:
     return ConnectionError(
-        f"model {source!r} is no folder here, and could not be fetched from the Hub ({first_line(error):.300}); "
-        f"check the name and the connection, or pass a local checkpoint folder ({nearest_known(source)})."
+        f"model {source!r} is no folder here, and could not be fetched from the Hub ({first_line(error):.60}); "
+        f"check name and connection, or pass a local checkpoint folder ({nearest_known(source)})."
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ivlens.common.arguments import checked
 from ivlens.prompts.batch import PromptBatch
 from ivlens.prompts.corruptions import CORRUPT, Case, Told, check_corruption
 from ivlens.prompts.recipe import PromptRecipe
@@ -35,6 +36,7 @@ class _Row:
     answers: list[list[int]]
 
 
+@checked
 def build_prompts(
     tokenizer: Any,
     task: Task,

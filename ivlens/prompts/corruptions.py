@@ -168,7 +168,9 @@ def check_corruption(corruption: str | None, task: Task, n_texts: int, n_shots: 
             `counterfactual_inputs` without any.
     """
     if corruption is not None and corruption not in CORRUPTIONS:
-        raise ValueError(f"corruption is {corruption!r}, expected one of {', '.join(CORRUPTIONS)}, or None for clean.")
+        raise ValueError(
+            f"corruption is {corruption!r:.60}, expected one of {', '.join(CORRUPTIONS)}, or None for clean."
+        )
     if corruption == "shuffle" and n_shots < 2:
         raise ValueError(f"corruption 'shuffle' got n_shots = {n_shots}, expected 2 or more demonstrations to shuffle.")
     if corruption == "counterfactual_inputs" and not n_shots:

@@ -7,6 +7,7 @@ from html import escape
 from operator import index
 from typing import Any, Final, SupportsIndex
 
+from ivlens.common.arguments import checked
 from ivlens.prompts.templates import TEMPLATES, PromptTemplate, find_template
 from ivlens.tasks.task import Task
 
@@ -23,6 +24,7 @@ class _FromTask(Enum):
 TASK: Final = _FromTask.TASK
 
 
+@checked
 @dataclass(frozen=True)
 class PromptRecipe:
     """How prompts are made: the template, what tells the model its task, and the seed of every draw.

@@ -5,12 +5,14 @@ from datetime import date
 from pathlib import Path
 from string import Formatter
 
+from ivlens.common.arguments import checked
 from ivlens.common.foreign import foreign_json
 from ivlens.common.names import set_shown
 
 _LONGEST, _MOST_FIELDS = 2**16, 16  # letters and fields of one text: what is filled in is repeated for every field
 
 
+@checked
 @dataclass(frozen=True)
 class PromptTemplate:
     """Texts with `{instruction}`, `{input}` and `{answer}`; `{{` and `}}` for braces that stay.

@@ -8,16 +8,25 @@ from jaxtyping import Int
 from torch import Tensor
 
 
+def check_tokenizer(tokenizer: Any) -> Any:
+    """The tokenizer, if it is one.
+
+    Raises:
+        TypeError: anything else.
+    """
+    if not callable(tokenizer) or not hasattr(tokenizer, "convert_ids_to_tokens"):
+        raise TypeError(
+            f"tokenizer is {type(tokenizer).__name__}, expected a transformers tokenizer; "
+            "pass model.tokenizer, or give load_model one (tokenizer=...)."
+        )
+    return tokenizer
+
+
 class Encoder:
     """A tokenizer that starts every text as it would on its own, and never ends one."""
 
     def __init__(self, tokenizer: Any) -> None:
-        if not callable(tokenizer) or not hasattr(tokenizer, "convert_ids_to_tokens"):
-            raise TypeError(
-                f"tokenizer is {type(tokenizer).__name__}, expected a transformers tokenizer; "
-                "pass model.tokenizer, or give load_model one (tokenizer=...)."
-            )
-        self.tokenizer: Any = tokenizer
+        self.tokenizer: Any = check_tokenizer(tokenizer)
         self._known: dict[str, list[int]] = {}  # one prompt is met with many continuations
         self._start = self._special_start()
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from ivlens.common.arguments import checked
+from ivlens.common.checks import check_count
 from ivlens.common.progress import showing_progress
 from ivlens.effects.results import HeadEffects
 from ivlens.forward.hooks import patched_heads
@@ -36,6 +38,7 @@ from ivlens.vectors.vector import InstructionVector, check_belongs
 logger = logging.getLogger(__name__)
 
 
+@checked
 @dataclass(frozen=True)
 class JudgeOptions:
     """How a vector is judged, beside its prompts and the place where it is added.
@@ -64,6 +67,7 @@ class JudgeOptions:
     progress: bool = False
 
 
+@checked
 def evaluate_intervention(
     model: TransformerBridge,
     task: Task,
@@ -112,6 +116,7 @@ def evaluate_intervention(
         and compared with the prompt without it. Departures: the search on prompts of its own, and all controls.
     """
     check_belongs(iv, model)
+    check_count("n_draws", n_draws, 0, 10_000)
     options = options or JudgeOptions()
     if isinstance(options.means, HeadEffects) and (other := options.means.model.differs(model_identity(model))):
         raise ValueError(

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from ivlens.common.arguments import checked
 from ivlens.prompts.recipe import PromptRecipe
 from ivlens.steering.summary import Judged, Setting, beside, summary
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 _SHOWN = ("condition", "accuracy", "accuracy_lo", "accuracy_hi", "layer", "alpha", "site", "n_vectors", "n")
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Evaluation:
     """A vector on the judged prompts, beside its controls.
@@ -41,10 +43,16 @@ class Evaluation:
     def of(
         cls, judged: Sequence[Judged], *, per_vector: bool = False, settings: Mapping[str, Any] | None = None
     ) -> "Evaluation":
-        """From what was judged, the vector itself under `iv`."""
+        """From what was judged, the vector itself under `iv`.
+
+        Raises:
+            ValueError: nothing was judged under `iv`.
+        """
         import pandas as pd
 
-        vector = next(one for one in judged if one.condition == "iv")
+        vector = next((one for one in judged if one.condition == "iv"), None)
+        if vector is None:
+            raise ValueError("judged holds no condition 'iv', expected that of the vector itself among them.")
         if per_vector:
             rows = [summary(one) for many in judged for one in many.separate()]
         else:
@@ -68,7 +76,7 @@ class Evaluation:
         found = self.table.loc[self.table["condition"] == condition, "accuracy"]
         if found.empty:
             known = ", ".join(self.table["condition"].unique())
-            raise KeyError(f"condition is {condition!r}, expected one of {known}.")
+            raise KeyError(f"condition is {condition!r:.60}, expected one of {known}.")
         return float(found.mean())
 
     def plot(self) -> "go.Figure":

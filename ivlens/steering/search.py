@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ivlens.common.checks import set_items
+from ivlens.common.arguments import checked
+from ivlens.common.checks import check_counts, set_items
 from ivlens.forward.hooks import SITES, check_layers, check_site
-from ivlens.models.boot import TransformerBridge
+from ivlens.models.boot import TransformerBridge, check_model
 from ivlens.prompts.recipe import PromptRecipe
 from ivlens.steering.edits import POSITIONS, Positions
 from ivlens.steering.prompt_sets import PromptSets, followed_recipe
@@ -36,6 +37,7 @@ def _numbers(name: str, given: Any) -> tuple[Any, ...]:
     return tuple(given)
 
 
+@checked
 @dataclass(frozen=True)
 class Grid:
     """The settings that are tried, and how.
@@ -59,6 +61,7 @@ class Grid:
     rows_per_pass: int = 512
 
     def __post_init__(self) -> None:
+        check_counts(self, n_screen=1, n_finalists=0, rows_per_pass=1)
         # in plain values: a grid stands in the settings of what was made with it
         if self.layers is not None:
             object.__setattr__(
@@ -91,7 +94,9 @@ class Grid:
         """
         if self.positions not in POSITIONS:
             raise ValueError(f"positions is {self.positions!r}, expected one of {', '.join(POSITIONS)}.")
-        layers = check_layers(model, tried_layers(model.cfg.n_layers) if self.layers is None else self.layers)
+        layers = check_layers(
+            model, tried_layers(check_model(model).cfg.n_layers) if self.layers is None else self.layers
+        )
         sites = [check_site(site) for site in self.sites]
         if not (layers and sites and self.alphas):
             raise ValueError("the grid is empty, expected at least one layer, one alpha and one site.")
@@ -113,6 +118,7 @@ def tried_layers(n_layers: int, most: int = MOST_LAYERS) -> list[int]:
     return sorted({round(first + (last - first) * step / (most - 1)) for step in range(most)})
 
 
+@checked
 def sweep_settings(
     model: TransformerBridge,
     task: Task,

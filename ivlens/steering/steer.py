@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 import torch
 
+from ivlens.common.arguments import checked
 from ivlens.forward.hooks import SITES, Site, check_layers, check_site, patched_heads
 from ivlens.forward.writes import added_to_stream
 from ivlens.models.boot import TransformerBridge
@@ -19,6 +20,7 @@ Mode = Literal["vector", "heads"]
 
 
 @contextmanager
+@checked
 def steer(
     model: TransformerBridge,
     iv: InstructionVector,

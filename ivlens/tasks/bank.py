@@ -6,6 +6,7 @@ from functools import cache
 from importlib import resources
 from pathlib import Path
 
+from ivlens.common.arguments import checked
 from ivlens.common.checks import check_filled
 from ivlens.tasks.readers import open_source, read_bank_file
 from ivlens.tasks.records import Columns, Record, Source
@@ -14,6 +15,7 @@ from ivlens.tasks.task import Task, TaskExample
 logger = logging.getLogger(__name__)
 
 
+@checked
 def list_tasks(*, group: str | None = None, in_training: bool | None = None) -> list[str]:
     """Names of the built-in tasks, sorted.
 
@@ -27,7 +29,7 @@ def list_tasks(*, group: str | None = None, in_training: bool | None = None) -> 
     bank = load_bank()
     groups = {task.inputs for task in bank.values()}
     if group is not None and group not in groups:
-        raise ValueError(f"Group {group!r} is unknown, expected one of {', '.join(sorted(groups))}.")
+        raise ValueError(f"Group {group!r:.60} is unknown, expected one of {', '.join(sorted(groups))}.")
     return [
         name for name, task in bank.items() if group in (None, task.inputs) and in_training in (None, task.in_training)
     ]
@@ -38,6 +40,7 @@ def load_bank() -> dict[str, Task]:
     return {name: _bank_task(name) for name in _bank_names()}
 
 
+@checked
 def load_task(
     name_or_path: str | Path,
     *,

@@ -53,11 +53,13 @@ def open_source(
             return _read_hub(text, columns, part, config)
         raise _not_found(name_or_path, known)
     if config is not None:
-        raise wrong(path, f"got config={config!r} for a local path", "a Hub dataset", "leave config out")
+        raise wrong(path, f"got config={config!r:.60} for a local path", "a Hub dataset", "leave config out")
     if path.is_dir():
         return _read_folder(path, columns, part)
     if part is not None:
-        raise wrong(path, f"got part={part!r} for a single file", "a folder or dataset with parts", "leave part out")
+        raise wrong(
+            path, f"got part={part!r:.60} for a single file", "a folder or dataset with parts", "leave part out"
+        )
     return _read_file(path, columns)
 
 
@@ -77,8 +79,8 @@ def _not_found(name_or_path: str | Path, known: Sequence[str]) -> Exception:
         near = get_close_matches(text.lower(), known, n=3)
         hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
         return ValueError(
-            f"Task {text!r:.100} is unknown, expected a built-in name or an existing path; {hint}list_tasks() names "
-            f"all {len(known)}, and 'hf://{text:.100}' asks the Hub."
+            f"Task {text!r:.60} is unknown, expected a built-in name or an existing path; {hint}list_tasks() names "
+            f"all {len(known)}, and 'hf://{text:.40}' asks the Hub."
         )
     parent, name = os.path.split(os.path.expanduser(text))
     near = get_close_matches(name, os.listdir(parent or ".") if os.path.isdir(parent or ".") else [], n=3)

@@ -205,7 +205,7 @@ def pick_columns(columns: Columns, found: Sequence[str], subject: object) -> Col
         name = guess_column(found, given, names)
         if name is None and (given is not None or what != "instruction"):
             got = f"has the columns {listed(found)}"
-            expected = repr(given) if given else f"exactly one usual name for the {what} ({', '.join(names)})"
+            expected = f"{given!r:.60}" if given else f"exactly one usual name for the {what} ({', '.join(names)})"
             raise wrong(subject, got, expected, f"name it with {what}_column=")
         if name is not None and name in picked:
             raise wrong(subject, f"got {name!r} for two columns", "distinct ones", "name the others")

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal, get_args
 
+from ivlens.common.arguments import check_fields, checked
 from ivlens.common.checks import Texts, as_items, set_items
 from ivlens.common.names import set_shown
 
@@ -30,7 +31,9 @@ class TaskExample:
     part: str = ""
 
     def __post_init__(self) -> None:
-        set_items(self, "answers")
+        if type(self.answers) is not tuple or set(map(type, (self.input, self.part, *self.answers))) != {str}:
+            set_items(self, "answers")
+            check_fields(self)  # takes its time, and files have many examples
         if not self.answers or not all(answer.strip() for answer in self.answers):
             raise ValueError(
                 f"TaskExample {self.input!r:.60} has answers {self.answers!r:.60}, expected one or more texts that "
@@ -49,6 +52,7 @@ else:  # what may be given; a tuple is made of it
     Examples = TaskExample | Iterable[TaskExample]
 
 
+@checked
 @dataclass(frozen=True)
 class Task:
     """A named set of examples with everything that can be said about them.
@@ -90,6 +94,9 @@ class Task:
         if not self.examples:
             place = self.source or "where it comes from"
             raise ValueError(f"Task {self.name!r} has no examples, expected at least one; check {place}.")
+        for which in ("instructions", "held_out_instructions"):
+            if not all(text.strip() for text in getattr(self, which)):
+                raise ValueError(f"Task {self.name!r:.60} has empty {which}, expected texts; leave them out.")
         n_repeated = len(self.examples) - len(self._by_input)
         if n_repeated:
             raise ValueError(
@@ -126,7 +133,7 @@ class Task:
             ValueError: Unknown name, or no example falls on that side.
         """
         if name not in get_args(SplitName):
-            raise ValueError(f"Split {name!r} is unknown, expected one of {', '.join(get_args(SplitName))}.")
+            raise ValueError(f"Split {name!r:.60} is unknown, expected one of {', '.join(get_args(SplitName))}.")
         chosen = tuple(example for example in self.examples if split_of(example.input, seed) == name)
         if not chosen:
             raise ValueError(

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from ivlens.common.arguments import checked
 from ivlens.common.checks import check_counts
 from ivlens.common.files import ready_folder
+from ivlens.common.names import path_of
 from ivlens.common.progress import showing_progress
 from ivlens.common.saves import listed
 from ivlens.models.boot import TransformerBridge
@@ -45,6 +47,7 @@ class TuneResult:
     checkpoints: Mapping[int, Path]
 
 
+@checked
 @dataclass(frozen=True)
 class Along:
     """What happens along a training.
@@ -71,9 +74,12 @@ class Along:
     def __post_init__(self) -> None:
         if self.checkpoint_every is not None and self.folder is None:
             raise ValueError(f"checkpoint_every is {self.checkpoint_every}, expected a folder beside it; give one.")
+        if self.folder is not None:
+            path_of(self.folder, "folder")
         check_counts(self, checkpoint_every=1, record_every=1)
 
 
+@checked
 def finetune(
     model: TransformerBridge,
     task: Task,

@@ -245,7 +245,7 @@ def new_method(name: str, **options: Any) -> Method:
         ValueError: there is none of that name.
     """
     if name not in METHODS:
-        raise ValueError(f"method is {name!r}, expected one of {', '.join(METHODS)}.")
+        raise ValueError(f"method is {name!r:.60}, expected one of {', '.join(METHODS)}.")
     return METHODS[name](**options)
 
 

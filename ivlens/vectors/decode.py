@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ivlens.common.checks import check_count
 from ivlens.forward.unembedding import full_logits
 from ivlens.models.boot import TransformerBridge
 from ivlens.prompts.tokens import token_text
@@ -15,6 +16,7 @@ def top_tokens(theta: Float[Tensor, " d_model"], model: TransformerBridge, k: in
     Raises:
         ValueError: a model without a tokenizer.
     """
+    check_count("k", k, 1)
     if model.tokenizer is None:
         raise ValueError("decode got a model without a tokenizer; give load_model one (tokenizer=...).")
     parameter = next(model.parameters())

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ivlens.common.arguments import checked
 from ivlens.common.names import set_shown
 from ivlens.effects.results import HeadEffects
 from ivlens.models.boot import ModelRef, TransformerBridge, WeakModel, check_model
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class InstructionVector:
     """`θ = Σ_{(l,h)∈S} (z̄_{l,h} W_O^{l,h}) · write_scale_l`: one vector of the residual stream, float32, on the CPU.
@@ -173,9 +175,8 @@ class InstructionVector:
 
     def derived(self, theta: Float[Tensor, " d_model"], task: str, settings: Mapping[str, Any]) -> "InstructionVector":
         """A vector computed from this one: same model, no heads (so `steer(mode="heads")` refuses it)."""
-        if "used_with" in self.settings:
-            settings = {"used_with": self.settings["used_with"], **settings}
-        return replace(self, theta=theta, heads=(), head_means=self.head_means[:0], task=task, settings=dict(settings))
+        made = {name: self.settings[name] for name in ("used_with",) if name in self.settings} | dict(settings)
+        return replace(self, theta=theta, heads=(), head_means=self.head_means[:0], task=task, settings=made)
 
     def random_like(self, seed: int) -> "InstructionVector":
         """A vector of the same norm in a random direction (uniform on the sphere): the first control."""
@@ -276,7 +277,7 @@ def check_width(vector: InstructionVector, model: TransformerBridge) -> None:
     Raises:
         ValueError: another `d_model`.
     """
-    if len(vector.theta) != model.cfg.d_model:
+    if len(vector.theta) != check_model(model).cfg.d_model:
         raise ValueError(
             f"InstructionVector {vector.task!r} has d_model {len(vector.theta)} (from {vector.model.name!r}), expected "
             f"{model.cfg.d_model} from model.cfg; compute it on this model with head_effects and from_effects."
@@ -290,7 +291,7 @@ def check_belongs(vector: InstructionVector, model: TransformerBridge) -> None:
         TypeError: the model is no bridge.
         ValueError: another `d_model`, another shape of heads, or other weights.
     """
-    check_width(vector, check_model(model))
+    check_width(vector, model)
     found = model_identity(model)
     check_weights(f"InstructionVector {vector.task!r}", vector.model, found, was_allowed(vector.settings, found))
 

@@ -117,8 +117,8 @@ def test_the_built_in_templates_and_chat_where_there_is_one(llama, byte_level):
     assert finding.templates_of(byte_level, None) == ["plain", "after", "qa"]
     spoken = type("Spoken", (), {"chat_template": "{{ messages }}"})()
     assert finding.templates_of(spoken, None) == ["plain", "after", "qa", "chat"]
-    with pytest.raises(TypeError, match="templates is 'qa', expected several templates in a list"):
-        find_prompts(llama, tiny_task(), templates="qa")
+    one, several = (find_prompts(llama, tiny_task(), templates=given, n_prompts=2) for given in ("qa", ["qa"]))
+    assert one.recipes == several.recipes and {recipe.template for row in one.recipes for recipe in row} == {"qa"}
 
 
 def test_a_chat_template_that_cannot_be_used_is_left_out(llama, monkeypatch, caplog):

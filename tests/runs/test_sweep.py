@@ -308,7 +308,6 @@ def test_a_damaged_training_state_begins_anew(whole: Path, tmp_path: Path, monke
 # --- interruptions ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_three_kills_lose_nothing(whole: Path, tmp_path: Path):
     """Among effects, wherever it happens, and in a training."""
     grid, store, draw = write_grid(tmp_path), tmp_path / "store", random.Random(0)
@@ -341,7 +340,6 @@ def test_interrupt_finishes_the_cell(whole: Path, tmp_path: Path):
     assert verify(Store(store))[1] == [] and digests(store).items() <= digests(whole).items()
 
 
-@pytest.mark.slow
 def test_two_sweeps_share_one_store(whole: Path, tmp_path: Path):
     grid, store = write_grid(tmp_path), tmp_path / "store"
     jobs = [start(grid, store) for _ in range(2)]
@@ -352,7 +350,6 @@ def test_two_sweeps_share_one_store(whole: Path, tmp_path: Path):
     assert len(lines) == 8, "some cell was made twice"
 
 
-@pytest.mark.slow
 def test_a_worker_is_killed_and_nothing_is_lost(whole: Path, tmp_path: Path):
     pytest.importorskip("distributed")
     import psutil

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ivlens.common.arguments import checked
 from ivlens.common.checks import as_items, check_counts
 from ivlens.common.progress import ticking
 from ivlens.effects.measure import EffectOptions, head_effects
@@ -16,7 +17,7 @@ from ivlens.effects.results import HeadEffects
 from ivlens.forward.hooks import captured_residual, check_unsteered, model_lock
 from ivlens.forward.means import mean_head_outputs
 from ivlens.models.artefacts import Artefact
-from ivlens.models.boot import TransformerBridge
+from ivlens.models.boot import TransformerBridge, check_model
 from ivlens.models.fingerprint import ModelIdentity, model_identity
 from ivlens.prompts.batch import PromptBatch
 from ivlens.prompts.recipe import PromptRecipe, plain_options
@@ -28,6 +29,7 @@ from ivlens.vectors.vector import InstructionVector
 FILE = Artefact("ivlens.Stage/1", "ivlens.analysis.dynamics.track")
 
 
+@checked
 @dataclass(frozen=True)
 class TrackOptions:
     """What is measured at every checkpoint.
@@ -149,6 +151,7 @@ class Stage:
         return found, key
 
 
+@checked
 def measure_stage(
     model: TransformerBridge,
     tasks: Sequence[Task],
@@ -220,7 +223,7 @@ def weight_distance(first: TransformerBridge, model: TransformerBridge) -> float
     """
     moved = total = 0.0
     theirs = dict(model.named_parameters())
-    for name, weight in first.named_parameters():
+    for name, weight in check_model(first).named_parameters():
         if name not in theirs or theirs[name].shape != weight.shape:
             raise ValueError(
                 f"the models differ in shape at {name!r}, expected checkpoints of one model; give the one that they "

@@ -10,11 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ivlens.common.arguments import checked
 from ivlens.common.checks import as_items, check_counts
 from ivlens.common.progress import ticking
 from ivlens.forward.asking import prompts_for
 from ivlens.forward.scoring import answer_passes, first_token_prob, greedy_correct, sequence_logprob
-from ivlens.models.boot import TransformerBridge
+from ivlens.models.boot import TransformerBridge, check_model
 from ivlens.prompts.batch import PromptBatch
 from ivlens.prompts.build import build_prompts
 from ivlens.prompts.recipe import PromptRecipe
@@ -31,6 +32,7 @@ SHAPE = "ivlens_shape"  # of the model that a table is about, in the table's att
 NO_KNOWLEDGE = ("rule", "choice")  # kinds of tasks that are nothing to know: the answer follows from the input
 
 
+@checked
 @dataclass(frozen=True)
 class ProbeOptions:
     """What is asked.
@@ -62,6 +64,7 @@ def has_knowledge(task: Task) -> bool:
     return bool(task.clozes) and task.kind not in NO_KNOWLEDGE
 
 
+@checked
 def probe(model: TransformerBridge, tasks: Sequence[Task], options: ProbeOptions | None = None) -> "pd.DataFrame":
     """How probable the right answer is with the instruction, and in a cloze sentence without it.
 
@@ -93,7 +96,7 @@ def probe(model: TransformerBridge, tasks: Sequence[Task], options: ProbeOptions
     """
     import pandas as pd
 
-    options = options or ProbeOptions()
+    options, model = options or ProbeOptions(), check_model(model)
     tasks = as_items("tasks", tasks, Task, meant="ivlens.load_task opens one by its name")
     if not tasks or len({task.name for task in tasks}) < len(tasks):
         raise ValueError(f"tasks are {[task.name for task in tasks]}, expected one or more with distinct names.")

@@ -103,7 +103,8 @@ def picked_place(suite: str, name: str, places: Sequence[Place]) -> tuple[Path |
 
 
 def incomplete(suite: str, root: Path | None, missing: Mapping[str, str], n_tasks: int) -> FileNotFoundError:
-    listed = ", ".join(f"{name} ({why})" for name, why in missing.items())
+    listed = ", ".join(f"{name:.80} ({why:.200})" for name, why in missing.items())
+    listed = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in listed)
     got = f"{len(missing)} of {n_tasks} tasks are missing: {listed}" if missing else "no task is there"
     looked = f"looked in {root}" + ("" if suite == "func" else f" and {MAX_DEPTH} levels of folders below")
     if root is not None and not root.is_dir():

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, get_args
 
+from ivlens.common.arguments import checked
 from ivlens.common.checks import as_items
 from ivlens.common.names import path_of
 from ivlens.runs.suites.drills import drilled
@@ -81,6 +82,7 @@ def n_orders(name: str) -> int:
     return {"pocket": len(_ZIGZAG), "long": 1 + len(_LONG_ORDERS)}.get(name, 1)
 
 
+@checked
 def load_suite(
     name: str,
     folder: str | Path | None = None,

@@ -182,7 +182,7 @@ def run_sweep(
     with _asked_to_stop() as stop:
         for (cell, _), report in executor.run(plan.todo, stop):
             if report.status == "full":
-                raise StoreError(report.error)
+                raise StoreError(None, report.error, "")  # which names the place
             outcome.n_left -= 1
             if report.status == "failed":
                 outcome.failed.append((cell, report.error))

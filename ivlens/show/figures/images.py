@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import plotly.graph_objects as go
 
@@ -109,9 +109,9 @@ class _Camera:
     def _drawn(self, figure: go.Figure, kind: str, scale: float) -> bytes:
         if self._fault is not None:
             raise self._fault
-        layout: Any = figure.layout
-        size = {"width": layout.width or WIDTH, "height": layout.height or HEIGHT}
-        asked = {"figure": json.loads(str(figure.to_json())), "options": {"format": kind, "scale": scale, **size}}
+        drawn = json.loads(str(figure.to_json()))
+        size = {name: drawn["layout"].get(name) or usual for name, usual in (("width", WIDTH), ("height", HEIGHT))}
+        asked = {"figure": drawn, "options": {"format": kind, "scale": scale, **size}}
         line = json.dumps(asked).encode() + b"\n"
         # a program that hangs does not read either, so that writing needs the limit as well
         threading.Thread(target=self._exchange, args=(line,), daemon=True).start()

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ivlens.common.arguments import checked
 from ivlens.common.checks import as_items
 from ivlens.forward.remembered import Auto, recipe_for
 from ivlens.models.boot import TransformerBridge
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 _SHAPE = ("n_layers", "n_heads", "d_model", "d_head", "d_vocab")
 
 
+@checked
 def lab(
     model: TransformerBridge | str | Path = "pocket",
     tasks: Task | str | Path | Sequence[Task | str | Path] | None = None,

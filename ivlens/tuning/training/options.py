@@ -7,10 +7,14 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from ivlens.common.arguments import checked
+from ivlens.common.checks import check_count, check_counts
+
 Decay = Literal["linear", "cosine", "constant"]
 Precision = Literal["float32", "bfloat16"]
 
-_COUNTS = ("steps", "batch_size", "accumulate", "save_every", "judge_every", "n_prompts")
+_COUNTS = ("steps", "accumulate", "save_every", "judge_every", "n_prompts", "patience")
+_MOST_PROMPTS = 10_000_000
 _RANGES = {
     "lr": (0.0, math.inf),
     "max_grad_norm": (0.0, math.inf),
@@ -19,6 +23,7 @@ _RANGES = {
 }
 
 
+@checked
 @dataclass(frozen=True)
 class TuneOptions:
     """How a task is trained.
@@ -65,10 +70,9 @@ class TuneOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in (*_COUNTS, *(name for name in ("patience", "n_samples") if getattr(self, name) is not None)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} is {value!r}, expected a whole number, 1 or more.")
+        check_counts(self, **dict.fromkeys(_COUNTS, 1))
+        for name in ("batch_size", "n_samples"):  # so many prompts are made, and held
+            check_count(name, getattr(self, name), 1, _MOST_PROMPTS)
         for name, (above, below) in _RANGES.items():
             value = getattr(self, name)
             if not isinstance(value, int | float) or not above < value < below:
