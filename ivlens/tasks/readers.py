@@ -6,27 +6,24 @@ Every reader returns a `Source`: records as text, not yet cleaned. `bank.py` mer
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from ivlens.common.files import check_inner_names
-from ivlens.common.foreign import check_parquet
-from ivlens.common.hub import without_retries
+from ivlens.tasks.arrow import read_hub, read_parquet, read_saved
 from ivlens.tasks.records import (
     INPUT_NAMES,
-    MOST_RECORDS,
     OUTPUT_NAMES,
     Columns,
     Source,
     csv_rows,
-    from_columns,
     from_rows,
     guess_column,
+    in_part,
+    joined,
     parse_json,
-    pick_columns,
     read_text,
     text_of,
     texts_of,
@@ -46,11 +43,11 @@ def open_source(
     """Find out what a name or path is and read it; `known` are the built-in names, for suggestions."""
     text = str(name_or_path)
     if text.startswith("hf://"):
-        return _read_hub(text.removeprefix("hf://"), columns, part, config)
+        return read_hub(text.removeprefix("hf://"), columns, part, config)
     path = Path(os.path.expanduser(text))
     if not text.strip() or not os.path.exists(path):
         if isinstance(name_or_path, str) and _is_hub_name(text):
-            return _read_hub(text, columns, part, config)
+            return read_hub(text, columns, part, config)
         raise _not_found(name_or_path, known)
     if config is not None:
         raise wrong(path, f"got config={config!r:.60} for a local path", "a Hub dataset", "leave config out")
@@ -99,7 +96,7 @@ def _read_file(path: Path, columns: Columns) -> Source:
     with path.open("rb") as file:
         is_parquet = file.read(4) == b"PAR1"
     if is_parquet:
-        return _read_parquet(path, columns)
+        return read_parquet(path, columns)
     text = read_text(path)
     if text.lstrip()[0] not in "[{":
         return from_rows(csv_rows(text, path), columns, path)
@@ -171,7 +168,7 @@ def _read_folder(path: Path, columns: Columns, part: str | None) -> Source:
     """TRACE and the long-sequence benchmark: a file per part, and perhaps one that lists the labels."""
     is_saved = (path / "state.json").is_file() and (path / "dataset_info.json").is_file()
     if is_saved or (path / "dataset_dict.json").is_file():
-        return _read_saved(path, columns, part)
+        return read_saved(path, columns, part)
     files = sorted(file for file in path.iterdir() if file.is_file() and file.suffix.lower() in SUFFIXES)
     parts = [(match[1], file) for file in files if (match := PART_FILE.fullmatch(file.stem.lower()))]
     if len(files) == 1 and not parts and part is None:
@@ -186,22 +183,8 @@ def _read_folder(path: Path, columns: Columns, part: str | None) -> Source:
     wanted = [
         (name, file) for name in PARTS for found_name, file in parts if name == found_name and part in (None, name)
     ]
-    source = _joined([_in_part(_read_file(file, columns), name, file.name) for name, file in wanted], path)
+    source = joined([in_part(_read_file(file, columns), name, file.name) for name, file in wanted], path)
     return _with_labels(source, [file for file in files if not PART_FILE.fullmatch(file.stem.lower())])
-
-
-def _in_part(source: Source, part: str, file: str) -> Source:
-    records = tuple(replace(record, part=part, where=f"{file} {record.where}".strip()) for record in source.records)
-    return replace(source, records=records)
-
-
-def _joined(sources: Sequence[Source], path: Path | str) -> Source:
-    if len({source.fused for source in sources}) > 1:
-        raise wrong(path, "has parts with and without fused prompts", "the same columns in all", "load one with part=")
-    name = path.resolve().name if isinstance(path, Path) else path
-    records = tuple(record for source in sources for record in source.records)
-    instructions = tuple(dict.fromkeys(text for source in sources for text in source.instructions))
-    return replace(sources[0], name=name, source=str(path), records=records, instructions=instructions)
 
 
 def _with_labels(source: Source, others: Sequence[Path]) -> Source:
@@ -222,90 +205,3 @@ def _with_labels(source: Source, others: Sequence[Path]) -> Source:
             raise wrong(source.source, got, f"one of {', '.join(labels):.400}", "correct it, or add it to the labels")
     choice = " or ".join(filter(None, (", ".join(labels[:-1]), labels[-1])))
     return replace(source, instructions=(f"Choose the label that fits the text: {choice}.",))
-
-
-# --- Hugging Face datasets -------------------------------------------------------------------------------------------
-
-
-def _read_hub(name: str, columns: Columns, part: str | None, config: str | None) -> Source:
-    import datasets
-
-    try:
-        with without_retries():
-            loaded = datasets.load_dataset(name, config, split=part)
-    except Exception as error:  # the Hub client's errors have no common base
-        reason = " ".join(str(error).split())
-        kind = ValueError if isinstance(error, ValueError) else FileNotFoundError
-        raise kind(
-            f"{name!r} is no local path and cannot be opened as a dataset on the Hub ({type(error).__name__}: "
-            f"{reason:.300}), expected a dataset of data files (datasets that run code are never opened); check name, "
-            "config= and part=, or save it with save_to_disk() where there is a network and give that folder."
-        ) from None
-    return _from_datasets(loaded, columns, name if config is None else f"{name}/{config}", (part or "").split("[")[0])
-
-
-def _read_saved(path: Path, columns: Columns, part: str | None) -> Source:
-    import datasets
-
-    _check_saved(path)
-    try:
-        loaded = datasets.load_from_disk(str(path))
-    except Exception as error:  # Arrow's, JSON's and the system's own
-        got = f"cannot be opened as a saved dataset ({type(error).__name__}: {' '.join(str(error).split()):.200})"
-        raise wrong(path, got, "what save_to_disk() writes", "save it again") from None
-    if part is not None:
-        found = list(map(str, loaded)) if isinstance(loaded, Mapping) else []
-        if part not in found:
-            expected = f"one of {', '.join(found)}" if found else "no part, it has none"
-            raise wrong(path, f"got part={part!r}", expected, "choose one, or leave part out for all")
-        loaded = loaded[part]
-    return replace(_from_datasets(loaded, columns, path, part or ""), name=path.resolve().name)
-
-
-def _check_saved(path: Path) -> None:
-    """Refuse a saved dataset that names files elsewhere."""
-    states = [(state, "_data_files") for state in (path / "state.json", *path.glob("*/state.json"))]
-    for file, key in [(path / "dataset_dict.json", "splits"), *states]:
-        about = parse_json(read_text(file), file) if file.is_file() else None
-        listed = about.get(key) if isinstance(about, dict) else None
-        names = [one.get("filename") if isinstance(one, dict) else one for one in listed or ()]
-        check_inner_names(file, names)
-
-
-def _read_parquet(path: Path, columns: Columns) -> Source:
-    import datasets
-    import pyarrow.parquet
-
-    try:
-        check_parquet(path, MOST_RECORDS)
-        # read, not mapped: whoever cuts a mapped file ends this process
-        dataset = datasets.Dataset(pyarrow.parquet.read_table(path, memory_map=False))
-    except Exception as error:  # Arrow's and the system's own
-        got = f"is not valid parquet ({' '.join(str(error).split()):.200})"
-        raise wrong(path, got, "a complete parquet file of examples", "write or download it again") from None
-    return replace(_from_datasets(dataset, columns, path, ""), name=path.stem)
-
-
-def _from_datasets(loaded: Any, columns: Columns, path: Path | str, part: str) -> Source:
-    parts = dict(loaded) if isinstance(loaded, Mapping) else {part: loaded}
-    sources = [_in_part(_from_dataset(dataset, columns, path), str(name), str(name)) for name, dataset in parts.items()]
-    return _joined(sources, path)
-
-
-def _from_dataset(dataset: Any, columns: Columns, path: Path | str) -> Source:
-    """Rows of one split, class numbers turned into their names (-1, no label, into none)."""
-    picked = pick_columns(columns, dataset.column_names, path)
-    if not len(dataset):
-        raise wrong(path, "holds no records", "at least one", "choose another part=")
-    wanted = dataset.with_format(None).select_columns(list(filter(None, picked)))
-    names = {key: feature.names for key, feature in wanted.features.items() if hasattr(feature, "int2str")}
-    rows = []
-    for index, row in enumerate(wanted):
-        for key, of_class in names.items():
-            number = row[key]
-            if number is not None and not -1 <= number < len(of_class):
-                got, expected = f"{key} is {number}", f"-1 to {len(of_class) - 1}, one of its {len(of_class)} classes"
-                raise wrong(f"{path}, record {index}", got, expected, "correct it, or write the table again")
-            row[key] = of_class[number] if number is not None and number >= 0 else None
-        rows.append((f"record {index}", row))
-    return from_columns(rows, picked, path)

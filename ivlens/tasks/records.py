@@ -8,7 +8,7 @@ import io
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -242,3 +242,19 @@ def from_columns(rows: Rows, picked: Columns, path: Path | str) -> Source:
         records.append(Record(input, texts_of(row[picked.output], f"{path}, {where}, {picked.output!r}"), where))
     name = Path(path).resolve().stem if isinstance(path, Path) else path
     return Source(name, str(path), tuple(records), () if own else instructions, fused=fused)
+
+
+def in_part(source: Source, part: str, file: str) -> Source:
+    """The source with its records in a part, each with its file's name."""
+    records = tuple(replace(record, part=part, where=f"{file} {record.where}".strip()) for record in source.records)
+    return replace(source, records=records)
+
+
+def joined(sources: Sequence[Source], path: Path | str) -> Source:
+    """The sources of several parts as one."""
+    if len({source.fused for source in sources}) > 1:
+        raise wrong(path, "has parts with and without fused prompts", "the same columns in all", "load one with part=")
+    name = path.resolve().name if isinstance(path, Path) else path
+    records = tuple(record for source in sources for record in source.records)
+    instructions = tuple(dict.fromkeys(text for source in sources for text in source.instructions))
+    return replace(sources[0], name=name, source=str(path), records=records, instructions=instructions)

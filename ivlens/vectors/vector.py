@@ -31,8 +31,7 @@ class InstructionVector:
 
     The projection's bias is left out: it belongs to no head. `write_scale` is one except on post-norm families (Gemma 2
     and 3, OLMo 2), where a head's write passes a norm before it reaches the residual stream: there it is the norm's
-    mean scale at the last prompt token, so that `θ` is what the heads add to the stream, not what they hand to the
-    norm.
+    mean scale at the last prompt token, so that `θ` is what the heads add to the stream.
 
     Attributes:
         theta: the vector.

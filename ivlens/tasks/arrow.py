@@ -1,0 +1,109 @@
+"""Readers of what the library `datasets` opens: the Hub, saved folders, Parquet files."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ivlens.common.files import check_inner_names
+from ivlens.common.foreign import check_parquet
+from ivlens.common.hub import without_retries
+from ivlens.tasks.records import (
+    MOST_RECORDS,
+    Columns,
+    Source,
+    from_columns,
+    in_part,
+    joined,
+    parse_json,
+    pick_columns,
+    read_text,
+    wrong,
+)
+
+
+def read_hub(name: str, columns: Columns, part: str | None, config: str | None) -> Source:
+    """A dataset of the Hub."""
+    import datasets
+
+    try:
+        with without_retries():
+            loaded = datasets.load_dataset(name, config, split=part)
+    except Exception as error:  # the Hub client's errors have no common base
+        reason = " ".join(str(error).split())
+        kind = ValueError if isinstance(error, ValueError) else FileNotFoundError
+        raise kind(
+            f"{name!r} is no local path and cannot be opened as a dataset on the Hub ({type(error).__name__}: "
+            f"{reason:.300}), expected a dataset of data files (datasets that run code are never opened); check name, "
+            "config= and part=, or save it with save_to_disk() where there is a network and give that folder."
+        ) from None
+    return _from_datasets(loaded, columns, name if config is None else f"{name}/{config}", (part or "").split("[")[0])
+
+
+def read_saved(path: Path, columns: Columns, part: str | None) -> Source:
+    """A folder that `save_to_disk` wrote."""
+    import datasets
+
+    _check_saved(path)
+    try:
+        loaded = datasets.load_from_disk(str(path))
+    except Exception as error:  # Arrow's, JSON's and the system's own
+        got = f"cannot be opened as a saved dataset ({type(error).__name__}: {' '.join(str(error).split()):.200})"
+        raise wrong(path, got, "what save_to_disk() writes", "save it again") from None
+    if part is not None:
+        found = list(map(str, loaded)) if isinstance(loaded, Mapping) else []
+        if part not in found:
+            expected = f"one of {', '.join(found)}" if found else "no part, it has none"
+            raise wrong(path, f"got part={part!r}", expected, "choose one, or leave part out for all")
+        loaded = loaded[part]
+    return replace(_from_datasets(loaded, columns, path, part or ""), name=path.resolve().name)
+
+
+def _check_saved(path: Path) -> None:
+    """Refuse a saved dataset that names files elsewhere."""
+    states = [(state, "_data_files") for state in (path / "state.json", *path.glob("*/state.json"))]
+    for file, key in [(path / "dataset_dict.json", "splits"), *states]:
+        about = parse_json(read_text(file), file) if file.is_file() else None
+        listed = about.get(key) if isinstance(about, dict) else None
+        names = [one.get("filename") if isinstance(one, dict) else one for one in listed or ()]
+        check_inner_names(file, names)
+
+
+def read_parquet(path: Path, columns: Columns) -> Source:
+    """A Parquet file."""
+    import datasets
+    import pyarrow.parquet
+
+    try:
+        check_parquet(path, MOST_RECORDS)
+        # read, not mapped: whoever cuts a mapped file ends this process
+        dataset = datasets.Dataset(pyarrow.parquet.read_table(path, memory_map=False))
+    except Exception as error:  # Arrow's and the system's own
+        got = f"is not valid parquet ({' '.join(str(error).split()):.200})"
+        raise wrong(path, got, "a complete parquet file of examples", "write or download it again") from None
+    return replace(_from_datasets(dataset, columns, path, ""), name=path.stem)
+
+
+def _from_datasets(loaded: Any, columns: Columns, path: Path | str, part: str) -> Source:
+    parts = dict(loaded) if isinstance(loaded, Mapping) else {part: loaded}
+    sources = [in_part(_from_dataset(dataset, columns, path), str(name), str(name)) for name, dataset in parts.items()]
+    return joined(sources, path)
+
+
+def _from_dataset(dataset: Any, columns: Columns, path: Path | str) -> Source:
+    """Rows of one split, class numbers turned into their names (-1, no label, into none)."""
+    picked = pick_columns(columns, dataset.column_names, path)
+    if not len(dataset):
+        raise wrong(path, "holds no records", "at least one", "choose another part=")
+    wanted = dataset.with_format(None).select_columns(list(filter(None, picked)))
+    names = {key: feature.names for key, feature in wanted.features.items() if hasattr(feature, "int2str")}
+    rows = []
+    for index, row in enumerate(wanted):
+        for key, of_class in names.items():
+            number = row[key]
+            if number is not None and not -1 <= number < len(of_class):
+                got, expected = f"{key} is {number}", f"-1 to {len(of_class) - 1}, one of its {len(of_class)} classes"
+                raise wrong(f"{path}, record {index}", got, expected, "correct it, or write the table again")
+            row[key] = of_class[number] if number is not None and number >= 0 else None
+        rows.append((f"record {index}", row))
+    return from_columns(rows, picked, path)
