@@ -15,7 +15,7 @@ import torch
 import transformers
 
 from ivlens import load_model, load_task
-from ivlens.common.memory import _total_memory
+from ivlens.common.memory import machine_memory
 from ivlens.effects.reference import patched_logits
 from ivlens.effects.request import EffectRequest, PatchOptions, make_request
 from ivlens.forward.means import mean_head_outputs
@@ -93,7 +93,7 @@ def machine() -> dict[str, Any]:
         "date": date.today().isoformat(),
         "cpu": _cpu(),
         "threads": torch.get_num_threads(),
-        "memory_gib": round(_total_memory() / 2**30, 1),
+        "memory_gib": round(machine_memory() / 2**30, 1),
         "python": platform.python_version(),
         **{package: version(package) for package in packages},
     }

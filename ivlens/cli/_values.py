@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+from ivlens.common.checks import MOST
+
 _WHOLE = re.compile(r"[+-]?[0-9]+")
-_MOST = 2**53  # beyond it a number in JSON is another one
 _MOST_COUNTED = 10**6  # of prompts, steps, threads: what is listed or started before anything is measured
 _SIGNED = {"--seed", "--sign", "--layer"}  # all other whole numbers are counts; of layers the model says which it has
 
@@ -35,7 +36,7 @@ def _expected(kinds: set[Any], name: str, value: str) -> str:
     if Path in kinds and (not value.strip() or "\0" in value):
         return "a path"
     if int in kinds:
-        if _WHOLE.fullmatch(value) is None or len(value) > 20 or abs(int(value)) >= _MOST:
+        if _WHOLE.fullmatch(value) is None or len(value) > 20 or abs(int(value)) >= MOST:
             return "a whole number below 2^53"
         if name not in _SIGNED and not 0 <= int(value) <= _MOST_COUNTED:
             return "0 or more" if int(value) < 0 else f"at most {_MOST_COUNTED:,}"

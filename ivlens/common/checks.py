@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 else:  # what may be given; `set_items` makes it a tuple
     Texts = str | Iterable[str]
 
-MOST = 2**53  # beyond it a float does not hold every whole number
+MOST = 2**53  # beyond it a float, and a number in JSON, does not hold every whole number
 
 
 def check_counts(options: Any, **least: int) -> None:

@@ -3,7 +3,6 @@
 import logging
 import os
 import shutil
-import stat
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -15,6 +14,7 @@ from tempfile import mkdtemp
 from typing import Any
 
 from ivlens.common.disk import DiskError, try_writing, writing
+from ivlens.common.foreign import read_foreign
 from ivlens.common.names import path_of
 
 logger = logging.getLogger("ivlens")
@@ -181,15 +181,14 @@ def check_inner_names(path: Path, names: Iterable[object]) -> None:
 
 
 def read_small(path: Path, limit: int = 2**20) -> bytes:
-    """The content of a regular file of at most `limit` bytes; a pipe or a link is not opened.
+    """The content of a file that ivlens wrote, of at most `limit` bytes; as `read_foreign`, but no link is followed.
 
     Raises:
         OSError: it is no such file, or too large.
     """
-    about = path.lstat()
-    if not stat.S_ISREG(about.st_mode) or about.st_size > limit:
-        raise OSError(f"{str(path)!r} is no regular file of at most {limit:,} bytes, expected one; remove it.")
-    return path.read_bytes()
+    if path.is_symlink():
+        raise OSError(f"{str(path)!r:.200} is a link, expected a regular file; remove it.")
+    return read_foreign(path, limit)
 
 
 def ready_folder(path: str | Path) -> Path:

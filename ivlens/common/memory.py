@@ -36,16 +36,11 @@ def memory_budget(max_memory: Any, device: "torch.device") -> int:
         import torch
 
         return torch.cuda.get_device_properties(device).total_memory // 8
-    return min(max(_total_memory() // 64, 2**27), 2**30)
+    return min(max(machine_memory() // 64, 2**27), 2**30)
 
 
 def machine_memory() -> int:
-    """Bytes of memory that this machine, or this process's container, has."""
-    return _total_memory()
-
-
-def _total_memory() -> int:
-    """The machine's memory, or the part of it that this process's container may use."""
+    """Bytes of memory that this machine has, or the part of them that this process's container may use."""
     sizes = [_limit(path) for path in _CGROUP_LIMITS]
     try:
         sizes.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))

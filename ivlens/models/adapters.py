@@ -9,16 +9,14 @@ from typing import Any
 
 import torch
 
-from ivlens.common.files import read_small
 from ivlens.common.foreign import foreign_json, read_pickled, read_tensors
-from ivlens.common.saves import LIST, whole
+from ivlens.common.saves import LIST, listed, whole
 from ivlens.models.known import known_model
-from ivlens.models.opening import check_name
+from ivlens.models.opening import WEIGHT_FILES, check_name
 
 logger = logging.getLogger("ivlens")
 
 CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
-_WHOLE = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _LONGEST_CONFIG = 2**20  # bytes
 _SETS = {"target_modules", "modules_to_save", "exclude_modules", "target_parameters"}
 _WHOLE_NUMBERS = ("indices", "index")  # of kinds that keep where they change something
@@ -68,11 +66,11 @@ def _parts(root: Path) -> list[Path]:
     if not (root / LIST).is_file():
         return []
     try:
-        listed = {Path(name).parent for name in json.loads(read_small(root / LIST))["files"]}
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        listed = None  # a damaged list: every subfolder that has no list of its own
+        saved = {Path(name).parent for name in listed(root)}
+    except ValueError:
+        saved = None  # a damaged list: every subfolder that has no list of its own
     found = [path for path in _beside(root) if not (path / LIST).exists()]
-    return [path for path in found if listed is None or Path(path.name) in listed]
+    return [path for path in found if saved is None or Path(path.name) in saved]
 
 
 def _beside(root: Path) -> list[Path]:
@@ -133,7 +131,7 @@ def read_adapters(folder: str | Path) -> dict[str, Adapter]:
         ValueError: damaged or incomplete adapters, of a kind that is no change of weights, or beside a whole model.
     """
     root, found = whole(Path(folder).expanduser()), adapter_folders(folder)
-    models = [name for name in _WHOLE if (root / name).is_file()]
+    models = [name for name in WEIGHT_FILES if (root / name).is_file()]
     if models:
         raise ValueError(
             f"{str(folder)!r} holds adapters ({CONFIG}) and a whole model ({models[0]}), expected one of them; move "

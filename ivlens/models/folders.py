@@ -22,10 +22,9 @@ from ivlens.common.foreign import foreign_json, opened_tensors, read_foreign, re
 from ivlens.common.memory import machine_memory
 from ivlens.models.boot import check_config
 from ivlens.models.looks import CONFIG, check_folder, safe_config
-from ivlens.models.opening import SAVE_AGAIN, check_fits, check_sizes, opened_by
+from ivlens.models.opening import SAVE_AGAIN, WEIGHT_FILES, check_fits, check_sizes, opened_by
 
 _GENERATION = "generation_config.json"
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _MOST_INDEX, _MOST_GENERATION = 2**26, 2**20  # bytes
 _PARTS = 20  # modules for each tensor of a file, many more than any model has
 _SPARE = 2**22  # numbers that a model may have beside those in its files: positions, masks
@@ -92,10 +91,10 @@ def _files(folder: Path, named: Any) -> list[Path]:
         FileNotFoundError: there is none, or one of several is missing.
         ValueError: an index that is none, or names a file elsewhere.
     """
-    name = next((name for name in ([named] if named else _WEIGHTS) if (folder / str(name)).is_file()), None)
+    name = next((name for name in ([named] if named else WEIGHT_FILES) if (folder / str(name)).is_file()), None)
     if name is None:
         raise FileNotFoundError(
-            f"model {str(folder)!r} has no file of weights ({', '.join(_WEIGHTS[::2])}), {SAVE_AGAIN}."
+            f"model {str(folder)!r} has no file of weights ({', '.join(WEIGHT_FILES[::2])}), {SAVE_AGAIN}."
         )
     if not name.endswith(".index.json"):
         return [folder / name]
@@ -153,7 +152,7 @@ def _built_empty(config: Any, n_tensors: int, label: str) -> Any:
     """
     from transformers import AutoModelForCausalLM
 
-    with _counted(_PARTS * n_tensors + 10_000, label), opened_by("transformers", f"model {label!r}", SAVE_AGAIN):
+    with _counted(_PARTS * n_tensors + 10_000), opened_by("transformers", f"model {label!r}", SAVE_AGAIN):
         with torch.device("meta"):
             return AutoModelForCausalLM.from_config(
                 copy.deepcopy(config), trust_remote_code=False, attn_implementation="eager"
@@ -161,7 +160,7 @@ def _built_empty(config: Any, n_tensors: int, label: str) -> Any:
 
 
 @contextmanager
-def _counted(most: int, label: str) -> Iterator[None]:
+def _counted(most: int) -> Iterator[None]:
     """Stop the body when it makes more modules than `most`."""
     left, own = [most], threading.get_ident()
 

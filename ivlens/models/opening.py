@@ -10,6 +10,10 @@ from ivlens.common.memory import is_out_of_memory
 from ivlens.models.known import KNOWN
 
 SAVE_AGAIN = "expected a checkpoint written by save_pretrained; save or download it again"
+# of a whole model, in the order in which transformers looks for them
+WEIGHT_FILES = (
+    "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
+)  # fmt: skip
 _LONGEST_NAME = 4096  # of a path, on most systems
 _SLACK = 16  # numbers in a byte of weights, far more than any way of storing them
 _SIZES = ("vocab_size", "num_hidden_layers", "intermediate_size", "max_position_embeddings")

@@ -47,9 +47,7 @@ def check_words(folder: Path) -> None:
     for name, value in options.items():
         if name.endswith("_file") and isinstance(value, str) and "\0" not in value and not is_regular(Path(value)):
             raise _refused(folder, f"names {value!r:.80} as its {name}, which is a pipe or a device", "a file")
-    lists = [
-        options.get(name) for name in ("additional_special_tokens", "extra_special_tokens", "added_tokens_decoder")
-    ]
+    lists = [options.get(name) for name in _SPECIAL]
     lists += [made.get("added_tokens"), _read(folder / "added_tokens.json")]
     lists += _read(folder / "special_tokens_map.json").values()
     n_special = max((len(each) for each in lists if isinstance(each, list | dict)), default=0)

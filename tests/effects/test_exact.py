@@ -108,11 +108,11 @@ def test_a_prompt_of_one_token(model):
 
 
 def test_a_budget_does_not_depend_on_what_is_free(monkeypatch):
-    monkeypatch.setattr(memory, "_total_memory", lambda: 24 * 2**30)
+    monkeypatch.setattr(memory, "machine_memory", lambda: 24 * 2**30)
     assert memory.memory_budget("auto", torch.device("cpu")) == 384 * 2**20
-    monkeypatch.setattr(memory, "_total_memory", lambda: 2**40)
+    monkeypatch.setattr(memory, "machine_memory", lambda: 2**40)
     assert memory.memory_budget("auto", torch.device("cpu")) == 2**30
-    monkeypatch.setattr(memory, "_total_memory", lambda: 2**30)
+    monkeypatch.setattr(memory, "machine_memory", lambda: 2**30)
     assert memory.memory_budget("auto", torch.device("cpu")) == 2**27
     assert memory.memory_budget(123, torch.device("cpu")) == 123
 
@@ -121,9 +121,9 @@ def test_a_container_has_what_its_limit_says(tmp_path, monkeypatch):
     limit = tmp_path / "memory.max"
     limit.write_text(f"{2**20}\n")
     monkeypatch.setattr(memory, "_CGROUP_LIMITS", (str(tmp_path / "none"), str(limit)))
-    assert memory._total_memory() == 2**20
+    assert memory.machine_memory() == 2**20
     limit.write_text("max\n")
-    assert memory._total_memory() > 2**20
+    assert memory.machine_memory() > 2**20
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gemma2"])
