@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
+from ivlens.common.memory import pass_on_shortage
 from ivlens.prompts.guarded import rendered
 from ivlens.prompts.tokens import n_shared
 
@@ -107,6 +108,7 @@ class Chat:
         try:
             source: str = self.tokenizer.get_chat_template()
         except Exception as error:  # several templates of which none is the default
+            pass_on_shortage(error)
             raise self._refused(f"cannot be used ({_reason(error)})", "use 'plain', 'after' or 'qa'") from None
         if _CLOCK not in source:
             return source
@@ -160,6 +162,7 @@ class Chat:
         try:
             text = self._rendered(said, cue)
         except Exception as error:  # whatever the template raises, and its language for what it cannot do
+            pass_on_shortage(error)
             raise _Failed(_reason(error)) from None
         if self._in_parts and _A_LIST.search(text):
             raise _Failed("it writes a list of parts as it is")

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import cache, wraps
+from functools import cache, lru_cache, wraps
 from typing import Any
 
 _MOST_STEPS = 100_000  # rounds, calls and filters for one text; a chat of ten turns takes some hundreds
@@ -55,7 +55,7 @@ def rendered(source: str, values: Mapping[str, Any]) -> str:
         _BUDGET.reset(token)
 
 
-@cache
+@lru_cache(maxsize=16)
 def _compiled(source: str) -> Any:
     return _environment().from_string(source)
 

@@ -8,6 +8,7 @@ from typing import Any
 from ivlens.common.files import check_inner_names
 from ivlens.common.foreign import check_parquet
 from ivlens.common.hub import without_retries
+from ivlens.common.memory import pass_on_shortage
 from ivlens.tasks.records import (
     MOST_RECORDS,
     Columns,
@@ -30,6 +31,7 @@ def read_hub(name: str, columns: Columns, part: str | None, config: str | None) 
         with without_retries():
             loaded = datasets.load_dataset(name, config, split=part)
     except Exception as error:  # the Hub client's errors have no common base
+        pass_on_shortage(error)
         reason = " ".join(str(error).split())
         kind = ValueError if isinstance(error, ValueError) else FileNotFoundError
         raise kind(
@@ -48,6 +50,7 @@ def read_saved(path: Path, columns: Columns, part: str | None) -> Source:
     try:
         loaded = datasets.load_from_disk(str(path))
     except Exception as error:  # Arrow's, JSON's and the system's own
+        pass_on_shortage(error)
         got = f"cannot be opened as a saved dataset ({type(error).__name__}: {' '.join(str(error).split()):.200})"
         raise wrong(path, got, "what save_to_disk() writes", "save it again") from None
     if part is not None:
@@ -79,6 +82,7 @@ def read_parquet(path: Path, columns: Columns) -> Source:
         # read, not mapped: whoever cuts a mapped file ends this process
         dataset = datasets.Dataset(pyarrow.parquet.read_table(path, memory_map=False))
     except Exception as error:  # Arrow's and the system's own
+        pass_on_shortage(error)
         got = f"is not valid parquet ({' '.join(str(error).split()):.200})"
         raise wrong(path, got, "a complete parquet file of examples", "write or download it again") from None
     return replace(_from_datasets(dataset, columns, path, ""), name=path.stem)
