@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from ivlens.common.checks import MOST
+from ivlens.common.names import can_be_path
 
 _WHOLE = re.compile(r"[+-]?[0-9]+")
 _MOST_COUNTED = 10**6  # of prompts, steps, threads: what is listed or started before anything is measured
@@ -33,7 +34,7 @@ def converted(kind: Any, tokens: Sequence[Any]) -> Any:
 
 def _expected(kinds: set[Any], name: str, value: str) -> str:
     """What an option takes, where it is given something else; empty where nothing is wrong that can be told here."""
-    if Path in kinds and (not value.strip() or "\0" in value):
+    if Path in kinds and not can_be_path(value):
         return "a path"
     if int in kinds:
         if _WHOLE.fullmatch(value) is None or len(value) > 20 or abs(int(value)) >= MOST:

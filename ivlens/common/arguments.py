@@ -89,10 +89,10 @@ def fitted(name: str, value: Any, hint: Any) -> Any:
     name, value, hint = _inner(name, value, hint)
     kinds = {int, float, SupportsIndex, bool} & set(sides(hint))
     wrong = ValueError if kinds or Literal in [get_origin(one) for one in sides(hint)] else TypeError
-    raise wrong(f"{name} is {shown(value)}, expected {said(hint)}.")
+    raise wrong(f"{name} is {briefly(value)}, expected {said(hint)}.")
 
 
-def shown(value: Any) -> str:
+def briefly(value: Any) -> str:
     """A value as an error shows it: short, in one line; of what is no plain value its type alone."""
     if isinstance(value, type) or callable(value):
         return f"{getattr(value, '__name__', type(value).__name__):.40}"

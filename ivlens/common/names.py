@@ -25,6 +25,12 @@ def _written_out(letter: str) -> str:
     return letter.encode("unicode_escape", "surrogatepass").decode()
 
 
+def can_be_path(text: str) -> bool:
+    """Whether a system would take it for a path: not empty, not too long, nor any part of it, and without a NUL."""
+    longest = max(len(part.encode("utf-8", "replace")) for part in text.split("/"))
+    return bool(text.strip()) and "\0" not in text and longest <= _LONGEST_NAME and len(text) <= _LONGEST_PATH
+
+
 def path_of(given: str | os.PathLike[str], what: str = "path") -> Path:
     """`given` as a path.
 
@@ -33,8 +39,7 @@ def path_of(given: str | os.PathLike[str], what: str = "path") -> Path:
             paths can be, or with a NUL in it.
     """
     text = os.fspath(given)
-    longest = max(len(part.encode("utf-8", "replace")) for part in text.split("/"))
-    if not text.strip() or "\0" in text or longest > _LONGEST_NAME or len(text) > _LONGEST_PATH:
+    if not can_be_path(text):
         raise ValueError(
             f"{what} is {text!r:.60}, expected the path of a file or folder; '.' is the working directory."
         )

@@ -21,7 +21,7 @@ from ivlens.common.files import check_inner_names
 from ivlens.common.foreign import foreign_json, opened_tensors, read_foreign, read_pickled, read_tensors
 from ivlens.common.memory import machine_memory
 from ivlens.models.boot import check_config
-from ivlens.models.looks import CONFIG, check_folder, safe_config
+from ivlens.models.looks import CONFIG, check_entries, safe_config
 from ivlens.models.opening import SAVE_AGAIN, WEIGHT_FILES, check_fits, check_sizes, opened_by
 
 _GENERATION = "generation_config.json"
@@ -37,7 +37,7 @@ def open_folder(folder: Path, dtype: torch.dtype | None) -> Any:
         FileNotFoundError: it lacks a file, or has one that cannot be read.
         ValueError: no decoder, sizes that its weights do not have, weights that are missing, left over or too large.
     """
-    check_folder(folder)
+    check_entries(folder)
     with _private(folder) as place, opened_by("transformers", f"model {str(folder)!r}", SAVE_AGAIN):
         from transformers import AutoConfig, GenerationConfig
 
@@ -99,11 +99,11 @@ def _files(folder: Path, named: Any) -> list[Path]:
     if not name.endswith(".index.json"):
         return [folder / name]
     try:
-        listed = foreign_json(folder / name, _MOST_INDEX)["weight_map"].values()
-        found = sorted({str(file) for file in listed})
+        listed = list(foreign_json(folder / name, _MOST_INDEX)["weight_map"].values())
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"model {str(folder)!r}: {name} is no index ({type(error).__name__}), {SAVE_AGAIN}.") from None
-    check_inner_names(folder / name, found)
+    check_inner_names(folder / name, listed)
+    found = sorted(set(listed))
     for file in found:
         if not file.endswith((".safetensors", ".bin")):
             raise ValueError(

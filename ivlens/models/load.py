@@ -22,7 +22,7 @@ from ivlens.models.folders import open_folder
 from ivlens.models.gguf import gguf_tokenizer, open_gguf
 from ivlens.models.known import label_of, nearest_known, source_of
 from ivlens.models.live import LiveAdapters
-from ivlens.models.looks import MOST_TEMPLATE, check_folder
+from ivlens.models.looks import MOST_TEMPLATE, check_entries
 from ivlens.models.merging import with_adapters
 from ivlens.models.opening import (
     check_fits,
@@ -150,7 +150,7 @@ def _adapted(
     template = folder / _TEMPLATE
     if tokenizer is not None and not has_own and template.is_file():
         tokenizer = copy.deepcopy(tokenizer)
-        check_folder(folder)
+        check_entries(folder)
         tokenizer.chat_template = read_foreign(template, MOST_TEMPLATE).decode("utf-8")
     return with_adapters(plain, folder).requires_grad_(False).eval(), tokenizer
 

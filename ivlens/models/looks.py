@@ -29,8 +29,8 @@ _MOST_OF_THEM = 2**16
 _SPECIAL_FILE = "a pipe, a socket or a device"
 
 
-def check_folder(folder: Path) -> None:
-    """Refuse a folder in which a file would never end, or is far larger than such files are.
+def check_entries(folder: Path) -> None:
+    """Refuse a checkpoint folder in which a file would never end, or is far larger than such files are.
 
     Raises:
         FileNotFoundError: one of its entries is neither a file nor a folder.

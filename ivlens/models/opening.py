@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ivlens.common.memory import is_out_of_memory
+from ivlens.common.names import can_be_path
 from ivlens.models.known import KNOWN
 
 SAVE_AGAIN = "expected a checkpoint written by save_pretrained; save or download it again"
@@ -14,7 +15,6 @@ SAVE_AGAIN = "expected a checkpoint written by save_pretrained; save or download
 WEIGHT_FILES = (
     "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
 )  # fmt: skip
-_LONGEST_NAME = 4096  # of a path, on most systems
 _SLACK = 16  # numbers in a byte of weights, far more than any way of storing them
 _SIZES = ("vocab_size", "num_hidden_layers", "intermediate_size", "max_position_embeddings")
 
@@ -26,8 +26,7 @@ def check_name(name: str | Path) -> None:
         ValueError: empty, longer than a path or one of its parts can be, or with letters that no name has.
     """
     text = str(name)
-    parts = text.encode("utf-8", "replace").split(b"/")
-    if not text.strip() or len(text) > _LONGEST_NAME or max(map(len, parts)) > 255 or not text.isprintable():
+    if not can_be_path(text) or not text.isprintable():
         raise ValueError(
             f"model is {text!r:.80}, expected a checkpoint folder, a Hub name 'owner/name', a GGUF file, or "
             f"{' or '.join(map(repr, KNOWN))}; check it."

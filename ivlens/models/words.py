@@ -12,7 +12,7 @@ from typing import Any
 
 from ivlens.common.apart import ends
 from ivlens.common.foreign import foreign_json, is_regular
-from ivlens.models.looks import MOST_WORDS, check_folder
+from ivlens.models.looks import MOST_WORDS, check_entries
 
 _FILE, _OPTIONS = "tokenizer.json", "tokenizer_config.json"
 _MOST_GROWTH = 64  # letters that may become of one; those of real tokenizers become two or three
@@ -42,7 +42,7 @@ def check_words(folder: Path) -> None:
         FileNotFoundError: a file that is none, or cannot be read.
         ValueError: as said, or too many special words.
     """
-    check_folder(folder)
+    check_entries(folder)
     options, made = _read(folder / _OPTIONS), _read(folder / _FILE)
     for name, value in options.items():
         if name.endswith("_file") and isinstance(value, str) and "\0" not in value and not is_regular(Path(value)):

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ivlens.common.arguments import checked, fitted, said, shown
+from ivlens.common.arguments import briefly, checked, fitted, said
 from ivlens.common.checks import check_count, check_counts
 from ivlens.common.names import path_of
 
@@ -125,7 +125,7 @@ def test_a_name_that_does_not_exist_is_pythons_error():
 def test_words():
     assert said(int | float | None) == "a finite number or None"
     assert said(Literal["a"] | None) == "one of a or None"
-    assert shown(None) == "None" and shown([]) == "[]" and shown([1]) == "list" and shown(len) == "len"
+    assert briefly(None) == "None" and briefly([]) == "[]" and briefly([1]) == "list" and briefly(len) == "len"
 
 
 def test_counts_and_paths():
