@@ -22,7 +22,7 @@ from ivlens import load_model, load_task
 from ivlens.tuning import IVKL, RECIPES, Guidance, HeadConsistency, Learner, Progressive, TuneOptions, iv_guidance
 from ivlens.tuning.loop import Trainer
 from ivlens.tuning.terms import Rehearsal
-from ivlens.tuning.terms.rehearsed import instruction_rehearsal
+from ivlens.tuning.terms.rehearsal_prompts import instruction_rehearsal
 from ivlens.tuning.terms.term import Targets
 from ivlens.tuning.training.data import TrainingSet, training_set
 

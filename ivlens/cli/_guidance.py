@@ -1,6 +1,5 @@
 """Options that change what a named guidance is made of."""
 
-import math
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -116,8 +115,6 @@ def _changed(plan: "GuidanceRecipe", name: str, option: str, value: Any) -> "Gui
     has_vector = any(term.uses_vectors for term in plan.terms)
     if not has_vector and not (option == "k" and any(term.needs_heads for term in plan.terms)):
         raise _lacks(option, name, "no vector")
-    if option == "alpha" and not math.isfinite(value):
-        raise ValueError(f"--alpha is {value}, expected a finite number.")
     return replace(plan, **{option: value})
 
 

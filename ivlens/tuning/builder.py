@@ -19,7 +19,7 @@ from ivlens.tuning.terms.mean_difference import MeanDifferenceKL
 from ivlens.tuning.terms.measuring import Before
 from ivlens.tuning.terms.progressive import Progressive
 from ivlens.tuning.terms.rehearsal import REHEARSED
-from ivlens.tuning.terms.rehearse import Rehearse
+from ivlens.tuning.terms.rehearsal_plan import Rehearse
 from ivlens.tuning.terms.term import Term
 
 Control = Literal["zero_vector", "random_vector", "random_heads", "all_heads"]
@@ -150,9 +150,10 @@ def iv_guidance(
         ValueError: an option that does not exist, a task that effects cannot be measured on, or rehearsal without
             earlier tasks.
     """
-    plan, earlier = plan or RECIPES["iv"], tasks_of("earlier", earlier)
-    tasks_of("earlier", earlier, beside=[task])  # what is measured of each is kept by its name
+    plan = plan or RECIPES["iv"]
     assert plan is not None
+    earlier = tasks_of("earlier", earlier)
+    tasks_of("earlier", earlier, beside=[task])  # refuses another task of its name: measurements are kept by names
     recipe = recipe or PromptRecipe()
     before = Before(
         model,

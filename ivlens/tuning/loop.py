@@ -138,9 +138,9 @@ class Trainer:
                 raise self._no_score("the judge gives no score `new`")
 
     def _is_over(self, rows: Sequence[Row]) -> bool:
-        if not rows or len(rows) == self.options.steps:
-            return bool(rows)
-        if "judged" not in rows[-1]:
+        if rows and len(rows) == self.options.steps:
+            return True
+        if not rows or "judged" not in rows[-1]:
             return False
         since = sum("judged" in row and row.get("merit", 0.0) >= 0 for row in rows[self._best(rows) :])
         return bool(self.stop(rows[-1])) or (self.options.patience is not None and since >= self.options.patience)

@@ -21,7 +21,7 @@ from ivlens.tuning import (
 )
 from ivlens.tuning.methods import Lora
 from ivlens.tuning.terms.kl import iv_kl
-from ivlens.tuning.terms.rehearsed import RehearsalOptions, instruction_rehearsal, vector_rehearsal
+from ivlens.tuning.terms.rehearsal_prompts import RehearsalOptions, instruction_rehearsal, vector_rehearsal
 from ivlens.tuning.training.asking import InTraining, Shift
 from ivlens.tuning.training.data import answer_logits, last_column, training_set
 from ivlens.vectors import InstructionVector

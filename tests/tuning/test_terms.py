@@ -31,7 +31,7 @@ from ivlens.tuning import (
 )
 from ivlens.tuning.builder import term_kinds
 from ivlens.tuning.terms.mean_difference import MeanDifferenceKL
-from ivlens.tuning.terms.rehearsed import RehearsalOptions, instruction_rehearsal
+from ivlens.tuning.terms.rehearsal_prompts import RehearsalOptions, instruction_rehearsal
 from ivlens.tuning.terms.term import unique_names
 from ivlens.tuning.training.data import training_set
 

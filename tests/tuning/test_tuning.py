@@ -512,7 +512,7 @@ def test_a_training_with_another_rehearsal_does_not_go_on_from_this_one(llama, t
 
 
 def test_rehearsal_is_the_same_with_gradient_checkpointing(llama):
-    from ivlens.tuning.terms.rehearsed import RehearsalOptions, vector_rehearsal
+    from ivlens.tuning.terms.rehearsal_prompts import RehearsalOptions, vector_rehearsal
 
     data = training_set(llama, tiny_task(), list(tiny_task().examples)[:8])
     deltas = 3 * torch.randn(2, llama.cfg.d_model, generator=torch.Generator().manual_seed(0))

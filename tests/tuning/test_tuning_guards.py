@@ -27,7 +27,7 @@ from ivlens.models.plain import plain_model
 from ivlens.tuning import IVKL, Along, Guidance, HeadConsistency, Learner, Progressive, TuneOptions, finetune
 from ivlens.tuning.methods import Replay
 from ivlens.tuning.terms.kl import SoftTargets
-from ivlens.tuning.terms.rehearsed import RehearsalOptions, instruction_rehearsal
+from ivlens.tuning.terms.rehearsal_prompts import RehearsalOptions, instruction_rehearsal
 from ivlens.tuning.training.data import TrainingSet, answer_logits, last_column, training_set
 from ivlens.tuning.training.sites import Sites
 

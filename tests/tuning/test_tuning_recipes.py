@@ -20,7 +20,7 @@ from ivlens.tuning import (
     iv_guidance,
     make_exam,
 )
-from ivlens.tuning.terms.rehearsed import RehearsalOptions, instruction_rehearsal
+from ivlens.tuning.terms.rehearsal_prompts import RehearsalOptions, instruction_rehearsal
 from ivlens.tuning.training.data import TrainingSet, training_set
 
 TASK = tiny_task()

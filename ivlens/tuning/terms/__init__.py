@@ -4,7 +4,7 @@ from ivlens.tuning.terms.heads import HeadConsistency
 from ivlens.tuning.terms.kl import IVKL
 from ivlens.tuning.terms.progressive import Progressive, strength
 from ivlens.tuning.terms.rehearsal import Rehearsal
-from ivlens.tuning.terms.rehearse import Rehearse
+from ivlens.tuning.terms.rehearsal_plan import Rehearse
 from ivlens.tuning.terms.term import Term
 
 __all__ = ["IVKL", "HeadConsistency", "Progressive", "Rehearsal", "Rehearse", "Term", "strength"]

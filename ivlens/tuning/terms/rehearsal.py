@@ -10,7 +10,7 @@ answer as the frozen model before the task does:
 at the last prompt token, averaged over pairs of an input `x` and an earlier task `j`; the first term also at the tokens
 of the frozen model's own greedy answer, where more than its first token is rehearsed. Under a vector the first term
 guards how the model *reads* an Instruction Vector; under an instruction the second one guards how its heads *write* it.
-The new task's own prompts are not held back. `rehearsed.py` makes the prompts.
+The new task's own prompts are not held back. `rehearsal_prompts.py` makes the prompts.
 
 Source: ivlens; the papers hold the new task's prompts only.
 """

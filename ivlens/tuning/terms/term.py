@@ -41,7 +41,7 @@ class Term:
         name: Its column in the log; of a second term with the same name, `NAME_2`.
         needs_vector: Whether it uses the vector of the task in training.
         flags: Options of `ivlens tune` that change it, and the field that each of them sets.
-        lacks: What a guidance does not have that has no such term, for the error about an option.
+        lacks: What a guidance without this term is said to have, in the error about one of its `flags`.
     """
 
     name: ClassVar[str]

@@ -7,7 +7,7 @@ from ivlens.tuning.terms.heads import HeadConsistency
 from ivlens.tuning.terms.kl import IVKL
 from ivlens.tuning.terms.measuring import Before
 from ivlens.tuning.terms.rehearsal import REHEARSED, Rehearsal
-from ivlens.tuning.terms.rehearsed import RehearsalOptions, instruction_rehearsal, vector_rehearsal
+from ivlens.tuning.terms.rehearsal_prompts import RehearsalOptions, instruction_rehearsal, vector_rehearsal
 from ivlens.tuning.terms.term import ChangeHeads, Term
 
 RehearsedBy = Literal["instructions", "vectors", "translations"]
