@@ -1,4 +1,4 @@
-"""Names and paths as they are shown: what would make a terminal do something is escaped."""
+"""Names, paths and errors as they are shown: what would make a terminal do something is escaped."""
 
 import os
 import re
@@ -23,6 +23,11 @@ def set_shown(made: Any, *names: str) -> None:
 
 def _written_out(letter: str) -> str:
     return letter.encode("unicode_escape", "surrogatepass").decode()
+
+
+def one_line(error: BaseException, most: int = 300) -> str:
+    """What an error says, in one line of at most so many letters; its kind, where it says nothing."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:most]
 
 
 def can_be_path(text: str) -> bool:

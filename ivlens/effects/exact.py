@@ -184,7 +184,7 @@ class _Pass:
         copies.stream = out.unflatten(1, (n_copies, -1))
 
     def _patch(self, places: Int[Tensor, " heads"], heads: tuple[int, ...]) -> Any:
-        """Of every new copy, the head it stands for, at its first token: the last one of the prompt."""
+        """An edit: in every new copy, patch the head it stands for at its first token, the last one of the prompt."""
 
         def edit(z: Tensor, layer: int) -> Tensor:
             z = z.unflatten(1, (-1, self._inputs.n_answer)).clone()
@@ -197,7 +197,7 @@ class _Pass:
     def _scores(
         self, copies: _Copies, plain: Float[Tensor, "batch answer_len d_vocab"]
     ) -> Float[Tensor, "batch n_layers n_heads"]:
-        """Of every patched copy; the unpatched one goes through the unembedding with them and must be as `plain`."""
+        """Scores of every patched copy; the unpatched one is unembedded with them and must give `plain` again."""
         assert copies.stream is not None
         batch, n_copies = copies.stream.shape[:2]
         stream = copies.stream.flatten(0, 1)

@@ -10,7 +10,7 @@ from ivlens.prompts.batch import PromptBatch
 
 
 def provenance(model: TransformerBridge, corrupted: PromptBatch, clean: PromptBatch) -> dict[str, Any]:
-    """Of the measured prompts, those of the means, the model's numbers and the packages."""
+    """Facts about the measured prompts, those of the means, the model's numbers and the packages."""
     packages = ("ivlens", "torch", "transformers", "transformer-lens")
     kept = [share for share in corrupted.kept_answers if share is not None]
     return {

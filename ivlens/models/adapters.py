@@ -39,7 +39,7 @@ class Adapter:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of its weights, by name."""
+        """The shapes of its weights, by name."""
         return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
 
 

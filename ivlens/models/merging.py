@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ivlens.common.memory import pass_on_shortage
+from ivlens.common.names import one_line
 from ivlens.common.precision import rounding_share
 from ivlens.models.adapters import CONFIG, WEIGHTS, Adapter, read_adapters
 from ivlens.models.bounds import check_bounds
@@ -52,7 +53,7 @@ def with_adapters(plain: Any, folder: str | Path) -> Any:
         return merged(wrapped.eval())
     except Exception as error:  # peft's, torch's and safetensors' own
         pass_on_shortage(error)
-        reason = f"{type(error).__name__}: {' '.join(str(error).split()):.300}"
+        reason = f"{type(error).__name__}: {one_line(error)}"
         raise ValueError(
             f"the adapters in {str(folder)!r} do not fit the model ({reason}), expected the model they were trained on "
             "and files as peft wrote them; name it with base=, or save them again."

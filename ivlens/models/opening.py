@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ivlens.common.memory import is_out_of_memory
-from ivlens.common.names import can_be_path
+from ivlens.common.names import can_be_path, one_line
 from ivlens.models.known import KNOWN
 
 SAVE_AGAIN = "expected a checkpoint written by save_pretrained; save or download it again"
@@ -52,7 +52,7 @@ def opened_by(library: str, label: str, remedy: str) -> Iterator[None]:
         # what a Rust library raises in its panic is no Exception
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        reason = (" ".join(str(error).split()) or "no reason given")[:300]
+        reason = one_line(error)
         if type(error).__name__ == "UnpicklingError":  # torch advises to run what is in it
             reason = "a file of weights is damaged or holds more than tensors; nothing else is read"
         if is_out_of_memory(error):  # a file may ask for more than there is of its own will: one error for both

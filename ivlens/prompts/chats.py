@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from ivlens.common.memory import pass_on_shortage
+from ivlens.common.names import one_line
 from ivlens.prompts.guarded import rendered
 from ivlens.prompts.tokens import n_shared
 
@@ -109,7 +110,9 @@ class Chat:
             source: str = self.tokenizer.get_chat_template()
         except Exception as error:  # several templates of which none is the default
             pass_on_shortage(error)
-            raise self._refused(f"cannot be used ({_reason(error)})", "use 'plain', 'after' or 'qa'") from None
+            raise self._refused(
+                f"cannot be used ({one_line(error, _REASON_LENGTH)})", "use 'plain', 'after' or 'qa'"
+            ) from None
         if _CLOCK not in source:
             return source
         told = "".join(f" | replace('%{each}', '{day.strftime(f'%{each}')}')" for each in _DIRECTIVES)
@@ -163,7 +166,7 @@ class Chat:
             text = self._rendered(said, cue)
         except Exception as error:  # whatever the template raises, and its language for what it cannot do
             pass_on_shortage(error)
-            raise _Failed(_reason(error)) from None
+            raise _Failed(one_line(error, _REASON_LENGTH)) from None
         if self._in_parts and _A_LIST.search(text):
             raise _Failed("it writes a list of parts as it is")
         return text
@@ -207,10 +210,6 @@ def _end_and_gap(cue: str, whole: str) -> tuple[str, str]:
     if more.strip() and not _is_over(more):
         raise _Failed(f"asks for an answer otherwise than it writes one (its prompt ends in {more[-30:]!r})")
     return "", ""
-
-
-def _reason(error: Exception) -> str:
-    return f"{' '.join(str(error).split()) or type(error).__name__:.{_REASON_LENGTH}}"
 
 
 def _in_order(text: str, turns: Sequence[Turn]) -> bool:

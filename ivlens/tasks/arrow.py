@@ -9,6 +9,7 @@ from ivlens.common.files import check_inner_names
 from ivlens.common.foreign import check_parquet
 from ivlens.common.hub import without_retries
 from ivlens.common.memory import pass_on_shortage
+from ivlens.common.names import one_line
 from ivlens.tasks.records import (
     MOST_RECORDS,
     Columns,
@@ -32,12 +33,11 @@ def read_hub(name: str, columns: Columns, part: str | None, config: str | None) 
             loaded = datasets.load_dataset(name, config, split=part)
     except Exception as error:  # the Hub client's errors have no common base
         pass_on_shortage(error)
-        reason = " ".join(str(error).split())
         kind = ValueError if isinstance(error, ValueError) else FileNotFoundError
         raise kind(
             f"{name!r} is no local path and cannot be opened as a dataset on the Hub ({type(error).__name__}: "
-            f"{reason:.300}), expected a dataset of data files (datasets that run code are never opened); check name, "
-            "config= and part=, or save it with save_to_disk() where there is a network and give that folder."
+            f"{one_line(error)}), expected a dataset of data files (datasets that run code are never opened); check "
+            "name, config= and part=, or save it with save_to_disk() where there is a network and give that folder."
         ) from None
     return _from_datasets(loaded, columns, name if config is None else f"{name}/{config}", (part or "").split("[")[0])
 
@@ -51,7 +51,7 @@ def read_saved(path: Path, columns: Columns, part: str | None) -> Source:
         loaded = datasets.load_from_disk(str(path))
     except Exception as error:  # Arrow's, JSON's and the system's own
         pass_on_shortage(error)
-        got = f"cannot be opened as a saved dataset ({type(error).__name__}: {' '.join(str(error).split()):.200})"
+        got = f"cannot be opened as a saved dataset ({type(error).__name__}: {one_line(error, 200)})"
         raise wrong(path, got, "what save_to_disk() writes", "save it again") from None
     if part is not None:
         found = list(map(str, loaded)) if isinstance(loaded, Mapping) else []
@@ -83,7 +83,7 @@ def read_parquet(path: Path, columns: Columns) -> Source:
         dataset = datasets.Dataset(pyarrow.parquet.read_table(path, memory_map=False))
     except Exception as error:  # Arrow's and the system's own
         pass_on_shortage(error)
-        got = f"is not valid parquet ({' '.join(str(error).split()):.200})"
+        got = f"is not valid parquet ({one_line(error, 200)})"
         raise wrong(path, got, "a complete parquet file of examples", "write or download it again") from None
     return replace(_from_datasets(dataset, columns, path, ""), name=path.stem)
 

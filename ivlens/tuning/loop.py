@@ -269,7 +269,7 @@ class Trainer:
             epoch, skipped = epoch + 1, 0
 
     def _fingerprint(self) -> dict[str, Any]:
-        """What must be the same for a state to be gone on from."""
+        """What must be the same for a training to go on from a saved state."""
         content = [self.data.tokens, self.data.attention_mask, self.data.answers]
         return {
             "options": self.options.kept(),

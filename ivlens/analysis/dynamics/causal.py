@@ -78,7 +78,7 @@ class CausalTest:
     best_draw: tuple[str, int] | None
 
     def accuracy(self, condition: str) -> np.ndarray:
-        """Of every prompt; over vectors their mean. `control`: of the strongest kind; `best_draw`: that vector's."""
+        """Accuracy of every prompt, a mean over vectors. `control`: the strongest kind; `best_draw`: one vector."""
         if condition == "best_draw" and self.best_draw is not None:
             name, row = self.best_draw
             return self.conditions[name].scores.accuracy[row].numpy()

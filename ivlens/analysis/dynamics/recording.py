@@ -158,7 +158,7 @@ class _Kept:
             stage.save(path, key)
 
     def all(self) -> list[Stage]:
-        """Of a recorder's folder; what belongs to another recording would be compared with models it never came from.
+        """All stages in a recorder's folder; those of another recording are refused, as they are of other models.
 
         Raises:
             ValueError: a record of other tasks or options, or a damaged one.
@@ -183,7 +183,7 @@ class _Kept:
         return None if self.folder is None else self.folder / file_name(name, ".safetensors")
 
     def key(self, checkpoint: dict[str, Any], *, is_first: bool) -> str:
-        """Of a measurement: how far the weights are from the first ones is part of it."""
+        """The key of a measurement; the first weights are part of it, as the distance from them is measured."""
         tasks = [task.full_hash() for task in self.tasks]
         first = None if is_first else self.first
         return key_of(

@@ -59,7 +59,7 @@ class ProbeOptions:
 def has_knowledge(task: Task) -> bool:
     """Whether the task states something that can be asked for without an instruction.
 
-    It needs clozes, and must not be a rule or a choice: what the first letter of a word is, nobody knows, one sees it.
+    It needs clozes, and must not be a rule or a choice: the first letter of a word is read off, not remembered.
     """
     return bool(task.clozes) and task.kind not in NO_KNOWLEDGE
 

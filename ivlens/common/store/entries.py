@@ -14,6 +14,7 @@ from ivlens.common.files import flush, read_small
 from ivlens.common.foreign import check_parquet
 from ivlens.common.kept import renamed
 from ivlens.common.memory import pass_on_shortage
+from ivlens.common.names import one_line
 from ivlens.common.store.keys import KEY, canonical, content_key
 from ivlens.common.version import __version__
 
@@ -92,7 +93,7 @@ class Entry:
             return renamed(pd.read_parquet(self.path(TABLE)))
         except Exception as error:  # Arrow's and the system's own, in great variety
             pass_on_shortage(error)
-            raise DamagedEntry(f"{self.folder}: {TABLE} cannot be read ({' '.join(str(error).split()):.200})") from None
+            raise DamagedEntry(f"{self.folder}: {TABLE} cannot be read ({one_line(error, 200)})") from None
 
 
 def write_entry(

@@ -86,21 +86,21 @@ class StudyOptions:
 
     @property
     def tune(self) -> TuneOptions:
-        """Of each training."""
+        """Options of each training."""
         names = ("lr", "steps", "batch_size", "decay", "n_samples", "seed")
         return TuneOptions(judge_every=self.steps, **{name: getattr(self, name) for name in names})
 
     @property
     def track(self) -> TrackOptions:
-        """Of what is measured during training, on *select*."""
+        """Options of what is measured during training, on *select*."""
         return TrackOptions(self.n_prompts, self.k, n_judge_prompts=self.n_judge_prompts, recipe=self.recipe)
 
     @property
     def causal(self) -> CausalOptions:
-        """Of the causal tests, on *test*."""
+        """Options of the causal tests, on *test*."""
         return CausalOptions(self.grid, n_prompts=self.n_judge_prompts, n_draws=self.n_draws, recipe=self.recipe)
 
     @property
     def probe(self) -> ProbeOptions:
-        """Of instruction and knowledge probability, on *test*."""
+        """Options of instruction and knowledge probability, on *test*."""
         return ProbeOptions(n_prompts=self.n_judge_prompts, recipe=self.recipe)

@@ -54,7 +54,7 @@ class BenchOptions:
 
     @property
     def few_shot_recipe(self) -> PromptRecipe:
-        """Of prompts for IP: demonstrations alone."""
+        """How prompts for IP are made: demonstrations alone."""
         return replace(self.recipe, instruction=None, n_shots=self.few_shots)
 
     def ends_at(self, new: float) -> bool:

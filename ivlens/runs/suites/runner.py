@@ -14,6 +14,7 @@ from ivlens.common.checks import as_items
 from ivlens.common.files import write_whole
 from ivlens.common.foreign import read_foreign
 from ivlens.common.kept import check_version
+from ivlens.common.names import one_line
 from ivlens.common.version import __version__
 from ivlens.effects.results import HeadEffects
 from ivlens.models.boot import TransformerBridge
@@ -122,7 +123,7 @@ class Grid:
             self.failed.append(cell)
             report = self.folder / "failed" / f"{cell.name}.txt"
             write_whole(report, lambda partial: partial.write_text(traceback.format_exc(), encoding="utf-8"))
-            logger.warning("%s failed: %s (%s)", cell.name, " ".join(str(error).split())[:300], report)
+            logger.warning("%s failed: %s (%s)", cell.name, one_line(error), report)
             return None
         self.keep(result)
         return result

@@ -14,6 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ivlens.common.names import one_line
 from ivlens.common.store.keys import content_key
 from ivlens.common.store.store import Store
 from ivlens.runs.sweep.cells import Cell, ModelSpec, Survey, survey_from
@@ -52,10 +53,9 @@ class ClusterExecutor:
             self._client = distributed.Client(self._cluster or scheduler, timeout=30)
         except (OSError, ValueError, ImportError) as error:
             self.close()
-            reason = " ".join(str(error).split()) or type(error).__name__
             raise ConnectionError(
-                f"scheduler {scheduler!r} does not answer ({reason:.200}), expected the address of a dask scheduler "
-                "such as tcp://host:8786; start one with `dask scheduler`, or use --workers."
+                f"scheduler {scheduler!r} does not answer ({one_line(error, 200)}), expected the address of a dask "
+                "scheduler such as tcp://host:8786; start one with `dask scheduler`, or use --workers."
             ) from None
         if self._cluster is not None:
             self._client.register_plugin(_deaf_to_interrupts())
@@ -156,7 +156,7 @@ class _Dispatch:
                 if address not in self._client.nthreads():
                     yield from self._died(job, address)
                     continue
-                report = Report("failed", 0.0, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+                report = Report("failed", 0.0, f"{type(error).__name__}: {one_line(error)}")
             if report.status == "busy":
                 self._queue.append(job)
                 time.sleep(0.2 if len(self._queue) == 1 else 0.0)

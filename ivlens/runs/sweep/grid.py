@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ivlens.common.foreign import read_foreign
-from ivlens.common.names import path_of
+from ivlens.common.names import one_line, path_of
 from ivlens.models.known import known_model
 from ivlens.runs.sweep.cells import Cell, ModelSpec
 from ivlens.runs.sweep.kinds import KINDS
@@ -89,9 +89,10 @@ def _parsed(source: Path) -> dict[str, Any]:
         raise ValueError(f"{source} is larger than {_MAX_BYTES:,} bytes, expected a grid in TOML; check the path.")
     try:
         return tomllib.loads(read_foreign(source, _MAX_BYTES).decode("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{source} is not TOML ({reason:.200}), expected a grid in TOML; correct it.") from None
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{source} is not TOML ({one_line(error, 200)}), expected a grid in TOML; correct it."
+        ) from None
 
 
 def _axes_of(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import transformers
 
 from ivlens.common.digests import stamp
 from ivlens.common.files import read_small, write_whole
+from ivlens.common.names import one_line
 from ivlens.common.store.entries import Entry
 from ivlens.common.store.keys import content_key
 from ivlens.common.store.store import Store, StoreError
@@ -122,7 +123,7 @@ class Workshop:
             return self._failed(cell, key, error, time.perf_counter() - started)
 
     def _failed(self, cell: Cell, key: str, error: Exception, seconds: float) -> Report:
-        line = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+        line = f"{type(error).__name__}: {one_line(error, 500)}"
         about = {"cell": cell.name, "error": line, "traceback": traceback.format_exc(), "description": cell.to_json()}
         try:
             self._store.fail(key, about)

@@ -12,6 +12,7 @@ import pandas as pd
 import pyarrow.parquet as parquet
 
 from ivlens.common.foreign import check_parquet, opened_tensors
+from ivlens.common.names import one_line
 from ivlens.common.saves import READY
 
 logger = logging.getLogger("ivlens")
@@ -81,7 +82,7 @@ def _found(folder: Path, prefix: list[str]) -> Iterator[Found]:
             elif path.suffix == ".safetensors":
                 yield Found(path, group, format=_format(path))
         except (OSError, ValueError) as error:
-            logger.warning("%s is left out: %s", path, " ".join(str(error).split())[:200] or type(error).__name__)
+            logger.warning("%s is left out: %s", path, one_line(error, 200))
 
 
 def _files(folder: Path) -> dict[tuple[str, ...], Path]:

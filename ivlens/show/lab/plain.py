@@ -8,6 +8,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from ivlens.common.names import one_line
 from ivlens.show.figures.heads import unit_of
 from ivlens.show.lab.engine import Engine, begins_right
 from ivlens.show.lab.state import Head, LabState
@@ -107,4 +108,4 @@ def as_file(content: bytes) -> Iterator[Path]:
 
 def sentence(error: Exception) -> str:
     """An error in one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(error, 1000)

@@ -43,8 +43,8 @@ class TuneOptions:
         judge_every: Steps between two judgements, where there is a judge.
         patience: Judgements in a row that are not better than the best one, after which the training ends; the
             weights of the best judgement, the first if there are several, are kept. They are compared by `merit` where
-            the judge gives one, else by `new`; those of negative merit do not try it. None: all steps are made, and
-            the last weights kept.
+            the judge gives one, else by `new`; one whose `merit` is below 0 does not count as one of them. None: all
+            steps are made, and the last weights kept.
         n_samples: Training prompts, with an instruction (or demonstrations) drawn for each; None: one for every input.
             A `Learner`, which is given its prompts, does not read it.
         n_prompts: Prompts of each task in every judgement that `finetune` makes.
