@@ -139,7 +139,7 @@ def test_an_index_names_files_of_its_folder(folder):
     (folder / "model.safetensors").rename(folder / "other.safetensors")
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"lm_head.weight": "../other.safetensors"}}))
-    with pytest.raises(ValueError, match="expected names of its files"):
+    with pytest.raises(ValueError, match="names .*, expected names of files directly in its folder"):
         load_model(folder)
     index.write_text(json.dumps({"weight_map": {"lm_head.weight": "gone.safetensors"}}))
     with pytest.raises(FileNotFoundError, match="lacks 'gone.safetensors'"):

@@ -11,7 +11,7 @@ import transformers
 from ivlens.common.version import __version__
 from ivlens.prompts.recipe import PromptRecipe
 from ivlens.runs.sweep.kinds import KINDS
-from ivlens.runs.sweep.options import Setting, checked
+from ivlens.runs.sweep.options import Setting, options_from
 from ivlens.runs.sweep.tasks import bank_hash, task_facts
 
 
@@ -94,7 +94,7 @@ class Cell:
                 "model": ModelSpec(**values["model"]),
                 "others": tuple(values["others"]),
                 "setting": Setting(**values["setting"]),
-                "options": checked(KINDS[kind].options, given, kind),
+                "options": options_from(KINDS[kind].options, given, kind),
             }
         )
 

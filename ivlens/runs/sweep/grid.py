@@ -16,7 +16,7 @@ from ivlens.common.names import one_line, path_of
 from ivlens.models.known import known_model
 from ivlens.runs.sweep.cells import Cell, ModelSpec
 from ivlens.runs.sweep.kinds import KINDS
-from ivlens.runs.sweep.options import PromptOptions, Setting, checked, takes_list
+from ivlens.runs.sweep.options import PromptOptions, Setting, options_from, takes_list
 from ivlens.runs.sweep.tasks import forget_tasks, open_task
 from ivlens.tasks.bank import list_tasks
 
@@ -65,7 +65,7 @@ def read_grid(path: str | Path, *, instead: Mapping[str, Any] | None = None) -> 
         raise ValueError(f"{source} has {unknown[0]!r:.80}, expected some of {known}; correct the name.")
     if not sections:
         raise ValueError(f"{source} has no table of cells, expected one of [{'], ['.join(KINDS)}]; add one.")
-    setting = checked(Setting, {name: values[name] for name in _SETTING if name in values}, str(source))
+    setting = options_from(Setting, {name: values[name] for name in _SETTING if name in values}, str(source))
     cells: dict[Cell, None] = {}
     for kind in KINDS:  # in their order, which is that of what is made from what
         tables = sections.get(kind, [])
@@ -115,7 +115,9 @@ def _section(kind: str, table: Mapping[str, Any], setting: Setting, source: Path
     n_cells = math.prod(map(len, (models, tasks, seeds, *varied.values())))
     if not 0 < n_cells <= MAX_CELLS:
         raise ValueError(f"{where} makes {n_cells:,} cells, expected 1 to {MAX_CELLS:,}; lengthen or split its lists.")
-    options = [checked(made, dict(zip(varied, chosen, strict=True)), where) for chosen in product(*varied.values())]
+    options = [
+        options_from(made, dict(zip(varied, chosen, strict=True)), where) for chosen in product(*varied.values())
+    ]
     rivals = {task: _rivals(task, tasks) for task in tasks}
     for model, seed, one, task in product(models, seeds, options, tasks):
         others = tuple(other for other in tasks if other in rivals[task]) if KINDS[kind].uses_others else ()

@@ -1,13 +1,13 @@
 """What can be varied in a cell of each kind, and the check of values that come from a file."""
 
-import types
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from difflib import get_close_matches
-from functools import cache
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin
 
+from ivlens.common.arguments import fitted
 from ivlens.common.checks import check_counts, set_items
+from ivlens.common.fitting import hints_of, sides
 from ivlens.effects.engines import find_engine
 from ivlens.effects.measure import EffectOptions
 from ivlens.effects.request import check_mode
@@ -198,63 +198,29 @@ class Setting:
         check_counts(self, threads=1, max_memory=2**20)
 
 
-def checked(made: type[Any], values: Mapping[str, Any], where: str) -> Any:
-    """An options object from plain values.
+def options_from(made: type[Any], values: Mapping[str, Any], where: str) -> Any:
+    """An options object from plain values, such as a file holds.
 
     Raises:
         ValueError: an unknown name, a value of another type, or one that does not exist.
     """
-    hints = _hints(made)
-    for name, value in values.items():
+    hints = hints_of(made)
+    for name in values:
         if name not in hints:
             near = get_close_matches(str(name), hints, n=1)
             remedy = f"did you mean {near[0]!r}" if near else "leave it out"
             raise ValueError(f"{where} has {name!r:.80}, expected some of {', '.join(hints)}; {remedy}.")
-        if not _fits(value, hints[name]):
-            expected = str(hints[name]).replace("<class '", "").replace("'>", "")
-            raise ValueError(f"{where}: {name} is {value!r:.80}, expected {expected}; correct it.")
     needed = [one.name for one in fields(made) if one.default is MISSING and one.default_factory is MISSING]
     assert not needed, "a sweep's options all have defaults"
     try:
-        return made(**{name: _as(value, hints[name]) for name, value in values.items()})
-    except ValueError as error:
+        return made(**{name: fitted(name, value, hints[name]) for name, value in values.items()})
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: {error}") from None
 
 
 def takes_list(made: type[Any], name: str) -> bool:
     """Whether a list is one value of this option, rather than several."""
-    return any(get_origin(one) is tuple for one in _members(_hints(made).get(name, Any)))
-
-
-@cache
-def _hints(made: type[Any]) -> dict[str, Any]:
-    hints = get_type_hints(made)
-    return {one.name: hints[one.name] for one in fields(made)}
-
-
-def _members(hint: Any) -> tuple[Any, ...]:
-    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    for one in _members(hint):
-        if get_origin(one) is tuple:
-            inner = get_args(one)[0]
-            if isinstance(value, list | tuple) and all(_fits(item, inner) for item in value):
-                return True
-        elif one is bool or isinstance(value, bool):
-            if one is bool and isinstance(value, bool):
-                return True
-        elif isinstance(value, int | float if one is float else one):
-            return not isinstance(value, int | float) or one is not float or abs(value) < 1e300
-    return False
-
-
-def _as(value: Any, hint: Any) -> Any:
-    if isinstance(value, list | tuple):
-        (inner,) = (get_args(one)[0] for one in _members(hint) if get_origin(one) is tuple)
-        return tuple(float(item) if inner is float else item for item in value)
-    return float(value) if float in _members(hint) and not isinstance(value, bool) else value
+    return any(get_origin(one) is tuple for one in sides(hints_of(made).get(name, Any)))
 
 
 def _check_choice(name: str, value: object, known: tuple[object, ...]) -> None:
