@@ -258,16 +258,11 @@ class Store:
 
 @contextmanager
 def _said(folder: Path) -> Iterator[None]:
-    """Errors of the disk with the store's name and what to do."""
+    """Errors of the disk as `StoreError`, which ends a sweep; its other errors are those of single cells."""
     try:
         with writing(folder):
             yield
     except DiskError as error:
-        if isinstance(error, StoreError) or error.errno is None:
+        if isinstance(error, StoreError):
             raise
-        raise StoreError(
-            error.errno,
-            f"store {str(folder)!r} cannot be written to ({os.strerror(error.errno)}), expected room for results; free "
-            "some or mend the disk, and give the same command again: what is in the store is whole.",
-            folder,
-        ) from error
+        raise StoreError(error.errno, f"store {error}", folder) from error
