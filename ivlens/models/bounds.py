@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ivlens.common.apart import ends
+from ivlens.common.programs import finishes
 from ivlens.models.adapters import Adapter, unusable
 
 _MOST = 2**16  # of any count, where the model has no larger size
@@ -94,7 +94,7 @@ def _check_patterns(adapter: Adapter, plain: Any) -> None:
     if len(patterns) <= _SLOW and not any(_SPECIAL & set(pattern) for pattern in patterns):
         return
     names = sorted(name for name, _ in plain.named_modules())
-    if not ends(_TRY, {"patterns": patterns, "names": names}):
+    if not finishes(_TRY, {"patterns": patterns, "names": names}):
         got = f"has a pattern that takes too long on the names of modules ({max(patterns, key=len)!r:.60})"
         raise unusable(adapter.config, got, "names of modules, or simple patterns")
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from ivlens.common.cache import ready_cache
 from ivlens.common.files import clear_leftovers, flush, held, scratch_in
-from ivlens.common.processes import end
+from ivlens.common.programs import end
 from ivlens.common.progress import bar, showing_progress
 from ivlens.models.ggufheader import check_gguf_installed
 from ivlens.models.known import KNOWN, KnownModel, Packaged, known_model, nearest_known

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ivlens.common.apart import ends
 from ivlens.common.foreign import foreign_json, is_regular
+from ivlens.common.programs import finishes
 from ivlens.models.looks import MOST_WORDS, check_entries
 
 _FILE, _OPTIONS = "tokenizer.json", "tokenizer_config.json"
@@ -58,7 +58,7 @@ def check_words(folder: Path) -> None:
     parts = [made.get(part) for part in ("normalizer", "pre_tokenizer", "decoder")]
     patterns = sorted({pattern for part in parts for pattern in _patterns(part)})
     if any(map(_is_suspicious, patterns)):
-        if not ends(_TRY, {"file": str((folder / _FILE).resolve()), "texts": _feared(patterns)}):
+        if not finishes(_TRY, {"file": str((folder / _FILE).resolve()), "texts": _feared(patterns)}):
             got = f"takes too long or too much memory for a line of text (pattern {max(patterns, key=len)!r:.60})"
             raise _refused(folder, got, "one that reads it at once")
 

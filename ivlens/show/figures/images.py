@@ -17,7 +17,7 @@ from typing import NoReturn
 
 import plotly.graph_objects as go
 
-from ivlens.common.processes import end
+from ivlens.common.programs import end
 
 SECONDS = 60.0  # that the browser has to start and draw the first image, and then for each of the others
 WIDTH, HEIGHT = 700, 500  # of a figure that does not say, in pixels

@@ -1,10 +1,11 @@
-"""A short piece of work of somebody else's making, in a process of its own: with an end, and without all the memory."""
+"""Other programs that ivlens starts: none of them outlives its limit, or the call that started it."""
 
 import json
 import subprocess
 import sys
 from typing import Any
 
+GRACE = 2.0  # seconds that a program has to end by itself once it is asked to
 _SECONDS = 5
 _LIMITED = """
 import json, sys
@@ -18,7 +19,18 @@ given = json.load(sys.stdin)
 """
 
 
-def ends(code: str, given: Any, seconds: float = _SECONDS) -> bool:
+def end(child: "subprocess.Popen[bytes]", grace: float = GRACE) -> None:
+    """See that a program has ended: it is asked to, and made to where it does not within `grace` seconds."""
+    if child.poll() is None:
+        child.terminate()
+        try:
+            child.wait(timeout=grace)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            child.wait()
+
+
+def finishes(code: str, given: Any, seconds: float = _SECONDS) -> bool:
     """Whether a program comes to its end within some seconds and two gigabytes.
 
     Args:
