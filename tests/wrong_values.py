@@ -263,6 +263,7 @@ def calls(the: Things) -> dict[str, Call]:
         }),
         "HeadEffects": (lambda **values: used(found(**values)), lambda: dict(of_effects)),
         "HeadEffects.contrasted": (lambda: None, dict),
+        "HeadEffects.check_task": (effects.check_task, lambda: {"task": task}),
         "HeadEffects.interval": (effects.interval, lambda: {"simultaneous": True, "n_resamples": 20}),
         "HeadEffects.top_heads": (effects.top_heads, lambda: {"k": 1}),
         "HeadEffects.to_frame": (effects.to_frame, dict),

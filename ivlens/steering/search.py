@@ -1,8 +1,8 @@
 """Layer x strength x site grids: the best setting of a vector, and tables of all settings."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -25,16 +25,6 @@ if TYPE_CHECKING:
 
 
 MOST_LAYERS = 12  # that are tried where nobody says which
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, SupportsIndex) and not isinstance(value, bool)
-
-
-def _numbers(name: str, given: Any) -> tuple[Any, ...]:
-    if isinstance(given, str | bytes) or not isinstance(given, Iterable):
-        raise TypeError(f"{name} is {given!r:.60}, expected numbers in a list.")
-    return tuple(given)
 
 
 @checked
@@ -63,17 +53,9 @@ class Grid:
     def __post_init__(self) -> None:
         check_counts(self, n_screen=1, n_finalists=0, rows_per_pass=1)
         # in plain values: a grid stands in the settings of what was made with it
-        if self.layers is not None:
-            object.__setattr__(
-                self,
-                "layers",
-                tuple(int(layer) if _is_whole(layer) else layer for layer in _numbers("layers", self.layers)),
-            )
-        object.__setattr__(
-            self,
-            "alphas",
-            tuple(alpha if isinstance(alpha, int) else float(alpha) for alpha in _numbers("alphas", self.alphas)),
-        )
+        for name in ("layers", "alphas"):
+            if (numbers := getattr(self, name)) is not None:
+                object.__setattr__(self, name, tuple(numbers))
         set_items(self, "sites")
 
     @property
