@@ -87,7 +87,8 @@ def check_file(path: Path, suffixes: tuple[str, ...]) -> None:
         DiskError: a folder or a device is there, or its folder can neither be made nor written to.
     """
     if path.suffix.lower() not in suffixes:
-        raise ValueError(f"--out {path} has suffix {path.suffix!r}, expected one of {', '.join(suffixes)}.")
+        expected = f"one of {', '.join(suffixes)}" if len(suffixes) > 1 else suffixes[0]
+        raise ValueError(f"--out {path} has suffix {path.suffix!r}, expected {expected}.")
     _check_kind(path, "file", stat.S_ISREG)
     try_writing(path.parent, path)
 

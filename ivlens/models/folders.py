@@ -100,11 +100,11 @@ def _files(folder: Path, named: Any) -> list[Path]:
     if not name.endswith(".index.json"):
         return [folder / name]
     try:
-        listed = foreign_json(folder / name, _MOST_INDEX)["weight_map"].values()
-        found = sorted({str(file) for file in listed})
+        listed = list(foreign_json(folder / name, _MOST_INDEX)["weight_map"].values())
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"model {str(folder)!r}: {name} is no index ({type(error).__name__}), {SAVE_AGAIN}.") from None
-    check_inner_names(folder / name, found)
+    check_inner_names(folder / name, listed)
+    found = sorted(set(listed))
     for file in found:
         if not file.endswith((".safetensors", ".bin")):
             raise ValueError(

@@ -259,7 +259,10 @@ def test_a_model_is_not_unfit_because_memory_ran_out(llama, place: Path, tmp_pat
     monkeypatch.setattr("transformer_lens.model_bridge.TransformerBridge.boot_transformers", ran_out)
     with pytest.raises(RuntimeError, match="allocate"):
         load_model(place / "gpt2")
-    monkeypatch.setattr("ivlens.models.merging.check_adapters", lambda folder: {"a": (folder, {})})
+    from peft import LoraConfig, get_peft_model
+
+    adapted: Any = get_peft_model(hf_model("llama"), LoraConfig(target_modules=["q_proj"]))
+    adapted.save_pretrained(tmp_path)
     monkeypatch.setattr("peft.PeftModel.from_pretrained", ran_out)
     with pytest.raises(RuntimeError, match="allocate"):
         with_adapters(hf_model("llama"), tmp_path)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ivlens.common.arguments import checked, fitted, said, shown
 from ivlens.common.checks import check_count, check_counts
+from ivlens.common.names import path_of
 
 NAN = float("nan")
 
