@@ -270,6 +270,7 @@ def calls(the: Things) -> dict[str, Call]:
         "HeadEffects.save": (effects.save, lambda: {"path": the.root / "e.safetensors"}),
         "HeadEffects.load": (found.load, lambda: {"path": the.root / "effects.safetensors"}),
         "HeadEffects.to": (effects.to, lambda: {"device": "cpu"}),
+        "HeadEffects.check_task": (effects.check_task, lambda: {"task": the.task}),
         "InstructionVector": (lambda **values: used(vector(**values)), lambda: dict(of_vector)),
         "InstructionVector.from_effects": (vector.from_effects, lambda: {"effects": effects, "k": 2}),
         "InstructionVector.cosine": (iv.cosine, lambda: {"other": iv}),
