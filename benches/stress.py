@@ -86,7 +86,10 @@ def fuzz(n: int, seed: int, write: bool = False, go_on: bool = False) -> dict[st
     huggingface_hub.constants.HF_HUB_OFFLINE = True
     logging.getLogger("ivlens").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:
-        kinds = [make(Path(folder) / name) for name, make in (("files", make_targets), ("limits", limit_targets))]
+        kinds = []
+        for name, make in (("files", make_targets), ("limits", limit_targets)):
+            (Path(folder) / name).mkdir()
+            kinds.append(make(Path(folder) / name))
         every = {name: (one, *found) for one in kinds for name, found in one.all().items()}
         quick = [name for name in every if name not in SLOW]
         each = -(-max(0, n - sum(SLOW.values())) // len(quick))

@@ -364,7 +364,7 @@ LISTING = {"order", "name_or_path", "tasks", "general"}  # an error may name wha
 SUBJECTS = {  # other words for a parameter, which its error may use
     "name": ("model", "split"), "name_or_path": ("task", "one data file"), "path": ("file",),
     "attention_mask": ("mask",), "iv": ("vector",), "input": ("example",), "at": ("setting", "layer"),
-    "folder": ("suite",), "judged": ("condition",), "order": ("suite",), "general": ("task",),
+    "folder": ("suite",), "judged": ("condition",), "order": ("suite",), "general": ("task", "suite"),
     "tasks": ("one data file",), "hf_model": ("model",),
     "lr": ("model",), "compare": ("model",), "first": ("model",), "values": ("recipe",), "other": ("vectors",),
 }  # fmt: skip
