@@ -8,6 +8,7 @@
     python benches/stress.py over [--n 400]           saves over older saves that are killed
     python benches/stress.py parameters [--n N]       public names × wrong values, all of them or about N
     python benches/stress.py options [--n N]          options of commands × wrong values, all of them or about N
+    python benches/stress.py lines [--n 4000]         commands on bad streams, odd screens, without memory or disk
     python benches/stress.py KIND [--n 1000]          a kind of tests/hostile_kinds.py: identities, unfolding, streams,
                                                       await
     python benches/stress.py inputs --write           all hostile inputs: 45,000 in some 25 minutes of one free core
@@ -37,8 +38,10 @@ ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "common")]
 
 from common import machine_line, table  # noqa: E402
+from fuzz_limits import limit_targets  # noqa: E402
 from fuzzing import run_cases  # noqa: E402
 from killed_saves import run as run_killed_saves  # noqa: E402
+from lines import run as run_lines  # noqa: E402
 from sweeping import Forked, digests, fingerprints, kill_in_the_middle, start, write_grid  # noqa: E402
 from test_hostile import make_targets  # noqa: E402
 from test_store import KILLED, fill_with  # noqa: E402
@@ -48,6 +51,10 @@ from ivlens.common.store import Store, collect_garbage, verify  # noqa: E402
 NUMBERS, PAGE = Path(__file__).parent / "stress.json", ROOT / "docs" / "reliability.md"
 SLOW = {"store, bytes": 100, "store, content": 100, "store, tricks": 100}
 SLOW |= {"checkpoint": 150, "adapters": 150, "command line": 300}
+# kinds that few values make, or that cost seconds each
+SLOW |= dict.fromkeys(("limits, configuration", "limits, tokenizers", "limits, patterns", "limits, adapters"), 60)
+SLOW["limits, pipes and devices"] = 20
+SLOW |= dict.fromkeys(("limits, task files", "limits, chat templates", "limits, prompt templates"), 60)
 
 WAYS = ("", "/scratch/", "state.safetensors", "/entries/")  # a kill comes soon after such a file
 
@@ -79,14 +86,17 @@ def fuzz(n: int, seed: int, write: bool = False, go_on: bool = False) -> dict[st
     huggingface_hub.constants.HF_HUB_OFFLINE = True
     logging.getLogger("ivlens").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:
-        targets = make_targets(Path(folder))
-        every = targets.all()
+        kinds = []
+        for name, make in (("files", make_targets), ("limits", limit_targets)):
+            (Path(folder) / name).mkdir()
+            kinds.append(make(Path(folder) / name))
+        every = {name: (one, *found) for one in kinds for name, found in one.all().items()}
         quick = [name for name in every if name not in SLOW]
         each = -(-max(0, n - sum(SLOW.values())) // len(quick))
         before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
         last = json.loads(NUMBERS.read_text())["fuzz"] if go_on else {"targets": {}, "grown_gb": 0, "seconds": 0}
         rows: dict[str, Any] = last["targets"]
-        for name, (strategy, case) in every.items():
+        for name, (targets, strategy, case) in every.items():
             if name in rows:
                 continue
             tally = None
@@ -272,9 +282,16 @@ def kind(name: str) -> Callable[[int, int], dict[str, Any]]:
     return run
 
 
+def command_lines(n: int, seed: int) -> dict[str, Any]:
+    """`n` of the commands' wrong values, bad streams, odd screens and shortages of memory or disk."""
+    started, found = time.perf_counter(), run_lines(n, seed)
+    return found | {"seconds": time.perf_counter() - started}
+
+
 INPUTS = {  # parts that are rows of the table of inputs
     "parameters": "public names, wrong values",
     "options": "command options, wrong values",
+    "lines": "commands, bad streams, no memory or disk",
     "identities": "checkpoint, changed in place",
     "unfolding": "files that unfold",
     "streams": "closed streams",
@@ -289,6 +306,7 @@ PARTS: dict[str, tuple[Callable[..., dict[str, Any]], int]] = {
     "over": (killed_over, 400),
     "parameters": (wrong("wrong_values.py", 15_500), 0),
     "options": (wrong("wrong_options.py", 9_900), 0),
+    "lines": (command_lines, 4_000),
     "identities": (kind("identities"), 1_500),
     "unfolding": (kind("files that unfold"), 400),
     "streams": (kind("closed streams"), 1_000),

@@ -263,7 +263,6 @@ def calls(the: Things) -> dict[str, Call]:
         }),
         "HeadEffects": (lambda **values: used(found(**values)), lambda: dict(of_effects)),
         "HeadEffects.contrasted": (lambda: None, dict),
-        "HeadEffects.check_task": (effects.check_task, lambda: {"task": task}),
         "HeadEffects.interval": (effects.interval, lambda: {"simultaneous": True, "n_resamples": 20}),
         "HeadEffects.top_heads": (effects.top_heads, lambda: {"k": 1}),
         "HeadEffects.to_frame": (effects.to_frame, dict),
@@ -271,6 +270,7 @@ def calls(the: Things) -> dict[str, Call]:
         "HeadEffects.save": (effects.save, lambda: {"path": the.root / "e.safetensors"}),
         "HeadEffects.load": (found.load, lambda: {"path": the.root / "effects.safetensors"}),
         "HeadEffects.to": (effects.to, lambda: {"device": "cpu"}),
+        "HeadEffects.check_task": (effects.check_task, lambda: {"task": the.task}),
         "InstructionVector": (lambda **values: used(vector(**values)), lambda: dict(of_vector)),
         "InstructionVector.from_effects": (vector.from_effects, lambda: {"effects": effects, "k": 2}),
         "InstructionVector.cosine": (iv.cosine, lambda: {"other": iv}),
@@ -364,7 +364,7 @@ LISTING = {"order", "name_or_path", "tasks", "general"}  # an error may name wha
 SUBJECTS = {  # other words for a parameter, which its error may use
     "name": ("model", "split"), "name_or_path": ("task", "one data file"), "path": ("file",),
     "attention_mask": ("mask",), "iv": ("vector",), "input": ("example",), "at": ("setting", "layer"),
-    "folder": ("suite",), "judged": ("condition",), "order": ("suite",), "general": ("task",),
+    "folder": ("suite",), "judged": ("condition",), "order": ("suite",), "general": ("task", "suite"),
     "tasks": ("one data file",), "hf_model": ("model",),
     "lr": ("model",), "compare": ("model",), "first": ("model",), "values": ("recipe",), "other": ("vectors",),
 }  # fmt: skip

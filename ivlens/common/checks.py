@@ -6,6 +6,7 @@ Kinds of arguments are checked by `arguments`.
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from ivlens.common.arguments import shown as value_shown
 from ivlens.common.fitting import NOT_FITTING, fit
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def as_items(name: str, given: Any, kind: type | tuple[type, ...] = str, *, mean
     if isinstance(given, kind):
         return (given,)
     is_list = isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping)
+    is_list = is_list and getattr(given, "ndim", 1) != 0  # a number of numpy or torch has no items
     items = tuple(given) if is_list else (given,)
     wrong = [item for item in items if not isinstance(item, kind)]
     if wrong or not is_list:
@@ -64,7 +66,7 @@ def as_items(name: str, given: Any, kind: type | tuple[type, ...] = str, *, mean
             "text" if each is str else each.__name__ for each in (kind if isinstance(kind, tuple) else (kind,))
         )
         remedy = f"; {meant}" if meant else ""
-        raise TypeError(f"{name}: got {wrong[0]!r:.60}, expected one {kinds}, or several in a list{remedy}.")
+        raise TypeError(f"{name}: got {value_shown(wrong[0])}, expected one {kinds}, or several in a list{remedy}.")
     return items
 
 

@@ -58,7 +58,7 @@ class PromptTemplate:
             found = {name for name, _, _ in fields_of}
             if found != names:
                 raise ValueError(
-                    f"template {self.name!r}: {part} is {text!r:.400} with fields {sorted(found)!r:.200}, expected "
+                    f"template {self.name!r:.60}: {part} is {text!r:.60} with fields {sorted(found)!r:.60}, expected "
                     f"{sorted(names)}."
                 )
             if (

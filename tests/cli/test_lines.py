@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import lines
 import pytest
@@ -20,7 +21,6 @@ from ivlens.common.disk import DiskError, check_file, check_folder, writing
 from ivlens.common.files import write_whole
 from ivlens.common.memory import is_out_of_memory, pass_on_shortage
 from ivlens.models import load_model
-from ivlens.models.adapters import Adapter
 from ivlens.models.boot import _check_heads
 from ivlens.models.merging import with_adapters
 
@@ -260,8 +260,10 @@ def test_a_model_is_not_unfit_because_memory_ran_out(llama, place: Path, tmp_pat
     monkeypatch.setattr("transformer_lens.model_bridge.TransformerBridge.boot_transformers", ran_out)
     with pytest.raises(RuntimeError, match="allocate"):
         load_model(place / "gpt2")
-    adapter = Adapter(tmp_path / "adapter_config.json", {}, {})
-    monkeypatch.setattr("ivlens.models.merging.read_adapters", lambda folder: {"a": adapter})
+    from peft import LoraConfig, get_peft_model
+
+    adapted: Any = get_peft_model(hf_model("llama"), LoraConfig(target_modules=["q_proj"]))
+    adapted.save_pretrained(tmp_path)
     monkeypatch.setattr("peft.PeftModel.from_pretrained", ran_out)
     with pytest.raises(RuntimeError, match="allocate"):
         with_adapters(hf_model("llama"), tmp_path)
