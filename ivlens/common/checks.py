@@ -6,7 +6,7 @@ Kinds of arguments are checked by `arguments`.
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from ivlens.common.arguments import shown as value_shown
+from ivlens.common.arguments import briefly
 from ivlens.common.fitting import NOT_FITTING, fit
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def as_items(name: str, given: Any, kind: type | tuple[type, ...] = str, *, mean
             "text" if each is str else each.__name__ for each in (kind if isinstance(kind, tuple) else (kind,))
         )
         remedy = f"; {meant}" if meant else ""
-        raise TypeError(f"{name}: got {value_shown(wrong[0])}, expected one {kinds}, or several in a list{remedy}.")
+        raise TypeError(f"{name}: got {briefly(wrong[0])}, expected one {kinds}, or several in a list{remedy}.")
     return items
 
 
