@@ -351,7 +351,7 @@ def test_nothing_of_test_enters_guidance(llama, monkeypatch, seed):
     from dataclasses import replace
 
     from ivlens.runs.suites import cells, split_examples
-    from ivlens.tuning import builder
+    from ivlens.tuning.terms import measuring
 
     def parted(task):
         parts = ["train"] * 12 + ["eval"] * 4 + ["test"] * (len(task.examples) - 16)
@@ -370,7 +370,7 @@ def test_nothing_of_test_enters_guidance(llama, monkeypatch, seed):
 
     from ivlens.effects import head_effects
 
-    for module in (cells, builder):
+    for module in (cells, measuring):
         monkeypatch.setattr(module, "head_effects", watched)
     run_cell(llama, suite, Cell("full", "iv", seed=seed), OPTIONS)
     assert seen and not tested & set(seen)

@@ -290,7 +290,8 @@ def test_commands_say_what_is_missing(tmp_path, capsys):
 @pytest.mark.parametrize(
     "words, said",
     [
-        ("study --n-draws -1", "n_draws is -1, expected a whole number, 1 or more"),
+        ("study --n-draws 0", "n_draws is 0, expected a whole number, 1 or more"),
+        ("study --n-draws -1", "--n-draws is -1, expected 0 or more"),
         ("study --k 0", "k is 0, expected a whole number, 1 or more"),
         ("study --n-prompts 0", "n_prompts is 0, expected a whole number, 1 or more"),
         ("study --steps 2", "steps is 2 and n_records 3, expected no more records than steps"),

@@ -207,7 +207,7 @@ def test_an_order_of_ones_own(tmp_path: Path) -> None:
     assert names_of(load_suite("trace", tmp_path, order="fomc")) == ["FOMC"]
     for wrong, message in (
         (["FOMC", "fomc"], "expected a list of different names out of C-STANCE"),
-        (["FOMC", "CB"], r"got order=\['FOMC', 'CB'\] with CB, expected"),
+        (["FOMC", "CB"], r"got order=\('FOMC', 'CB'\) with CB, expected"),
         ([], "expected a list"),
         (1, "got order=1, expected 0, or a list"),
         (-1, "got order=-1, expected 0, or a list"),
