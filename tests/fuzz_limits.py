@@ -20,7 +20,7 @@ from fuzz_inputs import used_task
 from fuzzing import Case, Sandbox, Tally, attempt
 from hypothesis import strategies as st
 
-LARGE = [10**5, 10**7, 10**9, 2**31, 2**40, 2**63, 10**30, -1, 0, -(10**9)]
+LARGE = [10**5, 10**7, 10**9, 2**31, 2**40, 2**63, 10**30, 10**400, -1, 0, -(10**9)]
 COUNTS = [
     "num_labels", "vocab_size", "hidden_size", "num_hidden_layers", "max_position_embeddings", "intermediate_size",
     "num_attention_heads", "num_key_value_heads", "head_dim", "num_experts", "n_layer", "pretraining_tp",

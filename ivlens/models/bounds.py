@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ivlens.common.arguments import briefly
 from ivlens.common.programs import finishes
 from ivlens.models.adapters import Adapter, unusable
 
@@ -40,7 +41,8 @@ def check_bounds(adapter: Adapter, plain: Any) -> None:
     most = max([_MOST, *sizes])
     for name, value in _numbers(about):
         if abs(value) > most and not any(part in name for part in _NO_SIZES):
-            raise unusable(config, f"says {name} is {value:,.0f}", f"at most {most:,}, the model's largest size")
+            got = f"says {name:.80} is {briefly(value)}"
+            raise unusable(config, got, f"at most {most:,}, the model's largest size")
     for name, value in about.items():
         if isinstance(value, list | dict) and len(value) > _MOST_NAMES and "token" not in name:
             raise unusable(config, f"lists {len(value):,} items as {name}", f"at most {_MOST_NAMES:,}")
