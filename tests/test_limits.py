@@ -114,6 +114,16 @@ def test_what_other_versions_leave_in_a_file_is_no_weight(folder, tmp_path):
     masks |= {f"transformer.h.{n}.attn.masked_bias": torch.tensor(-1e4) for n in range(3)}
     save_file(load_file(path) | masks, path)
     load_model(tmp_path / "gpt2")
+    hf_model("codegen").save_pretrained(tmp_path / "codegen")
+    byte_level_tokenizer().save_pretrained(tmp_path / "codegen")
+    path = tmp_path / "codegen" / "model.safetensors"
+    masks = {f"transformer.h.{n}.attn.causal_mask": torch.ones(1, 1, 64, 64, dtype=torch.bool) for n in range(2)}
+    save_file(load_file(path) | masks, path)
+    load_model(tmp_path / "codegen")
+
+
+def test_what_a_configuration_tells_of_its_training_is_no_size(folder):
+    load_model(changed(folder, num_train_steps=300_000, num_samples=10**6, num_epochs=10**5, n_params=7 * 10**9))
 
 
 def test_a_folder_is_read_as_transformers_reads_it(folder):
@@ -133,6 +143,16 @@ def test_a_folder_is_read_as_transformers_reads_it(folder):
         path.unlink()
     assert torch.allclose(load_model(folder)(torch.tensor([[1, 2, 3]])), want, atol=1e-5)
     assert next(load_model(folder, dtype="bfloat16").parameters()).dtype == torch.bfloat16
+
+
+def test_the_steps_of_an_adapters_training_are_no_sizes(tmp_path):
+    from ivlens.models.adapters import Adapter
+    from ivlens.models.bounds import check_bounds
+
+    about = {"peft_type": "ADALORA", "total_step": 200_000, "tinit": 1000, "tfinal": 100_000, "deltaT": 1}
+    check_bounds(Adapter(tmp_path / "adapter_config.json", about, {}), torch.nn.Linear(4, 4))
+    with pytest.raises(ValueError, match="says init_r is 200,000"):
+        check_bounds(Adapter(tmp_path / "adapter_config.json", about | {"init_r": 200_000}, {}), torch.nn.Linear(4, 4))
 
 
 def test_an_index_names_files_of_its_folder(folder):
@@ -190,6 +210,20 @@ def test_large_files_beside_a_task_are_left_alone(tmp_path):
         load_task(tmp_path)
 
 
+def test_columns_beside_the_examples_do_not_count(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    words = [f"word {n}" for n in range(50_000)]
+    table = {"input": words, "output": words, "embedding": [[0.5] * 20] * len(words), "note": ["x" * 4000] * len(words)}
+    pyarrow.parquet.write_table(pyarrow.table(table), tmp_path / "words.parquet")
+    assert len(load_task(tmp_path / "words.parquet").examples) == len(words)
+    with pytest.raises(ValueError, match="its texts have 200,[0-9,]* bytes once they are written out"):
+        load_task(tmp_path / "words.parquet", input_column="note")
+    with pytest.raises(ValueError, match="has the columns .*, expected 'nothing'; name it with input_column="):
+        load_task(tmp_path / "words.parquet", input_column="nothing")
+
+
 def test_repeated_keys_and_answers_take_no_longer_than_others(tmp_path):
     path = tmp_path / "t.json"
     path.write_text("{" + ",".join(f'"a": "{n}"' for n in range(60_000)) + "}")
@@ -229,6 +263,16 @@ def test_chat_templates_are_rendered_as_transformers_does():
 def test_templates_end(source):
     with pytest.raises(TooMuch, match="it "):
         rendered(source, {})
+
+
+def test_long_messages_in_a_loop_are_rendered():
+    """jinja hands every call in a loop the loop's names; they are none of its arguments."""
+    source = (
+        "{% for message in messages %}{% set said = message['content'] %}"
+        "{{ '<' + message['role'] + '>' + said.strip() }}{% endfor %}"
+    )
+    said = "word " * 20_000
+    assert rendered(source, {"messages": [{"role": "user", "content": said}]}) == f"<user>{said.strip()}"
 
 
 def test_fields_of_a_prompt_template_are_plain():

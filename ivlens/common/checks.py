@@ -70,11 +70,11 @@ def as_items(name: str, given: Any, kind: type | tuple[type, ...] = str, *, mean
     return items
 
 
-def set_items(options: Any, *names: str, kind: type | tuple[type, ...] = str) -> None:
+def set_items(options: Any, *names: str, kind: type | tuple[type, ...] = str, meant: str = "") -> None:
     """`as_items` for fields of a frozen dataclass, as they are made; one that is None stays."""
     for name in names:
         if (value := getattr(options, name)) is not None:
-            object.__setattr__(options, name, as_items(f"{type(options).__name__}.{name}", value, kind))
+            object.__setattr__(options, name, as_items(f"{type(options).__name__}.{name}", value, kind, meant=meant))
 
 
 def check_filled(**given: object) -> None:

@@ -8,7 +8,7 @@ import json
 import os
 import stat
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -123,7 +123,7 @@ def read_pickled(path: Path) -> dict[str, Any]:
     return {str(name): tensor for name, tensor in tensors.items()}
 
 
-def check_parquet(path: Path, most: int = _MOST_VALUES) -> None:
+def check_parquet(path: Path, most: int = _MOST_VALUES, names: Collection[str] | None = None) -> None:
     """Refuse a Parquet file whose table is far larger than a table of results or of examples.
 
     Sixteen kilobytes can hold a gigabyte: what repeats is stored once. So values are counted before any is read, and
@@ -131,6 +131,7 @@ def check_parquet(path: Path, most: int = _MOST_VALUES) -> None:
 
     Args:
         most: Values of one column.
+        names: Columns that will be read; None: all.
 
     Raises:
         ValueError: too many values, or too many bytes.
@@ -142,7 +143,9 @@ def check_parquet(path: Path, most: int = _MOST_VALUES) -> None:
         raise ValueError("it is no regular file")
     file = pyarrow.parquet.ParquetFile(path, memory_map=False)
     about = file.metadata
-    counted, texts, stored = dict.fromkeys(range(about.num_columns), 0), set(), 0
+    paths = [about.schema.column(number).path for number in range(about.num_columns)]
+    read = [n for n, path in enumerate(paths) if names is None or any(f"{path}.".startswith(f"{x}.") for x in names)]
+    counted, texts, stored = dict.fromkeys(read, 0), set(), 0
     for group in range(about.num_row_groups):
         for number in counted:
             column = about.row_group(group).column(number)

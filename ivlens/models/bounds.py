@@ -10,7 +10,8 @@ from ivlens.models.adapters import Adapter, unusable
 _MOST = 2**16  # of any count, where the model has no larger size
 _MOST_NAMES = 10_000  # in one list; a model has some hundreds of modules
 _MOST_TIMES = 8  # how often a model's layers may be repeated
-_NO_SIZES = ("seed", "key", "alpha", "id", "token", "version")  # parts of names whose numbers are no sizes
+# parts of names whose numbers are no sizes; the last are AdaLoRA's, in steps of its training
+_NO_SIZES = ("seed", "key", "alpha", "id", "token", "version", "total_step", "tinit", "tfinal", "deltaT")
 _PATTERNS = ("target_modules", "exclude_modules", "feedforward_modules", "layers_pattern", "modules_to_save")
 _SPECIAL = set("*+?{}()[]|^$\\")
 _SLOW = 500  # patterns: as many are kept compiled

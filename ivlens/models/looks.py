@@ -22,9 +22,12 @@ _NAMES_CODE = {
 }  # fmt: skip
 # Ways of storing weights whose modules call kernels that are fetched; both can be undone when they are read.
 _UNDONE, _FETCHED = {"fp8", "mxfp4"}, {"metal", "fp_quant", "sinq", "four_over_six"}
-# Counts of which a configuration makes lists, before there is a model; others become shapes, which are compared.
+# Counts of which a configuration makes lists, before there is a model; others become shapes, which are compared, or
+# tell of the training.
 _COUNTS = re.compile(r"^(num|n)_|labels?$|layer|depth|expert|block|repeat")
-_SHAPES = re.compile(r"position|ctx|embd|inner|size|dim|vocab|token|param|theta|hidden$")
+_SHAPES = re.compile(
+    r"position|ctx|embd|inner|size|dim|vocab|token|param|theta|hidden$|_(steps|samples|sequences|epochs)$"
+)
 _MOST_OF_THEM = 2**16
 _SPECIAL_FILE = "a pipe, a socket or a device"
 

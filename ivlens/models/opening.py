@@ -127,4 +127,4 @@ def _is_left_over(name: str, shapes: Mapping[str, Any] | None) -> bool:
 
 
 _TABLE = re.compile(r"(^|\.)(rotary_emb|rotary_pos_emb|rope)\.|(^|\.)(inv_freq|cos_cached|sin_cached|position_ids)$")
-_MASK = re.compile(r"(attn|attention)\.(bias|masked_bias)$")
+_MASK = re.compile(r"(attn|attention)\.(bias|masked_bias|causal_mask)$")

@@ -19,6 +19,7 @@ _MOST_WORK = 2**26  # letters of all values together
 _LARGEST_NUMBER = 10_000  # that a method or filter is given: widths, counts
 _WIDE = re.compile(r"\*|\d{5}")  # in a format
 _FORMATS = ("format", "format_map")
+_OWN_NAMES = ("_loop_vars", "_block_vars")
 _LEFT_OUT = ("lipsum", "urlize", "striptags", "pprint", "xmlattr", "forceescape")  # of web pages, and slow
 
 
@@ -86,7 +87,8 @@ def _environment() -> Any:
                 return ""
             if obj is self.join_texts or obj is self.weighed:
                 return obj(*args)
-            given = (*args, *kwargs.values())
+            # a call in a loop gets the loop's names from jinja as well, which it is not told
+            given = (*args, *(value for name, value in kwargs.items() if name not in _OWN_NAMES))
             sized(given)
             own = getattr(getattr(obj, "__wrapped__", obj), "__self__", None)
             if isinstance(own, str | list | tuple):

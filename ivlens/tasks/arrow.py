@@ -1,6 +1,7 @@
 """Readers of what the library `datasets` opens: the Hub, saved folders, Parquet files."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -73,19 +74,31 @@ def _check_saved(path: Path) -> None:
 
 
 def read_parquet(path: Path, columns: Columns) -> Source:
-    """A Parquet file."""
+    """A Parquet file; columns beside the examples, such as embeddings or images, are left alone."""
     import datasets
     import pyarrow.parquet
 
-    try:
-        check_parquet(path, MOST_RECORDS)
+    with _read_as_parquet(path):
+        found = pyarrow.parquet.read_schema(path).names
+    names = set(filter(None, pick_columns(columns, found, path)))
+    with _read_as_parquet(path):
+        check_parquet(path, MOST_RECORDS, names)
         # read, not mapped: whoever cuts a mapped file ends this process
-        dataset = datasets.Dataset(pyarrow.parquet.read_table(path, memory_map=False))
+        dataset = datasets.Dataset(pyarrow.parquet.read_table(path, columns=sorted(names), memory_map=False))
+    return replace(_from_datasets(dataset, columns, path, ""), name=path.stem)
+
+
+@contextmanager
+def _read_as_parquet(path: Path) -> Iterator[None]:
+    """Errors of the body as one about the file."""
+    try:
+        if not path.is_file():
+            raise ValueError("it is no regular file")
+        yield
     except Exception as error:  # Arrow's and the system's own
         pass_on_shortage(error)
         got = f"is not valid parquet ({one_line(error, 200)})"
         raise wrong(path, got, "a complete parquet file of examples", "write or download it again") from None
-    return replace(_from_datasets(dataset, columns, path, ""), name=path.stem)
 
 
 def _from_datasets(loaded: Any, columns: Columns, path: Path | str, part: str) -> Source:

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from ivlens.common.checks import set_items
 from ivlens.effects.results import HeadEffects
 from ivlens.forward.hooks import Site
 from ivlens.models.boot import TransformerBridge
@@ -45,6 +46,9 @@ class GuidanceRecipe:
     alpha: float = 1.0
     k: int = 10
     n_prompts: int = 32
+
+    def __post_init__(self) -> None:
+        set_items(self, "terms", kind=Term, meant="terms are such as IVKL() or HeadConsistency()")
 
     def describe(self) -> dict[str, Any]:
         """Every option, as it goes into the keys of kept results."""

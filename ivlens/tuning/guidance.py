@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from jaxtyping import Float
 from torch import Tensor
 
+from ivlens.common.checks import set_items
 from ivlens.forward.hooks import Site
 from ivlens.tuning.terms.term import Term
 from ivlens.tuning.training.asking import Shift
@@ -45,16 +46,14 @@ class Guidance:
     alpha: float = 1.0
 
     def __post_init__(self) -> None:
-        terms = (self.terms,) if isinstance(self.terms, Term) else tuple(self.terms)
-        for term in terms:
-            if not isinstance(term, Term):
-                raise TypeError(f"terms holds {term!r:.60}, expected terms such as IVKL() or HeadConsistency(heads).")
-        object.__setattr__(self, "terms", terms)
-        users = [term.name for term in terms if term.needs_vector]
+        set_items(self, "terms", kind=Term, meant="terms are such as IVKL() or HeadConsistency(heads)")
+        users = [term.name for term in self.terms if term.needs_vector]
         if self.theta is None and users:
             raise ValueError(
-                f"Guidance got no theta, expected the vector that {' and '.join(users)} add; or leave them out."
+                f"Guidance got no theta, expected the vector for {' and '.join(users)}; give it, or leave them out."
             )
+        if self.theta is not None and not isinstance(self.theta, Tensor):
+            raise TypeError(f"theta is {type(self.theta).__name__}, expected a tensor; take InstructionVector.theta.")
         if self.theta is not None and self.theta.ndim != 1:
             raise ValueError(
                 f"theta has shape {tuple(self.theta.shape)}, expected [d_model]; take InstructionVector.theta."

@@ -15,7 +15,18 @@ from ivlens.models import load_model
 from ivlens.models.plain import plain_model
 from ivlens.prompts import PromptRecipe, build_prompts
 from ivlens.tasks import load_task
-from ivlens.tuning import IVKL, Along, Guidance, HeadConsistency, Learner, Progressive, TuneOptions, finetune, strength
+from ivlens.tuning import (
+    IVKL,
+    Along,
+    Guidance,
+    GuidanceRecipe,
+    HeadConsistency,
+    Learner,
+    Progressive,
+    TuneOptions,
+    finetune,
+    strength,
+)
 from ivlens.tuning.terms import Rehearse
 from ivlens.tuning.terms.heads import head_distance
 from ivlens.tuning.terms.kl import SoftTargets, iv_kl
@@ -171,6 +182,19 @@ def test_schedules():
 def test_options_that_make_no_sense(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_term_is_one_item_and_nothing_else_is_one():
+    term = HeadConsistency()
+    assert GuidanceRecipe(term).terms == GuidanceRecipe([term]).terms == GuidanceRecipe(iter([term])).terms == (term,)
+    for make in (Guidance, GuidanceRecipe):
+        for wrong in ("iv", (IVKL,), [None], {"kl": IVKL()}, 1):
+            with pytest.raises(TypeError, match="expected one Term, or several in a list; terms are such"):
+                make(wrong)
+    with pytest.raises(TypeError, match="theta is ndarray, expected a tensor; take InstructionVector.theta"):
+        Guidance((IVKL(),), theta=torch.ones(4).numpy())
+    with pytest.raises(ValueError, match="weight is '1', expected a finite number"):
+        IVKL(weight="1")
 
 
 # ---- places
@@ -500,7 +524,7 @@ def test_passes_of_a_step_weigh_tokens_not_passes(llama, guidance):
 
 
 def test_a_training_with_another_rehearsal_does_not_go_on_from_this_one(llama, tmp_path):
-    from ivlens.tuning import GuidanceRecipe, control, iv_guidance
+    from ivlens.tuning import control, iv_guidance
 
     data = training_set(llama, tiny_task(), list(tiny_task().examples)[:8])
     options = TuneOptions(lr=1e-2, steps=2, batch_size=4)

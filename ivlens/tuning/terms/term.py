@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Protocol
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ivlens.common.fitting import NOT_FITTING, fit
 from ivlens.tuning.terms.measuring import Before
 from ivlens.tuning.training.asking import InTraining, Shift, Student
 from ivlens.tuning.training.sites import Sites
@@ -134,8 +135,8 @@ class Term:
 
 def check_weight(name: str, value: float) -> None:
     """Raise ValueError unless it is a finite number, 0 or more."""
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{name} is {value}, expected a finite number, 0 or more.")
+    if fit(value, float) is NOT_FITTING or not 0 <= value < math.inf:
+        raise ValueError(f"{name} is {value!r:.60}, expected a finite number, 0 or more.")
 
 
 def unique_names(terms: Sequence[Term]) -> list[str]:
