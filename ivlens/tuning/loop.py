@@ -212,7 +212,7 @@ class Trainer:
         with ExitStack() as stack:
             # open during backward as well: checkpointed blocks are run again there
             self._shift(stack, last_column(self.data), step / self.options.steps, own)
-            layers = sorted({layer for term, _ in self.terms for layer in term.layers})
+            layers = sorted({layer for term, _ in self.terms for layer in term.layers_read})
             answer = self._model().answer(rows, stack, layers=layers)
             losses = {"lm": answer_loss(answer.logits, rows.answers, totals[0])}
             if bool(own.any()):

@@ -78,7 +78,7 @@ class HeadConsistency(Term):
         return self.heads
 
     @property
-    def layers(self) -> Sequence[int]:
+    def layers_read(self) -> Sequence[int]:
         """Layers of the heads."""
         return sorted({layer for layer, _ in self.chosen})
 
@@ -89,7 +89,7 @@ class HeadConsistency(Term):
     def ask(self, frozen: InTraining) -> "HeldOutputs":
         """What the frozen model's heads put out for every example, without the vector."""
         return HeldOutputs(
-            torch.cat(frozen.ask(frozen.own, lambda answer: self.read(answer, frozen), layers=self.layers))
+            torch.cat(frozen.ask(frozen.own, lambda answer: self.read(answer, frozen), layers=self.layers_read))
         )
 
     def loss(self, student: Student, asked: Any, model: InTraining) -> Float[Tensor, ""]:

@@ -158,7 +158,7 @@ class Rehearsal(Term):
     @property
     def layers_held(self) -> Sequence[int]:
         """Layers whose head outputs it reads, on its own prompts."""
-        return () if self.heads is None else self.heads.layers
+        return () if self.heads is None else self.heads.layers_read
 
     def _shift(self, deltas: Float[Tensor, "n d_model"]) -> Shift:
         return Shift(self.layer, self.site, deltas)

@@ -107,7 +107,7 @@ class Term:
         return None
 
     @property
-    def layers(self) -> Sequence[int]:
+    def layers_read(self) -> Sequence[int]:
         """Layers whose head outputs it reads on the task's own prompts."""
         return ()
 
