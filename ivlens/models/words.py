@@ -17,7 +17,7 @@ from ivlens.models.looks import MOST_WORDS, check_entries
 _FILE, _OPTIONS = "tokenizer.json", "tokenizer_config.json"
 _MOST_GROWTH = 64  # letters that may become of one; those of real tokenizers become two or three
 _MOST_PIECES = 64  # of a prompt's frame, and letters that are put before every text
-_MOST_SPECIAL = 10_000  # words beside the vocabulary; each is looked for in all others
+_MOST_SPECIAL = 2**15  # words beside the vocabulary; models that speak have 28,672, which take seconds
 _SPECIAL = ("additional_special_tokens", "extra_special_tokens", "added_tokens_decoder")
 _REMEDY = "save the tokenizer again, or pass tokenizer="
 

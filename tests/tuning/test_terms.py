@@ -98,7 +98,7 @@ def test_heads_that_nobody_chose_are_refused_before_training(llama, data):
 
 
 def test_what_is_no_term_is_named():
-    with pytest.raises(TypeError, match="expected terms such as IVKL"):
+    with pytest.raises(TypeError, match="terms are such as IVKL"):
         unchecked(Guidance, terms=[torch.zeros(3)])
     assert unchecked(Guidance, terms=Pull()).terms == (Pull(),) == unchecked(Guidance, terms=[Pull()]).terms
 

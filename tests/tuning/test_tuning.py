@@ -1,6 +1,7 @@
 """Fine-tuning: the loss, the places, the loop and its resumption, adapters of every kind of family."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -186,15 +187,17 @@ def test_options_that_make_no_sense(make, message):
 
 def test_a_term_is_one_item_and_nothing_else_is_one():
     term = HeadConsistency()
-    assert GuidanceRecipe(term).terms == GuidanceRecipe([term]).terms == GuidanceRecipe(iter([term])).terms == (term,)
+    for given in (term, [term], iter([term])):
+        made: Any = unchecked(GuidanceRecipe, terms=given)
+        assert made.terms == (term,)
     for make in (Guidance, GuidanceRecipe):
         for wrong in ("iv", (IVKL,), [None], {"kl": IVKL()}, 1):
             with pytest.raises(TypeError, match="expected one Term, or several in a list; terms are such"):
-                make(wrong)
+                unchecked(make, terms=wrong)
     with pytest.raises(TypeError, match="theta is ndarray, expected a tensor; take InstructionVector.theta"):
-        Guidance((IVKL(),), theta=torch.ones(4).numpy())
+        unchecked(Guidance, theta=torch.ones(4).numpy())
     with pytest.raises(ValueError, match="weight is '1', expected a finite number"):
-        IVKL(weight="1")
+        unchecked(IVKL, weight="1")
 
 
 # ---- places

@@ -133,7 +133,7 @@ class Term:
         return ()
 
 
-def check_weight(name: str, value: float) -> None:
+def check_weight(name: str, value: Any) -> None:
     """Raise ValueError unless it is a finite number, 0 or more."""
     if fit(value, float) is NOT_FITTING or not 0 <= value < math.inf:
         raise ValueError(f"{name} is {value!r:.60}, expected a finite number, 0 or more.")
