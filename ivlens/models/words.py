@@ -130,9 +130,13 @@ def _is_suspicious(pattern: str) -> bool:
 
 
 def _feared(patterns: list[str]) -> list[str]:
-    """Lines of one letter with another one at their end, of all letters that the patterns name."""
+    """Lines of one letter with another one at their end, of all letters that the patterns name.
+
+    Of several lengths: a pattern that wants a letter some number of times takes long on a little more of them alone.
+    """
     letters = dict.fromkeys([*"a 1.\n", "ä", *(letter for pattern in patterns for letter in pattern)])
-    return [f"{letter * 500}{end}" for letter in [*letters][:80] for end in ("", "!", "\x01")]
+    ends = ("", "!", "\x01")
+    return [f"{letter * n}{end}" for letter in [*letters][:80] for n in (500, 40, 25, 12) for end in ends]
 
 
 def _refused(folder: Path, got: str, expected: str) -> ValueError:
