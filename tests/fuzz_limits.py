@@ -168,9 +168,10 @@ class LimitTargets:
 
     def _encoded(self, folder: Path) -> None:
         from ivlens.models import load_model
+        from ivlens.prompts.tokens import Encoder
 
         tokenizer: Any = load_model(folder).tokenizer
-        assert len(tokenizer("a" * 40)["input_ids"]) < 100_000
+        assert len(Encoder(tokenizer).ids("a" * 40)) < 100_000
 
     def pattern(self, drawn: tuple[str, int, bool]) -> None:
         from ivlens.models import load_model

@@ -31,7 +31,23 @@ class Encoder:
         self._start = self._special_start()
 
     def _plain(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        """Tokens of `text` alone.
+
+        Raises:
+            ValueError: the text is no whole text, or the tokenizer's patterns take too long on it.
+        """
+        try:
+            text.encode()
+            return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{text!r:.60} is no whole text ({error.reason}), expected one; correct it.") from None
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":  # of a library in Rust, which is no Exception
+                raise
+            said = " ".join(str(error).split())
+            raise ValueError(
+                f"the tokenizer fails on {text!r:.60} ({said:.60}), expected one that reads any text; use another."
+            ) from None
 
     def _special_start(self) -> list[int]:
         """What the tokenizer puts before a text (BOS, or nothing); what it appends would not precede an answer."""

@@ -472,3 +472,25 @@ def test_an_unknown_alternative_is_left_out(words):
 def test_templates_that_would_mislead(fields, message):
     with pytest.raises(ValueError, match=message):
         PromptTemplate("mine", **fields)
+
+
+class _Panics:
+    """A tokenizer whose library ends in a panic, as one in Rust does where a pattern takes too long."""
+
+    def __init__(self, tokenizer):
+        self._tokenizer = tokenizer
+
+    def convert_ids_to_tokens(self, ids):
+        return self._tokenizer.convert_ids_to_tokens(ids)
+
+    def __call__(self, text, **options):
+        if "boom" in text:
+            raise type("PanicException", (BaseException,), {})("Onig: retry-limit-in-match over")
+        return self._tokenizer(text, **options)
+
+
+def test_texts_that_no_tokenizer_reads_are_one_error(byte_level):
+    with pytest.raises(ValueError, match="is no whole text"):
+        Encoder(byte_level).ids("half of \ud800")
+    with pytest.raises(ValueError, match="the tokenizer fails on .*boom.*retry-limit"):
+        Encoder(_Panics(byte_level)).ids("boom")
