@@ -113,7 +113,7 @@ def fuzz(n: int, seed: int, write: bool = False, go_on: bool = False) -> dict[st
             if write:  # hours of an interrupted run are not lost
                 keep("fuzz", _summed(rows, last, before, started), seed)
     found = _summed(rows, last, before, started)
-    assert found["cases"] >= n and found["grown_gb"] < 1, f"{found['cases']} cases, {found['grown_gb']} GB more"
+    assert found["cases"] >= n and found["grown_gb"] < 2, f"{found['cases']} cases, {found['grown_gb']} GB more"
     return found
 
 
