@@ -8,7 +8,7 @@
     >>> with ivlens.steer(model, iv, at=evaluation.best):
     ...     model.generate("Input: big\\nOutput:")
 
-Names are imported on first use, so that `import ivlens` costs nothing and needs no torch.
+Names are imported on first use, so that `import ivlens` is fast and needs no torch.
 """
 
 from importlib import import_module
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ivlens.common.version import __version__
 
-_MODULE_OF = {
+_MODULE_OF = {  # for each public name the module under `ivlens` that it is imported from
     "EffectOptions": "effects",
     "Evaluation": "steering.evaluation",
     "Grid": "steering.search",
@@ -48,7 +48,7 @@ _MODULE_OF = {
     "sweep_settings": "steering.search",
 }
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # editors and type checkers read the names here; a running program gets them by `__getattr__`
     from ivlens.common.progress import showing_progress
     from ivlens.effects import EffectOptions, HeadEffects, causal_indirect_effect, head_effects, measure_again
     from ivlens.forward.finding import PromptSearch, find_prompts
@@ -104,7 +104,7 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'ivlens' has no attribute {name!r}; its public names are {', '.join(_MODULE_OF)}")
     value = getattr(import_module(f"ivlens.{_MODULE_OF[name]}"), name)
-    globals()[name] = value
+    globals()[name] = value  # from now on Python finds the name without this function
     return value
 
 

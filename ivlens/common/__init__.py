@@ -1,1 +1,1 @@
-"""What knows no model: files, kept results, intervals, checks of options, the hub, memory."""
+"""Helpers that know nothing of models: files, the store of results, intervals, checks of options, the Hub, memory."""

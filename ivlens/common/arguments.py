@@ -1,8 +1,8 @@
-"""Arguments held against the types that a signature names: one place where wrong ones are refused.
+"""Checks the arguments of public functions against the types in their signatures, and refuses wrong ones.
 
-`checked` does it for a function, and for a class with its methods. What means the same is taken (see `fitting`): a
-whole number of numpy or torch, a list for a tuple, one text where several are asked for. Ranges are checked where the
-values are used.
+`checked` does this for a function, or for the public methods of a class. A value of another type that can mean only one
+thing is converted (see `fitting`): a whole number of numpy or torch, a list in the place of a tuple, one text where
+several are asked for. Ranges, such as "0 or more", are checked where the values are used.
 """
 
 import inspect
@@ -16,7 +16,7 @@ from typing import Any, Literal, SupportsIndex, TypeVar, cast, get_args, get_ori
 from ivlens.common.fitting import LARGEST, NOT_FITTING, fit, hints_of, is_list, sides
 
 What = TypeVar("What", bound=Callable[..., Any])
-_SAID: dict[Any, str] = {
+_TYPE_WORDS: dict[Any, str] = {
     int: "a whole number",
     SupportsIndex: "a whole number",
     float: "a finite number",
@@ -25,7 +25,7 @@ _SAID: dict[Any, str] = {
     Path: "a path",
     NoneType: "None",
 }
-_SAID_OF = {  # by name, as the classes are of rooms below
+_CLASS_WORDS = {  # by the name of the class: rooms below this one define them, so they cannot be imported here
     "Module": "the TransformerBridge that ivlens.load_model returns; wrap a Hugging Face model with "
     "load_model(hf_model=model, tokenizer=tokenizer)",
     "TransformerBridge": "the TransformerBridge that ivlens.load_model returns",
@@ -36,12 +36,14 @@ _SAID_OF = {  # by name, as the classes are of rooms below
 
 
 def checked(what: What) -> What:
-    """A function with its arguments held against its annotations before it runs; a class with all its public methods.
+    """The same function, which now checks its arguments against its annotations; or a class whose methods all do.
 
     Raises:
-        TypeError, ValueError: of the new function: an argument of another kind, by the name of its parameter.
+        TypeError, ValueError: raised by the new function, for an argument that does not fit; the message names the
+            parameter.
     """
     if isinstance(what, type):
+        # `checked` stands above `dataclass`, which has added `__init__` by now
         for name, value in list(vars(what).items()):
             if inspect.isfunction(value) and (name == "__init__" or not name.startswith("_")):
                 setattr(what, name, checked(value))
@@ -52,51 +54,58 @@ def checked(what: What) -> What:
 
     @wraps(what)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
+        # read when it is called: annotations may name classes that are defined further down in the module
         hints = hints_of(what)
         given = [fitted(name, value, hints.get(name, Any)) for name, value in zip(names, args, strict=False)]
         named = {name: fitted(name, value, hints.get(name, Any)) for name, value in kwargs.items()}
-        return what(*given, *args[len(given) :], **named)  # what is too much or unknown, Python says
+        return what(*given, *args[len(given) :], **named)  # Python refuses the rest: surplus and unknown arguments
 
     return cast(What, wrapper)
 
 
 def check_fields(made: Any) -> None:
-    """Hold a dataclass's fields against their types, and put in their place what means the same.
+    """Check the fields of a dataclass against their types; a value that means the same is converted to the right type.
 
     Raises:
-        TypeError, ValueError: a field of another kind, by its name.
+        TypeError, ValueError: a field that does not fit; the message names it.
     """
     hints = hints_of(type(made))
     for field in fields(made):
         value = getattr(made, field.name)
         found = fitted(field.name, value, hints.get(field.name, Any))
         if found is not value:
-            object.__setattr__(made, field.name, found)
+            object.__setattr__(made, field.name, found)  # frozen dataclasses refuse plain assignment
 
 
 def fitted(name: str, value: Any, hint: Any) -> Any:
-    """The value as its annotation has it.
+    """The value, converted to the type of its annotation where it is of another type but means the same.
+
+    Args:
+        name: What the error calls the value.
+        value: The value.
+        hint: The annotation.
 
     Raises:
-        ValueError: a number, or one of several names, that is another one than those that are expected.
-        TypeError: something of another kind.
+        ValueError: the value does not fit an annotation for numbers, or for one of several fixed names.
+        TypeError: the value does not fit another annotation.
     """
-    if hint is Any or (type(value) is hint and hint in (str, bool)):  # most arguments, and nothing more to look at
+    if hint is Any or (type(value) is hint and hint in (str, bool)):  # a quick way for most arguments
         return value
     found = fit(value, hint)
     if found is not NOT_FITTING:
         return found
-    name, value, hint = _inner(name, value, hint)
+    name, value, hint = _inner(name, value, hint)  # the error names the wrong item, not the whole list
     kinds = {int, float, SupportsIndex, bool} & set(sides(hint))
     wrong = ValueError if kinds or Literal in [get_origin(one) for one in sides(hint)] else TypeError
     raise wrong(f"{name} is {briefly(value)}, expected {said(hint)}.")
 
 
 def briefly(value: Any) -> str:
-    """A value as an error shows it: short, in one line; of what is no plain value its type alone."""
+    """A value as an error shows it, in one short line; for anything but numbers, texts and paths only its type."""
     if isinstance(value, type) or callable(value):
         return f"{getattr(value, '__name__', type(value).__name__):.40}"
     plain = value is None or isinstance(value, str | bytes | bool | int | float | complex | Path)
+    # Python refuses to write out a number of more than 4,300 digits
     if isinstance(value, int) and not -LARGEST <= value < LARGEST:
         return "a number of more than 18 digits"
     is_empty = isinstance(value, list | tuple | dict | set) and not value
@@ -105,17 +114,18 @@ def briefly(value: Any) -> str:
 
 
 def said(hint: Any) -> str:
-    """What an annotation expects, in words."""
-    members = [one for one in sides(hint) if not (one is str and Path in sides(hint))]  # a text that is a path
+    """What an annotation expects, in words: `int | None` is "a whole number or None"."""
+    members = [one for one in sides(hint) if not (one is str and Path in sides(hint))]  # `str | Path` is a path
     if len(members) > 1:
+        # "a finite number" says whole numbers as well
         if set(members) & {int, SupportsIndex} and float in members:
             members = [one for one in members if one not in (int, SupportsIndex)]
         words = [said(one) for one in members]
         return f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else words[0]
     (hint,) = members
     origin, inner = get_origin(hint), get_args(hint)
-    if hint in _SAID:
-        return _SAID[hint]
+    if hint in _TYPE_WORDS:
+        return _TYPE_WORDS[hint]
     if origin is Literal:
         return f"one of {', '.join(map(str, inner))}"
     if origin is tuple and inner and Ellipsis not in inner:
@@ -125,12 +135,12 @@ def said(hint: Any) -> str:
     if is_list(hint):
         return f"a list (of each: {said(inner[0])})" if inner else "a list"
     name = getattr(origin or hint, "__name__", str(hint))
-    known = {"Mapping": "a mapping", "dict": "a mapping", "Callable": "a function"} | _SAID_OF
+    known = {"Mapping": "a mapping", "dict": "a mapping", "Callable": "a function"} | _CLASS_WORDS
     return known.get(name, f"{'an' if name[:1] in 'AEIOU' else 'a'} {name}")
 
 
 def _inner(name: str, value: Any, hint: Any) -> tuple[str, Any, Any]:
-    """The first item that does not fit, where it is a list of the right kind that has one."""
+    """Name, value and annotation of the first wrong item, where the value is a list; otherwise the value's own."""
     if isinstance(value, list | tuple):
         for member in sides(hint):
             if hasattr(member, "_fields") and len(value) == len(member._fields):

@@ -1,4 +1,4 @@
-"""Where ivlens keeps what it fetched or found out, between one run and the next."""
+"""The cache folder, in which ivlens keeps downloads and findings from one run to the next."""
 
 import os
 import sys
@@ -10,15 +10,19 @@ VARIABLE = "IVLENS_CACHE"
 
 
 def ready_cache(part: str) -> Path:
-    """A folder of the cache that can be written to, made if need be, and then for its owner alone.
+    """A folder in the cache that can be written to; it is made if need be, and then only its owner may open it.
+
+    Args:
+        part: Name of the folder.
 
     Raises:
-        OSError: it cannot be made or written to.
+        OSError: the folder cannot be made or written to.
     """
     root = cache_folder()
     folder = root / part
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
+        # one after the other, as `parents=True` would ignore the mode for the outer folder
         for made in (root, folder):
             made.mkdir(mode=0o700, exist_ok=True)
         with scratch_in(folder):
@@ -32,7 +36,7 @@ def ready_cache(part: str) -> Path:
 
 
 def cache_folder() -> Path:
-    """The folder of this user's kept things, which need not exist yet: `IVLENS_CACHE`, or the user's cache."""
+    """The user's cache folder for ivlens, which need not exist yet: `IVLENS_CACHE`, or the system's usual place."""
     given = os.environ.get(VARIABLE, "").strip()
     if given:
         return Path(given).expanduser().absolute()

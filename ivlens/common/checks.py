@@ -1,6 +1,6 @@
-"""Checks that many options share, made when the options are: counts, and lists in which a text is one item.
+"""Checks that many options share: counts, lists in which a text is one item, and texts that must not be empty.
 
-Kinds of arguments are checked by `arguments`.
+Types of arguments are checked in `arguments`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,21 +11,21 @@ from ivlens.common.fitting import NOT_FITTING, fit
 
 if TYPE_CHECKING:
     Texts = tuple[str, ...]
-else:  # what may be given; `set_items` makes it a tuple
+else:  # when the program runs: what callers may give, of which `set_items` makes a tuple
     Texts = str | Iterable[str]
 
-MOST = 2**53  # beyond it a float, and a number in JSON, does not hold every whole number
+MOST = 2**53  # above it a float, and so a number in JSON, cannot hold every whole number
 
 
 def check_counts(options: Any, **least: int) -> None:
-    """Refuse counts among a dataclass's options that are no whole numbers or too small; those of numpy become plain.
+    """Check that fields of an options object are whole numbers and large enough; those of numpy become plain ones.
 
     Args:
-        options: Whose attributes they are; one that is None passes.
-        least: The smallest that each may be, by name.
+        options: The dataclass that has the fields; a field that is None passes.
+        least: The smallest value of each field, by its name.
 
     Raises:
-        ValueError: one of them is not.
+        ValueError: a field is no whole number, or too small.
     """
     for name, smallest in least.items():
         value = getattr(options, name)
@@ -35,7 +35,17 @@ def check_counts(options: Any, **least: int) -> None:
 
 
 def check_count(name: str, value: Any, smallest: int, largest: int = MOST) -> int | None:
-    """As `check_counts`, for one value and the name a reader knows it by; the plain number."""
+    """Check one whole number, and return it as a plain int; None passes.
+
+    Args:
+        name: What the error calls it.
+        value: The number, which may be one of numpy or torch.
+        smallest: Its smallest value.
+        largest: Its largest value.
+
+    Raises:
+        ValueError: no whole number, too small, or too large.
+    """
     count = fit(value, int | None)
     if count is not None and (count is NOT_FITTING or not smallest <= count <= largest):
         most = "or more" if largest == MOST else f"to {largest:,}"
@@ -44,21 +54,21 @@ def check_count(name: str, value: Any, smallest: int, largest: int = MOST) -> in
 
 
 def as_items(name: str, given: Any, kind: type | tuple[type, ...] = str, *, meant: str = "") -> tuple[Any, ...]:
-    """`given` as a tuple of items; what is an item itself is one, so that a text never falls apart into letters.
+    """`given` as a tuple of items; a single item becomes a tuple of one, so that a text is never split into letters.
 
     Args:
-        name: What a reader knows it by.
+        name: What the error calls it.
         given: An item, or any iterable of items.
-        kind: What an item is.
-        meant: How to make one, where a text stands in the place of something else.
+        kind: The type of an item, or several types.
+        meant: For the error: how to make an item, where people tend to give a text instead.
 
     Raises:
-        TypeError: something else, or among the items.
+        TypeError: `given` is neither an item nor an iterable, or one of its items is something else.
     """
     if isinstance(given, kind):
         return (given,)
     is_list = isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping)
-    is_list = is_list and getattr(given, "ndim", 1) != 0  # a number of numpy or torch has no items
+    is_list = is_list and getattr(given, "ndim", 1) != 0  # one number of numpy or torch has no items
     items = tuple(given) if is_list else (given,)
     wrong = [item for item in items if not isinstance(item, kind)]
     if wrong or not is_list:
@@ -71,17 +81,19 @@ def as_items(name: str, given: Any, kind: type | tuple[type, ...] = str, *, mean
 
 
 def set_items(options: Any, *names: str, kind: type | tuple[type, ...] = str, meant: str = "") -> None:
-    """`as_items` for fields of a frozen dataclass, as they are made; one that is None stays."""
+    """Make tuples (`as_items`) of fields of a frozen dataclass while it is created; a field that is None stays."""
     for name in names:
         if (value := getattr(options, name)) is not None:
             object.__setattr__(options, name, as_items(f"{type(options).__name__}.{name}", value, kind, meant=meant))
 
 
 def check_filled(**given: object) -> None:
-    """Refuse empty texts among options: an unset variable leaves one, and it must not stand for a default.
+    """Refuse options that are empty texts.
+
+    An unset shell variable leaves an empty text, which must not stand for the default.
 
     Raises:
-        ValueError: one of them is.
+        ValueError: a text is empty, or white space alone.
     """
     for name, value in given.items():
         if isinstance(value, str) and not value.strip():

@@ -1,4 +1,4 @@
-"""What a disk says when it takes no more, in one sentence: which path, why, and what to do."""
+"""Errors of the disk (full, read-only, broken) as one sentence: which path, why, and what to do."""
 
 import errno
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-_TROUBLE = {
+_TROUBLE = {  # errors that are about the disk or the path; not every system has all of these names
     getattr(errno, name)
     for name in (
         *("ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EIO", "ENXIO", "ESTALE", "EMLINK", "ENAMETOOLONG"),
@@ -18,10 +18,11 @@ _TROUBLE = {
     )
     if hasattr(errno, name)
 }
+# where free room helps, and where no other file could be written either
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG}
 _SHORT = _FULL | {errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE}
-_OF_RUST = re.compile(r"\(os error (\d+)\)")  # how safetensors and tokenizers end such a message
-_PROBE = bytes(4096)
+_OF_RUST = re.compile(r"\(os error (\d+)\)")  # at the end of messages of safetensors and tokenizers
+_PROBE = bytes(4096)  # a full disk may still take an empty file
 
 
 class DiskError(OSError):
@@ -32,32 +33,33 @@ class DiskError(OSError):
         self.place = Path(place)
 
     def __str__(self) -> str:
-        return str(self.strerror)
+        return str(self.strerror)  # without the number that OSError puts before it
 
     def __reduce__(self) -> tuple[Any, ...]:
+        # errors of worker processes arrive as copies, which OSError would make without `place`
         return type(self), (self.errno, self.strerror, self.place)
 
 
 def trouble(error: BaseException) -> int | None:
-    """The system's number for what is wrong with a disk or a path; None: the error is of something else."""
+    """The system's number of an error that is about a disk or a path; None for any other error."""
     found = error.errno if isinstance(error, OSError) else None
-    # the system numbers errors; a library in Rust only quotes it
+    # Python's own errors carry the number; libraries in Rust only write it into their message
     if found is None and not isinstance(error, ValueError) and (quoted := _OF_RUST.search(str(error))):
         found = int(quoted[1])
     return found if found in _TROUBLE else None
 
 
 def is_short_of_disk(error: BaseException) -> bool:
-    """Whether a disk is full, read-only or broken, or has too many open files, whatever was written to it."""
+    """Whether an error says that a disk is full, read-only or broken, or that too many files are open."""
     return trouble(error) in _SHORT
 
 
 @contextmanager
 def writing(place: str | Path) -> Iterator[None]:
-    """Errors of the disk in the body as one sentence that names `place`.
+    """Turn an error of the disk in the body into one sentence that names `place`.
 
     Raises:
-        DiskError: the disk is full, read-only, broken, or the path cannot be written.
+        DiskError: the disk is full, read-only or broken, or the path cannot be written to.
     """
     try:
         yield
@@ -69,22 +71,26 @@ def writing(place: str | Path) -> Iterator[None]:
 
 
 def refusal(number: int, place: str | Path) -> DiskError:
-    """The sentence for one of the system's numbers."""
-    free = "free some room, or name another place" if number in _FULL else "mend that, or name another place"
+    """The error to raise for one of the system's error numbers."""
+    remedy = "free some room, or name another place" if number in _FULL else "mend that, or name another place"
     return DiskError(
         number,
-        f"{str(place)!r} cannot be written to ({os.strerror(number)}), expected room for results; {free}, and give "
+        f"{str(place)!r} cannot be written to ({os.strerror(number)}), expected room for results; {remedy}, and give "
         "the same command again: what was there before is whole.",
         place,
     )
 
 
 def check_file(path: Path, suffixes: tuple[str, ...]) -> None:
-    """Refuse a path at which no file can be written, before the work; nothing is left there.
+    """Refuse, before the work, a path at which no file can be written; nothing is left there.
+
+    Args:
+        path: Where the file will be.
+        suffixes: Suffixes that it may have.
 
     Raises:
-        ValueError: another suffix.
-        DiskError: a folder or a device is there, or its folder can neither be made nor written to.
+        ValueError: the path has another suffix.
+        DiskError: a folder or a device stands there, or the folder around it can neither be made nor written to.
     """
     if path.suffix.lower() not in suffixes:
         expected = ("one of " if len(suffixes) > 1 else "") + ", ".join(suffixes)
@@ -94,32 +100,34 @@ def check_file(path: Path, suffixes: tuple[str, ...]) -> None:
 
 
 def check_folder(path: Path) -> None:
-    """Refuse a path at which no folder can be filled, before the work; nothing is left there.
+    """Refuse, before the work, a path at which no folder can be made and filled; nothing is left there.
 
     Raises:
-        DiskError: something else is there, or the folder can neither be made nor written to.
+        DiskError: something else than a folder stands there, or the folder can neither be made nor written to.
     """
     _check_kind(path, "folder", stat.S_ISDIR)
     try_writing(path)
 
 
 def try_writing(folder: Path, place: Path | None = None) -> None:
-    """Write a little into `folder`, or into the nearest one above it that is there, and remove it again.
+    """Write a small file into `folder`, or into the nearest existing folder above it, and remove the file again.
 
     Raises:
-        DiskError: it cannot be done; the message names `place`, or the folder.
+        DiskError: the file cannot be written; the message names `place`, or the folder without it.
     """
     try:
+        # a link that leads nowhere counts as existing, and is refused as no folder
         there = next(one for one in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(one))
         if not there.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(there))
-        with TemporaryFile(dir=there, buffering=0) as file:
+        with TemporaryFile(dir=there, buffering=0) as file:  # without a buffer the error comes here
             file.write(_PROBE)
     except OSError as error:
         raise refusal(error.errno or errno.EIO, place or folder) from error
 
 
 def _check_kind(path: Path, what: str, is_it: Callable[[int], bool]) -> None:
+    """Refuse a path at which something of another kind than `what` stands; an unused path passes."""
     try:
         found = is_it(path.stat().st_mode)
     except FileNotFoundError:
@@ -131,12 +139,12 @@ def _check_kind(path: Path, what: str, is_it: Callable[[int], bool]) -> None:
 
 
 def _is_about(error: BaseException, place: Path) -> bool:
-    """Whether an error is about `place` or something in it, as far as it says which file it is about."""
-    if isinstance(error, DiskError):
+    """Whether an error is about `place` or something inside it; an error that names no file counts as such."""
+    if isinstance(error, DiskError):  # a whole sentence already, replaced only where `place` is the folder around it
         return error.place != place and error.place.absolute().is_relative_to(place.absolute())
     named = getattr(error, "filename", None)
     if not isinstance(named, str | bytes | os.PathLike):
         return True
     file, place = Path(os.fsdecode(named)).absolute(), place.absolute()
-    # a file that is written whole has its scratch folder beside it
+    # `write_whole` works in a scratch folder beside the file, so the error may name a path there
     return any(one.is_relative_to(other) for one, other in ((file, place), (place, file), (file, place.parent)))

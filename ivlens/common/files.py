@@ -1,4 +1,4 @@
-"""Files that are whole or absent, whenever a program is interrupted."""
+"""Writing files so that each is whole or absent, even where the program is killed; locks on folders."""
 
 import logging
 import os
@@ -20,11 +20,11 @@ from ivlens.common.names import path_of
 logger = logging.getLogger("ivlens")
 
 LOCK = ".lock"
-UNFINISHED = ".writing-"  # how the names of scratch folders begin
-STATE = "state.safetensors"  # of a training that can go on
-_IN_USE = (EAGAIN, EACCES, EDEADLK)
-_LONGEST = 86_400  # seconds that anyone writes, where locks do not tell
-_LONGEST_NAME = 100  # bytes, so that suffixes fit as well
+UNFINISHED = ".writing-"  # the beginning of the names of scratch folders
+STATE = "state.safetensors"  # the saved state of a training, from which it can go on
+_IN_USE = (EAGAIN, EACCES, EDEADLK)  # what systems answer where another process holds the lock
+_LONGEST_WRITE = 86_400  # seconds; on a file system without locks an older scratch folder counts as left over
+_LONGEST_NAME = 100  # bytes of 255 that most systems allow, so that suffixes fit as well
 
 if sys.platform == "win32":
     import msvcrt
@@ -40,7 +40,10 @@ else:
 
 
 def hold(file: Any) -> bool:
-    """Lock an open file, unless somebody else has; whether it is one's own now. Without locks it is everybody's."""
+    """Try to lock an open file, and do not wait; False where another process holds it.
+
+    On a file system without locks nothing is locked, and the answer is True.
+    """
     try:
         _hold(file)
     except OSError as error:
@@ -61,21 +64,27 @@ def flush(path: Path) -> None:
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
-    """Let `write` make a file of this name elsewhere, and put it at `path` once it is complete and on the disk."""
+    """Write a file so that `path` holds what was there before until the new file is complete and on the disk.
+
+    Args:
+        path: Where the file will be.
+        write: Writes the file to the path that it is called with, which is inside a scratch folder.
+    """
     with writing(path), scratch_in(path.parent) as scratch:
         write(scratch / path.name)
-        flush(scratch / path.name)
-        (scratch / path.name).replace(path)
+        flush(scratch / path.name)  # first the content: after a power cut the new name must not lead to an empty file
+        (scratch / path.name).replace(path)  # one step on every system
         flush(path.parent)
     return path
 
 
 @contextmanager
 def scratch_in(folder: Path) -> Iterator[Path]:
-    """A new folder inside `folder` (made if need be) that is gone at the end, with what killed processes left there.
+    """A new scratch folder inside `folder` (made if need be) for the body, removed at its end.
 
-    A file in it is locked, so that others can tell it from a leftover: the system takes the lock back from a killed
-    process. Its name begins with a dot, and nothing with such a name is ever read as a result or a model.
+    Scratch folders that killed processes left there are removed first. A locked file in each folder tells that it is in
+    use, as the system releases the lock of a killed process. The folder's name begins with a dot, and nothing with such
+    a name is ever read as a result or a model.
     """
     folder.mkdir(parents=True, exist_ok=True)
     clear_leftovers(folder)
@@ -83,25 +92,25 @@ def scratch_in(folder: Path) -> Iterator[Path]:
     try:
         yield place
     finally:
-        lock.close()  # before, as some systems remove no open file
+        lock.close()  # first, as some systems do not remove a file that is open
         shutil.rmtree(place, ignore_errors=True)
 
 
 def _locked(folder: Path) -> tuple[Path, Any]:
-    """A new scratch folder and its lock."""
+    """A new scratch folder, and the open file in it that is locked."""
     while True:
         place = Path(mkdtemp(prefix=UNFINISHED, dir=folder))
         try:
             lock = open(place / LOCK, "a", encoding="utf-8")
         except FileNotFoundError:
-            continue  # still empty, it was taken for a leftover
+            continue  # another process removed the empty folder as a leftover
         if hold(lock) and (place / LOCK).exists():
             return place, lock
-        lock.close()  # someone clears it at this moment
+        lock.close()  # another process is removing it at this moment
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Remove the scratch folders of processes that were killed; those of others that are at work stay."""
+    """Remove the scratch folders of killed processes from `folder`; those of running processes stay."""
     with suppress(OSError), os.scandir(folder) as entries:
         left = [Path(one) for one in entries if one.name.startswith(UNFINISHED) and one.is_dir(follow_symlinks=False)]
         for place in left:
@@ -110,32 +119,34 @@ def clear_leftovers(folder: Path) -> None:
 
 
 def _clear(place: Path) -> None:
+    """Remove one scratch folder, unless a running process holds its lock."""
     if not any(place.iterdir()):
-        place.rmdir()  # of a process that has not come to its lock yet, it is made again
+        place.rmdir()  # a process that has not made its lock yet will make another folder
         return
     try:
         with open(place / LOCK, "r+", encoding="utf-8") as lock:
             _hold(lock)
             shutil.rmtree(place, ignore_errors=True)
-    except FileNotFoundError:  # its lock is the first thing in it and the last
+    except FileNotFoundError:  # files but no lock: another process was killed while it removed the folder
         shutil.rmtree(place, ignore_errors=True)
     except OSError as error:
-        if error.errno not in _IN_USE and time.time() - place.stat().st_mtime > _LONGEST:
-            shutil.rmtree(place, ignore_errors=True)  # a file system without locks
+        if error.errno not in _IN_USE and time.time() - place.stat().st_mtime > _LONGEST_WRITE:
+            shutil.rmtree(place, ignore_errors=True)  # without locks only its age can tell
 
 
 @contextmanager
 def held(folder: Path, what: str) -> Iterator[bool]:
-    """Keep everyone else out of `folder` (made if need be) while the body runs; whether that is certain.
+    """Hold the lock of `folder` (made if need be) while the body runs; yields whether it could be locked.
 
-    The system takes the lock back when its owner ends, however that happens. Where the file system knows no locks, the
-    body runs without one: it gets False, and a warning says so.
+    The system releases the lock when its process ends, however that happens. On a file system without locks the body
+    runs without one, and a warning says so.
 
     Args:
-        what: What another owner is doing there, for the message.
+        folder: The folder that nobody else shall use.
+        what: What another holder is, such as "a training", for the error.
 
     Raises:
-        BlockingIOError: someone else holds it.
+        BlockingIOError: another process holds the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / LOCK, "a", encoding="utf-8") as file:
@@ -154,23 +165,28 @@ def held(folder: Path, what: str) -> Iterator[bool]:
 
 
 def file_name(text: str, suffix: str = "") -> str:
-    """A name as that of a file in one folder, whatever stands in it: different names, different files."""
+    """A safe file name for any text; different texts get different names."""
     safe = "".join(char if char.isalnum() or char in "-_." else "_" for char in text)
-    # what had to be changed could be that of another name, and is told apart by its hash
+    # two texts may become the same when characters are replaced, so a changed name gets a hash of its text
     if safe == text and 0 < len(safe.encode()) < _LONGEST_NAME and not safe.startswith("."):
         return safe + suffix
     return f"{safe.strip('.').encode()[:_LONGEST_NAME].decode(errors='ignore')}-{_short(text)}{suffix}"
 
 
 def _short(text: str) -> str:
+    """Eight letters of a text's hash."""
     return sha256(text.encode(errors="surrogatepass")).hexdigest()[:8]
 
 
 def check_inner_names(path: Path, names: Iterable[object]) -> None:
-    """Refuse a file that names others anywhere but directly in its folder: no path in a file is followed.
+    """Refuse a file that names other files, unless these lie directly in its folder: no path in a file is followed.
+
+    Args:
+        path: The file that names others.
+        names: The names that it holds.
 
     Raises:
-        ValueError: one of the names is no such name.
+        ValueError: a name is a path, empty, or no text.
     """
     for name in names:
         if not isinstance(name, str) or name in ("", ".", "..") or set(name) & set("/\\\0"):
@@ -181,10 +197,10 @@ def check_inner_names(path: Path, names: Iterable[object]) -> None:
 
 
 def read_small(path: Path, limit: int = 2**20) -> bytes:
-    """The content of a file that ivlens wrote, of at most `limit` bytes; as `read_foreign`, but no link is followed.
+    """The content of a file that ivlens wrote, of at most `limit` bytes; no link is followed.
 
     Raises:
-        OSError: it is no such file, or too large.
+        OSError: the path is a link or no regular file, or the file is larger.
     """
     if path.is_symlink():
         raise OSError(f"{str(path)!r:.200} is a link, expected a regular file; remove it.")
@@ -192,10 +208,10 @@ def read_small(path: Path, limit: int = 2**20) -> bytes:
 
 
 def ready_folder(path: str | Path) -> Path:
-    """A folder that can be written to, made if need be.
+    """The path of a folder that can be written to; the folder is made if need be.
 
     Raises:
-        OSError: there is none, and none can be made.
+        OSError: the folder cannot be made or written to.
     """
     folder = path_of(path, "folder")
     try:

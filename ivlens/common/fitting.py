@@ -1,4 +1,4 @@
-"""Whether a value is what an annotation names, or means the same."""
+"""Checks whether values fit type annotations, and converts values of other types that can mean only one thing."""
 
 import builtins
 import inspect
@@ -12,13 +12,13 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, SupportsIndex, TypeVar, Union, get_args, get_origin, get_type_hints
 
-LARGEST = 2**63  # what a whole number of torch and numpy can hold
-NOT_FITTING = object()
+LARGEST = 2**63  # the whole numbers of torch and numpy lie below it
+NOT_FITTING = object()  # the answer where a value does not fit, as None may be a value that does
 _LISTS = (tuple, list, Sequence, Iterable)
 
 
 class _Named(type):
-    """A class that is known here by its name alone, since it is imported for type checkers only."""
+    """Stands for a class that annotations name but that is imported for type checkers only; compares names."""
 
     def __instancecheck__(cls, value: object) -> bool:
         return any(one.__name__ == cls.__name__ for one in type(value).__mro__)
@@ -26,11 +26,11 @@ class _Named(type):
     def __getattr__(cls, name: str) -> "_Named":
         if not name[:1].isupper():
             raise AttributeError(name)
-        return _Named(name, (), {})  # pd.DataFrame
+        return _Named(name, (), {})  # `pd.DataFrame`, where `pd` is a stand-in too
 
 
 class _Names(dict[str, Any]):
-    """The names of a module; one that it has not stands for a class of that name."""
+    """The names of a module; a missing name stands for a class of that name."""
 
     def __missing__(self, name: str) -> Any:
         return vars(builtins).get(name) or _Named(name, (), {})
@@ -38,17 +38,17 @@ class _Names(dict[str, Any]):
 
 @cache
 def hints_of(what: Any) -> dict[str, Any]:
-    """Annotations by name."""
+    """The annotations of a function or class, by the names of its parameters or fields."""
     try:
         return get_type_hints(what, include_extras=True)
-    except NameError:
+    except NameError:  # a class that is imported for type checkers only: read again, with stand-ins
         names = _Names(vars(sys.modules[what.__module__]))
         given = inspect.get_annotations(what)
         return {name: eval(one, {}, names) if isinstance(one, str) else one for name, one in given.items()}
 
 
 def sides(hint: Any) -> tuple[Any, ...]:
-    """The sides of a union, or the annotation itself."""
+    """The members of a union; the annotation itself where it is none."""
     if get_origin(hint) is Annotated:
         return sides(get_args(hint)[0])
     if get_origin(hint) in (Union, UnionType):
@@ -57,12 +57,14 @@ def sides(hint: Any) -> tuple[Any, ...]:
 
 
 def is_list(hint: Any) -> bool:
+    """Whether an annotation asks for a tuple, a list or another sequence."""
     return (get_origin(hint) or hint) in _LISTS
 
 
 def fit(value: Any, hint: Any) -> Any:
-    """The value as its annotation has it, or `NOT_FITTING`."""
+    """The value, converted to what its annotation names if need be; `NOT_FITTING` where that cannot be."""
     members = sides(hint)
+    # all members of a union without converting first: 3 stays a whole number for `float | int`
     for exact in (True, False):
         for member in members:
             found = _exact(value, member) if exact else _alike(value, member)
@@ -72,20 +74,21 @@ def fit(value: Any, hint: Any) -> Any:
 
 
 def _exact(value: Any, hint: Any) -> Any:
-    """A value that is what the annotation says."""
+    """The value if it is of the annotation's type (items of a list may be converted), otherwise `NOT_FITTING`."""
     origin, inner = get_origin(hint), get_args(hint)
     if hint in (Any, object) or isinstance(hint, TypeVar):
         return value
     if isinstance(hint, str):
         hint = _Named(hint, (), {})
     if hint is float:
+        # a float64 of numpy is a float to Python, too; `_alike` makes a plain one of it
         ok = isinstance(value, float) and type(value).__module__ == "builtins" and isfinite(value)
     elif hint in (int, SupportsIndex):
-        ok = type(value) is int and -LARGEST <= value < LARGEST
+        ok = type(value) is int and -LARGEST <= value < LARGEST  # True and False are ints to `isinstance`
     elif origin is Literal:
         ok = any(type(value) is type(one) and value == one for one in inner)
     elif hasattr(hint, "array_type"):
-        ok = isinstance(value, hint)  # its kind of numbers and its dimensions, too
+        ok = isinstance(value, hint)  # jaxtyping compares the type of numbers and the dimensions, too
     elif hasattr(hint, "_fields"):
         return _named_values(value, hint) if isinstance(value, hint) else NOT_FITTING
     elif is_list(hint):
@@ -101,7 +104,7 @@ def _exact(value: Any, hint: Any) -> Any:
 
 
 def _alike(value: Any, hint: Any) -> Any:
-    """What a value of another kind means, where it can mean but one thing."""
+    """A value of another type, converted if it can mean only one thing, otherwise `NOT_FITTING`."""
     if hint in (int, SupportsIndex, float, bool):
         return _number(value, hint)
     if hint is Path:
@@ -111,10 +114,12 @@ def _alike(value: Any, hint: Any) -> Any:
     if is_list(hint):
         if isinstance(value, str):
             return _listed((value,), hint)  # a text is one item
+        # a set has no order, so only an Iterable may be one
         if isinstance(value, bytes | bytearray | Mapping) or (
             isinstance(value, Set) and get_origin(hint) is not Iterable
         ):
             return NOT_FITTING
+        # an array of one dimension is a list, a table is not
         if getattr(value, "ndim", None) not in (None, 1) or not isinstance(value, Iterable):
             return NOT_FITTING
         return _listed(tuple(value), hint)
@@ -122,7 +127,7 @@ def _alike(value: Any, hint: Any) -> Any:
 
 
 def _number(value: Any, hint: Any) -> Any:
-    """The plain number of a scalar of numpy or torch."""
+    """A plain number of Python for one of numpy or torch, otherwise `NOT_FITTING`."""
     if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
         value = value.item()
     if hint is bool:
@@ -136,7 +141,7 @@ def _number(value: Any, hint: Any) -> Any:
 
 
 def _named_values(values: tuple[Any, ...], hint: Any) -> Any:
-    """A named tuple whose fields fit."""
+    """A named tuple with its fields converted; `NOT_FITTING` where one does not fit."""
     parts = [fit(part, hints_of(hint)[name]) for name, part in zip(hint._fields, values, strict=True)]
     if any(part is NOT_FITTING for part in parts):
         return NOT_FITTING
@@ -145,7 +150,7 @@ def _named_values(values: tuple[Any, ...], hint: Any) -> Any:
 
 
 def _listed(values: list[Any] | tuple[Any, ...], hint: Any) -> Any:
-    """A list whose items fit; the same one where all of them are right as they are."""
+    """A list with its items converted, or the given list where none had to be; `NOT_FITTING` where one does not fit."""
     inner = get_args(hint)
     wants_tuple = get_origin(hint) is tuple
     if wants_tuple and inner and Ellipsis not in inner:
@@ -153,6 +158,7 @@ def _listed(values: list[Any] | tuple[Any, ...], hint: Any) -> Any:
             return NOT_FITTING
         items = [fit(one, each) for one, each in zip(values, inner, strict=True)]
     elif inner and isinstance(inner[0], type) and get_origin(inner[0]) is None and inner[0] not in (int, float, bool):
+        # plain classes: nothing is converted, and lists of examples are long
         if not all(isinstance(one, inner[0]) for one in values):
             return NOT_FITTING
         items = values

@@ -1,7 +1,7 @@
-"""Files that others wrote: regular ones only, of a size that was expected, and read instead of mapped.
+"""Reading files that ivlens did not write: regular files only, up to a size, and never mapped into memory.
 
-A pipe waits for ever, a device never ends, a small file may stand for gigabytes, and a file that is mapped into memory
-kills the process when somebody shortens it. Whatever is not ivlens' own is opened here.
+Opening a pipe waits for ever, a device has no end, and a small file may unfold to gigabytes. A file that is mapped into
+memory kills the process when somebody shortens it.
 """
 
 import json
@@ -13,23 +13,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-_NO_WAITING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # opening a pipe waits for its other end
-_LONGEST_HEADER = 2**25  # bytes of names and shapes; those of the largest models have a twentieth
-_MOST_VALUES = 2**21  # of a table's column
-_MOST_TABLE_BYTES = 2**27  # of a table, once its repeated values are written out
+_NO_WAITING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # or opening a pipe waits for its other end
+_LONGEST_HEADER = 2**25  # bytes of names and shapes; the largest models need a twentieth of it
+_MOST_VALUES = 2**21  # in one column of a table
+_MOST_TABLE_BYTES = 2**27  # of a table whose repeated values are written out
 
 
 def read_foreign(path: Path, limit: int) -> bytes:
-    """The content of a regular file, or of one that a link leads to, of at most `limit` bytes.
+    """The content of a regular file of at most `limit` bytes; links are followed.
 
     Raises:
-        OSError: it is a pipe, a socket, a device or a folder, it is larger, or it cannot be read.
+        OSError: the path is a pipe, a socket, a device or a folder; the file is larger, or cannot be read.
     """
     number = os.open(path, os.O_RDONLY | _NO_WAITING)
     with open(number, "rb") as file:
         about = os.fstat(number)
         if not stat.S_ISREG(about.st_mode):
             raise OSError(f"{str(path)!r:.200} is a pipe, a device or a folder, expected a regular file; remove it.")
+        # it may have grown since it was asked for its size
         content = file.read(limit + 1) if about.st_size <= limit else b""
         if about.st_size > limit or len(content) > limit:
             size = max(about.st_size, len(content))
@@ -40,11 +41,11 @@ def read_foreign(path: Path, limit: int) -> bytes:
 
 
 def foreign_json(path: Path, limit: int) -> Any:
-    """What a JSON file of at most `limit` bytes holds.
+    """The value in a JSON file of at most `limit` bytes.
 
     Raises:
-        OSError: as `read_foreign`.
-        ValueError: it is no JSON, or nested too deeply.
+        OSError: the path is no regular file; the file is larger, or cannot be read.
+        ValueError: the content is no JSON, or nested too deeply.
     """
     try:
         return json.loads(read_foreign(path, limit).decode("utf-8-sig"))
@@ -53,27 +54,28 @@ def foreign_json(path: Path, limit: int) -> Any:
 
 
 def is_regular(path: Path) -> bool:
-    """Whether it can be opened without waiting: a regular file, a folder, or nothing at all."""
+    """Whether a path can be opened without waiting: it is a regular file or a folder, or nothing is there."""
     try:
         mode = path.stat().st_mode
-    except OSError:  # a link that leads nowhere is no file to anyone
+    except OSError:  # nothing there, or a link that leads nowhere
         return True
     return stat.S_ISREG(mode) or stat.S_ISDIR(mode)
 
 
 @contextmanager
 def opened_tensors(path: Path) -> Iterator[Any]:
-    """A safetensors file, open as the package `safetensors` gives it; its tensors are read, not mapped.
+    """A safetensors file, opened by the package `safetensors` so that tensors are read, not mapped into memory.
 
     Raises:
-        OSError: it cannot be read, or is no regular file.
-        ValueError: it is no whole safetensors file.
+        OSError: the path is no regular file, or the file cannot be read.
+        ValueError: the file is damaged, or no safetensors file.
     """
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
         raise OSError(f"{str(path)!r:.200} is no regular file, expected one; remove it.")
     with open(path, "rb") as file:
+        # the length of the header, of which a small file can claim anything
         n_bytes = int.from_bytes(file.read(8), "little")
     try:
         if n_bytes > _LONGEST_HEADER:
@@ -85,38 +87,40 @@ def opened_tensors(path: Path) -> Iterator[Any]:
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """All tensors of a safetensors file, read one after the other, and its metadata.
+    """All tensors of a safetensors file by name, and its metadata.
 
     Raises:
-        OSError, ValueError: as `opened_tensors`.
+        OSError: the path is no regular file, or the file cannot be read.
+        ValueError: the file is damaged, or no safetensors file.
     """
     with opened_tensors(path) as opened:
         return {name: opened.get_tensor(name) for name in opened.keys()}, dict(opened.metadata() or {})
 
 
 def read_pickled(path: Path) -> dict[str, Any]:
-    """The tensors of a `.bin`, read as tensors and nothing else: torch builds no other object, and calls nothing.
+    """The tensors of a PyTorch `.bin` file by name; torch builds no other objects from it and runs none of its code.
 
     Raises:
-        OSError: it cannot be read, or is no regular file.
-        ValueError: it holds something else, is damaged, or unfolds to more than its size.
+        OSError: the path is no regular file, or the file cannot be read.
+        ValueError: the file holds anything but tensors, is damaged, or unfolds to more than its size.
     """
     import torch
 
     if not path.is_file():
         raise OSError(f"{str(path)!r:.200} is no regular file, expected one; remove it.")
     if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(path) as archive:  # a compressed part of kilobytes may unfold to gigabytes
             if any(item.compress_type != zipfile.ZIP_STORED for item in archive.infolist()):
                 raise ValueError("has compressed parts, which torch does not write")
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch's, pickle's and zipfile's own
+    except Exception as error:  # errors of torch, pickle and zipfile have no common class
         reason = " ".join(str(error).split()).partition(".")[0]
         raise ValueError(f"holds more than tensors, or is damaged ({reason:.100})") from None
     if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
         raise ValueError("holds something else")
     for name, tensor in tensors.items():
+        # a tensor with stride 0 repeats one stored number as often as its shape says
         is_whole = tensor.layout == torch.strided and not tensor.is_meta
         if not is_whole or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             raise ValueError(f"holds {name!r:.80}, which stands for more numbers than it has")
@@ -126,16 +130,17 @@ def read_pickled(path: Path) -> dict[str, Any]:
 def check_parquet(path: Path, most: int = _MOST_VALUES, names: Collection[str] | None = None) -> None:
     """Refuse a Parquet file whose table is far larger than a table of results or of examples.
 
-    Sixteen kilobytes can hold a gigabyte: what repeats is stored once. So values are counted before any is read, and
-    texts are read as a list of those that differ, to add up their lengths.
+    Parquet stores repeated values once, so sixteen kilobytes can hold a gigabyte. Values are therefore counted before
+    any is read. To add up the lengths of texts, each distinct text is read once.
 
     Args:
-        most: Values of one column.
-        names: Columns that will be read; None: all.
+        path: The file.
+        most: How many values one column may have.
+        names: Columns that will be read; None for all.
 
     Raises:
-        ValueError: too many values, or too many bytes.
-        Exception: of Arrow, for what is no Parquet file.
+        ValueError: the table has too many values or too many bytes, or the path is no regular file.
+        Exception: an error of Arrow, where the file is no Parquet file.
     """
     import pyarrow.parquet
 
@@ -144,6 +149,7 @@ def check_parquet(path: Path, most: int = _MOST_VALUES, names: Collection[str] |
     file = pyarrow.parquet.ParquetFile(path, memory_map=False)
     about = file.metadata
     paths = [about.schema.column(number).path for number in range(about.num_columns)]
+    # nested columns have paths such as `a.list.element`; whoever reads `a` reads all of them
     read = [n for n, path in enumerate(paths) if names is None or any(f"{path}.".startswith(f"{x}.") for x in names)]
     counted, texts, stored = dict.fromkeys(read, 0), set(), 0
     for group in range(about.num_row_groups):
@@ -168,7 +174,7 @@ def check_parquet(path: Path, most: int = _MOST_VALUES, names: Collection[str] |
 
 
 def _text_bytes(path: Path, column: str) -> int:
-    """Bytes of all texts of one column, each counted as often as it occurs."""
+    """Bytes of all texts in one column, each text counted as often as it occurs."""
     import pyarrow.parquet
 
     file = pyarrow.parquet.ParquetFile(path, memory_map=False, read_dictionary=[column])
@@ -177,15 +183,16 @@ def _text_bytes(path: Path, column: str) -> int:
         for values in batch.columns:
             total += _bytes_of(values)
         if total > _MOST_TABLE_BYTES:
-            break
+            break  # it will be refused
     return total
 
 
 def _bytes_of(values: Any) -> int:
+    """Bytes of one Arrow array, with repeated and nested values written out."""
     import pyarrow
     import pyarrow.compute
 
-    compute: Any = pyarrow.compute  # its functions are made when it is imported
+    compute: Any = pyarrow.compute  # type checkers do not see its functions, which are made at import
     kind = values.type
     if pyarrow.types.is_dictionary(kind):
         lengths = compute.binary_length(values.dictionary).take(values.indices)

@@ -10,11 +10,11 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 _GUARD = threading.Lock()
-_ENTERED: list[bool] = []  # the user's own setting, once for every block that is open
+_ENTERED: list[bool] = []  # for every open block of `without_retries` the setting that the user had
 
 
 def hub_answers(timeout: float = 3.0) -> bool:
-    """Whether a connection to the Hub can be opened; behind a proxy that is left to the proxy to say."""
+    """Whether a connection to the Hub can be opened; True where a proxy is set, which reports failures itself."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
@@ -33,15 +33,16 @@ def hub_answers(timeout: float = 3.0) -> bool:
 
 @contextmanager
 def without_retries() -> Iterator[None]:
-    """Where the Hub does not answer, let its clients look into their cache only, for the duration of the block.
+    """While the body runs, keep the Hub's client libraries to their local cache if the Hub does not answer.
 
-    They would otherwise retry for half a minute with a warning each time. The switch is theirs (`HF_HUB_OFFLINE`) and
-    is global, so it is turned back when the last of several blocks, of any thread, ends.
+    Otherwise they retry for half a minute, with a warning each time. Their switch (`HF_HUB_OFFLINE`) is global, so
+    it is turned back when the last open block, of any thread, ends.
     """
     from huggingface_hub import constants
 
     answers = hub_answers()
     with _GUARD:
+        # a second block would see the switch as the first one left it, not as the user set it
         own = _ENTERED[0] if _ENTERED else constants.HF_HUB_OFFLINE
         _ENTERED.append(own)
         if not answers:
@@ -56,6 +57,7 @@ def without_retries() -> Iterator[None]:
 
 
 def _switch(offline: bool) -> None:
+    """Set `HF_HUB_OFFLINE` for every imported library that reads it."""
     from huggingface_hub import constants
 
     # `datasets` keeps a copy of the switch; imported later, it will read the original

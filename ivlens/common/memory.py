@@ -1,4 +1,4 @@
-"""How much memory a pass may use: from what the machine has, never from what happens to be free."""
+"""How much memory a pass through a model may use, and which errors say that memory ran out."""
 
 import os
 import re
@@ -10,8 +10,8 @@ from ivlens.common.disk import is_short_of_disk
 if TYPE_CHECKING:
     import torch
 
-# what libraries say whose error has no class of its own
-_SAID = re.compile(
+# messages of libraries that have no error class of their own for it
+_MESSAGES = re.compile(
     "can't allocate memory|cannot allocate memory|out of memory|bad_alloc|ALLOC_FAILED|can't start new thread", re.I
 )
 _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
@@ -20,13 +20,16 @@ _CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.lim
 def memory_budget(max_memory: Any, device: "torch.device") -> int:
     """Bytes that the activations of one pass may use.
 
+    `auto` depends on the memory that the machine has, never on what happens to be free. So the same machine always
+    works in the same portions, and gives the same bits.
+
     Args:
-        max_memory: a number of bytes, or `auto`: an eighth of a GPU's memory; 1/64 of the machine's on a CPU, where
-            larger passes are no faster, between 128 MiB and 1 GiB. So the same machine always works in the same
-            portions, whatever else it is doing, and gives the same bits.
+        max_memory: A number of bytes, or `auto`: on a GPU an eighth of its memory; on a CPU, where larger passes are no
+            faster, 1/64 of the machine's memory, between 128 MiB and 1 GiB.
+        device: Where the model is.
 
     Raises:
-        ValueError: neither of them.
+        ValueError: `max_memory` is neither of them.
     """
     if isinstance(max_memory, int) and not isinstance(max_memory, bool) and max_memory > 0:
         return max_memory
@@ -40,16 +43,17 @@ def memory_budget(max_memory: Any, device: "torch.device") -> int:
 
 
 def machine_memory() -> int:
-    """Bytes of memory that this machine has, or the part of them that this process's container may use."""
+    """Bytes of memory of this machine, or of this process's container where that is limited to fewer."""
     sizes = [_limit(path) for path in _CGROUP_LIMITS]
     try:
         sizes.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     except (ValueError, OSError, AttributeError):
-        sizes.append(2**34)
+        sizes.append(2**34)  # Windows does not say: 16 GiB
     return min(size for size in sizes if size is not None)
 
 
 def _limit(path: str) -> int | None:
+    """A container's limit of memory in bytes, read from one of the system's files; None where there is none."""
     try:
         return int(Path(path).read_text())
     except (OSError, ValueError):  # no such file, or "max"
@@ -57,18 +61,18 @@ def _limit(path: str) -> int | None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a library raised this because it could not allocate, on a GPU or on the CPU."""
+    """Whether an error means that memory ran out, on a GPU or on the CPU."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch need not be imported
         return True
-    # a ValueError quotes what somebody wrote, which may be anything
+    # not a ValueError: it quotes what users wrote, which may contain these words
     may_say = isinstance(error, RuntimeError | OSError | ImportError | SystemError)
-    return may_say and _SAID.search(str(error)) is not None
+    return may_say and _MESSAGES.search(str(error)) is not None
 
 
 def pass_on_shortage(error: BaseException) -> None:
-    """Raise an error again that says nothing but that memory or the disk ran out.
+    """Raise an error again if it says that memory or the disk ran out; otherwise do nothing.
 
-    For handlers that take any other error as a sign that a model or a file is unfit.
+    For handlers that take every other error as a sign that a model or a file is unfit.
     """
     if is_out_of_memory(error) or is_short_of_disk(error):
         raise error

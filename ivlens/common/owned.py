@@ -1,8 +1,9 @@
-"""A lock that belongs to a flow of calls: a thread or a task, and whatever tasks they start in turn.
+"""A lock that belongs to a flow of calls: a thread or an asyncio task, together with all tasks that it starts.
 
-Coroutines share one thread, so a thread's lock lets two of them in at once. A hold here is a key in a context variable:
-a task, and a call of `asyncio.to_thread`, inherit the keys of whoever starts them, and no others. So they are inside
-what was open then, and outside of what somebody else opens. trio, anyio and greenlets keep such variables too.
+Coroutines share one thread, so a lock of threads would let two of them in at once. Here every hold of a lock is a key
+in a context variable. A new task, and a call of `asyncio.to_thread`, inherits the keys of the flow that starts it, and
+no others: it is inside the locks that its starter held then, and outside those that others take later. trio, anyio
+and greenlets keep context variables, too.
 """
 
 import logging
@@ -18,11 +19,11 @@ from typing import Any
 from weakref import WeakSet, ref
 
 logger = logging.getLogger(__name__)
-_KEYS: ContextVar[frozenset[int]] = ContextVar("ivlens_keys", default=frozenset())
-_NEXT = count()
-_HERE = threading.local()
+_KEYS: ContextVar[frozenset[int]] = ContextVar("ivlens_keys", default=frozenset())  # of the holds of this flow
+_NEXT_KEY = count()
+_OWN_OF_THREAD = threading.local()
 _LOCKS: WeakSet["OwnedLock"] = WeakSet()
-_PATIENCE = 60.0  # seconds of waiting before it is said
+_PATIENCE = 60.0  # seconds of waiting before a warning says so
 
 ANOTHER_TASK = (
     "another task of this thread is inside steer or has the model hooked, expected one at a time: waiting here would "
@@ -31,17 +32,26 @@ ANOTHER_TASK = (
 
 
 class Hold:
-    """One stay inside a lock. `undo` is closed when it ends, also where its thread ends or is lost in a fork."""
+    """One stay of a flow inside a lock, from entering to leaving.
+
+    Attributes:
+        lock: The lock.
+        purpose: What the lock is held for, which others may ask.
+        key: A number of its own, in the context variable of every flow that is inside.
+        thread: The thread that entered; `thread_name` is its name.
+        undo: Is closed when the stay ends, also where its thread ends or is lost in a fork.
+        is_over: Whether the stay has ended.
+    """
 
     def __init__(self, lock: "OwnedLock", purpose: str = "") -> None:
         self.lock, self.purpose = lock, purpose
-        self.key = next(_NEXT)
+        self.key = next(_NEXT_KEY)
         self.thread, self.thread_name = threading.get_ident(), threading.current_thread().name
         self.undo = ExitStack()
         self.is_over = False
 
     def end(self) -> None:
-        """Leave the lock, once; whoever waits goes on."""
+        """Leave the lock and let the next flow in; a second call changes nothing."""
         undo, self.undo = self.undo, ExitStack()
         try:
             undo.close()
@@ -51,37 +61,42 @@ class Hold:
             self.is_over = True
 
     def abandon(self) -> None:
-        """As `end`, for one whose own flow will not end it."""
+        """Leave the lock in the place of a flow that cannot do so any more, and clear what it may have left."""
         if self.is_over:
             return
-        with suppress(Exception):  # what was cut off half-way in a fork cannot be undone step by step
+        with suppress(Exception):  # what a fork cut off half-way may fail to be undone; the sweep clears the rest
             self.end()
         self.lock._sweep_if_free()
 
     def __del__(self) -> None:
+        # nobody has it any more, so nobody will end it
         if not self.is_over and not sys.is_finalizing():
             self.abandon()
 
 
 class OwnedLock:
-    """Lets in one flow of calls at a time, as often as it likes.
+    """A lock that one flow of calls holds at a time; that flow may enter it again and again.
 
-    Another thread waits. Another task of a thread that is inside is refused: waiting would stop both.
+    Other threads wait. Another task of the thread that is inside is refused, because waiting would stop both.
 
     Args:
-        sweep: Called where a hold was abandoned and nobody else is inside, to clear what it may have left.
+        sweep: Called after a hold was abandoned, if nobody else is inside, to clear what the hold may have left.
     """
 
     def __init__(self, sweep: Callable[[], object] = lambda: None) -> None:
         self._sweep = sweep
         self._condition = threading.Condition()
         self._process = os.getpid()
-        self._holds: list[ref[Hold]] = []  # weak: a stay that an interrupt cut off before it was noted ends by itself
-        self._entered: list[Hold] = []
+        self._holds: list[ref[Hold]] = []  # weak: a hold that an interrupt cut off half-way is collected, which ends it
+        self._entered: list[Hold] = []  # the holds of `acquire`, which `release` ends
         _LOCKS.add(self)
 
     def acquire(self, blocking: bool = True, timeout: float | int = -1) -> bool:
-        """Enter, and say whether it came to that.
+        """Enter the lock; False if it did not become free in time.
+
+        Args:
+            blocking: Whether to wait for it.
+            timeout: The longest time to wait, in seconds; below 0: no limit.
 
         Raises:
             RuntimeError: another task of this thread is inside, and waiting was asked for.
@@ -100,10 +115,10 @@ class OwnedLock:
         return True
 
     def release(self) -> None:
-        """Leave what this flow entered last.
+        """End the last `acquire` of this flow.
 
         Raises:
-            RuntimeError: it did not enter.
+            RuntimeError: this flow did not enter.
         """
         keys = _KEYS.get()
         with self.guard:
@@ -123,7 +138,10 @@ class OwnedLock:
 
     @contextmanager
     def held(self, purpose: str = "") -> Iterator[Hold]:
-        """Be inside during the body, for a purpose that others can ask for.
+        """Hold the lock while the body runs.
+
+        Args:
+            purpose: What it is held for, which others may ask (`Hold.purpose`).
 
         Raises:
             RuntimeError: another task of this thread is inside.
@@ -137,21 +155,25 @@ class OwnedLock:
 
     @property
     def guard(self) -> threading.Condition:
-        """Guards what is noted here, for a moment at a time; a new one in a forked process."""
+        """Guards this object's lists, for a moment at a time.
+
+        A forked process gets a new one: the old one may have been locked by a thread that does not exist there.
+        """
         if self._process != os.getpid():
             self._condition, self._process = threading.Condition(), os.getpid()
         return self._condition
 
     def holds(self) -> list[Hold]:
-        """Who is inside, in the order of entering."""
+        """The holds that are inside, in the order of entering."""
         return [hold for each in self._holds if (hold := each()) is not None and not hold.is_over]
 
     def keys_here(self) -> list[bool]:
-        """For each stay inside, whether the flow that asks is part of it."""
+        """For each hold inside, whether the calling flow is part of it."""
         keys = _KEYS.get()
         return [hold.key in keys for hold in self.holds()]
 
     def _take(self, hold: Hold, seconds: float | None) -> bool:
+        """Wait until no other flow is inside, and enter; False if `seconds` were over first (None: no limit)."""
         began, is_told = monotonic(), False
         with self.guard:
             while others := [other for other in self.holds() if other.key not in _KEYS.get()]:
@@ -163,15 +185,17 @@ class OwnedLock:
                 if waited > _PATIENCE and not is_told:
                     is_told = True
                     logger.warning("waiting for the model, which thread %r has been using.", others[-1].thread_name)
+                # at most a second: a hold may end without a notice, by being collected
                 self.guard.wait(1.0 if seconds is None else min(1.0, seconds - waited))
             _KEYS.set(_KEYS.get() | {hold.key})
-            if not hasattr(_HERE, "last"):
-                _HERE.last = _AtThreadEnd()
-            _HERE.last.holds.add(hold)
+            if not hasattr(_OWN_OF_THREAD, "last"):
+                _OWN_OF_THREAD.last = _AtThreadEnd()
+            _OWN_OF_THREAD.last.holds.add(hold)
             self._holds.append(ref(hold))
         return True
 
     def _leave(self, hold: Hold) -> None:
+        """Take a hold off the list, and wake those who wait."""
         with self.guard:
             self._holds = [each for each in self._holds if each() is not None and each() is not hold]
             self.guard.notify_all()
@@ -182,10 +206,17 @@ class OwnedLock:
 
 
 class Runner:
-    """Who runs the model inside a stay: its own flow, from one thread at a time, or one thread that was started inside.
+    """Decides who may run the model inside a hold: its flow, from one thread at a time, or one thread started inside.
 
     Args:
-        refusal: What a second thread is told.
+        lock: The model's lock, which the thread that makes this object holds.
+        refusal: The error's text for a second thread.
+
+    Attributes:
+        opener: The thread that made this object.
+        thread: The thread of the last pass.
+        is_busy: Whether that pass is still running.
+        is_stranger: Whether that thread is none of the flow's own.
     """
 
     def __init__(self, lock: OwnedLock, refusal: str) -> None:
@@ -197,10 +228,10 @@ class Runner:
         self._older = WeakSet(threading.enumerate())
 
     def take(self) -> None:
-        """Begin, or go on with, a pass.
+        """Begin a pass, or go on with one.
 
         Raises:
-            RuntimeError: it is not this flow's turn.
+            RuntimeError: another thread is running the model, or the calling flow is not part of the hold.
         """
         me = threading.get_ident()
         with self.lock.guard:
@@ -208,7 +239,7 @@ class Runner:
             is_stranger = not any(inside)
             if not all(inside) and (me == self.opener or not is_stranger):
                 raise RuntimeError(ANOTHER_TASK)
-            # text streamers generate in a thread that is started inside; one from before has other business here
+            # text streamers generate in a thread that is started inside; a thread from before is somebody else's
             if is_stranger and self.thread is None and threading.current_thread() in self._older:
                 raise RuntimeError(self.refusal)
             if self.thread not in (None, me) and (self.is_busy or is_stranger or self.is_stranger):
@@ -216,17 +247,17 @@ class Runner:
             self.thread, self.is_busy, self.is_stranger = me, True, is_stranger
 
     def done(self) -> None:
-        """The pass of this thread is over."""
+        """Note that this thread's pass is over."""
         if self.is_mine():
             self.is_busy = False
 
     def is_mine(self) -> bool:
-        """Whether this thread was the last that ran."""
+        """Whether this thread ran the last pass."""
         return self.thread == threading.get_ident()
 
 
 class _AtThreadEnd:
-    """Lies in a thread's own storage, so that it dies with the thread."""
+    """Lies in a thread's own storage, so it is deleted when the thread ends, and then ends the thread's holds."""
 
     def __init__(self) -> None:
         self.holds: WeakSet[Hold] = WeakSet()
@@ -237,17 +268,18 @@ class _AtThreadEnd:
 
 
 def _abandon(holds: "WeakSet[Hold] | list[Hold]") -> None:
-    for hold in sorted(holds, key=lambda hold: -hold.key):
+    """End the holds of flows that are gone."""
+    for hold in sorted(holds, key=lambda hold: -hold.key):  # the last one first: it lies inside the earlier ones
         with hold.lock.guard:
             hold.lock._entered = [each for each in hold.lock._entered if each is not hold]
         hold.abandon()
 
 
 def _after_fork() -> None:
-    """A fork has one thread; what others were inside of is nobody's there."""
+    """End the holds of other threads in a forked process, which has only the thread that forked."""
     torch: Any = sys.modules.get("torch")
     if torch is not None and _LOCKS and torch.get_num_threads() > 1:
-        torch.set_num_threads(1)  # its other threads did not come along either, and it would wait for them for good
+        torch.set_num_threads(1)  # the fork has not its other threads either, and would wait for them for ever
     for lock in list(_LOCKS):
         _abandon([hold for hold in lock.holds() if hold.thread != threading.get_ident()])
 

@@ -1,4 +1,4 @@
-"""Which numbers a model computes in, and how far what it computes may be off by rounding alone."""
+"""The types of numbers that models compute in, and how large the rounding error of a pass can be."""
 
 import torch
 
@@ -7,5 +7,6 @@ FULL = (torch.float32, torch.float64)
 
 
 def rounding_share(dtype: torch.dtype, single: float = 1e-3) -> float:
-    """The share of the largest number that may be rounding after a whole pass: `single`, or 0.05 in half precision."""
+    """Rounding error of a whole pass, as a share of the largest number: `single`, or 0.05 in half precision."""
+    # bfloat16 keeps 8 bits of a number, and every layer rounds again
     return single if dtype in FULL else 5e-2

@@ -1,4 +1,4 @@
-"""Other programs that ivlens starts: none of them outlives its limit, or the call that started it."""
+"""Starting other programs; none of them outlives its time limit, or the call that started it."""
 
 import json
 import subprocess
@@ -6,8 +6,9 @@ import sys
 from typing import Any
 
 GRACE = 2.0  # seconds that a program has to end by itself once it is asked to
-_SECONDS = 5  # of computing: on a busy machine what ends in time takes longer by the clock
-_BUSY = 6  # how many times as long, at most
+_SECONDS = 5  # of CPU time, since on a busy machine the same work takes longer by the clock
+_BUSY = 6  # the limit by the clock, as a multiple of the CPU time
+# the first lines of every such program: it limits itself, where the system can, and reads its input
 _LIMITED = """
 import json, sys
 try:
@@ -22,7 +23,7 @@ given = json.load(sys.stdin)
 
 
 def end(child: "subprocess.Popen[bytes]", grace: float = GRACE) -> None:
-    """See that a program has ended: it is asked to, and made to where it does not within `grace` seconds."""
+    """End a program: it is asked to end, and killed if it has not ended within `grace` seconds."""
     if child.poll() is None:
         child.terminate()
         try:
@@ -33,12 +34,14 @@ def end(child: "subprocess.Popen[bytes]", grace: float = GRACE) -> None:
 
 
 def finishes(code: str, given: Any, seconds: int = _SECONDS) -> bool:
-    """Whether a program comes to its end within some seconds of computing and two gigabytes.
+    """Whether a Python program ends without an error within `seconds` of CPU time and two gigabytes of memory.
 
     Args:
-        code: Of Python; it finds `given` under that name, and imports what it needs.
-        given: Plain values.
+        code: The program; it finds `given` under that name, and imports what it needs.
+        given: Input of the program, in plain JSON values.
+        seconds: Limit of its CPU time.
     """
+    # -P: files in the working directory must not stand for modules
     command = [sys.executable, "-P", "-c", _LIMITED + code, str(seconds)]
     try:
         done = subprocess.run(

@@ -1,7 +1,7 @@
 """Progress bars on stderr, shown only where somebody asked for them.
 
-Inner functions say what they are doing with `bar` and `ticking`, and know nothing of who watches. Whoever watches opens
-`showing_progress()` around the call:
+Inner functions report their progress with `bar` and `ticking`, whether anybody watches or not. To watch, open
+`showing_progress()` around a call:
 
     >>> with ivlens.showing_progress():
     ...     ivlens.sweep_settings(model, task, iv)
@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from ivlens.common.arguments import checked
 
 Progress = Callable[[int, int], object]
-"""Called with what is done and what there is in all; what it raises ends the work."""
+"""A function that is called with (done, total) after every step; an exception from it ends the work."""
 
 T = TypeVar("T")
 
@@ -28,16 +28,17 @@ _shown: ContextVar[bool] = ContextVar("ivlens_progress_shown", default=False)
 
 
 def is_showing() -> bool:
-    """Whether bars are shown here."""
+    """Whether somebody asked for progress bars around this call."""
     return _shown.get()
 
 
 @contextmanager
 @checked
 def showing_progress(shown: bool = True) -> Iterator[None]:
-    """Show a bar, with the time left, for whatever in the body takes longer than about a second.
+    """Show a bar, with the time left, for all work in the body that takes longer than about a second.
 
-    `showing_progress(False)` changes nothing: where somebody further out asked for bars, they stay.
+    Args:
+        shown: False changes nothing: bars that an outer block asked for are still shown.
     """
     token = _shown.set(shown or _shown.get())
     try:
@@ -48,7 +49,13 @@ def showing_progress(shown: bool = True) -> Iterator[None]:
 
 @contextmanager
 def bar(what: str, total: int | None = None, unit: str = "it") -> Iterator[Progress]:
-    """A bar for the body, which says how far it is by calling what it is given with (done, total)."""
+    """Show a bar while the body runs; the body calls the function that it is given with (done, total).
+
+    Args:
+        what: What the bar is called.
+        total: All steps; None: not known.
+        unit: What the steps are called.
+    """
     if not _shown.get():
         yield lambda done, total: None
         return
@@ -60,7 +67,7 @@ def bar(what: str, total: int | None = None, unit: str = "it") -> Iterator[Progr
 
 
 def ticking(items: Sequence[T], what: str, unit: str = "it") -> Iterator[T]:
-    """The items, one by one, with a bar that counts those that are done."""
+    """The items one by one, while a bar counts how many are done."""
     with bar(what, len(items), unit) as report:
         for number, item in enumerate(items):
             yield item
@@ -68,9 +75,9 @@ def ticking(items: Sequence[T], what: str, unit: str = "it") -> Iterator[T]:
 
 
 def say(text: str) -> None:
-    """A line on stderr, above the bars that are open; where nobody can read it any more, the work goes on."""
-    with suppress(OSError, ValueError):  # its reader is gone, its disk full, or it is closed
-        if "tqdm" in sys.modules:
+    """Print a line on stderr, above all open bars; where that fails, the work goes on."""
+    with suppress(OSError, ValueError):  # the reader of stderr is gone, its disk is full, or it is closed
+        if "tqdm" in sys.modules:  # otherwise no bar can be open
             from tqdm import tqdm
 
             tqdm.write(text, file=sys.stderr)
@@ -80,7 +87,7 @@ def say(text: str) -> None:
 
 
 class _Bar:
-    """A bar that appears after `DELAY` seconds, also where its first step takes longer, and whose clock goes on."""
+    """A bar that appears after `DELAY` seconds even within its first step, and is drawn again after every `DELAY`."""
 
     def __init__(self, what: str, total: int | None, unit: str) -> None:
         self._started, self._done, self._total = time.time(), 0, total
@@ -90,6 +97,7 @@ class _Bar:
         self._next_look()
 
     def report(self, done: int, total: int | None) -> None:
+        """Note how far the work is."""
         with self._guard:
             self._done, self._total = done, total
             if self._drawn is not None:
@@ -97,6 +105,7 @@ class _Bar:
                 self._drawn.update(done - self._drawn.n)
 
     def close(self) -> None:
+        """Remove the bar from the screen."""
         self._timer.cancel()
         with self._guard:
             self._is_open = False  # a timer that fires just now finds nothing to draw
@@ -104,11 +113,13 @@ class _Bar:
                 self._drawn.close()
 
     def _next_look(self) -> None:
+        """Have the bar drawn in `DELAY` seconds, by another thread."""
         self._timer = threading.Timer(DELAY, self._look)
-        self._timer.daemon = True  # never what a program waits for when it ends
+        self._timer.daemon = True  # a program that ends does not wait for it
         self._timer.start()
 
     def _look(self) -> None:
+        """Draw the bar."""
         with self._guard:
             if not self._is_open:
                 return
@@ -118,10 +129,11 @@ class _Bar:
             self._next_look()
 
     def _new(self) -> Any:
+        """A tqdm bar in the present state of the work."""
         # plain text in notebooks as well: a widget made in a thread may end up in another cell
         from tqdm import tqdm
 
-        size = get_terminal_size((100, 30))  # of a screen that has none, as logs do
+        size = get_terminal_size((100, 30))  # the numbers for logs, which have no size
         drawn = tqdm(
             desc=self._what,
             total=self._total,
@@ -138,6 +150,7 @@ class _Bar:
         return drawn
 
     def _format(self) -> str:
+        """What a line shows, in tqdm's names."""
         if self._total is None:
             return "{desc} [{elapsed}]"
         return "{l_bar}{bar:30}| {n_fmt}/{total_fmt} {unit} [{elapsed}<{remaining}]"

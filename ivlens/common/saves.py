@@ -1,9 +1,9 @@
-"""Saves of several files in one step: whenever a process is killed, what is read is the old save or the new one.
+"""Saves of several files in one step: readers find the old save or the new one, whenever a process is killed.
 
-The files of a new save are written into a scratch folder, flushed, and together get the name `.saved` by one rename:
-from that moment on the save is made. Then every file gets its own place, as a second name of the same content, after
-the old ones are gone, so that at no time an old file stands beside a new one; and `.saved` goes last. Where a process
-is killed meanwhile, `whole` reads `.saved`, and the next save into the folder first ends what was begun.
+The files of a new save are written into a scratch folder and flushed to the disk. One rename calls this folder
+`.saved`: from then on the save is made. Next the old files are removed, so that none ever stands beside a new one; each
+new file gets its place, as a second name of the same content; and `.saved` is removed last. If the process is killed
+meanwhile, `whole` finds the files in `.saved`, and the next save into the folder first finishes the one before.
 """
 
 import json
@@ -23,19 +23,19 @@ from ivlens.common.disk import writing
 from ivlens.common.files import LOCK, UNFINISHED, flush, hold, read_small, scratch_in, write_whole
 
 READY, LIST = ".saved", "ivlens.json"
-_OLD = ".replaced.json"  # inside READY: what goes for it, by name and content
+_OLD = ".replaced.json"  # inside READY: names and checksums of the files that this save removes
 _LARGEST_LIST = 2**22  # bytes
 _WAIT = 0.05  # seconds between two looks at a lock
 
 
 @contextmanager
 def filling(folder: Path) -> Iterator[Path]:
-    """A scratch folder inside `folder` (made if need be); what the body puts there is in `folder` at its end.
+    """A scratch folder for the body; the files that it puts there come into `folder` (made if need be) at its end.
 
-    After an exception nothing of it is there. Files of other names in `folder` stay.
+    After an exception none of them does. Files of other names in `folder` stay.
 
     Raises:
-        OSError: a link or a folder stands where a file shall go.
+        OSError: a link or a folder stands in the place of a file.
     """
     with writing(folder), scratch_in(folder) as scratch:
         settle(folder)
@@ -47,14 +47,14 @@ def filling(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """As `filling`, for a folder whose files belong together: what was put there this way before goes.
+    """As `filling`, but the files of the last save into `folder` are removed.
 
-    A list of what was written (`ivlens.json`) stays beside it, with a checksum of each: a file that is not what was
-    written is nobody's but its owner's, and is never removed.
+    A list (`ivlens.json`) with a checksum of each file is saved beside the files. A file that somebody changed since is
+    never removed.
 
     Raises:
-        ValueError: a list that is damaged, or names anything but regular files in the folder.
-        OSError: a link or a folder stands where a file shall go.
+        ValueError: the list in `folder` is damaged, or names anything but regular files in the folder.
+        OSError: a link or a folder stands in the place of a file.
     """
     with writing(folder), scratch_in(folder) as scratch:
         settle(folder)
@@ -68,31 +68,33 @@ def replacing(folder: Path) -> Iterator[Path]:
 
 
 def whole(folder: Path) -> Path:
-    """Where the files of the last save into a folder are: in it, or in a part of it if they were still on their way.
+    """The folder that holds the files of the last save: `folder`, or `.saved` inside it if the save was cut short.
 
     Raises:
-        ValueError: they were on their way, and some have been changed since.
+        ValueError: the save was cut short, and somebody has changed some of the files since.
     """
     ready = folder / READY
     while _is_save(ready):
         try:
             _check_unchanged(folder, ready)
             return ready
-        except FileNotFoundError:  # another process has ended it
+        except FileNotFoundError:  # another process finished the save meanwhile
             continue
     return folder
 
 
 def _is_save(ready: Path) -> bool:
+    """Whether a path is the folder of a save that is made but not finished."""
     return _is_folder(ready) and os.path.isfile(ready / _OLD) and not os.path.islink(ready / _OLD)
 
 
 def _check_unchanged(folder: Path, ready: Path) -> None:
-    made = ready.lstat().st_ctime_ns  # when it got its name: nothing is put into it afterwards
+    """Refuse to finish a save where somebody has changed files in its place since it was made."""
+    made = ready.lstat().st_ctime_ns  # the time of the rename, after which nothing is put into it
     for name in _names(ready):
         place = folder / name
         if os.path.lexists(place) and place.lstat().st_mtime_ns > made and not _is_same(place, ready / name):
-            if _digest(place) == _digest(ready / name):  # a copy
+            if _digest(place) == _digest(ready / name):  # the copy of a file system without second names
                 continue
             raise ValueError(
                 f"{str(place)!r} was changed after a save into its folder had been cut short, expected files of "
@@ -101,17 +103,17 @@ def _check_unchanged(folder: Path, ready: Path) -> None:
 
 
 def listed(folder: Path) -> dict[str, str]:
-    """Files that an earlier save put into a folder, as its list says: the checksum of each, empty in older lists.
+    """Names and checksums of the files that saves put into a folder, as its list says; no checksums in older lists.
 
     Raises:
-        ValueError: a list that is damaged, or names anything but regular files in the folder.
+        ValueError: the list is damaged, or names anything but regular files in the folder.
     """
     path = folder / LIST
     if not os.path.lexists(path):
         return {}
     try:
         found = json.loads(read_small(path, _LARGEST_LIST))["files"]
-        # a list without checksums is of an older version
+        # older versions wrote a list without checksums
         files = dict(found) if isinstance(found, dict) else {name: "" for name in found}
         foreign = [name for name, digest in files.items() if not _is_own(folder, name, digest)]
     except FileNotFoundError:  # another process saves here at this moment
@@ -130,9 +132,9 @@ def listed(folder: Path) -> dict[str, str]:
 
 
 def _is_own(folder: Path, name: str, digest: object) -> bool:
-    """Whether a name leads to a regular file in the folder, or to nothing, over no link.
+    """Whether a listed name leads, through no link, to a regular file inside the folder or to no file at all.
 
-    Without a checksum it must lie directly in the folder.
+    Without a checksum, the file must lie directly in the folder.
     """
     path = PurePosixPath(name)
     is_plain = name == path.as_posix() and not path.is_absolute() and "\\" not in name and "\0" not in name
@@ -152,7 +154,7 @@ def _is_own(folder: Path, name: str, digest: object) -> bool:
 
 
 def _is_same(one: Path, other: Path) -> bool:
-    """Whether two names are those of one file."""
+    """Whether two paths are names of one file."""
     return os.path.samestat(one.lstat(), other.lstat())
 
 
@@ -183,6 +185,7 @@ def _put(folder: Path, new: Path, old: Mapping[str, str]) -> None:
     for name in names:
         _check_way(folder, name)
         flush(new / name)
+    # one file that replaces no other needs a single rename
     if len(names) == 1 and not old and "/" not in names[0]:
         (new / names[0]).replace(folder / names[0])
         flush(folder)
@@ -199,13 +202,13 @@ def _put(folder: Path, new: Path, old: Mapping[str, str]) -> None:
         except OSError as error:
             if error.errno not in (ENOTEMPTY, EEXIST) or (_is_folder(folder / READY) and not _is_save(folder / READY)):
                 raise
-            settle(folder)  # another process saves here as well
+            settle(folder)  # another process has just made a save here
     flush(folder)
     settle(folder)
 
 
 def _check_way(folder: Path, name: str) -> None:
-    """Refuse to write over a link to elsewhere, or over a folder."""
+    """Refuse to write through a link, or over a folder."""
     path = PurePosixPath(name)
     inner = [folder.joinpath(*path.parts[:n]) for n in range(1, len(path.parts))]
     wrong = [place for place in inner if os.path.lexists(place) and not _is_folder(place)]
@@ -218,21 +221,22 @@ def _check_way(folder: Path, name: str) -> None:
 
 
 def settle(folder: Path) -> None:
-    """End a save that was cut short after it was made: its files come to their places.
+    """Finish a save that was made but cut short: bring its files to their places.
 
     Raises:
-        ValueError: some of them have been changed since.
-        OSError: a link or a folder stands where a file shall go.
+        ValueError: somebody has changed some of the files since.
+        OSError: a link or a folder stands in the place of a file.
     """
     ready = folder / READY
     while _is_save(ready):
         try:
             lock = open(ready / LOCK, "r+", encoding="utf-8")
-        except FileNotFoundError:  # another process was quicker
+        except FileNotFoundError:  # another process has finished it
             continue
         with lock:
             if not hold(lock):
-                time.sleep(_WAIT)
+                time.sleep(_WAIT)  # another process is finishing it
+            # the same lock still: another process may have finished this save, and a third made a new one
             elif os.path.lexists(ready / LOCK) and os.path.samestat(os.fstat(lock.fileno()), (ready / LOCK).stat()):
                 _check_unchanged(folder, ready)
                 _settle(folder, ready)
@@ -244,9 +248,10 @@ def settle(folder: Path) -> None:
 
 
 def _settle(folder: Path, ready: Path) -> None:
+    """Remove the old files of a save, then give the new ones their places."""
     names = _names(ready)
     old = {name: digest for name, digest in _replaced(ready).items() if name not in names}
-    # what makes a folder a model goes first and comes last: whoever looks meanwhile finds none rather than parts of two
+    # the config makes a folder a model: removed first and put back last, so that nobody loads parts of two models
     order = sorted(names, key=lambda name: (name.endswith("config.json"), name))
     for name in reversed(order):
         _check_way(folder, name)
@@ -266,7 +271,7 @@ def _settle(folder: Path, ready: Path) -> None:
 
 
 def _give_name(source: Path, place: Path) -> None:
-    """A second name for a file; a copy, on a file system where a file has one name only."""
+    """Give a file a second name; copy it on a file system where files have one name only."""
     try:
         os.link(source, place)
     except OSError:
@@ -274,6 +279,7 @@ def _give_name(source: Path, place: Path) -> None:
 
 
 def _replaced(ready: Path) -> dict[str, str]:
+    """Names and checksums of the files that a save removes."""
     try:
         found = json.loads(read_small(ready / _OLD, _LARGEST_LIST))
         return {str(name): str(digest) for name, digest in found.items()}
@@ -282,7 +288,7 @@ def _replaced(ready: Path) -> dict[str, str]:
 
 
 def _remove_empty(folder: Path, names: Iterable[str]) -> None:
-    """Folders in which the last file was removed."""
+    """Remove the folders in which no file is left."""
     for name in names:
         parent = (folder / name).parent
         if parent != folder and _is_folder(parent):
