@@ -1,4 +1,4 @@
-"""Tasks: what a file says, as inputs, answers and instructions; and the built-in bank."""
+"""Tasks (inputs, answers, instructions), the readers of task files, and the built-in bank of tasks."""
 
 from ivlens.tasks.bank import list_tasks, load_bank, load_task
 from ivlens.tasks.task import SplitName, Task, TaskExample, hash_of_tasks, split_of

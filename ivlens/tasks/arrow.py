@@ -1,4 +1,4 @@
-"""Readers of what the library `datasets` opens: the Hub, saved folders, Parquet files."""
+"""Readers of what the library `datasets` opens: datasets on the Hub, folders of `save_to_disk`, Parquet files."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,13 +26,13 @@ from ivlens.tasks.records import (
 
 
 def read_hub(name: str, columns: Columns, part: str | None, config: str | None) -> Source:
-    """A dataset of the Hub."""
+    """Read a dataset from the Hub."""
     import datasets
 
     try:
         with without_retries():
             loaded = datasets.load_dataset(name, config, split=part)
-    except Exception as error:  # the Hub client's errors have no common base
+    except Exception as error:  # errors of the Hub's client have no common class
         pass_on_shortage(error)
         kind = ValueError if isinstance(error, ValueError) else FileNotFoundError
         raise kind(
@@ -44,13 +44,13 @@ def read_hub(name: str, columns: Columns, part: str | None, config: str | None) 
 
 
 def read_saved(path: Path, columns: Columns, part: str | None) -> Source:
-    """A folder that `save_to_disk` wrote."""
+    """Read a folder that `save_to_disk` wrote; `part` chooses one of its parts."""
     import datasets
 
-    _check_saved(path)
+    _check_saved(path)  # before it is opened, since `datasets` would follow the paths
     try:
         loaded = datasets.load_from_disk(str(path))
-    except Exception as error:  # Arrow's, JSON's and the system's own
+    except Exception as error:  # errors of Arrow, JSON and the system have no common class
         pass_on_shortage(error)
         got = f"cannot be opened as a saved dataset ({type(error).__name__}: {one_line(error, 200)})"
         raise wrong(path, got, "what save_to_disk() writes", "save it again") from None
@@ -64,7 +64,7 @@ def read_saved(path: Path, columns: Columns, part: str | None) -> Source:
 
 
 def _check_saved(path: Path) -> None:
-    """Refuse a saved dataset that names files elsewhere."""
+    """Refuse a saved dataset whose lists of files name anything outside its folder."""
     states = [(state, "_data_files") for state in (path / "state.json", *path.glob("*/state.json"))]
     for file, key in [(path / "dataset_dict.json", "splits"), *states]:
         about = parse_json(read_text(file), file) if file.is_file() else None
@@ -74,7 +74,7 @@ def _check_saved(path: Path) -> None:
 
 
 def read_parquet(path: Path, columns: Columns) -> Source:
-    """A Parquet file; columns beside the examples, such as embeddings or images, are left alone."""
+    """Read a Parquet file; columns that no example needs, such as embeddings or images, are not loaded."""
     import datasets
     import pyarrow.parquet
 
@@ -83,44 +83,47 @@ def read_parquet(path: Path, columns: Columns) -> Source:
     names = set(filter(None, pick_columns(columns, found, path)))
     with _read_as_parquet(path):
         check_parquet(path, MOST_RECORDS, names)
-        # read, not mapped: whoever cuts a mapped file ends this process
+        # read, not mapped into memory: shortening a mapped file would kill this process
         dataset = datasets.Dataset(pyarrow.parquet.read_table(path, columns=sorted(names), memory_map=False))
     return replace(_from_datasets(dataset, columns, path, ""), name=path.stem)
 
 
 @contextmanager
 def _read_as_parquet(path: Path) -> Iterator[None]:
-    """Errors of the body as one about the file."""
+    """Turn any error of the body into one sentence about the file."""
     try:
         if not path.is_file():
             raise ValueError("it is no regular file")
         yield
-    except Exception as error:  # Arrow's and the system's own
+    except Exception as error:  # errors of Arrow and the system have no common class
         pass_on_shortage(error)
         got = f"is not valid parquet ({one_line(error, 200)})"
         raise wrong(path, got, "a complete parquet file of examples", "write or download it again") from None
 
 
 def _from_datasets(loaded: Any, columns: Columns, path: Path | str, part: str) -> Source:
+    """The records of an opened dataset, or of all parts of one that has parts."""
     parts = dict(loaded) if isinstance(loaded, Mapping) else {part: loaded}
     sources = [in_part(_from_dataset(dataset, columns, path), str(name), str(name)) for name, dataset in parts.items()]
     return joined(sources, path)
 
 
 def _from_dataset(dataset: Any, columns: Columns, path: Path | str) -> Source:
-    """Rows of one split, class numbers turned into their names (-1, no label, into none)."""
+    """The records of one part; numbers of classes become their names, and -1 (no label) becomes no answer."""
     picked = pick_columns(columns, dataset.column_names, path)
     if not len(dataset):
         raise wrong(path, "holds no records", "at least one", "choose another part=")
+    # plain Python values, and only the columns that are used: others may be images that are decoded row by row
     wanted = dataset.with_format(None).select_columns(list(filter(None, picked)))
     names = {key: feature.names for key, feature in wanted.features.items() if hasattr(feature, "int2str")}
     rows = []
     for index, row in enumerate(wanted):
-        for key, of_class in names.items():
+        for key, class_names in names.items():
             number = row[key]
-            if number is not None and not -1 <= number < len(of_class):
-                got, expected = f"{key} is {number}", f"-1 to {len(of_class) - 1}, one of its {len(of_class)} classes"
+            if number is not None and not -1 <= number < len(class_names):
+                n = len(class_names)
+                got, expected = f"{key} is {number}", f"-1 to {n - 1}, one of its {n} classes"
                 raise wrong(f"{path}, record {index}", got, expected, "correct it, or write the table again")
-            row[key] = of_class[number] if number is not None and number >= 0 else None
+            row[key] = class_names[number] if number is not None and number >= 0 else None
         rows.append((f"record {index}", row))
     return from_columns(rows, picked, path)

@@ -1,4 +1,4 @@
-"""Opening tasks: the built-in bank by name, everything else by path or Hub name."""
+"""Opening tasks: a built-in one by its name, any other by its path or its name on the Hub."""
 
 import logging
 from dataclasses import replace
@@ -20,8 +20,8 @@ def list_tasks(*, group: str | None = None, in_training: bool | None = None) -> 
     """Names of the built-in tasks, sorted.
 
     Args:
-        group: Only those sharing this group of inputs (`words`, `countries`, ...).
-        in_training: Only those the built-in model was trained on (True) or was not (False).
+        group: Only tasks of this group, which share their inputs (`words`, `countries`, ...).
+        in_training: True: only tasks that the built-in model was trained on; False: only the others.
 
     Raises:
         ValueError: No task has that group.
@@ -52,27 +52,29 @@ def load_task(
 ) -> Task:
     """Open a built-in task by name, or anything else by path or Hub name.
 
-    The format is told from the content, never from the file's name: function-vectors lists, Natural-Instructions task
+    The format is recognised by the content, never by the file's name: function-vectors lists, Natural-Instructions task
     files, folders of TRACE or of the long-sequence benchmark, `{input: output}` dicts, tables with named columns (CSV,
     TSV, JSON, JSONL, parquet), Hugging Face `datasets` (saved by `save_to_disk`, or on the Hub), the bank's own format.
 
-    A plain string that names a built-in task is that task, whatever lies in the working directory: a result must not
-    depend on where it is run. Write `"./antonym"` or `Path("antonym")` for a file of that name. A string that is
-    neither is a Hub dataset if it reads `owner/name`, or `hf://name`. A column called `prompt` holds the whole prompt
-    (`Task.fused`) unless there is an instruction column; and where that column has an instruction of its own for most
-    rows, instruction and input are joined to such a prompt.
+    The name of a built-in task always means that task, even if the working directory has a file of this name: a result
+    must not depend on where it is run. Write `"./antonym"` or `Path("antonym")` for the file. A string that is neither
+    a built-in name nor a path is a Hub dataset if it reads `owner/name` or `hf://name`.
+
+    A column called `prompt` holds the whole prompt (`Task.fused`), unless there is an instruction column. Where most
+    rows of the instruction column have an instruction of their own, instruction and input are joined to such a prompt.
 
     Args:
-        name_or_path: Built-in name, path of a file or folder, or name of a dataset on the Hub.
-        input_column: Column or key that holds the input; None: guessed among the usual names.
-        output_column: The same for the answers.
-        instruction_column: The same for instructions; optional in the source.
-        part: Only this file of a folder or split of a dataset (`train`, `eval`, `test`); None: all of them.
-        config: Configuration of a Hub dataset.
+        name_or_path: A built-in name, the path of a file or folder, or the name of a dataset on the Hub.
+        input_column: The column or key that holds the inputs; None: one of the usual names is looked for.
+        output_column: The column or key that holds the answers; None: likewise.
+        instruction_column: The column or key that holds instructions, if any; None: likewise.
+        part: The file of a folder, or the split of a dataset, to read alone (`train`, `eval`, `test`); None: all of
+            them.
+        config: The configuration of a Hub dataset.
 
     Returns:
-        The task. Records without an answer are left out and listed in `Task.skipped`; repeated inputs are merged, the
-        later answers becoming alternatives; numbers become text as spelled in the source.
+        The task. Records without an answer are left out and listed in `Task.skipped`. Records with the same input are
+        merged: the later answers become alternatives. Numbers become texts, spelled as in the source.
 
     Raises:
         FileNotFoundError: No such file, folder or dataset.
@@ -99,21 +101,23 @@ def load_task(
 
 @cache
 def _bank_names() -> tuple[str, ...]:
+    """Names of the built-in tasks, sorted, without reading any of them."""
     folder = resources.files("ivlens") / "data" / "bank"
     return tuple(sorted(entry.name.removesuffix(".json") for entry in folder.iterdir() if entry.name.endswith(".json")))
 
 
 @cache
 def _bank_task(name: str) -> Task:
+    """One built-in task, read once."""
     with resources.as_file(resources.files("ivlens") / "data" / "bank" / f"{name}.json") as path:
-        # The place differs between installations and would enter what is saved.
+        # not the path, which differs between installations and would get into saved files
         return _build(replace(read_bank_file(path), source=f"ivlens bank: {name}"))
 
 
 def _build(source: Source) -> Task:
-    """Merge repeated inputs, leave out what has no input or no answer, and say so once."""
+    """Make a task of records: merge those with one input, leave out incomplete ones, and log both in one line."""
     merged: dict[str, Record] = {}
-    answers: dict[str, dict[str, None]] = {}  # in order, each once, without looking through them for every new one
+    answers: dict[str, dict[str, None]] = {}  # a dict as an ordered set, since an input may have thousands of answers
     skipped: list[str] = []
     n_merged = 0
     for record in source.records:

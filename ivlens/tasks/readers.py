@@ -1,6 +1,7 @@
-"""Readers of task files: the format is told from the content, and each format has one small reader.
+"""Readers of task files: the format is recognised by the content, and each format has one small reader.
 
-Every reader returns a `Source`: records as text, not yet cleaned. `bank.py` merges, skips and reports.
+Every reader returns a `Source`: records as text, not yet cleaned. `bank.py` then merges records, leaves out incomplete
+ones, and reports both.
 """
 
 import json
@@ -33,14 +34,26 @@ from ivlens.tasks.records import (
 PARTS = ("train", "eval", "dev", "valid", "validation", "test")
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 PART_FILE = re.compile(rf"({'|'.join(PARTS)})([-_.]\d+.*)?")  # train.json, train-00000-of-00002.parquet
-_LARGEST_LABELS = 2**22  # of a file that may list labels; a larger one beside a task is something else
+_LARGEST_LABELS = 2**22  # bytes of a file that may list labels; a larger file is something else
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def open_source(
     name_or_path: str | Path, columns: Columns, *, part: str | None, config: str | None, known: Sequence[str]
 ) -> Source:
-    """Find out what a name or path is and read it; `known` are the built-in names, for suggestions."""
+    """Read the task that a name or path leads to: a file, a folder, or a dataset on the Hub.
+
+    Args:
+        name_or_path: The name or path.
+        columns: Names of the columns to read.
+        part: The part to read alone; None for all.
+        config: The configuration of a Hub dataset.
+        known: The built-in names, for suggestions in errors.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        ValueError: it cannot be read as a task, or has no such part or configuration.
+    """
     text = str(name_or_path)
     if text.startswith("hf://"):
         return read_hub(text.removeprefix("hf://"), columns, part, config)
@@ -66,11 +79,13 @@ def read_bank_file(path: Path) -> Source:
 
 
 def _is_hub_name(text: str) -> bool:
+    """Whether a text reads as `owner/name`, and not as a path whose file is missing."""
     looks_local = text.startswith(".") or text.lower().endswith(SUFFIXES) or os.path.exists(text.split("/")[0])
     return HUB_NAME.fullmatch(text) is not None and not looks_local
 
 
 def _not_found(name_or_path: str | Path, known: Sequence[str]) -> Exception:
+    """The error for a name or path that leads nowhere, with suggestions."""
     text = str(name_or_path)
     if isinstance(name_or_path, str) and re.fullmatch(r"[\w -]+", text):
         near = get_close_matches(text.lower(), known, n=3)
@@ -91,6 +106,7 @@ def _not_found(name_or_path: str | Path, known: Sequence[str]) -> Exception:
 
 
 def _read_file(path: Path, columns: Columns) -> Source:
+    """Read one file of any format: Parquet, a table (CSV), one JSON record a line, or one JSON document."""
     if not path.is_file():
         raise wrong(path, "is no regular file", "a file or folder", "write its content to a file")
     with path.open("rb") as file:
@@ -98,9 +114,11 @@ def _read_file(path: Path, columns: Columns) -> Source:
     if is_parquet:
         return read_parquet(path, columns)
     text = read_text(path)
+    # a table, since JSON begins with a bracket
     if text.lstrip()[0] not in "[{":
         return from_rows(csv_rows(text, path), columns, path)
     lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    # JSON Lines: the first line is a whole record, and more follow
     if len(lines) > 1 and _is_record(lines[0][1]):
         rows = [(f"line {number}", parse_json(line, path, number)) for number, line in lines]
         return from_rows(rows, columns, path)
@@ -108,17 +126,19 @@ def _read_file(path: Path, columns: Columns) -> Source:
 
 
 def _is_record(line: str) -> bool:
+    """Whether a line is a whole JSON object."""
     try:
-        return isinstance(json.loads(line, parse_int=str), dict)
+        return isinstance(json.loads(line, parse_int=str), dict)  # Python refuses ints of more than 4,300 digits
     except (ValueError, RecursionError):
         return False
 
 
 def _from_json(value: Any, columns: Columns, path: Path) -> Source:
+    """Read a JSON document by the form of its content."""
     if isinstance(value, list):
         return from_rows([(f"record {index}", record) for index, record in enumerate(value)], columns, path)
     is_table = guess_column(value, columns.input, INPUT_NAMES) and guess_column(value, columns.output, OUTPUT_NAMES)
-    if is_table and len(value) <= 4:
+    if is_table and len(value) <= 4:  # more keys: a dict of answers in which "input" and "output" are inputs
         return from_rows([("record 0", value)], columns, path)
     if any(columns):
         found = ", ".join(map(repr, list(value)[:8]))
@@ -132,6 +152,7 @@ def _from_json(value: Any, columns: Columns, path: Path) -> Source:
 
 
 def _read_natural_instructions(value: dict[str, Any], path: Path) -> Source:
+    """A Natural-Instructions task: its instances, its definition as the instruction, its positive examples."""
     columns = Columns("input", "output")
     rows = {}
     for key in ("Instances", "Positive Examples"):
@@ -146,6 +167,7 @@ def _read_natural_instructions(value: dict[str, Any], path: Path) -> Source:
 
 
 def _read_bank(value: Any, path: Path) -> Source:
+    """A task in the format of the built-in bank."""
     if not isinstance(value, dict) or not isinstance(value.get("examples"), list):
         raise wrong(path, "has no list 'examples'", "a task of the bank's format", "see the built-in files")
     if not isinstance(value.get("in_training", False), bool):
@@ -165,7 +187,10 @@ def _read_bank(value: Any, path: Path) -> Source:
 
 
 def _read_folder(path: Path, columns: Columns, part: str | None) -> Source:
-    """TRACE and the long-sequence benchmark: a file per part, and perhaps one that lists the labels."""
+    """Read a folder: a saved dataset, one file, or a file for each part and perhaps one that lists the labels.
+
+    TRACE and the long-sequence benchmark have a file for each part.
+    """
     is_saved = (path / "state.json").is_file() and (path / "dataset_info.json").is_file()
     if is_saved or (path / "dataset_dict.json").is_file():
         return read_saved(path, columns, part)
@@ -180,6 +205,7 @@ def _read_folder(path: Path, columns: Columns, part: str | None) -> Source:
     found = list(dict.fromkeys(name for name, _ in parts))
     if part not in (None, *found):
         raise wrong(path, f"got part={part!r}", f"one of {', '.join(found)}", "choose one, or leave part out for all")
+    # in the order of PARTS, so that the training part comes first whatever the files are called
     wanted = [
         (name, file) for name in PARTS for found_name, file in parts if name == found_name and part in (None, name)
     ]
@@ -188,7 +214,7 @@ def _read_folder(path: Path, columns: Columns, part: str | None) -> Source:
 
 
 def _with_labels(source: Source, others: Sequence[Path]) -> Source:
-    """An instruction that lists the labels, if one of the other files is a list of them and nothing else gives one."""
+    """The source, with an instruction that lists the labels if it has none and another file lists them."""
     small = [file for file in others if file.suffix.lower() == ".json" and file.stat().st_size <= _LARGEST_LABELS]
     contents = [parse_json(read_text(file), file) for file in small]
     lists = [

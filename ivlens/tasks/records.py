@@ -1,6 +1,7 @@
-"""Records out of text: decoding, JSON and CSV that fail with one clear sentence, columns, answers as text.
+"""From the text of a file to records: decoding, JSON and CSV, the choice of columns, answers as text.
 
-The lowest layer of the task readers; it knows no benchmark's format.
+The lowest layer of the task readers: it knows no benchmark's format. For bad content every function here raises a
+ValueError of one clear sentence (`wrong`).
 """
 
 import csv
@@ -16,17 +17,17 @@ from typing import Any, NamedTuple
 from ivlens.common.foreign import read_foreign
 from ivlens.common.names import shown
 
-# The first of each row wins where it is present; the others only where exactly one of them is.
+# Usual names of columns. The first of a row is taken if it is there, another one only if it is alone.
 INPUT_NAMES = ("input", "inputs", "prompt", "sentence", "text", "question", "query", "source", "word", "x")
 OUTPUT_NAMES = ("output", "outputs", "answer", "answers", "label", "target", "targets", "completion", "response", "y")
 INSTRUCTION_NAMES = ("instruction", "instructions", "definition")
-# More distinct instructions than this, over half of the rows each with its own: no paraphrases of one task.
+# More different instructions than this, and than half of the rows, are no paraphrases: every row has its own.
 MAX_PARAPHRASES = 20
-_N_NAMED = 12
+_N_NAMED = 12  # names in an error
 
-LARGEST_FILE = 2**27
-MOST_RECORDS = 700_000  # of which each takes about 15 microseconds
-# What takes memory and time when it is read, whatever it is part of; texts have less of it for their length.
+LARGEST_FILE = 2**27  # bytes
+MOST_RECORDS = 700_000  # each takes about 15 microseconds
+# Marks that stand for objects in memory, and how many a file may have; plain texts stay far below for their length.
 MOST = {
     "lists and records": ("[{", 2 * MOST_RECORDS),
     "fields": (":", 4 * MOST_RECORDS),
@@ -39,7 +40,7 @@ Rows = Sequence[tuple[str, Any]]  # (where in the file, what should be a record)
 
 
 class Columns(NamedTuple):
-    """Names of the columns to read; None: guess (input, output) or do without (instruction)."""
+    """Names of the columns to read; None: a usual name is looked for, and instructions may be missing."""
 
     input: str | None = None
     output: str | None = None
@@ -48,7 +49,14 @@ class Columns(NamedTuple):
 
 @dataclass(frozen=True)
 class Record:
-    """One record as text; `answers` is empty where the source has none."""
+    """One record as text.
+
+    Attributes:
+        input: The text that the task is asked about.
+        answers: Its answers; empty where the source has none.
+        where: Where the record is in the source, such as "line 3", for errors.
+        part: The file or split that it is from, or empty.
+    """
 
     input: str
     answers: tuple[str, ...]
@@ -58,7 +66,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Source:
-    """What a reader found; the fields of `Task` before cleaning."""
+    """What a reader found: the fields of a `Task`, before records are merged or left out."""
 
     name: str
     source: str
@@ -75,11 +83,12 @@ class Source:
 
 
 def wrong(subject: object, got: str, expected: str, remedy: str) -> ValueError:
-    """The error for bad content; to be raised by the caller."""
+    """The error for bad content, which the caller raises."""
     return ValueError(f"{shown(subject)}: {got}, expected {expected}; {remedy}.")
 
 
 def read_text(path: Path) -> str:
+    """The text of a task file, which must be UTF-8, neither empty nor too large."""
     try:
         text = read_foreign(path, LARGEST_FILE).decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -96,7 +105,7 @@ def read_text(path: Path) -> str:
 
 
 def _check_parts(text: str, path: Path) -> None:
-    """Refuse what would unfold: a list of two bytes in a file becomes an object of fifty times that in memory."""
+    """Refuse a file that would fill the memory: `[]`, two bytes in a file, is an object of 56 bytes."""
     counted = {what: sum(map(text.count, marks)) for what, (marks, _) in MOST.items()}
     for what, (_, most) in MOST.items():
         if counted[what] > most:
@@ -104,7 +113,13 @@ def _check_parts(text: str, path: Path) -> None:
 
 
 def parse_json(text: str, path: Path, line: int | None = None) -> Any:
-    """JSON with numbers kept as spelled (however long), NaN as missing, and the values of repeated keys collected."""
+    """The value of a JSON text: numbers are kept as texts (as spelled), NaN becomes None, repeated keys become lists.
+
+    Args:
+        text: The JSON text.
+        path: The file, for errors.
+        line: The number of the line that `text` is, where it is one line of the file.
+    """
     try:
         return json.loads(
             text, parse_int=str, parse_float=str, parse_constant=lambda _: None, object_pairs_hook=_collect_pairs
@@ -117,6 +132,7 @@ def parse_json(text: str, path: Path, line: int | None = None) -> Any:
 
 
 def _collect_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object as a dict; where a key is repeated, a list of all its values, not the last one."""
     found = dict(pairs)
     if len(found) == len(pairs):
         return found
@@ -131,13 +147,18 @@ def _flat(parts: list[Any]) -> list[Any]:
 
 
 def listed(names: Iterable[object]) -> str:
-    """The first names of a few or of a million, for an error."""
+    """The first names of any number of them, for an error."""
     first = [f"{name!r:.60}" for name in islice(names, _N_NAMED + 1)]
     return ", ".join([*first[:_N_NAMED], *["..."] * (len(first) > _N_NAMED)])
 
 
 def texts_of(value: Any, where: str) -> tuple[str, ...]:
-    """One or several answers as distinct, stripped, non-empty texts."""
+    """One value, or a list of values, as distinct, stripped texts that are not empty.
+
+    Args:
+        value: The value as the source has it; None and NaN are left out.
+        where: Where it is in the source, for errors.
+    """
     values = value if isinstance(value, list | tuple) else [value]
     texts = []
     for item in values:
@@ -152,7 +173,7 @@ def texts_of(value: Any, where: str) -> tuple[str, ...]:
 
 
 def text_of(value: Any, where: str, strip: bool = True) -> str:
-    """One text, empty where it is missing."""
+    """One value as a text, empty where it is missing; a list is refused."""
     if isinstance(value, list | tuple):
         raise wrong(where, "got a list", "one text", "merge it, or name another column")
     texts = texts_of(value, where)
@@ -160,12 +181,14 @@ def text_of(value: Any, where: str, strip: bool = True) -> str:
 
 
 def csv_rows(text: str, path: Path) -> Rows:
+    """The rows of a table whose first line names its columns; commas, tabs, semicolons or bars separate the cells."""
     first = text.lstrip().partition("\n")[0]
-    delimiter = max(",\t;|", key=first.count)
+    delimiter = max(",\t;|", key=first.count)  # the most frequent one in the header
     if first.count(delimiter) > _MOST_COLUMNS:
         got = f"has {first.count(delimiter):,} columns"
         raise wrong(path, got, f"at most {_MOST_COLUMNS:,}", "check how it was written")
     reader = csv.reader(io.StringIO(text.lstrip(), newline=""), delimiter=delimiter, strict=True)
+    # empty lines above the header are cut off, but count in line numbers
     blank = text[: len(text) - len(text.lstrip())].count("\n")
     rows: list[tuple[str, dict[str, Any]]] = []
     try:
@@ -189,7 +212,13 @@ def csv_rows(text: str, path: Path) -> Rows:
 
 
 def guess_column(found: Iterable[str], given: str | None, names: Sequence[str]) -> str | None:
-    """The column to use: the one given, the most usual name, or the only one of the usual names."""
+    """The column to use, or None: the given one, the most usual name, or the only column with a usual name.
+
+    Args:
+        found: The columns that there are.
+        given: The column that the caller asked for, or None.
+        names: The usual names, the most usual first.
+    """
     found = list(found)
     if given is not None:
         return given if given in found else None
@@ -199,6 +228,7 @@ def guess_column(found: Iterable[str], given: str | None, names: Sequence[str]) 
 
 
 def pick_columns(columns: Columns, found: Sequence[str], subject: object) -> Columns:
+    """The columns to read, chosen among those found; refused where one is missing or chosen twice."""
     picked = []
     usual = (INPUT_NAMES, OUTPUT_NAMES, INSTRUCTION_NAMES)
     for what, given, names in zip(Columns._fields, columns, usual, strict=True):
@@ -214,6 +244,7 @@ def pick_columns(columns: Columns, found: Sequence[str], subject: object) -> Col
 
 
 def from_rows(rows: Rows, columns: Columns, path: Path | str) -> Source:
+    """The records in some rows, each of which must have the columns that are read."""
     if not rows:
         raise wrong(path, "holds no records", "at least one", "check how it was written")
     for where, row in rows:
@@ -231,9 +262,10 @@ def from_rows(rows: Rows, columns: Columns, path: Path | str) -> Source:
 
 
 def from_columns(rows: Rows, picked: Columns, path: Path | str) -> Source:
+    """The records in some rows, whose columns are known; decides whether instruction and input are one text."""
     given = [text_of(row[picked.instruction], f"{path}, {where}") if picked.instruction else "" for where, row in rows]
     instructions = tuple(dict.fromkeys(filter(None, given)))
-    own = len(instructions) > max(MAX_PARAPHRASES, len(rows) // 2)
+    own = len(instructions) > max(MAX_PARAPHRASES, len(rows) // 2)  # most rows have their own
     fused = own or (str(picked.input).lower() == "prompt" and not instructions)
     records = []
     for (where, row), instruction in zip(rows, given, strict=True):
@@ -245,13 +277,13 @@ def from_columns(rows: Rows, picked: Columns, path: Path | str) -> Source:
 
 
 def in_part(source: Source, part: str, file: str) -> Source:
-    """The source with its records in a part, each with its file's name."""
+    """The source with every record marked as one of this part and this file."""
     records = tuple(replace(record, part=part, where=f"{file} {record.where}".strip()) for record in source.records)
     return replace(source, records=records)
 
 
 def joined(sources: Sequence[Source], path: Path | str) -> Source:
-    """The sources of several parts as one."""
+    """One source with the records and instructions of several parts."""
     if len({source.fused for source in sources}) > 1:
         raise wrong(path, "has parts with and without fused prompts", "the same columns in all", "load one with part=")
     name = path.resolve().name if isinstance(path, Path) else path

@@ -1,4 +1,4 @@
-"""Tasks: inputs and their answers, the instructions that ask for them, and the splits that keep measurements honest."""
+"""Tasks: inputs and their answers, instructions that ask for them, and the splits for choosing and for judging."""
 
 import hashlib
 import json
@@ -22,8 +22,8 @@ class TaskExample:
 
     Attributes:
         input: The text the task is asked about.
-        answers: At least one; the others count for accuracy only. A text is one answer.
-        part: The file or split of the source it comes from (`train`, `eval`, `test`), or empty.
+        answers: At least one. The first is scored; the others count for accuracy only. A text is one answer.
+        part: The file or split of the source that it comes from (`train`, `eval`, `test`), or empty.
     """
 
     input: str
@@ -33,7 +33,7 @@ class TaskExample:
     def __post_init__(self) -> None:
         if type(self.answers) is not tuple or set(map(type, (self.input, self.part, *self.answers))) != {str}:
             set_items(self, "answers")
-            check_fields(self)  # takes its time, and files have many examples
+            check_fields(self)  # slow, so not for the thousands of examples of a file, which are right
         if not self.answers or not all(answer.strip() for answer in self.answers):
             raise ValueError(
                 f"TaskExample {self.input!r:.60} has answers {self.answers!r:.60}, expected one or more texts that "
@@ -48,29 +48,29 @@ class TaskExample:
 
 if TYPE_CHECKING:
     Examples = tuple[TaskExample, ...]
-else:  # what may be given; a tuple is made of it
+else:  # when the program runs: what callers may give, of which a tuple is made
     Examples = TaskExample | Iterable[TaskExample]
 
 
 @checked
 @dataclass(frozen=True)
 class Task:
-    """A named set of examples with everything that can be said about them.
+    """A named set of examples, with the instructions that ask for their answers and what else is known about them.
 
     Attributes:
-        name: Short name, the file's or folder's where the source has no better one.
-        examples: Distinct inputs, in the order of the source.
+        name: A short name; that of the file or folder, where the source has none.
+        examples: The examples, each with another input, in the order of the source.
         instructions: Paraphrases of the instruction, any of which may stand in a prompt; empty where none is known.
-        held_out_instructions: Paraphrases the built-in model never saw.
-        clozes: Sentence beginnings with `{x}` that ask for the answer without an instruction.
-        prose: Sentences with `{x}` and `{y}` that state the same content.
+        held_out_instructions: Paraphrases that the built-in model has never seen.
+        clozes: Beginnings of sentences with `{x}` for the input, which ask for the answer without an instruction.
+        prose: Sentences with `{x}` for the input and `{y}` for the answer, which state the same content.
         kind: lexical, rule, fact, morphology, sequence or choice; empty outside the bank.
-        inputs: Name of the group of tasks that share exactly these inputs; empty outside the bank.
+        inputs: The name of the group of tasks that share exactly these inputs; empty outside the bank.
         in_training: Whether the built-in model was trained on the task.
-        fused: Instruction and input are one text (TRACE): the prompt is the input as it is.
-        source: Where it was read from.
+        fused: Whether instruction and input are one text (as in TRACE): the prompt is the input as it is.
+        source: Where the task was read from.
         skipped: One line for each record that was left out, with the reason.
-        demonstrations: Worked examples that the source sets apart (Natural-Instructions' positive examples).
+        demonstrations: Worked examples that the source sets apart (the positive examples of Natural-Instructions).
     """
 
     name: str
@@ -117,6 +117,7 @@ class Task:
 
     @cached_property
     def _by_input(self) -> dict[str, TaskExample]:
+        """The examples by their inputs."""
         return {example.input: example for example in self.examples}
 
     def find(self, input: str) -> TaskExample | None:
@@ -124,13 +125,16 @@ class Task:
         return self._by_input.get(input)
 
     def split(self, name: SplitName | str, seed: int = 0) -> tuple[TaskExample, ...]:
-        """The examples on one side of the 50 / 25 / 25 division into `fit`, `select` and `test`.
+        """The examples of one split: `fit` has about half of them, `select` and `test` a quarter each.
 
-        The side depends on the seed and the input's text alone, so tasks that share an input have it on the same side.
-        `fit` chooses heads and builds means, `select` chooses layer and strength, `test` judges.
+        The split of an example depends on the seed and the input's text alone, so tasks that share an input have it in
+        the same split. `fit` is for choosing heads and for means, `select` for choosing layer and strength, `test` for
+        the reported numbers.
 
         Raises:
-            ValueError: Unknown name, or no example falls on that side.
+            ValueError: an unknown name, or a split without examples.
+
+        Source: docs/method.md, 1 Notation.
         """
         if name not in get_args(SplitName):
             raise ValueError(f"Split {name!r:.60} is unknown, expected one of {', '.join(get_args(SplitName))}.")
@@ -143,18 +147,15 @@ class Task:
         return chosen
 
     def content_hash(self) -> str:
-        """SHA-256 (hex) of what enters prompts and scores: examples, instructions, and whether they are one text.
+        """SHA-256 (hex) of what enters prompts and scores: examples, instructions, and whether these are one text.
 
-        Neither the name, nor where the task was read from, nor its clozes and prose.
+        The name, the source, clozes and prose do not change it.
         """
         content = [[[example.input, example.answers] for example in self.examples], self.instructions, self.fused]
         return hashlib.sha256(json.dumps(content, ensure_ascii=True).encode()).hexdigest()
 
     def full_hash(self) -> str:
-        """SHA-256 (hex) of all that a measurement can depend on: `content_hash`, the name, parts, clozes and the rest.
-
-        Not where the task was read from, nor what was left out there.
-        """
+        """SHA-256 (hex) of all fields that a measurement can depend on: all but `source` and `skipped`."""
         values = {
             each.name: getattr(self, each.name) for each in fields(self) if each.name not in ("source", "skipped")
         }
@@ -162,13 +163,17 @@ class Task:
 
 
 def split_of(input: str, seed: int = 0) -> SplitName:
-    """The side an input falls on: `fit` for half of all texts, `select` and `test` for a quarter each."""
+    """The split that an input belongs to: `fit` for half of all texts, `select` and `test` for a quarter each."""
+    # the NUL keeps seed 1 with input "2x" apart from seed 12 with input "x"
     quarter = hashlib.sha256(f"{seed}\0{input}".encode()).digest()[0] % 4
     return "fit" if quarter < 2 else "select" if quarter == 2 else "test"
 
 
 def hash_of_tasks(tasks: Iterable[Task]) -> str:
-    """SHA-256 (hex) of what decides which counterfactual a prompt gets: names, contents, and what was trained on."""
+    """SHA-256 (hex) of what decides from which of these tasks a prompt gets its counterfactual.
+
+    That is their names, their contents, and whether the built-in model was trained on them.
+    """
     each = sorted((task.name, task.content_hash(), task.in_training) for task in tasks)
     return hashlib.sha256(json.dumps(each).encode()).hexdigest()
 
@@ -176,15 +181,16 @@ def hash_of_tasks(tasks: Iterable[Task]) -> str:
 def tasks_of(
     name: str, given: "Task | Iterable[Task] | Mapping[str, Task]", *, beside: Iterable[Task] = ()
 ) -> tuple[Task, ...]:
-    """Tasks that results are told apart by the name of: one given twice is there once, one of `beside` not at all.
+    """The given tasks, each once, with names that are all different, so that results can be filed under them.
 
     Args:
-        name: What a reader knows them by.
-        beside: Tasks that are there already.
+        name: What the error calls them.
+        given: A task or several.
+        beside: Tasks that are there already, and are left out of the answer.
 
     Raises:
         TypeError: something else than tasks.
-        ValueError: two of one name that are not the same task.
+        ValueError: two different tasks have one name.
     """
     listed = given.values() if isinstance(given, Mapping) else given
     known = {task.name: task for task in beside}
