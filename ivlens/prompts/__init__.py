@@ -1,4 +1,4 @@
-"""From a task to tokens: the recipe, templates, corruptions, answer tokens."""
+"""From a task to tokens: recipes and templates of prompts, corruptions, the tokens of answers."""
 
 from ivlens.prompts.batch import PromptBatch
 from ivlens.prompts.build import build_prompts

@@ -1,4 +1,4 @@
-"""`PromptBatch`: prompts as tokens, with the tokens of their answers."""
+"""`PromptBatch`: several prompts as tokens, with the tokens of their answers."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -17,19 +17,21 @@ class PromptBatch:
     """Tokenised prompts, left-padded, with the tokens of their answers.
 
     Attributes:
-        tokens: Left-padded, so the last prompt token is in the last column of every row.
+        tokens: The prompts' tokens, left-padded: the last prompt token of every row is in the last column.
         attention_mask: 1 for tokens, 0 for padding.
-        answer_tokens: Tokens of the first listed answer, padded on the right with -100.
-        foil_tokens: First answer token of the counterfactual task, -100 where there is none; None elsewhere.
-        alternatives: Tokens of every accepted answer of each row, *the* answer first.
-        texts: The prompts.
+        answer_tokens: The tokens of each row's first accepted answer, padded on the right with -100.
+        foil_tokens: The first answer token of the other task in a counterfactual row, -100 in rows without one; None in
+            batches of other corruptions.
+        alternatives: The tokens of all accepted answers of each row, the first one first.
+        texts: The prompts' texts.
         examples: The example of each row.
-        corruptions: What was done to each row, which may be another corruption than was asked for. `clean`: nothing.
-        instructions: The instruction each prompt carries, None where it carries none.
-        counterfactuals: Name of the task that a counterfactual row is told instead, None elsewhere; may be left empty
-            in a batch made by hand.
-        kept_answers: Share of demonstration answers that `shuffle` left where they were, None for other rows; may be
-            left empty in a batch made by hand.
+        corruptions: How each row was corrupted, which may differ from the corruption that was asked for; `clean`: not
+            at all.
+        instructions: The instruction in each prompt, None where it has none.
+        counterfactuals: The name of the other task of each counterfactual row, None for other rows. May be empty in a
+            batch made by hand.
+        kept_answers: The share of demonstration answers that `shuffle` left in their places, None for other rows. May
+            be empty in a batch made by hand.
     """
 
     tokens: Int[Tensor, "batch pos"]
@@ -52,26 +54,29 @@ class PromptBatch:
         return self._with_tensors(lambda tensor: tensor.to(device))
 
     def rows(self, index: slice | Iterable[int]) -> "PromptBatch":
-        """Some of the rows, in the order asked for; columns stay as they are."""
+        """A batch of some of the rows, in the given order; its width stays the same."""
         chosen = list(range(len(self))[index] if isinstance(index, slice) else index)
         at = torch.tensor(chosen, dtype=torch.long, device=self.tokens.device)
         names = ("alternatives", "texts", "examples", "corruptions", "instructions", "counterfactuals", "kept_answers")
+        # the optional lists stay empty where they are
         listed = {name: tuple(each[row] for row in chosen) for name in names if (each := getattr(self, name))}
         return replace(self._with_tensors(lambda tensor: tensor[at]), **listed)
 
     def rows_of_one_kind(self, kind: str | None = None) -> list[int]:
-        """Numbers of the rows with this corruption; None: with the one that most rows have."""
+        """The numbers of the rows with the corruption `kind`; None: with the most frequent one."""
         counts = Counter(self.corruptions)
+        # of two that are equally frequent the last by name, so that the choice never depends on the order of rows
         wanted = kind or max(counts, key=lambda each: (counts[each], each))
         return [row for row, each in enumerate(self.corruptions) if each == wanted]
 
     def _with_tensors(self, change: Callable[[Tensor], Tensor]) -> "PromptBatch":
+        """The same batch with `change` applied to every tensor in it."""
         names = ("tokens", "attention_mask", "answer_tokens", "foil_tokens")
         tensors = {name: change(tensor) for name in names if (tensor := getattr(self, name)) is not None}
         return replace(self, **tensors)
 
     def expanded(self) -> tuple["PromptBatch", Int[Tensor, " rows"]]:
-        """One row for every accepted answer, and the row of this batch that each was made from."""
+        """A batch with one row for every accepted answer, and for each of its rows the number of the row here."""
         source = [row for row, answers in enumerate(self.alternatives) for _ in answers]
         answers = [answer for row in self.alternatives for answer in row]
         wide = replace(

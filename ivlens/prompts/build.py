@@ -1,7 +1,7 @@
 """From a task to tokens: clean and corrupted prompts, and the tokens of their answers.
 
-Every draw depends on the seed, the task's name and the input alone, so a prompt is the same in any batch, and a
-corrupted prompt is the clean one with one thing changed.
+Every draw depends on the seed, the task's name and the input alone. So a prompt is the same in any batch, and its
+corrupted form differs from the clean one in nothing but the corruption.
 """
 
 import logging
@@ -46,55 +46,58 @@ def build_prompts(
     corruption: str | None = None,
     others: Sequence[Task] | Mapping[str, Task] | None = None,
 ) -> PromptBatch:
-    """Prompts that ask `task` of each example, all ending in the same cue.
+    """A batch of prompts that ask `task` about each example, all ending in the same cue.
 
     Args:
-        tokenizer: The model's own.
-        task: Gives instructions, and demonstrations from its `fit` split.
-        examples: What to ask; their answers are tokenised together with the prompt. One whose answer the tokenizer
-            cannot spell (it becomes the unknown token) is left out, with a line in the log.
+        tokenizer: The model's tokenizer.
+        task: Gives the instructions, and the demonstrations (from its `fit` split).
+        examples: The examples to ask about; their answers are tokenised together with the prompt. An example whose
+            answer the tokenizer cannot write (it becomes the unknown token) is left out, and the log says so.
         recipe: How clean prompts are made; None: the task's instruction in the template `plain`.
-        corruption: What is taken away; None for clean prompts.
+        corruption: What is taken away from the prompts; None for clean prompts.
 
-            - `counterfactual`: the instruction of another task with another first answer token (or, where all begin
-              with a lone space, another answer), and that task's answers to the same demonstration inputs; where there
-              is none, `counterfactual_inputs` if there are demonstrations, otherwise `drop`. Each row records which.
-            - `counterfactual_inputs`: another task's instruction, and demonstrations of its own inputs.
-            - `shuffle`: demonstrations with permuted answers, and no instruction.
-            - `drop`: neither instruction nor demonstrations.
+            - `counterfactual`: the prompt has the instruction of another task, and that task's answers to the same
+              demonstration inputs. The other task's answer begins with another token or, where all answers begin with
+              a lone space, is another one. Where no task fits, the row is made as `counterfactual_inputs` if it has
+              demonstrations, otherwise as `drop`; each row records how it was made.
+            - `counterfactual_inputs`: the prompt has another task's instruction, and that task's demonstrations.
+            - `shuffle`: the demonstrations have permuted answers, and there is no instruction.
+            - `drop`: the prompt has neither an instruction nor demonstrations.
             - `none`: the clean prompt.
-        others: Tasks that a counterfactual may come from; by default the built-in ones, where for a task of the
-            built-in model's training those of its training come first: other instructions are noise to it.
+        others: Tasks that counterfactuals are taken from; None: the built-in ones. For a task that the built-in model
+            was trained on, other tasks of its training then come first, as it does not understand the others'
+            instructions.
 
     Raises:
-        TypeError: No usable tokenizer.
-        ValueError: No examples; a corruption that takes nothing away from these prompts; too few demonstrations; no
-            answer that the tokenizer can spell.
+        TypeError: no usable tokenizer.
+        ValueError: no examples, a corruption that takes nothing away from these prompts, too few demonstrations, or no
+            answer that the tokenizer can write.
 
     Source: docs/method.md, section 2.
     """
     if not examples:
         raise ValueError(f"build_prompts got no examples of task {task.name!r}, expected at least one.")
     maker = _Maker(Encoder(tokenizer), task, recipe or PromptRecipe(), corruption, others)
-    return _batch(_spelled(maker, examples), corruption, tokenizer)
+    return _batch(_writable(maker, examples), corruption, tokenizer)
 
 
 def sampled_prompts(
     tokenizer: Any, task: Task, examples: Sequence[TaskExample], recipe: PromptRecipe, *, n: int, seed: int
 ) -> PromptBatch:
-    """Clean prompts of the first `n` examples that can be spelled (or of fewer); of what comes after them none is made.
+    """Clean prompts of the first `n` examples whose answers the tokenizer can write, or of all if there are fewer.
 
-    Instructions and demonstrations are drawn with `seed`; splits stay those of the recipe's seed.
+    Instructions and demonstrations are drawn with `seed`; the splits stay those of the recipe's seed.
 
     Raises:
-        TypeError, ValueError: as `build_prompts`.
+        TypeError: no usable tokenizer.
+        ValueError: too few demonstrations, or no answer that the tokenizer can write.
     """
     maker = _Maker(Encoder(tokenizer), task, recipe, None, None, seed)
-    return _batch(_spelled(maker, examples, n), None, tokenizer)
+    return _batch(_writable(maker, examples, n), None, tokenizer)
 
 
-def _spelled(maker: "_Maker", examples: Sequence[TaskExample], at_most: int | None = None) -> list[_Row]:
-    """The rows whose answers the tokenizer can spell."""
+def _writable(maker: "_Maker", examples: Sequence[TaskExample], at_most: int | None = None) -> list[_Row]:
+    """The rows of the examples whose answers the tokenizer can write; after `at_most` of them no more are made."""
     rows: list[_Row] = []
     unknown: list[str] = []
     for example in examples:
@@ -111,11 +114,11 @@ def _spelled(maker: "_Maker", examples: Sequence[TaskExample], at_most: int | No
 
 
 def prompt_text(tokenizer: Any, task: Task, text: str, recipe: PromptRecipe) -> str:
-    """The text of one clean prompt, for an input that need not be one of the task's.
+    """The text of one clean prompt, for any input, which need not be one of the task's.
 
     Raises:
         TypeError: no usable tokenizer.
-        ValueError: too few demonstrations, or an instruction for a task that is one text with its own.
+        ValueError: too few demonstrations, or an instruction for a task whose inputs carry their own.
     """
     maker = _Maker(Encoder(tokenizer), task, recipe, None, None)
     told = maker.told(text)
@@ -123,14 +126,16 @@ def prompt_text(tokenizer: Any, task: Task, text: str, recipe: PromptRecipe) -> 
 
 
 def _report_unknown(task: Task, answers: Sequence[str], n_left: int) -> None:
+    """Log which answers the tokenizer cannot write; an error if no example is left."""
     about = f"task {task.name!r}: {len(answers)} of {len(answers) + n_left} examples have an answer that is not in the "
     about += f"tokenizer's vocabulary and becomes the unknown token (first: {answers[0]!r})"
     if not n_left:
-        raise ValueError(f"{about}, expected at least one that has; use a model that can spell them.")
+        raise ValueError(f"{about}, expected at least one that is; use a model whose tokenizer can write them.")
     logger.warning("%s: left out.", about)
 
 
 def _batch(rows: Sequence[_Row], corruption: str | None, tokenizer: Any) -> PromptBatch:
+    """The rows as one batch."""
     tokens = padded([row.prompt for row in rows], pad_token(tokenizer), left=True)
     mask = padded([[1] * len(row.prompt) for row in rows], 0, left=True)
     return PromptBatch(
@@ -149,7 +154,16 @@ def _batch(rows: Sequence[_Row], corruption: str | None, tokenizer: Any) -> Prom
 
 
 class _Maker:
-    """Makes the rows of one batch."""
+    """Makes the rows of one batch, each from its example alone.
+
+    Args:
+        encoder: The tokenizer.
+        task: The task that is asked.
+        recipe: How clean prompts are made.
+        corruption: What is taken away, or None.
+        others: Tasks that counterfactuals are taken from; None: the built-in ones.
+        seed: Seed of the draws; None: the recipe's. The splits are those of the recipe's seed in any case.
+    """
 
     def __init__(
         self,
@@ -170,6 +184,11 @@ class _Maker:
         self.prefers_trained = others is None and task.in_training
 
     def _others(self, others: Sequence[Task] | Mapping[str, Task] | None) -> list[Task]:
+        """The tasks that counterfactuals can be taken from, sorted by name so that draws do not depend on their order.
+
+        Left out are the task itself, tasks that share an instruction with it, tasks without an instruction where the
+        prompt has one, and tasks whose instruction and input are one text.
+        """
         tasks = load_bank().values() if others is None else tasks_of("others", others, beside=[self.task])
         own = set(self.texts)
         return [
@@ -182,13 +201,15 @@ class _Maker:
         ]
 
     def _random(self, input: str, what: str) -> Random:
+        """A generator for one purpose and one input: draws for one thing do not change those for another."""
         return Random(f"{self.seed}\0{self.task.name}\0{what}\0{input}")
 
     def told(self, input: str) -> Told:
-        """What tells a clean prompt its task."""
+        """The instruction and the demonstrations of a clean prompt."""
         return Told(self._random(input, "instruction").choice(self.texts) if self.texts else None, self._shots(input))
 
     def row(self, example: TaskExample) -> _Row:
+        """The prompt for one example, corrupted if that was asked for, with the tokens of its answers."""
         told = self.told(example.input)
         if self.corruption is not None:
             told = CORRUPT[self.corruption](self._case(example, told))
@@ -197,16 +218,18 @@ class _Maker:
         return _Row(example, text, told, prompt, answers)
 
     def _answers(self, example: TaskExample, text: str, separator: str) -> tuple[list[int], list[list[int]]]:
+        """The tokens of a prompt, and those of its answers; the first answer stays even if it cannot be written."""
         prompt, answers = self.encoder.split(text, [separator + answer for answer in example.answers])
         return prompt, [answers[0], *(answer for answer in answers[1:] if not self.encoder.unknown(answer))]
 
     def _case(self, example: TaskExample, told: Told) -> Case:
+        """One clean prompt, and what a corruption may ask about it."""
         text, separator = self.render(told.instruction, told.shots, example.input)
         prompt, answers = self._answers(example, text, separator)
 
         def tokens(answer: str) -> tuple[int, ...] | None:
             ids = self.encoder.ids(text + separator + answer)
-            # another answer may run into the cue where this one does not: its first token is not predicted here
+            # where another answer shares a token with the cue, its first token is not predicted at this position
             begins_here = ids[: len(prompt)] == prompt and len(ids) > len(prompt)
             return tuple(ids[len(prompt) :]) if begins_here and not self.encoder.unknown(ids[len(prompt) :]) else None
 
@@ -223,6 +246,7 @@ class _Maker:
         )
 
     def _shots(self, input: str) -> tuple[tuple[str, str], ...]:
+        """Inputs and answers of the demonstrations in the prompt for one input, never that input itself."""
         if not self.n_shots:
             return ()
         pool = [shot for shot in self.pool if shot.input != input]

@@ -1,7 +1,8 @@
-"""A tokenizer's chat template as texts: the same on every day, without a thought before the answer, or refused.
+"""Prompts written by a tokenizer's chat template: the same on every day, and without a thought before the answer.
 
-Chat templates are programs of other people. Each is tried once, with a marker in the place of everything that is said;
-one that loses a marker, writes two texts for one chat, or leaves open where an answer begins, is refused by name.
+Chat templates are programs of other people. Each is tried once, with a marker in the place of everything that is said.
+A template that leaves out a marker, writes different texts for the same chat, or does not show where an answer begins
+is refused by name.
 """
 
 import re
@@ -17,43 +18,45 @@ from ivlens.prompts.tokens import n_shared
 
 Turn = tuple[str, str]  # who says it, and what
 
-_SAID = {"system": "be as told", "user": "the first question", "assistant": "the first answer"}
+_MARKERS = {"system": "be as told", "user": "the first question", "assistant": "the first answer"}
 _ASKED_AGAIN = "another question"
-# Answers are judged at their first token: a template that can leave its thoughts out is asked to.
+# Answers are scored from their first token, so a template that can leave thoughts out is asked to.
 _NO_THOUGHT = {"enable_thinking": False, "thinking": False}
+# a tag that a text ends in, and any tag, opening or closing
 _OPENED = re.compile(r"([<\[◁])([^\W\d][\w:|-]*)([>\]▷])\s*$")
 _TAG = re.compile(r"[<\[◁](/?)([^\W\d][\w:|-]*)[>\]▷]")
-# Other words are no thoughts: `<assistant>` opens an answer.
+# Words in tags that open a thought; `<assistant>`, for example, opens an answer.
 _THOUGHT = re.compile("think|thought|reason|reflect|analy|deliberat|monolog|scratch", re.IGNORECASE)
-# What `strftime` knows, and the forms of glibc without the leading zero.
+# The function that tells templates the time, and its directives; those with `-` write no leading zero on Linux.
 _CLOCK, _DIRECTIVES = "strftime_now", (*"aAwdbBmyYHIMSpfzZjUWcxXGuVeFTDR", *(f"-{each}" for each in "dmHIMSj"))
-_A_LIST = re.compile(r"""['"]type['"]: ['"]text['"]""")
+# what comes out where a template takes a list of parts for a text
+_PRINTED_LIST = re.compile(r"""['"]type['"]: ['"]text['"]""")
 _REASON_LENGTH = 60
-_N_TIMES = 4  # a template that draws at random may write one text twice
+_N_TIMES = 4  # a template that draws at random may write the same text twice by chance
 
 
 class ChatRefused(ValueError):
-    """A tokenizer's chat template does not write what is asked of it; the message says what it does instead."""
+    """A tokenizer's chat template cannot write the prompts that are needed; the message says why."""
 
 
 class Chat:
-    """Calls turn what was said into the text of a prompt.
+    """A tokenizer's chat template as a function: called with the turns of a chat, it gives the text of the prompt.
 
     Args:
-        name: Of the prompt template, for errors.
-        tokenizer: With its chat template.
-        date: Which day it is for templates that ask the clock, as `2024-07-26`.
+        name: The name of the prompt template, for errors.
+        tokenizer: The tokenizer, which has the chat template.
+        date: The day that templates are told which ask for it, such as `2024-07-26`.
 
     Attributes:
-        gap: What stands between a prompt and its answer.
+        gap: The text between a prompt and its answer.
 
     Raises:
-        ChatRefused: no chat template, or one that cannot be used; the message says why.
+        ChatRefused: the tokenizer has no chat template, or one that cannot be used.
     """
 
     def __init__(self, name: str, tokenizer: Any, date: str) -> None:
         self.name, self.tokenizer = name, tokenizer
-        self._in_parts: frozenset[str] = frozenset()
+        self._in_parts: frozenset[str] = frozenset()  # the roles whose turns are lists of parts, see `_tried`
         self._suffix = ""
         if not getattr(tokenizer, "chat_template", None):
             raise ChatRefused(
@@ -64,26 +67,25 @@ class Chat:
         self._takes_turns = False
 
     def __call__(self, turns: Sequence[Turn]) -> str:
-        """The prompt that ends where the answer to the last turn begins.
+        """The text of a prompt, which ends where the answer to the last turn begins.
 
         Raises:
-            ChatRefused: answered turns before the last one, which the chat template does not write, or a text that it
-                refuses.
+            ChatRefused: the chat template does not write the answered turns before the last one, or refuses a text.
         """
         if len(turns) > 2 and not self._takes_turns:
             self._check_turns()
         try:
             return self._text(turns, cue=True) + self._suffix
-        except _Failed as failed:  # of what is said here: with the markers it could be used
+        except _Failed as failed:  # because of these texts: with the markers it worked
             raise self._refused(f"cannot write a prompt ({failed.reason})", "use 'plain', 'after' or 'qa'") from None
 
     def check_system(self) -> None:
-        """Refuse a chat template that does not write what the system says.
+        """Refuse a chat template that does not write a system text.
 
         Raises:
-            ChatRefused: with what it does instead.
+            ChatRefused: it leaves the text out, or raises an error.
         """
-        turns = [("system", _SAID["system"]), ("user", _SAID["user"])]
+        turns = [("system", _MARKERS["system"]), ("user", _MARKERS["user"])]
         try:
             reason = "" if _in_order(self._text(turns), turns) else "it leaves the text out"
         except _Failed as failed:
@@ -95,9 +97,10 @@ class Chat:
             )
 
     def _check_turns(self) -> None:
-        turns = [("user", _SAID["user"]), ("assistant", _SAID["assistant"]), ("user", _ASKED_AGAIN)]
+        """Refuse a chat template that does not write demonstrations as turns, all of them and in order."""
+        turns = [("user", _MARKERS["user"]), ("assistant", _MARKERS["assistant"]), ("user", _ASKED_AGAIN)]
         try:
-            reason = "" if _in_order(self._text(turns, cue=True), turns) else "it loses one of them"
+            reason = "" if _in_order(self._text(turns, cue=True), turns) else "it leaves one of them out"
         except _Failed as failed:
             reason = failed.reason
         if reason:
@@ -105,26 +108,27 @@ class Chat:
         self._takes_turns = True
 
     def _on_the_day(self, day: datetime) -> str:
-        """The chat template, with a clock that stands still where it asks for one."""
+        """The source of the chat template; one that asks for the time is always told this day."""
         try:
             source: str = self.tokenizer.get_chat_template()
-        except Exception as error:  # several templates of which none is the default
+        except Exception as error:  # a tokenizer with several templates and no default
             pass_on_shortage(error)
             raise self._refused(
                 f"cannot be used ({one_line(error, _REASON_LENGTH)})", "use 'plain', 'after' or 'qa'"
             ) from None
         if _CLOCK not in source:
             return source
+        # a macro of the clock's name takes its place: it replaces every directive of the format by this day's value
         told = "".join(f" | replace('%{each}', '{day.strftime(f'%{each}')}')" for each in _DIRECTIVES)
         return f"{{%- macro {_CLOCK}(format) -%}}{{{{ format{told} }}}}{{%- endmacro +%}}{source}"
 
     def _tried(self) -> tuple[frozenset[str], str, str]:
-        """Whose turns are written as a list of parts, what ends every prompt, and what separates it from its answer.
+        """How the template can be used: roles whose turns are lists of parts, the prompt's end, the gap to the answer.
 
-        Turns are texts where the template takes them, otherwise lists: everybody's, or the user's alone.
+        A turn is a text where the template takes texts, otherwise a list of parts: of all roles, or of the user alone.
         """
         reasons = []
-        for in_parts in (frozenset[str](), frozenset(_SAID), frozenset({"user"})):
+        for in_parts in (frozenset[str](), frozenset(_MARKERS), frozenset({"user"})):
             self._in_parts = in_parts
             try:
                 return in_parts, *self._border()
@@ -133,64 +137,68 @@ class Chat:
         raise self._refused(reasons[0], "use 'plain', 'after' or 'qa'")
 
     def _border(self) -> tuple[str, str]:
-        """What ends the prompt after the template's cue, and what separates it from its answer.
+        """What is added to the prompt after the template's cue, and the text between prompt and answer.
 
-        An empty thought that the template writes between its cue and an answer goes with the prompt, and so does the
-        end of a thought that the cue opens.
+        An empty thought that the template writes between its cue and an answer belongs to the prompt. So does the end
+        of a thought that the cue opens.
         """
-        turns = [("user", _SAID["user"])]
+        turns = [("user", _MARKERS["user"])]
         try:
             cue = self._text(turns, cue=True)
             again = {self._text(turns, cue=True) for _ in range(_N_TIMES)}
         except _Failed as failed:
             raise _Failed(f"cannot be used ({failed.reason})") from None
         if not _in_order(cue, turns):
-            raise _Failed("cannot be used (it loses what the user says)")
+            raise _Failed("cannot be used (it leaves out what the user says)")
         if again != {cue}:
-            raise _Failed("writes two texts for one chat")
-        turns.append(("assistant", _SAID["assistant"]))
+            raise _Failed("writes different texts for the same chat")
+        turns.append(("assistant", _MARKERS["assistant"]))
         try:
             whole = self._text(turns)
         except _Failed as failed:
             raise _Failed(f"cannot write an answer ({failed.reason})") from None
         if not _in_order(whole, turns):
-            raise _Failed("loses what the assistant says")
+            raise _Failed("leaves out what the assistant says")
         return _end_and_gap(cue, whole)
 
     def _text(self, turns: Sequence[Turn], *, cue: bool = False) -> str:
+        """What the template writes for some turns, with or without its cue for the next answer."""
         said = [
             {"role": role, "content": [{"type": "text", "text": text}] if role in self._in_parts else text}
             for role, text in turns
         ]
         try:
             text = self._rendered(said, cue)
-        except Exception as error:  # whatever the template raises, and its language for what it cannot do
+        except Exception as error:  # raised by the template, or by its language
             pass_on_shortage(error)
             raise _Failed(one_line(error, _REASON_LENGTH)) from None
-        if self._in_parts and _A_LIST.search(text):
+        if self._in_parts and _PRINTED_LIST.search(text):
             raise _Failed("it writes a list of parts as it is")
         return text
 
     def _rendered(self, said: list[dict[str, Any]], cue: bool) -> str:
+        """The template's text, within the limits of `guarded` unless the tokenizer renders with code of its own."""
         given = {"add_generation_prompt": cue, **_NO_THOUGHT}
         if getattr(type(self.tokenizer), "apply_chat_template", None) is not _plain_method():
-            # a tokenizer with a way of its own, which is code that the caller has
+            # the tokenizer's class has its own method: code that the user has installed, not part of a checkpoint
             return self.tokenizer.apply_chat_template(said, chat_template=self._source, tokenize=False, **given)
         special = self.tokenizer.special_tokens_map
         return rendered(self._source, {**special, "messages": said, "tools": None, "documents": None, **given})
 
     def _refused(self, what: str, remedy: str) -> "ChatRefused":
+        """The error that says what this tokenizer's chat template does wrong."""
         return ChatRefused(f"template {self.name!r}: this tokenizer's chat template {what}; {remedy}.")
 
 
 def _plain_method() -> Any:
+    """The method of transformers that renders chat templates."""
     from transformers import PreTrainedTokenizerBase
 
     return PreTrainedTokenizerBase.apply_chat_template
 
 
 class _Failed(ValueError):
-    """A chat template that raised."""
+    """A chat template that raised an error, or wrote a text that is of no use."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -198,22 +206,29 @@ class _Failed(ValueError):
 
 
 def _end_and_gap(cue: str, whole: str) -> tuple[str, str]:
-    """What to write after a template's cue, and what then separates it from the answer in `whole`."""
+    """What to add after a template's cue, and the text that is then between the prompt and its answer.
+
+    Args:
+        cue: The chat up to the cue for an answer.
+        whole: The chat with the answer.
+    """
     if whole.startswith(cue):
-        gap = whole.removeprefix(cue).partition(_SAID["assistant"])[0]
+        gap = whole.removeprefix(cue).partition(_MARKERS["assistant"])[0]
         if closed := _closed(cue + gap):
             return gap + closed, ""
+        # white space stands between prompt and answer; anything else, such as an empty thought, belongs to the prompt
         return ("", gap) if not gap.strip() else (gap, "")
+    # the cue has something that a written answer has not: a thought, open (it is closed here) or closed
     more = cue[n_shared(cue, whole) :]
     if closed := _closed(more):
         return closed, ""
     if more.strip() and not _is_over(more):
-        raise _Failed(f"asks for an answer otherwise than it writes one (its prompt ends in {more[-30:]!r})")
+        raise _Failed(f"begins an answer with a text that it does not write before one ({more[-30:]!r})")
     return "", ""
 
 
 def _in_order(text: str, turns: Sequence[Turn]) -> bool:
-    """Whether everything that was said stands in the text, one after the other."""
+    """Whether everything that was said stands in the text, in the same order."""
     end = 0
     for _, said in turns:
         begin = text.find(said, end)
@@ -224,7 +239,7 @@ def _in_order(text: str, turns: Sequence[Turn]) -> bool:
 
 
 def _closed(text: str) -> str:
-    """What closes the thought that a text ends in, `</think>` after `<think>`; empty: it ends in none."""
+    """What closes a thought that a text ends in, such as `</think>` after `<think>`; empty where it ends in none."""
     found = _OPENED.search(text)
     if found is None or not _THOUGHT.search(found[2]):
         return ""
@@ -233,7 +248,7 @@ def _closed(text: str) -> str:
 
 
 def _is_over(text: str) -> bool:
-    """Whether every tag that a text opens is closed in it, and there is one."""
+    """Whether a text has tags, and closes every tag that it opens."""
     tags = _TAG.findall(text)
     return bool(tags) and Counter(word for slash, word in tags if slash) == Counter(
         word for slash, word in tags if not slash

@@ -1,6 +1,6 @@
-"""What corrupted prompts lack: each corruption takes away what tells the prompt its task, and leaves input and cue.
+"""Corruptions: each takes away what tells a prompt its task, and leaves the input and the cue.
 
-To add one: a name in `Corruption`, and a function in `CORRUPT` that says what a prompt is told instead.
+To add a corruption, add a name to `Corruption`, and to `CORRUPT` a function that says what a prompt is told instead.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,21 +14,22 @@ Corruption = Literal["counterfactual", "counterfactual_inputs", "shuffle", "drop
 CORRUPTIONS: tuple[str, ...] = get_args(Corruption)
 
 Shot = tuple[str, str]
-NO_FOIL = -100
+NO_FOIL = -100  # no token has this number
 
 
 @dataclass(frozen=True)
 class Told:
-    """What tells one prompt its task.
+    """What tells one prompt its task: an instruction, demonstrations, or both.
 
     Attributes:
-        instruction: None: the prompt has none.
+        instruction: The instruction; None: the prompt has none.
         shots: Input and answer of each demonstration.
-        kind: The corruption that made it, `clean` for none; another one than asked for where that was not possible.
-        foil: The token that stands for the other task's answer to the same input where the first answer token is
-            scored; -100 where there is none, or where it begins as the answer does.
-        other: Name of the task it was taken from.
-        kept: Share of demonstration answers that a permutation left where they were; None without one.
+        kind: The corruption that was used, which differs from the one asked for where that was not possible; `clean`:
+            none.
+        foil: The first token of the other task's answer to the same input; -100 where there is no such answer, or
+            where it begins with the same token as the right one.
+        other: The name of the other task, None where there is none.
+        kept: The share of demonstration answers that `shuffle` left in their places; None for other corruptions.
     """
 
     instruction: str | None
@@ -47,13 +48,13 @@ class Case:
         task: The task that is asked.
         example: The example that is asked about.
         told: What tells the clean prompt its task.
-        others: Tasks that something else may be taken from.
-        prefers_trained: Whether those of the built-in model's training come first.
-        draw: A random generator of its own for each purpose, the same for the same seed, task and input.
-        tokens: Tokens of another answer from where the accepted answers begin; None where the tokenizer cannot spell
-            it, or where it does not begin there.
-        answers: Tokens of the accepted answers.
-        blanks: Those of their first tokens that are white space alone, and so no part of the answer.
+        others: Tasks that another instruction or other answers may be taken from.
+        prefers_trained: Whether tasks that the built-in model was trained on come first among the others.
+        draw: Gives a random generator for a purpose, the same for the same seed, task, input and purpose.
+        tokens: Gives the tokens of another answer from the position where the accepted answers begin; None where the
+            tokenizer cannot write it, or where it does not begin at that position.
+        answers: The tokens of each accepted answer.
+        blanks: First tokens of accepted answers that are white space alone, and so tell nothing about the answer.
     """
 
     task: Task
@@ -67,16 +68,18 @@ class Case:
     blanks: frozenset[int]
 
     def shuffled_others(self, random: Random) -> list[Task]:
-        """The other tasks in an order of this prompt's own."""
+        """The other tasks in a random order, with those to be preferred first."""
         order = random.sample(self.others, len(self.others))
+        # sorting keeps the random order among equals
         return sorted(order, key=lambda other: self.prefers_trained and not other.in_training)
 
 
 def _counterfactual(case: Case) -> Told:
-    """Another task on the same input: its instruction, and its answers to the same demonstration inputs.
+    """Another task's instruction, and its answers to the same demonstration inputs.
 
-    One whose answer begins with another token comes first. Where all begin with a blank of its own (numbers, with some
-    tokenizers), one whose answer is another one does, without a foil: only the whole answer tells them apart.
+    The task is the first whose answer to the same input begins with another token. Where there is none because answers
+    begin with a token of white space (numbers, with some tokenizers), a task with another answer will do. It gives no
+    foil, since only the whole answer tells the two apart. See docs/method.md, 2 Prompts and corruptions.
     """
     random = case.draw("counterfactual")
     firsts = {answer[0] for answer in case.answers}
@@ -85,7 +88,7 @@ def _counterfactual(case: Case) -> Told:
         shots = _answered_by(other, case.told.shots)
         found = other.find(case.example.input)
         if found is None or shots is None:
-            continue
+            continue  # this task cannot be asked about all of these inputs
         tokens = case.tokens(found.answer)
         if tokens is not None and tokens[0] not in firsts:
             return Told(_instruction_of(other, case, random), shots, "counterfactual", tokens[0], other.name)
@@ -98,7 +101,7 @@ def _counterfactual(case: Case) -> Told:
 
 
 def _counterfactual_inputs(case: Case) -> Told:
-    """Another task's demonstrations, of inputs of its own, and its instruction."""
+    """Another task's instruction, and demonstrations of that task with inputs of its own."""
     random = case.draw("counterfactual inputs")
     n_shots = len(case.told.shots)
     for other in case.shuffled_others(random):
@@ -110,19 +113,20 @@ def _counterfactual_inputs(case: Case) -> Told:
 
 
 def _instruction_of(other: Task, case: Case, random: Random) -> str | None:
+    """One of the other task's instructions; None where the clean prompt has none either."""
     return random.choice(other.instructions) if case.told.instruction is not None else None
 
 
 def _answered_by(other: Task, shots: Sequence[Shot]) -> tuple[Shot, ...] | None:
-    """The same inputs in the same order with another task's answers; None where it lacks one."""
+    """The same demonstrations with another task's answers; None where that task lacks one of the inputs."""
     found = [(input, other.find(input)) for input, _ in shots]
     return tuple((input, one.answer) for input, one in found if one is not None) if all(x for _, x in found) else None
 
 
 def _shuffle(case: Case) -> Told:
-    """The demonstrations with their answers permuted, and no instruction.
+    """The demonstrations with permuted answers, and no instruction.
 
-    Of a few drawn permutations, the one that gives the most demonstrations a wrong answer.
+    Of 20 random permutations it takes the one that gives most demonstrations a wrong answer.
     """
     shots = case.told.shots
     answers = [answer for _, answer in shots]
@@ -134,7 +138,7 @@ def _shuffle(case: Case) -> Told:
     random = case.draw("shuffle")
     drawn = [random.sample(answers, len(answers)) for _ in range(20)]
     best = max(drawn, key=lambda order: sum(a != b for a, b in zip(order, answers, strict=True)))
-    if best == answers:  # two demonstrations, and twenty times the same order
+    if best == answers:  # two demonstrations, drawn twenty times in their own order
         best = answers[::-1]
     kept = sum(a == b for a, b in zip(best, answers, strict=True)) / len(answers)
     permuted = tuple((input, answer) for (input, _), answer in zip(shots, best, strict=True))
@@ -142,12 +146,12 @@ def _shuffle(case: Case) -> Told:
 
 
 def _drop(case: Case) -> Told:
-    """Neither instruction nor demonstrations: the bare input with its cue."""
+    """Neither an instruction nor demonstrations: the bare input with its cue."""
     return Told(None, (), "drop")
 
 
 def _none(case: Case) -> Told:
-    """The clean prompt, nothing taken away."""
+    """The clean prompt, from which nothing is taken away."""
     return Told(case.told.instruction, case.told.shots, "none")
 
 
@@ -161,10 +165,16 @@ CORRUPT: Mapping[str, Callable[[Case], Told]] = {
 
 
 def check_corruption(corruption: str | None, task: Task, n_texts: int, n_shots: int) -> None:
-    """Refuse a corruption that takes nothing away from these prompts, or needs what they do not have.
+    """Refuse a corruption that takes nothing away from these prompts, or that needs demonstrations they do not have.
+
+    Args:
+        corruption: Its name; None for clean prompts.
+        task: The task that is asked.
+        n_texts: How many instructions the prompts may carry.
+        n_shots: How many demonstrations each prompt has.
 
     Raises:
-        ValueError: no such corruption; nothing to take away; `shuffle` with fewer than two demonstrations;
+        ValueError: no such corruption, nothing to take away, `shuffle` with fewer than two demonstrations, or
             `counterfactual_inputs` without any.
     """
     if corruption is not None and corruption not in CORRUPTIONS:

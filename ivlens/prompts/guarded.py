@@ -1,8 +1,8 @@
-"""Chat templates rendered within limits of steps and letters: they are programs of other people.
+"""Renders chat templates, which are programs of other people, within limits of steps and of text.
 
 A template is compiled as transformers compiles it, after changes to its syntax tree: every round of a loop, every macro
-and every joining of texts is a call that is counted. Calls, filters and operators are looked at before they run,
-so that nothing is made that is larger than a chat can be.
+and every joining of texts becomes a call that is counted. The arguments of calls, filters and operators are checked
+before they run, so that nothing is made that is larger than a chat can be.
 """
 
 import re
@@ -12,23 +12,25 @@ from dataclasses import dataclass
 from functools import cache, lru_cache, wraps
 from typing import Any
 
-_MOST_STEPS = 100_000  # rounds, calls and filters for one text; a chat of ten turns takes some hundreds
-_MOST_LETTERS = 2**19  # of one value
-_ITEM = 16  # letters that an item of a list counts as
-_MOST_WORK = 2**26  # letters of all values together
-_LARGEST_NUMBER = 10_000  # that a method or filter is given: widths, counts
-_WIDE = re.compile(r"\*|\d{5}")  # in a format
+_MOST_STEPS = 100_000  # rounds of loops, calls and filters for one text; a chat of ten turns takes some hundreds
+_MOST_LETTERS = 2**19  # in one value
+_ITEM = 16  # an item of a list counts as so many letters
+_MOST_WORK = 2**26  # letters in all values together
+_LARGEST_NUMBER = 10_000  # as an argument of methods and filters: widths, counts
+_WIDE = re.compile(r"\*|\d{5}")  # widths in formats: `%*d`, or five digits
 _FORMATS = ("format", "format_map")
-_OWN_NAMES = ("_loop_vars", "_block_vars")
-_LEFT_OUT = ("lipsum", "urlize", "striptags", "pprint", "xmlattr", "forceescape")  # of web pages, and slow
+_OWN_NAMES = ("_loop_vars", "_block_vars")  # arguments that jinja adds to calls
+_LEFT_OUT = ("lipsum", "urlize", "striptags", "pprint", "xmlattr", "forceescape")  # for web pages, and slow
 
 
 class TooMuch(ValueError):
-    """A template that goes on and on."""
+    """A chat template takes more steps, or makes more text, than any chat needs."""
 
 
 @dataclass
 class _Budget:
+    """What one rendering may still use."""
+
     steps: int = _MOST_STEPS
     work: int = _MOST_WORK
 
@@ -37,15 +39,15 @@ _BUDGET: ContextVar[_Budget] = ContextVar("_BUDGET")
 
 
 def rendered(source: str, values: Mapping[str, Any]) -> str:
-    """What a chat template writes.
+    """The text that a chat template writes.
 
     Args:
         source: The template.
-        values: What it is told: messages, special tokens, options.
+        values: Its variables: messages, special tokens, options.
 
     Raises:
-        TooMuch: it takes more steps or makes longer texts than any chat does.
-        Exception: whatever the template raises, and its language for what it cannot do.
+        TooMuch: the template takes more steps, or makes longer texts, than any chat needs.
+        Exception: any error that the template raises, or its language.
     """
     token = _BUDGET.set(_Budget())
     try:
@@ -58,12 +60,13 @@ def rendered(source: str, values: Mapping[str, Any]) -> str:
 
 @lru_cache(maxsize=16)
 def _compiled(source: str) -> Any:
+    """A template as compiled by the guarded environment."""
     return _environment().from_string(source)
 
 
 @cache
 def _environment() -> Any:
-    """That of transformers, with guards."""
+    """The jinja environment of transformers, with guards around all that a template can call."""
     from jinja2 import nodes
     from jinja2.sandbox import ImmutableSandboxedEnvironment
     from transformers.utils.chat_template_utils import _compile_jinja_template
@@ -71,11 +74,12 @@ def _environment() -> Any:
     plain: Any = _compile_jinja_template("").environment
 
     class Guarded(ImmutableSandboxedEnvironment):
-        """Counts and looks."""
+        """A sandbox that counts steps and letters, and checks arguments before anything runs."""
 
-        intercepted_binops = frozenset(("+", "*", "**", "%"))
+        intercepted_binops = frozenset(("+", "*", "**", "%"))  # operators whose results can be large
 
         def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+            """The syntax tree, in which every round of a loop and every macro begins with a counted call."""
             tree = super()._parse(source, name, filename)
             for loop in [*tree.find_all((nodes.For, nodes.Macro, nodes.CallBlock))]:
                 loop.body.insert(0, nodes.ExprStmt(_call("count_step", [])).set_lineno(loop.lineno))
@@ -83,13 +87,14 @@ def _environment() -> Any:
 
         def call(self, context: Any, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
             spend(1)
-            if obj is self.count_step:
+            if obj is self.count_step:  # counted by now
                 return ""
             if obj is self.join_texts or obj is self.weighed:
                 return obj(*args)
-            # a call in a loop gets the loop's names from jinja as well, which it is not told
+            # jinja passes a loop's variables to every call in it, for its own use
             given = (*args, *(value for name, value in kwargs.items() if name not in _OWN_NAMES))
             sized(given)
+            # a method of a text or a list may repeat it: `ljust`, `join`, `format`
             own = getattr(getattr(obj, "__wrapped__", obj), "__self__", None)
             if isinstance(own, str | list | tuple):
                 if getattr(obj, "__name__", "") in _FORMATS:
@@ -104,6 +109,7 @@ def _environment() -> Any:
 
         @staticmethod
         def count_step() -> str:
+            """Never runs: `call` counts a step instead."""
             return ""
 
         @staticmethod
@@ -112,17 +118,20 @@ def _environment() -> Any:
 
         @staticmethod
         def join_texts(*parts: Any) -> str:
+            """What `a ~ b` stands for in a template."""
             sized(list(parts))
             return "".join(map(str, parts))
 
     def _call(name: str, args: list[Any]) -> nodes.Call:
+        """A call of one of the environment's own functions, as a node of a syntax tree."""
         return nodes.Call(nodes.EnvironmentAttribute(name), args, [], None, None)
 
     def _weighed(node: Any) -> Any:
+        """An expression whose value is checked for its size before it is used."""
         return _call("weighed", [node]).set_lineno(node.lineno).set_environment(node.environment)
 
     def _with_joined(node: Any) -> Any:
-        """The tree with a call in the place of every `a ~ b`, and around what is compared, cut or looped over."""
+        """The tree with calls in place of `a ~ b`, and checks around values that are compared, cut or looped over."""
         for field, value in node.iter_fields():
             if isinstance(value, list):
                 setattr(node, field, [_with_joined(item) if isinstance(item, nodes.Node) else item for item in value])
@@ -141,24 +150,25 @@ def _environment() -> Any:
             return _call("join_texts", node.nodes).set_lineno(node.lineno).set_environment(owner)
         return node
 
+    # a copy of the environment of transformers, of another class: its constructor would take other options
     made: Any = object.__new__(Guarded)
     made.__dict__.update(plain.__dict__)
-    made.cache = None
+    made.cache = None  # of templates that the plain environment has compiled, without guards
     made.extensions = {name: extension.bind(made) for name, extension in plain.extensions.items()}
     made.filters = {name: _guarded(made_filter) for name, made_filter in plain.filters.items() if name not in _LEFT_OUT}
     made.globals = {name: value for name, value in plain.globals.items() if name not in _LEFT_OUT}
-    made.finalize = sized
-    made.concat = _joined
+    made.finalize = sized  # is called with every value that a template writes
+    made.concat = _joined  # joins the parts of the text at the end
     return made
 
 
 def _guarded(made_filter: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter that is counted and looks at what it is given; `wraps` keeps what jinja marked it with."""
+    """The same filter, counted, and with its arguments and its result checked."""
 
-    @wraps(made_filter)
+    @wraps(made_filter)  # keeps the marks by which jinja knows what to pass
     def call(*args: Any, **kwargs: Any) -> Any:
         spend(1)
-        # marked filters get jinja's own objects first
+        # jinja passes objects of its own to marked filters, before the template's
         given = [value for value in (*args, *kwargs.values()) if not _is_own(value)]
         if given:
             sized(given)
@@ -171,13 +181,18 @@ def _guarded(made_filter: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _is_own(value: Any) -> bool:
+    """Whether an argument is one of jinja's own objects, such as the environment."""
     return type(value).__module__.startswith("jinja2.") or hasattr(value, "intercepted_binops")
 
 
 def spend(steps: int, letters: int = 0) -> None:
-    """Take from what one rendering may use."""
+    """Take steps and letters from what the present rendering may use.
+
+    Raises:
+        TooMuch: nothing is left.
+    """
     budget = _BUDGET.get(None)
-    if budget is None:  # while a template is compiled
+    if budget is None:  # a template is being compiled, which may run filters on constants
         return
     budget.steps -= steps
     budget.work -= letters
@@ -186,7 +201,11 @@ def spend(steps: int, letters: int = 0) -> None:
 
 
 def sized(value: Any) -> Any:
-    """The value, if it is no larger than what a chat may hold."""
+    """The value, if it is not too large; its letters are taken from what the rendering may use.
+
+    Raises:
+        TooMuch: the value is larger than a chat can be.
+    """
     n = size_of(value)
     if n > _MOST_LETTERS:
         raise TooMuch("it makes a text that is longer than a chat can be")
@@ -195,7 +214,7 @@ def sized(value: Any) -> Any:
 
 
 def size_of(value: Any) -> int:
-    """Letters of a value, and of all that it consists of; just more than the limit where it is larger."""
+    """Letters of a value, with all its items; above the limit the count stops, at a number larger than the limit."""
     total, left = 0, [value]
     while left and total <= _MOST_LETTERS:
         one = left.pop()
@@ -210,32 +229,45 @@ def size_of(value: Any) -> int:
             total += 1 + _ITEM * len(one)
             left += one
         elif isinstance(one, int) and not isinstance(one, bool):
-            total += 1 + one.bit_length() // 3
+            total += 1 + one.bit_length() // 3  # a digit has a little more than three bits
         else:
             total += 1
     return total
 
 
 def check_given(subject: Any, others: Iterable[Any]) -> None:
-    """Refuse numbers, and pairs of long texts, of which a method or filter would make too much."""
+    """Refuse arguments with which a method or filter could make too much text: large numbers, pairs of long texts.
+
+    Args:
+        subject: The text or list whose method is called, or the filter's first argument.
+        others: The other arguments.
+
+    Raises:
+        TooMuch: the result could be too large.
+    """
     own = size_of(subject)
     for other in others:
         if isinstance(other, int | float) and not isinstance(other, bool) and abs(other) > _LARGEST_NUMBER:
             raise TooMuch(f"it counts to {other:.3g}")
+        # at worst the subject is repeated so many times, or once for every letter
         by = abs(int(other)) if isinstance(other, int) else size_of(other)
         if own * max(1, by) > 16 * _MOST_LETTERS:
             raise TooMuch("it makes a text that is longer than a chat can be")
 
 
 def check_operands(operator: str, left: Any, right: Any) -> None:
-    """The same for `+`, `*`, `**` and `%`."""
+    """Refuse operands of `+`, `*`, `**` and `%` whose result could be too large.
+
+    Raises:
+        TooMuch: the result could be too large.
+    """
     if operator == "%" and isinstance(left, str):
         check_format(left)
     numbers = [value for value in (left, right) if isinstance(value, int | float)]
     if len(numbers) == 2:
         bits = [value.bit_length() if isinstance(value, int) else 0 for value in (left, right)]
         if max(bits) > 2**12 or (operator == "**" and bits[0] * abs(right) > 2**12):
-            raise TooMuch("it reckons with numbers of thousands of digits")
+            raise TooMuch("it computes with numbers of thousands of digits")
     elif operator == "*" and numbers:
         (n,) = numbers
         if size_of(right if n is left else left) * max(1, n) > _MOST_LETTERS:
@@ -245,13 +277,17 @@ def check_operands(operator: str, left: Any, right: Any) -> None:
 
 
 def check_format(text: Any) -> None:
-    """Refuse a format that fills up with thousands of blanks."""
+    """Refuse a format that fills up with thousands of blanks.
+
+    Raises:
+        TooMuch: the format has such a width.
+    """
     if _WIDE.search(str(text)):
         raise TooMuch("it formats to a width of thousands of letters")
 
 
 def _joined(parts: Iterable[str]) -> str:
-    """`"".join`, which stops when it has too much."""
+    """The parts as one text, like `"".join`, but it stops when they become too long."""
     found, total = [], 0
     for part in parts:
         total += len(part)

@@ -1,4 +1,4 @@
-"""`PromptRecipe`: how the prompts of a task are made, the same for everything that asks a model something."""
+"""`PromptRecipe`: how the prompts of a task are made, for everything that asks a model: effects, training, the lab."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -11,10 +11,12 @@ from ivlens.common.arguments import checked
 from ivlens.prompts.templates import TEMPLATES, PromptTemplate, find_template
 from ivlens.tasks.task import Task
 
-DEFAULT_SHOTS = 5
+DEFAULT_SHOTS = 5  # demonstrations where nothing else tells the task, see `PromptRecipe.shots`
 
 
 class _FromTask(Enum):
+    """The type of `TASK`: an enum of one member, which stays the same object when it is copied or sent elsewhere."""
+
     TASK = "task"
 
     def __repr__(self) -> str:
@@ -29,8 +31,8 @@ TASK: Final = _FromTask.TASK
 class PromptRecipe:
     """How prompts are made: the template, what tells the model its task, and the seed of every draw.
 
-    What tells a prompt its task is an instruction, demonstrations, or both. Effects and vectors carry the recipe that
-    their prompts were made with, and whoever uses a vector follows it.
+    A prompt is told its task by an instruction, by demonstrations, or by both. Effects and vectors carry the recipe of
+    their prompts, and functions that use a vector follow it.
 
         >>> PromptRecipe(n_shots=10, instruction=None)          # demonstrations alone
         >>> PromptRecipe("qa", instruction="Give the plural.")  # this instruction, in another form
@@ -38,16 +40,16 @@ class PromptRecipe:
     Attributes:
         template: `plain`, `after` (instruction after the input), `qa`, `chat` (the tokenizer's chat template), a JSON
             file with the fields of a `PromptTemplate`, or a `PromptTemplate`.
-        instruction: `TASK`: one of the task's own, drawn for each prompt; a text; several texts, of which one is drawn;
-            None: no instruction.
-        n_shots: Demonstrations from the task's *fit* split, never the queried input. None: 5 (or as many as there are)
-            where nothing else tells the task, otherwise none.
-        seed: Of instructions, demonstrations, corruptions, and of the splits.
+        instruction: `TASK`: one of the task's instructions, drawn for each prompt. A text: this one. Several texts: one
+            of them, drawn for each prompt. None: no instruction.
+        n_shots: The number of demonstrations, which come from the task's *fit* split and never have the queried input.
+            None: 5 (or as many as there are) where nothing else tells the task, otherwise 0.
+        seed: The seed of instructions, demonstrations and corruptions, and of the splits.
 
     Raises:
-        ValueError: no such template, an empty instruction, a number of shots below 0, or shots for a template that has
-            no demonstration.
-        TypeError: something else than these.
+        ValueError: no such template, an empty instruction, a number of shots below 0, or shots for a template without
+            demonstrations.
+        TypeError: a field of another type.
 
     Source: docs/method.md, section 2.
     """
@@ -59,7 +61,7 @@ class PromptRecipe:
 
     def __post_init__(self) -> None:
         found = find_template(self.template)
-        # a file's content, not its name, decides what prompts look like
+        # a template from a file is kept by its content, as the file may change
         object.__setattr__(self, "template", found.name if TEMPLATES.get(found.name) == found else found)
         object.__setattr__(self, "instruction", _checked_instruction(self.instruction))
         if self.n_shots is not None:
@@ -70,7 +72,7 @@ class PromptRecipe:
         object.__setattr__(self, "seed", _whole("seed", self.seed))
 
     def texts(self, task: Task) -> tuple[str, ...]:
-        """The instructions that prompts of `task` may carry; none where instruction and input are one text.
+        """The instructions from which a prompt of `task` gets one; empty where instruction and input are one text.
 
         Raises:
             ValueError: an instruction for a task whose inputs carry their own.
@@ -89,45 +91,46 @@ class PromptRecipe:
         return (self.instruction,) if isinstance(self.instruction, str) else tuple(self.instruction)
 
     def shots(self, task: Task) -> int:
-        """Demonstrations in a clean prompt of `task`: as asked for, or by the one rule for `n_shots=None`.
+        """The number of demonstrations in a clean prompt of `task`: `n_shots`, or what None means for this task.
 
         Raises:
-            ValueError: the rule asks for some, and the template has none.
+            ValueError: `n_shots` is None, the task needs demonstrations, and the template has none.
         """
         if self.n_shots is not None:
             return self.n_shots
         if task.fused or self.texts(task):
             return 0
+        # one example less than there are: the queried input is never among its demonstrations
         n_shots = max(0, min(DEFAULT_SHOTS, len(task.split("fit", self.seed)) - 1))
         _check_demonstrates(find_template(self.template), n_shots)
         return n_shots
 
     def resolved(self, task: Task) -> "PromptRecipe":
-        """The same recipe with the number of demonstrations that `task` gets."""
+        """The same recipe with `n_shots` as a number, the one that `task` gets."""
         return replace(self, n_shots=self.shots(task))
 
     def corruption(self, task: Task) -> str:
-        """What is taken away from prompts of `task` where nobody says otherwise.
+        """The corruption of prompts of `task` where none is named.
 
-        `counterfactual` where there is an instruction, `shuffle` where there are demonstrations alone, `none` where
-        instruction and input are one text.
+        It is `counterfactual` where there is an instruction, `shuffle` where there are demonstrations alone, `none`
+        where instruction and input are one text.
         """
         return "none" if task.fused else "counterfactual" if self.texts(task) else "shuffle"
 
     def for_other_tasks(self) -> "PromptRecipe":
-        """The same for tasks that have instructions of their own, or none.
+        """The same recipe for other tasks: each is asked by its own instruction, if the recipe has instructions at all.
 
-        Without demonstrations, a task that has no instruction gets the default number of them.
+        Where the recipe has no demonstrations, tasks without an instruction get the default number of them.
         """
         if self.instruction is None:
             return self
         return replace(self, instruction=TASK, n_shots=self.n_shots or None)
 
     def check_for(self, tasks: Sequence[Task]) -> None:
-        """Refuse an instruction of one task for several.
+        """Refuse a recipe with an instruction of its own for more than one task.
 
         Raises:
-            ValueError: the recipe has a text of its own, and there is more than one task.
+            ValueError: the recipe has such an instruction, and there are several tasks.
         """
         if len(tasks) > 1 and self.instruction not in (TASK, None):
             raise ValueError(
@@ -137,24 +140,24 @@ class PromptRecipe:
             )
 
     def alike(self, other: "PromptRecipe", task: Task) -> bool:
-        """Whether both make the same prompts of `task`."""
+        """Whether both recipes make the same prompts of `task`."""
         return self.resolved(task) == other.resolved(task)
 
     def to_dict(self) -> dict[str, Any]:
-        """In plain JSON values; `from_dict` reads them."""
+        """The recipe in plain JSON values, which `from_dict` reads."""
         given = self.instruction
         texts = {"task": True} if given is TASK else [given] if isinstance(given, str) else given and list(given)
-        # a chat with all its fields: the day it is told belongs to the record
+        # a chat template with all its fields, as prompts depend on the day that it is told
         found = find_template(self.template)
         template = asdict(found) if found.chat or not isinstance(self.template, str) else self.template
         return {"template": template, "instruction": texts, "n_shots": self.n_shots, "seed": self.seed}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "PromptRecipe":
-        """Read what `to_dict` made.
+        """Make a recipe of the plain JSON values that `to_dict` gives.
 
         Raises:
-            ValueError, TypeError: values that are no recipe.
+            ValueError, TypeError: the values are no recipe.
         """
         missing = [name for name in ("template", "instruction", "n_shots", "seed") if name not in values]
         if missing:
@@ -167,20 +170,22 @@ class PromptRecipe:
 
     @classmethod
     def recorded(cls, settings: Mapping[str, Any]) -> "PromptRecipe | None":
-        """The recipe in the settings of effects, or what settings written before recipes say; None where they are mute.
+        """The recipe that the settings of effects record, or None.
+
+        Settings of older versions have no recipe, but options that mean one.
 
         Raises:
-            ValueError, TypeError: values that are no recipe.
+            ValueError, TypeError: the values are no recipe.
         """
         if "recipe" in settings:
             return cls.from_dict(settings["recipe"])
         template = settings.get("template", "plain")
-        is_file = isinstance(template, str) and template not in TEMPLATES  # recorded by its path, which is not followed
+        is_file = isinstance(template, str) and template not in TEMPLATES  # older versions recorded the path
         if is_file or not settings.keys() & {"template", "n_shots", "seed"}:
             return None
         return cls(
             _recorded_template(template),
-            # before recipes, shuffled demonstrations stood without an instruction
+            # in older versions, prompts whose demonstrations were shuffled never had an instruction
             None if settings.get("corruption") == "shuffle" else TASK,
             settings.get("n_shots"),
             settings.get("seed", 0),
@@ -199,12 +204,13 @@ class PromptRecipe:
 
 
 def plain_options(options: Any) -> dict[str, Any]:
-    """The fields of an options object in plain JSON values, a `recipe` among them, for keys and settings."""
+    """The fields of an options object in plain JSON values, with its `recipe` if it has one, for keys and settings."""
     recipe = getattr(options, "recipe", None)
     return asdict(options) | ({} if recipe is None else {"recipe": recipe.to_dict()})
 
 
 def _checked_instruction(given: Any) -> Any:
+    """A valid instruction of a recipe; a list of one text becomes the text."""
     if given is TASK or given is None:
         return given
     texts = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Sequence) else None
@@ -216,6 +222,7 @@ def _checked_instruction(given: Any) -> Any:
 
 
 def _check_demonstrates(template: PromptTemplate, n_shots: int) -> None:
+    """Refuse demonstrations for a template that has none."""
     if n_shots and not template.demonstrates:
         raise ValueError(
             f"n_shots is {n_shots}, but template {template.name!r} has no demonstration, expected one with {{input}} "
@@ -224,13 +231,14 @@ def _check_demonstrates(template: PromptTemplate, n_shots: int) -> None:
 
 
 def _whole(name: str, value: Any) -> int:
+    """A whole number as a plain int, also one of numpy; True and False are refused."""
     if isinstance(value, bool) or not isinstance(value, SupportsIndex):
         raise TypeError(f"{name} is {value!r:.60}, expected a whole number.")
     return index(value)
 
 
 def _recorded_template(value: Any) -> str | PromptTemplate:
-    """A template in settings: a built-in name or its fields, never a file that something from a file names."""
+    """The template in recorded settings: a built-in name, or its fields; the path of a file is never opened."""
     if isinstance(value, Mapping):
         return PromptTemplate(**value)
     if value not in TEMPLATES:

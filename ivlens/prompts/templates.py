@@ -1,4 +1,4 @@
-"""How instruction, demonstrations and input become one text."""
+"""Templates of prompts: how instruction, demonstrations and input become one text."""
 
 from dataclasses import dataclass, fields
 from datetime import date
@@ -9,32 +9,36 @@ from ivlens.common.arguments import checked
 from ivlens.common.foreign import foreign_json
 from ivlens.common.names import set_shown
 
-_LONGEST, _MOST_FIELDS = 2**16, 16  # letters and fields of one text: what is filled in is repeated for every field
+_LONGEST, _MOST_FIELDS = 2**16, 16  # letters and fields of one text; every field repeats what is filled in
 
 
 @checked
 @dataclass(frozen=True)
 class PromptTemplate:
-    """Texts with `{instruction}`, `{input}` and `{answer}`; `{{` and `}}` for braces that stay.
+    """The form of a prompt: texts with the fields `{instruction}`, `{input}` and `{answer}`.
+
+    `{{` and `}}` stand for braces in the prompt itself.
 
     Attributes:
-        name: Short name.
-        instructed: A prompt with its instruction.
-        bare: The same prompt without one. Both end in the same cue, so the last prompt token is the same.
-        demonstration: An answered example, as it stands before the prompt; empty: the template has none. In a chat,
-            demonstrations are turns of their own.
-        separator: What stands between the cue and the answer; of a chat without `answer_start` the tokenizer's
-            template decides.
-        chat: `instructed` and `bare` are what the user says; the tokenizer's chat template does the rest.
-        system: What a chat says before the first turn, with and without an instruction; empty: nothing, or what the
-            tokenizer's template says by default.
-        answer_start: How every answer of a chat begins, those of demonstrations too ("Answer:"). It is the end of the
-            prompt, so that the model goes on from there; `separator` follows it.
-        date: The day that a chat template is told which asks for it, so that a prompt is the same every day.
+        name: A short name.
+        instructed: The prompt with an instruction.
+        bare: The prompt without one. Both end in the same cue, so their last prompt token is the same.
+        demonstration: An answered example, as it stands before the prompt; empty: the template has no demonstrations.
+            In a chat, demonstrations are turns of their own, and this text is not used.
+        separator: The text between the cue and the answer. In a chat without `answer_start`, the tokenizer's chat
+            template decides instead.
+        chat: Whether `instructed` and `bare` are what the user says, and the tokenizer's chat template writes the rest.
+        system: The system text of a chat, the same with and without an instruction. Empty: none, or the one that the
+            tokenizer's chat template writes by default.
+        answer_start: The beginning of every answer in a chat, also in demonstrations ("Answer:"). The prompt ends with
+            it, and the model goes on from there; `separator` follows it.
+        date: The day that chat templates are told which ask for it, so that prompts are the same every day.
 
     Raises:
-        ValueError: a text without its fields or with others, two cues, a system text or an answer's beginning where
-            there is no chat, or a date that is none.
+        ValueError: a text that lacks one of its fields or has others, two different cues, a system text or
+            `answer_start` without `chat`, or a date that is no date.
+
+    Source: docs/method.md, 2 Prompts and corruptions.
     """
 
     name: str
@@ -50,10 +54,11 @@ class PromptTemplate:
     def __post_init__(self) -> None:
         set_shown(self, "name")
         wanted = {"instructed": {"instruction", "input"}, "bare": {"input"}, "system": set(), "answer_start": set()}
-        if not self.chat and self.demonstration:
+        if not self.chat and self.demonstration:  # a chat's is not used
             wanted["demonstration"] = {"input", "answer"}
         for part, names in wanted.items():
             text = getattr(self, part)
+            # (name, format, conversion) of every field, such as `{input:>9}` or `{input!r}`, which are refused below
             fields_of = [(name, spec, kind) for _, name, spec, kind in Formatter().parse(text) if name is not None]
             found = {name for name, _, _ in fields_of}
             if found != names:
@@ -95,6 +100,7 @@ class PromptTemplate:
 
 
 def _cue(text: str) -> str:
+    """The end of a prompt, after its last field."""
     return text.rpartition("}")[2]
 
 
@@ -113,14 +119,14 @@ TEMPLATES = {
     )
 }
 
-
-_LARGEST_FILE = 2**20
+_LARGEST_FILE = 2**20  # bytes
 
 
 def find_template(template: str | PromptTemplate) -> PromptTemplate:
-    """A template by name, from a JSON file, or as it is.
+    """The template that a name or the path of a JSON file stands for; a `PromptTemplate` is returned as it is.
 
-    A built-in name is that template, whatever lies in the working directory; a file's name ends in `.json`.
+    A built-in name always means that template, whatever files are in the working directory. The name of a file ends in
+    `.json`.
 
     Raises:
         ValueError: no template has that name, or the file holds none.
@@ -139,7 +145,7 @@ def find_template(template: str | PromptTemplate) -> PromptTemplate:
 
 
 def _read_template(path: Path) -> PromptTemplate:
-    """A template from a file that holds one JSON object; its name is the file's where it has none."""
+    """Read a template from a file with one JSON object; the file's name is the template's if the object has none."""
     if not path.is_file():
         raise FileNotFoundError(
             f"template file {str(path)!r:.200} does not exist, expected a JSON file; check the path."

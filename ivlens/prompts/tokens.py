@@ -1,4 +1,4 @@
-"""Text to tokens and back, without guessing where an answer begins or how a space is spelled."""
+"""From text to tokens and back, without guesses about where an answer begins or how a tokenizer writes spaces."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 def check_tokenizer(tokenizer: Any) -> Any:
-    """The tokenizer, if it is one.
+    """The given tokenizer, if it is one of transformers.
 
     Raises:
-        TypeError: anything else.
+        TypeError: it is something else.
     """
     if not callable(tokenizer) or not hasattr(tokenizer, "convert_ids_to_tokens"):
         raise TypeError(
@@ -23,26 +23,28 @@ def check_tokenizer(tokenizer: Any) -> Any:
 
 
 class Encoder:
-    """A tokenizer that starts every text as it would on its own, and never ends one."""
+    """Gives the tokens of texts, with the tokenizer's start token (BOS) before them but no end token after them."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer: Any = check_tokenizer(tokenizer)
-        self._known: dict[str, list[int]] = {}  # one prompt is met with many continuations
+        self._tokens_of: dict[str, list[int]] = {}  # the same prompt is asked for with many continuations
         self._start = self._special_start()
 
     def _plain(self, text: str) -> list[int]:
-        """Tokens of `text` alone.
+        """Tokens of `text` without special tokens.
 
         Raises:
-            ValueError: the text is no whole text, or the tokenizer's patterns take too long on it.
+            ValueError: the text has half a surrogate pair, or the tokenizer fails on it.
         """
         try:
             text.encode()
             return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         except UnicodeEncodeError as error:
-            raise ValueError(f"{text!r:.60} is no whole text ({error.reason}), expected one; correct it.") from None
+            raise ValueError(
+                f"{text!r:.60} is no whole text ({error.reason}), expected valid Unicode; correct it."
+            ) from None
         except BaseException as error:
-            if type(error).__name__ != "PanicException":  # of a library in Rust, which is no Exception
+            if type(error).__name__ != "PanicException":  # of a library in Rust, no subclass of Exception
                 raise
             said = " ".join(str(error).split())
             raise ValueError(
@@ -50,7 +52,10 @@ class Encoder:
             ) from None
 
     def _special_start(self) -> list[int]:
-        """What the tokenizer puts before a text (BOS, or nothing); what it appends would not precede an answer."""
+        """The tokens that the tokenizer puts before a text (BOS, or none).
+
+        Tokens that it appends, such as EOS, are left out: an answer follows the prompt.
+        """
         plain, full = self._plain("a"), self.tokenizer("a", verbose=False)["input_ids"]
         for n in range(len(full) - len(plain) + 1):
             if full[n : n + len(plain)] == plain:
@@ -58,20 +63,21 @@ class Encoder:
         return []
 
     def ids(self, text: str) -> list[int]:
-        """Tokens of `text`, with the BOS exactly once where the tokenizer adds one."""
-        if text not in self._known:
+        """Tokens of `text`, which begin with BOS exactly once if the tokenizer adds one."""
+        if text not in self._tokens_of:
             plain = self._plain(text)
-            self._known[text] = plain if plain[: len(self._start)] == self._start else self._start + plain
-        return self._known[text]
+            # chat templates may write BOS themselves
+            self._tokens_of[text] = plain if plain[: len(self._start)] == self._start else self._start + plain
+        return self._tokens_of[text]
 
     def split(self, prompt: str, continuations: Sequence[str]) -> tuple[list[int], list[list[int]]]:
         """Tokens of `prompt`, and of each continuation after it.
 
-        Prompt and continuation are tokenised together. The prompt is what all of them have in common with the prompt
-        alone, so a token that straddles the border belongs to the continuation.
+        Prompt and continuation are tokenised together. The prompt's tokens are those that all of these texts share with
+        the prompt alone, so a token that lies across the border belongs to the continuation.
 
         Raises:
-            ValueError: a continuation has no tokens of its own, or nothing is left of the prompt.
+            ValueError: a continuation adds no tokens, or no token is left for the prompt.
         """
         alone = self.ids(prompt)
         joint = [self.ids(prompt + continuation) for continuation in continuations]
@@ -90,18 +96,18 @@ class Encoder:
         return alone[:n], [ids[n:] for ids in joint]
 
     def is_blank(self, token: int) -> bool:
-        """Whether a token is white space alone: what some tokenizers write before a number."""
+        """Whether a token is white space alone, which some tokenizers write before a number."""
         return not token_text(self.tokenizer, token).strip()
 
     def unknown(self, ids: Sequence[int]) -> bool:
-        """Whether some of the text has no token in this vocabulary."""
+        """Whether tokens include the unknown token, so that a part of the text cannot be written."""
         unknown = getattr(self.tokenizer, "unk_token_id", None)
-        # GPT-2 names its end-of-text token as unknown token, and can spell everything
+        # GPT-2 calls its end-of-text token the unknown token, though it can write any text
         return unknown is not None and unknown != self.tokenizer.eos_token_id and unknown in ids
 
 
 def n_shared(first: Sequence[int] | str, second: Sequence[int] | str) -> int:
-    """How many tokens, or characters, both begin with."""
+    """How many tokens, or characters, are the same at the beginning of both."""
     n = 0
     for a, b in zip(first, second, strict=False):
         if a != b:
@@ -111,13 +117,14 @@ def n_shared(first: Sequence[int] | str, second: Sequence[int] | str) -> int:
 
 
 def token_text(tokenizer: Any, token: int) -> str:
-    """One token as it reads inside a text, with its leading space: `" small"`, `"ing"`, `"<0xE5>"`, `"</s>"`.
+    """One token as text, with its leading space if it has one: `" small"`, `"ing"`, `"<0xE5>"`, `"</s>"`.
 
-    `tokenizer.decode` drops the space of a SentencePiece token, and shows a byte that is no character as `"\\ufffd"`.
+    `tokenizer.decode` would drop the space of a SentencePiece token, and show a byte that is no character as
+    `"\\ufffd"`.
     """
     piece = tokenizer.convert_ids_to_tokens(int(token))
     if piece is None:
-        return f"<{int(token)}>"  # rows that pad the embedding matrix have no token
+        return f"<{int(token)}>"  # the embedding matrix may have rows without a token
     if "\u2581" in piece:
         return piece.replace("\u2581", " ")
     text = tokenizer.decode([int(token)], clean_up_tokenization_spaces=False)
@@ -125,7 +132,7 @@ def token_text(tokenizer: Any, token: int) -> str:
 
 
 def pad_token(tokenizer: Any) -> int:
-    """A token to fill masked positions with; which one is the same to the model."""
+    """The token for masked positions; any token would do, as the model does not attend to them."""
     for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
         if token is not None:
             return int(token)
@@ -133,7 +140,7 @@ def pad_token(tokenizer: Any) -> int:
 
 
 def padded(rows: Sequence[Sequence[int]], value: int, *, left: bool) -> Int[Tensor, "batch width"]:
-    """Rows of one width, filled up with `value` on one side."""
+    """A tensor of the given rows, which are filled up with `value` on one side to the width of the longest."""
     out = torch.full((len(rows), max(len(row) for row in rows)), value)
     for filled, row in zip(out, rows, strict=True):
         filled[out.shape[1] - len(row) if left else 0 :][: len(row)] = torch.tensor(row)

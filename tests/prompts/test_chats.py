@@ -124,14 +124,14 @@ NO_SECOND = "{% if messages|length > 2 %}{{ raise_exception('one question') }}{%
     ("template", "reason"),
     [
         (None, "got a tokenizer without a chat template"),
-        (LOSES_USER, "cannot be used (it loses what the user says)"),
-        (ONLY_USER, "loses what the assistant says"),
+        (LOSES_USER, "cannot be used (it leaves out what the user says)"),
+        (ONLY_USER, "leaves out what the assistant says"),
         (NO_END, "cannot write an answer (ask me)"),
         ("{{ raise_exception('never') }}", "cannot be used (never)"),
         ("{% for %}", "cannot be used (Expected an expression"),
         ("{{ nobody.knows.it }}" + TURNS, "cannot be used ('nobody' is undefined)"),
-        ("{{ range(100)|random }}" + TURNS + CUE, "writes two texts for one chat"),
-        (thinking("Well, "), "asks for an answer otherwise than it writes one (its prompt ends in 'Well, ')"),
+        ("{{ range(100)|random }}" + TURNS + CUE, "writes different texts for the same chat"),
+        (thinking("Well, "), "begins an answer with a text that it does not write before one ('Well, ')"),
         ({"tool_use": TURNS}, "cannot be used (This model has multiple chat templates"),
     ],
 )
@@ -143,7 +143,7 @@ def test_what_cannot_be_used_is_refused_by_name(template, reason):
     assert len(str(refused.value)) <= 160 + 10
 
 
-@pytest.mark.parametrize(("template", "reason"), [(LAST_ONLY, "loses one of them"), (NO_SECOND, "one question")])
+@pytest.mark.parametrize(("template", "reason"), [(LAST_ONLY, "leaves one of them out"), (NO_SECOND, "one question")])
 def test_a_template_without_turns_has_no_demonstrations(template, reason):
     one = chat(template)
     assert one([("user", "big")]) == "<|user|>big\n<|assistant|>"
