@@ -36,7 +36,9 @@ _CLASS_WORDS = {  # by the name of the class: rooms below this one define them, 
 
 
 def checked(what: What) -> What:
-    """The same function, which now checks its arguments against its annotations; or a class whose methods all do.
+    """The given function or class, which from now on checks the arguments of calls against its annotations.
+
+    Of a class, these are the calls of its public methods and of `__init__`.
 
     Raises:
         TypeError, ValueError: raised by the new function, for an argument that does not fit; the message names the
@@ -82,8 +84,8 @@ def fitted(name: str, value: Any, hint: Any) -> Any:
 
     Args:
         name: What the error calls the value.
-        value: The value.
-        hint: The annotation.
+        value: An argument, or the value of a field.
+        hint: Its annotation.
 
     Raises:
         ValueError: the value does not fit an annotation for numbers, or for one of several fixed names.
@@ -117,7 +119,7 @@ def said(hint: Any) -> str:
     """What an annotation expects, in words: `int | None` is "a whole number or None"."""
     members = [one for one in sides(hint) if not (one is str and Path in sides(hint))]  # `str | Path` is a path
     if len(members) > 1:
-        # "a finite number" says whole numbers as well
+        # "a finite number" includes whole numbers
         if set(members) & {int, SupportsIndex} and float in members:
             members = [one for one in members if one not in (int, SupportsIndex)]
         words = [said(one) for one in members]
@@ -140,7 +142,7 @@ def said(hint: Any) -> str:
 
 
 def _inner(name: str, value: Any, hint: Any) -> tuple[str, Any, Any]:
-    """Name, value and annotation of the first wrong item, where the value is a list; otherwise the value's own."""
+    """Name, value and annotation of the first item that does not fit; where there is no such item, those given."""
     if isinstance(value, list | tuple):
         for member in sides(hint):
             if hasattr(member, "_fields") and len(value) == len(member._fields):

@@ -10,7 +10,7 @@ VARIABLE = "IVLENS_CACHE"
 
 
 def ready_cache(part: str) -> Path:
-    """A folder in the cache that can be written to; it is made if need be, and then only its owner may open it.
+    """A folder in the cache that can be written to; it is made if need be, for its owner alone.
 
     Args:
         part: Name of the folder.

@@ -18,7 +18,7 @@ MOST = 2**53  # above it a float, and so a number in JSON, cannot hold every who
 
 
 def check_counts(options: Any, **least: int) -> None:
-    """Check that fields of an options object are whole numbers and large enough; those of numpy become plain ones.
+    """Check that fields of an options object are whole numbers and large enough; numbers of numpy become plain ones.
 
     Args:
         options: The dataclass that has the fields; a field that is None passes.
@@ -38,10 +38,10 @@ def check_count(name: str, value: Any, smallest: int, largest: int = MOST) -> in
     """Check one whole number, and return it as a plain int; None passes.
 
     Args:
-        name: What the error calls it.
+        name: What the error calls the number.
         value: The number, which may be one of numpy or torch.
-        smallest: Its smallest value.
-        largest: Its largest value.
+        smallest: The smallest value that is allowed.
+        largest: The largest value that is allowed.
 
     Raises:
         ValueError: no whole number, too small, or too large.
@@ -57,7 +57,7 @@ def as_items(name: str, given: Any, kind: type | tuple[type, ...] = str, *, mean
     """`given` as a tuple of items; a single item becomes a tuple of one, so that a text is never split into letters.
 
     Args:
-        name: What the error calls it.
+        name: What the error calls `given`.
         given: An item, or any iterable of items.
         kind: The type of an item, or several types.
         meant: For the error: how to make an item, where people tend to give a text instead.

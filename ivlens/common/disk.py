@@ -18,7 +18,7 @@ _TROUBLE = {  # errors that are about the disk or the path; not every system has
     )
     if hasattr(errno, name)
 }
-# where free room helps, and where no other file could be written either
+# _FULL: free room would help; _SHORT: any other file would meet the same error
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EFBIG}
 _SHORT = _FULL | {errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE}
 _OF_RUST = re.compile(r"\(os error (\d+)\)")  # at the end of messages of safetensors and tokenizers
@@ -139,7 +139,7 @@ def _check_kind(path: Path, what: str, is_it: Callable[[int], bool]) -> None:
 
 
 def _is_about(error: BaseException, place: Path) -> bool:
-    """Whether an error is about `place` or something inside it; an error that names no file counts as such."""
+    """Whether an error is about `place` or something inside it; an error that names no file counts as one about it."""
     if isinstance(error, DiskError):  # a whole sentence already, replaced only where `place` is the folder around it
         return error.place != place and error.place.absolute().is_relative_to(place.absolute())
     named = getattr(error, "filename", None)

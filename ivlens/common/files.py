@@ -64,7 +64,7 @@ def flush(path: Path) -> None:
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
-    """Write a file so that `path` holds what was there before until the new file is complete and on the disk.
+    """Write a file; until it is complete and on the disk, `path` holds what was there before.
 
     Args:
         path: Where the file will be.
@@ -80,11 +80,11 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
 
 @contextmanager
 def scratch_in(folder: Path) -> Iterator[Path]:
-    """A new scratch folder inside `folder` (made if need be) for the body, removed at its end.
+    """A new scratch folder inside `folder` (made if need be), which is removed when the body ends.
 
-    Scratch folders that killed processes left there are removed first. A locked file in each folder tells that it is in
-    use, as the system releases the lock of a killed process. The folder's name begins with a dot, and nothing with such
-    a name is ever read as a result or a model.
+    Scratch folders that killed processes left there are removed first. They are recognised by the lock of a file in
+    them, which the system has released. The name of a scratch folder begins with a dot, and nothing with such a name is
+    ever read as a result or a model.
     """
     folder.mkdir(parents=True, exist_ok=True)
     clear_leftovers(folder)

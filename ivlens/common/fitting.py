@@ -18,7 +18,7 @@ _LISTS = (tuple, list, Sequence, Iterable)
 
 
 class _Named(type):
-    """Stands for a class that annotations name but that is imported for type checkers only; compares names."""
+    """A stand-in for a class that is imported for type checkers only; it is recognised by its name."""
 
     def __instancecheck__(cls, value: object) -> bool:
         return any(one.__name__ == cls.__name__ for one in type(value).__mro__)
@@ -48,7 +48,7 @@ def hints_of(what: Any) -> dict[str, Any]:
 
 
 def sides(hint: Any) -> tuple[Any, ...]:
-    """The members of a union; the annotation itself where it is none."""
+    """The members of a union, or the annotation itself as the only one."""
     if get_origin(hint) is Annotated:
         return sides(get_args(hint)[0])
     if get_origin(hint) in (Union, UnionType):
@@ -64,7 +64,7 @@ def is_list(hint: Any) -> bool:
 def fit(value: Any, hint: Any) -> Any:
     """The value, converted to what its annotation names if need be; `NOT_FITTING` where that cannot be."""
     members = sides(hint)
-    # all members of a union without converting first: 3 stays a whole number for `float | int`
+    # first every member of a union without converting: 3 stays a whole number for `float | int`
     for exact in (True, False):
         for member in members:
             found = _exact(value, member) if exact else _alike(value, member)
@@ -114,7 +114,7 @@ def _alike(value: Any, hint: Any) -> Any:
     if is_list(hint):
         if isinstance(value, str):
             return _listed((value,), hint)  # a text is one item
-        # a set has no order, so only an Iterable may be one
+        # a set has no order, so it is refused unless the order does not matter (Iterable)
         if isinstance(value, bytes | bytearray | Mapping) or (
             isinstance(value, Set) and get_origin(hint) is not Iterable
         ):

@@ -37,7 +37,7 @@ class Hold:
     Attributes:
         lock: The lock.
         purpose: What the lock is held for, which others may ask.
-        key: A number of its own, in the context variable of every flow that is inside.
+        key: The number of this hold, which is in the context variable of every flow that is inside.
         thread: The thread that entered; `thread_name` is its name.
         undo: Is closed when the stay ends, also where its thread ends or is lost in a fork.
         is_over: Whether the stay has ended.
@@ -61,15 +61,15 @@ class Hold:
             self.is_over = True
 
     def abandon(self) -> None:
-        """Leave the lock in the place of a flow that cannot do so any more, and clear what it may have left."""
+        """Leave the lock in the place of a flow that cannot do so any more, and clear what that flow may have left."""
         if self.is_over:
             return
-        with suppress(Exception):  # what a fork cut off half-way may fail to be undone; the sweep clears the rest
+        with suppress(Exception):  # undoing may fail after a fork cut something off half-way; the sweep clears the rest
             self.end()
         self.lock._sweep_if_free()
 
     def __del__(self) -> None:
-        # nobody has it any more, so nobody will end it
+        # nobody refers to this hold any more, so nobody will end it
         if not self.is_over and not sys.is_finalizing():
             self.abandon()
 
@@ -216,7 +216,7 @@ class Runner:
         opener: The thread that made this object.
         thread: The thread of the last pass.
         is_busy: Whether that pass is still running.
-        is_stranger: Whether that thread is none of the flow's own.
+        is_stranger: Whether that thread is outside the flow.
     """
 
     def __init__(self, lock: OwnedLock, refusal: str) -> None:
@@ -257,7 +257,7 @@ class Runner:
 
 
 class _AtThreadEnd:
-    """Lies in a thread's own storage, so it is deleted when the thread ends, and then ends the thread's holds."""
+    """Ends a thread's holds when the thread ends: it lies in the thread's own storage, and is deleted with it."""
 
     def __init__(self) -> None:
         self.holds: WeakSet[Hold] = WeakSet()
@@ -279,7 +279,7 @@ def _after_fork() -> None:
     """End the holds of other threads in a forked process, which has only the thread that forked."""
     torch: Any = sys.modules.get("torch")
     if torch is not None and _LOCKS and torch.get_num_threads() > 1:
-        torch.set_num_threads(1)  # the fork has not its other threads either, and would wait for them for ever
+        torch.set_num_threads(1)  # torch's other threads are not in the fork either, and it would wait for them for ever
     for lock in list(_LOCKS):
         _abandon([hold for hold in lock.holds() if hold.thread != threading.get_ident()])
 

@@ -30,7 +30,7 @@ _WAIT = 0.05  # seconds between two looks at a lock
 
 @contextmanager
 def filling(folder: Path) -> Iterator[Path]:
-    """A scratch folder for the body; the files that it puts there come into `folder` (made if need be) at its end.
+    """A scratch folder, whose files come into `folder` (made if need be) when the body ends.
 
     After an exception none of them does. Files of other names in `folder` stay.
 
@@ -89,7 +89,7 @@ def _is_save(ready: Path) -> bool:
 
 
 def _check_unchanged(folder: Path, ready: Path) -> None:
-    """Refuse to finish a save where somebody has changed files in its place since it was made."""
+    """Refuse to finish a save if somebody has changed files in `folder` since the save was made."""
     made = ready.lstat().st_ctime_ns  # the time of the rename, after which nothing is put into it
     for name in _names(ready):
         place = folder / name

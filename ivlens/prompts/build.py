@@ -130,7 +130,7 @@ def _report_unknown(task: Task, answers: Sequence[str], n_left: int) -> None:
     about = f"task {task.name!r}: {len(answers)} of {len(answers) + n_left} examples have an answer that is not in the "
     about += f"tokenizer's vocabulary and becomes the unknown token (first: {answers[0]!r})"
     if not n_left:
-        raise ValueError(f"{about}, expected at least one that is; use a model whose tokenizer can write them.")
+        raise ValueError(f"{about}, expected at least one that is in it; use a model whose tokenizer can write them.")
     logger.warning("%s: left out.", about)
 
 
@@ -142,6 +142,7 @@ def _batch(rows: Sequence[_Row], corruption: str | None, tokenizer: Any) -> Prom
         tokens=tokens,
         attention_mask=mask,
         answer_tokens=padded([row.answers[0] for row in rows], -100, left=False),
+        # only answers of another task to the same input can be foils
         foil_tokens=torch.tensor([row.told.foil for row in rows]) if corruption == "counterfactual" else None,
         alternatives=tuple(tuple(tuple(answer) for answer in row.answers) for row in rows),
         texts=tuple(row.text for row in rows),
@@ -179,8 +180,10 @@ class _Maker:
         self.render = Renderer(find_template(recipe.template), encoder.tokenizer, fused=task.fused)
         self.texts, self.n_shots = recipe.texts(task), recipe.shots(task)
         check_corruption(corruption, task, len(self.texts), self.n_shots)
+        # from `fit`, so that what is chosen or judged on the other splits is never demonstrated
         self.pool = task.split("fit", recipe.seed) if self.n_shots else ()
         self.others = self._others(others) if str(corruption).startswith("counterfactual") else []
+        # where the caller chose the tasks, none is preferred
         self.prefers_trained = others is None and task.in_training
 
     def _others(self, others: Sequence[Task] | Mapping[str, Task] | None) -> list[Task]:
@@ -202,6 +205,7 @@ class _Maker:
 
     def _random(self, input: str, what: str) -> Random:
         """A generator for one purpose and one input: draws for one thing do not change those for another."""
+        # NUL is in no name, so two different lists of parts never make the same text
         return Random(f"{self.seed}\0{self.task.name}\0{what}\0{input}")
 
     def told(self, input: str) -> Told:
@@ -220,6 +224,7 @@ class _Maker:
     def _answers(self, example: TaskExample, text: str, separator: str) -> tuple[list[int], list[list[int]]]:
         """The tokens of a prompt, and those of its answers; the first answer stays even if it cannot be written."""
         prompt, answers = self.encoder.split(text, [separator + answer for answer in example.answers])
+        # other accepted answers that cannot be written can never be given, and would only match the unknown token
         return prompt, [answers[0], *(answer for answer in answers[1:] if not self.encoder.unknown(answer))]
 
     def _case(self, example: TaskExample, told: Told) -> Case:
@@ -258,7 +263,7 @@ class _Maker:
         random = self._random(input, "demonstrations")
         chosen = random.sample(pool, self.n_shots)
         if len(chosen) > 1 and len({shot.answer for shot in chosen}) == 1:
-            # demonstrations that all have one answer show nothing, and cannot be shuffled
+            # demonstrations with one answer only do not show the task, and cannot be shuffled
             different = [shot for shot in pool if shot.answer != chosen[0].answer]
             chosen[-1:] = [random.choice(different)] if different else chosen[-1:]
         return tuple((shot.input, shot.answer) for shot in chosen)

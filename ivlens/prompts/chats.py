@@ -29,7 +29,7 @@ _TAG = re.compile(r"[<\[◁](/?)([^\W\d][\w:|-]*)[>\]▷]")
 _THOUGHT = re.compile("think|thought|reason|reflect|analy|deliberat|monolog|scratch", re.IGNORECASE)
 # The function that tells templates the time, and its directives; those with `-` write no leading zero on Linux.
 _CLOCK, _DIRECTIVES = "strftime_now", (*"aAwdbBmyYHIMSpfzZjUWcxXGuVeFTDR", *(f"-{each}" for each in "dmHIMSj"))
-# what comes out where a template takes a list of parts for a text
+# what a template writes that takes a list of parts for a text, and prints it
 _PRINTED_LIST = re.compile(r"""['"]type['"]: ['"]text['"]""")
 _REASON_LENGTH = 60
 _N_TIMES = 4  # a template that draws at random may write the same text twice by chance
@@ -218,7 +218,7 @@ def _end_and_gap(cue: str, whole: str) -> tuple[str, str]:
             return gap + closed, ""
         # white space stands between prompt and answer; anything else, such as an empty thought, belongs to the prompt
         return ("", gap) if not gap.strip() else (gap, "")
-    # the cue has something that a written answer has not: a thought, open (it is closed here) or closed
+    # the cue has a text that does not stand before a written answer; it may be a thought, which must be closed
     more = cue[n_shared(cue, whole) :]
     if closed := _closed(more):
         return closed, ""

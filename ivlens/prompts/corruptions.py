@@ -92,6 +92,7 @@ def _counterfactual(case: Case) -> Told:
         tokens = case.tokens(found.answer)
         if tokens is not None and tokens[0] not in firsts:
             return Told(_instruction_of(other, case, random), shots, "counterfactual", tokens[0], other.name)
+        # kept for the case that no task has another first token
         if tokens is not None and tokens[0] in case.blanks and tokens not in case.answers and alike is None:
             alike = other, shots
     if alike is not None:

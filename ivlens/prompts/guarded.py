@@ -87,7 +87,7 @@ def _environment() -> Any:
 
         def call(self, context: Any, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
             spend(1)
-            if obj is self.count_step:  # counted by now
+            if obj is self.count_step:  # `spend` has counted it
                 return ""
             if obj is self.join_texts or obj is self.weighed:
                 return obj(*args)
@@ -150,10 +150,10 @@ def _environment() -> Any:
             return _call("join_texts", node.nodes).set_lineno(node.lineno).set_environment(owner)
         return node
 
-    # a copy of the environment of transformers, of another class: its constructor would take other options
+    # a copy of the environment of transformers with another class, for which no constructor is run
     made: Any = object.__new__(Guarded)
     made.__dict__.update(plain.__dict__)
-    made.cache = None  # of templates that the plain environment has compiled, without guards
+    made.cache = None  # the plain environment's cache holds templates without guards
     made.extensions = {name: extension.bind(made) for name, extension in plain.extensions.items()}
     made.filters = {name: _guarded(made_filter) for name, made_filter in plain.filters.items() if name not in _LEFT_OUT}
     made.globals = {name: value for name, value in plain.globals.items() if name not in _LEFT_OUT}

@@ -91,6 +91,7 @@ def load_task(
     is_name = isinstance(name_or_path, str) and name_or_path in _bank_names()
     if not is_name:
         return _build(open_source(name_or_path, columns, part=part, config=config, known=_bank_names()))
+    # a built-in task has no columns: whoever names one means a file
     if any(each is not None for each in (*columns, part, config)):
         raise ValueError(
             f"load_task({name_or_path!r}) got column, part or config options, which built-in tasks do not have; "
@@ -126,7 +127,7 @@ def _build(source: Source) -> Task:
             skipped.append(f"{record.where}: no {lacks} ({(record.input or str(record.answers))[:60]!r})")
             continue
         n_merged += record.input in merged
-        merged.setdefault(record.input, record)
+        merged.setdefault(record.input, record)  # of records with one input the first gives the part
         answers.setdefault(record.input, {}).update(dict.fromkeys(record.answers))
     if not merged:
         raise ValueError(

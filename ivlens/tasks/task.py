@@ -97,6 +97,7 @@ class Task:
         for which in ("instructions", "held_out_instructions"):
             if not all(text.strip() for text in getattr(self, which)):
                 raise ValueError(f"Task {self.name!r:.60} has empty {which}, expected texts; leave them out.")
+        # a repeated input would be in two examples of one split, with different answers
         n_repeated = len(self.examples) - len(self._by_input)
         if n_repeated:
             raise ValueError(
@@ -136,7 +137,7 @@ class Task:
 
         Source: docs/method.md, 1 Notation.
         """
-        if name not in get_args(SplitName):
+        if name not in get_args(SplitName):  # any text may come from a command line
             raise ValueError(f"Split {name!r:.60} is unknown, expected one of {', '.join(get_args(SplitName))}.")
         chosen = tuple(example for example in self.examples if split_of(example.input, seed) == name)
         if not chosen:
