@@ -279,7 +279,7 @@ def _after_fork() -> None:
     """End the holds of other threads in a forked process, which has only the thread that forked."""
     torch: Any = sys.modules.get("torch")
     if torch is not None and _LOCKS and torch.get_num_threads() > 1:
-        torch.set_num_threads(1)  # torch's other threads are not in the fork either, and it would wait for them for ever
+        torch.set_num_threads(1)  # its other threads are not in the fork either, and torch would wait for them for ever
     for lock in list(_LOCKS):
         _abandon([hold for hold in lock.holds() if hold.thread != threading.get_ident()])
 

@@ -73,7 +73,7 @@ def build_prompts(
         ValueError: no examples, a corruption that takes nothing away from these prompts, too few demonstrations, or no
             answer that the tokenizer can write.
 
-    Source: docs/method.md, section 2.
+    Source: docs/method.md, 2 Prompts and corruptions.
     """
     if not examples:
         raise ValueError(f"build_prompts got no examples of task {task.name!r}, expected at least one.")

@@ -51,7 +51,7 @@ class PromptRecipe:
             demonstrations.
         TypeError: a field of another type.
 
-    Source: docs/method.md, section 2.
+    Source: docs/method.md, 2 Prompts and corruptions.
     """
 
     template: str | PromptTemplate = "plain"

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from ivlens.common.foreign import read_foreign
 from ivlens.common.names import shown
 
-# Usual names of columns. The first of a row is taken if it is there, another one only if it is alone.
+# Usual names of columns. The first name of a row is taken if a column has it; another one if only one column fits.
 INPUT_NAMES = ("input", "inputs", "prompt", "sentence", "text", "question", "query", "source", "word", "x")
 OUTPUT_NAMES = ("output", "outputs", "answer", "answers", "label", "target", "targets", "completion", "response", "y")
 INSTRUCTION_NAMES = ("instruction", "instructions", "definition")
@@ -26,8 +26,8 @@ MAX_PARAPHRASES = 20
 _N_NAMED = 12  # names in an error
 
 LARGEST_FILE = 2**27  # bytes
-MOST_RECORDS = 700_000  # each takes about 15 microseconds
-# Marks that stand for objects in memory, and how many a file may have; plain texts stay far below for their length.
+MOST_RECORDS = 700_000  # each takes about 15 microseconds to read
+# Marks that stand for objects in memory, and how many of them a file may have; plain text has far fewer.
 MOST = {
     "lists and records": ("[{", 2 * MOST_RECORDS),
     "fields": (":", 4 * MOST_RECORDS),
