@@ -1,4 +1,4 @@
-"""The files ivlens writes: safetensors whose one metadata entry is JSON. Never pickle."""
+"""Writes and reads the files of ivlens: safetensors with one metadata entry, which is JSON. Never pickle."""
 
 import json
 from collections.abc import Mapping
@@ -19,20 +19,28 @@ _LARGEST_FILE = 2**30  # bytes; effects of 1,000 prompts on 10,000 heads have a 
 
 @dataclass(frozen=True)
 class Artefact:
-    """One kind of file: its format's name, and what writes it."""
+    """One kind of file.
+
+    Attributes:
+        format: Name and version of the format, which stands in every file.
+        written_by: The function that writes such files, as errors name it.
+    """
 
     format: str
     written_by: str
 
     def write(self, path: str | Path, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> Path:
-        """Write tensors and `content` (with `model`, a `ModelIdentity`), whole or not at all; same content, same bytes.
+        """Write a file of tensors and `content`; the same content gives the same bytes.
+
+        The file is written whole or not at all. `content` must have the key `model`, a `ModelIdentity`.
 
         Raises:
-            ValueError: content that JSON cannot hold.
+            ValueError: `content` holds something that JSON cannot hold.
+            IsADirectoryError: `path` is a folder.
         """
         about = {**content, "model": asdict(content["model"]), "format": self.format}
         try:
-            # one entry only: safetensors writes several in an order of its own
+            # one entry only: safetensors writes several entries in random order, and the bytes would differ
             metadata = {"ivlens": json.dumps(about, sort_keys=True)}
         except TypeError as error:
             raise ValueError(f"settings do not fit in JSON ({error}); use plain numbers, texts, lists.") from error
@@ -43,11 +51,11 @@ class Artefact:
         return write_whole(target, lambda partial: partial.write_bytes(data))
 
     def read(self, path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The tensors and the content that `write` wrote, with the model as a `ModelIdentity`.
+        """The tensors and the content of a file that `write` wrote, with the model as a `ModelIdentity`.
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: not such a file, or a damaged one.
+            ValueError: the file has another format, or is damaged or far too large.
         """
         source = path_of(path)
         if not source.is_file():
@@ -71,7 +79,11 @@ class Artefact:
             self.refuse(source, f"has incomplete metadata ({type(error).__name__}: {error})")
 
     def refuse(self, source: str | Path, what: str) -> NoReturn:
-        """Say what is wrong with a file."""
+        """Raise the error for a file that cannot be used.
+
+        Raises:
+            ValueError: always.
+        """
         raise ValueError(
             f"{str(source)!r} {what}, expected a file written by {self.written_by}; save it again "
             "(pickles and .pt files are never read)."
@@ -79,7 +91,8 @@ class Artefact:
 
 
 def _identity(about: Any) -> ModelIdentity:
-    # files of older versions record no hash of configuration and tokenizer
+    """The `ModelIdentity` that a file records, with its types checked."""
+    # files of older versions have no hash of configuration and tokenizer, and newer ones may have more entries
     known = {key.name: about[key.name] for key in fields(ModelIdentity) if key.default is MISSING or key.name in about}
     model = ModelIdentity(**known)
     sizes = [getattr(model, name) for name in ("n_layers", "n_heads", "d_model", "d_head")]
