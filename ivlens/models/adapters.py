@@ -17,11 +17,12 @@ from ivlens.models.opening import WEIGHT_FILES, check_name
 logger = logging.getLogger("ivlens")
 
 CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
-_LONGEST_CONFIG = 2**20  # bytes
+_LONGEST_CONFIG = 2**20  # bytes of a description
 # entries of a description that peft keeps as sets, so that their order differs from save to save
 _SETS = {"target_modules", "modules_to_save", "exclude_modules", "target_parameters"}
 # ends of names of tensors that say where an adapter changes something; all other weights have to be fractions
 _WHOLE_NUMBERS = ("indices", "index")
+# kinds of adapters that add to the prompt, so that they cannot be merged into weights
 _PROMPT_KINDS = {"PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING", "CPT", "CARTRIDGE"}
 
 
@@ -53,7 +54,7 @@ def adapter_folders(folder: str | Path) -> dict[str, Path]:
     does not open them with the folder either.
 
     Returns:
-        Nothing where `folder` holds no adapters, is a known model's name, a whole model or a folder of checkpoints.
+        Empty where `folder` holds no adapters, is a known model's name, a whole model or a folder of checkpoints.
     """
     if known_model(folder) is not None:
         return {}
@@ -109,7 +110,7 @@ def named_base(folder: str | Path) -> str:
 
 
 def _check_no_circle(folder: str | Path, name: str) -> None:
-    """Refuse adapters whose model is a folder of adapters whose model, in the end, is the first folder again."""
+    """Refuse adapters whose model is a folder of adapters that leads, through others, back to the first folder."""
     seen = {Path(folder).expanduser().resolve()}
     while found := adapter_folders(name):
         place = Path(name).expanduser().resolve()
@@ -170,7 +171,7 @@ def _read(folder: Path) -> Adapter:
     ranks = [about.get("r", 1), *(patterns.values() if isinstance(patterns, dict) else [])]
     if kind == "LORA" and not all(type(rank) is int and 1 <= rank <= largest for rank in ranks):
         # checked here, because peft allocates matrices of this rank before it compares them with the weights
-        raise unusable(folder / CONFIG, f"says r is {ranks!r:.60}", f"1 to {largest}, as the weights are shaped")
+        raise unusable(folder / CONFIG, f"says r is {ranks!r:.60}", f"1 to {largest}, the largest size of its weights")
     return Adapter(folder / CONFIG, about, tensors)
 
 

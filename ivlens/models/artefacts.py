@@ -14,7 +14,7 @@ from ivlens.common.foreign import read_tensors
 from ivlens.common.names import path_of
 from ivlens.models.fingerprint import ModelIdentity
 
-_LARGEST_FILE = 2**30  # bytes; effects of 1,000 prompts on 10,000 heads have a twentieth
+_LARGEST_FILE = 2**30  # bytes; effects of 1,000 prompts on 10,000 heads have a twentieth of this
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,13 @@ class Artefact:
             # one entry only: safetensors writes several entries in random order, and the bytes would differ
             metadata = {"ivlens": json.dumps(about, sort_keys=True)}
         except TypeError as error:
-            raise ValueError(f"settings do not fit in JSON ({error}); use plain numbers, texts, lists.") from error
+            raise ValueError(
+                f"settings do not fit in JSON ({error}), expected plain numbers, texts and lists; convert the others."
+            ) from error
         data = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
         target = path_of(path)
         if target.is_dir():
-            raise IsADirectoryError(f"path is {str(path)!r:.80}, a folder, expected a file's; name one in it.")
+            raise IsADirectoryError(f"path is {str(path)!r:.80}, a folder, expected a file; add a file name to it.")
         return write_whole(target, lambda partial: partial.write_bytes(data))
 
     def read(self, path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -62,7 +64,7 @@ class Artefact:
             raise FileNotFoundError(f"{str(source)!r} is not a file, expected one written by {self.written_by}.")
         try:
             if source.stat().st_size > _LARGEST_FILE:
-                raise ValueError(f"has {source.stat().st_size:,} bytes, {_LARGEST_FILE:,} are the most")
+                raise ValueError(f"has {source.stat().st_size:,} bytes, more than the limit of {_LARGEST_FILE:,}")
             tensors, metadata = read_tensors(source)
         except ValueError as error:
             self.refuse(source, str(error))

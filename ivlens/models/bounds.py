@@ -1,6 +1,6 @@
 """Refuses adapters whose description would cost peft too much memory or time.
 
-Checked are sizes, copied modules, repeated layers, and patterns that take too long to match.
+The checks cover sizes, copied modules, repeated layers, and patterns that take too long to match.
 """
 
 from collections.abc import Iterator, Mapping
@@ -70,7 +70,7 @@ def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
 
 
 def _check_replication(adapter: Adapter, plain: Any) -> None:
-    """Refuse repeated layers that the model does not have, or that are far more than it has."""
+    """Refuse a repetition of layers that names layers which the model does not have, or repeats them too often."""
     pairs = adapter.about.get("layer_replication")
     if not pairs:
         return

@@ -29,7 +29,7 @@ class Checkpoint:
     """One model of a series.
 
     Attributes:
-        name: Unique in its series.
+        name: Its name, which no other checkpoint of the series has.
         source: A bridge, or a folder or name that `load_model` opens.
         step: Training steps before this checkpoint, where their number is known.
         base: For adapters, the model they belong to; None: the model that they name.
@@ -51,7 +51,7 @@ class Checkpoint:
         return self.source
 
     def key(self) -> dict[str, Any]:
-        """An identification of the model that does not open it: a bridge's hashes, or those of a folder's files.
+        """What identifies the model, found without opening it: a bridge's hashes, or hashes of a folder's files.
 
         A folder may be moved or copied: only the content of its files counts, which are weights in any format,
         configuration, tokenizer and chat template. Large files are not read again until they change.
@@ -160,9 +160,9 @@ def _listed(source: "str | Path | Sequence[Any] | Mapping[str, Any]", base: Any)
         last = _checked(root.resolve().name, root, base)
         if not folders:
             return [last]
-        on_the_way = [_checked(path.name, path, base) for path in sorted(folders, key=_place)]
+        earlier = [_checked(path.name, path, base) for path in sorted(folders, key=_place)]
         # its steps come from the trainer's record: a number in such a folder's name counts runs
-        return [*on_the_way, *([replace(last, step=_trained_steps(root))] if _has_weights(root) else [])]
+        return [*earlier, *([replace(last, step=_trained_steps(root))] if _has_weights(root) else [])]
     if not folders and (root / STATE).is_file():
         raise FileNotFoundError(
             f"{str(source)!r} holds a training that has not ended (no model/ yet), expected checkpoints; give the same "
@@ -172,7 +172,7 @@ def _listed(source: "str | Path | Sequence[Any] | Mapping[str, Any]", base: Any)
     if not folders:
         raise FileNotFoundError(
             f"{str(source)!r} holds no checkpoints, expected subfolders written by save_pretrained (whole models or "
-            "adapters); `ivlens tune --checkpoint-every N` writes such."
+            "adapters); `ivlens tune --checkpoint-every N` writes them."
         )
     return [_checked(path.name, path, base) for path in sorted(folders, key=_place)]
 

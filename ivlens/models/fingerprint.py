@@ -25,7 +25,7 @@ _ALWAYS_HASHED = 2**26
 _CHUNK = 2**22  # words of a tensor that are summed in one go; more would need as many factors in memory
 _SAMPLED = 2**10  # words of each tensor that are looked at to find changes
 
-_WARNED: set[str] = set()  # weights_hash of models for which `warn_of_older` has spoken
+_WARNED: set[str] = set()  # weights_hash of models for which `warn_of_older` has warned
 # for each large model: its state at the last hashing, and the hash
 _CACHE: WeakKeyDictionary[nn.Module, tuple[tuple[Any, ...], str]] = WeakKeyDictionary()
 
@@ -83,7 +83,7 @@ class ModelIdentity:
 
 @dataclass(frozen=True)
 class _Origin:
-    """What a model was opened by."""
+    """The name and the revision by which a model was opened."""
 
     name: str
     revision: str | None

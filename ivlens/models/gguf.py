@@ -159,7 +159,7 @@ def _quietly(on_share: OnShare = lambda share: None) -> Iterator[None]:
             yield item
             on_share(_TENSORS / len(listed))
 
-    # the loop's bar is a name in that module, which older and newer versions of transformers may lack
+    # the loop's bar is a name in that module, which not every version of transformers has
     shown, bar = logging.is_progress_bar_enabled(), getattr(reading, "tqdm", None)
     logging.disable_progress_bar()
     if bar is not None:

@@ -29,8 +29,8 @@ class TensorInfo:
 
     Attributes:
         name: Its name.
-        sizes: Its shape, beginning with the dimension whose items are neighbours in memory.
-        kind: Number of the way in which its numbers are stored.
+        sizes: Its shape, in the order of the format: the last dimension of PyTorch comes first.
+        kind: How its numbers are stored, as a number of the format.
         offset: Where it begins, in bytes after the beginning of the first tensor.
     """
 
@@ -88,9 +88,9 @@ def read_header(path: Path) -> Header:
     if not is_gguf(path):
         refuse(path, "does not begin as a GGUF file does")
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        walk = _Walk(path, content)
+        reader = _HeaderReader(path, content)
         try:
-            return walk.header()
+            return reader.header()
         except struct.error:  # the header goes on beyond the end of the file
             refuse(path, f"is cut: it ends within its header, after {len(content):,} bytes")
         except UnicodeDecodeError:
@@ -125,8 +125,8 @@ def refuse(path: Path, what: str) -> NoReturn:
     raise ValueError(f"model {str(path)!r} {what}, expected a whole GGUF file; copy or download it again.")
 
 
-class _Walk:
-    """Reads a header value by value, from the beginning of the file; `_at` is the place of the next value."""
+class _HeaderReader:
+    """Reads a header value by value; `_at` is the place of the next value in the file, in bytes."""
 
     def __init__(self, path: Path, content: mmap.mmap) -> None:
         self._path, self._content = path, content

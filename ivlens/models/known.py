@@ -147,7 +147,7 @@ def source_of(name: str | Path) -> str | Path:
         within = [path for path in within if not path.name.startswith(".")]
         remedy = f"pass one of the checkpoints in it ({within[-1].name!r} ...)" if within else remedy
     elif place.exists():
-        what = "is a file, and no GGUF"
+        what = "is a file, but no GGUF file"
     else:
         what = "is no folder" if place.suffix.lower() != ".gguf" else "is no file"
     raise FileNotFoundError(

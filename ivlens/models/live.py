@@ -25,7 +25,7 @@ class LiveAdapters:
         Raises:
             ValueError: passes of the bridge leave out an adapter, so that training it would have no effect.
         """
-        # wrapping freezes all parameters
+        # wrapping has frozen all parameters
         for weight in self._trained:
             weight.requires_grad_(True)
         lost = sorted(self._layers[layer] for layer in self._reached - (self._passed(model) if self._layers else set()))

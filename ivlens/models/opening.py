@@ -1,4 +1,4 @@
-"""Checks around the libraries that open checkpoints: any failure becomes one clear error with the model's name."""
+"""Checks before and after a library opens a checkpoint, and one clear error wherever the library fails."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -72,7 +72,7 @@ def check_sizes(config: Any, source: Path) -> None:
 
     Args:
         config: The configuration.
-        source: The checkpoint folder or GGUF file, of whose weights the size in bytes is compared.
+        source: The checkpoint folder or GGUF file; the size of its weights in bytes is compared.
 
     Raises:
         ValueError: sizes that are no positive whole numbers, or that need far more weights than there are.

@@ -55,7 +55,7 @@ def adapted_weight(module: nn.Module, n_heads: int, d_head: int, label: str) -> 
     with torch.no_grad():
         unit = torch.eye(n_heads * d_head, dtype=next(exact.parameters()).dtype, device=parameter.device)
         weight = written_by(exact, unit)
-        # a second look at random inputs: of a linear module they give what the matrix gives
+        # for random inputs, the matrix gives the same output only if the module is linear
         generator = torch.Generator().manual_seed(0)
         probe = _SIZE * torch.randn(4, len(unit), generator=generator).to(unit)
         want = written_by(exact, probe)

@@ -46,7 +46,7 @@ def config_facts(config: Any) -> dict[str, Any]:
 
 
 def _differences(values: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
-    """The entries of `values` that logits depend on and that `default` does not have, at any depth."""
+    """The entries of `values`, at any depth, that logits depend on and that differ from `default`."""
     found = {}
     for name in sorted(values.keys() | default.keys()):
         if name in _IRRELEVANT or name.startswith("_"):

@@ -89,6 +89,7 @@ def _check_part(folder: Path, name: str, part: Any) -> None:
             case _:
                 pass
         added += sum(len(str(inner.get(key, ""))) for key in ("prepend", "replacement", "prefix", "suffix"))
+        # tokens around a text, as BOS: "single" for one text, "pair" for two, each token possibly with many ids
         frames = [inner.get(key) for key in ("single", "pair")]
         pieces = max([pieces, *(len(frame) for frame in frames if isinstance(frame, list))])
         words = inner.get("special_tokens")

@@ -209,8 +209,8 @@ def _measures(judged: pd.DataFrame, interventions: pd.DataFrame) -> pd.DataFrame
 def mean_over_tasks(rows: pd.DataFrame) -> tuple[float, float, float]:
     """Mean accuracy over tasks, with the ends of Wilson's 95 % interval over distinct inputs.
 
-    Answers to one input are not independent, in whatever prompts and tasks of one group it occurs. So the interval is
-    that of `n` inputs, where a share of `n` independent answers varies as much as this mean over groups does.
+    All answers to one input count as one observation, because they are not independent. The interval is that of the
+    number of inputs with which a simple mean would vary as much as this mean over groups of tasks does.
     """
     total, n_tasks, variance = 0.0, len(set(rows["task"])), 0.0
     for _, group in rows.groupby("group"):
@@ -225,7 +225,7 @@ def mean_over_tasks(rows: pd.DataFrame) -> tuple[float, float, float]:
 def _mean_of_rows(rows: pd.DataFrame) -> tuple[float, float, float]:
     """Mean accuracy and mean interval ends of several rows.
 
-    The tasks share their inputs, so that their errors do not average out, and the mean interval is no narrower.
+    The tasks share their inputs, so that their errors do not average out: the interval of the mean is not narrower.
     """
     accuracy, low, high = rows[["accuracy", "accuracy_lo", "accuracy_hi"]].to_numpy(float).mean(0).tolist()
     return accuracy, low, high

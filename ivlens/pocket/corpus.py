@@ -10,7 +10,7 @@ Five kinds of text, drawn by the weights of a `Mix`:
 * `spelling` — sentences that spell words which no spelling task asks for, so that rules can carry over to them.
 
 Each text is a list of `Span`s. A span's role lets the trainer restrict attention (`packing.py`): in a share of the
-texts instruction and query meet only at the cue, so that the model settles on the task there and not earlier.
+texts instruction and query meet only at the cue, so that the model learns to recognise the task there, not earlier.
 """
 
 import hashlib
@@ -66,7 +66,7 @@ class Mix:
         after: share of instructed texts whose instruction follows the input.
         several: share of the other instructed texts that have several inputs.
         splice: share of instructions that are made of two others.
-        word_dropout: chance of each word to be left out, in twice this share of the instructions.
+        word_dropout: chance of each word to be left out; words are left out in twice this share of the instructions.
         prose_weight: weight in the loss of all words of prose but the answer.
     """
 
@@ -159,7 +159,7 @@ class Corpus:
 
     def _demonstrations(self, task: Task, rng: random.Random, n: int, first_weight: float) -> list[Span]:
         """Spans of `n` answered inputs; `first_weight` is the loss weight of the first answer."""
-        # the first answer cannot be told without an instruction; from the second on the task is known
+        # without an instruction the first answer would be a guess; later ones follow from the demonstrations before
         spans = []
         for i, example in enumerate(rng.sample(self.examples[task.name], n)):
             spans += [

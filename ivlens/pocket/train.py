@@ -41,7 +41,7 @@ class TrainConfig:
         lr, muon_lr: peak learning rates of AdamW and Muon.
         warmup: steps until the learning rates reach their peak.
         weight_decay: of the matrices alone under Muon, of all weights under `adamw`.
-        head_dropout: chance of a head to be left out at a token.
+        head_dropout: chance of each head to be left out at each token.
         routed: share of texts in which instruction and input meet only at the cue, see `packing.py`.
         optimizer: `muon`, or `adamw` for all weights.
         compile: whether the forward pass is compiled, where there is a C++ compiler.

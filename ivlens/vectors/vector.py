@@ -155,7 +155,7 @@ class InstructionVector:
         return self._combined(other, -1.0, "-") if isinstance(other, InstructionVector) else NotImplemented
 
     def __mul__(self, factor: float | int) -> "InstructionVector":
-        if isinstance(factor, bool) or not isinstance(factor, int | float):
+        if isinstance(factor, bool) or not isinstance(factor, int | float):  # bool is an int to Python
             return NotImplemented
         # a scaled vector is still a sum of these heads, so they stay and their means are scaled too
         scaled = {"factor": float(factor) * self.settings.get("factor", 1.0), "scaled": base_task(self)}
@@ -181,7 +181,7 @@ class InstructionVector:
     def random_like(self, seed: int) -> "InstructionVector":
         """A vector of the same norm in a random direction, uniform on the sphere; used as a control."""
         noise = torch.randn(len(self.theta), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        theta = (noise * (self.theta.double().norm() / noise.norm())).float()
+        theta = (noise * (self.theta.double().norm() / noise.norm())).float()  # in float64, so that norms agree
         return self.derived(theta, f"random {seed}", {"random_like": self._origin(), "seed": seed})
 
     def decode(self, model: TransformerBridge | None = None, *, k: int = 10) -> list[tuple[str, float]]:
@@ -209,7 +209,7 @@ class InstructionVector:
         Raises:
             ValueError: the vector has no heads, because it was computed from other vectors.
         """
-        from ivlens.show.figures.vectors import head_shares
+        from ivlens.show.figures.vectors import head_shares  # slow to import, and needed for drawing alone
 
         return head_shares(self)
 
@@ -266,7 +266,7 @@ class InstructionVector:
     def _combined(self, other: "InstructionVector", sign: float, symbol: str) -> "InstructionVector":
         check_same_width(self.theta, other.theta)
         made_by = {"operation": symbol, "operands": [self._origin(), other._origin()]}
-        right = other.task if symbol == "+" else bracketed(other.task)
+        right = other.task if symbol == "+" else bracketed(other.task)  # a - (b + c) needs its brackets
         return self.derived(self.theta + sign * other.theta, f"{self.task} {symbol} {right}", made_by)
 
 
