@@ -143,6 +143,7 @@ def boot(hf_model: Any, tokenizer: Any, label: str) -> TransformerBridge:
 
 
 def _freeze(model: nn.Module) -> None:
+    """Switch off the gradients of all parameters."""
     for parameter in model.parameters():
         parameter.requires_grad_(False)
 

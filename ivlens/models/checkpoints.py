@@ -187,10 +187,12 @@ def _checked(name: str, source: Any, base: Any) -> Checkpoint:
 
 
 def _is_checkpoint(folder: Path) -> bool:
+    """Whether a path is a model's or an adapter's folder, or a GGUF file."""
     return (whole(folder) / "config.json").is_file() or bool(adapter_folders(folder)) or is_gguf(folder)
 
 
 def _has_weights(folder: Path) -> bool:
+    """Whether a checkpoint's folder holds adapters or a file of weights."""
     if adapter_folders(folder):
         return True
     return any(_makes_the_model(path) and path.name.endswith(_WEIGHTS) for path in whole(folder).iterdir())

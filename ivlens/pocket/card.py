@@ -106,6 +106,7 @@ def measure_card(
 
 
 def _measured(bridge: TransformerBridge, split: Split, seed: int) -> Card:
+    """What `measure_card` does, with an open model and without its progress bars."""
     bank = load_bank()
     tasks = [task for task in bank.values() if task.in_training]  # the others are for fine-tuning: it never saw them
     judged = pd.concat(
@@ -238,6 +239,7 @@ def _task_table(judged: pd.DataFrame) -> pd.DataFrame:
 
 
 def _about(bridge: TransformerBridge, split: Split, seed: int) -> dict[str, Any]:
+    """The facts about model and measurement in `Card.about`."""
     identity = model_identity(bridge)
     packages = ("torch", "transformers", "transformer-lens")
     return {

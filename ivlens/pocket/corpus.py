@@ -134,6 +134,7 @@ class Corpus:
         return rng.choices(kinds, self.mix.weights(progress))[0](rng)
 
     def _task(self, rng: random.Random) -> Task:
+        """A random task; some kinds are drawn more often, see `EMPHASIS`."""
         return rng.choices(self.tasks, self.task_weights)[0]
 
     def instructed(self, rng: random.Random) -> list[Span]:

@@ -54,6 +54,7 @@ class StackedMuon(torch.optim.Optimizer):
                 self._step_stack(params, group)
 
     def _step_stack(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        """Update matrices of one shape, whose updates are orthogonalised in one stack."""
         update = torch.stack([self._momentum(p, group["momentum"]) for p in params])
         scale = max(1.0, params[0].shape[0] / params[0].shape[1]) ** 0.5
         for p, direction in zip(params, orthogonalised(update), strict=True):
