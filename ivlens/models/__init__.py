@@ -1,6 +1,6 @@
-"""Opening models: checked, wrapped as a bridge, with a fingerprint of what they are.
+"""Opening models: each is checked, wrapped as a bridge, and identified by hashes.
 
-Names are imported on first use, so that which models there are can be asked without waiting for torch.
+Names are imported on first use, so that a list of the known models does not wait for torch.
 """
 
 from importlib import import_module
@@ -33,8 +33,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    """Import a public name when it is asked for the first time."""
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'ivlens.models' has no attribute {name!r}")
     value = getattr(import_module(f"ivlens.models.{_MODULE_OF[name]}"), name)
-    globals()[name] = value
+    globals()[name] = value  # the next use finds it without this function
     return value

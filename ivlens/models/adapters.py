@@ -1,4 +1,4 @@
-"""Folders of adapters in peft's own format: which they are, what they say, and whether they are whole."""
+"""Reads folders of adapters in peft's format: which adapters a folder holds, their descriptions, their weights."""
 
 import json
 import logging
@@ -17,9 +17,12 @@ from ivlens.models.opening import WEIGHT_FILES, check_name
 logger = logging.getLogger("ivlens")
 
 CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
-_LONGEST_CONFIG = 2**20  # bytes
+_LONGEST_CONFIG = 2**20  # bytes of a description
+# entries of a description that peft keeps as sets, so that their order differs from save to save
 _SETS = {"target_modules", "modules_to_save", "exclude_modules", "target_parameters"}
-_WHOLE_NUMBERS = ("indices", "index")  # of kinds that keep where they change something
+# ends of names of tensors that say where an adapter changes something; all other weights have to be fractions
+_WHOLE_NUMBERS = ("indices", "index")
+# kinds of adapters that add to the prompt, so that they cannot be merged into weights
 _PROMPT_KINDS = {"PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING", "CPT", "CARTRIDGE"}
 
 
@@ -28,9 +31,9 @@ class Adapter:
     """One adapter, read into memory.
 
     Attributes:
-        config: The file of its description.
-        about: What that says.
-        tensors: Its weights by name.
+        config: Path of its `adapter_config.json`.
+        about: Content of that file.
+        tensors: Its weights, by name.
     """
 
     config: Path
@@ -44,12 +47,14 @@ class Adapter:
 
 
 def adapter_folders(folder: str | Path) -> dict[str, Path]:
-    """Adapters that a folder holds, by name: itself (`default`), and the subfolders that ivlens wrote with it.
+    """The folders of the adapters that together make the model of `folder`, by the adapters' names.
 
-    A model that trains a new adapter for every task saves each in a subfolder; together they are the model, and a list
-    beside them says so. Other adapters in subfolders, as trainers leave them on the way, are other models: peft opens
-    none of them with the folder either. Empty for anything that is no folder of adapters, for a whole model, for a
-    known model's name, and for a folder of several checkpoints.
+    The folder itself is `default`. A model with a new adapter for every task has each in a subfolder, and ivlens writes
+    a list of them beside it. Adapters in other subfolders, such as checkpoints of a trainer, are other models; peft
+    does not open them with the folder either.
+
+    Returns:
+        Empty where `folder` holds no adapters, is a known model's name, a whole model or a folder of checkpoints.
     """
     if known_model(folder) is not None:
         return {}
@@ -68,27 +73,27 @@ def _parts(root: Path) -> list[Path]:
     try:
         saved = {Path(name).parent for name in listed(root)}
     except ValueError:
-        saved = None  # a damaged list: every subfolder that has no list of its own
+        saved = None  # a damaged list: take every subfolder without a list of its own, as those with one are models
     found = [path for path in _beside(root) if not (path / LIST).exists()]
     return [path for path in found if saved is None or Path(path.name) in saved]
 
 
 def _beside(root: Path) -> list[Path]:
-    """Subfolders with adapters; those with a dot are scratch folders of a save."""
+    """All subfolders with adapters, without hidden ones: these are scratch folders of a save."""
     return sorted(path.parent for path in root.glob(f"*/{CONFIG}") if not path.parent.name.startswith("."))
 
 
 def is_adapter(folder: str | Path) -> bool:
-    """Whether the folder itself is one model's adapters."""
+    """Whether the folder holds the adapters of one model, and not only subfolders with adapters."""
     return bool(adapter_folders(folder))
 
 
 def named_base(folder: str | Path) -> str:
-    """The model that the adapters say they belong to.
+    """The folder or Hub name of the model that the adapters were trained on, as their description names it.
 
     Raises:
         FileNotFoundError: the folder holds no adapters.
-        ValueError: a damaged description, one that names no model, or adapters that name several.
+        ValueError: a description is damaged or names no model, or the adapters name different models.
     """
     found = adapter_folders(folder)
     if not found:
@@ -105,7 +110,7 @@ def named_base(folder: str | Path) -> str:
 
 
 def _check_no_circle(folder: str | Path, name: str) -> None:
-    """Refuse adapters that belong, over others, to themselves."""
+    """Refuse adapters whose model is a folder of adapters that leads, through others, back to the first folder."""
     seen = {Path(folder).expanduser().resolve()}
     while found := adapter_folders(name):
         place = Path(name).expanduser().resolve()
@@ -118,17 +123,18 @@ def _check_no_circle(folder: str | Path, name: str) -> None:
 
 
 def named_revision(folder: str | Path) -> str | None:
-    """The branch, tag or commit of the model that the adapters belong to, where they name one."""
+    """The branch, tag or commit of the adapters' model; None where they name none, or different ones."""
     found = {about_adapter(path / CONFIG).get("revision") for path in adapter_folders(folder).values()}
     revision = found.pop() if len(found) == 1 else None
     return revision if isinstance(revision, str) and revision else None
 
 
 def read_adapters(folder: str | Path) -> dict[str, Adapter]:
-    """Every adapter of a folder, by name, after a look at all that peft would believe.
+    """Every adapter of a folder, by name, read and checked here because peft trusts what the files say.
 
     Raises:
-        ValueError: damaged or incomplete adapters, of a kind that is no change of weights, or beside a whole model.
+        ValueError: adapters that are damaged or incomplete, that do not change weights, or that lie beside a whole
+            model.
     """
     root, found = whole(Path(folder).expanduser()), adapter_folders(folder)
     models = [name for name in WEIGHT_FILES if (root / name).is_file()]
@@ -144,32 +150,33 @@ def read_adapters(folder: str | Path) -> dict[str, Adapter]:
 
 
 def _read(folder: Path) -> Adapter:
-    """One adapter.
+    """One adapter of a folder.
 
     Raises:
-        ValueError: damaged, not in safetensors, numbers that are none, or a rank that the weights cannot have.
+        ValueError: it is damaged, changes no weights, contains NaN, or names a rank that its weights cannot have.
     """
     about = about_adapter(folder / CONFIG)
     kind = about.get("peft_type")
     if kind in _PROMPT_KINDS:
         what = f"is of the kind {kind}, which adds to the prompt and not to the weights"
         raise unusable(folder / CONFIG, what, "one that can be merged (LoRA, DoRA, IA3, VeRA, OFT ...)", "")
-    if about.get("adapters"):  # of X-LoRA, by their paths
+    if about.get("adapters"):  # X-LoRA names other adapters by their paths
         raise unusable(folder / CONFIG, "names adapters that lie elsewhere", "adapters of its own", "")
     lacking = sorted({"r", "lora_alpha", "target_modules"} - about.keys()) if kind == "LORA" else []
-    if lacking:  # peft would take its defaults: other adapters than those that were trained
+    if lacking:  # peft would take its defaults, and the result would not be the trained adapter
         raise unusable(folder / CONFIG, f"lacks {' and '.join(lacking)}", "all that peft writes")
     tensors = _tensors(folder)
     largest = max((size for tensor in tensors.values() for size in tensor.shape), default=0)
     patterns = about.get("rank_pattern")
     ranks = [about.get("r", 1), *(patterns.values() if isinstance(patterns, dict) else [])]
     if kind == "LORA" and not all(type(rank) is int and 1 <= rank <= largest for rank in ranks):
-        # before memory for it is asked for
-        raise unusable(folder / CONFIG, f"says r is {ranks!r:.60}", f"1 to {largest}, as the weights are shaped")
+        # checked here, because peft allocates matrices of this rank before it compares them with the weights
+        raise unusable(folder / CONFIG, f"says r is {ranks!r:.60}", f"1 to {largest}, the largest size of its weights")
     return Adapter(folder / CONFIG, about, tensors)
 
 
 def _tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights of an adapter's folder, in either format that peft writes, all of them finite."""
     path = folder / WEIGHTS
     if not path.is_file() and (folder / PICKLED).is_file():
         path = folder / PICKLED
@@ -189,7 +196,7 @@ def _tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def put_in_order(folder: Path) -> None:
-    """Sort what peft keeps as sets, and writes in an order of the moment: the same adapters are the same bytes."""
+    """Sort the lists in descriptions that peft writes in random order, so that equal adapters are equal files."""
     for config in sorted(folder.rglob(CONFIG)):
         about = json.loads(config.read_text(encoding="utf-8"))
         for name in _SETS & about.keys():
@@ -199,6 +206,7 @@ def put_in_order(folder: Path) -> None:
 
 
 def _described(config: Path) -> str:
+    """The name of the model in one description."""
     name = about_adapter(config).get("base_model_name_or_path")
     if not name or not isinstance(name, str):
         raise ValueError(f"{str(config)!r} names no model, expected base_model_name_or_path; name one with base=.")
@@ -207,10 +215,10 @@ def _described(config: Path) -> str:
 
 
 def about_adapter(config: Path) -> dict[str, Any]:
-    """What peft wrote about an adapter.
+    """The content of an adapter's `adapter_config.json`.
 
     Raises:
-        ValueError: it cannot be read.
+        ValueError: the file cannot be read.
     """
     try:
         about = foreign_json(config, _LONGEST_CONFIG)
@@ -225,5 +233,5 @@ def about_adapter(config: Path) -> dict[str, Any]:
 
 
 def unusable(path: Path, got: str, expected: str, remedy: str = "; save the adapters again with peft") -> ValueError:
-    """The error for an adapter's file; to be raised by the caller."""
+    """The error, to be raised by the caller, for an adapter's file that cannot be used."""
     return ValueError(f"{str(path)!r} {got}, expected {expected}{remedy}.")

@@ -1,4 +1,4 @@
-"""Wrapping a Hugging Face model as a bridge, and making sure that it is the same model afterwards."""
+"""Wraps a Hugging Face model as a `TransformerBridge`, and checks that it still computes the same."""
 
 import copy
 from typing import TYPE_CHECKING, Any
@@ -16,16 +16,16 @@ from ivlens.models.selfcheck import PlainLogits, difference, plain_logits
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
-else:  # importing transformer_lens takes seconds; at run time a bridge is checked as what it is, a module
+else:  # importing transformer_lens takes seconds, so that signatures are checked against the base class at run time
     TransformerBridge = nn.Module
 
 
 class ModelRef(ref[TransformerBridge]):
-    """A weak reference to a model, which copies of a result share, and which a pickle leaves behind."""
+    """A weak reference to a model. Copies of a result share it; a pickle of the result does not contain the model."""
 
     @classmethod
     def set_in(cls, result: Any) -> None:
-        """Make the `model_ref` of a frozen result one of these, whatever weak reference it is."""
+        """Turn the `model_ref` of a frozen result, any weak reference or None, into a `ModelRef` or None."""
         model = None if result.model_ref is None else result.model_ref()
         object.__setattr__(result, "model_ref", None if model is None else cls(model))
 
@@ -43,14 +43,14 @@ WeakModel = ref[TransformerBridge] | None
 
 
 def _no_model() -> None:
-    """What becomes of a reference in another process."""
+    """A model reference after unpickling: None, because the model is not in that process."""
 
 
 def check_config(config: Any, label: str) -> None:
-    """Refuse what a config alone shows to be no supported decoder.
+    """Refuse a model whose configuration already shows that it cannot be measured, before its weights are read.
 
     Raises:
-        ValueError: encoder-decoder, images or sound beside text, Gemma 3n, or Falcon's new decoder architecture.
+        ValueError: an encoder-decoder, a model of images or sound, Gemma 3n, or Falcon's new decoder architecture.
     """
     kind = getattr(config, "model_type", "")
     if getattr(config, "is_encoder_decoder", False):
@@ -72,10 +72,11 @@ def check_config(config: Any, label: str) -> None:
 
 
 def check_supported(hf_model: Any, label: str) -> None:
-    """Refuse a model that cannot be measured.
+    """Refuse a model in memory that cannot be wrapped or measured.
 
     Raises:
-        ValueError: encoder-decoder, wrapped already, or weights that are not finite or not in memory.
+        ValueError: a configuration that `check_config` refuses, a PEFT wrapper, a model that is wrapped already, or
+            weights that are not finite or not in memory.
     """
     if hasattr(hf_model, "get_base_model"):
         raise ValueError(
@@ -99,30 +100,32 @@ def check_supported(hf_model: Any, label: str) -> None:
 
 
 def boot(hf_model: Any, tokenizer: Any, label: str) -> TransformerBridge:
-    """The bridge of `hf_model`, in eval mode and without gradients, with `tokenizer` as it is.
+    """`hf_model` wrapped as a bridge, in eval mode and without gradients; `tokenizer` is not changed.
 
     Raises:
-        ValueError: no attention heads, architecture unknown to transformer_lens, or logits changed by wrapping.
+        ValueError: no attention heads, an architecture that transformer_lens does not know, or logits that wrapping
+            changes.
     """
     from transformer_lens.model_bridge import TransformerBridge as Bridge
 
     _freeze(hf_model.eval())
-    hf_model.set_attn_implementation("eager")  # what the bridge runs: on Falcon sdpa is another model
+    hf_model.set_attn_implementation("eager")  # as the bridge computes; with sdpa Falcon gives other logits
     if getattr(hf_model.config, "position_embedding_type", "") is None:
-        hf_model.config.position_embedding_type = "nope"  # what None means to Granite's hybrids, and the bridge reads
+        # None means "no positions" to Granite's hybrids; the bridge knows that as "nope"
+        hf_model.config.position_embedding_type = "nope"
     if not hf_model.config.architectures:
         hf_model.config.architectures = [type(hf_model).__name__]
     parameter = next(hf_model.parameters())
-    want = plain_logits(hf_model, label)
+    want = plain_logits(hf_model, label)  # now, because wrapping changes the model in place
     try:
         model = Bridge.boot_transformers(
-            "ivlens/in-memory",  # a name it does not know, so that it neither renames nor downloads anything
+            "ivlens/in-memory",  # a name that transformer_lens does not know, so that it looks up and downloads nothing
             hf_model=hf_model,
             tokenizer=_stand_in(tokenizer),
             device=str(parameter.device),
             dtype=parameter.dtype,
         )
-    except Exception as error:  # whatever the wrapping stumbles over
+    except Exception as error:  # transformer_lens raises errors of many kinds here
         pass_on_shortage(error)
         known = "Could not determine supported architecture" not in str(error)
         reason = first_line(error).split(". ")[0] if known else "it has no adapter for this architecture"
@@ -140,12 +143,13 @@ def boot(hf_model: Any, tokenizer: Any, label: str) -> TransformerBridge:
 
 
 def _freeze(model: nn.Module) -> None:
+    """Switch off the gradients of all parameters."""
     for parameter in model.parameters():
         parameter.requires_grad_(False)
 
 
 def _stand_in(tokenizer: Any) -> Any:
-    """A tokenizer for booting only: booting reloads, or adds special tokens to, the one it gets."""
+    """A tokenizer for wrapping only, because transformer_lens reloads or changes the one that it is given."""
     if tokenizer is None:
         from tokenizers import Tokenizer, models
         from transformers import PreTrainedTokenizerFast
@@ -156,35 +160,38 @@ def _stand_in(tokenizer: Any) -> Any:
     else:
         stand_in = copy.deepcopy(tokenizer)
     stand_in.init_kwargs.setdefault("name_or_path", "")
-    stand_in.init_kwargs["add_bos_token"] = True  # "is already so": otherwise it is loaded again from its name
+    stand_in.init_kwargs["add_bos_token"] = True  # otherwise it would be loaded again by its name
     return stand_in
 
 
 def _keep_tokenizer(model: TransformerBridge, tokenizer: Any) -> None:
+    """Put the caller's tokenizer into the bridge, in the place of the stand-in."""
     if tokenizer is not None and (tokenizer.pad_token is None or tokenizer.pad_token_id >= _n_words(model)):
-        # the bridge pads even a single text; a padding token may have been added without one for it in the model
+        # the bridge pads even a single text, and a padding token beyond the embedding matrix would be an index error
         tokenizer.pad_token = tokenizer.eos_token
-    model.tokenizer = None  # replacing one by another would configure, that is, change, the other
+    model.tokenizer = None  # first None: the bridge changes a tokenizer that replaces another one
     model.tokenizer = tokenizer
     if hasattr(model._driver, "tokenizer"):
         model._driver.tokenizer = tokenizer
-    # text given to the bridge is tokenised as the tokenizer does it, so that a prompt is the same here and in ivlens
+    # the bridge adds a BOS token where the tokenizer does, so that a text gives the same tokens there as in ivlens
     model.cfg.default_prepend_bos = bool(tokenizer is not None and model.cfg.tokenizer_prepends_bos)
 
 
 def _n_words(model: TransformerBridge) -> int:
+    """Rows of the embedding matrix."""
     wrapped: Any = model.original_model
     return wrapped.get_input_embeddings().weight.shape[0]
 
 
 def _check_heads(model: TransformerBridge, label: str) -> None:
+    """Refuse a bridge in which a layer's output projection is not one matrix for each head of the model's size."""
     cfg = model.cfg
     want = (cfg.n_heads, cfg.d_head, cfg.d_model)
     for layer, block in enumerate(getattr(model, "blocks", [None])):
         attention = getattr(block, "attn", None)
         try:
             weight = getattr(attention, "W_O", None)
-        except Exception as error:  # whatever transformer_lens says to a projection that it cannot take apart
+        except Exception as error:  # transformer_lens could not split the projection into heads
             pass_on_shortage(error)
             latent = getattr(model.original_model.config, "kv_lora_rank", None)
             why = "latent attention (MLA), whose heads" if latent else "heads of another size than the model's, which"
@@ -197,7 +204,7 @@ def _check_heads(model: TransformerBridge, label: str) -> None:
 
 
 def _missing(block: Any, layer: int) -> str:
-    """What a layer has where attention heads were expected."""
+    """Why a layer has no `W_O`, as a phrase for the error."""
     if block is None:
         return "it has no plain stack of layers"
     if hasattr(block, "attn"):
@@ -207,14 +214,17 @@ def _missing(block: Any, layer: int) -> str:
 
 
 def _refusal(cfg: Any, label: str, reason: str) -> ValueError:
+    """The error, to be raised by the caller, for a model whose heads cannot be found."""
     return ValueError(f"{_named(label, cfg.architecture)}: {reason}; use another model.")
 
 
 def _named(label: str, kind: str) -> str:
+    """A model as errors name it: its label, and its class where the label does not say it."""
     return f"model {label!r}" if label == kind else f"model {label!r} ({kind})"
 
 
 def _check_same(model: TransformerBridge, hf_model: Any, want: PlainLogits, label: str) -> None:
+    """Refuse a bridge with other logits than `want`, even after known faults of the wrapping were mended."""
     reason = difference(model, hf_model, want)
     if reason is not None:
         mend(model)
@@ -230,7 +240,7 @@ def check_model(model: Any) -> TransformerBridge:
     Raises:
         TypeError: anything else, such as the Hugging Face model itself.
     """
-    # by what it has: the class is some other module at run time, see TransformerBridge above
+    # told by its attributes: the class cannot be asked without importing transformer_lens, see the top of the file
     if not all(hasattr(model, name) for name in ("original_model", "blocks", "cfg")):
         raise TypeError(
             f"model is {type(model).__name__}, expected the TransformerBridge that ivlens.load_model returns; "

@@ -1,4 +1,7 @@
-"""What an adapter's description asks for, before peft believes it: sizes, copies, and patterns that end."""
+"""Refuses adapters whose description would cost peft too much memory or time.
+
+The checks cover sizes, copied modules, repeated layers, and patterns that take too long to match.
+"""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -7,14 +10,15 @@ from ivlens.common.arguments import briefly
 from ivlens.common.programs import finishes
 from ivlens.models.adapters import Adapter, unusable
 
-_MOST = 2**16  # of any count, where the model has no larger size
-_MOST_NAMES = 10_000  # in one list; a model has some hundreds of modules
-_MOST_TIMES = 8  # how often a model's layers may be repeated
-# parts of names whose numbers are no sizes; the last are AdaLoRA's, in steps of its training
+_MOST = 2**16  # largest number that a description may have, unless the model has a larger size
+_MOST_NAMES = 10_000  # names in one list; a model has some hundreds of modules
+_MOST_TIMES = 8  # how often all layers of a model may be repeated (layer_replication)
+# numbers under names with these parts are no sizes and may be large; the last four are steps of AdaLoRA's training
 _NO_SIZES = ("seed", "key", "alpha", "id", "token", "version", "total_step", "tinit", "tfinal", "deltaT")
 _PATTERNS = ("target_modules", "exclude_modules", "feedforward_modules", "layers_pattern", "modules_to_save")
 _SPECIAL = set("*+?{}()[]|^$\\")
-_SLOW = 500  # patterns: as many are kept compiled
+_SLOW = 500  # patterns; Python keeps about as many compiled, and compiles any further one at each use
+# run in a process of its own, which can be ended: the three ways in which peft matches a pattern with a name
 _TRY = """
 import re
 for pattern in given["patterns"]:
@@ -29,11 +33,11 @@ for pattern in given["patterns"]:
 
 
 def check_bounds(adapter: Adapter, plain: Any) -> None:
-    """Refuse what would ask for far more memory or time than the adapter's weights and the model have.
+    """Refuse an adapter that would need far more memory or time than its weights and the model explain.
 
     Raises:
-        ValueError: counts, copies or repeated layers beyond reason, code of another library, or a pattern that takes
-            too long on the names of the model's modules.
+        ValueError: numbers, copies or repeated layers that are far too many, code of another library, or a pattern
+            that takes too long on the names of the model's modules.
     """
     about, config = adapter.about, adapter.config
     if about.get("megatron_config"):
@@ -53,9 +57,10 @@ def check_bounds(adapter: Adapter, plain: Any) -> None:
 
 
 def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
-    """All numbers of a description, with the name of what they belong to."""
+    """Every number in a description, with the name of its entry."""
     if isinstance(value, Mapping):
         for key, item in value.items():
+            # the keys of a pattern's mapping are names of modules, which would hide that its values are ranks
             yield from _numbers(item, str(key) if not name.endswith("_pattern") else name)
     elif isinstance(value, list):
         for item in value:
@@ -65,6 +70,7 @@ def _numbers(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
 
 
 def _check_replication(adapter: Adapter, plain: Any) -> None:
+    """Refuse a repetition of layers that names layers which the model does not have, or repeats them too often."""
     pairs = adapter.about.get("layer_replication")
     if not pairs:
         return
@@ -79,7 +85,7 @@ def _check_replication(adapter: Adapter, plain: Any) -> None:
 
 
 def _check_copies(adapter: Adapter, plain: Any) -> None:
-    """Refuse to copy modules whose weights the adapter does not bring along."""
+    """Refuse `modules_to_save` that are far larger than the adapter's own weights: peft copies every such module."""
     saved = adapter.about.get("modules_to_save")
     if not isinstance(saved, list) or not saved:
         return
@@ -87,12 +93,14 @@ def _check_copies(adapter: Adapter, plain: Any) -> None:
     copied = [module for name, module in plain.named_modules() if name and name.endswith(ends_of)]
     n_copied = sum(weight.numel() for module in copied for weight in module.parameters())
     n_own = sum(tensor.numel() for tensor in adapter.tensors.values())
+    # 2**20 numbers: small modules are cheap to copy, whatever the file holds
     if n_copied > 2 * n_own + 2**20:
         got = f"says that modules of {n_copied:,} numbers are saved with it (modules_to_save)"
         raise unusable(adapter.config, got, f"at most the {n_own:,} that it has")
 
 
 def _check_patterns(adapter: Adapter, plain: Any) -> None:
+    """Refuse patterns that take too long, after trying them in a process of their own."""
     patterns = sorted(set(_patterns(adapter.about)))
     if len(patterns) <= _SLOW and not any(_SPECIAL & set(pattern) for pattern in patterns):
         return
@@ -103,6 +111,7 @@ def _check_patterns(adapter: Adapter, plain: Any) -> None:
 
 
 def _patterns(about: Mapping[str, Any]) -> Iterator[str]:
+    """All texts of a description that peft uses as regular expressions."""
     for name, value in about.items():
         if name in _PATTERNS:
             yield from [value] if isinstance(value, str) else filter(_is_text, value if isinstance(value, list) else [])

@@ -17,9 +17,10 @@ from ivlens.models.ggufheader import is_gguf
 from ivlens.models.known import known_model
 from ivlens.models.load import commit_of, load_model
 
-# what trainers leave beside a model, and no model is made of
+# beginnings of names of files that trainers write beside a model, and that do not change it
 _BESIDE = ("optimizer", "scheduler", "training_args", "rng_state", "random_states", STATE, "generation_config")
 _WEIGHTS = (".safetensors", ".bin", ".gguf", ".index.json")
+# beginnings of names of files of a tokenizer
 _WORDS = ("tokenizer", "special_tokens", "added_tokens", "vocab", "merges", "chat_template", "spiece", "sentencepiece")
 
 
@@ -28,11 +29,11 @@ class Checkpoint:
     """One model of a series.
 
     Attributes:
-        name: Unique in its series.
-        source: A bridge, or the folder or name that `load_model` takes.
-        step: Training steps before it, where that is known.
-        base: For adapters: the model they belong to; None: the one they name.
-        device, dtype: As `load_model` takes them.
+        name: Its name, which no other checkpoint of the series has.
+        source: A bridge, or a folder or name that `load_model` opens.
+        step: Training steps before this checkpoint, where their number is known.
+        base: For adapters, the model they belong to; None: the model that they name.
+        device, dtype: Passed on to `load_model`.
     """
 
     name: str
@@ -43,18 +44,17 @@ class Checkpoint:
     dtype: str = "auto"
 
     def open(self) -> TransformerBridge:
-        """The model, ready for hooks; a folder is read anew by every call, and freed with what is returned."""
+        """The model, ready for hooks. Every call reads a folder again and keeps no reference to the model."""
         if isinstance(self.source, str | Path):
             base = self.base if is_adapter(self.source) else None
             return load_model(self.source, base=base, device=self.device, dtype=self.dtype)
         return self.source
 
     def key(self) -> dict[str, Any]:
-        """What tells the model apart from others, without opening it: a bridge's identity, or a folder's files.
+        """What identifies the model, found without opening it: a bridge's hashes, or hashes of a folder's files.
 
-        A folder may be moved or copied: files count by their content, all weights whatever their format, the
-        configuration, the tokenizer and the chat template. Large files are read once, for as long as they stay as they
-        are.
+        A folder may be moved or copied: only the content of its files counts, which are weights in any format,
+        configuration, tokenizer and chat template. Large files are not read again until they change.
         """
         if not isinstance(self.source, str | Path):
             return {"model": model_identity(self.source).key}
@@ -62,6 +62,7 @@ class Checkpoint:
         folder = whole(Path(self.source).expanduser()) if known is None else known.folder
         if not folder.is_dir() and not is_gguf(folder):
             commit = {} if folder.exists() else commit_of(str(self.source))
+            # a Hub name: its commit tells whether the model behind the name has changed
             return {"source": str(self.source), **commit, **({} if self.dtype == "auto" else {"dtype": self.dtype})}
         parts = adapter_folders(folder).values()
         places = {folder, *parts} if folder.is_dir() else ()  # the tokenizer of several adapters lies above them
@@ -74,10 +75,14 @@ class Checkpoint:
 
 @dataclass(frozen=True, eq=False)
 class CheckpointSeries:
-    """A first model and what became of it, in order.
+    """The checkpoints of one training, in order.
 
-    No more than two models of it are in memory at once if callers drop what `later` opened before they ask for the next
-    (a `for` loop with one name does).
+    At most two models are in memory at once if callers keep `first` and one of `later` at a time, as a `for` loop with
+    one variable does.
+
+    Attributes:
+        first: The checkpoint with which all others are compared.
+        later: The other checkpoints, in order.
     """
 
     first: Checkpoint
@@ -99,21 +104,22 @@ def checkpoint_series(
     device: str = "auto",
     dtype: str = "auto",
 ) -> CheckpointSeries:
-    """Put checkpoints in order.
+    """The checkpoints in `source` as a series, in the order of the training.
 
     Args:
-        source: A folder with one checkpoint in each subfolder (whole models, or adapters in peft's format; what `ivlens
-            tune --checkpoint-every` and transformers' Trainer write), in the order of the numbers in their names, names
-            without a number last; or bridges, folders and names as a list or by name, in their own order. A folder that
-            is itself a checkpoint comes after those inside it, and is a series of one where there are none.
-        first: The model everything is compared with, as a bridge, folder or name. None: the model that the adapters
+        source: A folder with one checkpoint in each subfolder, or bridges, folders and names as a list or by name.
+            A list keeps its order. Subfolders (whole models, or adapters in peft's format, as `ivlens tune
+            --checkpoint-every` and transformers' Trainer write them) are ordered by the last number in their names;
+            names without a number come last. A folder that is itself a checkpoint comes after the checkpoints inside
+            it; without any inside it is a series of one.
+        first: The model with which all are compared, as a bridge, folder or name. None: the model that the adapters
             name, or else the first of the series.
         base: The model that adapters belong to, where it is not the one they name.
-        device, dtype: Where and in which numbers all of them are opened, as `load_model` takes them.
+        device, dtype: Passed on to `load_model` for every checkpoint.
 
     Raises:
-        FileNotFoundError: no such folder, or none with checkpoints in it.
-        ValueError: nothing to compare: fewer than two models, or two of one name.
+        FileNotFoundError: no such folder, or no checkpoints in it.
+        ValueError: fewer than two models, so that nothing can be compared, or two of one name.
     """
     found = _listed(source, base)
     if first is None and found and isinstance(found[0].source, str | Path) and is_adapter(found[0].source):
@@ -131,11 +137,12 @@ def checkpoint_series(
 
 
 def _listed(source: "str | Path | Sequence[Any] | Mapping[str, Any]", base: Any) -> list[Checkpoint]:
+    """All checkpoints of `source` in order, without the first model that the caller may name."""
     if isinstance(source, Mapping):
         return [_checked(str(name), one, base) for name, one in source.items()]
     if not isinstance(source, str | Path):
         found = [_checked(_name_of(one, number), one, base) for number, one in enumerate(source)]
-        # a bridge's name begins with its place in the list, which is no step
+        # the number in a bridge's name is its place in the list, and no number of steps
         return [one if isinstance(one.source, str | Path) else replace(one, step=None) for one in found]
     root = Path(source).expanduser()
     if known_model(source) is not None or is_gguf(root):
@@ -147,15 +154,15 @@ def _listed(source: "str | Path | Sequence[Any] | Mapping[str, Any]", base: Any)
     folders = [path for path in inner if _is_checkpoint(path) and path not in own]
     with_weights = [path for path in folders if _has_weights(path)]
     if with_weights or _is_checkpoint(root):
-        folders = with_weights  # others hold parts of a model, or its export
+        folders = with_weights  # folders without weights hold only a configuration or an export for other programs
     if _is_checkpoint(root):
-        # a trainer's folder: its last model, and before it those of the way
+        # a trainer's folder: the last model lies in the folder itself, earlier ones in its subfolders
         last = _checked(root.resolve().name, root, base)
         if not folders:
             return [last]
-        on_the_way = [_checked(path.name, path, base) for path in sorted(folders, key=_place)]
-        # a number in its name counts runs, not steps
-        return [*on_the_way, *([replace(last, step=_trained_steps(root))] if _has_weights(root) else [])]
+        earlier = [_checked(path.name, path, base) for path in sorted(folders, key=_place)]
+        # its steps come from the trainer's record: a number in such a folder's name counts runs
+        return [*earlier, *([replace(last, step=_trained_steps(root))] if _has_weights(root) else [])]
     if not folders and (root / STATE).is_file():
         raise FileNotFoundError(
             f"{str(source)!r} holds a training that has not ended (no model/ yet), expected checkpoints; give the same "
@@ -165,12 +172,13 @@ def _listed(source: "str | Path | Sequence[Any] | Mapping[str, Any]", base: Any)
     if not folders:
         raise FileNotFoundError(
             f"{str(source)!r} holds no checkpoints, expected subfolders written by save_pretrained (whole models or "
-            "adapters); `ivlens tune --checkpoint-every N` writes such."
+            "adapters); `ivlens tune --checkpoint-every N` writes them."
         )
     return [_checked(path.name, path, base) for path in sorted(folders, key=_place)]
 
 
 def _checked(name: str, source: Any, base: Any) -> Checkpoint:
+    """A checkpoint, after a check that its source can be one."""
     if not isinstance(source, str | Path):
         check_model(source)
     elif isinstance(source, Path) and not _is_checkpoint(source.expanduser()):
@@ -179,17 +187,19 @@ def _checked(name: str, source: Any, base: Any) -> Checkpoint:
 
 
 def _is_checkpoint(folder: Path) -> bool:
+    """Whether a path is a model's or an adapter's folder, or a GGUF file."""
     return (whole(folder) / "config.json").is_file() or bool(adapter_folders(folder)) or is_gguf(folder)
 
 
 def _has_weights(folder: Path) -> bool:
+    """Whether a checkpoint's folder holds adapters or a file of weights."""
     if adapter_folders(folder):
         return True
     return any(_makes_the_model(path) and path.name.endswith(_WEIGHTS) for path in whole(folder).iterdir())
 
 
 def _trained_steps(folder: Path) -> int | None:
-    """How many steps a trainer says that it made."""
+    """The number of steps in the record that transformers' Trainer writes; None where there is none."""
     try:
         step = json.loads(read_small(folder / "trainer_state.json", 2**28))["global_step"]
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
@@ -198,6 +208,7 @@ def _trained_steps(folder: Path) -> int | None:
 
 
 def _makes_the_model(path: Path) -> bool:
+    """Whether a file decides what the model computes: weights, configuration or tokenizer."""
     if not path.is_file() or path.name.startswith(_BESIDE):
         return False
     is_named = path.name.startswith(_WORDS) or path.name in ("config.json", CONFIG)
@@ -205,16 +216,19 @@ def _makes_the_model(path: Path) -> bool:
 
 
 def _name_of(source: Any, number: int) -> str:
+    """The name in the series of an item of a list, at place `number`."""
     if isinstance(source, str | Path):
         return Path(source).name or str(source)
     return f"{number}: {model_identity(source).name}"
 
 
 def _step(name: str) -> int | None:
+    """The last number in a name; None where there is none."""
     found = re.findall(r"\d+", name)
     return int(found[-1]) if found else None
 
 
 def _place(path: Path) -> tuple[bool, int, str]:
+    """A key that sorts folders by the number in their names, and those without a number last."""
     step = _step(path.name)
     return step is None, step or 0, path.name

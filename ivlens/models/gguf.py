@@ -1,4 +1,4 @@
-"""GGUF files, the format of llama.cpp: read by transformers, and made an ordinary model of plain numbers."""
+"""Opens GGUF files, the format of llama.cpp, with transformers, and writes them as ordinary checkpoints."""
 
 import copy
 import os
@@ -21,28 +21,30 @@ logger = getLogger("ivlens")
 
 _REMEDY = "expected a GGUF of a decoder that it reads (Llama, Mistral, Qwen, Gemma, Phi-3 ...); use another file"
 _NAME = "model.gguf"
-# How the time of a conversion is shared: most of it is spent on reading the vocabulary, once for each part.
+# Shares of the time of a conversion, which sum to 1. Most of it goes into reading the vocabulary, once for each part.
 _CONFIG, _TOKENIZER, _WEIGHTS, _TENSORS, _WRITING = 0.22, 0.20, 0.45, 0.08, 0.05
 
-OnShare = Callable[[float], object]
+OnShare = Callable[[float], object]  # is told what share of the work was done since its last call
 
 
 def open_gguf(path: Path, dtype: torch.dtype | None = None, *, on_share: OnShare = lambda share: None) -> nn.Module:
     """A Hugging Face model with the weights of a GGUF file, dequantised; it trains and saves like any other.
 
     Args:
-        dtype: Of the weights; None: float32, in which every way of storing them can be written.
-        on_share: Told what share of a whole conversion has been done since the last call.
+        path: The file.
+        dtype: Dtype of the weights; None: float32, which holds the numbers of every quantisation.
+        on_share: Called with the share of a whole conversion that has been done since its last call.
 
     Raises:
         ImportError: the package `gguf` is missing.
-        ValueError: a file that is cut or damaged, no decoder, or of a family that transformers cannot read.
+        ValueError: the file is cut or damaged, holds no decoder, or one of a family that transformers cannot read.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     header = _checked(path)
     reading = partial(opened_by, "transformers", f"model {str(path)!r}", _REMEDY)
-    with _alone(path) as folder, _quietly(on_share), torch.random.fork_rng(devices=[]):  # building a model draws
+    # building a model draws, and must not change the caller's draws
+    with _folder_of_one(path) as folder, _quietly(on_share), torch.random.fork_rng(devices=[]):
         with reading():
             config = AutoConfig.from_pretrained(folder, gguf_file=_NAME)
         check_config(config, str(path))
@@ -73,21 +75,24 @@ def gguf_tokenizer(path: Path) -> Any:
 
     Raises:
         ImportError: the package `gguf` is missing.
-        ValueError: there is none that transformers can read.
+        ValueError: the file has no tokenizer that transformers can read.
     """
     _checked(path)
     remedy = "expected a GGUF with a tokenizer that it reads; use another file, or pass tokenizer="
-    with _alone(path) as folder, _quietly(), opened_by("transformers", f"the tokenizer of {str(path)!r}", remedy):
+    label = f"the tokenizer of {str(path)!r}"
+    with _folder_of_one(path) as folder, _quietly(), opened_by("transformers", label, remedy):
         from transformers import AutoTokenizer
 
         return AutoTokenizer.from_pretrained(folder, gguf_file=_NAME)
 
 
 def write_checkpoint(path: Path, folder: Path, *, on_share: OnShare = lambda share: None) -> None:
-    """Write a GGUF file's model, in float32, and its tokenizer as a checkpoint folder that transformers opens as it is.
+    """Write the model of a GGUF file, in float32, and its tokenizer as a checkpoint folder for transformers.
 
     Args:
-        on_share: Told what share of the work has been done since the last call.
+        path: The GGUF file.
+        folder: An existing folder for the checkpoint.
+        on_share: Called with the share of the work that has been done since its last call.
 
     Raises:
         ImportError: the package `gguf` is missing.
@@ -103,7 +108,7 @@ def write_checkpoint(path: Path, folder: Path, *, on_share: OnShare = lambda sha
 
 
 def _checked(path: Path) -> Header:
-    """The header of a file that is whole and holds one model."""
+    """The header of a file, after checks that the file is whole and holds one model."""
     check_gguf_installed()
     header = read_header(path)
     kind, n_parts = header.fields.get("general.type", "model"), header.fields.get("split.count", 0)
@@ -118,19 +123,19 @@ def _checked(path: Path) -> Header:
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[Path]:
-    """A folder with nothing but the file: transformers would also believe what lies beside it, adapters and all."""
+def _folder_of_one(path: Path) -> Iterator[Path]:
+    """A temporary folder with the file alone: transformers would also use what lies beside it, even adapters."""
     with TemporaryDirectory(prefix="ivlens-gguf-") as temporary:
         folder = Path(temporary)
         try:
             os.symlink(path.resolve(), folder / _NAME)
-        except OSError:  # some systems have none, or want an administrator for one
+        except OSError:  # some systems have no symbolic links, or only for administrators
             os.link(path, folder / _NAME)
         yield folder
 
 
 def _plain(read: Any) -> Any:
-    """The same weights in a model that knows nothing of a GGUF: the other one refuses to be saved."""
+    """The same model built anew without its GGUF settings, with which transformers refuses to save it."""
     config = copy.deepcopy(read.config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
@@ -144,7 +149,7 @@ def _plain(read: Any) -> Any:
 
 @contextmanager
 def _quietly(on_share: OnShare = lambda share: None) -> Iterator[None]:
-    """Without transformers' own bars; the one over all tensors is counted instead."""
+    """In the body, transformers shows no progress bars; its loop over all tensors calls `on_share` instead."""
     from transformers import modeling_gguf_pytorch_utils as reading
     from transformers.utils import logging
 
@@ -154,6 +159,7 @@ def _quietly(on_share: OnShare = lambda share: None) -> Iterator[None]:
             yield item
             on_share(_TENSORS / len(listed))
 
+    # the loop's bar is a name in that module, which not every version of transformers has
     shown, bar = logging.is_progress_bar_enabled(), getattr(reading, "tqdm", None)
     logging.disable_progress_bar()
     if bar is not None:

@@ -1,7 +1,7 @@
-"""The header of a GGUF file, read with bounds: what it holds, and whether all of it is there.
+"""Reads the header of a GGUF file within bounds, and checks that the file is whole.
 
-The `gguf` package reads past the end of a cut file, and makes an object of every number that a header promises. So a
-file is looked at here first, which needs neither that package nor memory for more than its texts.
+The `gguf` package reads past the end of a cut file, and makes an object of every item that a header announces. So the
+header is read here first, without that package, and arrays in it are skipped and not kept in memory.
 """
 
 import importlib.util
@@ -15,16 +15,24 @@ from typing import Any, NoReturn
 
 MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
+# how `struct` reads the kinds of single values, by their numbers in the format
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _TEXT, _ARRAY = 8, 9
-_ALIGNMENT = 32  # bytes, where the file names no other
-_MOST_ITEMS = 2**23  # in all arrays: words, scores and merges of the largest vocabularies are a million
+_ALIGNMENT = 32  # bytes, unless the file names another number
+_MOST_ITEMS = 2**23  # items of all arrays; the largest vocabularies have a million words, scores and merges
 _MOST_DIMENSIONS = 4
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One tensor of the file: its name, its sizes with the fastest first, the number of its kind, its place."""
+    """One tensor as the header describes it.
+
+    Attributes:
+        name: Its name.
+        sizes: Its shape, in the order of the format: the last dimension of PyTorch comes first.
+        kind: How its numbers are stored, as a number of the format.
+        offset: Where it begins, in bytes after the beginning of the first tensor.
+    """
 
     name: str
     sizes: tuple[int, ...]
@@ -34,13 +42,13 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Header:
-    """What a GGUF says about itself.
+    """What the header of a GGUF file says.
 
     Attributes:
-        fields: Numbers and texts by key; of an array, only how many items it has.
-        tensors: In the order of the file.
-        start: Where the tensors begin, in bytes.
-        n_bytes: Of the whole file.
+        fields: Numbers and texts by key; for an array only the number of its items.
+        tensors: The tensors, in the order of the file.
+        start: Where the tensors begin, in bytes from the beginning of the file.
+        n_bytes: Size of the whole file.
     """
 
     fields: Mapping[str, Any]
@@ -50,17 +58,17 @@ class Header:
 
 
 def check_gguf_installed() -> None:
-    """Refuse to go on without the package that knows how GGUF files store numbers.
+    """Refuse to go on where the package `gguf`, which decodes the numbers in GGUF files, is not installed.
 
     Raises:
-        ImportError: it is not installed.
+        ImportError: the package is missing.
     """
     if importlib.util.find_spec("gguf") is None:
         raise ImportError("GGUF files need the package gguf, which is not installed; pip install 'ivlens[gguf]'.")
 
 
 def is_gguf(path: Path) -> bool:
-    """Whether it is a file that begins as a GGUF does, whatever its name."""
+    """Whether `path` is a file that begins as a GGUF file does; its name does not count."""
     try:
         if not path.is_file():
             return False
@@ -74,26 +82,26 @@ def read_header(path: Path) -> Header:
     """The header of a GGUF file.
 
     Raises:
-        ValueError: it is no GGUF, cut, damaged, or of a version that nobody reads any more.
-        OSError: it cannot be read.
+        ValueError: the file is no GGUF, is cut or damaged, or has a version that is no longer in use.
+        OSError: the file cannot be read.
     """
     if not is_gguf(path):
         refuse(path, "does not begin as a GGUF file does")
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        walk = _Walk(path, content)
+        reader = _HeaderReader(path, content)
         try:
-            return walk.header()
-        except struct.error:  # asked for more than there is
+            return reader.header()
+        except struct.error:  # the header goes on beyond the end of the file
             refuse(path, f"is cut: it ends within its header, after {len(content):,} bytes")
         except UnicodeDecodeError:
             refuse(path, "has a name that is no text")
 
 
 def check_whole(path: Path, header: Header) -> None:
-    """Refuse a file whose tensors are not all there.
+    """Refuse a file that ends before its last tensor does.
 
     Raises:
-        ValueError: cut, or with tensors of a kind that the `gguf` package does not know.
+        ValueError: the file is cut, or has tensors of a kind that the `gguf` package does not know.
     """
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
@@ -109,7 +117,7 @@ def check_whole(path: Path, header: Header) -> None:
 
 
 def refuse(path: Path, what: str) -> NoReturn:
-    """Say what is wrong with a file.
+    """Raise the error for a file that cannot be used.
 
     Raises:
         ValueError: always.
@@ -117,16 +125,17 @@ def refuse(path: Path, what: str) -> NoReturn:
     raise ValueError(f"model {str(path)!r} {what}, expected a whole GGUF file; copy or download it again.")
 
 
-class _Walk:
-    """From the beginning of a file to the end of its header."""
+class _HeaderReader:
+    """Reads a header value by value; `_at` is the place of the next value in the file, in bytes."""
 
     def __init__(self, path: Path, content: mmap.mmap) -> None:
         self._path, self._content = path, content
         self._at, self._n_items, self._order = len(MAGIC), 0, "<"
 
     def header(self) -> Header:
+        """The whole header."""
         version = self._next("I")
-        if version & 0xFFFF == 0:  # written by a machine of the other byte order
+        if version & 0xFFFF == 0:  # its low half is 0 where the file has the other byte order
             self._at, self._order = len(MAGIC), ">"
             version = self._next("I")
         if version not in _VERSIONS:
@@ -140,25 +149,29 @@ class _Walk:
         alignment = fields.get("general.alignment", _ALIGNMENT)
         if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
             refuse(self._path, f"has the alignment {alignment!r:.40}, which is no power of two")
-        start = -(-self._at // alignment) * alignment
+        start = -(-self._at // alignment) * alignment  # rounded up: tensors begin at a multiple of the alignment
         return Header(fields, tensors, start, len(self._content))
 
     def _next(self, kind: str) -> Any:
+        """The next single value, of a kind as `struct` calls it."""
         (value,) = struct.unpack_from(self._order + kind, self._content, self._at)
         self._at += struct.calcsize(self._order + kind)
         return value
 
     def _text(self, decode: bool = True) -> str:
+        """The next text; skipped, and returned empty, without `decode`."""
         length = self._next("Q")
         self._skip(length)
         return self._content[self._at - length : self._at].decode("utf-8") if decode else ""
 
     def _skip(self, n_bytes: int) -> None:
+        """Go on by some bytes without reading them."""
         if n_bytes > len(self._content) - self._at:
-            raise struct.error
+            raise struct.error  # the error of `_next` at the end of the file, so that a cut file has one error
         self._at += n_bytes
 
     def _value(self, kind: int) -> Any:
+        """The next value of a field; for an array, which is skipped, the number of its items."""
         if kind in _SCALARS:
             return self._next(_SCALARS[kind])
         if kind == _TEXT:
@@ -179,6 +192,7 @@ class _Walk:
         return length
 
     def _tensor(self) -> TensorInfo:
+        """The next description of a tensor."""
         name, n_dimensions = self._text(), self._next("I")
         if n_dimensions > _MOST_DIMENSIONS:
             refuse(self._path, f"is damaged: {name!r:.80} has {n_dimensions} dimensions")

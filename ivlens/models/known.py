@@ -1,4 +1,4 @@
-"""The models that ivlens knows by name, in one table, and where any model lies: those, a folder, a file, or the Hub."""
+"""The table of models that ivlens knows by name, and where the files of any model are found."""
 
 import os
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ from ivlens.models.ggufheader import is_gguf
 
 @dataclass(frozen=True)
 class Packaged:
-    """One GGUF file inside a wheel of the package index, both told by their SHA-256.
+    """A GGUF file inside a wheel of the package index; wheel and file are checked by their hashes.
 
     Attributes:
-        package: Its name on the index.
+        package: Name of the package on the index.
         version: The one version whose wheel is taken.
-        wheel_hash: Of the wheel.
+        wheel_hash: SHA-256 (hex) of the wheel.
         wheel_bytes: Size of the wheel.
-        member: Path of the file inside the wheel; nothing else is taken out.
-        member_hash: Of the file.
+        member: Path of the file inside the wheel; nothing else is unpacked.
+        member_hash: SHA-256 (hex) of the file.
         member_bytes: Size of the file.
     """
 
@@ -36,14 +36,14 @@ class Packaged:
 
 @dataclass(frozen=True)
 class KnownModel:
-    """A model with a name of its own.
+    """A model that `load_model` opens by a name of its own.
 
     Attributes:
-        name: What `load_model` opens it by, and what results call it.
-        about: What it is, in one line.
-        licence: Of its weights.
-        n_bytes: Size of its checkpoint folder.
-        packaged: What it is made from; None for the model that ivlens brings along.
+        name: The name for `load_model`, which results record too.
+        about: A description in one line.
+        licence: The licence of the weights.
+        n_bytes: Size of the checkpoint folder.
+        packaged: The file that the checkpoint is made from; None for the built-in model.
     """
 
     name: str
@@ -54,21 +54,21 @@ class KnownModel:
 
     @property
     def folder(self) -> Path:
-        """Where its checkpoint lies, or will lie; plain transformers opens it as well."""
+        """The folder of its checkpoint, whether it is there yet or not; plain transformers opens it as well."""
         if self.packaged is None:
             return pocket_path()
-        # what it was made from is part of the name, so that a newer ivlens never takes an older file for its own
+        # the hash of its source is part of the name: a newer ivlens with another source makes a folder of its own
         return cache_folder() / "models" / f"{self.name}-{self.packaged.member_hash[:12]}"
 
     @property
     def remedy(self) -> str:
-        """What to do where it is missing."""
+        """What an error tells the user to do where the checkpoint is missing."""
         return (
             "train it with `ivlens pocket train`" if self.packaged is None else f"get it with `ivlens get {self.name}`"
         )
 
     def is_here(self) -> bool:
-        """Whether its checkpoint lies in its folder, configuration and weights."""
+        """Whether configuration and weights lie in its folder."""
         return all((self.folder / name).is_file() for name in ("config.json", "model.safetensors"))
 
 
@@ -101,7 +101,7 @@ KNOWN = {
 
 
 def known_model(name: object) -> KnownModel | None:
-    """The known model of that name, or None; a `Path` is never one, nor is `./smollm2`."""
+    """The known model of that name, or None; a `Path` or `"./smollm2"` means a folder, and never a known model."""
     return KNOWN.get(name) if isinstance(name, str) else None
 
 
@@ -111,15 +111,17 @@ def pocket_path() -> Path:
 
 
 def label_of(name: str | Path) -> str:
-    """What results call a model that was opened by `name`; a folder called like a known model stays a folder."""
+    """The name that results record for a model opened by `name`; `Path("smollm2")`, a folder, becomes `./smollm2`."""
     return os.path.join(".", name) if isinstance(name, Path) and str(name) in KNOWN else str(name)
 
 
 def source_of(name: str | Path) -> str | Path:
-    """A folder that holds a checkpoint, a GGUF file, or a Hub name; known names come before anything else.
+    """Where the model of `name` is: a checkpoint folder or a GGUF file as a path, or a Hub name as a text.
+
+    Names of known models come before anything else.
 
     Raises:
-        FileNotFoundError: a folder that does not, a file that is no GGUF, or a known model that is not here yet.
+        FileNotFoundError: a folder without a checkpoint, a file that is no GGUF, or a known model that is not here yet.
     """
     known = known_model(name)
     if known is not None:
@@ -130,6 +132,7 @@ def source_of(name: str | Path) -> str | Path:
             )
         return known.folder
     place = Path(os.path.expanduser(name))
+    # Hub names have one slash at most; anything else that does not exist is a mistyped path and not worth a download
     looks_local = isinstance(name, Path) or name.startswith((".", "~", os.sep)) or name.count("/") > 1
     if not place.exists() and not looks_local and place.suffix.lower() != ".gguf":
         return str(name)
@@ -137,13 +140,14 @@ def source_of(name: str | Path) -> str | Path:
         return whole(place)
     remedy = "pass one written by save_pretrained"
     if place.is_dir():
+        # the remedy names something in the folder that can be opened: a GGUF file, or a checkpoint one level below
         what, inside = "is a folder without config.json", sorted(filter(is_gguf, place.iterdir()))
         remedy = f"pass its file {str(inside[0])!r}" if inside else remedy
         within = [path.parent for path in sorted([*place.glob("*/config.json"), *place.glob("*/adapter_config.json")])]
         within = [path for path in within if not path.name.startswith(".")]
         remedy = f"pass one of the checkpoints in it ({within[-1].name!r} ...)" if within else remedy
     elif place.exists():
-        what = "is a file, and no GGUF"
+        what = "is a file, but no GGUF file"
     else:
         what = "is no folder" if place.suffix.lower() != ".gguf" else "is no file"
     raise FileNotFoundError(
@@ -153,6 +157,6 @@ def source_of(name: str | Path) -> str | Path:
 
 
 def nearest_known(name: str) -> str:
-    """What to say about a name that leads nowhere: the known model it may mean, or all of them."""
+    """A hint for a name that was not found: the known model with a similar name, or all known names."""
     near = get_close_matches(name.lower(), KNOWN, n=1)
     return f"did you mean {near[0]!r}?" if near else f"known by name are {' and '.join(map(repr, KNOWN))}"

@@ -1,17 +1,18 @@
-"""Adapters of peft inside a model that is wrapped as it is: their weights stay trainable, and passes reach them."""
+"""Keeps peft adapters inside a wrapped model trainable, and checks that forward passes still use them."""
 
 from typing import Any
 
 import torch
 from torch import nn
 
-_OF_THE_MODEL = ("base_layer", "original_module")  # what an adapter's layer is put around
+_OF_THE_MODEL = ("base_layer", "original_module")  # parts of an adapter's layer that belong to the model
 
 
 class LiveAdapters:
-    """What a model has of adapters before it is wrapped, to be compared with what the bridge makes of them."""
+    """The adapters of a model before it is wrapped, to be compared with those that the bridge uses."""
 
     def __init__(self, hf_model: nn.Module) -> None:
+        # told by its module's name, so that peft, which is optional, need not be imported
         self._layers = {
             module: name for name, module in hf_model.named_modules() if type(module).__module__.startswith("peft.")
         }
@@ -19,11 +20,12 @@ class LiveAdapters:
         self._reached = self._passed(hf_model) if self._layers else set()
 
     def keep(self, model: Any, label: str) -> None:
-        """Let the caller train them through the bridge as before.
+        """Make the adapters that were trainable before trainable in the bridge.
 
         Raises:
-            ValueError: the wrapped passes leave some out, which would then be trained for nothing.
+            ValueError: passes of the bridge leave out an adapter, so that training it would have no effect.
         """
+        # wrapping has frozen all parameters
         for weight in self._trained:
             weight.requires_grad_(True)
         lost = sorted(self._layers[layer] for layer in self._reached - (self._passed(model) if self._layers else set()))
@@ -34,7 +36,7 @@ class LiveAdapters:
             )
 
     def _passed(self, model: Any) -> set[nn.Module]:
-        """The adapters' layers that a pass of the model goes through."""
+        """The adapters' layers that one forward pass of the model calls."""
         found: set[nn.Module] = set()
         handles = [layer.register_forward_pre_hook(lambda layer, given: found.add(layer)) for layer in self._layers]
         try:
@@ -47,6 +49,6 @@ class LiveAdapters:
 
 
 def _own_weights(layers: list[nn.Module]) -> list[nn.Parameter]:
-    """Parameters of the adapters, of whatever kind, and not of the model that they are put on."""
+    """The parameters of the adapters themselves, without those of the layers that they change."""
     named = [pair for layer in layers for pair in layer.named_parameters()]
     return [weight for name, weight in named if not any(part in _OF_THE_MODEL for part in name.split("."))]

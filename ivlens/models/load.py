@@ -1,4 +1,4 @@
-"""`load_model`: a Hugging Face decoder, checked and wrapped as a `TransformerBridge`."""
+"""`load_model`: opens a Hugging Face decoder, checks it and wraps it as a `TransformerBridge`."""
 
 import copy
 from contextlib import nullcontext
@@ -47,33 +47,33 @@ def load_model(
     revision: str | None = None,
     base: "str | Path | TransformerBridge | None" = None,
 ) -> TransformerBridge:
-    """Open a decoder-only language model, ready for hooks.
+    """Open a decoder-only language model as a bridge, ready for hooks.
 
-    The bridge is in eval mode without gradients, its logits were compared with those of the Hugging Face model before
-    wrapping, and `model.tokenizer` is exactly the tokenizer given, or else the checkpoint's own (one without a padding
-    token pads with its end-of-text token). Text given to the model gets a BOS token where that tokenizer adds one, and
-    only there. Adapters inside a given model (`peft_model.get_base_model()`) stay as trainable as they were.
+    The bridge is in eval mode and without gradients. Its logits were compared with those of the Hugging Face model
+    before wrapping. `model.tokenizer` is the given tokenizer itself, or else the checkpoint's; one without a padding
+    token pads with its end-of-text token. Text given to the model gets a BOS token exactly where the tokenizer adds
+    one. Adapters inside a given model (`peft_model.get_base_model()`) stay trainable if they were.
 
     Args:
         name: `"pocket"` (the built-in model), `"smollm2"` (a real one; `ivlens get smollm2` fetches it), a folder, a
-            GGUF file that transformers reads, or a name on the Hugging Face Hub. A folder of adapters written by peft
-            is merged into the model that they name. A folder that is called like a known model is `"./smollm2"`.
-        hf_model: A model in memory; it is wrapped in place. `name` is then only what results call it.
-        tokenizer: Its tokenizer. None: the checkpoint's; for a model in memory, that of the folder it was read from, or
-            none, which is enough for calls that take tokens.
+            GGUF file that transformers reads, or a name on the Hugging Face Hub. Adapters in a folder that peft wrote
+            are merged into the model that they name. Write `"./smollm2"` for a folder with a known model's name.
+        hf_model: A model in memory, which is wrapped in place; results then call it `name`.
+        tokenizer: The model's tokenizer. None: the checkpoint's; for a model in memory, that of the folder it was read
+            from, or none, which is enough for calls that take tokens.
         device: `"auto"`: where a given model is, otherwise the GPU if there is one.
         dtype: `"auto"`: as stored, but float16 becomes float32 on a CPU, and a GGUF file float32.
         revision: Branch, tag or commit on the Hub.
-        base: For a folder of adapters: the model they belong to, by name or as a bridge (which stays as it is); None:
-            the one they name.
+        base: For a folder of adapters: the model they belong to, by name or as a bridge (which is not changed); None:
+            the model that they name.
 
     Raises:
         FileNotFoundError: The folder does not exist or holds no checkpoint, or a known model is not here yet.
-        ImportError: A GGUF file, and no package `gguf`.
+        ImportError: A GGUF file, and the package `gguf` is not installed.
         ConnectionError: The Hub could not be reached, or has no such model.
         TypeError: `hf_model` is no transformers model.
-        ValueError: Encoder-decoder, no attention heads, NaN weights, a GGUF file that is cut, an architecture that is
-            not supported or not wrapped faithfully, or a device or dtype that does not exist.
+        ValueError: An encoder-decoder, no attention heads, NaN weights, a GGUF file that is cut, an architecture that
+            is not supported or gives other logits once wrapped, or a device or dtype that does not exist.
     """
     with bar(f"loading {name}" if hf_model is None else "wrapping the model"):
         return _loaded(name, hf_model, tokenizer, device, dtype, revision, base)
@@ -88,6 +88,7 @@ def _loaded(
     revision: str | None,
     base: "str | Path | TransformerBridge | None",
 ) -> TransformerBridge:
+    """What `load_model` does, without its progress bar."""
     if hf_model is not None and not (isinstance(hf_model, nn.Module) and hasattr(hf_model, "config")):
         raise TypeError(f"hf_model is {type(hf_model).__name__}, expected a transformers model (LlamaForCausalLM ...).")
     asked, place = _dtype(dtype), device_of(device, hf_model)
@@ -114,8 +115,8 @@ def _loaded(
     check_supported(hf_model, label)
     if asked is not None or next(hf_model.parameters()).device != place:
         hf_model = hf_model.to(device=place, dtype=asked)
-    origin = plain_origin(hf_model)
-    adapters = LiveAdapters(hf_model)  # the model may be that inside a peft wrapper, whose adapters the caller trains
+    origin = plain_origin(hf_model)  # before `boot`, which changes the model in place
+    adapters = LiveAdapters(hf_model)  # the caller may train adapters inside the model
     model = boot(hf_model, tokenizer, label)
     adapters.keep(model, label)
     remember_plain(model, origin)
@@ -130,9 +131,10 @@ def _adapted(
     dtype: torch.dtype | None,
     revision: str | None,
 ) -> tuple[Any, Any]:
-    """The plain model with the adapters of a folder merged, and its tokenizer: the one beside them, or else its own.
+    """The plain model with the adapters of a folder merged into it, and a tokenizer.
 
-    Adapters may belong to a model that is a folder of adapters itself.
+    The tokenizer is the given one, or that in the adapters' folder, or the model's. The model that the adapters belong
+    to may itself be a folder of adapters.
     """
     folder = whole(folder)
     has_own = tokenizer is not None or (folder / "tokenizer_config.json").is_file()
@@ -145,18 +147,19 @@ def _adapted(
     elif is_adapter(named):
         plain, tokenizer = _adapted(Path(named).expanduser(), None, tokenizer, dtype, revision)
     else:
+        # a revision in the adapters' description belongs to the model that they name, not to another one
         revision = named_revision(folder) if base is None and revision is None else revision
         plain, tokenizer = _opened(source_of(named), tokenizer, dtype, revision)
     template = folder / _TEMPLATE
     if tokenizer is not None and not has_own and template.is_file():
-        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer = copy.deepcopy(tokenizer)  # it may be that of the caller's bridge
         check_entries(folder)
         tokenizer.chat_template = read_foreign(template, MOST_TEMPLATE).decode("utf-8")
     return with_adapters(plain, folder).requires_grad_(False).eval(), tokenizer
 
 
 def _opened(source: str | Path, tokenizer: Any, dtype: torch.dtype | None, revision: str | None) -> tuple[Any, Any]:
-    """The plain model of a Hub name, a folder or a GGUF file, and the tokenizer given or else its own."""
+    """The plain model of a Hub name, a folder or a GGUF file, and the given tokenizer or else the model's."""
     if isinstance(source, Path) and source.is_file():
         return open_gguf(source, dtype), gguf_tokenizer(source) if tokenizer is None else tokenizer
     with without_retries() if isinstance(source, str) else nullcontext():
@@ -165,6 +168,11 @@ def _opened(source: str | Path, tokenizer: Any, dtype: torch.dtype | None, revis
 
 
 def _dtype(dtype: str | torch.dtype) -> torch.dtype | None:
+    """The dtype of that name; None for `"auto"`.
+
+    Raises:
+        ValueError: no dtype of fractions has that name.
+    """
     if dtype == "auto" or isinstance(dtype, torch.dtype):
         return None if dtype == "auto" else dtype
     found = getattr(torch, dtype.removeprefix("torch."), None)
@@ -174,10 +182,10 @@ def _dtype(dtype: str | torch.dtype) -> torch.dtype | None:
 
 
 def device_of(device: str | torch.device, hf_model: Any = None) -> torch.device:
-    """Where a model goes; `"auto"`: where a given one is, otherwise the GPU if there is one.
+    """The device for a model; for `"auto"` that of `hf_model` if given, otherwise the GPU if there is one.
 
     Raises:
-        ValueError: no such device, or none here.
+        ValueError: the device does not exist, or not on this machine.
     """
     if device == "auto":
         if hf_model is not None:
@@ -190,7 +198,7 @@ def device_of(device: str | torch.device, hf_model: Any = None) -> torch.device:
     if place.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device is {str(place)!r}, but torch {torch.__version__} sees no GPU here; use device='cpu'.")
     if place.type == "cuda" and place.index is None:
-        return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("cuda", torch.cuda.current_device())  # with its number, to compare equal with a parameter's
     return place
 
 
@@ -213,7 +221,7 @@ def _download(source: str | Path, dtype: torch.dtype | None, revision: str | Non
         check_fits(loaded, about, source)
         return loaded
     except OSError as error:
-        if isinstance(source, Path):
+        if isinstance(source, Path):  # `open_folder` has explained it
             raise
         raise _unreachable(source, error) from None
     except ValueError as error:
@@ -225,19 +233,20 @@ def _download(source: str | Path, dtype: torch.dtype | None, revision: str | Non
 
 
 def commit_of(name: str) -> dict[str, str]:
-    """The commit that a Hub name's main branch is at, as far as the Hub or what was fetched from it says."""
+    """The present commit of a Hub model's main branch, as `{"commit": ...}`; empty where it cannot be found out."""
     from transformers import AutoConfig
 
     try:
         with without_retries():
             commit = getattr(AutoConfig.from_pretrained(name, trust_remote_code=False), "_commit_hash", None)
-    except Exception as error:  # opening the model says what is wrong
+    except Exception as error:  # no error here: opening the model explains what is wrong
         pass_on_shortage(error)
         commit = None
     return {} if commit is None else {"commit": commit}
 
 
 def _unreachable(source: str, error: Exception) -> ConnectionError:
+    """The error, to be raised by the caller, for a name that is no folder and cannot be fetched."""
     return ConnectionError(
         f"model {source!r} is no folder here, and could not be fetched from the Hub ({first_line(error):.60}); "
         f"check name and connection, or pass a local checkpoint folder ({nearest_known(source)})."
@@ -245,6 +254,7 @@ def _unreachable(source: str, error: Exception) -> ConnectionError:
 
 
 def _own_tokenizer(source: str | Path, revision: str | None) -> Any:
+    """The tokenizer of a checkpoint folder or a Hub name."""
     from transformers import AutoTokenizer
 
     if isinstance(source, Path):
@@ -253,9 +263,9 @@ def _own_tokenizer(source: str | Path, revision: str | None) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(
             source, revision="main" if revision is None else revision, trust_remote_code=False
         )
-        if not tokenizer("The first 1 of 2, a")["input_ids"]:  # opened without the file of its vocabulary
+        if not tokenizer("The first 1 of 2, a")["input_ids"]:  # transformers opens one without its vocabulary file too
             raise ValueError("it makes no tokens of a text")
-    except Exception as error:  # of three libraries, one of them not in Python
+    except Exception as error:  # from three libraries, each with errors of its own
         pass_on_shortage(error)
         if isinstance(source, str):
             raise _unreachable(source, error) from None

@@ -1,4 +1,4 @@
-"""A look at a checkpoint folder before a library opens it: its files, and what its configuration says."""
+"""Checks the files and the configuration of a checkpoint folder before a library opens it."""
 
 import re
 from collections.abc import Iterator
@@ -9,35 +9,37 @@ from ivlens.common.foreign import foreign_json, is_regular
 from ivlens.models.opening import SAVE_AGAIN
 
 CONFIG = "config.json"
-_MOST_CONFIG = 2**22  # bytes; a thousand labels take a hundredth
-MOST_WORDS = 2**26  # bytes of a file of a tokenizer; those of a quarter of a million words have 35 MB
-MOST_TEMPLATE = 2**18  # bytes of a chat template; long ones have a tenth
+_MOST_CONFIG = 2**22  # bytes of config.json; one with a thousand labels has a hundredth of this
+MOST_WORDS = 2**26  # bytes of a tokenizer's file; a vocabulary of 250,000 words has 35 MB
+MOST_TEMPLATE = 2**18  # bytes of a chat template; long ones have a tenth of this
+# beginnings of names of files of a tokenizer
 _WORDS = ("tokenizer", "special_tokens", "added_tokens", "vocab", "merges", "chat_template", "spiece", "sentencepiece")
 _TEMPLATES = "additional_chat_templates"
-# What a configuration can name that would be fetched or run; ivlens says itself how attention is computed.
+# Entries of a configuration that make transformers fetch or run something. ivlens itself says how attention is
+# computed, so that these entries are left out.
 _NAMES_CODE = {
     "_attn_implementation", "_attn_implementation_internal", "attn_implementation", "_experts_implementation",
     "_experts_implementation_internal", "experts_implementation", "auto_map", "custom_pipelines", "custom_generate",
     "fusion_config", "kernel_config", "use_kernels", "_commit_hash", "name_or_path", "_name_or_path", "extra_files",
 }  # fmt: skip
-# Ways of storing weights whose modules call kernels that are fetched; both can be undone when they are read.
+# Quantisations that need fetched code: those of _UNDONE can be undone when weights are read, the others are refused.
 _UNDONE, _FETCHED = {"fp8", "mxfp4"}, {"metal", "fp_quant", "sinq", "four_over_six"}
-# Counts of which a configuration makes lists, before there is a model; others become shapes, which are compared, or
-# tell of the training.
+# Names of counts of which transformers makes lists before there is a model. Names that match _SHAPES are excepted:
+# they become shapes, which are compared with the weights, or tell of the training.
 _COUNTS = re.compile(r"^(num|n)_|labels?$|layer|depth|expert|block|repeat")
 _SHAPES = re.compile(
     r"position|ctx|embd|inner|size|dim|vocab|token|param|theta|hidden$|_(steps|samples|sequences|epochs)$"
 )
-_MOST_OF_THEM = 2**16
+_MOST_OF_THEM = 2**16  # largest value of such a count
 _SPECIAL_FILE = "a pipe, a socket or a device"
 
 
 def check_entries(folder: Path) -> None:
-    """Refuse a checkpoint folder in which a file would never end, or is far larger than such files are.
+    """Refuse a checkpoint folder with entries that are no files (reading a pipe never ends) or far too large.
 
     Raises:
-        FileNotFoundError: one of its entries is neither a file nor a folder.
-        ValueError: a configuration, a tokenizer or a chat template that is too large.
+        FileNotFoundError: an entry is neither a file nor a folder.
+        ValueError: a configuration, a tokenizer or a chat template is too large.
     """
     for path in _entries(folder):
         if not is_regular(path):
@@ -53,12 +55,14 @@ def check_entries(folder: Path) -> None:
 
 
 def _entries(folder: Path) -> Iterator[Path]:
+    """Everything in the folder, and in its subfolder of chat templates, which transformers reads too."""
     yield from folder.iterdir()
     if (folder / _TEMPLATES).is_dir():
         yield from (folder / _TEMPLATES).iterdir()
 
 
 def _limit(path: Path) -> int | None:
+    """The most bytes that a file of this name may have; None where there is no limit, as for weights."""
     if path.suffix == ".jinja" or path.name.startswith("chat_template"):
         return MOST_TEMPLATE
     if path.name == CONFIG:
@@ -67,11 +71,11 @@ def _limit(path: Path) -> int | None:
 
 
 def safe_config(folder: Path) -> dict[str, Any]:
-    """What `config.json` says, without what names code, and with counts that can be.
+    """The content of `config.json` without the entries that fetch or run code, its counts checked.
 
     Raises:
-        FileNotFoundError: it cannot be read.
-        ValueError: it is no JSON object, counts beyond reason, or weights stored in a way whose code is fetched.
+        FileNotFoundError: the file cannot be read.
+        ValueError: no JSON object, counts that are far too large, or a quantisation that needs fetched code.
     """
     label = f"model {str(folder)!r}"
     try:
@@ -88,6 +92,7 @@ def safe_config(folder: Path) -> dict[str, Any]:
 
 
 def _without_code(value: Any) -> Any:
+    """A part of a configuration without the entries that fetch or run code, at any depth."""
     if isinstance(value, list):
         return [_without_code(item) for item in value]
     if not isinstance(value, dict):
@@ -103,6 +108,7 @@ def _without_code(value: Any) -> Any:
 
 
 def _check_counts(value: Any, name: str = "") -> None:
+    """Refuse counts above the limit, at any depth; `name` is the entry that `value` belongs to."""
     if isinstance(value, dict):
         for inner, item in value.items():
             _check_counts(item, inner)

@@ -1,7 +1,7 @@
-"""What transformer_lens' attention does otherwise than some models, put right on one wrapped model.
+"""Corrects a wrapped model where the attention of transformer_lens differs from that of the model's family.
 
-`mend` is applied only to a model that the self-check refused without it, and the check decides again afterwards;
-`bound_masks` to all, where it changes nothing but NaN.
+`mend` is applied only to a model that the self-check refuses, which then checks again. `bound_masks` is applied to
+every model, and only prevents NaN.
 """
 
 from collections.abc import Callable
@@ -15,25 +15,26 @@ from ivlens.common.precision import HALF
 
 
 def mend(model: nn.Module) -> None:
-    """Change the attention of every block, in place, where it has the parts in question."""
+    """Correct the causal mask and the dtype of rotated queries and keys in every block, in place."""
     dtype = next(model.parameters()).dtype
     for block in getattr(model, "blocks", ()):
         attention = getattr(block, "attn", None)
         apply = getattr(attention, "_apply_reconstruct_attention_mask", None)
         if apply is not None:
-            # as an attribute of this one module: the class serves all families
+            # set on this one module, because other families share its class
             object.__setattr__(attention, "_apply_reconstruct_attention_mask", partial(_with_causal_mask, apply))
         if attention is not None and dtype in HALF:
             for name, point in attention.named_children():
-                if name.endswith(("rot_q", "rot_k")):  # what queries and keys pass after their rotation
+                if name.endswith(("rot_q", "rot_k")):  # the hook points after the rotation of queries and keys
                     object.__setattr__(point, "forward", partial(_in_dtype, dtype))
 
 
 def bound_masks(model: nn.Module) -> None:
-    """Keep what attention masks finite, in place, where a model computes in more or fewer digits than its softmax.
+    """Keep masked attention scores finite in every block, in place, where the softmax has another dtype than these.
 
-    A query of padding sees nothing. In float32 all its scores are the lowest number, and it gets some average; in
-    float64, and under autocast, that number is minus infinity to the softmax: NaN, which padded rows hand on.
+    A query at a padding token sees no key: all its scores are the lowest finite number, and the softmax gives an
+    average. In float64, and under autocast, this number is minus infinity in the softmax, which then gives NaN, and NaN
+    spreads to the real tokens of the row.
     """
     for block in getattr(model, "blocks", ()):
         attention = getattr(block, "attn", None)
@@ -43,18 +44,20 @@ def bound_masks(model: nn.Module) -> None:
 
 
 def _bounded(apply: Callable[..., Tensor], *args: Any, **given: Any) -> Tensor:
+    """The masked scores of `apply`, bounded from below."""
     scores = apply(*args, **given)
     if scores.dtype == torch.float64 or torch.is_autocast_enabled(scores.device.type):
-        # half of it, so that adding to it stays finite
+        # half of the lowest number, so that adding something to it stays finite
         kind = torch.float32 if scores.dtype == torch.float64 else scores.dtype
         scores = scores.clamp(min=torch.finfo(kind).min / 2)
     return scores
 
 
 def _with_causal_mask(apply: Callable[..., Tensor], **given: Any) -> Tensor:
-    """GPT-1 hands its blocks a mask of padding alone, one row for all queries, and hides the future inside attention.
+    """The masked scores of `apply`, with the causal mask added where the given mask covers padding alone.
 
-    transformer_lens takes every mask of four dimensions for a whole one, and would let tokens see what follows them.
+    GPT-1 gives its blocks a mask for padding only, with one row for all queries, and applies the causal mask inside
+    attention. transformer_lens takes any mask of four dimensions as complete, so that tokens would see later ones.
     """
     mask, scores = given["attention_mask"], given["attn_scores"]
     n_queries, n_keys = scores.shape[-2:]
@@ -70,5 +73,5 @@ def _with_causal_mask(apply: Callable[..., Tensor], **given: Any) -> Tensor:
 
 
 def _in_dtype(dtype: torch.dtype, rotated: Tensor) -> Tensor:
-    """OLMo's rotary tables are float32 in a model of half precision; queries and keys go back to its precision."""
+    """Rotated queries or keys in the model's dtype: OLMo's rotary tables turn those of half precision into float32."""
     return rotated.to(dtype)

@@ -1,4 +1,4 @@
-"""Adapters made part of a model's weights: the same logits as peft's own, or one refusal."""
+"""Merges adapters into a model's weights, and checks that the logits stay those that peft computes."""
 
 import json
 import warnings
@@ -19,17 +19,17 @@ from ivlens.common.precision import rounding_share
 from ivlens.models.adapters import CONFIG, WEIGHTS, Adapter, read_adapters
 from ivlens.models.bounds import check_bounds
 
-_PREFIX = "base_model.model."
+_PREFIX = "base_model.model."  # before the names of weights in an adapter's file
 
 
 def with_adapters(plain: Any, folder: str | Path) -> Any:
-    """`plain`, a fresh Hugging Face model, with the adapters of `folder` merged into its weights.
+    """The model `plain` with the adapters of `folder` merged into its weights; `plain` is used up.
 
-    Where the adapters were trained after the vocabulary had grown, the model's grows as well.
+    If the adapters were trained with a larger vocabulary, the embeddings are enlarged first.
 
     Raises:
         ImportError: peft is not installed.
-        ValueError: damaged adapters, some that are not whole, that do not fit the model, or that cannot be merged.
+        ValueError: the adapters are damaged or incomplete, do not fit the model, or cannot be merged.
     """
     try:
         from peft import PeftModel
@@ -51,7 +51,7 @@ def with_adapters(plain: Any, folder: str | Path) -> Any:
             _check_all_used(wrapped, name, set(adapter.tensors))
         wrapped.base_model.set_adapter(list(found))
         return merged(wrapped.eval())
-    except Exception as error:  # peft's, torch's and safetensors' own
+    except Exception as error:  # from peft, torch or safetensors, each with errors of its own
         pass_on_shortage(error)
         reason = f"{type(error).__name__}: {one_line(error)}"
         raise ValueError(
@@ -61,7 +61,10 @@ def with_adapters(plain: Any, folder: str | Path) -> Any:
 
 
 def _copied(adapter: Adapter, place: Path) -> Path:
-    """A folder with what was read and checked, for peft to open: it maps files, and reads what lies beside them."""
+    """A folder with the adapter as it was read and checked.
+
+    peft opens this copy: it maps files, which may change, and reads other files that lie beside them.
+    """
     place.mkdir()
     (place / CONFIG).write_text(json.dumps(dict(adapter.about)), encoding="utf-8")
     save_file({name: tensor.clone().contiguous() for name, tensor in adapter.tensors.items()}, place / WEIGHTS)
@@ -69,13 +72,13 @@ def _copied(adapter: Adapter, place: Path) -> Path:
 
 
 def merged(wrapped: Any) -> Any:
-    """The Hugging Face model inside a peft model, with the adapters that are on in its weights; `wrapped` is used up.
+    """The Hugging Face model inside a peft model, with the active adapters merged; `wrapped` is used up.
 
-    Input and output embeddings that share one weight get one each where an adapter changes one of them: peft's forward
-    pass leaves the other as it is, and its own merging does not.
+    Where an adapter changes one of two embeddings that share a weight, each gets a weight of its own: peft's forward
+    pass changes one of them alone, but its merging would change both.
 
     Raises:
-        ValueError: the logits are other ones afterwards.
+        ValueError: merging changes the logits by more than rounding.
     """
     probe = _probe(wrapped)
     with torch.no_grad(), _quietly():
@@ -86,14 +89,14 @@ def merged(wrapped: Any) -> Any:
         plain.requires_grad_(False)
         shared = _weight(plain.get_input_embeddings()) is _weight(plain.get_output_embeddings())
         if untied or not shared:
-            _say_untied(plain)
+            _record_untied(plain)
         got = plain(input_ids=probe, use_cache=False).logits
     _check_same(got, want)
     return plain
 
 
 def _untie(base: Any) -> bool:
-    """Give the output embedding a weight of its own where it shares one with the input's and either has an adapter."""
+    """Separate input and output embedding if they share a weight and one has an adapter; True if that was done."""
     ends = [base.get_input_embeddings(), base.get_output_embeddings()]
     if not any(hasattr(end, "base_layer") for end in ends):
         return False
@@ -105,28 +108,32 @@ def _untie(base: Any) -> bool:
 
 
 def _innermost(module: Any) -> Any:
+    """The model's own layer inside the layers of adapters around it."""
     while hasattr(module, "base_layer"):
         module = module.base_layer
     return module
 
 
 def _weight(module: Any) -> Tensor | None:
+    """A module's weight; None where it has none, or is None itself."""
     return getattr(module, "weight", None)
 
 
-def _say_untied(plain: Any) -> None:
+def _record_untied(plain: Any) -> None:
+    """Record in the configuration that the embeddings share no weight, or transformers ties them again on loading."""
     for config in {id(each): each for each in (plain.config, plain.config.get_text_config())}.values():
         config.tie_word_embeddings = False
 
 
 def _probe(model: Any) -> Int[Tensor, "1 pos"]:
-    """A few tokens from everywhere in the vocabulary, its end above all: that is where it grows."""
+    """One prompt with tokens from the whole vocabulary, its last ones too, because a vocabulary grows at its end."""
     n_words = model.get_input_embeddings().weight.shape[0]
     tokens = [*(number * 7 % n_words for number in range(8)), n_words // 2, n_words - 2, n_words - 1]
     return torch.tensor([tokens], device=next(model.parameters()).device).clamp(min=0)
 
 
 def _check_same(got: Float[Tensor, "1 pos d_vocab"], want: Float[Tensor, "1 pos d_vocab"]) -> None:
+    """Refuse logits that differ from `want` by more than rounding."""
     if got.shape != want.shape:
         raise ValueError(f"merged, the adapters give logits of shape {tuple(got.shape)}, not {tuple(want.shape)}")
     error = float((got - want).abs().max())
@@ -137,12 +144,17 @@ def _check_same(got: Float[Tensor, "1 pos d_vocab"], want: Float[Tensor, "1 pos 
 
 
 def _fit_vocabulary(plain: Any, adapters: list[dict[str, tuple[int, ...]]]) -> None:
-    """Give `plain` as many words as the embeddings have that are in the adapters' files.
+    """Resize the embeddings of `plain` to the number of words in the adapters' files, if these hold embeddings.
+
+    Args:
+        plain: The model, changed in place.
+        adapters: For each adapter, the shapes of its weights by name.
 
     Raises:
-        ValueError: several numbers of words, or words without weights.
+        ValueError: the adapters have different numbers of words, or more words than they have weights for.
     """
     names = {name for name, weight in plain.named_parameters(remove_duplicate=False) if _is_end(plain, weight)}
+    # how many words the embeddings in the files have; more than one number cannot be one model
     rows = {shapes[key][0] for shapes in adapters for key in shapes if _stripped(key) in names}
     n_words = plain.get_input_embeddings().weight.shape[0]
     if not rows - {n_words}:
@@ -154,21 +166,30 @@ def _fit_vocabulary(plain: Any, adapters: list[dict[str, tuple[int, ...]]]) -> N
     if max(rows) > n_words and not (names & held if tied else names <= held):
         lacking = ", ".join(sorted(names - held))
         raise ValueError(f"their vocabulary has {rows.pop()} words, the model's {n_words}, and no file has {lacking}")
-    with torch.random.fork_rng(devices=[]):  # what is drawn is overwritten
+    with torch.random.fork_rng(devices=[]):  # new rows are drawn, and then overwritten
         plain.resize_token_embeddings(rows.pop(), mean_resizing=False)
 
 
 def _is_end(plain: Any, weight: Tensor) -> bool:
+    """Whether a weight is that of the input or output embedding."""
     return any(weight is _weight(end) for end in (plain.get_input_embeddings(), plain.get_output_embeddings()))
 
 
 def _stripped(key: str) -> str:
-    """The name that a weight in an adapter's file has in the plain model, where it is one of its own."""
+    """The name that a weight of an adapter's file has in the plain model, if it replaces one of the model's weights."""
     return key.removeprefix(_PREFIX).replace(".base_layer.", ".").replace(".modules_to_save.", ".")
 
 
 def _check_all_used(wrapped: Any, name: str, listed: set[str]) -> None:
-    """Refuse an adapter whose file lacks some of its weights, or has some that are nobody's."""
+    """Refuse an adapter whose file lacks weights, or has weights that neither adapter nor model uses.
+
+    peft only warns: it makes up missing weights and ignores needless ones.
+
+    Args:
+        wrapped: The peft model with the adapter loaded.
+        name: Name of the adapter.
+        listed: Names of the weights in its file.
+    """
     from peft import get_peft_model_state_dict
 
     own = set(get_peft_model_state_dict(wrapped, adapter_name=name, save_embedding_layers=False))
@@ -182,7 +203,7 @@ def _check_all_used(wrapped: Any, name: str, listed: set[str]) -> None:
 
 @contextmanager
 def _quietly() -> Iterator[None]:
-    """Without peft's warnings: of weights that it makes up, which are refused, and of tied ones, which are compared."""
+    """In the body, peft does not warn of missing weights, which are refused here, or tied ones, which are untied."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="peft")
         warnings.filterwarnings("ignore", message="Found missing adapter keys")

@@ -1,4 +1,4 @@
-"""Opening what others wrote with a library that does not expect the worst: one clear error instead of its own."""
+"""Checks before and after a library opens a checkpoint, and one clear error wherever the library fails."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -11,19 +11,20 @@ from ivlens.common.names import can_be_path, one_line
 from ivlens.models.known import KNOWN
 
 SAVE_AGAIN = "expected a checkpoint written by save_pretrained; save or download it again"
-# of a whole model, in the order in which transformers looks for them
+# names of files with the weights of a whole model, in the order in which transformers looks for them
 WEIGHT_FILES = (
     "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
 )  # fmt: skip
-_SLACK = 16  # numbers in a byte of weights, far more than any way of storing them
+_SLACK = 16  # most numbers that one byte of weights may hold, far more than any quantisation stores
+# entries of a configuration that, times the width, give the size of some weight
 _SIZES = ("vocab_size", "num_hidden_layers", "intermediate_size", "max_position_embeddings")
 
 
 def check_name(name: str | Path) -> None:
-    """Refuse what cannot be a model's name, before the system is asked about it.
+    """Refuse a text that cannot be a model's name, before the file system or the Hub is asked for it.
 
     Raises:
-        ValueError: empty, longer than a path or one of its parts can be, or with letters that no name has.
+        ValueError: the name is empty, too long for a path, or contains letters that cannot be printed.
     """
     text = str(name)
     if not can_be_path(text) or not text.isprintable():
@@ -34,35 +35,44 @@ def check_name(name: str | Path) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in one line; its kind, where it says nothing."""
+    """The first line of an error's text that is not blank; the name of its class where the text is empty."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 @contextmanager
 def opened_by(library: str, label: str, remedy: str) -> Iterator[None]:
-    """Errors of the body as one sentence with the model's name.
+    """Turn any error of the body into one sentence with the model's name.
+
+    Args:
+        library: The library that the body calls.
+        label: The model, as the error names it.
+        remedy: The end of the sentence: what is expected, and what to do.
 
     Raises:
-        FileNotFoundError: for an error of the system.
-        ValueError: for all others.
+        FileNotFoundError: the body raised an OSError.
+        ValueError: the body raised another error.
     """
     try:
         yield
     except BaseException as error:
-        # what a Rust library raises in its panic is no Exception
+        # a panic in a Rust library (tokenizers) is a BaseException, but no Exception
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         reason = one_line(error)
-        if type(error).__name__ == "UnpicklingError":  # torch advises to run what is in it
+        if type(error).__name__ == "UnpicklingError":  # torch's text advises to load the file unsafely
             reason = "a file of weights is damaged or holds more than tensors; nothing else is read"
-        if is_out_of_memory(error):  # a file may ask for more than there is of its own will: one error for both
+        if is_out_of_memory(error):  # whether the model is large or its file lies about its size
             remedy = "as it needs more memory than there is; use a smaller one, or dtype='bfloat16'"
         kind = FileNotFoundError if isinstance(error, OSError) else ValueError
         raise kind(f"{label} cannot be opened by {library} ({type(error).__name__}: {reason}), {remedy}.") from error
 
 
 def check_sizes(config: Any, source: Path) -> None:
-    """Refuse a configuration of a model that a folder's or a file's weights cannot be, before memory is asked for.
+    """Refuse a configuration with sizes that the weights cannot have, before memory is taken for them.
+
+    Args:
+        config: The configuration.
+        source: The checkpoint folder or GGUF file; the size of its weights in bytes is compared.
 
     Raises:
         ValueError: sizes that are no positive whole numbers, or that need far more weights than there are.
@@ -83,6 +93,7 @@ def check_sizes(config: Any, source: Path) -> None:
                 "save or download the checkpoint again."
             )
         weights = value * (width if isinstance(width, int) else 1)
+        # 2**20: tiny models have few bytes; 4: positions are often computed, and so not among the weights
         if n_bytes and weights > _SLACK * (4 if name == "max_position_embeddings" else 1) * max(n_bytes, 2**20):
             raise ValueError(
                 f"model {str(source)!r}: {name} is {value:,} in {where}, but its weights have {n_bytes:,} bytes, "
@@ -91,17 +102,19 @@ def check_sizes(config: Any, source: Path) -> None:
 
 
 def check_fits(hf_model: Any, about: Mapping[str, Any], label: str, shapes: Mapping[str, Any] | None = None) -> None:
-    """Refuse a checkpoint that lacks weights, or holds some that the model has no place for.
+    """Refuse a checkpoint that lacks weights of the model, or holds weights that the model does not have.
 
-    transformers makes up the former at random and leaves out the latter, and only warns: five layers of six are another
-    model. What other programs and older versions leave in a file that is no weight (masks, frequencies) may stay.
+    transformers only warns, draws missing weights at random and ignores needless ones, and the result is another model.
+    Tables that older versions saved beside the weights (masks, frequencies) are allowed.
 
     Args:
-        about: What transformers says about loading it.
-        shapes: Of the tensors in the file, by name; None: leftovers are told by their names alone.
+        hf_model: The model as transformers loaded it.
+        about: The record of missing and unexpected weights that transformers returned with it.
+        label: The model, as the error names it.
+        shapes: Shapes of the tensors in the files, by name; None: tables are told by their names alone.
 
     Raises:
-        ValueError: some parameter is not in it, or something is in it that is none.
+        ValueError: a parameter is missing, or the checkpoint holds a weight that is no parameter.
     """
     lacking = sorted(set(about["missing_keys"]) & {name for name, _ in hf_model.named_parameters()})
     if lacking:
@@ -119,10 +132,11 @@ def check_fits(hf_model: Any, about: Mapping[str, Any], label: str, shapes: Mapp
 
 
 def _is_left_over(name: str, shapes: Mapping[str, Any] | None) -> bool:
-    """Whether it is no weight but a table or a mask that can be computed."""
+    """Whether a tensor of this name and shape is a table or a mask that can be computed, and no weight."""
     if _TABLE.search(name):
         return True
     shape = None if shapes is None else shapes.get(name)
+    # `attention.bias` may also be a bias, of one dimension; masks have four dimensions or, as one number, none
     return bool(_MASK.search(name)) and (shape is None or len(shape) in (0, 4))
 
 

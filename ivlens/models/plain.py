@@ -1,8 +1,8 @@
-"""The Hugging Face model behind a bridge as it was before it was wrapped, and where its parts are.
+"""Makes the plain Hugging Face model of a bridge again, as it was before wrapping, for training and saving.
 
-Wrapping changes a model in place, and a bridge's weights cannot be trained or saved as usual: adapters on fused
-projections are silently ignored there, and their files get names that peft does not know. So what is trained is a fresh
-copy of the plain model, made from the weights that the bridge itself still uses.
+Wrapping changes a model in place. In a bridge, adapters on fused projections would be ignored without an error, and
+saved adapters would get names that peft does not know. So fine-tuning works on a fresh copy of the plain model, made
+from the weights that the bridge uses.
 """
 
 import copy
@@ -22,9 +22,9 @@ class ModulePaths:
 
     Attributes:
         blocks: The decoder blocks, whose output is `resid_post`.
-        projections: Attention's output projection, whose input is all heads' `z` side by side.
-        attn_out: The module whose output attention adds to the residual stream, as far as there is one: the
-            projection, or the norm after it.
+        projections: Attention's output projections, whose input is all heads' `z` side by side.
+        attn_out: The modules whose output attention adds to the residual stream: the projections, or the norms that
+            follow them.
     """
 
     blocks: tuple[str, ...]
@@ -34,6 +34,8 @@ class ModulePaths:
 
 @dataclass(frozen=True, eq=False)
 class _Origin:
+    """What is kept of a plain model: its class, configuration, weights, and the names of its modules by `id`."""
+
     kind: type[nn.Module]
     config: Any
     state: dict[str, Tensor]
@@ -44,29 +46,30 @@ _PLAIN: WeakKeyDictionary[TransformerBridge, _Origin] = WeakKeyDictionary()
 
 
 def plain_origin(hf_model: nn.Module) -> _Origin:
-    """What is needed to make the model again; to be taken before it is wrapped. Holds its weights, no copies."""
+    """What is needed to make a model again; call it before wrapping. It holds the weights themselves, no copies."""
     names = {id(module): name for name, module in hf_model.named_modules()}
     return _Origin(type(hf_model), copy.deepcopy(hf_model.config), dict(hf_model.state_dict()), names)
 
 
 def remember_plain(model: TransformerBridge, origin: _Origin) -> None:
-    """Keep it for as long as the bridge lives."""
+    """Keep `origin` for `plain_model`, as long as the bridge is in memory."""
     _PLAIN[model] = origin
 
 
 def plain_model(model: TransformerBridge) -> Any:
-    """A fresh Hugging Face model with the weights of `model`, in eval mode, on its device and in its dtype.
+    """A new Hugging Face model with copies of the weights of `model`, in eval mode, on its device and in its dtype.
 
     Raises:
-        TypeError: a bridge that `load_model` did not make.
-        ValueError: the weights do not make the model again, as with adapters inside it or weights changed by hand.
+        TypeError: `load_model` did not make the bridge.
+        ValueError: the copy cannot be made or gives other logits, as with adapters inside the bridge or weights that
+            were changed by hand.
     """
     origin = _origin(model)
     parameter = next(model.parameters())
     try:
-        # clones: what fits is taken over as it is, and would then be shared with the bridge
+        # clones, because from_pretrained may use tensors as they are: training the copy would change the bridge
         state = {name: tensor.detach().clone() for name, tensor in origin.state.items()}
-        with torch.random.fork_rng(devices=[]):  # building a model draws, and callers' draws are theirs
+        with torch.random.fork_rng(devices=[]):  # building a model draws, and must not change the caller's draws
             made: Any = origin.kind
             plain = made.from_pretrained(
                 None, config=copy.deepcopy(origin.config), state_dict=state, dtype=parameter.dtype
@@ -79,10 +82,10 @@ def plain_model(model: TransformerBridge) -> Any:
 
 
 def module_paths(model: TransformerBridge) -> ModulePaths:
-    """Where blocks and projections are in the plain model.
+    """The names of blocks and projections in the plain model.
 
     Raises:
-        TypeError: a bridge that `load_model` did not make.
+        TypeError: `load_model` did not make the bridge.
     """
     names = _origin(model).names
     blocks = [block.original_component for block in model.blocks]
@@ -96,12 +99,14 @@ def module_paths(model: TransformerBridge) -> ModulePaths:
 
 
 def _origin(model: TransformerBridge) -> _Origin:
+    """What was remembered of the bridge's plain model."""
     if model not in _PLAIN:
-        raise TypeError("the model was not opened by ivlens.load_model, expected one that was.")
+        raise TypeError("model was not opened by ivlens.load_model, expected a bridge of it; open it with load_model.")
     return _PLAIN[model]
 
 
 def _check_same(model: TransformerBridge, plain: nn.Module) -> None:
+    """Refuse a copy that gives other logits than the bridge."""
     parameter = next(model.parameters())
     probe = torch.arange(8, device=parameter.device)[None] * 7 % model.cfg.d_vocab
     with torch.no_grad():

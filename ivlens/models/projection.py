@@ -1,4 +1,4 @@
-"""What attention's output projection does to each head, adapters included, as one matrix for each head."""
+"""The matrix `W_O` of each head, read from attention's output projection with any adapters on it."""
 
 import copy
 from collections.abc import Iterator
@@ -12,21 +12,21 @@ from torch import Tensor, nn
 from ivlens.common.precision import FULL, rounding_share
 from ivlens.models.boot import TransformerBridge
 
-_SIZE = 10.0  # of random inputs: an adapter that depends on its input shows it
+_SIZE = 10.0  # size of random inputs; large, so that an adapter that is not linear shows it
 
 
 def is_plain(module: nn.Module) -> bool:
-    """Whether a projection is its weight and nothing else: no adapter around it."""
+    """Whether a projection is an ordinary linear layer, without an adapter around it."""
     from transformers.pytorch_utils import Conv1D
 
     return isinstance(module, nn.Linear | Conv1D)
 
 
 def head_matrices(model: TransformerBridge, layer: int) -> Float[Tensor, "n_heads d_head d_model"]:
-    """`W_O` of every head of one layer, with the adapters that are on it.
+    """`W_O` of every head of one layer, with the effect of active adapters.
 
     Raises:
-        ValueError: an adapter that depends on its input.
+        ValueError: an adapter whose effect is not linear in its input.
     """
     attention = model.blocks[layer].attn
     module = getattr(attention.o, "original_component", attention.o)
@@ -36,19 +36,26 @@ def head_matrices(model: TransformerBridge, layer: int) -> Float[Tensor, "n_head
 
 
 def adapted_weight(module: nn.Module, n_heads: int, d_head: int, label: str) -> Float[Tensor, "n_heads d_head d_model"]:
-    """The matrix of a projection with adapters around it, as they are now: merged or not, on or off.
+    """The matrix of a projection with adapters around it, in their present state: merged or not, on or off.
 
-    It is read off the module itself, which is asked for unit vectors, so that any kind of adapter counts as it computes
-    (LoRA, DoRA, IA³, VeRA, OFT ...), a copy of the whole module among them. Biases belong to no head.
+    The module is applied to unit vectors, so that any kind of adapter is included as it computes (LoRA, DoRA, IA³,
+    VeRA, OFT, a trained copy of the module ...). Biases are left out, because they belong to no head.
+
+    Args:
+        module: The projection.
+        n_heads: Number of heads.
+        d_head: Width of a head's output.
+        label: The projection, as the error names it.
 
     Raises:
-        ValueError: what the module adds is no matrix: it depends on its input.
+        ValueError: the module without its bias is not linear, so that it is no matrix.
     """
     parameter = next(module.parameters())
     exact = _in_float32(module)
     with torch.no_grad():
         unit = torch.eye(n_heads * d_head, dtype=next(exact.parameters()).dtype, device=parameter.device)
         weight = written_by(exact, unit)
+        # for random inputs, the matrix gives the same output only if the module is linear
         generator = torch.Generator().manual_seed(0)
         probe = _SIZE * torch.randn(4, len(unit), generator=generator).to(unit)
         want = written_by(exact, probe)
@@ -62,14 +69,16 @@ def adapted_weight(module: nn.Module, n_heads: int, d_head: int, label: str) -> 
 
 
 def written_by(module: nn.Module, values: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_model"]:
-    """What a projection makes of its input, without bias, dropout and hooks, with gradients."""
-    call: Any = module.forward  # hooks belong to the model's own passes
+    """The output of a projection without bias, dropout and hooks; gradients are kept."""
+    call: Any = module.forward  # not module(...), which runs hooks that belong to the model's passes
     with _without_dropout(module):
+        # the output for zeros is the bias, whatever module it comes from
         return call(values[None])[0] - call(torch.zeros_like(values[:1])[None])[0]
 
 
 @contextmanager
 def _without_dropout(module: nn.Module) -> Iterator[None]:
+    """In the body, the module and its parts are in eval mode; afterwards each is in its earlier mode."""
     training = [part for part in module.modules() if part.training]
     for part in training:
         part.training = False
@@ -81,9 +90,9 @@ def _without_dropout(module: nn.Module) -> Iterator[None]:
 
 
 def _in_float32(module: nn.Module) -> nn.Module:
-    """A copy in float32 where the numbers are shorter, so that taking away the bias does not round the rest."""
+    """The module, copied to float32 if it is in half precision, where subtracting the bias would round the result."""
     if all(parameter.dtype in FULL for parameter in module.parameters()):
         return module
     if not all(parameter.is_floating_point() for parameter in module.parameters()):
-        return module  # quantised: it computes as it does
+        return module  # quantised weights cannot be converted like this
     return copy.deepcopy(module).float()

@@ -1,4 +1,4 @@
-"""Whether a wrapped model is the same model: the same calls before and after wrapping, and what they gave."""
+"""Checks that a wrapped model gives the same logits as before it was wrapped, with padding and with a cache."""
 
 import inspect
 from dataclasses import dataclass
@@ -12,17 +12,17 @@ from ivlens.common.memory import pass_on_shortage
 from ivlens.common.precision import FULL, rounding_share
 from ivlens.models.opening import first_line, opened_by
 
-_N_COLUMNS = 6
-_N_PADDED = 2  # columns of padding in the second row, so that masks, positions and caches are all at work
+_N_COLUMNS = 6  # tokens of each prompt, padding included
+_N_PADDED = 2  # columns of padding in the second prompt, so that masks and positions matter
 
 
 @dataclass(frozen=True)
 class PlainLogits:
-    """What the Hugging Face model says, before it is wrapped, to two prompts of unequal length, padded on the left.
+    """Logits of a Hugging Face model, before it is wrapped, for two prompts, the second padded on the left.
 
     Attributes:
-        first: At the columns that are real in both prompts, without the last.
-        last: At the last column, after a cache of the others; None where the model keeps no cache.
+        first: Logits at the columns where both prompts have real tokens, without the last column.
+        last: Logits at the last column, computed with a cache of the others; None for a model without a cache.
     """
 
     first: Float[Tensor, "2 pos d_vocab"]
@@ -30,16 +30,16 @@ class PlainLogits:
 
 
 def plain_logits(hf_model: Any, label: str) -> PlainLogits:
-    """Ask the model as transformers' own generation would: with masks, and with positions where it takes them.
+    """The logits of a model that is not wrapped yet, called as transformers' generation does: with masks and positions.
 
     Raises:
-        ValueError: transformers cannot run it, or its logits are not finite.
+        ValueError: transformers cannot run the model, or its logits are not finite.
     """
     tokens, mask = probe_prompts(hf_model)
     places = _positions(hf_model, mask)
     with torch.no_grad(), opened_by("transformers", f"model {label!r}", "expected one that runs; check its config"):
         first, cache = _first(hf_model, tokens[:, :-1], mask[:, :-1], _cut(places, slice(0, -1)))
-    if not bool(torch.isfinite(first[0]).all()):  # of padded prompts some families make NaN themselves, in float64
+    if not bool(torch.isfinite(first[0]).all()):  # of padding some families make NaN in float64
         raise ValueError(f"model {label!r} gives logits that are not finite; load it with dtype='float32'.")
     last = None
     if cache is not None:
@@ -47,16 +47,21 @@ def plain_logits(hf_model: Any, label: str) -> PlainLogits:
             try:
                 given = {"past_key_values": cache, "use_cache": True, **_cut(places, slice(-1, None))}
                 last = hf_model(tokens[:, -1:], attention_mask=mask, **given).logits
-            except Exception as error:  # what transformers itself cannot do with a cache, nothing has to equal
+            except Exception as error:  # transformers itself cannot use the cache, so that there is nothing to compare
                 pass_on_shortage(error)
                 last = None
     return PlainLogits(first, last)
 
 
 def difference(model: Any, hf_model: Any, want: PlainLogits) -> str | None:
-    """What the bridge does otherwise than the model did before it was wrapped; None: nothing, up to rounding.
+    """How the bridge's logits differ from those before wrapping, as a phrase; None if only by rounding.
 
-    The bridge is called as ivlens calls it everywhere: with a mask, and with positions of its own making.
+    The bridge is called as everywhere in ivlens: with a mask, from which it makes the positions itself.
+
+    Args:
+        model: The bridge.
+        hf_model: The model inside it.
+        want: The logits before wrapping.
     """
     tokens, mask = probe_prompts(hf_model)
     n_kept = _N_COLUMNS - _N_PADDED
@@ -64,7 +69,7 @@ def difference(model: Any, hf_model: Any, want: PlainLogits) -> str | None:
         try:
             plain = model(tokens, attention_mask=mask, use_cache=False, logits_to_keep=n_kept)[:, -n_kept:-1]
             last = None if want.last is None else _stepped(model, tokens, mask)
-        except Exception as error:  # whatever the wrapped model stumbles over
+        except Exception as error:  # any error in a pass of the bridge is a difference too
             pass_on_shortage(error)
             return f"fails ({type(error).__name__}: {first_line(error):.60})"
     for where, got, wanted in (("on padded prompts", plain, want.first), ("with a cache", last, want.last)):
@@ -76,16 +81,17 @@ def difference(model: Any, hf_model: Any, want: PlainLogits) -> str | None:
 
 
 def _first(hf_model: Any, tokens: Tensor, mask: Tensor, places: dict[str, Tensor]) -> tuple[Tensor, Any]:
-    """Logits at the columns that are real in both prompts, and the cache, if the model gives one."""
+    """Logits at the columns where both prompts have real tokens, and the cache or None."""
     try:
         out = hf_model(tokens, attention_mask=mask, use_cache=True, **places)
-    except Exception as error:  # a family without a cache; if it is something else, the next line says so
+    except Exception as error:  # perhaps a family without a cache; any other fault is raised by the next line
         pass_on_shortage(error)
         out = hf_model(tokens, attention_mask=mask, use_cache=False, **places)
     return out.logits[:, _N_PADDED:], getattr(out, "past_key_values", None)
 
 
 def _stepped(model: Any, tokens: Tensor, mask: Tensor) -> Tensor:
+    """Logits of the bridge at the last column, computed with a cache of the others."""
     _, cache = model(tokens[:, :-1], attention_mask=mask[:, :-1], use_cache=True, return_type="logits_and_cache")
     return model(tokens[:, -1:], attention_mask=mask, past_key_values=cache)
 
@@ -96,25 +102,33 @@ def off_by(
     single: float = 1e-3,
     dtype: torch.dtype | None = None,
 ) -> tuple[float, float]:
-    """How far logits are off, and the most that may be rounding: a share (`single` in float32) of the largest.
+    """The largest error of logits, and the largest that rounding explains, a share of the largest logit.
 
-    `dtype` is that of the model, where its logits have another.
+    Args:
+        got: The logits to judge.
+        want: The logits that they should equal.
+        single: The share in float32.
+        dtype: Dtype of the model; None: that of `want`.
+
+    Returns:
+        `(error, allowed)`; the error is NaN where the shapes differ.
     """
     if got.shape != want.shape:
         return float("nan"), 0.0
-    whole = torch.isfinite(want).all(-1).all(-1)  # rows of which transformers itself makes no NaN
+    whole = torch.isfinite(want).all(-1).all(-1)  # leaves out rows for which transformers itself gives NaN
     if not bool(whole.any()):
         return 0.0, 0.0
     got, want = got[whole], want[whole]
     errors = (got - want).abs().float().amax(-1)
     dtype = dtype or want.dtype
-    # in half precision rounding alone may route one token to another expert: the median of each row then
+    # in half precision rounding alone can send a token to another expert, so that single tokens may be far off:
+    # there the median of each row counts
     error = float(errors.max() if dtype in FULL else errors.median(-1).values.max())
     return error, rounding_share(dtype, single) * max(1.0, float(want.abs().max()))
 
 
 def probe_prompts(hf_model: Any) -> tuple[Int[Tensor, "2 pos"], Int[Tensor, "2 pos"]]:
-    """Two prompts and their mask; padding is token 0, as everywhere in ivlens."""
+    """The two prompts of the check and their mask; padding is token 0, as everywhere in ivlens."""
     n_words = hf_model.get_input_embeddings().weight.shape[0]
     device = next(hf_model.parameters()).device
     tokens = (torch.arange(2 * _N_COLUMNS, device=device) * 7 % n_words).reshape(2, _N_COLUMNS)
@@ -124,7 +138,7 @@ def probe_prompts(hf_model: Any) -> tuple[Int[Tensor, "2 pos"], Int[Tensor, "2 p
 
 
 def _positions(hf_model: nn.Module, mask: Tensor) -> dict[str, Tensor]:
-    """Positions counted from the first real token, for models to which the bridge gives them as well."""
+    """Positions counted from the first real token, as an argument, for models to which the bridge gives them too."""
     from transformer_lens.utilities.position_ids import accepts_mask_derived_position_ids
 
     if "position_ids" not in inspect.signature(hf_model.forward).parameters:
@@ -135,4 +149,5 @@ def _positions(hf_model: nn.Module, mask: Tensor) -> dict[str, Tensor]:
 
 
 def _cut(places: dict[str, Tensor], columns: slice) -> dict[str, Tensor]:
+    """The positions of some columns; empty for models that take none."""
     return {name: value[:, columns] for name, value in places.items()}

@@ -1,8 +1,8 @@
-"""A look at a tokenizer's files before one is made of them: texts must not grow without bounds, nor take for ever.
+"""Refuses a tokenizer whose files make texts grow without bounds, or whose patterns take too long.
 
-A tokenizer is a list of replacements and patterns. Ten that double a text make a thousand letters of one, and some
-patterns need years for a line. Growth is computed from the file; patterns of a suspicious build are tried in a process
-of their own, on texts that such patterns fear.
+A tokenizer is a list of replacements and patterns. Ten replacements that each double a text make a thousand letters of
+one, and some patterns need years for one line. Growth is computed from the file. Patterns that may be slow are tried
+in a process of their own, on texts that are hard for such patterns.
 """
 
 import re
@@ -15,16 +15,18 @@ from ivlens.common.programs import finishes
 from ivlens.models.looks import MOST_WORDS, check_entries
 
 _FILE, _OPTIONS = "tokenizer.json", "tokenizer_config.json"
-_MOST_GROWTH = 64  # letters that may become of one; those of real tokenizers become two or three
-_MOST_PIECES = 64  # of a prompt's frame, and letters that are put before every text
-_MOST_SPECIAL = 2**15  # words beside the vocabulary; models that speak have 28,672, which take seconds
+_MOST_GROWTH = 64  # letters that replacements may make of one; in real tokenizers two or three
+_MOST_PIECES = 64  # tokens of the frame around a text, and letters put before every text
+_MOST_SPECIAL = 2**15  # special words; speech models have 28,672, and these already take seconds to add
+# entries of tokenizer_config.json that list special words
 _SPECIAL = ("additional_special_tokens", "extra_special_tokens", "added_tokens_decoder")
 _REMEDY = "save the tokenizer again, or pass tokenizer="
 
-# A group that is repeated, a reference to one, or large counts: only such patterns can take for ever.
+# Patterns that can be slow: they repeat a group, refer back to one, or contain large counts.
 _SUSPICIOUS = re.compile(r"\)\s*(?:[*+]|\{\d*,)|\\[1-9]|\\k|\(\?[0-9R&]|\{\d{3,}|\{\d*,\d{3,}")
 _REPEATED = re.compile(r"[*+]|\{\d*,\}")
-_MOST_REPEATED = 2  # in one alternative: `a*a*a*` is slow as well
+_MOST_REPEATED = 2  # repetitions in one alternative of a pattern; `a*a*a*` is slow as well
+# run in a process of its own, which can be ended
 _TRY = """
 from tokenizers import Tokenizer
 made = Tokenizer.from_file(given["file"])
@@ -36,11 +38,11 @@ for text in given["texts"]:
 
 
 def check_words(folder: Path) -> None:
-    """Refuse a tokenizer of which texts grow beyond measure, or whose patterns take too long.
+    """Refuse a tokenizer that makes texts grow too much, has slow patterns, or has too many special words.
 
     Raises:
-        FileNotFoundError: a file that is none, or cannot be read.
-        ValueError: as said, or too many special words.
+        FileNotFoundError: an entry of the folder is no file, or cannot be read.
+        ValueError: growth, patterns, special words or the size of a file are beyond the limits.
     """
     check_entries(folder)
     options, made = _read(folder / _OPTIONS), _read(folder / _FILE)
@@ -58,13 +60,13 @@ def check_words(folder: Path) -> None:
     parts = [made.get(part) for part in ("normalizer", "pre_tokenizer", "decoder")]
     patterns = sorted({pattern for part in parts for pattern in _patterns(part)})
     if any(map(_is_suspicious, patterns)):
-        if not finishes(_TRY, {"file": str((folder / _FILE).resolve()), "texts": _feared(patterns)}):
+        if not finishes(_TRY, {"file": str((folder / _FILE).resolve()), "texts": _hard_texts(patterns)}):
             got = f"takes too long or too much memory for a line of text (pattern {max(patterns, key=len)!r:.60})"
             raise _refused(folder, got, "one that reads it at once")
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """What a file says; nothing where there is none, or where it is no JSON object, which its library will tell."""
+    """The JSON object in a file; empty where there is none, as the library that opens the tokenizer will explain."""
     if not path.is_file():
         return {}
     try:
@@ -75,16 +77,19 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _check_part(folder: Path, name: str, part: Any) -> None:
+    """Refuse a part of a tokenizer (normalizer, decoder ...) that makes texts grow too much."""
+    # growth multiplies: each replacement works on what the last one has made
     growth, added, pieces = 1, 0, 0
     for inner in _objects(part):
         match inner.get("type"):
             case "Replace":
                 growth *= _growth(inner.get("pattern"), str(inner.get("content", "")))
-            case "ByteLevel" if name == "normalizer":
+            case "ByteLevel" if name == "normalizer":  # a letter of several bytes becomes as many letters
                 growth *= 2
             case _:
                 pass
         added += sum(len(str(inner.get(key, ""))) for key in ("prepend", "replacement", "prefix", "suffix"))
+        # tokens around a text, as BOS: "single" for one text, "pair" for two, each token possibly with many ids
         frames = [inner.get(key) for key in ("single", "pair")]
         pieces = max([pieces, *(len(frame) for frame in frames if isinstance(frame, list))])
         words = inner.get("special_tokens")
@@ -96,15 +101,16 @@ def _check_part(folder: Path, name: str, part: Any) -> None:
 
 
 def _growth(pattern: Any, content: str) -> int:
-    """How many letters a replacement makes of one, at most."""
+    """The most letters that a replacement can make of one letter."""
     fixed = pattern.get("String") if isinstance(pattern, Mapping) else None
     if isinstance(fixed, str) and fixed:
         return max(1, -(-len(content) // len(fixed)))
+    # an empty pattern matches before every letter; a regular expression may match one letter
     return max(1, len(content)) if fixed is None else len(content) + 1
 
 
 def _objects(part: Any) -> Iterator[dict[str, Any]]:
-    """A part of a tokenizer and all that it consists of."""
+    """All mappings in a part of a tokenizer, at any depth, itself included."""
     if isinstance(part, dict):
         yield part
         for value in part.values():
@@ -115,6 +121,7 @@ def _objects(part: Any) -> Iterator[dict[str, Any]]:
 
 
 def _patterns(part: Any) -> Iterator[str]:
+    """All regular expressions in a part of a tokenizer."""
     for inner in _objects(part):
         pattern = inner.get("Regex")
         if isinstance(pattern, str):
@@ -122,6 +129,8 @@ def _patterns(part: Any) -> Iterator[str]:
 
 
 def _is_suspicious(pattern: str) -> bool:
+    """Whether a pattern can be slow, so that it has to be tried."""
+    # character classes are harmless and may contain any sign: each becomes one letter before the look
     without_classes = re.sub(r"(\\.)|\[(?:\\.|[^\]\\])*\]", lambda found: found[1] or "c", pattern)
     if _SUSPICIOUS.search(without_classes) or len(pattern) > 2**12:
         return True
@@ -129,10 +138,11 @@ def _is_suspicious(pattern: str) -> bool:
     return any(len(_REPEATED.findall(part)) > _MOST_REPEATED for part in bare.split("|"))
 
 
-def _feared(patterns: list[str]) -> list[str]:
-    """Lines of one letter with another one at their end, of all letters that the patterns name.
+def _hard_texts(patterns: list[str]) -> list[str]:
+    """Texts that are hard for slow patterns: one letter many times, with another letter at the end or none.
 
-    Of several lengths: a pattern that wants a letter some number of times takes long on a little more of them alone.
+    The letters are those that the patterns name. Several lengths are needed, because a pattern with a count is slow
+    only on texts that are a little longer than the count.
     """
     letters = dict.fromkeys([*"a 1.\n", "ä", *(letter for pattern in patterns for letter in pattern)])
     ends = ("", "!", "\x01")
@@ -140,4 +150,5 @@ def _feared(patterns: list[str]) -> list[str]:
 
 
 def _refused(folder: Path, got: str, expected: str) -> ValueError:
+    """The error, to be raised by the caller, for a tokenizer that cannot be used."""
     return ValueError(f"the tokenizer in {str(folder)!r} {got}, expected {expected}; {_REMEDY}.")

@@ -1,1 +1,1 @@
-"""The built-in model: its corpus, its training and its card. Weights and task bank are package data."""
+"""How the built-in model is made and measured: its texts, its training, its card. Its weights are in `ivlens/data`."""

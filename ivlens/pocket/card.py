@@ -1,7 +1,7 @@
-"""The pocket model's card: what it can do, measured, beside the bars it was built to reach.
+"""Measures what the pocket model can do, and compares it with the targets it was built for (`ivlens pocket card`).
 
-`ivlens pocket card` prints it. Everything is judged on inputs of one split: facts have to be seen in training to be
-known, so the splits separate what chooses heads and means (`fit`, `select`) from what judges them (`test`).
+The model has seen the inputs of every split in training, because a fact has to be seen to be known. So the splits do
+not separate training from testing: `fit` and `select` choose heads, means and settings, and `test` judges them.
 """
 
 import platform
@@ -32,19 +32,20 @@ from ivlens.vectors.vector import InstructionVector
 
 Split = Literal["select", "test"]
 SHARED = "words"  # the group of inputs that many tasks share, so that only the instruction decides
+# 19 random draws are the fewest with which p can reach 0.05, see docs/method.md, 6 Intervention and its controls
 N_HEADS, N_DRAWS = 10, 19
 
 
 @dataclass(frozen=True)
 class Bar:
-    """What a measure is, and the value it should reach (`at_least`) or not exceed (`at_most`); None: reported only."""
+    """One measure's title and target: reach `at_least`, do not exceed `at_most`; with neither it is only reported."""
 
     title: str
     at_least: float | None = None
     at_most: float | None = None
 
     def verdict(self, value: float) -> str:
-        """`holds`, `FAILED`, or nothing where there is no bar."""
+        """`holds` or `FAILED`; an empty text where there is no target."""
         if self.at_least is not None:
             return "holds" if value >= self.at_least else "FAILED"
         if self.at_most is not None:
@@ -52,7 +53,7 @@ class Bar:
         return ""
 
     def text(self) -> str:
-        """The bar as a table cell."""
+        """The target as a table cell."""
         if self.at_least is not None:
             return f"≥ {self.at_least:.2f}"
         return f"≤ {self.at_most:.2f}" if self.at_most is not None else ""
@@ -76,14 +77,14 @@ BARS = {
 
 @dataclass(frozen=True, eq=False)
 class Card:
-    """Measures of a pocket model.
+    """What was measured of a pocket model.
 
     Attributes:
-        measures: name, title, value (accuracy), low, high (95 % interval), exact (the share of answers with nothing
-            behind them), bar, verdict; one row per entry of `BARS`.
+        measures: one row for each entry of `BARS`: name, title, value (accuracy), low and high (95 % interval), exact
+            (the share of answers after which the text ends), bar (the target), verdict.
         tasks: accuracy of every task under every condition that needs no vector.
-        interventions: every shared-input task under every control, with the setting each of them chose.
-        about: model, bank, split, seed, versions.
+        interventions: every shared-input task with its vector and under every control, each with its chosen setting.
+        about: model, bank, split, seed and versions of the measurement.
     """
 
     measures: pd.DataFrame
@@ -95,18 +96,19 @@ class Card:
 def measure_card(
     model: str | TransformerBridge = "pocket", *, split: Split = "test", seed: int = 0, progress: bool = False
 ) -> Card:
-    """Measure a pocket model on the inputs of `split`. Takes a few minutes.
+    """Measure a pocket model on the inputs of `split`; takes a few minutes.
 
-    Layers, strengths and sites are always searched on `select`; with `split="select"` they are judged there as well,
-    which is good for comparing designs and for nothing else.
+    Layers, strengths and sites are always searched on `select`. With `split="select"` they are judged on the same
+    inputs: good enough to compare two designs of the model, but too good to be reported.
     """
     with showing_progress(progress):
         return _measured(load_model(model) if isinstance(model, str) else model, split, seed)
 
 
 def _measured(bridge: TransformerBridge, split: Split, seed: int) -> Card:
+    """What `measure_card` does, with an open model and without its progress bars."""
     bank = load_bank()
-    tasks = [task for task in bank.values() if task.in_training]
+    tasks = [task for task in bank.values() if task.in_training]  # the others are for fine-tuning: it never saw them
     judged = pd.concat(
         [_judge_task(bridge, bank, task, split, seed) for task in ticking(tasks, "tasks", "tasks")],
         ignore_index=True,
@@ -136,9 +138,10 @@ def _judge_task(
 def _prompts(
     tokenizer: Any, bank: Mapping[str, Task], task: Task, split: Split, seed: int
 ) -> list[tuple[str, PromptBatch]]:
+    """The prompts of one task under every condition without a vector, each batch with its condition's name."""
     examples = task.split(split, seed)
     batches = []
-    for template in ("plain", "after"):
+    for template in ("plain", "after"):  # the model was trained on both orders of instruction and input
         ways = (("seen_instructions", TASK), ("held_out_instructions", task.held_out_instructions))
         for condition, instruction in ways:
             recipe = PromptRecipe(template, instruction, seed=seed)
@@ -149,7 +152,8 @@ def _prompts(
     if task.inputs == SHARED:
         recipe = PromptRecipe(seed=seed)
         batches.append(("bare", build_prompts(tokenizer, task, examples, recipe, corruption="drop")))
-    # Words without rule prompts are spelled out in prose, or no rule could apply to them: `spell` is no test of that.
+    # The training prose spells out these words, because the model cannot know their letters otherwise. That gives
+    # away the answers of `spell`, so this rule is left out.
     if task.name in RULES and task.name != "spell":
         words = [word for word in unseen_rule_words(bank)[1] if split_of(word, seed) == split]
         unseen = [TaskExample(word, (RULES[task.name](word),)) for word in words]
@@ -158,7 +162,7 @@ def _prompts(
 
 
 def _clozes(tokenizer: Any, task: Task, examples: Sequence[TaskExample]) -> list[PromptBatch]:
-    """Every cloze with its share of the examples."""
+    """One batch for each of the task's clozes; every example is asked by one cloze."""
     batches = []
     for i, cloze in enumerate(task.clozes):
         beginning = cloze.replace("{x}", "{input}")
@@ -170,7 +174,7 @@ def _clozes(tokenizer: Any, task: Task, examples: Sequence[TaskExample]) -> list
 
 
 def _interventions(bridge: TransformerBridge, tasks: Sequence[Task], split: Split, seed: int) -> pd.DataFrame:
-    """Each shared-input task's vector and its controls."""
+    """Judge the vector of each task in `tasks` beside its controls; one table for all."""
     vectors: dict[str, InstructionVector] = {}
     for task in ticking(tasks, "vectors", "tasks"):
         effects = head_effects(bridge, task, recipe=PromptRecipe(seed=seed))
@@ -186,6 +190,7 @@ def _interventions(bridge: TransformerBridge, tasks: Sequence[Task], split: Spli
 
 
 def _measures(judged: pd.DataFrame, interventions: pd.DataFrame) -> pd.DataFrame:
+    """The table `Card.measures`: one row for each entry of `BARS`."""
     table = []
     prompts = {str(name): rows for name, rows in judged.groupby("condition")}
     vectors = {str(name): rows for name, rows in interventions.groupby("condition")}
@@ -203,32 +208,38 @@ def _measures(judged: pd.DataFrame, interventions: pd.DataFrame) -> pd.DataFrame
 
 
 def mean_over_tasks(rows: pd.DataFrame) -> tuple[float, float, float]:
-    """Mean over tasks, with Wilson's 95 % interval over distinct inputs.
+    """Mean accuracy over tasks, with the ends of Wilson's 95 % interval over distinct inputs.
 
-    Tasks that share their inputs count together, and the prompts of one input count once: as many inputs as give a mean
-    over groups of tasks the same variance.
+    All answers to one input count as one observation, because they are not independent. The interval is that of the
+    number of inputs with which a simple mean would vary as much as this mean over groups of tasks does.
     """
     total, n_tasks, variance = 0.0, len(set(rows["task"])), 0.0
     for _, group in rows.groupby("group"):
         table = group.pivot_table(index="input", columns="task", values="correct", aggfunc="mean")
         total += float(table.to_numpy(float).mean(0).sum())
+        # a group's mean varies as 1 / (its inputs), and enters the whole mean with its share of the tasks
         variance += (table.shape[1] / n_tasks) ** 2 / len(table)
-    mean, n_inputs = total / n_tasks, max(1, int(1 / variance + 1e-9))
+    mean, n_inputs = total / n_tasks, max(1, int(1 / variance + 1e-9))  # 1 / (1 / 49) is a little below 49
     return mean, *wilson(min(mean, 1.0) * n_inputs, n_inputs)
 
 
 def _mean_of_rows(rows: pd.DataFrame) -> tuple[float, float, float]:
-    """Means of values and of interval ends: the tasks share their inputs, so their errors do not average out."""
+    """Mean accuracy and mean interval ends of several rows.
+
+    The tasks share their inputs, so that their errors do not average out: the interval of the mean is not narrower.
+    """
     accuracy, low, high = rows[["accuracy", "accuracy_lo", "accuracy_hi"]].to_numpy(float).mean(0).tolist()
     return accuracy, low, high
 
 
 def _task_table(judged: pd.DataFrame) -> pd.DataFrame:
+    """The table `Card.tasks`: one row for each task, one column for each condition."""
     wide = judged.pivot_table(index="task", columns="condition", values="correct", aggfunc="mean")
     return wide.reindex(columns=[name for name in BARS if name in wide.columns]).reset_index()
 
 
 def _about(bridge: TransformerBridge, split: Split, seed: int) -> dict[str, Any]:
+    """The facts about model and measurement in `Card.about`."""
     identity = model_identity(bridge)
     packages = ("torch", "transformers", "transformer-lens")
     return {

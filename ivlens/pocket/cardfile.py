@@ -1,4 +1,4 @@
-"""A card as text: JSON, a table for the terminal, and the page beside the weights."""
+"""Writes a card as JSON, as a table for the terminal, and as the page that lies beside the weights."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,8 @@ the training prose."""
 
 
 def card_json(card: Card) -> str:
-    """Everything, as one JSON object; numbers that JSON lacks become null."""
+    """The whole card as one JSON object; NaN and infinite numbers become null."""
+    # pandas writes null for NaN, which strict JSON does not have
     tables = {
         name: json.loads(getattr(card, name).to_json(orient="records", double_precision=6))
         for name in ("measures", "tasks", "interventions")
@@ -30,7 +31,7 @@ def card_json(card: Card) -> str:
 
 
 def card_table(card: Card) -> str:
-    """The measures as a Markdown table."""
+    """The card's measures as a Markdown table."""
     lines = ["| measure | value | 95 % interval | exact | bar | |", "|---|---|---|---|---|---|"]
     for row in card.measures.to_dict("records"):
         numbers = f"{row['value']:.3f} | {row['low']:.3f} – {row['high']:.3f} | {row['exact']:.3f}"
@@ -39,7 +40,8 @@ def card_table(card: Card) -> str:
 
 
 def write_card(card: Card, folder: Path) -> None:
-    """Write `MODEL_CARD.md` and `card.json` into `folder`, in one step."""
+    """Write `MODEL_CARD.md` and `card.json` into `folder`: both or, if anything fails, neither."""
+    # the evaluation has more columns; a page has room for these
     columns = [
         "task",
         "condition",
@@ -71,12 +73,14 @@ def write_card(card: Card, folder: Path) -> None:
 
 
 def _markdown(frame: pd.DataFrame) -> str:
+    """A table of pandas as a Markdown table, without its index."""
     cells = [[_cell(value) for value in row] for row in frame.itertuples(index=False)]
     head = [f"| {' | '.join(map(str, frame.columns))} |", "|" + "---|" * len(frame.columns)]
     return "\n".join(head + [f"| {' | '.join(row)} |" for row in cells])
 
 
 def _cell(value: Any) -> str:
+    """A value as the text of a table cell; NaN and None are empty."""
     if isinstance(value, float):
         return "" if value != value else f"{value:.3f}"
     if isinstance(value, dict):

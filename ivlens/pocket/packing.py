@@ -1,4 +1,4 @@
-"""Pack texts into rows of fixed length and say who may attend to whom."""
+"""Packs several texts into each row of a batch, and makes the mask that says which tokens attend to which."""
 
 import random
 from collections.abc import Sequence
@@ -14,12 +14,12 @@ from ivlens.pocket.corpus import ANSWER, CONTEXT, OTHER, QUERY, Corpus, Span
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-EOS_WEIGHT = 0.3
+EOS_WEIGHT = 0.3  # of the end-of-text token in the loss: easy to learn, and in every text
 
 
 @dataclass(frozen=True)
 class EncodedText:
-    """One tokenised text. `weights[i]` is the weight of predicting token i from the ones before it."""
+    """One tokenised text. `weights[i]` is the weight in the loss of predicting token `i` from the tokens before it."""
 
     tokens: list[int]
     roles: list[int]
@@ -28,7 +28,7 @@ class EncodedText:
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """Rows of several texts each. `mask` is True where attention is allowed."""
+    """One batch: rows of several texts each. `mask` is True where a token may attend to another."""
 
     tokens: Int[Tensor, "row pos"]
     positions: Int[Tensor, "row pos"]
@@ -44,14 +44,14 @@ def token_id(tokenizer: "PreTrainedTokenizerFast", name: str) -> int:
 
 
 def encode_spans(tokenizer: "PreTrainedTokenizerFast", spans: Sequence[Span]) -> EncodedText:
-    """Tokenise a text whole, then give every token the role and weight of the span in which it starts."""
+    """Tokenise the spans as one text; every token gets the role and weight of the span in which it starts."""
     text = "".join(span.text for span in spans)
     encoding = tokenizer(text, return_offsets_mapping=True)
     ends, total = [], 0
     for span in spans:
         total += len(span.text)
         ends.append(total)
-    roles, weights, at = [OTHER], [0.0], 0
+    roles, weights, at = [OTHER], [0.0], 0  # the BOS token, which no span contains
     for start, _ in encoding["offset_mapping"][1:]:
         while start >= ends[at]:
             at += 1
@@ -75,13 +75,23 @@ def draw_batch(
     routed: float,
     progress: float,
 ) -> PackedBatch:
-    """Fill `rows` rows of `length` tokens with texts; a share `routed` of the texts is routed through the cue."""
+    """A batch of `rows` rows of `length` tokens, filled with drawn texts.
+
+    Args:
+        corpus: where texts are drawn.
+        tokenizer: the pocket model's tokenizer.
+        rng: decides every draw.
+        rows: number of rows.
+        length: tokens in a row.
+        routed: share of the texts in which instruction and input meet only at the cue.
+        progress: share of the training that is done, from 0 to 1.
+    """
     tokens = torch.full((rows, length), token_id(tokenizer, "pad_token"))
     positions, text_ids, roles = (torch.zeros(rows, length, dtype=torch.long) for _ in range(3))
     weights = torch.zeros(rows, length)
     is_routed = torch.zeros(rows, length, dtype=torch.bool)
     used, misses, text_id = [0] * rows, 0, 0
-    while misses < 3:
+    while misses < 3:  # three texts that fit nowhere: the batch is as good as full
         text = encode_spans(tokenizer, corpus.draw(rng, progress))
         n, route = len(text.tokens), rng.random() < routed
         row = next((r for r in range(rows) if used[r] + n <= length), None)
@@ -91,9 +101,11 @@ def draw_batch(
         text_id += 1
         at = slice(used[row], used[row] + n)
         tokens[row, at] = torch.tensor(text.tokens)
+        # every text begins at position 0, as prompts do
         positions[row, at] = torch.arange(n)
         roles[row, at] = torch.tensor(text.roles)
         weights[row, at] = torch.tensor(text.weights)
+        # texts count from 1: 0 stays for padding, which attends to padding alone, so that no softmax is over nothing
         text_ids[row, at], is_routed[row, at] = text_id, route
         used[row] += n
     return PackedBatch(tokens, positions, attention_rule(text_ids, roles, is_routed), weights)
@@ -102,9 +114,15 @@ def draw_batch(
 def attention_rule(
     text_ids: Int[Tensor, "row pos"], roles: Int[Tensor, "row pos"], routed: Bool[Tensor, "row pos"]
 ) -> Bool[Tensor, "row 1 pos pos"]:
-    """Causal within each text; in routed texts query and context are blind to each other, the answer to the context.
+    """The attention mask: causal within each text, and with fewer connections inside routed texts.
 
-    The cue is then the only place where instruction and input meet; later answer tokens read the task from there.
+    In a routed text neither query nor context sees the other, and the answer does not see the context. So instruction
+    and input meet only at the cue, and answer tokens can read the task only from there.
+
+    Args:
+        text_ids: which text a token belongs to; 0 for padding.
+        roles: role of each token (`CONTEXT`, `QUERY` ...).
+        routed: whether the token's text is routed.
     """
     pos = text_ids.shape[1]
     causal = torch.ones(pos, pos, dtype=torch.bool).tril()

