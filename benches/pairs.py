@@ -11,7 +11,6 @@ general tasks together.
 """
 
 import argparse
-import json
 from dataclasses import replace
 from functools import partial
 from itertools import permutations
@@ -23,7 +22,9 @@ from sequences import OPTIONS as SEQUENCE_OPTIONS
 from tuning import TASKS, chosen
 
 from ivlens import load_model
-from ivlens.runs.suites import BenchOptions, Cell, CellResult, Grid, load_suite
+from ivlens.common.store.store import KEPT
+from ivlens.runs.suites import BenchOptions, Cell, Grid, load_suite
+from ivlens.runs.suites.keeping import kept_cells
 from ivlens.tuning import IVKL, METHODS, RECIPES, GuidanceRecipe, HeadConsistency, Rehearse
 
 WEIGHTS = {
@@ -74,8 +75,7 @@ def run(out: Path, parts: list[str], orders: list[int], seeds: int) -> None:
 def kept(out: Path) -> pd.DataFrame:
     """One row for each method, weight, guidance and learning rate, means over runs."""
     rows = []
-    for file in sorted(out.glob("cells/*.json")):
-        one = CellResult.from_dict(json.loads(file.read_text())["result"])
+    for one in kept_cells(out / KEPT):
         method, _, weight = one.cell.method.partition("@")
         reached = sum(max(row["new"] for row in curve) >= TARGET for curve in one.curves)
         scores = {"reached": reached, "ap": one.metrics.ap, "forget": one.metrics.forget, "gp": one.metrics.gp_change}

@@ -12,7 +12,6 @@ committed yet, keeps every one, and can be interrupted; `show` reads the committ
 """
 
 import argparse
-import json
 from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
@@ -22,7 +21,9 @@ from common import machine_line, write_section
 from tuning import chosen
 
 from ivlens import load_model
-from ivlens.runs.suites import BenchOptions, CellResult, Grid, all_cells, load_suite
+from ivlens.common.store.store import KEPT
+from ivlens.runs.suites import BenchOptions, Grid, all_cells, load_suite
+from ivlens.runs.suites.keeping import kept_cells
 from ivlens.runs.suites.report import cell_frame, markdown, summary_of
 from ivlens.tuning import TuneOptions
 
@@ -70,8 +71,7 @@ def with_committed(cells: pd.DataFrame) -> pd.DataFrame:
 
 def kept(out: Path) -> pd.DataFrame:
     """One row for each cell, and how many of its tasks reached the target."""
-    read = [json.loads(file.read_text()) for file in sorted(out.glob("cells/*.json"))]
-    results = [CellResult.from_dict(one["result"]) for one in read]
+    results = kept_cells(out / KEPT)
     cells = cell_frame(results)
     cells["reached"] = [sum(max(row["new"] for row in curve) >= TARGET for curve in one.curves) for one in results]
     cells["steps"] = [sum(int(curve[-1]["step"]) for curve in one.curves) for one in results]

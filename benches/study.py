@@ -10,7 +10,6 @@ cells that are committed.
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,8 +20,9 @@ from common import machine_line, table, write_section
 
 from ivlens import load_model
 from ivlens.analysis.dynamics import predictors
-from ivlens.common.kept import digest
-from ivlens.common.saves import filling
+from ivlens.common.store.entries import TABLE
+from ivlens.common.store.keys import versions
+from ivlens.common.store.store import Store
 from ivlens.models import model_identity
 from ivlens.prompts.recipe import PromptRecipe, plain_options
 from ivlens.runs.study import StudyOptions, claim_table, run_study
@@ -37,38 +37,37 @@ ORDERS = (
 # the study's default, and the longer training that was tried first
 REGIMES = {"short": StudyOptions(), "long": StudyOptions(steps=120, decay="constant")}
 HERE = Path(__file__).parent
-TABLES = ("evidence", "tasks", "new_scores")
+TABLES = {"evidence": TABLE, "tasks": "tasks.parquet", "new_scores": "new_scores.parquet"}
 
 
 def run(out: Path, orders: Sequence[int], seeds: Sequence[int], n_cells: int | None, regime: str) -> None:
     torch.set_num_threads(1)
-    model = load_model("pocket")
+    model, store = load_model("pocket"), Store(out)
     for seed in seeds:
         for order in orders:
             options = replace(REGIMES[regime], new=ORDERS[order], recipe=PromptRecipe(seed=seed), seed=seed)
-            folder = out / f"{regime}-order{order}-seed{seed}"
-            key = digest([plain_options(options), model_identity(model).key])
-            about = folder / "about.json"
-            if about.exists():
-                if json.loads(about.read_text())["key"] != key:
-                    raise SystemExit(f"{folder} was run with other options; use another folder, or remove it.")
+            run = f"{regime}-order{order}-seed{seed}"
+            what = {"kind": "study", "options": plain_options(options), "model": model_identity(model).key}
+            if store.find(what | versions()) is not None:
                 continue
             if n_cells == 0:
                 return
             n_cells = None if n_cells is None else n_cells - 1
-            found = run_study(options, model=model)
-            with filling(folder) as scratch:
-                for name in TABLES:
+
+            def fill(folder: Path, options: StudyOptions = options, run: str = run) -> None:
+                found = run_study(options, model=model)
+                for name, file in TABLES.items():
                     frame = found.dynamics.tasks if name == "tasks" else getattr(found, name)
-                    frame.assign(run=folder.name).to_parquet(scratch / f"{name}.parquet")
-                (scratch / "about.json").write_text(json.dumps({"key": key, "seconds": found.seconds}))
-            print(f"{folder.name}: {found.seconds:.0f} s", flush=True)
+                    frame.assign(run=run).to_parquet(folder / file)
+
+            made = store.put(what | versions(), fill, {"run": run}).made
+            print(f"{run}: {made['seconds']:.0f} s", flush=True)
 
 
 def kept(out: Path) -> dict[str, pd.DataFrame]:
     """All cells, one below the other."""
-    folders = sorted(path.parent for path in out.glob("*/about.json"))
-    return {name: pd.concat([pd.read_parquet(one / f"{name}.parquet") for one in folders]) for name in TABLES}
+    entries = Store(out).entries("study")
+    return {name: pd.concat([pd.read_parquet(one.path(file)) for one in entries]) for name, file in TABLES.items()}
 
 
 def committed() -> dict[str, pd.DataFrame]:

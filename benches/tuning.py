@@ -10,7 +10,6 @@ above: old tasks at equal new-task score. Both scores are on *select*.
 """
 
 import argparse
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -18,7 +17,9 @@ import pandas as pd
 from common import machine_line, table, write_section
 
 from ivlens import load_model
+from ivlens.common.store.store import KEPT
 from ivlens.runs.suites import BenchOptions, Cell, CellResult, Grid, load_suite
+from ivlens.runs.suites.keeping import kept_cells
 from ivlens.runs.suites.report import curve_frame
 from ivlens.tuning import IVKL, RECIPES, GuidanceRecipe, HeadConsistency, Progressive, Rehearse, TuneOptions
 
@@ -111,8 +112,7 @@ def _said(cell: Cell) -> None:
 
 
 def kept(out: Path) -> list[CellResult]:
-    files = sorted(out.glob("*/cells/*.json"))
-    return [CellResult.from_dict(json.loads(file.read_text())["result"]) for file in files]
+    return [one for folder in sorted(out.glob(f"*/{KEPT}")) for one in kept_cells(folder)]
 
 
 def with_committed(results: Sequence[CellResult]) -> pd.DataFrame:

@@ -2,8 +2,10 @@
 
 import json
 import math
+import shutil
 import struct
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,9 @@ from fuzzing import (
 )
 from hypothesis import strategies as st
 
+from ivlens.common.store.entries import MANIFEST, _seal
+from ivlens.runs.suites.keeping import RESULT_FILE
+
 
 class FileTargets:
     """Everything that reads one file, each as a strategy of inputs and a function that tries one.
@@ -41,7 +46,9 @@ class FileTargets:
         self._sandbox, self._stage = sandbox, stage.read_bytes()
         self._safetensors = {"vector": vector.read_bytes(), "effects": effects.read_bytes()}
         self._grid, self._cell = grid, cell
-        self._kept, self._whole = (grid.folder / "cells" / f"{cell.name}.json").read_bytes(), grid.kept(cell)
+        entry = grid.store.find(grid.what(cell))
+        self._kept, self._whole, self._place = entry.path(RESULT_FILE).read_bytes(), grid.kept(cell), entry.folder
+        self._saved = Path(shutil.copytree(entry.folder, grid.folder / "saved"))
         self.tallies: dict[str, Tally] = {}
 
     def files(self) -> dict[str, tuple[st.SearchStrategy[Any], Case]]:
@@ -196,27 +203,30 @@ class FileTargets:
             header["__metadata__"]["ivlens"] = as_json(about).decode()
             data = safetensors_file(header, tensors)
         path = self._write("stage.safetensors", data)
-        self._tried("stage", lambda: [Stage.load(path)[0].vector(name) for name in Stage.load(path)[0].tasks])
+        self._tried("stage", lambda: [Stage.load(path).vector(name) for name in Stage.load(path).tasks])
 
     def cell_bytes(self, drawn: Any) -> None:
-        self._used_cell("kept cell, bytes", broken(self._kept, drawn))
+        """The file alone is changed."""
+        self._used_cell("kept cell, bytes", broken(self._kept, drawn), None)
 
     def cell_content(self, drawn: Any) -> None:
-        from ivlens.runs.suites.runner import _seal
+        """The file is changed, and its checksum in the manifest, as someone would who knows how."""
+        data = as_json(edited(json.loads(self._kept), drawn))
+        about = json.loads((self._saved / MANIFEST).read_text())
+        about.pop("seal")
+        about["files"][RESULT_FILE] = [sha256(data).hexdigest(), len(data)]
+        self._used_cell("kept cell, content", data, about | {"seal": _seal(about)})
 
-        record = json.loads(self._kept)
-        record.pop("seal")
-        record = edited(record, drawn)
-        if isinstance(record, dict):
-            record["seal"] = _seal(json.loads(json.dumps(record)))  # as someone would who knows how
-        self._used_cell("kept cell, content", as_json(record))
-
-    def _used_cell(self, name: str, data: bytes) -> None:
+    def _used_cell(self, name: str, data: bytes, manifest: dict[str, Any] | None) -> None:
         from ivlens.runs.suites import summary
         from ivlens.runs.suites.report import cell_frame, curve_frame, score_frame
 
-        path = self._grid.folder / "cells" / f"{self._cell.name}.json"
-        path.write_bytes(data)
+        shutil.rmtree(self._place, ignore_errors=True)
+        shutil.rmtree(self._grid.store.folder / "damaged", ignore_errors=True)
+        shutil.copytree(self._saved, self._place)
+        (self._place / RESULT_FILE).write_bytes(data)
+        if manifest is not None:
+            (self._place / MANIFEST).write_text(json.dumps(manifest))
 
         def use() -> Any:
             kept = self._grid.kept(self._cell)

@@ -14,6 +14,7 @@ from sweeping import write_grid
 from ivlens.common.store import Store
 from ivlens.models import load_model
 from ivlens.runs.suites import BenchOptions, Cell, CellResult, Grid, Suite
+from ivlens.runs.suites.keeping import write_cell
 from ivlens.runs.sweep import LocalExecutor, make_plan, read_grid, run_sweep
 from ivlens.tuning import Learner, TuneOptions
 from ivlens.tuning.training.data import training_set
@@ -66,7 +67,9 @@ def make_targets(folder: Path) -> Targets:
     more = {"adapters": learner.save(folder / "adapters"), "checkpoint": folder / "model"}
     suite = Suite("pocket", (task, tiny_task("synonym", "Give a synonym.", 2)), dict.fromkeys(NEW, "suite_accuracy"))
     grid, cell = Grid(model, lambda order: suite, BenchOptions(), folder / "bench"), Cell("lora")
-    grid.keep(CellResult(cell, NEW, [[0.0, 0.25], [1.0, 0.5], [0.75, 1.0]], [{"a": 1.0}, {"a": 0.5}], [], CURVES, 1.5))
+    general = [{"a": 1.0}, {"a": 0.5}]
+    result = CellResult(cell, NEW, [[0.0, 0.25], [1.0, 0.5], [0.75, 1.0]], general, [], CURVES, 1.5)
+    grid.store.put(grid.what(cell), lambda place: write_cell(result, place))
     (folder / "sandbox").mkdir()
     return Targets(Sandbox(folder / "sandbox"), store.folder, **files, **more, grid=grid, cell=cell)
 

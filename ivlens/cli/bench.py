@@ -97,7 +97,8 @@ def bench(
     Example: `ivlens bench --suite pocket --methods lora,ewc --guidance none,instructions --seeds 3 --out out/bench`
 
     Args:
-        out: Folder for the cells, table.md, table.tex, and cells.parquet, scores.parquet and curves.parquet.
+        out: Folder for table.md, table.tex, cells.parquet, scores.parquet and curves.parquet, and for store/, which
+            keeps every finished cell.
     """
     from ivlens.common.disk import check_folder
     from ivlens.runs.suites.cells import BenchOptions
@@ -124,16 +125,18 @@ def bench(
         )
         results = grid.run(todo)
     if not results:
-        raise ValueError(f"none of {len(todo)} cells could be run; see {out / 'failed'}.")
+        (why, *_) = grid.failed.values()
+        raise ValueError(f"none of {len(todo)} cells could be run, the first one: {why}")
     table = write_report(results, out)
     if as_json:
-        rows, failed = table.to_dict("records"), [cell.name for cell in grid.failed]
+        rows, failed = table.to_dict("records"), {cell.name: why for cell, why in grid.failed.items()}
         print_json({"rows": rows, "failed": failed, "recipe": recipe.to_dict(), "out": str(out)})
     else:
         print(markdown(table))
         print(f"written: {out}")
     if grid.failed:
-        print(f"ivlens: {len(grid.failed)} of {len(todo)} cells failed; see {out / 'failed'}", file=sys.stderr)
+        listed = f"ivlens store ls {grid.store.folder}"
+        print(f"ivlens: {len(grid.failed)} of {len(todo)} cells failed; see {listed}", file=sys.stderr)
     return 1 if grid.failed else 0
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ivlens.analysis.dynamics.causal import CausalOptions
     from ivlens.analysis.dynamics.comparison import Dynamics
     from ivlens.analysis.dynamics.stages import TrackOptions
+    from ivlens.common.store.store import Store
     from ivlens.models.checkpoints import CheckpointSeries
     from ivlens.tasks.task import Task
 
@@ -87,7 +88,8 @@ def dynamics(
     Args:
         checkpoints: Folder with whole models or peft adapters in its subfolders, as `ivlens tune --checkpoint-every N`
             writes it; or one checkpoint.
-        out: Folder for stages/, tasks.parquet, heads.parquet, layers.parquet, similarity.parquet, and the figures.
+        out: Folder for tasks.parquet, heads.parquet, layers.parquet, similarity.parquet, causal.parquet, the figures,
+            and store/, which keeps the measurements of every checkpoint.
         figures: Suffix of the figures.
     """
     chosen, asked, how = which or TrackedOptions(), tests or CausalTests(), prompts or PromptOptions()
@@ -100,6 +102,7 @@ def dynamics(
     from ivlens.analysis.dynamics.stages import TrackOptions
     from ivlens.common.checks import check_count
     from ivlens.common.disk import check_folder
+    from ivlens.common.store.store import KEPT, Store
     from ivlens.tasks.bank import load_task
 
     check_folder(out)
@@ -112,8 +115,9 @@ def dynamics(
     recipe = how.chosen(series.first.open, tasks)
     options = TrackOptions(n_prompts=chosen.n_prompts, k=chosen.k, n_judge_prompts=judged, recipe=recipe)
     causal = CausalOptions(n_prompts=judged, n_draws=asked.n_draws, recipe=recipe) if asked.causal else None
-    found = track(series, tasks, options, folder=out / "stages", on_checkpoint=said)
-    table = None if causal is None else _causal(series, found, tasks, taught, causal, options, out)
+    store = Store(out / KEPT)
+    found = track(series, tasks, options, folder=store.folder, on_checkpoint=said)
+    table = None if causal is None else _causal(series, found, tasks, taught, causal, options, store)
     trouble = _write(found, table, out, figures)
     rows = found.tasks.to_dict("records")
     if as_json:
@@ -158,6 +162,8 @@ def _write(found: "Dynamics", tests: "pd.DataFrame | None", out: Path, suffix: s
         for name in ("tasks", "heads", "layers"):
             getattr(found, name).to_parquet(scratch / f"{name}.parquet")
         similarity(vectors).to_parquet(scratch / "similarity.parquet")
+        if tests is not None:
+            tests.to_parquet(scratch / "causal.parquet")
         return write_figures({scratch / f"{name}.{suffix}": figure for name, figure in drawn.items()})[1]
 
 
@@ -168,14 +174,15 @@ def _causal(
     new: "Task | None",
     options: "CausalOptions",
     tracked: "TrackOptions",
-    out: Path,
+    store: "Store",
 ) -> "pd.DataFrame":
     """All causal tests between the first and the last model, measured once."""
     import pandas as pd
 
     from ivlens.analysis.dynamics.causal import causal_tests
     from ivlens.analysis.dynamics.stages import measure_stage
-    from ivlens.common.kept import kept_table
+    from ivlens.common.store.keys import versions
+    from ivlens.prompts.recipe import plain_options
     from ivlens.steering.summary import corrected
 
     last = series.later[-1]
@@ -189,6 +196,6 @@ def _causal(
         return corrected(pd.concat([test.frame() for test in tests], ignore_index=True), by=("test", "condition"))
 
     settings = [dict(stage.settings) for stage in (found.stages[0], found.stages[-1])]
-    key = {"models": [series.first.key(), last.key()], "options": str(options), "stages": settings}
-    key |= {"new": None if new is None else new.full_hash()}
-    return kept_table(out / "causal.parquet", key, measured)
+    what = {"kind": "causal", "models": [series.first.key(), last.key()], "stages": settings, **versions()}
+    what |= {"options": plain_options(options), "new": None if new is None else new.full_hash()}
+    return store.table(what, measured)

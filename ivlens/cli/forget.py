@@ -91,7 +91,8 @@ def forget(
     Args:
         checkpoints: Folder with whole models or peft adapters in its subfolders, as `ivlens tune --checkpoint-every N`
             writes it; or one checkpoint.
-        out: Folder for probes/ (every example), forgetting.parquet (both drops, with intervals) and the figure.
+        out: Folder for probes.parquet (every example at every checkpoint), forgetting.parquet (both drops, with
+            intervals) and the figure, and for store/, which keeps the measurements of every checkpoint.
         split: Inputs to judge on.
         measure: What the table and the figure show: probability of the first token or of the whole answer, accuracy
             (exact: the answer and nothing behind it), or ranked, the accuracy among the task's answers.
@@ -105,6 +106,7 @@ def forget(
     from ivlens.analysis.forgetting.series import probe_series
     from ivlens.common.disk import check_folder
     from ivlens.common.saves import filling
+    from ivlens.common.store.store import KEPT
     from ivlens.show.figures.export import write_figures
     from ivlens.show.figures.forgetting import forgetting_plot
 
@@ -114,12 +116,14 @@ def forget(
     tasks, series = chosen.tasks(), chosen.series(checkpoints)
     recipe = how.chosen(series.first.open, tasks)
     options = ProbeOptions(split=split, n_prompts=chosen.n_prompts, recipe=recipe)
-    probes = probe_series(series, tasks, options, folder=out / "probes", on_checkpoint=said)
+    probes = probe_series(series, tasks, options, folder=out / KEPT, on_checkpoint=said)
     before = probes[series.first.name]
     tables = [decomposition(before, probes[one.name]).assign(checkpoint=one.name) for one in series.later]
     table = pd.concat(tables, ignore_index=True)
     with filling(out) as scratch:
         table.to_parquet(scratch / "forgetting.parquet")
+        each = [one.assign(checkpoint=name) for name, one in probes.items()]
+        pd.concat(each, ignore_index=True).to_parquet(scratch / "probes.parquet")
         drawn = forgetting_plot(tables[-1], measure=measure)
         (figure,), trouble = write_figures({scratch / f"forgetting.{figures}": drawn})
     rows = [row for row in table.to_dict("records") if row["measure"] == measure]

@@ -1,3 +1,24 @@
-"""The version of ivlens, in a file of its own so that every module can read it without importing `ivlens` itself."""
+"""The version of ivlens, and what is said where a file was begun by another one; imports nothing of the package."""
+
+from pathlib import Path
+from typing import Any
 
 __version__ = "0.1.0"
+
+
+def check_version(path: Path, found: Any) -> None:
+    """Refuse a file that another version of ivlens began: going on from it would mix two kinds of numbers.
+
+    Args:
+        path: The file.
+        found: The version that it names; empty where it names none.
+
+    Raises:
+        ValueError: it names another version, or none.
+    """
+    if found != __version__:
+        made_by = f"ivlens {found!s:.40}" if found else "an older ivlens"
+        raise ValueError(
+            f"{str(path)!r} was made by {made_by}, expected ivlens {__version__}; go on with that version, use another "
+            "folder, or remove the file to begin anew."
+        )

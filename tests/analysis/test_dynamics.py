@@ -23,6 +23,7 @@ from ivlens.analysis.dynamics import (
     track,
 )
 from ivlens.analysis.dynamics.stages import Stage
+from ivlens.common.store import Store, verify
 from ivlens.models import pocket_path
 from ivlens.models.checkpoints import checkpoint_series
 from ivlens.prompts import PromptRecipe
@@ -219,8 +220,8 @@ def test_tables_of_causal_tests(pocket, first):
 
 
 def test_a_stage_on_disk_is_the_same(first, tmp_path):
-    loaded, key = Stage.load(first.save(tmp_path / "first.safetensors", "mine"))
-    assert key == "mine" and list(loaded.tasks) == list(first.tasks)
+    loaded = Stage.load(first.save(tmp_path / "first.safetensors"))
+    assert list(loaded.tasks) == list(first.tasks)
     found = compare([first, loaded])
     assert (found.tasks["iv_cosine_fixed"] > 1 - 1e-6).all() and (found.heads["drift"] == 0).all()
     assert loaded.model == first.model
@@ -236,21 +237,38 @@ def test_a_series_goes_on_where_it_stopped(pocket, tmp_path, monkeypatch):
     tasks = TASKS[:2]
     found = track(series, tasks, OPTIONS, folder=tmp_path, on_checkpoint=lambda one: opened.append(one.name))
     assert opened == ["before", "after"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["after.safetensors", "before.safetensors"]
+    assert [entry.labels["name"] for entry in Store(tmp_path).entries("stage")] == ["after", "before"]
+    assert len(Store(tmp_path).frame("stage")) == 2 * len(tasks)
     monkeypatch.setattr(recording, "measure_stage", None)  # nothing is measured again
     again = track(series, tasks, OPTIONS, folder=tmp_path)
     pd.testing.assert_frame_equal(again.tasks, found.tasks)
     pd.testing.assert_frame_equal(again.heads, found.heads)
-    with pytest.raises(ValueError, match="measured on other weights, tasks or options"):
-        track(series, tasks, TrackOptions(n_prompts=9), folder=tmp_path)
-    # how far the weights moved would be counted from another model
+    measured = []
+    monkeypatch.setattr(recording, "measure_stage", lambda *args, name, **more: measured.append(name) or 1 / 0)
+    # other options, another first model (how far the weights moved is counted from it), another order
+    others = [{"other": without_heads([(1, 1)]), "after": changed}, {"after": changed, "before": pocket}]
+    runs = [(series, TrackOptions(n_prompts=9)), *((checkpoint_series(names), OPTIONS) for names in others)]
+    for other, options in runs:
+        with pytest.raises(ZeroDivisionError):
+            track(other, tasks, options, folder=tmp_path)
+    assert measured == ["before", "other", "after"]
     monkeypatch.undo()
-    for names in ({"other": without_heads([(1, 1)]), "after": changed}, {"after": changed, "before": pocket}):
-        with pytest.raises(ValueError, match="after.safetensors' was measured on other weights"):
-            track(checkpoint_series(names), tasks, OPTIONS, folder=tmp_path)
+    pd.testing.assert_frame_equal(track(series, tasks, OPTIONS, folder=tmp_path).tasks, found.tasks)
 
 
-def test_recording_during_training(pocket, tmp_path):
+def test_a_damaged_stage_is_measured_again(pocket, tmp_path, caplog):
+    series, tasks = checkpoint_series({"before": pocket, "after": without_heads([(2, 3)])}), TASKS[:1]
+    found = track(series, tasks, OPTIONS, folder=tmp_path)
+    for entry in Store(tmp_path).entries("stage"):
+        path = entry.path("stage.safetensors")
+        path.write_bytes(path.read_bytes()[:-1] + b"x")
+    assert verify(Store(tmp_path))[0] == 0
+    again = track(series, tasks, OPTIONS, folder=tmp_path)
+    pd.testing.assert_frame_equal(again.tasks, found.tasks)
+    assert caplog.text.count("it is set aside") == 2 and verify(Store(tmp_path))[0] == 2
+
+
+def test_recording_during_training(pocket, tmp_path, caplog):
     task, options = load_task("middle_of_three"), TuneOptions(lr=2e-3, steps=4, batch_size=8, n_prompts=4)
     recorder = Recorder(pocket, TASKS[:2], OPTIONS, folder=tmp_path)
     watched = finetune(pocket, task, options=options, along=Along(record=recorder, record_every=2))
@@ -269,11 +287,13 @@ def test_recording_during_training(pocket, tmp_path):
     pd.testing.assert_frame_equal(again.tasks, found.tasks)
     with pytest.raises(ValueError, match="record_every is 0"):
         finetune(pocket, task, options=options, along=Along(record=recorder, record_every=0))
-    # a record of other tasks is no part of it
-    (tmp_path / "step-000000.safetensors").rename(tmp_path / "first")
+    # a record of other tasks is no part of it, and that is said
     other = Recorder(pocket, TASKS[1:3], OPTIONS, folder=tmp_path)
-    with pytest.raises(ValueError, match=r"step-000002.safetensors' was measured on other weights, tasks or options"):
+    assert "has 3 records of another model, other tasks, options or versions, which are not used" in caplog.text
+    with pytest.raises(ValueError, match="got 1 stages"):
         other.dynamics()
+    again = Recorder(pocket, TASKS[:2], OPTIONS, folder=tmp_path).dynamics()
+    assert [stage.step for stage in again.stages] == [0, 2, 4]
 
 
 def test_what_cannot_be_compared(pocket, first, llama):
@@ -398,7 +418,7 @@ def test_stages_written_before_recipes_can_be_compared(first, tmp_path):
         made |= {"template": "plain", "n_shots": 0, "seed": 0}
         del made["recipe"]
     settings |= {"template": "plain", "seed": 0, "n_scored": OPTIONS.n_judge_prompts}
-    old, _ = Stage.load(FILE.write(tmp_path / "old.safetensors", tensors, about | {"settings": settings}))
+    old = Stage.load(FILE.write(tmp_path / "old.safetensors", tensors, about | {"settings": settings}))
     assert old.vector("antonym").recipe == first.vector("antonym").recipe == PromptRecipe(n_shots=0)
     assert (compare([first, old]).tasks["iv_cosine_fixed"] > 0.999).all()
     other = replace(old, settings={**old.settings, "recipe": PromptRecipe(seed=1).to_dict()})

@@ -169,14 +169,17 @@ def test_a_task_told_by_demonstrations_is_probed(pocket):
         assert cloze[measure].to_numpy() == pytest.approx(by_kind["knowledge"].loc[inputs][measure].to_numpy())
 
 
-def test_seeds_and_recipes_are_in_the_key_of_a_series(pocket, tmp_path):
+def test_seeds_and_recipes_are_in_the_key_of_a_series(pocket, tmp_path, monkeypatch):
     from ivlens.analysis.forgetting import probe_series
     from ivlens.models.checkpoints import checkpoint_series
 
     series = checkpoint_series({"first": pocket, "second": pocket})
     one = ProbeOptions(n_prompts=2, n_clozes=1)
-    probe_series(series, [ANTONYM], one, folder=tmp_path)
-    probe_series(series, [ANTONYM], one, folder=tmp_path)
+    before = probe_series(series, [ANTONYM], one, folder=tmp_path)
+    monkeypatch.setattr("ivlens.analysis.forgetting.series.probe", lambda *args: 1 / 0)
+    again = probe_series(series, [ANTONYM], one, folder=tmp_path)
+    pd.testing.assert_frame_equal(again["second"], before["second"])
+    assert again["first"].attrs == before["first"].attrs
     for recipe in (PromptRecipe(seed=1), PromptRecipe("qa"), PromptRecipe(n_shots=1), PromptRecipe(instruction="Say.")):
-        with pytest.raises(ValueError, match="measured on other weights, tasks or options"):
+        with pytest.raises(ZeroDivisionError):
             probe_series(series, [ANTONYM], replace(one, recipe=recipe), folder=tmp_path)

@@ -17,7 +17,7 @@ import torch
 import ivlens.common.store.entries
 from ivlens.cli.main import main
 from ivlens.common.files import held
-from ivlens.common.kept import KEY, kept_table, key_of, renamed
+from ivlens.common.measures import renamed
 from ivlens.common.store import Store, StoreError, collect_garbage, content_key, verify
 from ivlens.common.store.entries import MANIFEST, TABLE, _seal
 
@@ -55,14 +55,14 @@ def test_what_is_put_is_found_once(store: Store):
     assert verify(store) == (1, [])
 
 
-def test_measures_of_older_tables_have_the_names_of_today(store: Store, tmp_path: Path):
+def test_measures_of_older_tables_have_the_names_of_today(store: Store):
     old = pd.DataFrame({"greedy": [0.5], "measure": ["greedy"], "prob": [0.25]})
-    old.attrs[KEY] = key_of({"n": 1})
-    old.to_parquet(tmp_path / "old.parquet")
-    read = kept_table(tmp_path / "old.parquet", {"n": 1}, lambda: pytest.fail("it is there already"))
-    assert (
-        read.to_dict("records") == [{"accuracy": 0.5, "measure": "accuracy", "prob": 0.25}] and read.attrs == old.attrs
-    )
+    old.attrs["shape"] = "2 heads"
+    made = store.table({"kind": "old", "n": 1}, lambda: old)
+    read = store.table({"kind": "old", "n": 1}, lambda: pytest.fail("it is there already"))
+    assert made.to_dict("records") == read.to_dict("records")
+    assert read.to_dict("records") == [{"accuracy": 0.5, "measure": "accuracy", "prob": 0.25}]
+    assert read.attrs == old.attrs
     put = store.put(WHAT, lambda folder: old.drop(columns="measure").to_parquet(folder / TABLE))
     assert put.table().to_dict("records") == [{"accuracy": 0.5, "prob": 0.25}]
     new = pd.DataFrame({"accuracy": [0.5], "exact": [0.5]})
@@ -332,7 +332,7 @@ def test_other_versions_go_when_asked(store: Store):
     assert [finding.what for finding in collect_garbage(store, other_versions=True)] == ["of ivlens 0.0.1"]
 
 
-@pytest.mark.parametrize("name", ["entries", "work", "failed", "damaged", "scratch", "locks", "models"])
+@pytest.mark.parametrize("name", ["entries", "work", "failed", "damaged", "scratch", "locks", "surveys"])
 def test_a_store_with_a_link_inside_is_refused(store: Store, tmp_path: Path, name: str):
     """Results are moved and removed there."""
     outside = tmp_path / "outside"
@@ -352,3 +352,63 @@ def test_a_result_behind_a_link_is_left_where_it_is(store: Store, tmp_path: Path
     (outside / put.key / TABLE).write_bytes(b"damaged")
     assert store.find(WHAT) is None and (outside / put.key / TABLE).exists()
     assert store.put(WHAT, fill_with()).digest == put.digest and (outside / put.key / TABLE).exists()
+
+
+def test_a_result_that_its_reader_refuses_is_set_aside_and_made_again(store: Store, caplog):
+    def read(entry) -> int:
+        if len(entry.table()) != 3:
+            raise ValueError(f"{entry.folder} has no three rows")
+        return 3
+
+    assert store.read(WHAT, read) is None
+    store.put(WHAT, fill_with(2))
+    assert store.read(WHAT, read) is None and "has no three rows; it is set aside" in caplog.text
+    assert store.find(WHAT) is None and [path.name[:64] for path in (store.folder / "damaged").iterdir()]
+    store.put(WHAT, fill_with(3))
+    assert store.read(WHAT, read) == 3
+
+
+def test_a_table_is_made_once_whoever_asks(store: Store, tmp_path: Path):
+    made = []
+
+    def make() -> pd.DataFrame:
+        made.append(1)
+        return pd.DataFrame({"x": [0.1, float("nan")]}, index=[3, 4])
+
+    first = store.table(WHAT, make, {"n": 3})
+    pd.testing.assert_frame_equal(store.table(WHAT, make), first)
+    pd.testing.assert_frame_equal(Store(store.folder).table(WHAT, make), make())
+    assert len(made) == 2
+    store.entries()[0].path(TABLE).write_bytes(b"no table")
+    pd.testing.assert_frame_equal(store.table(WHAT, make), first)
+
+
+def test_a_result_that_is_no_longer_so_is_removed(store: Store):
+    key = store.put(WHAT, fill_with()).key
+    store.put({**WHAT, "n": 4}, fill_with(4))
+    store.remove(key)
+    store.remove(key)
+    assert store.find(WHAT) is None and verify(store) == (1, []) and not [*(store.folder / "scratch").iterdir()]
+
+
+def test_a_store_is_cleared_and_nothing_else(store: Store, tmp_path: Path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "file").write_text("")
+    entry = store.put(WHAT, fill_with())
+    (entry.folder / "link").symlink_to(outside)
+    store.work(entry.key).mkdir(parents=True)
+    (store.folder / "mine").mkdir()
+    store.clear()
+    assert [path.name for path in store.folder.iterdir()] == ["mine"] and (outside / "file").exists()
+    (store.folder / "mine").rmdir()
+    Store(store.folder).clear()
+    assert not store.folder.exists()
+
+
+def test_what_is_known_of_models_is_looked_after_too(store: Store):
+    surveys = Store(store.folder / "surveys")
+    kept = surveys.put(WHAT, fill_with())
+    os.truncate(kept.path(TABLE), 3)
+    assert [finding.path for finding in collect_garbage(store, dry_run=True)] == [kept.folder]
+    assert collect_garbage(store) and not kept.folder.exists() and Store(store.folder).places() == []

@@ -1,6 +1,12 @@
 """Cells and grids: what they measure, that they are kept, and that they go on where they stopped."""
 
+import errno
 import json
+import threading
+import time
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -8,6 +14,8 @@ import pytest
 from conftest import WORDS, chained, tiny_task
 from pickles import assert_no_pickle
 
+from ivlens.common.store import Store, StoreError, content_key, verify
+from ivlens.common.store.entries import MANIFEST, _seal
 from ivlens.runs.suites import (
     BenchOptions,
     Cell,
@@ -20,6 +28,7 @@ from ivlens.runs.suites import (
     run_cell,
     summary,
 )
+from ivlens.runs.suites.keeping import write_cell
 from ivlens.runs.suites.report import write_report
 from ivlens.tasks import Task, TaskExample
 from ivlens.tuning import TuneOptions, find_guidance
@@ -65,15 +74,11 @@ def test_every_guidance_runs_and_changes_the_training(llama, suite, guidance):
 
 
 def test_training_ends_at_the_target(llama, suite):
-    from dataclasses import replace
-
     result = run_cell(llama, suite, Cell("full"), replace(OPTIONS, target=0.0))
     assert [len(curve) for curve in result.curves] == [1, 1]
 
 
 def test_training_ends_when_patience_does(llama, suite):
-    from dataclasses import replace
-
     tune = replace(OPTIONS.tune, steps=12, lr=1e-12, patience=2)  # which learns nothing
     result = run_cell(llama, suite, Cell("full"), replace(OPTIONS, tune=tune))
     assert [[row["step"] for row in curve] for curve in result.curves] == [[2, 4, 6], [2, 4, 6]]
@@ -81,8 +86,6 @@ def test_training_ends_when_patience_does(llama, suite):
 
 def test_with_patience_the_step_that_forgets_least_at_the_target_is_kept(llama, suite, monkeypatch):
     """Of all judgements the best new score counts below the target, and only the old score above it."""
-    from dataclasses import replace
-
     from ivlens.runs.suites import cells
 
     rows = iter([(0.2, 1.0), (0.6, 0.1), (0.5, 0.7), (0.9, 0.3), (0.8, 0.2), (0.3, 0.9), (0.9, 0.1), (0.6, 0.7)])
@@ -98,8 +101,6 @@ def test_with_patience_the_step_that_forgets_least_at_the_target_is_kept(llama, 
 
 def test_a_task_scored_by_rouge_is_judged_by_rouge_on_the_way(llama, monkeypatch):
     """Target, patience and curves see what the suite scores, and the other tasks' answers are not written out."""
-    from dataclasses import replace
-
     from ivlens.runs.suites import rouge_l, scores, split_examples
 
     names = ("summary", "labels", "bank")
@@ -149,48 +150,39 @@ def test_the_suites_metric_wants_nothing_behind_an_answer(new_model, byte_level)
     assert suite.score("number", "1", ("1",)) == 1.0 and suite.score("number", "1 dog", ("1",)) == 0.0
 
 
-def test_results_stay_good_where_nothing_concerns_them(llama, suite, tmp_path):
-    """A cell's key says patience only where there is some, and what was revised only where it matters."""
-    from dataclasses import replace
-
-    from ivlens.runs.suites.runner import _revised
-
-    grid = Grid(llama, lambda order: suite, OPTIONS, tmp_path)
-    patient = Grid(llama, lambda order: suite, replace(OPTIONS, tune=replace(OPTIONS.tune, patience=2)), tmp_path)
-    assert grid._key(Cell("lora")) != patient._key(Cell("lora"))
-    assert _revised(suite, Cell("lora", "iv")) == _revised(suite, Cell("replay")) == []
-    assert _revised(suite, Cell("replay", "iv")) == ["replayed prompts unguided"]
-    rouge = replace(suite, metrics={**suite.metrics, "antonym": "rouge_l"})
-    assert _revised(rouge, Cell("lora")) == ["judged by Rouge-L"]
-    shown = replace(suite, tasks=(replace(suite.tasks[0], instructions=()), *suite.tasks[1:]))
-    assert _revised(shown, Cell("lora")) == ["told by demonstrations"]
-
-
-def test_options_are_in_keys_as_they_were_before_recipes():
-    """Results of benchmarks that were run then are still good, whatever options are called today."""
-    from dataclasses import replace
-
+def test_what_a_result_depends_on(llama, suite, tmp_path, monkeypatch):
     from ivlens.prompts import PromptRecipe
-    from ivlens.runs.suites.runner import _as_kept
+    from ivlens.tuning.builder import RECIPES, find_guidance
 
-    tune = {
-        "lr": 1e-4, "n_steps": 200, "batch_size": 16, "accumulate": 1, "decay": "linear", "warmup": 0.05,
-        "weight_decay": 0.0, "max_grad_norm": 1.0, "precision": "float32", "gradient_checkpointing": False,
-        "save_every": 50, "judge_every": 20,
-    }  # fmt: skip
-    kept = {"tune": tune, "n_samples": 400, "target": None, "n_test": 64, "n_general": 16, "n_earlier": 6}
-    kept |= {"few_shots": 3, "template": "plain"}
-    assert _as_kept(BenchOptions()) == kept
-    assert _as_kept(BenchOptions(recipe=PromptRecipe("qa"))) == kept | {"template": "qa"}
-    for recipe in (PromptRecipe(seed=1), PromptRecipe(n_shots=2), PromptRecipe("qa", instruction=None)):
-        assert _as_kept(BenchOptions(recipe=recipe)) == kept | {"template": None, "recipe": recipe.to_dict()}
-    assert replace(BenchOptions(), recipe=PromptRecipe()) == BenchOptions()
+    def key(cell=None, suite=suite, **changed):
+        grid = Grid(llama, lambda order: suite, replace(OPTIONS, **changed), tmp_path)
+        return content_key(grid.what(cell or Cell("lora")))
+
+    first, more = suite.tasks
+    shown = replace(first, examples=first.examples[:-1])
+    keys = [
+        key(),
+        key(Cell("lora", seed=1)),
+        key(Cell("lora", "iv")),
+        key(Cell("full")),
+        key(tune=replace(OPTIONS.tune, patience=2)),
+        key(few_shots=OPTIONS.few_shots + 1),
+        *(key(recipe=one) for one in (PromptRecipe(seed=1), PromptRecipe("qa"), PromptRecipe(n_shots=2))),
+        key(suite=replace(suite, metrics={**suite.metrics, first.name: "rouge_l"})),
+        key(suite=replace(suite, tasks=(more, first))),
+        key(suite=replace(suite, tasks=(shown, more))),
+        key(suite=replace(suite, tasks=(replace(first, instructions=("Say.",)), more))),
+    ]
+    assert len(set(keys)) == len(keys)
+    # where files lie is no part of it, and what a guidance's name means is
+    assert key(suite=replace(suite, source="elsewhere")) == keys[0]
+    before, plan = key(Cell("lora", "iv")), find_guidance("iv")[0]
+    monkeypatch.setitem(RECIPES, "iv", replace(plan, n_prompts=plan.n_prompts + 1))
+    assert key(Cell("lora", "iv")) != before
 
 
 def test_a_suite_of_tasks_that_demonstrations_tell(llama, monkeypatch):
     """Function vectors have no instructions: they are trained on, judged and kept by demonstrations of training."""
-    from dataclasses import replace
-
     from ivlens.runs.suites import split_examples
     from ivlens.runs.suites.cells import training_set
 
@@ -242,71 +234,118 @@ def test_a_grid_is_kept_cell_by_cell_and_goes_on(llama, suite, tmp_path):
     results = again.run(cells)
     assert set(steps) == {"lora"} and len(results) == 2
     write_report(results, tmp_path)
-    assert_no_pickle(tmp_path, *(f"cells/{cell.name}.json" for cell in cells), "scores.parquet", "table.tex")
+    assert_no_pickle(tmp_path, "scores.parquet", "table.tex")
+    listed = Store(tmp_path / "store").entries("sequences")
+    assert [entry.labels["method"] for entry in listed] == ["full", "lora"]
+    assert_no_pickle(listed[0].folder, "result.json", "table.parquet", "manifest.json")
+    assert len(grid_frame := Store(tmp_path / "store").frame()) == 2 * 6 and set(grid_frame["stage"]) == {0, 1, 2}
     alone = run_cell(llama, suite, cells[1], OPTIONS)
     assert results[1].scores == alone.scores and results[1].curves == alone.curves
 
 
-def test_results_of_another_benchmark_are_refused(llama, suite, tmp_path):
-    from dataclasses import replace
+def test_another_benchmark_in_the_same_folder_is_run_beside_it(llama, suite, tmp_path):
+    steps = []
+    for _ in range(2):
+        for options in (OPTIONS, replace(OPTIONS, few_shots=2)):
+            grid = Grid(llama, lambda order: suite, options, tmp_path, on_step=lambda cell, row: steps.append(row))
+            grid.run([Cell("full")])
+    assert len(Store(tmp_path / "store").entries()) == 2 and len(steps) == 2 * 2 * OPTIONS.tune.steps
 
-    Grid(llama, lambda order: suite, OPTIONS, tmp_path).run([Cell("full")])
-    with pytest.raises(ValueError, match="is the result of another benchmark"):
-        Grid(llama, lambda order: suite, replace(OPTIONS, few_shots=2), tmp_path).run([Cell("full")])
+
+RESULT = CellResult(Cell("full"), ("antonym", "second"), [[0.0, 0.5]] * 3, [], [], [[], []], 2.5)
 
 
-def test_a_damaged_result_is_run_again(llama, suite, tmp_path, caplog):
+def put(grid: Grid, result: CellResult) -> Path:
+    """Keep a result as if it had been run; its file."""
+    entry = grid.store.put(grid.what(result.cell), lambda folder: write_cell(result, folder))
+    return entry.path("result.json")
+
+
+def resealed(entry: Path) -> None:
+    """Write the manifest anew for files that were changed, as someone would who knows how."""
+    about = json.loads((entry / MANIFEST).read_text())
+    about.pop("seal")
+    data = (entry / "result.json").read_bytes()
+    about["files"]["result.json"] = [sha256(data).hexdigest(), len(data)]
+    (entry / MANIFEST).write_text(json.dumps(about | {"seal": _seal(about)}))
+
+
+@pytest.mark.parametrize("change", ["cut", "changed", "lost", "nested", "a folder"])
+def test_a_damaged_result_is_run_again(llama, suite, tmp_path, caplog, monkeypatch, change):
     grid = Grid(llama, lambda order: suite, OPTIONS, tmp_path)
-    before = grid.run([Cell("full")])
-    path = tmp_path / "cells" / f"{Cell('full').name}.json"
-    path.write_text(path.read_text()[:100])
-    assert grid.run([Cell("full")])[0].scores == before[0].scores
-    assert "is damaged" in caplog.text
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda text: text.replace('"seconds": ', '"seconds": 1'),
-        lambda text: text.replace('"seal"', '"sael"'),
-        lambda text: "[" * 100_000,
-        lambda text: text.replace('"step": 2', '"step": "2"'),
-        lambda text: text.replace('"key"', '"kez"'),
-    ],
-)
-def test_a_result_that_was_changed_is_not_served(llama, suite, tmp_path, change):
-    grid, cell = Grid(llama, lambda order: suite, OPTIONS, tmp_path), Cell("full")
     rows = [{"step": 2, "new": 0.5, "old": float("nan")}]
-    path = grid.keep(CellResult(cell, ("antonym", "second"), [[0.0, 0.5]] * 3, [], [], [rows, []], 2.5))
-    text = path.read_text()
-    assert grid.kept(cell) is not None
-    path.write_text(change(text))
-    assert path.read_text() != text and grid.kept(cell) is None
-
-
-def test_a_result_from_before_there_was_a_seal_is_served_if_it_can_be_one(llama, suite, tmp_path):
-    grid, cell = Grid(llama, lambda order: suite, OPTIONS, tmp_path), Cell("full")
-    path = grid.keep(CellResult(cell, ("antonym", "second"), [[0.0, 0.5]] * 3, [], [], [[], []], 2.5))
-    record = json.loads(path.read_text())
-    del record["seal"]
-    path.write_text(json.dumps(record))
-    kept = grid.kept(cell)
-    assert kept is not None and kept.seconds == 2.5
-    faults = [("scores", [[0.0, 2.0]] * 3), ("scores", ["ab"] * 3), ("gp", [{"a": 1.0}]), ("curves", [[{}], []])]
-    for name, value in [*faults, ("seconds", "x"), ("tasks", ["second", "antonym"]), ("tasks", ["a", "a"])]:
-        path.write_text(json.dumps(record | {"result": record["result"] | {name: value}}))
-        assert grid.kept(cell) is None, (name, value)
+    path = put(grid, replace(RESULT, curves=[rows, []]))
+    before, text = grid.kept(RESULT.cell), path.read_text()
+    assert before is not None and before.seconds == grid.store.entries()[0].made["seconds"]
     path.unlink()
-    path.mkdir()
-    with pytest.raises(ValueError, match="is no file, expected the result of a cell or nothing; remove it"):
-        grid.kept(cell)
+    if change == "a folder":
+        path.mkdir()
+    elif change != "lost":
+        changes = {"cut": text[:100], "changed": text.replace('"step": 2', '"step": 3'), "nested": "[" * 100_000}
+        path.write_text(changes[change])
+    monkeypatch.setattr("ivlens.runs.suites.runner.run_cell", lambda *args, **more: RESULT)
+    assert grid.kept(RESULT.cell) is None and "it is set aside" in caplog.text
+    assert grid.run([RESULT.cell])[0].scores == RESULT.scores and verify(grid.store)[0] == 1
+
+
+def test_values_that_no_cell_comes_to_are_not_served(llama, suite, tmp_path, caplog):
+    """Even where the manifest says that the file is whole."""
+    grid = Grid(llama, lambda order: suite, OPTIONS, tmp_path)
+    faults = [("scores", [[0.0, 2.0]] * 3), ("scores", ["ab"] * 3), ("gp", [{"a": 1.0}]), ("curves", [[{}], []])]
+    for name, value in [*faults, ("tasks", ["a", "a"]), ("cell", {"method": 3})]:
+        path = put(grid, RESULT)
+        values = json.loads(path.read_text())
+        path.write_text(json.dumps(values | {name: value}))
+        resealed(path.parent)
+        assert grid.kept(RESULT.cell) is None, (name, value)
+    assert caplog.text.count("is no result of a cell") == len(faults) + 2
+    put(grid, RESULT)
+    assert grid.kept(RESULT.cell).scores == RESULT.scores
+
+
+def test_two_processes_run_no_cell_twice(llama, suite, tmp_path, monkeypatch):
+    """The second one comes while the first is at it, waits, and takes its result."""
+    monkeypatch.setattr("ivlens.runs.suites.runner.run_cell", lambda *args, **more: pytest.fail("run twice"))
+    grid = Grid(llama, lambda order: suite, OPTIONS, tmp_path)
+    held = threading.Event()
+
+    def first() -> None:
+        what = grid.what(RESULT.cell)
+        with grid.store.alone(content_key(what)):
+            held.set()
+            time.sleep(0.5)
+            grid.store.put(what, lambda folder: write_cell(RESULT, folder))
+
+    other = threading.Thread(target=first)
+    other.start()
+    held.wait()
+    assert [one.scores for one in grid.run([RESULT.cell])] == [RESULT.scores]
+    other.join()
+
+
+def test_a_full_disk_ends_a_grid_and_loses_nothing(llama, suite, tmp_path, monkeypatch):
+    import ivlens.common.store.entries as entries
+
+    grid = Grid(llama, lambda order: suite, OPTIONS, tmp_path)
+    put(grid, RESULT)
+    monkeypatch.setattr("ivlens.runs.suites.runner.run_cell", lambda *args, **more: replace(RESULT, cell=Cell("lora")))
+
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(entries, "flush", full)
+    with pytest.raises(StoreError, match="cannot be written to .*free some room"):
+        grid.run([RESULT.cell, Cell("lora")])
+    assert verify(grid.store) == (1, []) and not grid.failed
 
 
 def test_a_failing_cell_is_recorded_and_the_rest_goes_on(llama, suite, tmp_path):
     grid = Grid(llama, lambda order: suite, OPTIONS, tmp_path)
     results = grid.run([Cell("no such method"), Cell("full")])
-    assert len(results) == 1 and grid.failed == [Cell("no such method")]
-    assert "method is 'no such method'" in (tmp_path / "failed" / "no such method-none-order0-seed0.txt").read_text()
+    assert len(results) == 1 and list(grid.failed) == [Cell("no such method")]
+    assert "method is 'no such method'" in grid.failed[Cell("no such method")]
+    (about,) = grid.store.failures().values()
+    assert about["cell"] == "no such method-none-order0-seed0" and "Traceback" in about["traceback"]
 
 
 def result_of(method, guidance, seed, forget, gp_lost):
@@ -337,19 +376,17 @@ def test_reports_hold_the_whole_matrix(tmp_path):
 
 
 def test_a_result_of_another_cell_is_not_taken_for_this_one(llama, suite, tmp_path):
-    grid = Grid(llama, lambda order: suite, OPTIONS, tmp_path)
-    grid.run([Cell("full")])
-    cells = tmp_path / "cells"
-    (cells / f"{Cell('full').name}.json").rename(cells / f"{Cell('full', seed=1).name}.json")
-    with pytest.raises(ValueError, match="is the result of another benchmark"):
-        grid.run([Cell("full", seed=1)])
+    grid, other = Grid(llama, lambda order: suite, OPTIONS, tmp_path), Cell("full", seed=1)
+    path = put(grid, RESULT)
+    place = grid.store.place(content_key(grid.what(other)))
+    place.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.rename(place)
+    assert grid.kept(other) is None and grid.kept(RESULT.cell) is None
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_nothing_of_test_enters_guidance(llama, monkeypatch, seed):
     """Neither by the hash of a seed's own splits, nor from a test file."""
-    from dataclasses import replace
-
     from ivlens.runs.suites import cells, split_examples
     from ivlens.tuning.terms import measuring
 

@@ -11,9 +11,8 @@ from ivlens.analysis.dynamics import Recorder, TrackOptions, track
 from ivlens.analysis.forgetting import ProbeOptions, probe_series
 from ivlens.cli._options import ModelOptions
 from ivlens.cli.tune import tune
-from ivlens.common.kept import KEY, digest, kept_table
+from ivlens.common.store import Store
 from ivlens.models.checkpoints import checkpoint_series
-from ivlens.runs.study.results import UNFINISHED, _clear
 from ivlens.runs.suites import BenchOptions, Cell, CellResult, Grid, Suite
 from ivlens.tuning import Along, TuneOptions, finetune
 
@@ -63,59 +62,40 @@ def test_a_training(llama, tmp_path, earlier, monkeypatch):
     assert len(steps) == 4
 
 
-def test_a_benchmark_before_any_cell_is_run(llama, tmp_path, earlier):
+def test_a_benchmark_begins_anew(llama, tmp_path, earlier, monkeypatch):
     tasks = (tiny_task("antonym", kind="lexical"), tiny_task("second", "Say another.", 2, kind="lexical"))
     suite = Suite("pocket", tasks, dict.fromkeys(("antonym", "second"), "suite_accuracy"), ())
-    told = []
-    grid = Grid(llama, lambda order: suite, BenchOptions(), tmp_path, on_cell=told.append)
-    cells = [Cell("full"), Cell("lora")]
-    rows = [{"step": 2, "new": 0.5, "old": float("nan")}]
-    result = CellResult(cells[1], ("antonym", "second"), [[0.0, 0.5]] * 3, [], [], [rows, []], 2.5)
-    earlier(lambda: grid.keep(result))
-    with pytest.raises(ValueError, match=REFUSED):
-        grid.run(cells)
-    assert not told
+    result = CellResult(Cell("full"), ("antonym", "second"), [[0.0, 0.5]] * 3, [], [], [[], []], 2.5)
+    made = []
+    monkeypatch.setattr("ivlens.runs.suites.runner.run_cell", lambda *args, **more: made.append(1) or result)
+    grid = Grid(llama, lambda order: suite, BenchOptions(), tmp_path)
+    for run, n_made in ((earlier, 1), (lambda job: job(), 2), (lambda job: job(), 2), (earlier, 2)):
+        assert len(run(lambda: grid.run([Cell("full")]))) == 1 and len(made) == n_made
+    assert len(grid.store.entries()) == 2
 
 
-def test_a_series_before_anything_is_measured(pocket, tmp_path, earlier, monkeypatch):
+def test_a_series_begins_anew(pocket, tmp_path, earlier, monkeypatch, caplog):
     series, tasks = checkpoint_series({"first": pocket, "second": pocket}), [tiny_task()]
     options, probed = TrackOptions(n_prompts=2, k=2, n_judge_prompts=2), ProbeOptions(n_prompts=2, n_clozes=1)
-    earlier(lambda: track(series, tasks, options, folder=tmp_path / "stages"))
-    earlier(lambda: probe_series(series, tasks, probed, folder=tmp_path / "probes"))
-    for kept in ("stages/first.safetensors", "probes/first.parquet"):
-        (tmp_path / kept).unlink()
+
+    def measured() -> None:
+        track(series, tasks, options, folder=tmp_path)
+        probe_series(series, tasks, probed, folder=tmp_path)
+
+    def n_kept() -> list[int]:
+        return [len(Store(tmp_path).entries(kind)) for kind in ("stage", "probe")]
+
+    earlier(measured)
+    assert n_kept() == [2, 2 - 1]  # a probe is of a model, whatever it is called
+    measured()
+    assert n_kept() == [4, 2]
     for measure in ("analysis.dynamics.recording.measure_stage", "analysis.forgetting.series.probe"):
         monkeypatch.setattr(f"ivlens.{measure}", lambda *args, **more: pytest.fail("it was measured"))
-    with pytest.raises(ValueError, match=REFUSED):
-        track(series, tasks, options, folder=tmp_path / "stages")
-    with pytest.raises(ValueError, match=REFUSED):
-        probe_series(series, tasks, probed, folder=tmp_path / "probes")
-    (tmp_path / "stages" / "second.safetensors").rename(tmp_path / "stages" / "step-000002.safetensors")
-    with pytest.raises(ValueError, match=REFUSED):
-        Recorder(pocket, tasks, options, folder=tmp_path / "stages")
-
-
-def test_a_table_without_a_version(tmp_path):
-    import pandas as pd
-
-    table = pd.DataFrame({"x": [1.0]})
-    table.attrs[KEY] = digest({"n": 1})
-    table.to_parquet(tmp_path / "t.parquet")
-    with pytest.raises(ValueError, match="was made by an older ivlens, expected ivlens"):
-        kept_table(tmp_path / "t.parquet", {"n": 1}, lambda: table)
-
-
-def test_a_study_clears_what_studies_kept_and_nothing_else(tmp_path):
-    folder, outside = tmp_path / UNFINISHED, tmp_path / "outside"
-    for place in (folder / ("0" * 16), folder / "mine", outside):
-        place.mkdir(parents=True)
-        (place / "file").write_text("")
-    (folder / ("1" * 16)).symlink_to(outside)
-    _clear(folder)
-    assert {path.name for path in folder.iterdir()} == {"mine", "1" * 16} and (outside / "file").exists()
-    (tmp_path / "link").symlink_to(folder)
-    _clear(tmp_path / "link")
-    assert (folder / "mine" / "file").exists()
+    measured()
+    earlier(measured)
+    recorder = Recorder(pocket, tasks, options, folder=tmp_path)
+    assert "has 2 records of another model, other tasks, options or versions" in caplog.text
+    assert len(recorder._records()) == 2
 
 
 def test_an_unfinished_study_of_another_version_begins_anew(pocket, tmp_path, earlier, monkeypatch):
@@ -127,15 +107,17 @@ def test_an_unfinished_study_of_another_version_begins_anew(pocket, tmp_path, ea
 
     places = []
 
-    def begun(*args, folder, **more):
-        places.append(folder.parent.name)
+    def begun(self, data, options, guidance, *, on_step, folder):
+        places.append(folder)
         raise Begun
 
-    monkeypatch.setattr(running, "Recorder", begun)
+    monkeypatch.setattr(running, "Recorder", lambda *args, **more: None)
+    monkeypatch.setattr(running.Learner, "learn", begun)
     for run in (earlier, lambda job: job(), lambda job: job()):
         with pytest.raises(Begun):
             run(lambda: running.run_study(StudyOptions(), model=pocket, folder=tmp_path))
     assert places[0] != places[1] == places[2]
     with pytest.raises(Begun):
         running.run_study(replace(StudyOptions(), steps=7), model=pocket, folder=tmp_path)
+    assert len({*places}) == 3
     assert len(set(places)) == 3

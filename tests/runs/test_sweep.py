@@ -23,7 +23,7 @@ from ivlens.analysis.dynamics import Stage
 from ivlens.cli.main import main
 from ivlens.common.store import Store, StoreError, content_key, verify
 from ivlens.effects import HeadEffects
-from ivlens.models import pocket_path
+from ivlens.models import load_model, pocket_path
 from ivlens.prompts import TASK, PromptRecipe
 from ivlens.runs.sweep import KINDS, Cell, LocalExecutor, ModelSpec, Setting, Survey, make_plan, read_grid, run_sweep
 from ivlens.runs.sweep.cluster import ClusterExecutor, _Dispatch, pins, visible_gpus
@@ -533,8 +533,57 @@ def test_what_is_asked_of_single_checkpoints(tmp_path: Path):
     store = Store(tmp_path / "store")
     assert set(store.frame("forgetting")["probe"]) == {"instruction", "knowledge"}
     (entry,) = store.entries("dynamics")
-    stage, _ = Stage.load(entry.path("stage.safetensors"))
+    stage = Stage.load(entry.path("stage.safetensors"))
     assert list(stage.tasks) == ["antonym"] and math.isnan(stage.distance)
+
+
+SEQUENCES = """
+[sequences]
+n_tasks = 2
+steps = 2
+n_samples = 4
+batch_size = 4
+n_prompts = 2
+judge_every = 1
+n_general = 1
+n_earlier = 1
+few_shots = 0
+"""
+
+
+def test_cells_of_a_benchmark(tmp_path: Path):
+    """They are what `run_cell` gives, and are the same to the byte in another process."""
+    from ivlens.runs.suites import Cell, load_suite, run_cell
+    from ivlens.runs.suites.keeping import kept_cells
+
+    grid = write_grid(tmp_path, 'tasks = ["antonym"]\n' + SEQUENCES + 'guidance = ["none", "instructions"]\n')
+    outcome = swept(grid, tmp_path / "store")
+    assert (outcome.n_made, outcome.failed) == (2, [])
+    store = Store(tmp_path / "store")
+    frame = store.frame("sequences")
+    assert set(frame["suite"]) == {"pocket"} and len(frame) == 2 * 3 * 2 and set(frame["stage"]) == {0, 1, 2}
+    results = {one.cell.guidance: one for one in kept_cells(store.folder)}
+    options = next(cell.options for cell in read_grid(grid).cells)
+    alone = run_cell(load_model("pocket"), load_suite("pocket", n=2), Cell("lora"), options.bench(0))
+    assert results["none"].scores == alone.scores and results["none"].curves == alone.curves
+    other = start(write_grid(tmp_path, SEQUENCES), tmp_path / "other")
+    assert other.wait() == 0
+    assert digests(tmp_path / "other").items() <= digests(store.folder).items()
+
+
+def test_a_benchmark_is_over_suites(tmp_path: Path):
+    faults = {
+        '[sequences]\ntasks = ["antonym"]': "has 'tasks', expected 'suites'; \\[sequences\\] is about those",
+        'tasks = ["antonym"]\n[effects]\nsuites = ["pocket"]': "has 'suites', expected 'tasks'",
+        '[sequences]\nsuites = ["trace"]': "Suite 'trace': got folder=None, expected one with",
+        '[sequences]\nsuites = ["trance"]': "Suite 'trance': is unknown",
+        "[sequences]\norder = 9": "order",
+        '[sequences]\nsuites = ["trace"]\ndata = "nowhere"': "8 of 8 tasks are missing|no task is there",
+        "[sequences]\npatience = 0": "patience is 0",
+    }
+    for text, message in faults.items():
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            read_grid(write_grid(tmp_path, text))
 
 
 def test_kinds_say_what_they_are_made_from():

@@ -282,6 +282,20 @@ def test_a_damaged_file_is_left_out_with_a_warning(tmp_path: Path, caplog: pytes
     assert sorted(record.args[0].name for record in caplog.records) == ["bad.parquet", "bad.safetensors", "empty.csv"]  # type: ignore[index,union-attr]
 
 
+def test_what_a_command_keeps_for_going_on_is_no_result(folder: Path, tmp_path: Path) -> None:
+    from ivlens.common.store import Store
+
+    table = pd.DataFrame({"method": ["lora"], "guidance": "none", "order": 0, "stage": 1, "trained": "a", "task": "a"})
+    kept = Store(tmp_path / "bench" / "store")
+    kept.put({"kind": "x"}, lambda place: table.assign(score=0.5).to_parquet(place / "table.parquet"))
+    assert find_results(tmp_path) == []
+    assert len(find_results(kept.folder)) == 1, "a store that is asked for is read"
+    own = tmp_path / "mine" / "store"  # a folder that is only called so
+    own.mkdir(parents=True)
+    table.to_parquet(own / "scores.parquet")
+    assert [found.path.name for found in find_results(tmp_path)] == ["scores.parquet"]
+
+
 def test_command_writes_html_that_works_offline(folder: Path, tmp_path: Path, capsys) -> None:
     assert main(["figures", "--from", str(folder), "--out", str(tmp_path), "--format", "html,json", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)

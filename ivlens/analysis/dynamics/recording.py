@@ -1,23 +1,28 @@
 """Measuring a series of checkpoints, one at a time, each kept as soon as it is done."""
 
+import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from ivlens.analysis.dynamics.comparison import Dynamics, compare
 from ivlens.analysis.dynamics.stages import Stage, TrackOptions, check_k, measure_stage
-from ivlens.common.files import file_name
-from ivlens.common.kept import check_key, check_version, key_of, version_in
-from ivlens.common.names import path_of
 from ivlens.common.progress import ticking
+from ivlens.common.store.entries import TABLE, Entry
+from ivlens.common.store.keys import canonical, versions
+from ivlens.common.store.store import Store
 from ivlens.models.boot import TransformerBridge
 from ivlens.models.checkpoints import Checkpoint, CheckpointSeries
 from ivlens.prompts.recipe import plain_options
 from ivlens.tasks.task import Task
 
 logger = logging.getLogger("ivlens")
+
+KIND, STAGE_FILE = "stage", "stage.safetensors"
 
 
 def track(
@@ -33,32 +38,32 @@ def track(
     The first model stays open; of the others one at a time.
 
     Args:
-        folder: Keeps each checkpoint's measurements (`<name>.safetensors`): the same call goes on where it stopped, and
-            opens no model whose measurements are there.
+        folder: A store (`ivlens.common.store`) for the measurements of each checkpoint: the same call goes on where it
+            stopped, and opens no model whose measurements are there. None: nothing is kept.
         on_checkpoint: Told of each checkpoint before it is measured.
 
     Raises:
-        ValueError: tasks that cannot be measured, models of another shape, or measurements of something else in the
-            folder.
+        ValueError: tasks that cannot be measured, models of another shape, or a folder with other things in it.
     """
     options = options or TrackOptions()
-    kept = _Kept(None if folder is None else path_of(folder, "folder"), tasks, options, series.first.key())
-    keys = {one.name: kept.key(one.key(), is_first=number == 0) for number, one in enumerate(series)}
-    # what cannot be gone on from is said before anything is measured
-    there = {name: kept.load(name, key) for name, key in keys.items()}
+    store = None if folder is None else Store(folder)
+    recording = {} if store is None else _recording(series.first.key(), tasks, options)
     first: TransformerBridge | None = None
     stages = []
     for number, checkpoint in enumerate(ticking(list(series), "checkpoints", "checkpoints")):
         on_checkpoint(checkpoint)
-        stage = there[checkpoint.name]
-        if stage is None:
+
+        def measure(checkpoint: Checkpoint = checkpoint, number: int = number) -> Stage:
+            nonlocal first
             first = series.first.open() if first is None else first
-            model = first if number == 0 else checkpoint.open()
-            start = None if number == 0 else first
-            stage = measure_stage(model, tasks, options, name=checkpoint.name, step=checkpoint.step, first=start)
-            del model
-            kept.save(stage, keys[checkpoint.name])
-        stages.append(stage)
+            model, start = (first, None) if number == 0 else (checkpoint.open(), first)
+            return measure_stage(model, tasks, options, name=checkpoint.name, step=checkpoint.step, first=start)
+
+        if store is None:
+            stages.append(measure())
+        else:
+            what = _what(recording, checkpoint.key(), checkpoint.name, checkpoint.step)
+            stages.append(_kept(store, what, measure))
     return compare(stages)
 
 
@@ -77,28 +82,35 @@ class Recorder:
         model: The model before training.
         tasks: What is watched.
         options: What is measured.
-        folder: Keeps each record, for trainings that are interrupted and go on; None: nowhere.
+        folder: A store (`ivlens.common.store`) for the records, so that a training that is interrupted and goes on has
+            all of them; it may hold other results too. None: nothing is kept.
         offset: Added to the steps of what is recorded: steps of earlier trainings of the same model.
 
     Raises:
-        ValueError: the options ask for more heads than the model has, or the folder has records of another version of
-            ivlens.
+        ValueError: the options ask for more heads than the model has, or the folder has other things in it.
     """
 
     model: TransformerBridge
     tasks: Sequence[Task]
     options: TrackOptions = field(default_factory=TrackOptions)
-    folder: Path | None = None
+    folder: str | Path | None = None
     offset: int = 0
     stages: dict[str, Stage] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         # here and not at the first record, after so many steps of training
         check_k(self.model, self.options.k)
-        self._kept().check_versions()
+        self._store = None if self.folder is None else Store(self.folder)
+        if self._store is None:
+            return
+        self._recording = _recording(Checkpoint("first", self.model).key(), self.tasks, self.options)
+        n_others = len(self._store.entries(KIND)) - len(self._records())
+        if n_others:  # they do no harm, but whoever expects to go on from them should know
+            what = "of another model, other tasks, options or versions, which are not used"
+            logger.warning("store %s has %d records %s.", self.folder, n_others, what)
 
     def __call__(self, step: int, model: TransformerBridge) -> None:
-        """Measure the model after `step` steps; a step that is kept in the folder is not measured again."""
+        """Measure the model after `step` steps; a step that is in the store is not measured again."""
         self._begin()
         self._measure(step + self.offset, model)
 
@@ -106,11 +118,13 @@ class Recorder:
         """All that was recorded, in order, compared with the first model.
 
         Raises:
-            ValueError: nothing was recorded, or the folder has a record of other tasks or options.
+            ValueError: nothing was recorded.
         """
         self._begin()
-        kept = self._kept()
-        found = {stage.name: stage for stage in kept.all()} | self.stages
+        found = dict(self.stages)
+        for entry in self._records():
+            if entry.labels["name"] not in found:
+                found[str(entry.labels["name"])] = _stage_of(entry)
         return compare(sorted(found.values(), key=lambda stage: stage.step))
 
     def _begin(self) -> None:
@@ -118,74 +132,53 @@ class Recorder:
             self._measure(0, self.model)
 
     def _measure(self, step: int, model: TransformerBridge) -> None:
-        kept, name = self._kept(), f"step-{step:06d}"
-        key = kept.key(Checkpoint(name, model).key(), is_first=step == 0)
-        stage = kept.load(name, key)
-        if stage is None:
-            first = None if step == 0 else self.model
-            stage = measure_stage(model, self.tasks, self.options, name=name, step=step, first=first)
-            kept.save(stage, key)
-        self.stages[name] = stage
+        name, first = f"step-{step:06d}", None if step == 0 else self.model
 
-    def _kept(self) -> "_Kept":
-        return _Kept(self.folder, self.tasks, self.options, Checkpoint("first", self.model).key())
+        def measure() -> Stage:
+            return measure_stage(model, self.tasks, self.options, name=name, step=step, first=first)
+
+        if self._store is None:
+            self.stages[name] = measure()
+        else:
+            what = _what(self._recording, Checkpoint(name, model).key(), name, step)
+            self.stages[name] = _kept(self._store, what, measure)
+
+    def _records(self) -> list[Entry]:
+        """What the store has of this very recording."""
+        found = [] if self._store is None else self._store.entries(KIND)
+        return [entry for entry in found if entry.what.get("recording") == self._recording]
 
 
-@dataclass(frozen=True)
-class _Kept:
-    """Measurements on disk; `first` tells the model that all others are measured against."""
+def _recording(first: Mapping[str, Any], tasks: Sequence[Task], options: TrackOptions) -> dict[str, Any]:
+    """What all measurements of one series have in common; the first weights, as distances are measured from them."""
+    hashes = [task.full_hash() for task in tasks]
+    found = {"first": dict(first), "tasks": hashes, "options": plain_options(options), **versions()}
+    return json.loads(canonical(found))  # as a store has it, to be compared with what is there
 
-    folder: Path | None
-    tasks: Sequence[Task]
-    options: TrackOptions
-    first: dict[str, Any]
 
-    def load(self, name: str, key: str) -> Stage | None:
-        path = self._path(name)
-        if path is None or not path.exists():
-            return None
-        try:
-            stage, found = Stage.load(path)
-        except ValueError as error:
-            logger.warning("%s; it is measured again.", error)
-            return None
-        check_key(path, found, key)
-        return stage
+def _what(recording: Mapping[str, Any], model: Mapping[str, Any], name: str, step: int | None) -> dict[str, Any]:
+    """Everything that one measurement depends on."""
+    return {"kind": KIND, "recording": dict(recording), "model": dict(model), "name": name, "step": step}
 
-    def save(self, stage: Stage, key: str) -> None:
-        path = self._path(stage.name)
-        if path is not None:
-            stage.save(path, key)
 
-    def all(self) -> list[Stage]:
-        """All stages in a recorder's folder; those of another recording are refused, as they are of other models.
+def _kept(store: Store, what: Mapping[str, Any], measure: Callable[[], Stage]) -> Stage:
+    """The measurement in the store; where there is none, it is made and kept."""
+    kept = store.read(what, _stage_of)
+    if kept is not None:
+        return kept
+    labels = {"name": what["name"], "step": what["step"]}
+    return _stage_of(store.obtain(what, lambda folder: write_stage(measure(), folder), labels))
 
-        Raises:
-            ValueError: a record of other tasks or options, or a damaged one.
-        """
-        found = []
-        for path in [] if self.folder is None else sorted(self.folder.glob("step-*.safetensors")):
-            stage, key = Stage.load(path)
-            check_key(path, key, self.key({"model": stage.model.key}, is_first=stage.step == 0))
-            found.append(stage)
-        return found
 
-    def check_versions(self) -> None:
-        """Refuse a recorder's folder with records of another version of ivlens."""
-        for path in [] if self.folder is None else sorted(self.folder.glob("step-*.safetensors")):
-            try:
-                _, key = Stage.load(path)
-            except ValueError:  # a damaged one is measured again
-                continue
-            check_version(path, version_in(key))
+def _stage_of(entry: Entry) -> Stage:
+    return Stage.load(entry.path(STAGE_FILE))
 
-    def _path(self, name: str) -> Path | None:
-        return None if self.folder is None else self.folder / file_name(name, ".safetensors")
 
-    def key(self, checkpoint: dict[str, Any], *, is_first: bool) -> str:
-        """The key of a measurement; the first weights are part of it, as the distance from them is measured."""
-        tasks = [task.full_hash() for task in self.tasks]
-        first = None if is_first else self.first
-        return key_of(
-            {"checkpoint": checkpoint, "first": first, "tasks": tasks, "options": plain_options(self.options)}
-        )
+def write_stage(stage: Stage, folder: Path) -> None:
+    """Put a measurement into the folder of a result: all of it, and a table of each task's means."""
+    stage.save(folder / STAGE_FILE)
+    rows = [
+        {"task": task, **{name: float(getattr(found, name).mean()) for name in ("accuracy", "prob", "logprob")}}
+        for task, found in stage.tasks.items()
+    ]
+    pd.DataFrame(rows).to_parquet(folder / TABLE, index=False)

@@ -121,15 +121,15 @@ class Stage:
         settings = {"k": k, "contrast": False, "universal": False, "effects": self.settings["effects"][task]}
         return InstructionVector(found.theta(heads), heads, found.mean_z[layers, numbers], task, self.model, settings)
 
-    def save(self, path: str | Path, key: str = "") -> Path:
-        """Write one safetensors file; `key` says what it was measured for."""
+    def save(self, path: str | Path) -> Path:
+        """Write all measurements of this checkpoint to one safetensors file; its path."""
         tensors = {f"{task}/{name}": value for task, found in self.tasks.items() for name, value in vars(found).items()}
         content = {name: getattr(self, name) for name in ("name", "step", "model", "distance")}
-        return FILE.write(path, tensors, content | {"settings": dict(self.settings), "key": key})
+        return FILE.write(path, tensors, content | {"settings": dict(self.settings)})
 
     @classmethod
-    def load(cls, path: str | Path) -> "tuple[Stage, str]":
-        """Read what `save` wrote, with the key.
+    def load(cls, path: str | Path) -> "Stage":
+        """Read what `save` wrote.
 
         Raises:
             FileNotFoundError: no such file.
@@ -143,12 +143,12 @@ class Stage:
                 for task, _ in about["settings"]["tasks"]
             }
             values = {name: about[name] for name in ("name", "step", "model", "distance")}
-            found, key = cls(tasks=tasks, settings=_as_now(about["settings"]), **values), str(about["key"])
+            found = cls(tasks=tasks, settings=_as_now(about["settings"]), **values)
             for task in tasks:
                 found.vector(task)  # takes numbers and settings that fit each other
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             FILE.refuse(path, f"is incomplete ({type(error).__name__}: {error})")
-        return found, key
+        return found
 
 
 @checked

@@ -8,7 +8,7 @@ import numpy as np
 
 from ivlens.analysis.forgetting.probabilities import MEASURES, SHAPE, ProbeOptions, probe
 from ivlens.common.intervals import grouped_interval, grouped_name
-from ivlens.common.kept import renamed
+from ivlens.common.measures import renamed
 from ivlens.models.boot import TransformerBridge
 from ivlens.tasks.task import Task
 

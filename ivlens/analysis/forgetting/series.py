@@ -1,15 +1,14 @@
-"""The probabilities of every checkpoint of a series, each kept as soon as it is there."""
+"""Instruction and knowledge probability of every checkpoint of a series, each kept as soon as it is measured."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ivlens.analysis.forgetting.drops import check_same_shape
 from ivlens.analysis.forgetting.probabilities import SHAPE, ProbeOptions, probe, shape_of
-from ivlens.common.files import file_name
-from ivlens.common.kept import find_table, make_table
-from ivlens.common.names import path_of
 from ivlens.common.progress import ticking
+from ivlens.common.store.keys import versions
+from ivlens.common.store.store import Store
 from ivlens.models.checkpoints import Checkpoint, CheckpointSeries
 from ivlens.prompts.recipe import plain_options
 from ivlens.tasks.task import Task
@@ -26,34 +25,41 @@ def probe_series(
     folder: str | Path | None = None,
     on_checkpoint: Callable[[Checkpoint], None] = lambda checkpoint: None,
 ) -> "dict[str, pd.DataFrame]":
-    """`probe` of every checkpoint, one model in memory at a time; by name, for `decomposition`.
+    """`probe` of every checkpoint, one model in memory at a time: tables by the checkpoint's name, for `decomposition`.
 
     Args:
-        folder: Keeps each table (`<name>.parquet`): the same call goes on where it stopped, and opens no model whose
-            table is there.
+        folder: A store (`ivlens.common.store`) for the table of each checkpoint: the same call goes on where it
+            stopped, and opens no model whose table is there. None: nothing is kept.
         on_checkpoint: Told of each checkpoint before it is measured.
 
     Raises:
-        ValueError: as `probe`; a checkpoint of another shape than the first; measurements of something else in the
-            folder.
+        ValueError: as `probe`; a checkpoint of another shape than the first; a folder with other things in it.
     """
     options = options or ProbeOptions()
-    about = {"options": plain_options(options), "tasks": [task.full_hash() for task in tasks]}
-    where = None if folder is None else path_of(folder, "folder")
-    places = {one.name: where and where / file_name(one.name, ".parquet") for one in series}
-    keys = {} if folder is None else {one.name: {"model": one.key(), **about} for one in series}
-    # what cannot be gone on from is said before anything is measured
-    there = {name: find_table(places[name], key) for name, key in keys.items()}
+    store = None if folder is None else Store(folder)
     found: dict[str, pd.DataFrame] = {}
     for checkpoint in ticking(list(series), "checkpoints", "checkpoints"):
         on_checkpoint(checkpoint)
         first = found[series.first.name].attrs.get(SHAPE) if found else None
 
-        def measured(checkpoint: Checkpoint = checkpoint, first: str | None = first) -> "pd.DataFrame":
+        def measure(checkpoint: Checkpoint = checkpoint, first: str | None = first) -> "pd.DataFrame":
             model = checkpoint.open()
             check_same_shape(first, shape_of(model), f"checkpoint {checkpoint.name!r}")
             return probe(model, tasks, options)
 
-        kept, key = there.get(checkpoint.name), keys.get(checkpoint.name, {})
-        found[checkpoint.name] = make_table(places[checkpoint.name], key, measured) if kept is None else kept
+        if store is None:
+            found[checkpoint.name] = measure()
+        else:
+            what = probed(checkpoint.key(), tasks, options)
+            found[checkpoint.name] = store.table(what, measure, {"checkpoint": checkpoint.name})
     return found
+
+
+def probed(model: Mapping[str, Any], tasks: Sequence[Task], options: ProbeOptions) -> dict[str, Any]:
+    """Everything that a table of `probe` depends on: its description in a store.
+
+    Args:
+        model: What tells the model apart (`Checkpoint.key`).
+    """
+    hashes = [task.full_hash() for task in tasks]
+    return {"kind": "probe", "model": dict(model), "tasks": hashes, "options": plain_options(options), **versions()}

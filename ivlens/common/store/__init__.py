@@ -2,8 +2,9 @@
 
 from ivlens.common.store.care import collect_garbage, export, verify
 from ivlens.common.store.entries import DamagedEntry, Entry
+from ivlens.common.store.errors import StoreError
 from ivlens.common.store.keys import canonical, content_key
-from ivlens.common.store.store import Finding, Store, StoreError
+from ivlens.common.store.store import Finding, Store
 
 __all__ = [
     "DamagedEntry",

@@ -9,7 +9,7 @@ from pathlib import Path
 from ivlens.common.disk import check_file
 from ivlens.common.files import LOCK, held
 from ivlens.common.store.entries import DamagedEntry, is_key, read_entry
-from ivlens.common.store.store import Finding, Store
+from ivlens.common.store.store import MARK, SURVEYS, Finding, Store
 from ivlens.common.version import __version__
 
 
@@ -43,6 +43,8 @@ def collect_garbage(store: Store, *, other_versions: bool = False, dry_run: bool
             if entry.what.get("ivlens") != __version__:
                 version = str(entry.what.get("ivlens"))
                 found.append(Finding(f"of ivlens {version:.40}", entry.folder, entry.n_bytes))
+    if (store.folder / SURVEYS / MARK).is_file():
+        found += collect_garbage(Store(store.folder / SURVEYS), other_versions=other_versions, dry_run=True)
     for finding in () if dry_run else found:
         remove(finding.path)
     return found

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ivlens.common.files import flush, read_small
 from ivlens.common.foreign import check_parquet
-from ivlens.common.kept import renamed
+from ivlens.common.measures import renamed
 from ivlens.common.memory import pass_on_shortage
 from ivlens.common.names import one_line
 from ivlens.common.store.keys import KEY, canonical, content_key

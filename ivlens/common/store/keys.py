@@ -3,10 +3,24 @@
 import json
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from hashlib import sha256
+from importlib.metadata import version
 from typing import Any
 
+from ivlens.common.version import __version__
+
 KEY = re.compile(r"[0-9a-f]{64}")
+
+
+def versions() -> dict[str, str]:
+    """Versions of ivlens, torch and transformers, which every result depends on."""
+    return {"ivlens": __version__, "torch": _version_of("torch"), "transformers": _version_of("transformers")}
+
+
+@lru_cache(maxsize=2)
+def _version_of(package: str) -> str:
+    return version(package)  # reads a file, and a sweep has thousands of cells
 
 
 def canonical(value: Any) -> str:

@@ -8,15 +8,15 @@ import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from ivlens.common.disk import DiskError, writing
 from ivlens.common.files import UNFINISHED, flush, held, read_small, ready_folder, write_whole
 from ivlens.common.names import path_of
 from ivlens.common.store.entries import (
     FORMAT,
+    TABLE,
     DamagedEntry,
     Entry,
     Scalar,
@@ -25,6 +25,7 @@ from ivlens.common.store.entries import (
     read_entry,
     write_entry,
 )
+from ivlens.common.store.errors import disk_errors
 from ivlens.common.store.keys import content_key
 
 if TYPE_CHECKING:
@@ -33,12 +34,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ivlens")
 
 MARK = "store.json"
-_PARTS = ("entries", "failed", "work", "damaged", "scratch", "locks", "models")
+SURVEYS = "surveys"  # a store inside the store of a sweep: what is known of its models
+KEPT = "store"  # what commands call the store in the folder of their results
+_PARTS = ("entries", "failed", "work", "damaged", "scratch", "locks", SURVEYS)
 Fill = Callable[[Path], object]
-
-
-class StoreError(DiskError):
-    """The disk refuses: full, read-only, broken. Nothing can be kept until that is mended."""
+T = TypeVar("T")
 
 
 class Finding(NamedTuple):
@@ -82,7 +82,7 @@ class Store:
                 "store where the link leads."
             )
         if not mark.exists():
-            with _said(self.folder):
+            with disk_errors(self.folder):
                 ready_folder(self.folder)
                 write_whole(mark, lambda partial: partial.write_text(json.dumps({"format": FORMAT}), encoding="utf-8"))
         self._check_mark(mark)
@@ -116,6 +116,30 @@ class Store:
             self._set_aside(folder)
             return None
 
+    def read(self, what: Mapping[str, Any] | str, read: Callable[[Entry], T]) -> T | None:
+        """What `read` makes of the result of a description or key; None where there is none.
+
+        A result that `read` refuses with a `ValueError` is set aside, with a warning, and counts as absent.
+        """
+        found = self.find(what)
+        if found is None:
+            return None
+        try:
+            return read(found)
+        except ValueError as error:
+            logger.warning("%s; it is set aside, and made again when it is asked for.", error)
+            self._set_aside(found.folder)
+            return None
+
+    def table(
+        self, what: Mapping[str, Any], make: "Callable[[], pd.DataFrame]", labels: Mapping[str, Scalar] | None = None
+    ) -> "pd.DataFrame":
+        """The table kept under a description; where there is none, the one that `make` makes, which is then kept."""
+        kept = self.read(what, Entry.table)
+        if kept is not None:
+            return kept
+        return self.obtain(what, lambda folder: make().to_parquet(folder / TABLE), labels).table()
+
     def put(self, what: Mapping[str, Any], fill: Fill, labels: Mapping[str, Scalar] | None = None) -> Entry:
         """Let `fill` put the files of a result (`table.parquet` among them) into a scratch folder, and keep them.
 
@@ -126,7 +150,7 @@ class Store:
             StoreError: the disk is full, or refuses; what was in the store is as it was.
         """
         key = content_key(what)
-        with _said(self.folder), self._scratch(key) as scratch:
+        with disk_errors(self.folder), self._scratch(key) as scratch:
             made = write_entry(scratch / key, what, labels or {}, fill)
             while True:
                 found = self._move(made.folder, self.place(key))
@@ -187,6 +211,20 @@ class Store:
         except FileNotFoundError:
             return  # another process did it
 
+    def remove(self, key: str) -> None:
+        """Remove a result that no longer says what is so."""
+        with self._scratch(key) as scratch, suppress(FileNotFoundError):  # another process did it
+            os.rename(self.place(key), scratch / key)
+
+    def clear(self) -> None:
+        """Remove the whole store, and its folder if nothing else lies in it."""
+        # the mark goes last: a store of which only a part is removed can still be opened, and cleared
+        for name in _PARTS:
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+        (self.folder / MARK).unlink(missing_ok=True)
+        with suppress(OSError):  # someone keeps other things in it
+            self.folder.rmdir()
+
     # --- what went wrong, and what is under way ----------------------------------------------------------------------
 
     def work(self, key: str) -> Path:
@@ -196,7 +234,7 @@ class Store:
     def fail(self, key: str, about: Mapping[str, Any]) -> Path:
         """Write down why a result could not be made."""
         text = json.dumps(about, indent=1, default=str)
-        with _said(self.folder):
+        with disk_errors(self.folder):
             return write_whole(
                 self.folder / "failed" / f"{key}.json", lambda partial: partial.write_text(text, encoding="utf-8")
             )
@@ -254,15 +292,3 @@ class Store:
             labels = {name: value for name, value in entry.labels.items() if name not in table}
             tables.append(table.assign(**labels, entry=entry.key[:12])[[*labels, "entry", *table]])
         return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
-
-
-@contextmanager
-def _said(folder: Path) -> Iterator[None]:
-    """Errors of the disk as `StoreError`, which ends a sweep; its other errors are those of single cells."""
-    try:
-        with writing(folder):
-            yield
-    except DiskError as error:
-        if isinstance(error, StoreError):
-            raise
-        raise StoreError(error.errno, f"store {error}", folder) from error

@@ -1,10 +1,8 @@
 """What a study found: tables, the evidence for every claim, and the files that hold them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from shutil import rmtree
 from typing import Any
 
 import numpy as np
@@ -13,14 +11,13 @@ import pandas as pd
 from ivlens.analysis.dynamics.causal import CausalTest
 from ivlens.analysis.dynamics.comparison import Dynamics
 from ivlens.analysis.forgetting.drops import log_odds
-from ivlens.common.kept import is_digest
 from ivlens.common.names import path_of
 from ivlens.common.saves import filling
+from ivlens.common.store.store import KEPT, MARK, Store
 from ivlens.models.fingerprint import ModelIdentity
 from ivlens.prompts.recipe import plain_options
 from ivlens.runs.study.plan import PLAIN, StudyOptions
 
-UNFINISHED = "unfinished"  # of a study's folder: what it has done so far
 TABLES = ("evidence", "forgetting", "probes", "causal", "predictors", "new_scores")
 
 
@@ -101,15 +98,6 @@ def evidence(
     return pd.DataFrame(rows)
 
 
-def _clear(folder: Path) -> None:
-    """Remove what studies kept for going on, which lies under their keys, and nothing else."""
-    for place in folder.iterdir() if folder.is_dir() and not folder.is_symlink() else ():
-        if is_digest(place.name) and not place.is_symlink():
-            rmtree(place, ignore_errors=True)
-    with suppress(OSError):
-        folder.rmdir()
-
-
 def _by_task(table: pd.DataFrame) -> dict[str, dict[str, np.ndarray]]:
     """`seq_prob` of every example, by task and kind; examples are in one order in all tables."""
     found: dict[str, dict[str, list[float]]] = {}
@@ -140,5 +128,6 @@ def write_study(result: StudyResult, folder: str | Path, *, also: Callable[[Path
         if also is not None:
             also(scratch)
         files = sorted(path.relative_to(scratch) for path in scratch.rglob("*") if path.is_file())
-    _clear(root / UNFINISHED)
+    if (root / KEPT / MARK).is_file():
+        Store(root / KEPT).clear()
     return [root / file for file in files]

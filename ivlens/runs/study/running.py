@@ -13,15 +13,17 @@ from ivlens.analysis.dynamics.recording import Recorder
 from ivlens.analysis.dynamics.stages import measure_stage
 from ivlens.analysis.forgetting.drops import decomposition
 from ivlens.analysis.forgetting.probabilities import probe
-from ivlens.common.kept import digest, kept_table, key_of
+from ivlens.analysis.forgetting.series import probed
 from ivlens.common.names import path_of
+from ivlens.common.store.keys import content_key, versions
+from ivlens.common.store.store import KEPT, Store
 from ivlens.effects.results import HeadEffects
 from ivlens.models.boot import TransformerBridge
 from ivlens.models.fingerprint import model_identity
 from ivlens.models.load import load_model
 from ivlens.prompts.recipe import plain_options
 from ivlens.runs.study.plan import PLAIN, StudyOptions
-from ivlens.runs.study.results import UNFINISHED, StudyResult, evidence
+from ivlens.runs.study.results import StudyResult, evidence
 from ivlens.runs.suites.suite import for_training, load_suite, split_examples
 from ivlens.tasks.bank import load_task
 from ivlens.tasks.task import Task, tasks_of
@@ -49,8 +51,8 @@ def run_study(
 
     Args:
         model: One that is open already; None: `options.model` is loaded.
-        folder: Trainings and measurements are kept in it until `write_study` has written the result there: an
-            interrupted study of the same model and options goes on from them. None: nowhere.
+        folder: Trainings and measurements are kept in a store in it until `write_study` has written the result there:
+            an interrupted study of the same model and options goes on from them. None: nowhere.
         say: Told what is being done.
 
     Raises:
@@ -59,20 +61,17 @@ def run_study(
     start = time.perf_counter()
     options = options or StudyOptions()
     first = load_model(options.model) if model is None else model
-    kept = None
-    if folder is not None:
-        key = key_of([plain_options(options), model_identity(first).key])
-        kept = path_of(folder, "folder") / UNFINISHED / digest(key)
+    store = None if folder is None else Store(path_of(folder, "folder") / KEPT)
     earlier = tasks_of("earlier", map(load_task, options.earlier))
     new_tasks = tasks_of("new", _new_tasks(options))
     tasks_of("new", new_tasks, beside=earlier)  # results are told apart by name
-    run = _Run(first, list(earlier), list(new_tasks), options, kept)
+    run = _Run(first, list(earlier), list(new_tasks), options, store)
     say("the model before training")
-    recorder = Recorder(first, run.earlier, options.track, folder=None if kept is None else kept / "stages")
+    recorder = Recorder(first, run.earlier, options.track, folder=None if store is None else store.folder)
     tuned, scores = run.train(PLAIN, recorder, say)
     dynamics = recorder.dynamics()
     say("instruction and knowledge")
-    probes = {"before": run.probed("before", first), PLAIN: run.probed(PLAIN, tuned)}
+    probes = {"before": run.probed(first), PLAIN: run.probed(tuned)}
     say("causal tests")
     stages = dynamics.stages[0], dynamics.stages[-1]
     new = measure_stage(tuned, [for_training(run.new[-1])], options.track, first=first)
@@ -80,7 +79,7 @@ def run_study(
     for name in options.guidance[1:]:
         guided, found = run.train(name, None, say)
         scores |= found
-        probes[name] = run.probed(name, guided)
+        probes[name] = run.probed(guided)
     table = pd.concat([one.assign(run=name) for name, one in probes.items()], ignore_index=True)
     return StudyResult(
         options=options,
@@ -118,17 +117,22 @@ class _Run:
     earlier: list[Task]
     new: list[Task]
     options: StudyOptions
-    kept: Path | None
+    store: Store | None
 
-    def probed(self, name: str, model: TransformerBridge) -> pd.DataFrame:
+    def probed(self, model: TransformerBridge) -> pd.DataFrame:
         """Instruction and knowledge probability of the earlier tasks in a model."""
-        tasks = [task.full_hash() for task in self.earlier]
-        key = {"tasks": tasks, "model": model_identity(model).key}
-        path = self._place(f"{name}.parquet")
-        return kept_table(path, key, lambda: probe(model, self.earlier, self.options.probe))
+        asked = self.options.probe
+        if self.store is None:
+            return probe(model, self.earlier, asked)
+        what = probed({"model": model_identity(model).key}, self.earlier, asked)
+        return self.store.table(what, lambda: probe(model, self.earlier, asked))
 
-    def _place(self, name: str) -> Path | None:
-        return None if self.kept is None else self.kept / name.replace("/", "~")
+    def _state(self, name: str, number: int) -> Path | None:
+        """Where the training on a new task keeps its state; it depends on all that was trained before it."""
+        if self.store is None:
+            return None
+        what = {"kind": "study", "model": model_identity(self.model).key, "options": plain_options(self.options)}
+        return self.store.work(content_key({**what, "guidance": name, **versions()})) / str(number)
 
     def train(
         self, name: str, recorder: Recorder | None, say: Say
@@ -162,9 +166,7 @@ class _Run:
                 if recorder is not None and int(row["step"]) % every == 0:
                     recorder(int(row["step"]), learner.bridge())
 
-            place = self._place(name)
-            state = None if place is None else place / str(number)
-            learner.learn(data, options.tune, guidance, on_step=look, folder=state)
+            learner.learn(data, options.tune, guidance, on_step=look, folder=self._state(name, number))
         asked = [(for_training(task), split_examples(task, "test")) for task in self.new]
         exam = make_exam(self.model, asked, recipe=options.recipe, n_prompts=64, seed=options.recipe.seed)
         return learner.bridge(), {name: exam.sit(learner.trained)}

@@ -5,10 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import torch
-import transformers
-
-from ivlens.common.version import __version__
+from ivlens.common.store.keys import versions
 from ivlens.prompts.recipe import PromptRecipe
 from ivlens.runs.sweep.kinds import KINDS
 from ivlens.runs.sweep.options import Setting, options_from
@@ -53,7 +50,7 @@ class Cell:
     Attributes:
         kind: Of `KINDS`.
         model: Which model.
-        task: Built-in name or path.
+        task: Built-in name or path of a task; for a kind that is over suites, the name of one.
         seed: Of everything that is drawn.
         options: Of the kind.
         others: The grid's other tasks, for the kinds that use them.
@@ -111,7 +108,8 @@ class Cell:
             name: value if isinstance(value, str | int | float | bool | None) else " ".join(map(str, value))
             for name, value in asdict(self.options).items()
         }
-        return {"kind": self.kind, "model": self.model.name, "task": self.task, "seed": self.seed, **plain}
+        about = {"suite" if KINDS[self.kind].over == "suites" else "task": self.task}
+        return {"kind": self.kind, "model": self.model.name, **about, "seed": self.seed, **plain}
 
     def what(self, model: Survey) -> dict[str, Any]:
         """Everything the result depends on: the description that the store makes its key from."""
@@ -119,18 +117,17 @@ class Cell:
         options = asdict(self.options) | ({"watch": None} if hasattr(self.options, "watch") else {})
         # a template's content, whatever its file is called
         options["template"] = self.recipe.to_dict()["template"]
+        options.pop("data", None)  # nor where a suite lies: its content is among the facts
         return {
             "kind": self.kind,
             "format": [KINDS[kind].format for kind in (self.kind, *KINDS[self.kind].made_from)],
-            "ivlens": __version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
+            **versions(),
             "model": [model.weights_hash, model.identity, model.revision, model.architecture],
             "device": model.device,
             "threads": self.setting.threads,
             "max_memory": self.setting.max_memory,
             "bank": bank_hash(),
-            "task": task_facts(self.task),
+            "task": KINDS[self.kind].facts(self.task, self.options),
             "others": [task_facts(task) for task in watched],
             "seed": self.seed,
             "options": options,

@@ -6,12 +6,13 @@ takes is estimated from cells of the same kind that the store has, where it has 
 
 import time
 from functools import lru_cache
+from typing import Any
 
 import torch
 
 from ivlens.prompts.recipe import PromptRecipe
 from ivlens.runs.sweep.cells import Cell, Survey
-from ivlens.runs.sweep.tasks import open_task
+from ivlens.runs.sweep.tasks import open_task, suite_of_cell
 from ivlens.tasks.task import Task, split_of
 from ivlens.tuning.builder import find_guidance
 
@@ -82,17 +83,32 @@ def dynamics(cell: Cell, model: Survey) -> float:
 def tuning(cell: Cell, model: Survey) -> float:
     """Steps forward and backward on all prompts of a step; judgements; the effects that guidance needs."""
     options, n_tokens = cell.options, _prompt(cell) + 2
+    n_judged = options.n_prompts * (1 + len(options.watch))
+    return _training(options, model, n_tokens, n_judged, max(1, len(options.watch)))
+
+
+def sequences(cell: Cell, model: Survey) -> float:
+    """A training on every task of the suite, and a judgement of all tasks before the first and after each."""
+    options = cell.options
+    suite = suite_of_cell(cell.task, *options.suite).suite
+    tasks = [*suite.tasks, *suite.general]
+    n_tokens = 2 + sum(prompt_tokens(task, PromptRecipe(n_shots=0)) for task in tasks) / len(tasks)
+    n_general, n_tasks = len(suite.general) * options.n_general, len(suite.tasks)
+    trained = sum(
+        _training(options, model, n_tokens, options.n_prompts + number * options.n_general + n_general, 1)
+        for number in range(n_tasks)
+    )
+    n_judged = (n_tasks + 1) * n_tasks * options.n_prompts + 2 * (2 if options.few_shots else 1) * n_general
+    return trained + n_judged * forward(model, n_tokens)
+
+
+def _training(options: Any, model: Survey, n_tokens: float, n_judged: int, n_earlier: int) -> float:
+    """One training: its steps, its judgements of `n_judged` prompts, and the effects that guidance needs."""
     plan, _ = find_guidance(options.guidance)
     terms = () if plan is None else plan.terms
     n_rows = options.batch_size + sum(term.n_own_prompts for term in terms)
     step = (1 + BACKWARD) * n_rows * forward(model, n_tokens)
-    judged = (
-        (options.steps / options.judge_every + 2)
-        * options.n_prompts
-        * (1 + len(options.watch))
-        * forward(model, n_tokens)
-    )
-    n_earlier = max(1, len(options.watch))
+    judged = (options.steps / options.judge_every + 2) * n_judged * forward(model, n_tokens)
     n_measured = max((term.n_measured(n_earlier) for term in terms), default=0)
     measured = 0.0 if plan is None else n_measured * plan.n_prompts * all_heads(model, n_tokens)
     return options.steps * step + judged + measured

@@ -17,12 +17,12 @@ from ivlens.models.known import known_model
 from ivlens.runs.sweep.cells import Cell, ModelSpec
 from ivlens.runs.sweep.kinds import KINDS
 from ivlens.runs.sweep.options import PromptOptions, Setting, options_from, takes_list
-from ivlens.runs.sweep.tasks import forget_tasks, open_task
+from ivlens.runs.sweep.tasks import forget_tasks, open_task, suite_of_cell
 from ivlens.tasks.bank import list_tasks
 
 MAX_CELLS = 100_000
 _MAX_BYTES = 2**20
-_AXES = ("models", "tasks", "seeds")
+_AXES = ("models", "tasks", "suites", "seeds")
 _SETTING = ("device", "dtype", "threads", "max_memory")
 
 
@@ -43,8 +43,9 @@ def read_grid(path: str | Path, *, instead: Mapping[str, Any] | None = None) -> 
 
     At the top: `models`, `tasks`, `seeds` (lists), and `device`, `dtype`, `threads`, `max_memory`. Then a table, or
     several, for each kind: `[effects]`, `[[tuning]]`; an option with a list of values is tried with each of them.
-    `models`, `tasks` and `seeds` in such a table stand in the place of those at the top. Paths are relative to the
-    file; a model may be `name@revision`, or a pattern such as `runs/step-*`.
+    `models`, `tasks` and `seeds` in such a table stand in the place of those at the top. `[sequences]`, the cells of
+    benchmarks, has `suites` in the place of tasks. Paths are relative to the file; a model may be `name@revision`, or a
+    pattern such as `runs/step-*`.
 
     Args:
         instead: `device`, `dtype`, `template`, `n_shots` or `instruction` in the place of what the file says, in every
@@ -73,6 +74,7 @@ def read_grid(path: str | Path, *, instead: Mapping[str, Any] | None = None) -> 
             where = f"{source} [{kind}]" + (f" number {number + 1}" if isinstance(tables, list) else "")
             if not isinstance(table, dict):
                 raise ValueError(f"{where} is {table!r:.60}, expected a table; write [{kind}] on a line of its own.")
+            _check_axes(kind, table, where)
             fitting = over if issubclass(KINDS[kind].options, PromptOptions) else {}
             table = {**_axes_of(values), **table, **fitting}
             cells.update(dict.fromkeys(_section(kind, table, setting, source, where)))
@@ -99,10 +101,19 @@ def _axes_of(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: values[name] for name in _AXES if name in values}
 
 
+def _check_axes(kind: str, table: Mapping[str, Any], where: str) -> None:
+    """Refuse `tasks` for a kind that is over suites, and the other way round."""
+    for name in {"tasks", "suites"} - {KINDS[kind].over}:
+        if name in table:
+            raise ValueError(f"{where} has {name!r}, expected {KINDS[kind].over!r}; [{kind}] is about those.")
+
+
 def _section(kind: str, table: Mapping[str, Any], setting: Setting, source: Path, where: str) -> Iterator[Cell]:
     made = KINDS[kind].options
     models = [spec for name in _texts(table, "models", ["pocket"], where) for spec in _models(name, source)]
-    tasks = [_task(name, source) for name in _texts(table, "tasks", None, where)]
+    over = KINDS[kind].over
+    named = _texts(table, over, ["pocket"] if over == "suites" else None, where)
+    tasks = [_task(name, source) for name in named] if over == "tasks" else named
     seeds = table.get("seeds", [0])
     if not (isinstance(seeds, list) and seeds and all(type(seed) is int and 0 <= seed < 2**31 for seed in seeds)):
         raise ValueError(f"{where}: seeds is {seeds!r:.80}, expected a list of whole numbers, 0 or more.")
@@ -111,6 +122,9 @@ def _section(kind: str, table: Mapping[str, Any], setting: Setting, source: Path
         given["watch"] = _tasks_in(given["watch"], source)
     if "template" in given:
         given["template"] = _templates(given["template"], source)
+    if "data" in given:
+        folders = given["data"] if isinstance(given["data"], list) else [given["data"]]
+        given["data"] = [_beside(one, source) if isinstance(one, str) else one for one in folders]
     varied = {name: _values(made, name, value) for name, value in given.items()}
     n_cells = math.prod(map(len, (models, tasks, seeds, *varied.values())))
     if not 0 < n_cells <= MAX_CELLS:
@@ -118,9 +132,12 @@ def _section(kind: str, table: Mapping[str, Any], setting: Setting, source: Path
     options = [
         options_from(made, dict(zip(varied, chosen, strict=True)), where) for chosen in product(*varied.values())
     ]
-    rivals = {task: _rivals(task, tasks) for task in tasks}
+    if over == "suites":  # what is missing is said before anything runs
+        for one, suite in product(options, tasks):
+            suite_of_cell(suite, *one.suite)
+    rivals = {task: _rivals(task, tasks) for task in tasks} if KINDS[kind].uses_others else {}
     for model, seed, one, task in product(models, seeds, options, tasks):
-        others = tuple(other for other in tasks if other in rivals[task]) if KINDS[kind].uses_others else ()
+        others = tuple(other for other in tasks if other in rivals.get(task, ()))
         yield Cell(kind, model, task, seed, one, others, setting)
 
 

@@ -1,5 +1,6 @@
 """The kinds of cells: to add one, write its options, a line here, and what makes it in `making`."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,9 +9,11 @@ from ivlens.runs.sweep.options import (
     EffectsOptions,
     ForgettingOptions,
     InterventionOptions,
+    SequenceOptions,
     TuningOptions,
     VectorOptions,
 )
+from ivlens.runs.sweep.tasks import suite_of_cell, task_facts
 
 
 @dataclass(frozen=True)
@@ -22,12 +25,16 @@ class Kind:
         format: Part of every key: another number, and results made before it count as absent.
         made_from: Kinds whose results its cells are made from, directly or not.
         uses_others: Whether its cells depend on the grid's other tasks with the same inputs.
+        over: What its cells are about, as the grid's file lists it: `tasks`, or `suites` of tasks.
+        facts: What a result depends on of that: from its name and the options.
     """
 
     options: type[Any]
     format: int = 1
     made_from: tuple[str, ...] = ()
     uses_others: bool = False
+    over: str = "tasks"
+    facts: Callable[[str, Any], Any] = lambda name, options: task_facts(name)
 
 
 # in the order in which they are made: what others are made from comes first
@@ -38,4 +45,9 @@ KINDS: dict[str, Kind] = {
     "forgetting": Kind(ForgettingOptions),
     "dynamics": Kind(DynamicsOptions, format=3),
     "tuning": Kind(TuningOptions, format=2),
+    "sequences": Kind(
+        SequenceOptions,
+        over="suites",
+        facts=lambda name, options: suite_of_cell(name, *options.suite).facts,
+    ),
 }

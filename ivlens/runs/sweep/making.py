@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ivlens.analysis.dynamics.recording import STAGE_FILE
 from ivlens.analysis.dynamics.stages import TrackOptions, measure_stage
 from ivlens.analysis.forgetting.probabilities import ProbeOptions, probe
 from ivlens.common.files import STATE
@@ -14,8 +15,12 @@ from ivlens.common.store.entries import TABLE, Entry
 from ivlens.effects.measure import head_effects
 from ivlens.effects.results import HeadEffects
 from ivlens.models.boot import TransformerBridge
+from ivlens.runs.suites.cells import run_cell
+from ivlens.runs.suites.keeping import write_cell
+from ivlens.runs.suites.results import Cell as SuiteCell
 from ivlens.runs.sweep import cost
 from ivlens.runs.sweep.cells import Cell, Survey
+from ivlens.runs.sweep.tasks import suite_of_cell
 from ivlens.steering.evaluate import JudgeOptions, evaluate_intervention
 from ivlens.tasks.task import Task
 from ivlens.tuning.builder import guidance_by_name
@@ -25,7 +30,6 @@ from ivlens.vectors.vector import InstructionVector
 logger = logging.getLogger("ivlens")
 
 EFFECTS_FILE, VECTOR_FILE, LOG_FILE = "effects.safetensors", "vector.safetensors", "log.parquet"
-STAGE_FILE = "stage.safetensors"
 
 
 @dataclass(frozen=True)
@@ -151,6 +155,13 @@ def _trained(making: Making, folder: Path) -> None:
         shutil.copytree(making.work / "model", folder / "model", ignore=shutil.ignore_patterns(".*"))
 
 
+def _sequences(making: Making, folder: Path) -> None:
+    cell, options = making.cell, making.cell.options
+    suite = suite_of_cell(cell.task, *options.suite).suite
+    own = SuiteCell(options.method, options.guidance, options.order, cell.seed)
+    write_cell(run_cell(making.model, suite, own, options.bench(cell.seed)), folder)
+
+
 def _forgetting(making: Making, folder: Path) -> None:
     cell, asked = making.cell, making.cell.options
     options = ProbeOptions(n_prompts=asked.n_prompts, n_clozes=asked.n_clozes, recipe=cell.recipe)
@@ -181,4 +192,5 @@ MAKERS: dict[str, Maker] = {
     "forgetting": Maker(_forgetting, cost.forgetting),
     "dynamics": Maker(_dynamics, cost.dynamics),
     "tuning": Maker(_tuning, cost.tuning),
+    "sequences": Maker(_sequences, cost.sequences),
 }

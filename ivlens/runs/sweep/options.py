@@ -15,6 +15,7 @@ from ivlens.forward.hooks import SITES, check_site
 from ivlens.forward.scoring import check_score
 from ivlens.prompts.corruptions import CORRUPTIONS
 from ivlens.prompts.recipe import TASK, PromptRecipe
+from ivlens.runs.suites.cells import BenchOptions
 from ivlens.steering.edits import POSITIONS
 from ivlens.steering.search import Grid as SettingsGrid
 from ivlens.tuning.builder import find_guidance
@@ -151,6 +152,56 @@ class TuningOptions(PromptOptions):
         """As `finetune` takes them."""
         names = ("lr", "steps", "batch_size", "decay", "judge_every", "save_every", "n_samples", "n_prompts")
         return TuneOptions(seed=seed, **{name: getattr(self, name) for name in names})
+
+
+@dataclass(frozen=True)
+class SequenceOptions(PromptOptions):
+    """Of a benchmark's cell: `run_cell` with `BenchOptions`, on one of the suites that the grid names.
+
+    Attributes:
+        data: Folder with the suite's files; a path is relative to the grid's file. None for pocket.
+        order: Number of the suite's order.
+        n_tasks: Only the first so many tasks of it.
+        target, n_general, n_earlier, few_shots: As of `BenchOptions`; the others are those of each training.
+    """
+
+    data: str | None = None
+    order: int = 0
+    n_tasks: int | None = None
+    method: str = "lora"
+    guidance: str = "none"
+    lr: float = 1e-3
+    steps: int = 150
+    batch_size: int = 32
+    decay: str = "constant"
+    n_samples: int | None = 400
+    n_prompts: int = 64
+    judge_every: int = 20
+    patience: int | None = None
+    target: float | None = None
+    n_general: int = 16
+    n_earlier: int = 6
+    few_shots: int = 3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_counts(self, n_samples=1, n_tasks=1, order=0)
+        _check_choice("method", self.method, tuple(METHODS))
+        find_guidance(self.guidance)
+        _check_choice("decay", self.decay, get_args(Decay))
+        self.bench(0)
+
+    @property
+    def suite(self) -> tuple[str | None, int, int | None]:
+        """Which part of a suite: folder, order, number of tasks."""
+        return self.data, self.order, self.n_tasks
+
+    def bench(self, seed: int) -> BenchOptions:
+        """As `run_cell` takes them."""
+        names = ("lr", "steps", "batch_size", "decay", "n_samples", "n_prompts", "judge_every", "patience")
+        tune = TuneOptions(seed=seed, **{name: getattr(self, name) for name in names})
+        others = {name: getattr(self, name) for name in ("target", "n_general", "n_earlier", "few_shots")}
+        return BenchOptions(tune=tune, recipe=self.recipe(seed), **others)
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, Protocol, runtime_checkable
 
+from ivlens.common.store.errors import StoreError
 from ivlens.common.store.keys import content_key
-from ivlens.common.store.store import Store, StoreError
+from ivlens.common.store.store import Store
 from ivlens.runs.sweep import cost
 from ivlens.runs.sweep.cells import Cell, ModelSpec, Survey
 from ivlens.runs.sweep.grid import SweepGrid

@@ -1,7 +1,10 @@
-"""The tasks that a grid names, each read once in a process."""
+"""The tasks and the suites of tasks that a grid names, each read once in a process."""
 
 from functools import lru_cache
+from typing import Any, NamedTuple
 
+from ivlens.runs.suites.keeping import suite_facts
+from ivlens.runs.suites.suite import Suite, load_suite
 from ivlens.tasks.bank import load_bank, load_task
 from ivlens.tasks.task import Task, hash_of_tasks
 
@@ -20,9 +23,24 @@ def task_facts(name: str) -> tuple[str, str, tuple[str, ...]]:
     return task.name, task.full_hash(), parts
 
 
+class KnownSuite(NamedTuple):
+    """A suite in one of its orders, and what results depend on of it."""
+
+    suite: Suite
+    facts: dict[str, Any]
+
+
+@lru_cache(maxsize=64)
+def suite_of_cell(name: str, folder: str | None, order: int, n: int | None) -> KnownSuite:
+    """The first `n` tasks of a suite, or all, read once in a process."""
+    suite = load_suite(name, folder, order=order, n=n)
+    return KnownSuite(suite, suite_facts(suite))
+
+
 def forget_tasks() -> None:
-    """Read task files anew: they may have changed since this process began."""
+    """Read the files of tasks and suites anew: they may have changed since this process began."""
     open_task.cache_clear()
+    suite_of_cell.cache_clear()
     task_facts.cache_clear()
 
 

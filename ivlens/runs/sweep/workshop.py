@@ -1,7 +1,6 @@
 """`Workshop`: one process that makes cells, with one model kept warm."""
 
 import gc
-import json
 import logging
 import random
 import time
@@ -9,21 +8,20 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from hashlib import sha256
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
-import transformers
 
 from ivlens.common.digests import stamp
-from ivlens.common.files import read_small, write_whole
 from ivlens.common.names import one_line
-from ivlens.common.store.entries import Entry
-from ivlens.common.store.keys import content_key
-from ivlens.common.store.store import Store, StoreError
-from ivlens.common.version import __version__
+from ivlens.common.store.entries import TABLE, DamagedEntry, Entry
+from ivlens.common.store.errors import StoreError
+from ivlens.common.store.keys import content_key, versions
+from ivlens.common.store.store import SURVEYS, Store
 from ivlens.models.adapters import is_adapter, named_base
 from ivlens.models.boot import TransformerBridge
 from ivlens.models.fingerprint import model_identity
@@ -63,7 +61,7 @@ class Workshop:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._warm: tuple[ModelSpec, Setting, TransformerBridge, str, str] | None = None
+        self._warm: tuple[ModelSpec, Setting, TransformerBridge, str, dict[str, Any]] | None = None
 
     def survey(self, spec: ModelSpec, setting: Setting, *, load: bool = True) -> Survey:
         """What a model is. It is loaded once in the life of a store, as long as its files stay as they are.
@@ -72,12 +70,10 @@ class Workshop:
             load: Where it was never loaded: load it. Otherwise only its size is found out, and its hash is empty.
         """
         device = device_of(setting.device).type
-        path = self._known(spec, setting)
-        try:
-            if _is_fixed(spec):
-                return survey_from(json.loads(read_small(path)))
-        except (OSError, ValueError, TypeError, RecursionError):
-            pass
+        what = _files_of(spec, setting, device)
+        known = self._surveys.read(what, _survey_of) if _is_fixed(spec) else None
+        if known is not None:
+            return known
         if not load:
             return _sized(spec, device)
         model = self._model(spec, setting)
@@ -95,12 +91,15 @@ class Workshop:
             cfg.d_vocab,
             identity.key,
         )
-        write_whole(path, lambda partial: partial.write_text(json.dumps(asdict(found)), encoding="utf-8"))
+        if _is_fixed(spec):
+            row = pd.DataFrame([asdict(found)])
+            self._surveys.put(what, lambda folder: row.to_parquet(folder / TABLE, index=False), {"model": spec.name})
         return found
 
-    def _known(self, spec: ModelSpec, setting: Setting) -> Path:
-        name = _fingerprint(spec, setting, device_of(setting.device).type)
-        return self._store.folder / "models" / f"{name}.json"
+    @cached_property
+    def _surveys(self) -> Store:
+        # a store of its own, as what is known of a model is no result that tables should show
+        return Store(self._store.folder / SURVEYS)
 
     def attempt(self, cell: Cell, model: Survey) -> Report:
         """Make a cell, or say why not; what it is made from is made as well. Never raises for the cell's own errors."""
@@ -163,7 +162,7 @@ class Workshop:
         Raises:
             ValueError: it is not the one that was expected.
         """
-        files = _fingerprint(spec, setting, setting.device)
+        files = _files_of(spec, setting, setting.device)
         if self._warm is not None and self._warm[:2] == (spec, setting):
             model, first, before = self._warm[2:]
             is_meant = files == before if identity is None else first == identity
@@ -174,7 +173,7 @@ class Workshop:
         model = load_model(spec.name, revision=spec.revision, device=setting.device, dtype=setting.dtype)
         found = model_identity(model).key
         if identity is not None and found != identity:
-            self._known(spec, setting).unlink(missing_ok=True)
+            self._surveys.remove(content_key(_files_of(spec, setting, device_of(setting.device).type)))
             raise ValueError(
                 f"model {spec.name!r} is {found:.12}, expected {identity:.12} as when the sweep began (weights, "
                 "configuration and tokenizer); leave its files as they are while a sweep runs, and start it again."
@@ -216,8 +215,8 @@ def _sources(name: str) -> list[Path | str]:
     return [source_of(name)]
 
 
-def _fingerprint(spec: ModelSpec, setting: Setting, device: str) -> str:
-    """Changes with anything that could change the model: names, sizes and times of its files, the last change included.
+def _files_of(spec: ModelSpec, setting: Setting, device: str) -> dict[str, Any]:
+    """All that could change a model, without opening it: names, sizes and times of its files, how it is opened.
 
     Copying can set a file's time back, but not that of its last change, which the system keeps for itself.
     """
@@ -225,17 +224,21 @@ def _fingerprint(spec: ModelSpec, setting: Setting, device: str) -> str:
     places = [source for source in sources if isinstance(source, Path)]
     found = [path for place in places for path in (place, *place.rglob("*")) if path.is_file()]
     files = [[str(path), *stamp(path)] for path in sorted(found)]
-    facts = [
-        __version__,
-        asdict(spec),
-        [*map(str, sources)],
-        files,
-        setting.dtype,
-        device,
-        torch.__version__,
-        transformers.__version__,
-    ]
-    return sha256(json.dumps(facts).encode()).hexdigest()[:32]
+    about = {"kind": "survey", "model": asdict(spec), "sources": [*map(str, sources)], "files": files}
+    return about | {"dtype": setting.dtype, "device": device, **versions()}
+
+
+def _survey_of(entry: Entry) -> Survey:
+    """The survey that a store keeps.
+
+    Raises:
+        DamagedEntry: the table is no survey.
+    """
+    rows = entry.table().to_dict("records")
+    try:
+        return survey_from({str(name): value for name, value in rows[0].items()})
+    except (IndexError, TypeError) as error:
+        raise DamagedEntry(f"{entry.folder} holds no survey of a model ({error!s:.80})") from None
 
 
 def _sized(spec: ModelSpec, device: str) -> Survey:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pandas as pd
 import plotly.graph_objects as go
 
-from ivlens.common.kept import renamed
+from ivlens.common.measures import renamed
 from ivlens.show.figures.rows import Row, interval_kinds, rows_of
 from ivlens.show.figures.theme import LIGHT, Theme, styled, with_legend
 

@@ -14,6 +14,7 @@ import pyarrow.parquet as parquet
 from ivlens.common.foreign import check_parquet, opened_tensors
 from ivlens.common.names import one_line
 from ivlens.common.saves import READY
+from ivlens.common.store.store import KEPT, MARK
 
 logger = logging.getLogger("ivlens")
 
@@ -88,12 +89,15 @@ def _found(folder: Path, prefix: list[str]) -> Iterator[Found]:
 def _files(folder: Path) -> dict[tuple[str, ...], Path]:
     """All files by their places, in order; where a save was cut short after it was made, its files count."""
     found: dict[tuple[str, ...], Path] = {}
+    # what commands keep for going on is no result: the tables beside it say the same for all of it
+    stores = [mark.parent for mark in folder.rglob(f"{KEPT}/{MARK}")]
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
         place = tuple(part for part in parts if part != READY)
         if (
             path.is_file()
             and not any(part.startswith(".") for part in place)
+            and not any(path.is_relative_to(store) for store in stores)
             and (READY in parts or place not in found)
         ):
             found[place] = path

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from ivlens.common.kept import renamed
+from ivlens.common.measures import renamed
 from ivlens.show.figures.dynamics import drift_map
 from ivlens.show.figures.rows import grouped, interval_kinds, mean, rows_of
 from ivlens.show.figures.theme import LIGHT, Theme, styled, translucent, with_legend

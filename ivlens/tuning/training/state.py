@@ -12,8 +12,7 @@ from torch import Tensor
 
 from ivlens.common.files import STATE, write_whole
 from ivlens.common.foreign import opened_tensors, read_tensors
-from ivlens.common.kept import check_version
-from ivlens.common.version import __version__
+from ivlens.common.version import __version__, check_version
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
