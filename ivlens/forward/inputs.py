@@ -64,7 +64,7 @@ def check_prompts(model: TransformerBridge, tokens: Any, attention_mask: Any) ->
     if not bool(mask.any(1).all()):
         row = int((~mask.any(1)).nonzero()[0])
         raise ValueError(f"attention_mask row {row} is all 0, expected at least one token; leave the row out.")
-    _check_ids("tokens", tokens[mask == 1], model)
+    _check_ids("tokens", tokens[mask == 1], model)  # padding may be any number
     return _left_padded(tokens.masked_fill(mask == 0, 0), mask)
 
 
@@ -129,7 +129,7 @@ def check_length(
     """Raise ValueError, its last words the remedy, if a prompt with its answer does not fit the model's context."""
     lengths = mask.sum(1)
     longest, n_ctx = int(lengths.max()), model.cfg.n_ctx
-    if longest + n_answer - 1 > n_ctx:  # the last answer token is predicted and never read
+    if longest + n_answer - 1 > n_ctx:  # the last answer token is predicted, and takes no position of its own
         raise ValueError(
             f"prompt {int(lengths.argmax())} has {longest} tokens and its answer up to {n_answer}, expected at most "
             f"{n_ctx} together (the model's n_ctx); {remedy()}."

@@ -126,7 +126,7 @@ def _write(store: Store, key: dict[str, Any], search: PromptSearch) -> None:
     """Keep a search under its key; a line in the log where that fails."""
     recipes = [[recipe.to_dict() for recipe in row] for row in search.recipes]
 
-    def fill(folder: Path) -> None:
+    def fill(folder: Path) -> None:  # the store makes the entry visible only once both files are whole
         search.table.to_parquet(folder / "table.parquet", index=False)
         (folder / RECIPES).write_text(json.dumps(recipes), encoding="utf-8")
 
