@@ -67,7 +67,7 @@ def measure_again(
     request = make_request(
         bridge, batch.tokens, batch.attention_mask, batch.answer_tokens, effects.mean_z.to(bridge.cfg.device),
         foil_tokens=batch.foil_tokens,
-        # all layers x heads of the chosen ones: a rectangle costs little more, and an engine takes no lists of pairs
+        # engines measure all combinations of layers and heads; that costs little more than the chosen pairs alone
         options=PatchOptions(
             str(settings["mode"]), {layer for layer, _ in chosen}, {head for _, head in chosen}, str(settings["score"])
         ),
@@ -81,7 +81,7 @@ def measure_again(
 
 
 def _checked(effects: HeadEffects, task: Task, model: TransformerBridge | None, split: str) -> TransformerBridge:
-    """The model to measure on, once model, task and split are known to be those that the effects ask for."""
+    """The model to measure on; a model, task or split that does not go with the effects is refused."""
     bridge = model or effects.live_model
     if bridge is None:
         raise ValueError(
@@ -102,13 +102,13 @@ def _checked(effects: HeadEffects, task: Task, model: TransformerBridge | None, 
         )
     if split == effects.settings["split"]:
         raise ValueError(
-            f"split is {split!r}, which chose the heads, expected another one: what was chosen looks too good there."
+            f"split is {split!r}, which chose the heads, expected another one: chosen heads look too good there."
         )
     return bridge
 
 
 def _check_others(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse other tasks for counterfactuals than before: into other prompts a patch has another effect."""
+    """Refuse other tasks for counterfactuals than before: in other prompts a patch has another effect."""
     # files of older versions do not record the hash, and pass
     if before.get("others_hash", now["others_hash"]) != now["others_hash"]:
         was, given = (", ".join(names or ()) or "the built-in tasks" for names in (before["others"], now["others"]))

@@ -34,7 +34,7 @@ def measure(model: TransformerBridge, request: EffectRequest) -> Measured:
     found.record["chunk"] = {"n_prompts": n_rows}
     for rows in row_slices(n_prompts, n_rows):
         found.base[rows], slopes, z = _slopes(model, request, rows)
-        # the patch minus the present output; in mode "add" the patch is added, so it is the change itself
+        # how much a patch changes the head's output; with "add" that is the mean itself
         change = request.mean_z.to(z) - z if request.mode == "replace" else request.mean_z.to(z)
         estimate = (slopes * change)[:, list(request.layers)][:, :, list(request.heads)].sum(-1)
         found.enter(rows, request.layers, request.heads, estimate)
@@ -56,8 +56,7 @@ def _slopes(
 
     def nudged(z: Tensor, layer: int) -> Tensor:
         outputs[layer] = z[:, inputs.last].detach()
-        # adding a zero changes nothing, and gives a leaf whose gradient is the one by this head's output; weights need
-        # no gradients then
+        # a zero is added: it changes nothing, and its gradient is that of the head's output. So no weight needs one.
         nudges[layer] = torch.zeros_like(outputs[layer], requires_grad=True)
         z = z.clone()
         z[:, inputs.last] += nudges[layer]

@@ -98,7 +98,7 @@ class Check:
             raise self.failed(f"an unpatched copy's logits are off by {error:.3g}")
 
     def patched(self, rows: slice, logits_of: LogitsOf) -> None:
-        """Compare the logits with a patched head with the reference's, for a head of the first, middle and last layer.
+        """Compare logits under a patch with those of the reference, for three heads in three layers.
 
         Args:
             rows: the prompts that the engine has run.
@@ -118,7 +118,7 @@ class Check:
                 raise self.failed(f"with L{layer}H{head} patched its logits are off by {error:.3g}")
 
     def _picked(self) -> list[tuple[int, int]]:
-        """The heads that are compared: of three layers, and a middle, the last and the first of their heads."""
+        """The heads that are compared, in the first, the middle and the last of the asked layers."""
         layers, heads = self.request.layers, self.request.heads
         places = [(0, len(heads) // 2), (len(layers) // 2, len(heads) - 1), (len(layers) - 1, 0)]
         return list(dict.fromkeys((layers[layer], heads[head]) for layer, head in places))

@@ -41,14 +41,14 @@ class ChunkSize:
 def chunk_size(model: TransformerBridge, request: EffectRequest) -> ChunkSize:
     """The largest sizes whose estimated activations stay within `request.max_memory`.
 
-    Attention scores grow with the square of a sequence's length. So a sequence of copies gets only as long as that its
-    scores are as large as its other activations.
+    Attention scores grow with the square of a sequence's length. So a sequence of copies is limited to the length at
+    which its scores are as large as its other activations.
     """
     n_layers, n_answer = len(request.layers), request.answers.shape[1]
     per_head = n_layers * n_answer  # positions that one head has in the sequence after the last layer
     at_most = max(1, _linear(model) // (3 * model.cfg.n_heads * per_head))
     n_heads = _even(len(request.heads), at_most)
-    # a quarter is slack for an estimate; logits share the budget with nothing, as activations are freed before
+    # a quarter is slack, as sizes are estimates; the rest serves twice: logits are made when activations are freed
     usable = request.max_memory * 3 // 4
     while n_heads > 1 and prompt_bytes(model, request, n_heads) > usable:
         n_heads //= 2

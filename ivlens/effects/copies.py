@@ -42,7 +42,7 @@ class PromptKeys(DynamicCache):
         self._kept: tuple[Tensor, Tensor] | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """The keys and values that the block shall attend to: on prompts its own, on copies the shared ones first."""
+        """The keys and values that attention reads: for prompts their own, for copies the shared ones and their own."""
         if not self._handing_on:
             # only the latest block's: blocks run in order, and each meets its copies before the next one runs
             self._kept = key_states, value_states
@@ -97,7 +97,7 @@ class BlockArguments:
             return value
         if name == "attention_mask":
             return self._mask(value)[..., :n_positions, : self._n_shared + n_positions]
-        if name not in _INDEXED:  # guessing its axes could be wrong in silence: another engine takes over
+        if name not in _INDEXED:  # a guess at its axes could be wrong without an error
             raise Unsuitable(f"its blocks take {name!r}, which copies have no version of")
         queries, keys = self._queries[:n_positions], self._keys[: self._n_shared + n_positions]
         return _INDEXED[name](value, queries.to(value.device), keys.to(value.device))
@@ -130,12 +130,12 @@ def _of_queries(value: Tensor, queries: Int[Tensor, " queries"], keys: Int[Tenso
 
 
 def _of_keys(value: Tensor, queries: Int[Tensor, " queries"], keys: Int[Tensor, " keys"]) -> Tensor:
-    """From a tensor whose last axis are the keys."""
+    """From a tensor with the keys as its last axis."""
     return value[..., keys]
 
 
 def _of_last_keys(value: Tensor, queries: Int[Tensor, " queries"], keys: Int[Tensor, " keys"]) -> Tensor:
-    """From a tensor whose last axis is longer than the prompt, and of which attention takes the end."""
+    """From a tensor whose last axis is longer than the prompt; attention reads its last columns."""
     n_columns = int(queries[-1]) + 1
     return value[..., value.shape[-1] - n_columns :][..., keys]
 

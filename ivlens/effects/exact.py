@@ -76,7 +76,7 @@ def measure(model: TransformerBridge, request: EffectRequest) -> Measured:
                 size = size.halved()
             else:
                 start = rows.stop
-                give_way(model)  # here no hook is on the model, so another thread's short pass can go between
+                give_way(model)  # no hook is on the model here, so another thread may run a short pass
     found.record["chunk"] = asdict(size)
     if watch.decisions:
         found.record["router_flips"] = f"{watch.flips} of {watch.decisions}"
@@ -143,7 +143,7 @@ class _Pass:
             with refusals_explained():
                 self._check.patched(self._rows, self._logits_of)
             self._check.passed()
-        # only now: nothing is believed before the checks
+        # only now, after the checks
         for copies, each in zip(self._groups, scores, strict=True):
             effects = each - found.base[self._rows, None, None]
             found.enter(self._rows, self._request.layers, copies.heads, effects)
@@ -171,7 +171,7 @@ class _Pass:
         self._form = output_form(output)
         given = named_arguments(block, args, kwargs)
         entered = given.pop("hidden_states")
-        routed = self._watch.seen(block)  # of the prompts; the copies below overwrite what the routers showed
+        routed = self._watch.seen(block)  # the experts of the prompts' tokens, before the copies' take their place
         for copies in self._groups:
             self._advance(copies, layer, block, entered[:, -self._inputs.n_answer :], given)
             if copies.witness:

@@ -137,7 +137,7 @@ def head_effects(
     if score is not None:
         check_score(score, has_foils=plan.corruption == "counterfactual")
     examples = list(task.split(options.split, plan.recipe.seed))
-    # the order depends on seed and task alone, so more prompts are the same prompts and some more
+    # the order depends on seed and task alone, so a larger `n_prompts` adds prompts and exchanges none
     Random(f"{plan.recipe.seed}\0{task.name}\0prompts").shuffle(examples)
     corrupted = measured_prompts(model, plan, examples, n_prompts, score)
     score = score_for(task, corrupted, score)
@@ -151,7 +151,7 @@ def head_effects(
             model, plan, mean_examples, kind,
             correct_only=options.correct_only, contrast=options.contrast, batch_size=options.batch_size,
         )  # fmt: skip
-        # whatever may refuse the model or an option comes before the long part, which is `_run`
+        # all that can refuse a model or an option comes before the long part, `_run`
         means = _means(model, clean, counterpart, options.batch_size)
         request = make_request(
             model, corrupted.tokens, corrupted.attention_mask, corrupted.answer_tokens, means.mean_z,

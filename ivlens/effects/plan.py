@@ -45,7 +45,7 @@ class Plan:
         corruption: str | None,
         others: Sequence[Task] | Mapping[str, Task] | None,
     ) -> "Plan":
-        """The plan for a task, with the recipe's defaults filled in; None: the usual corruption of that recipe."""
+        """The plan for a task, the recipe's defaults filled in; for `corruption=None` the recipe's usual corruption."""
         return cls(task, recipe.resolved(task), recipe.corruption(task) if corruption is None else corruption, others)
 
     def prompts(self, model: TransformerBridge, examples: Sequence[TaskExample], *, corrupted: bool) -> PromptBatch:

@@ -268,7 +268,7 @@ class HeadEffects:
             ValueError: not a file of head effects, a damaged one, or one measured on another model.
         """
         loaded = cls(**read_effects(path))
-        if model is None:  # to look at tables and figures nobody needs the model
+        if model is None:  # tables and figures need no model
             return loaded
         check_model_of(path, loaded.model, model_identity(model))
         return replace(loaded, model_ref=ModelRef(model))

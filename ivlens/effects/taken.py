@@ -1,4 +1,4 @@
-"""What a corruption takes away from the score of the measured prompts, by which effects have to be judged."""
+"""How much of the clean score a corruption takes away, on the prompts that effects are measured on."""
 
 from dataclasses import dataclass, replace
 from math import exp, nan
@@ -36,7 +36,7 @@ class Taken:
     @property
     def is_enough(self) -> bool:
         """Whether something was taken away: an interval above 0, and at least a fifth of the clean score."""
-        # by what speaks against it: comparisons with NaN are False, so what is not known does not count against it
+        # negated, since comparisons with NaN are False: a value that is not known does not count against it
         return not (self.low <= 0 or self.mean <= 0 or self.share < LEAST_SHARE)
 
     def __str__(self) -> str:

@@ -18,8 +18,8 @@ from ivlens.tasks.task import Task
 
 logger = logging.getLogger(__name__)
 
-LEAST_CLEAN = 0.3  # accuracy on clean prompts from which on a vector has something to carry
-LEAST_LEAD = 0.2  # accuracy on clean prompts minus accuracy on bare ones; below it the input alone tells the task
+LEAST_CLEAN = 0.3  # accuracy on clean prompts; with less there is nothing that a vector could carry
+LEAST_LEAD = 0.2  # accuracy on clean prompts minus accuracy on bare ones; with less the input alone tells the task
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ def most_shots(
     low, high = -1, recipe.shots(task) + 1  # the largest number known to fit, the smallest known not to
     if fits(high - 1):
         return high - 1
-    while high - low > 1:  # halves the interval: a prompt only grows with its demonstrations
+    while high - low > 1:  # bisection: with more demonstrations a prompt only gets longer
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     return None if low < 0 else low

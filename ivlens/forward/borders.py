@@ -63,7 +63,7 @@ class Borders:
     def __init__(self, tokenizer: Any | None) -> None:
         self.tokenizer: Any = tokenizer
         self._ends_text = _ending_tokens(tokenizer)
-        # (goes on, ends) of each answer and next token: decoding is slow, and few pairs come up again and again
+        # (goes on, ends) of each answer and next token: decoding is slow, and the same pairs come up again and again
         self._decided: dict[tuple[tuple[int, ...], int], tuple[bool, bool]] = {}
 
     def goes_on(self, answer: tuple[int, ...], following: int | None) -> bool:
@@ -107,6 +107,6 @@ def _ending_tokens(tokenizer: Any | None) -> frozenset[int]:
     """The special tokens: each ends a text, except the one for unknown text, unless it is also BOS or EOS."""
     added: dict[int, Any] = getattr(tokenizer, "added_tokens_decoder", {})
     special = set(getattr(tokenizer, "all_special_ids", ()))
-    special |= {token for token, about in added.items() if about.special}  # as of chat templates
+    special |= {token for token, about in added.items() if about.special}  # such as those of chat templates
     unknown, *ends = (getattr(tokenizer, f"{name}_token_id", None) for name in ("unk", "bos", "eos"))
     return frozenset(special if unknown in ends else special - {unknown})

@@ -75,7 +75,7 @@ class PromptSearch:
         if self.ability.is_enough:
             return ""
         return (
-            f"{self.model.name} answers {self.task} in none of {self.n_forms} forms well enough, in the best one with "
+            f"{self.model.name} answers {self.task} well enough in none of {self.n_forms} forms, in the best one with "
             f"{self.ability}: no vector can carry what the model does not do; take another task or model, or try "
             "templates and shots of your own."
         )
@@ -230,7 +230,7 @@ def search_forms(forms: Sequence[Form], ask: Asked, report: Progress, *, stop: b
 
 
 def _merit(trial: Trial) -> tuple[int, int]:
-    """What the best form has most of: the gain, and among equals the cheaper form."""
+    """The key that is largest for the best form: its gain, and among equal gains the lower cost."""
     return trial.gain(), -trial.order
 
 

@@ -31,7 +31,7 @@ class Form:
 
     Attributes:
         recipes: All recipes that make these prompts; the first one is the form's name in tables.
-        clean: The prompts with what tells the task.
+        clean: The prompts, with instruction and demonstrations as the recipes say.
         bare: Prompts of the same inputs without instruction and demonstrations. Forms with equal bare prompts share one
             object, so that these are asked once.
         n_tokens: Mean number of tokens of a clean prompt: what asking in this form costs.
@@ -94,9 +94,9 @@ def all_forms(
     shots: Sequence[int],
     seed: int,
 ) -> list[Form]:
-    """Every form that tells the task, for which there are examples enough, and that fits the model; cheapest first.
+    """Every form that says what the task is, has enough examples and fits the model; the cheapest form first.
 
-    A form without instruction and demonstrations tells nothing, unless the instruction is in the inputs (`fused`).
+    A form without instruction and demonstrations does not say what the task is, unless the inputs do (`fused`).
 
     Raises:
         ValueError: there is no such form; the message says what was left out, and why.
@@ -134,7 +134,7 @@ def all_forms(
 
 
 def _recipes(task: Task, templates: Sequence[Template], shots: Sequence[int], seed: int) -> Iterator[PromptRecipe]:
-    """Recipes of all combinations that tell the task something."""
+    """Recipes of all combinations of template, shots and instruction that say what the task is."""
     # of two recipes that make the same prompts the first one names the form: `none` for a task without instructions
     told = (TASK, None) if task.instructions or task.fused else (None, TASK)
     for template in templates:

@@ -13,7 +13,7 @@ from ivlens.models.boot import TransformerBridge
 
 
 def is_hooked(model: TransformerBridge, *, by_ivlens: bool = True) -> bool:
-    """Whether hooks are on the model, at a hook point or on any module; hooks of the libraries do not count.
+    """Whether hooks are on the model, at a hook point or on any module; hooks of libraries do not count.
 
     Args:
         by_ivlens: Whether hooks of ivlens itself count.
@@ -35,7 +35,7 @@ def whole_passes(model: TransformerBridge) -> set[nn.Module]:
 
 
 def _is_of(libraries: tuple[str, ...], hook: Any) -> bool:
-    """Whether a hook was defined in a module whose name begins with one of these."""
+    """Whether a hook was defined in a module whose name begins with one of these names."""
     return (getattr(hook, "__module__", None) or "").startswith(libraries)
 
 

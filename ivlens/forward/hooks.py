@@ -26,7 +26,7 @@ SITES: tuple[Site, ...] = ("resid_post", "attn_out")
 Select = Callable[[Tensor], Tensor]
 Edit = Callable[[Tensor], Tensor]
 
-_LOCKS: WeakKeyDictionary[TransformerBridge, OwnedLock] = WeakKeyDictionary()  # weak: no lock keeps its model alive
+_LOCKS: WeakKeyDictionary[TransformerBridge, OwnedLock] = WeakKeyDictionary()  # weak: a lock keeps no model alive
 _LOCKS_GUARD = OwnedLock()
 _SECOND_THREAD = (
     "a second thread ran the model while it was hooked, and hooks belong to the model, not to a thread: what the first "
@@ -64,7 +64,7 @@ def is_steered(model: TransformerBridge) -> bool:
 
 
 def check_unsteered(model: TransformerBridge) -> None:
-    """Refuse to score inside `steering`, which takes the last answer token after a prompt for the prompt's end.
+    """Refuse passes with answer tokens inside `steering`, which would take the last of them for the prompt's end.
 
     Raises:
         RuntimeError: this thread has a `steering` context open on the model, in this asyncio task or in another one. A
@@ -225,7 +225,7 @@ def captured_residual(
     *,
     select: Select | None = None,
 ) -> Iterator[dict[int, Tensor]]:
-    """Keep what a site shows, `layer -> [batch, pos, d_model]`; otherwise as `captured_heads`."""
+    """Keep the activations at a site, `layer -> [batch, pos, d_model]`; otherwise as `captured_heads`."""
     kept: dict[int, Tensor] = {}
     chosen = check_layers(model, [layers] if isinstance(layers, int) else layers)
     place = check_site(site)
@@ -237,7 +237,7 @@ def captured_residual(
 def captured_projection(
     model: TransformerBridge, layers: Iterable[int] | None = None, *, select: Select | None = None
 ) -> Iterator[dict[int, Tensor]]:
-    """Keep `sum_h z_h W_O^h + b_O`, before any post-norm: `layer -> [batch, pos, d_model]`; as `captured_heads`."""
+    """Keep `sum_h z_h W_O^h + b_O`, before any post-norm, `[batch, pos, d_model]`; otherwise as `captured_heads`."""
     kept: dict[int, Tensor] = {}
     chosen = range(model.cfg.n_layers) if layers is None else check_layers(model, layers)
     with _hooked(model, {_projection_name(layer): _keep(kept, layer, select) for layer in chosen}):

@@ -35,7 +35,7 @@ class Inputs:
 
 
 def check_prompts(model: TransformerBridge, tokens: Any, attention_mask: Any) -> tuple[Tensor, Tensor]:
-    """Tokens and mask on the model's device, left-padded (whatever side they came padded on), no column all padding.
+    """Tokens and mask on the model's device, padded on the left, without columns that are all padding.
 
     Padding becomes token 0: the embedding is looked up there too, where an id such as -100 would be an error.
 
@@ -96,7 +96,7 @@ def _check_ids(name: str, ids: Tensor, model: TransformerBridge) -> None:
 
 
 def check_answers(model: TransformerBridge, answer_tokens: Any, batch: int) -> Int[Tensor, "batch answer_len"]:
-    """Answer tokens on the model's device, right-padded with -100, no column all padding.
+    """Answer tokens on the model's device, padded on the right with -100, without columns that are all padding.
 
     Raises:
         TypeError: not an integer tensor.
@@ -126,7 +126,7 @@ def check_length(
     n_answer: int = 1,
     remedy: Callable[[], str] = lambda: "use shorter inputs, fewer demonstrations, or another model",
 ) -> None:
-    """Raise ValueError, its last words the remedy, if a prompt with its answer does not fit the model's context."""
+    """Raise ValueError if a prompt with its answer does not fit the model's context; the text ends in the remedy."""
     lengths = mask.sum(1)
     longest, n_ctx = int(lengths.max()), model.cfg.n_ctx
     if longest + n_answer - 1 > n_ctx:  # the last answer token is predicted, and takes no position of its own
@@ -142,7 +142,7 @@ def forced(
     """Left-padded prompts followed by all but the last of their answer tokens."""
     given = answers[:, :-1]
     return Inputs(
-        tokens=torch.cat([tokens, given.clamp(min=0)], 1),  # -100 is no token; the mask hides it, and no score reads it
+        tokens=torch.cat([tokens, given.clamp(min=0)], 1),  # -100 is no token id; the mask hides these
         attention_mask=torch.cat([mask, (given != -100).long()], 1),
         last=tokens.shape[1] - 1,
         n_answer=answers.shape[1],

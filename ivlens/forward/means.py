@@ -114,7 +114,7 @@ class _OutputMean:
 
     def __init__(self, model: TransformerBridge) -> None:
         self._model, self._n = model, 0
-        # float64 on the CPU: means that differ by the batch size only would otherwise differ in their last digits
+        # float64, so that the batch size does not change the last digits of a mean
         self._total = torch.zeros(model.cfg.n_layers, model.cfg.n_heads, model.cfg.d_head, dtype=torch.float64)
         self._z: dict[int, Tensor] = {}
 
@@ -152,7 +152,7 @@ class _ScaleMean:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Read, in the one pass of the body, what the projection puts out and what reaches the stream."""
+        """Read, in the one pass of the body, the projection's output and what reaches the stream."""
         if self.is_constant and self._n:
             yield
             return

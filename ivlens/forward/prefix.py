@@ -23,7 +23,7 @@ _FLOATS_PER_PREFIX = 2**28
 # kinds of cache layers that hold nothing but keys, values and their length: putting these three back restores a layer
 _RESTORED = (DynamicLayer, DynamicSlidingWindowLayer)
 
-# outcome of the witness for each shape of prompts: None where they can be continued from a cache, otherwise why not
+# for each shape of prompts: None where they can be continued from a cache, otherwise why they cannot
 _FOUND: WeakKeyDictionary[TransformerBridge, dict[tuple[object, ...], str | None]] = WeakKeyDictionary()
 
 
@@ -63,9 +63,9 @@ def cache_fault(cache: Any) -> str | None:
 class SharedPrefix:
     """The KV cache of prompts without their last token, from which any number of rows may continue.
 
-    Each row continues one prompt, with tokens of its own. An intervention at the last prompt token changes nothing
-    before that token, and nothing in the blocks below it. So the cache, which is most of the work, is made once, and
-    the blocks below may be left out. Both give the same logits as a whole pass, up to rounding.
+    Each row continues one prompt, with tokens of its own. An intervention at the last prompt token of one layer changes
+    nothing before that token and nothing in lower layers. So the cache, which is most of the work, is made once, and
+    lower blocks may be left out of a pass. Up to rounding, the logits are those of a whole pass.
 
     To make sure, two of the prompts (the witness) are continued twice and compared with a pass over everything. Where
     their logits differ, or the cache holds more than keys and values (a recurrent state changes with every pass),
@@ -105,7 +105,7 @@ class SharedPrefix:
                 self.fault = self._filled()
                 if self.fault is None and not self.is_known:
                     self.fault = self._witnessed(n_given)
-            except Exception as error:  # any error may be how a family answers to a cache it does not take
+            except Exception as error:  # families refuse a cache with errors of any kind
                 pass_on_shortage(error)
                 self.fault = f"it cannot go on from a cache ({type(error).__name__}: {first_line(error):.80})"
         found[key] = self.fault
@@ -113,7 +113,7 @@ class SharedPrefix:
             self._cache, self._kept, self.n_before = None, [], tokens.shape[1] - 1
 
     def _filled(self) -> str | None:
-        """Run the prompts without their last token, keep the cache, and say why it cannot be restored, if so."""
+        """Run the prompts without their last token and keep the cache; returns why it cannot be restored, or None."""
         with torch.no_grad(), last_logits_only(self._model):
             _, cache = self._model(
                 self._tokens[:, :-1],
@@ -129,13 +129,13 @@ class SharedPrefix:
         return None
 
     def _witnessed(self, n_given: int) -> str | None:
-        """Continue two prompts, twice; how far their logits are from those without a cache, in words, if they are."""
+        """Continue two prompts from the cache; returns how their logits differ from those of a whole pass, or None."""
         # the longest prompt has no padding, the shortest one most of it: faults of masks and positions show in these
         lengths = self._mask.sum(1)
         rows = torch.stack([lengths.argmax(), lengths.argmin()])
         given = self._tokens[rows, -1:].expand(-1, n_given)  # any tokens do: the prompt's last one, repeated
         want = self._whole(rows, given, n_given + 1)
-        # a second time, with no token after the prompt: if the first pass changed what is kept, the logits differ now
+        # a second time, with no token after the prompt: if the first pass changed the kept tensors, logits differ now
         for n, wanted in ((n_given, want), (0, want[:, :1])):
             # tolerance by the parameters' dtype: the logits of a model in half precision are float32 (`full_logits`)
             error, within = off_by(self.logits(rows, given[:, :n]), wanted, 2e-4, next(self._model.parameters()).dtype)

@@ -115,7 +115,7 @@ def _read(store: Store, key: dict[str, Any], model: TransformerBridge) -> Prompt
         recipes = tuple(tuple(PromptRecipe.from_dict(each) for each in row) for row in listed)
         if not recipes or len(recipes) != len(table) or not all(recipes):
             raise ValueError(f"{len(recipes)} rows of recipes for {len(table)} forms")
-    # all that a file of any content can make of the lines above: a damaged cache must not stop a measurement
+    # whatever a damaged file can raise above: a cache must not stop a measurement
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         logger.warning("remembered prompts of %s cannot be read (%s): looked for again.", key["task"], error)
         return None
@@ -137,8 +137,8 @@ def _write(store: Store, key: dict[str, Any], search: PromptSearch) -> None:
 
 
 def _best_for_all(searches: Sequence[PromptSearch]) -> PromptRecipe:
-    """The recipe with the largest mean of clean minus bare accuracy, of those with which every task was asked."""
-    # for each recipe and task: what decides first, and what decides among equals
+    """The recipe with the largest mean of clean minus bare accuracy, among those with which every task was asked."""
+    # for each recipe and task: clean minus bare accuracy, and minus the length of the prompts for ties
     gains: dict[PromptRecipe, list[tuple[float, float]]] = {}
     for search in searches:
         for row, recipes in zip(search.table.to_dict("records"), search.recipes, strict=True):

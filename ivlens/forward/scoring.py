@@ -33,7 +33,7 @@ def sequence_logprob(
     logits: Float[Tensor, "batch answer_len d_vocab"], answers: Int[Tensor, "batch answer_len"]
 ) -> Float[Tensor, " batch"]:
     """Sum of the log-probabilities (nats) of all answer tokens, each given the ones before it."""
-    each = _log_probs(logits, answers.clamp(min=0)[..., None])[..., 0]  # of padding the value is looked up and left out
+    each = _log_probs(logits, answers.clamp(min=0)[..., None])[..., 0]  # padding: as token 0, set to 0 below
     return each.masked_fill(answers == -100, 0.0).sum(-1)
 
 
@@ -136,7 +136,7 @@ def answer_passes(
     answers = check_answers(model, batch.answer_tokens, len(batch))
     check_length(model, mask, answers.shape[1])
     for rows in ticking(list(row_slices(len(batch), batch_size)), "scoring answers", "pass"):
-        with model_lock(model):  # for each pass alone, so that a caller who is slow between them blocks nobody
+        with model_lock(model):  # for one pass at a time: between passes other threads may run the model
             check_unsteered(model)
             logits = forced(tokens[rows], mask[rows], answers[rows]).logits(model)
         yield rows, logits
@@ -175,8 +175,8 @@ def judged_rows(
     """
     accuracy = greedy_match(logits[:, : answers.shape[1]], answers)
     exact = torch.zeros_like(accuracy)
-    matched = accuracy.nonzero()[:, 0]  # only of these the next token matters
-    # the last answer token predicts the next one; full rows have no such position, and theirs is masked below
+    matched = accuracy.nonzero()[:, 0]  # the next token matters in these rows only
+    # the position of the last answer token predicts the next one; full rows lack it, and are masked with -1
     behind = (answers[matched] != -100).sum(1).clamp(max=logits.shape[1] - 1)
     following = logits[matched, behind].argmax(-1).masked_fill(is_full[matched], -1).tolist()
     for row, given, token in zip(matched.tolist(), answers[matched].tolist(), following, strict=True):

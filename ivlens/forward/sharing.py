@@ -1,6 +1,6 @@
 """One model used by several threads: long work lets short passes go first, and a pass can be ended between two blocks.
 
-The lab asks for this: a page shows a completion while another one measures effects on the same model.
+The lab needs both: one page writes a completion while another page measures effects on the same model.
 """
 
 import threading

@@ -51,7 +51,7 @@ class WriteFactors:
     fault: str | None = None
 
 
-# factors belong to the architecture, not to weights or prompts, so they are measured once for each model and dtype
+# factors depend on the architecture, not on weights or prompts, so they are measured once for each model and dtype
 _FOUND: WeakKeyDictionary[TransformerBridge, dict[torch.dtype, WriteFactors]] = WeakKeyDictionary()
 
 
@@ -129,7 +129,7 @@ def _measured(model: TransformerBridge, tokens: Tensor, mask: Tensor) -> WriteFa
                 with patched_heads(model, lambda z, layer: torch.zeros_like(z), [layer]):
                     # `forward`, not a call: a call would run this hook again
                     bare = _stream(block.forward(*args, **kwargs))
-            except Exception as error:  # any error may be how a family answers to a second run
+            except Exception as error:  # families refuse a second run with errors of any kind
                 pass_on_shortage(error)
                 faults[layer] = f"it cannot be run alone ({type(error).__name__}: {first_line(error):.60})"
                 return
@@ -173,7 +173,7 @@ def _factor(added: Tensor, shown: Tensor, size: Tensor, eps: float) -> float | N
 
 
 def _close(got: Tensor, want: Tensor, size: Tensor, eps: float) -> bool:
-    """Whether two tensors are equal up to rounding; `size` is how large the numbers are whose difference they are."""
+    """Whether two tensors are equal up to rounding. They are differences of numbers as large as `size`."""
     share = 1e-3 if eps < 1e-6 else _SHARE
     return bool(((got - want).abs() <= share * want.abs().max() + _ROUNDINGS * eps * size).all())
 

@@ -1,8 +1,8 @@
 """The controls that an Instruction Vector has to beat: random vectors, random heads, other tasks, the best constant.
 
-Each answers one question. Random vectors: does any push of that size do it? Random heads: do any heads? Vectors of
-other tasks: is it this task? The constant: is it more than one frequent answer? See docs/method.md, 6 Intervention and
-its controls.
+Each control rules out another reason for a good result: that any vector of that length would do (random vectors), any
+heads (random heads), the vector of any task (other tasks), or one frequent answer (the constant). See docs/method.md,
+6 Intervention and its controls.
 """
 
 import logging
@@ -74,7 +74,7 @@ def random_head_vectors(
         heads = [free[index] for index in torch.randperm(len(free), generator=generator)[:k].tolist()]
         layers, numbers = (list(part) for part in zip(*heads, strict=True))
         theta = writes[layers, numbers].sum(0)
-        # scaled, or a weaker push would be the reason why random heads do less; `tiny` guards against a sum of 0
+        # to equal norm: random heads must not lose only because their sum is shorter; `tiny` guards against a sum of 0
         theta = theta * (iv.norm / theta.norm().clamp_min(torch.finfo(theta.dtype).tiny))
         made_by = {"random_heads_of": iv.task, "heads": heads, "seed": seed, "draw": draw}
         vectors.append(iv.derived(theta, f"random heads {draw}", made_by))

@@ -151,7 +151,7 @@ def _evaluated(
     # two splits see the vectors, that of the search and that of the judgement: neither may have made one of them
     searched_on = _searched_on(settings, options.split)
     if searched_on is not None and searched_on != options.split:
-        split_seed([iv, *others], searched_on, chosen.seed)  # called for its refusal alone
+        split_seed([iv, *others], searched_on, chosen.seed)  # called only to refuse
     prompts = PromptSets(model, task, chosen, options.corruption, n_prompts, options.seed, **grid.passes)
     judge = prompts.trials(options.split)
     vectors = {
@@ -224,7 +224,7 @@ def _judged_heads(iv: InstructionVector, judge: Trials) -> list[Judged]:
     """The condition `iv_heads`; none for a vector without heads."""
     if not iv.heads:
         return []
-    # strength 1 puts exactly the means there: the very patch by which effects were measured, but for all heads at once
+    # strength 1 gives exactly the means: the patch by which effects were measured, with all heads at once
     scores = judge.edited(lambda where: patched_heads(judge.model, replacement(iv, 1.0, where), layers_of(iv)))
     return [Judged("iv_heads", scores)]
 

@@ -60,7 +60,7 @@ class Evaluation:
 
         vector = next((one for one in judged if one.condition == "iv"), None)
         if vector is None:
-            raise ValueError("judged holds no condition 'iv', expected that of the vector itself among them.")
+            raise ValueError("judged has no condition 'iv', expected one for the vector itself.")
         if per_vector:
             rows = [summary(one) for many in judged for one in many.separate()]
         else:

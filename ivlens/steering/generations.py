@@ -107,7 +107,7 @@ def hf_generation(model: Any, named: dict[str, Any], pad_token: int | None) -> G
         return Generation(n_masked, tokens, past, past)
     raise ValueError(
         f"generate got {n_given} tokens, a mask of {n_masked} and a cache of {past}, so the prompt's end is unknown; "
-        "pass the whole prompt, cached tokens included, with a mask as long."
+        "pass the whole prompt, cached tokens included, with a mask of the same length."
     )
 
 
@@ -233,7 +233,7 @@ def ends_in_padding(pad_token: int) -> ValueError:
 
 
 def _check_unmasked(tokens: Tensor, named: dict[str, Any], model: Any, pad_token: int | None) -> None:
-    """Refuse rows without a mask that may end in padding: where the prompt ends, they do not say."""
+    """Refuse rows without a mask that may end in padding, since their last prompt token is unknown."""
     pad, end = _option("pad_token_id", named, model), _option("eos_token_id", named, model)
     ends = {int(row[-1]) for row in tokens} if tokens.shape[1] else set()
     # without a mask Hugging Face takes pad tokens for padding, unless they are end tokens too

@@ -39,7 +39,7 @@ class PromptEnds:
         self.is_open = True
         self._runner = runner
         self.pad_token = pad_token
-        self._generations: list[Generation] = []  # a stack: an assistant's generation runs inside the model's own
+        self._generations: list[Generation] = []  # a stack: the bridge's `generate` may call Hugging Face's
         self._running: torch.nn.Module | None = None  # the module whose pass is under way
         self._prompt: Tensor | None = None  # bool [batch, pos] of that pass: the last prompt token
         self._generated: Tensor | None = None  # bool [batch, pos] of that pass: generated tokens
@@ -97,7 +97,7 @@ class PromptEnds:
 
     def after_pass(self, module: torch.nn.Module, *_: Any) -> None:
         """Hook of the wrapped model, called whether the pass ended well or not."""
-        # an error in another thread's pass must not end this one
+        # another thread's pass, which was refused, must not end this one
         if self._running in (None, module) and self._runner.is_mine():
             self._running = None
             self._rest()
@@ -263,7 +263,7 @@ _METHODS: tuple[tuple[str, str, Callable[..., Callable[..., Any]]], ...] = (
 
 @contextmanager
 def _replaced(owner: torch.nn.Module, name: str, method: Callable[..., Any]) -> Iterator[None]:
-    """In the body, one object has another method, put into `__dict__`: the bridge's own setattr would pass it on."""
+    """Give an object another method in the body, through `__dict__`: the bridge's own setattr would pass it on."""
     before = owner.__dict__.get(name)
     owner.__dict__[name] = method
     try:
@@ -287,7 +287,7 @@ def _last_token(given: Tensor, mask: Any, pad_token: int | None) -> Int[Tensor, 
     """The column of each row's last real token, counted in this pass.
 
     Raises:
-        ValueError: no mask, and a row that ends in the pad token.
+        ValueError: padding that cannot be told from text, or a mask that steering cannot read.
     """
     batch, pos = given.shape[:2]
     if mask is None:

@@ -88,7 +88,7 @@ def followed_recipe(
     """
     listed = list(vectors)
     seed = split_seed(listed, split, default_seed if given is None else given.seed)
-    own = listed[0].recipe if listed else None  # the first vector is the one that is judged, the others are controls
+    own = listed[0].recipe if listed else None  # in a judgement the first vector is judged, the others are controls
     if own is not None and base_task(listed[0]) != task.name:
         own = own.for_other_tasks()
     chosen = replace(given or own or PromptRecipe(), seed=seed)

@@ -55,7 +55,7 @@ class Grid:
 
     def __post_init__(self) -> None:
         check_counts(self, n_screen=1, n_finalists=0, rows_per_pass=1)
-        # tuples, which JSON can hold: results record the grid in their settings
+        # plain tuples, since results record the grid in their settings, as JSON
         for name in ("layers", "alphas"):
             if (numbers := getattr(self, name)) is not None:
                 object.__setattr__(self, name, tuple(numbers))
@@ -172,7 +172,7 @@ def best_settings(
     if len(settings) == 1:
         return [settings[0]] * len(thetas)
     candidates = [list(settings)] * len(thetas)
-    # without a first round where it would be the whole search: with few settings, or few prompts
+    # with few settings or few prompts the first round would be the whole search, so it is left out
     if 0 < grid.n_finalists < len(settings) and 0 < grid.n_screen < len(trials.batch):
         candidates = _best(trials.first(grid.n_screen), thetas, candidates, grid.n_finalists)
     return [best for (best,) in _best(trials, thetas, candidates, 1)]

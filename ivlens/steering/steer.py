@@ -87,7 +87,7 @@ def steer(
         raise ValueError(
             'steer(mode="vector") got no layer, expected one; sweep_settings and evaluate_intervention find a good one.'
         )
-    # before the contexts open: some of them ask for the model's lock, and may wait for another thread
+    # a wrong layer is refused at once: to open the contexts may take long, if another thread has the model
     check_layers(model, [layer])
     check_site(place)
     # `ends` is asked during each pass, since where the prompt ends is known only then
@@ -113,12 +113,12 @@ def _place(
     # None, not the defaults, stands for "not given": so that `at` beside an explicit default is refused as well
     given = [name for name, value in (("layer", layer), ("alpha", alpha), ("site", site)) if value is not None]
     if given:
-        raise ValueError(f"steer got at={tuple(at)} and {', '.join(given)}, expected one of both; leave one out.")
+        raise ValueError(f"steer got at={tuple(at)} and {', '.join(given)}, expected one of the two; leave one out.")
     return Setting(*at)
 
 
 def _check_options(iv: InstructionVector, alpha: float | int, positions: str, mode: str) -> None:
-    """Refuse values that no signature can rule out."""
+    """Refuse values of the right type that make no sense."""
     if not math.isfinite(alpha):
         raise ValueError(f"alpha is {alpha}, expected a finite number; 0.5 to 8 are usual.")
     if positions not in POSITIONS:
