@@ -137,7 +137,7 @@ def head_effects(
     if score is not None:
         check_score(score, has_foils=plan.corruption == "counterfactual")
     examples = list(task.split(options.split, plan.recipe.seed))
-    # the order depends on seed and task alone, so a larger `n_prompts` adds prompts and exchanges none
+    # the order depends on seed and task alone, so a larger `n_prompts` begins with the same examples
     Random(f"{plan.recipe.seed}\0{task.name}\0prompts").shuffle(examples)
     corrupted = measured_prompts(model, plan, examples, n_prompts, score)
     score = score_for(task, corrupted, score)

@@ -32,7 +32,7 @@ def prompts_that_fit(model: TransformerBridge, n_columns: int, n_answer_tokens: 
 
     Args:
         n_columns: tokens of the longest prompt.
-        n_answer_tokens: the most tokens that all answers of one prompt have together.
+        n_answer_tokens: tokens of all answers of one prompt together, for the prompt that has most.
     """
     cfg, parameter = model.cfg, next(model.parameters())
     # keys and values of all heads: too much for models whose heads share keys, and never too little
