@@ -102,8 +102,7 @@ def causal_indirect_effect(
             an unknown mode, score or method.
         RuntimeError: inside a `steer` context, whose vector would be added to answer tokens here.
 
-    Source: arXiv 2310.15213, equations 3 and 4; arXiv 2406.12227 uses the same. docs/method.md, 4 Causal indirect
-        effects.
+    Source: docs/method.md, 4 Causal indirect effects; arXiv 2310.15213, equations 3 and 4; arXiv 2406.12227.
     """
     find_engine(method)  # an unknown name is refused before the request is checked, which takes longer
     request = make_request(

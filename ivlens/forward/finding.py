@@ -246,6 +246,7 @@ def right_answers(model: TransformerBridge, batch: PromptBatch) -> list[bool]:
     with it are tried: no other can be right, and each would cost a pass of its own.
     """
     rows = list(range(len(batch)))
+    # with one answer each, that extra pass would save nothing
     if any(len(answers) > 1 for answers in batch.alternatives):
         tokens, mask = check_prompts(model, batch.tokens, batch.attention_mask)
         first = check_answers(model, batch.answer_tokens, len(batch))[:, :1]
