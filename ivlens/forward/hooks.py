@@ -161,6 +161,7 @@ class _Firing:
 
 @contextmanager
 def _hooked(model: TransformerBridge, hooks: Mapping[str, Callable[[Tensor], Tensor | None]]) -> Iterator[None]:
+    """In the body these hooks are on the model, under its lock; they are removed however the body ends."""
     lock = model_lock(model)
     with lock.held() as hold:
         firing = _Firing(hooks, lock)
@@ -182,9 +183,7 @@ def _keep(kept: dict[int, Tensor], layer: int, select: Select | None) -> Callabl
 
 
 def _replace(name: str, edit: Edit) -> Callable[[Tensor], Tensor]:
-    """A hook that puts `edit(activation)` in the activation's place, and refuses a changed shape."""
-
-    def hook(tensor: Tensor) -> Tensor:
+    def hook(tensor: Tensor) -> Tensor:  # what a hook returns takes the activation's place
         edited = edit(tensor)
         if not isinstance(edited, Tensor) or edited.shape != tensor.shape:
             got = tuple(edited.shape) if isinstance(edited, Tensor) else type(edited).__name__

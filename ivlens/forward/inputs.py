@@ -86,7 +86,7 @@ def _left_padded(tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"
 
 
 def _check_ids(name: str, ids: Tensor, model: TransformerBridge) -> None:
-    """Refuse ids outside the vocabulary, on which a GPU fails later and without a clear word."""
+    """Refuse ids outside the vocabulary, on which a GPU would fail later and without a clear message."""
     if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= model.cfg.d_vocab):
         wrong = int(ids.min()) if int(ids.min()) < 0 else int(ids.max())
         raise ValueError(

@@ -79,7 +79,7 @@ def evaluate_intervention(
     n_draws: int = 5,
     options: JudgeOptions | None = None,
 ) -> Evaluation:
-    """The accuracy of prompts with the vector added, beside that of all conditions that the vector has to beat.
+    """Measure the model's accuracy with the vector added, and under all controls that the vector has to beat.
 
         >>> evaluation = ivlens.evaluate_intervention(model, task, iv)
         >>> with ivlens.steer(model, iv, at=evaluation.best): ...

@@ -32,7 +32,7 @@ _log = logging.getLogger("ivlens")
 
 
 class Trials:
-    """The scores of prompts under many interventions; what no intervention changes is computed once.
+    """Prompts to be run under many interventions; what no intervention changes is computed once.
 
     Nothing is generated: every accepted answer is given to the model, and greedy decoding writes it exactly where each
     of its tokens is the likeliest one. Then a second pass over the whole answer gives the next token, which decides
