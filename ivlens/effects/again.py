@@ -1,4 +1,4 @@
-"""`measure_again`: the effects of the strongest heads on prompts that did not choose them."""
+"""`measure_again`: measures the strongest heads again, on prompts that had no part in choosing them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -32,22 +32,23 @@ def measure_again(
     others: Sequence[Task] | Mapping[str, Task] | None = None,
     progress: bool | Progress = False,
 ) -> HeadEffects:
-    """The same effects, with their strongest heads measured again on other prompts (`HeadEffects.again`).
+    """The given effects, with their strongest heads measured again on other prompts (`HeadEffects.again`).
 
         >>> effects = ivlens.measure_again(effects, task)
         >>> effects.again.to_frame()
 
-    The largest of many noisy numbers is too large, on average, on the prompts that it was chosen on. Here only the
-    chosen heads are patched, with the same means, into up to as many prompts of `split`, asked in the same way.
+    The largest of many noisy numbers is, on average, too large on the prompts on which it was chosen. Here only the
+    chosen heads are patched, with the same means, into prompts of another split that are made in the same way. There
+    are as many of them as before, or as many as the split has.
 
     Args:
         effects: From `head_effects`.
-        task: The task they were measured on.
-        model: The model; None: the one that they were measured on, while it is in memory.
-        heads: How many of the strongest, at most as many as were measured; or which, as `(layer, head)`.
-        split: Where the prompts come from: another split than the one that chose the heads.
+        task: The task that the effects were measured on.
+        model: The model; None: the one that the effects were measured on, while it is in memory.
+        heads: The number of strongest heads, at most as many as were measured; or the heads, as `(layer, head)`.
+        split: The split that the prompts come from: another one than the split that chose the heads.
         others: Tasks that counterfactual prompts come from, as they were given to `head_effects`.
-        progress: Show a bar; or called with what is done and what there is in all.
+        progress: True shows a bar. A function is called with the work done and the work there is in all.
 
     Raises:
         TypeError: a model that `load_model` did not return.
@@ -55,7 +56,7 @@ def measure_again(
             the heads, one without prompts of the same kind, or heads that were not measured.
         RuntimeError: inside a `steer` context.
 
-    Source: docs/method.md, section 13.
+    Source: docs/method.md, 13 Intervals.
     """
     bridge = _checked(effects, task, model, split)
     chosen = _chosen(effects, heads)
@@ -66,6 +67,7 @@ def measure_again(
     request = make_request(
         bridge, batch.tokens, batch.attention_mask, batch.answer_tokens, effects.mean_z.to(bridge.cfg.device),
         foil_tokens=batch.foil_tokens,
+        # engines measure all combinations of layers and heads; that costs little more than the chosen pairs alone
         options=PatchOptions(
             str(settings["mode"]), {layer for layer, _ in chosen}, {head for _, head in chosen}, str(settings["score"])
         ),
@@ -79,6 +81,7 @@ def measure_again(
 
 
 def _checked(effects: HeadEffects, task: Task, model: TransformerBridge | None, split: str) -> TransformerBridge:
+    """The model to measure on; a model, task or split that does not go with the effects is refused."""
     bridge = model or effects.live_model
     if bridge is None:
         raise ValueError(
@@ -99,13 +102,14 @@ def _checked(effects: HeadEffects, task: Task, model: TransformerBridge | None, 
         )
     if split == effects.settings["split"]:
         raise ValueError(
-            f"split is {split!r}, which chose the heads, expected another one: what was chosen looks too good there."
+            f"split is {split!r}, which chose the heads, expected another one: chosen heads look too good there."
         )
     return bridge
 
 
 def _check_others(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Refuse counterfactuals of other tasks: against another prompt a head has another effect."""
+    """Refuse other tasks for counterfactuals than before: in other prompts a patch has another effect."""
+    # files of older versions do not record the hash, and pass
     if before.get("others_hash", now["others_hash"]) != now["others_hash"]:
         was, given = (", ".join(names or ()) or "the built-in tasks" for names in (before["others"], now["others"]))
         raise ValueError(
@@ -117,6 +121,7 @@ def _check_others(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
 def _chosen(
     effects: HeadEffects, heads: int | Sequence[tuple[SupportsIndex, SupportsIndex]]
 ) -> tuple[tuple[int, int], ...]:
+    """The heads to measure again; those that were not measured the first time are refused."""
     measured = ~effects.aie.isnan()
     if isinstance(heads, int):
         return tuple(effects.top_heads(min(heads, int(measured.sum()))))
@@ -131,10 +136,10 @@ def _chosen(
 
 
 def _prompts(model: TransformerBridge, effects: HeadEffects, plan: Plan, split: SplitName) -> PromptBatch:
-    """As many prompts as were measured, or as there are, all of the kind that was measured.
+    """Prompts corrupted as those of the effects were: as many as these, or as many as the split has.
 
     Raises:
-        ValueError: there is no such prompt.
+        ValueError: the split has no such prompt.
     """
     task, recipe, kind = plan.task, plan.recipe, effects.corruptions[0]
     examples = list(task.split(split, recipe.seed))

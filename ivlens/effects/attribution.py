@@ -1,12 +1,13 @@
-"""Attribution: what the patch of every head would do if the score were linear in its output.
+"""Attribution: the effect that a patch of each head would have if the score were linear in the head's output.
 
     `CIE_{l,h} ≈ ∂s/∂z_{l,h} · (mean_z_{l,h} - z_{l,h})`,  and `∂s/∂z_{l,h} · mean_z_{l,h}` where the mean is added
 
-One forward and one backward pass for all heads, whatever the model's depth. An estimate: it misses saturation (a score
-near 0 or 1 has no gradient) and whatever the later layers do with a change as large as a patch. Compare it with the
-exact engine on a few prompts before relying on it.
+It takes one forward and one backward pass for all heads, however deep the model. The estimate misses saturation (a
+probability near 0 or 1 has almost no gradient) and what later layers do with a change as large as a patch. Compare it
+with the exact engine on a few prompts before relying on it.
 
-Source: attribution patching, arXiv 2310.10348, for a whole head output at one position.
+Source: attribution patching, arXiv 2310.10348, for a whole head output at one position; docs/method.md, 4 Causal
+indirect effects.
 """
 
 import torch
@@ -22,14 +23,18 @@ from ivlens.models.boot import TransformerBridge
 
 
 def measure(model: TransformerBridge, request: EffectRequest) -> Measured:
-    """Estimated CIE of each asked head on each prompt, and the scores of the prompts. Progress: prompts."""
+    """Estimated CIE of each asked head on each prompt, and the scores of the prompts.
+
+    Progress is counted in prompts.
+    """
     found = Measured.nothing_yet(model, request, "attribution")
     n_prompts = len(request.tokens)
-    # backward needs every block's activations
+    # the backward pass needs the activations of all blocks, not of one at a time
     n_rows = max(1, request.max_memory // (prompt_bytes(model, request) * model.cfg.n_layers))
     found.record["chunk"] = {"n_prompts": n_rows}
     for rows in row_slices(n_prompts, n_rows):
         found.base[rows], slopes, z = _slopes(model, request, rows)
+        # how much a patch changes the head's output; with "add" that is the mean itself
         change = request.mean_z.to(z) - z if request.mode == "replace" else request.mean_z.to(z)
         estimate = (slopes * change)[:, list(request.layers)][:, :, list(request.heads)].sum(-1)
         found.enter(rows, request.layers, request.heads, estimate)
@@ -44,13 +49,14 @@ def _slopes(
     Float[Tensor, "batch n_layers n_heads d_head"],
     Float[Tensor, "batch n_layers n_heads d_head"],
 ]:
-    """Scores, their gradient by every head's output at the last prompt token, and those outputs."""
+    """Scores, their gradients with respect to every head's output at the last prompt token, and these outputs."""
     inputs = forced(request.tokens[rows], request.attention_mask[rows], request.answers[rows])
     outputs: dict[int, Tensor] = {}
     nudges: dict[int, Tensor] = {}
 
     def nudged(z: Tensor, layer: int) -> Tensor:
         outputs[layer] = z[:, inputs.last].detach()
+        # a zero is added: it changes nothing, and its gradient is that of the head's output. So no weight needs one.
         nudges[layer] = torch.zeros_like(outputs[layer], requires_grad=True)
         z = z.clone()
         z[:, inputs.last] += nudges[layer]
@@ -58,7 +64,7 @@ def _slopes(
 
     layers = range(model.cfg.n_layers)
     with (
-        torch.inference_mode(False),
+        torch.inference_mode(False),  # the caller may be inside `inference_mode` or `no_grad`
         torch.enable_grad(),
         model_lock(model),
         patched_heads(model, nudged, layers),
@@ -71,6 +77,7 @@ def _slopes(
             logits_to_keep=inputs.n_answer,
         )
         scores = request.scores(logits, rows)
+        # rows do not influence each other, so the gradient of the sum holds the gradient of each row
         slopes = torch.autograd.grad(scores.sum(), [nudges[layer] for layer in layers])
     device, dtype = request.tokens.device, torch.promote_types(request.mean_z.dtype, torch.float32)
     slopes, z = (torch.stack([part.to(device, dtype) for part in parts], 1) for parts in (slopes, outputs.values()))

@@ -1,4 +1,4 @@
-"""Whether a fast engine gives what the reference gives, on the prompts at hand and before anything is believed."""
+"""Checks that a fast engine gives the reference's logits on the prompts at hand, before its numbers are used."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,20 +15,23 @@ from ivlens.effects.request import EffectRequest, Unsuitable
 from ivlens.forward.hooked import is_hooked
 from ivlens.models.boot import TransformerBridge
 
+# largest difference of logits that is taken for rounding, as a share of the largest logit
 _TOLERANCES = {torch.float64: 1e-6, torch.float32: 2e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 Logits = Float[Tensor, "prompts answer_len d_vocab"]
 LogitsOf = Callable[[int, int, Int[Tensor, " prompts"]], Logits]
 
-# what was found for each shape: nothing, or the reason why the engine cannot be used
+# outcome for each engine and shape: None where the check passed, otherwise why the engine cannot be used
 _FOUND: WeakKeyDictionary[TransformerBridge, dict[tuple[object, ...], str | None]] = WeakKeyDictionary()
 
 
 def check_unhooked(model: TransformerBridge) -> None:
-    """For engines whose passes have other positions than the prompt: a hook may act on the fourth token, or on a row.
+    """Refuse models with hooks, for engines whose passes have other positions and rows than the prompts have.
+
+    A hook of the user that acts on the fourth token, or on the second row, would meet another one there.
 
     Raises:
-        Unsuitable: somebody's hooks are on the model.
+        Unsuitable: hooks are on the model.
     """
     if is_hooked(model):
         raise Unsuitable("the model carries hooks, which would meet other positions than those of the prompt")
@@ -36,9 +39,14 @@ def check_unhooked(model: TransformerBridge) -> None:
 
 @dataclass(frozen=True)
 class Check:
-    """The check of one engine on prompts of one shape, which need not be repeated for that shape.
+    """The check of one engine on prompts of one shape, made once for each shape.
 
-    What can go wrong (a mask, a window, positions) depends on the model and on the shapes, not on the prompts.
+    Faults of masks, windows or positions depend on the model and on shapes, not on the texts of the prompts.
+
+    Attributes:
+        model, request: What is measured.
+        method: The name of the engine.
+        n_heads: Heads in one portion of the engine's work, which is part of the shape.
     """
 
     model: TransformerBridge
@@ -48,15 +56,16 @@ class Check:
 
     @property
     def key(self) -> tuple[object, ...]:
+        """Everything that the outcome of this check depends on, for one model."""
         request = self.request
         shapes = (*request.tokens.shape[1:], *request.answers.shape[1:], request.layers, self.n_heads)
         return self.method, shapes, request.mean_z.dtype, torch.is_autocast_enabled(request.tokens.device.type)
 
     def is_due(self) -> bool:
-        """Whether this shape has not been checked yet.
+        """Whether this shape has still to be checked.
 
         Raises:
-            Unsuitable: it has been, and failed.
+            Unsuitable: it was checked before, and the engine failed.
         """
         found = _FOUND.get(self.model, {})
         if self.key not in found:
@@ -67,10 +76,11 @@ class Check:
         return False
 
     def passed(self) -> None:
+        """Remember that the engine is right for this shape."""
         self._remember(None)
 
     def failed(self, reason: str) -> Unsuitable:
-        """The error to raise."""
+        """Remember that the engine is wrong for this shape, and return the error to raise."""
         self._remember(reason)
         return Unsuitable(reason)
 
@@ -78,25 +88,26 @@ class Check:
         _FOUND.setdefault(self.model, {})[self.key] = reason
 
     def plain(self, copied: Float[Tensor, "tokens d_vocab"], plain: Float[Tensor, "tokens d_vocab"]) -> None:
-        """Unpatched copies must give the logits of the tokens themselves.
+        """Compare the logits of unpatched copies with those of the tokens that they are copies of.
 
         Raises:
-            Unsuitable: it does not.
+            Unsuitable: they differ by more than rounding.
         """
         error = _error(copied, plain, self.request.mean_z.dtype)
         if error:
             raise self.failed(f"an unpatched copy's logits are off by {error:.3g}")
 
     def patched(self, rows: slice, logits_of: LogitsOf) -> None:
-        """Heads of the first, middle and last layer must give the reference's logits at every answer token.
+        """Compare logits under a patch with those of the reference, for three heads in three layers.
 
         Args:
-            rows: the prompts that the engine has run. The longest and the shortest, which is padded most, are compared.
+            rows: the prompts that the engine has run.
             logits_of: the engine's logits for `(layer, head, prompts)`, prompts counted from the first of `rows`.
 
         Raises:
-            Unsuitable: one of them does not.
+            Unsuitable: they differ by more than rounding.
         """
+        # the longest prompt and the shortest one, which has most padding
         lengths = self.request.attention_mask[rows].sum(1)
         prompts = torch.stack([lengths.argmax(), lengths.argmin()]).unique()
         real = self.request.answers[rows][prompts] != -100
@@ -107,13 +118,14 @@ class Check:
                 raise self.failed(f"with L{layer}H{head} patched its logits are off by {error:.3g}")
 
     def _picked(self) -> list[tuple[int, int]]:
+        """The heads that are compared, in the first, the middle and the last of the asked layers."""
         layers, heads = self.request.layers, self.request.heads
         places = [(0, len(heads) // 2), (len(layers) // 2, len(heads) - 1), (len(layers) - 1, 0)]
         return list(dict.fromkeys((layers[layer], heads[head]) for layer, head in places))
 
 
 def _error(got: Tensor, want: Tensor, dtype: torch.dtype) -> float:
-    """Largest difference of the logits, 0 if it is within rounding."""
+    """The largest difference of the logits; 0 where it is within rounding."""
     error = float((got.float() - want.float()).abs().max())
     within = error <= _TOLERANCES.get(dtype, 2e-4) * max(1.0, float(want.abs().max()))  # False for NaN
     return 0.0 if within else error
@@ -121,7 +133,11 @@ def _error(got: Tensor, want: Tensor, dtype: torch.dtype) -> float:
 
 @contextmanager
 def refusals_explained() -> Iterator[None]:
-    """Whatever a model says to arguments or a cache it does not take means that another engine has to do it."""
+    """Turn errors that a model raises in the body into `Unsuitable`, so that another engine takes over.
+
+    Each family has errors of its own for copies, a cache or left-out blocks that it does not take. Shortage of memory
+    is none of these, and is raised as it is.
+    """
     try:
         yield
     except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError, AssertionError) as error:

@@ -1,26 +1,36 @@
-"""How many prompts, heads and rows of logits the exact engine takes at once, from shapes and a budget alone."""
+"""How many prompts, heads and rows of logits the exact engine takes at once.
+
+The sizes follow from shapes and a budget, not from the memory that happens to be free: the same budget gives the same
+portions, and so the same bits.
+"""
 
 from dataclasses import dataclass
 
 from ivlens.effects.request import EffectRequest
 from ivlens.models.boot import TransformerBridge
 
-_MOST_PROMPTS = 64
+_MOST_PROMPTS = 64  # in one pass, however much memory there is: between passes other threads get their turn
 
 
 @dataclass(frozen=True)
 class ChunkSize:
-    """`n_prompts` in one pass, copies of `n_heads` heads in one sequence, `n_logit_rows` through the unembedding."""
+    """Sizes of the portions in which the exact engine works.
+
+    Attributes:
+        n_prompts: Prompts in one pass.
+        n_heads: Heads whose copies stand in one sequence.
+        n_logit_rows: Copies that are unembedded at once.
+    """
 
     n_prompts: int
     n_heads: int
     n_logit_rows: int
 
     def halved(self) -> "ChunkSize":
-        """Half as many prompts and rows of logits; of a single prompt, half as many heads.
+        """Half as many prompts and rows of logits; where there is one prompt already, half as many heads.
 
         Raises:
-            MemoryError: there is nothing left to halve.
+            MemoryError: one prompt and one head are left.
         """
         if max(self.n_prompts, self.n_heads) == 1:
             raise MemoryError("one prompt and one head at a time do not fit in memory; use shorter prompts.")
@@ -31,14 +41,15 @@ class ChunkSize:
 def chunk_size(model: TransformerBridge, request: EffectRequest) -> ChunkSize:
     """The largest sizes whose estimated activations stay within `request.max_memory`.
 
-    A sequence of copies is no longer than makes its attention scores, which grow with the square of its length, as
-    large as its other activations.
+    Attention scores grow with the square of a sequence's length. So a sequence of copies is limited to the length at
+    which its scores are as large as its other activations.
     """
     n_layers, n_answer = len(request.layers), request.answers.shape[1]
-    per_head = n_layers * n_answer
+    per_head = n_layers * n_answer  # positions that one head has in the sequence after the last layer
     at_most = max(1, _linear(model) // (3 * model.cfg.n_heads * per_head))
     n_heads = _even(len(request.heads), at_most)
-    usable = request.max_memory * 3 // 4  # logits are made when the rest is gone; what is left is slack
+    # a quarter is slack, as sizes are estimates; the rest serves twice: logits are made when activations are freed
+    usable = request.max_memory * 3 // 4
     while n_heads > 1 and prompt_bytes(model, request, n_heads) > usable:
         n_heads //= 2
     n_prompts = max(1, min(_MOST_PROMPTS, usable // prompt_bytes(model, request, n_heads)))
@@ -47,21 +58,24 @@ def chunk_size(model: TransformerBridge, request: EffectRequest) -> ChunkSize:
 
 
 def _even(n: int, at_most: int) -> int:
-    """The size of equal parts of `n` that are as large as they may be: 4 in parts of at most 3 makes 2 and 2."""
+    """The size of the fewest equal parts of `n`, each at most `at_most`: 4 in parts of at most 3 gives 2 and 2."""
     return -(-n // -(-n // at_most))
 
 
 def prompt_bytes(model: TransformerBridge, request: EffectRequest, n_heads: int = 0) -> int:
-    """Estimate of what one prompt needs in one block, with copies for `n_heads` heads of every layer beside it."""
+    """Estimate of the bytes that one prompt needs in one block, with copies for `n_heads` heads of every layer."""
     cfg, n_answer = model.cfg, request.answers.shape[1]
     n_columns = request.tokens.shape[1] + n_answer - 1
     n_copied = len(request.layers) * n_heads * n_answer
+    # the prompt: activations, three times its attention scores (before and after mask and softmax), two sets of logits
     own = n_columns * (_linear(model) + 3 * cfg.n_heads * n_columns) + 2 * n_answer * cfg.d_vocab
+    # the copies: activations, scores and one row of the mask; then the shared keys and values, joined with their own
     attended = n_columns + n_copied
     copied = n_copied * (_linear(model) + 3 * cfg.n_heads * attended + attended)
     copied += 4 * cfg.n_heads * cfg.d_head * attended if n_heads else 0
+    # streams of the other heads' copies, which wait between two blocks
     waiting = len(request.layers) * len(request.heads) * n_answer * cfg.d_model if n_heads else 0
-    return 4 * (own + copied + waiting)
+    return 4 * (own + copied + waiting)  # as float32, so that half precision has room to spare
 
 
 def _linear(model: TransformerBridge) -> int:
@@ -71,4 +85,5 @@ def _linear(model: TransformerBridge) -> int:
 
 
 def _logit_bytes(model: TransformerBridge) -> int:
+    """Bytes that the logits of one position need."""
     return 6 * model.cfg.d_vocab  # float32, and a part of it once more

@@ -1,4 +1,4 @@
-"""What a block is called with when copies of the last tokens go through it instead of the prompt.
+"""The arguments of a block's call on copies of the last tokens, made from those of its call on the prompt.
 
 The copies of one prompt stand side by side in one sequence, each with `answer_len` tokens, and share the prompt:
 
@@ -8,8 +8,8 @@ The copies of one prompt stand side by side in one sequence, each with `answer_l
     copy b    x  x  x  x  |       | x     |
               x  x  x  x  |       | x  x  |
 
-All that a block gets (mask, positions, rotary tables) is cut out of what the model itself made for the prompt, so
-windows, padding and biases in it are the model's own.
+Mask, positions and rotary tables are cut out of those that the model made for the prompt itself, so that windows,
+padding and biases in them are the model's own. Every copy has the positions of the tokens that it is a copy of.
 """
 
 import inspect
@@ -26,7 +26,10 @@ from ivlens.effects.request import Unsuitable
 
 
 class PromptKeys(DynamicCache):
-    """Stands where a block expects its cache: keeps one block's keys and values, then hands their prefix to copies.
+    """A cache of one block at a time: keeps its keys and values of the prompts, then gives their prefix to the copies.
+
+    Attention calls `update` with new keys and values and attends to what it gets back. That is where the copies get
+    the prompt's keys, whatever else an attention does before (rotary embeddings, norms of keys).
 
     Args:
         n_shared: tokens that the copies share: all of the prompt but its last one.
@@ -34,12 +37,14 @@ class PromptKeys(DynamicCache):
 
     def __init__(self, n_shared: int) -> None:
         super().__init__()
-        self._handing_on = False
+        self._handing_on = False  # False: the block runs on prompts; True: on copies
         self._n_shared = n_shared
         self._kept: tuple[Tensor, Tensor] | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """The keys and values that attention reads: for prompts their own, for copies the shared ones and their own."""
         if not self._handing_on:
+            # only the latest block's: blocks run in order, and each meets its copies before the next one runs
             self._kept = key_states, value_states
             return self._kept
         if self._kept is None:
@@ -49,7 +54,7 @@ class PromptKeys(DynamicCache):
 
     @contextmanager
     def handed_on(self) -> Iterator[None]:
-        """Inside, blocks run on copies."""
+        """In the body, blocks run on copies."""
         self._handing_on = True
         try:
             yield
@@ -63,69 +68,79 @@ class BlockArguments:
     Args:
         n_shared: tokens before the last prompt token.
         n_answer: tokens of each copy.
+        n_copies: the largest number of copies in a sequence.
+        device: where indices are made.
     """
 
     def __init__(self, n_shared: int, n_answer: int, n_copies: int, device: torch.device) -> None:
         self._n_shared, self._n_answer = n_shared, n_answer
+        # for each position of the copies, and for each key they attend to, the column of the prompt that it repeats
         self._queries = torch.arange(n_shared, n_shared + n_answer, device=device).repeat(n_copies)
         self._keys = torch.cat([torch.arange(n_shared, device=device), self._queries])
+        # by identity of the model's mask, as layers with the same kind of attention get the same tensor
         self._masks: dict[int, tuple[Tensor, Tensor]] = {}
 
     def for_copies(self, given: Mapping[str, Any], n_copies: int) -> dict[str, Any]:
-        """Every argument but the hidden states.
+        """The arguments, but for the hidden states, of a call on this many copies.
 
         Raises:
-            Unsuitable: an argument that is not known here.
+            Unsuitable: a tensor among them of a kind that is not known here.
         """
         n_positions = n_copies * self._n_answer
         return {name: self._adapted(name, value, n_positions) for name, value in given.items()}
 
     def _adapted(self, name: str, value: Any, n_positions: int) -> Any:
+        """One argument for a sequence of `n_positions`; values that hold no tensors stay as they are."""
         if isinstance(value, tuple | list):
             return type(value)(self._adapted(name, part, n_positions) for part in value)
         if not isinstance(value, Tensor):
             return value
         if name == "attention_mask":
             return self._mask(value)[..., :n_positions, : self._n_shared + n_positions]
-        if name not in _INDEXED:
+        if name not in _INDEXED:  # a guess at its axes could be wrong without an error
             raise Unsuitable(f"its blocks take {name!r}, which copies have no version of")
         queries, keys = self._queries[:n_positions], self._keys[: self._n_shared + n_positions]
         return _INDEXED[name](value, queries.to(value.device), keys.to(value.device))
 
     def _mask(self, mask: Tensor) -> Tensor:
-        """The mask of all copies, of which the first ones are a corner. Made once for each kind of layer."""
-        if id(mask) not in self._masks:  # the mask is kept beside it, so that no other can get its id
+        """The mask of as many copies as there can be; fewer copies need its upper left corner."""
+        if id(mask) not in self._masks:  # the model's mask is kept too, so that no later tensor can get its id
             self._masks[id(mask)] = mask, self._wide_mask(mask)
         return self._masks[id(mask)][1]
 
     def _wide_mask(self, mask: Tensor) -> Tensor:
+        """The prompt's mask, repeated for every copy, in which copies do not see each other (see the picture above)."""
         n_columns = self._n_shared + self._n_answer
         if mask.ndim != 4 or mask.shape[-2:] != (n_columns, n_columns):
             raise Unsuitable(f"its blocks take a mask of shape {tuple(mask.shape)}, not [batch, 1, pos, pos]")
         queries, keys = self._queries.to(mask.device), self._keys.to(mask.device)
         wide = mask[..., queries, :][..., keys]
         own = torch.arange(len(queries), device=mask.device) // self._n_answer
-        # of a mask of truth values some models hide what is true and some what is false: a token sees itself
-        itself = mask[0, 0, self._n_shared, self._n_shared]  # of the last prompt token, which is never padding
+        # in masks of truth values True means "hidden" for some models and "seen" for others; the last prompt token is
+        # never padding and sees itself, so its own entry tells which
+        itself = mask[0, 0, self._n_shared, self._n_shared]
         hidden = not bool(itself) if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
         wide[..., self._n_shared :].masked_fill_(own[:, None] != own, hidden)
         return wide
 
 
 def _of_queries(value: Tensor, queries: Int[Tensor, " queries"], keys: Int[Tensor, " keys"]) -> Tensor:
+    """From a tensor with one entry for each query position."""
     return value[:, queries]
 
 
 def _of_keys(value: Tensor, queries: Int[Tensor, " queries"], keys: Int[Tensor, " keys"]) -> Tensor:
+    """From a tensor with the keys as its last axis."""
     return value[..., keys]
 
 
 def _of_last_keys(value: Tensor, queries: Int[Tensor, " queries"], keys: Int[Tensor, " keys"]) -> Tensor:
+    """From a tensor whose last axis is longer than the prompt; attention reads its last columns."""
     n_columns = int(queries[-1]) + 1
     return value[..., value.shape[-1] - n_columns :][..., keys]
 
 
-# MPT's table reaches to the longest context, and attention takes its end
+# how each known argument is cut out; `position_bias` is MPT's table, as long as the longest context
 _INDEXED: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "position_ids": _of_queries,
     "position_embeddings": _of_queries,

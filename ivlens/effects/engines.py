@@ -21,14 +21,14 @@ METHODS: dict[str, Engine] = {
     "attribution": attribution.measure,
 }
 
-# what takes over where an engine cannot do it right
+# the engine that takes over where one does not suit a model: slower, and closer to a plain hooked pass
 _SLOWER = {"exact": "cached", "cached": "reference"}
 
 _log = logging.getLogger("ivlens")
 
 
 def find_engine(method: str) -> Engine:
-    """An engine by name.
+    """The engine of this name.
 
     Raises:
         ValueError: there is none of that name.
@@ -39,7 +39,7 @@ def find_engine(method: str) -> Engine:
 
 
 def run_engine(model: TransformerBridge, request: EffectRequest, method: str) -> Measured:
-    """Measure with the engine of that name, or the next slower one that is right for this model.
+    """Measure with the engine of that name, or with the next slower one that suits this model.
 
     Raises:
         ValueError: there is no engine of that name.
@@ -48,8 +48,9 @@ def run_engine(model: TransformerBridge, request: EffectRequest, method: str) ->
         return find_engine(method)(model, request)
     except Unsuitable as why:
         slower = _SLOWER[method]
-        level = logging.DEBUG if why.known else logging.WARNING
+        level = logging.DEBUG if why.known else logging.WARNING  # one warning for each reason, not one for each call
         _log.log(level, "%s: method %r cannot be used: %s; using %r.", model.cfg.architecture, method, why, slower)
+    # outside the `except`, so that an error of the slower engine is not shown as caused by this one
     return run_engine(model, request, slower)
 
 
@@ -69,7 +70,7 @@ def causal_indirect_effect(
     method: str = "exact",
     max_memory: int | str = "auto",
 ) -> Float[Tensor, "batch n_layers n_heads"]:
-    """Effect on the answer's score of patching one head at the last prompt token.
+    """The effect on the answer's score of patching one head at the last prompt token, for each head alone.
 
         `CIE_{l,h}(p) = s(M(p | z_{l,h} := mean_z_{l,h})) - s(M(p))`
 
@@ -83,14 +84,14 @@ def causal_indirect_effect(
         mode: `replace` the head's output by the mean, or `add` the mean to it (as the follow-up's code does).
         layers: Layers to measure; None: all.
         heads: Heads to measure in each of these layers; None: all.
-        score: `prob`: probability of the first answer token; `logprob`: log-probability (nats) of all of them,
-            teacher-forced; `logit_diff`: logit of the first one minus that of the foil (nats).
+        score: `prob`: probability of the first answer token; `logprob`: log-probability (nats) of all answer tokens,
+            teacher-forced; `logit_diff`: logit of the first answer token minus that of the foil (nats).
         method: `exact`: all heads for little more than one forward pass, see `ivlens.effects.exact`. Where a model's
             blocks do not allow it, `cached` takes over (the prompt is run once, its last token once for every head),
             then `reference` (one hooked forward pass for every head), with a warning in the log; all three give the
-            same numbers. `attribution`: their first-order estimate from one gradient, see `ivlens.effects.attribution`.
-        max_memory: Bytes of activations in a pass, which decides how many prompts and heads it takes; `auto`: a part of
-            what the machine has.
+            same numbers. `attribution`: a first-order estimate from one gradient, see `ivlens.effects.attribution`.
+        max_memory: Bytes of activations in a pass, which decide how many prompts and heads it takes; `auto`: a part of
+            the memory that the machine has.
 
     Returns:
         In the unit of the score; NaN for heads that were not asked for.
@@ -101,9 +102,9 @@ def causal_indirect_effect(
             an unknown mode, score or method.
         RuntimeError: inside a `steer` context, whose vector would be added to answer tokens here.
 
-    Source: arXiv 2310.15213, equations 3 and 4; arXiv 2406.12227 uses the same. docs/method.md, section 4.
+    Source: docs/method.md, 4 Causal indirect effects; arXiv 2310.15213, equations 3 and 4; arXiv 2406.12227.
     """
-    find_engine(method)
+    find_engine(method)  # an unknown name is refused before the request is checked, which takes longer
     request = make_request(
         model,
         tokens,

@@ -1,8 +1,8 @@
 """The exact engine: all heads of all layers for little more than one forward pass.
 
 A patch touches one head at the last prompt token. Nothing before that token changes, so the keys and values of the
-prompt are the same under every patch; nor does anything below the patched layer. So one plain pass over the prompt is
-enough, if copies of its last token travel along, one for every patched head, each from its own layer upward:
+prompt are the same under every patch; nothing below the patched layer changes either. So one plain pass over the prompt
+is enough, if copies of its last token travel along, one for every patched head, each from its own layer upward:
 
     block 2   prompt . . . . . t   a0' a1'  b0' b1'  c0 c1     c: patched here, in head 0 and in head 1
     block 1   prompt . . . . . t   a0' a1'  b0 b1              b: patched one block lower
@@ -19,9 +19,11 @@ Cost, in forward passes over a prompt of T tokens with an answer of A:
 
 against `n_layers * n_heads` with one pass for every head.
 
-One more copy, never patched, stands last, where it would see all the others if anything were wrong with what copies
-see: in every pass its logits must be those of `t`. The first pass over prompts of a new shape is also compared with the
-reference engine (see `ivlens.effects.checks`).
+One more copy, the witness, is never patched. It stands last, so that it would see all other copies if a mask were
+wrong: in every pass its logits must be those of `t`. The first pass over prompts of a new shape is also compared with
+the reference engine (see `ivlens.effects.checks`).
+
+Formulas: docs/method.md, 4 Causal indirect effects.
 """
 
 from contextlib import ExitStack
@@ -53,8 +55,8 @@ def measure(model: TransformerBridge, request: EffectRequest) -> Measured:
     Progress is counted in blocks, of every prompt.
 
     Raises:
-        Unsuitable: a model with hooks of its own; or a family whose blocks cannot take copies, or make something else
-            of them than the reference does.
+        Unsuitable: a model with hooks of its own; or a family whose blocks cannot take copies, or give other logits for
+            copies than the reference does.
         MemoryError: one prompt with copies for one head does not fit in memory.
     """
     found = Measured.nothing_yet(model, request, "exact")
@@ -62,6 +64,7 @@ def measure(model: TransformerBridge, request: EffectRequest) -> Measured:
     size, start = chunk_size(model, request), 0
     with model_lock(model), torch.no_grad():
         check_unhooked(model)
+        # `while`, not a list of slices: sizes are estimates, and get smaller where memory runs out on the way
         while start < len(request.tokens):
             rows = slice(start, min(start + size.n_prompts, len(request.tokens)))
             try:
@@ -69,10 +72,11 @@ def measure(model: TransformerBridge, request: EffectRequest) -> Measured:
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
+                # the same prompts once more: effects are entered only after a whole pass
                 size = size.halved()
             else:
                 start = rows.stop
-                give_way(model)
+                give_way(model)  # no hook is on the model here, so another thread may run a short pass
     found.record["chunk"] = asdict(size)
     if watch.decisions:
         found.record["router_flips"] = f"{watch.flips} of {watch.decisions}"
@@ -81,7 +85,13 @@ def measure(model: TransformerBridge, request: EffectRequest) -> Measured:
 
 @dataclass
 class _Copies:
-    """Copies for some of the heads: `n_patched` of them, and behind them, with `witness`, one that stays unpatched."""
+    """The copies of every prompt's last token for some of the heads, in one sequence, from the lowest layer upward.
+
+    Attributes:
+        heads: The heads, the same ones in every layer.
+        witness: Whether one more copy, never patched, stands behind the others.
+        stream: The residual stream of the copies as it leaves the latest block; None before the first asked layer.
+    """
 
     heads: tuple[int, ...]
     witness: bool
@@ -89,13 +99,15 @@ class _Copies:
 
     @property
     def n_patched(self) -> int:
+        """Number of copies without the witness."""
         return 0 if self.stream is None else self.stream.shape[1] - self.witness
 
     def join(self, token: Float[Tensor, "batch answer_len d_model"]) -> Int[Tensor, " heads"]:
-        """Add an unpatched copy of `token` for every head; where they stand."""
+        """Add a copy of `token` for every head, not patched yet, and return the places of the new copies."""
         first = self.n_patched
         new = token[:, None].expand(-1, len(self.heads), -1, -1)
         if self.stream is not None:
+            # in front of the witness, which has to stay last
             self.stream = torch.cat([self.stream[:, :first], new, self.stream[:, first:]], 1)
         else:
             self.stream = torch.cat([new, token[:, None]], 1) if self.witness else new
@@ -103,7 +115,7 @@ class _Copies:
 
 
 class _Pass:
-    """A plain pass over some prompts, with the patched copies of their last tokens travelling along."""
+    """One plain pass over some prompts, with the patched copies of their last tokens travelling along."""
 
     def __init__(
         self, model: TransformerBridge, request: EffectRequest, rows: slice, size: ChunkSize, watch: RouterWatch
@@ -112,15 +124,18 @@ class _Pass:
         self._inputs = forced(request.tokens[rows], request.attention_mask[rows], request.answers[rows])
         self._check = Check(model, request, "exact", size.n_heads)
         self._is_due = self._check.is_due()
+        # several short sequences of copies where one long one would need too much memory for its attention scores
         groups = [request.heads[part] for part in row_slices(len(request.heads), size.n_heads)]
-        # always there, so that a pass that is checked gives the same bits as one that is not
+        # a witness in the first sequence only: the others get their masks in the same way. It is in every pass, so that
+        # a pass with the check gives the same bits as one without
         self._groups = [_Copies(heads, witness=number == 0) for number, heads in enumerate(groups)]
         self._keys = PromptKeys(self._inputs.last)
-        most = len(request.layers) * size.n_heads + 1
+        most = len(request.layers) * size.n_heads + 1  # copies in a sequence after the last layer, and the witness
         self._arguments = BlockArguments(self._inputs.last, self._inputs.n_answer, most, request.tokens.device)
-        self._form = 0
+        self._form = 0  # the `output_form` of the blocks, seen in the first hook
 
     def enter_into(self, found: Measured) -> None:
+        """Run the pass, check it, and put its effects and base scores into `found`."""
         plain = self._run()
         found.base[self._rows] = self._request.scores(plain, self._rows)
         scores = [self._scores(copies, plain) for copies in self._groups]
@@ -128,14 +143,16 @@ class _Pass:
             with refusals_explained():
                 self._check.patched(self._rows, self._logits_of)
             self._check.passed()
+        # only now, after the checks
         for copies, each in zip(self._groups, scores, strict=True):
             effects = each - found.base[self._rows, None, None]
             found.enter(self._rows, self._request.layers, copies.heads, effects)
 
     def _run(self) -> Float[Tensor, "batch answer_len d_vocab"]:
-        """The pass itself, and its logits for the unpatched prompts."""
+        """Run the prompts, and the copies in hooks behind each block; the logits of the unpatched prompts."""
         with ExitStack() as stack:
             stack.enter_context(self._watch.open())
+            # below the lowest asked layer there are no copies yet
             for layer in range(min(self._request.layers), self._model.cfg.n_layers):
                 after = self._model.blocks[layer].register_forward_hook(partial(self._after, layer), with_kwargs=True)
                 stack.callback(after.remove)
@@ -144,17 +161,17 @@ class _Pass:
             return self._model(
                 self._inputs.tokens,
                 attention_mask=self._inputs.attention_mask,
-                past_key_values=self._keys,
+                past_key_values=self._keys,  # an empty cache to the model, and our view of each block's keys
                 use_cache=True,
                 logits_to_keep=self._inputs.n_answer,
             )
 
     def _after(self, layer: int, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        """Run a block, which has just been run on the prompts, on the copies."""
+        """Hook of a block that has just run on the prompts: run the same block on the copies."""
         self._form = output_form(output)
         given = named_arguments(block, args, kwargs)
         entered = given.pop("hidden_states")
-        routed = self._watch.seen(block)
+        routed = self._watch.seen(block)  # the experts of the prompts' tokens, before the copies' take their place
         for copies in self._groups:
             self._advance(copies, layer, block, entered[:, -self._inputs.n_answer :], given)
             if copies.witness:
@@ -171,22 +188,30 @@ class _Pass:
         token: Float[Tensor, "batch answer_len d_model"],
         given: dict[str, Any],
     ) -> None:
+        """Run a block on one sequence of copies, with new copies patched in it if its layer was asked for.
+
+        Args:
+            token: the stream that entered the block at the last prompt token and the answer tokens.
+            given: the other arguments of the block's call on the prompts.
+        """
         with ExitStack() as stack:
             if layer in self._request.layers:
                 places = copies.join(token)
                 stack.enter_context(patched_heads(self._model, self._patch(places, copies.heads), [layer]))
             assert copies.stream is not None
-            stream = copies.stream.to(token.device)
+            stream = copies.stream.to(token.device)  # blocks may lie on several devices
             n_copies = stream.shape[1]
             with refusals_explained(), self._keys.handed_on():
+                # `forward`, not a call of the block: a call would run this hook again, on copies of copies
                 out = block.forward(stream.flatten(1, 2), **self._arguments.for_copies(given, n_copies))
         out = out[0] if isinstance(out, tuple) else out
         copies.stream = out.unflatten(1, (n_copies, -1))
 
     def _patch(self, places: Int[Tensor, " heads"], heads: tuple[int, ...]) -> Any:
-        """An edit: in every new copy, patch the head it stands for at its first token, the last one of the prompt."""
+        """An edit that patches, in each new copy, the head the copy stands for, at the last prompt token."""
 
         def edit(z: Tensor, layer: int) -> Tensor:
+            # positions back to copies x tokens; token 0 of a copy is the last prompt token
             z = z.unflatten(1, (-1, self._inputs.n_answer)).clone()
             where = (slice(None), places, 0, torch.tensor(heads))
             z[where] = self._request.patched(z[where], self._request.mean_z[layer, list(heads)].to(z.device))
@@ -197,17 +222,19 @@ class _Pass:
     def _scores(
         self, copies: _Copies, plain: Float[Tensor, "batch answer_len d_vocab"]
     ) -> Float[Tensor, "batch n_layers n_heads"]:
-        """Scores of every patched copy; the unpatched one is unembedded with them and must give `plain` again."""
+        """Scores of every patched copy. The witness is unembedded among them, and must have the logits `plain`."""
         assert copies.stream is not None
         batch, n_copies = copies.stream.shape[:2]
-        stream = copies.stream.flatten(0, 1)
+        stream = copies.stream.flatten(0, 1)  # prompt by prompt, each with all its copies
         prompts = torch.arange(batch, device=stream.device).repeat_interleave(n_copies)
         is_witness = (torch.arange(n_copies, device=stream.device) >= copies.n_patched).repeat(batch)
         scores = []
+        # logits are the largest tensors, and only their scores are kept
         for part in row_slices(len(stream), self._size.n_logit_rows):
             logits = self._logits(stream[part])
             scores.append(self._request.scores(logits, prompts[part] + self._rows.start))
             self._check_witness(logits[is_witness[part]], plain, prompts[part][is_witness[part]])
+        # copies joined layer by layer, so the patched ones unfold into layers x heads
         kept = torch.cat(scores).reshape(batch, n_copies)[:, : copies.n_patched]
         return kept.reshape(batch, len(self._request.layers), len(copies.heads))
 
@@ -217,12 +244,15 @@ class _Pass:
         plain: Float[Tensor, "batch answer_len d_vocab"],
         prompts: Int[Tensor, " rows"],
     ) -> None:
+        """Compare the witness with the prompts' own logits, at real answer tokens."""
         if len(prompts):
             real = self._request.answers[self._rows][prompts] != -100
             self._check.plain(copied[real], plain[prompts][real])
 
     def _logits(self, stream: Float[Tensor, "copies answer_len d_model"]) -> Float[Tensor, "copies answer_len d_vocab"]:
-        """What the model makes of the stream after its last block: norm, unembedding, scale, softcap."""
+        """Logits that the model makes of the stream after its last block: final norm, unembedding, scale, softcap."""
+        # the model's own forward with all blocks left out, so that nothing a family does there is forgotten; the token
+        # ids only give the shape
         nothing = torch.zeros(stream.shape[:2], dtype=torch.long, device=self._request.tokens.device)
         n_layers = self._model.cfg.n_layers
         with (
@@ -235,6 +265,7 @@ class _Pass:
     def _logits_of(
         self, layer: int, head: int, prompts: Int[Tensor, " prompts"]
     ) -> Float[Tensor, "prompts answer_len d_vocab"]:
+        """Logits of some prompts with one head patched, for the check against the reference."""
         copies = next(copies for copies in self._groups if head in copies.heads)
         assert copies.stream is not None
         place = self._request.layers.index(layer) * len(copies.heads) + copies.heads.index(head)

@@ -1,4 +1,4 @@
-"""The file of `HeadEffects`."""
+"""How `HeadEffects` are written to a file and read from it; whatever does not fit together is refused."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -25,29 +25,29 @@ _SHAPES = {
     "clean_scores": ("n",),
 }
 TENSORS = tuple(_SHAPES)
-AGAIN = "again_cie"  # of the heads that were measured again
-_OPTIONAL = {"mean_z_corrupted", "clean_scores"}  # the latter lacks in older files
+AGAIN = "again_cie"  # name of the tensor with the effects of heads that were measured again
+_OPTIONAL = {"mean_z_corrupted", "clean_scores"}  # without a contrast; in files of older versions
 
 
 def read_effects(path: str | Path) -> dict[str, Any]:
-    """The fields of `HeadEffects` that were saved.
+    """The fields of the `HeadEffects` that were saved in this file.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not such a file, or a damaged one.
+        ValueError: not a file of head effects, or a damaged one.
     """
     tensors, about = FILE.read(path)
     try:
         content = _content(about)
     except (KeyError, TypeError, ValueError) as error:
         FILE.refuse(path, f"has incomplete metadata ({type(error).__name__}: {error})")
-    again = tensors.pop(AGAIN, None)
+    again = tensors.pop(AGAIN, None)  # its shape does not follow from the fields of the others
     _check_tensors(path, tensors, content)
     return dict.fromkeys(_OPTIONAL) | tensors | content | {"again": _again(path, again, about, content["model"])}
 
 
 def again_content(again: ChosenHeads | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What a file keeps of heads that were measured again; nothing where none were."""
+    """The tensors and the metadata that a file keeps of heads measured again; both empty where there are none."""
     if again is None:
         return {}, {}
     about = {"heads": [list(head) for head in again.heads], "inputs": list(again.inputs), "split": again.split}
@@ -55,12 +55,13 @@ def again_content(again: ChosenHeads | None) -> tuple[dict[str, Tensor], dict[st
 
 
 def _again(path: str | Path, cie: Tensor | None, about: Mapping[str, Any], model: ModelIdentity) -> ChosenHeads | None:
+    """The heads measured again, from their tensor and metadata; None where the file has neither."""
     if cie is None and "again" not in about:
         return None
     try:
-        known = about["again"]
-        heads = tuple((int(layer), int(head)) for layer, head in known["heads"])
-        inputs, split = tuple(known["inputs"]), known["split"]
+        described = about["again"]
+        heads = tuple((int(layer), int(head)) for layer, head in described["heads"])
+        inputs, split = tuple(described["inputs"]), described["split"]
         if not all(isinstance(text, str) for text in (*inputs, split)):
             raise TypeError("inputs or split are no texts")
         if not all(0 <= layer < model.n_layers and 0 <= head < model.n_heads for layer, head in heads):
@@ -75,22 +76,29 @@ def _again(path: str | Path, cie: Tensor | None, about: Mapping[str, Any], model
 
 
 def _content(about: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that the metadata hold.
+
+    Raises:
+        KeyError, TypeError, ValueError: one is missing, or is of another kind.
+    """
     content = {key: about[key] for key in ("task", "settings", "model")}
     lists = {key: tuple(about[key]) for key in ("corruptions", "inputs")}
     if not (isinstance(content["task"], str) and isinstance(content["settings"], dict)):
         raise TypeError("task is no text or settings no mapping")
     if not all(isinstance(text, str) for texts in lists.values() for text in texts):
         raise TypeError("corruptions or inputs are no texts")
-    PromptRecipe.recorded(content["settings"])  # refuses what is none
+    # recipe and ability stay in the settings; read once, so that a broken one is refused here and not at its first use
+    PromptRecipe.recorded(content["settings"])
     Ability.recorded(content["settings"])
     return content | lists
 
 
 def _check_tensors(source: str | Path, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:
+    """Refuse tensors whose shapes or dtypes are not those that the metadata imply."""
     sizes = {**asdict(content["model"]), "n": len(content["corruptions"])}
     expected = {name: tuple(sizes[size] for size in shape) for name, shape in _SHAPES.items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    for name in _OPTIONAL - found.keys():
+    for name in _OPTIONAL - found.keys():  # may be missing, but if it is there it has to fit
         del expected[name]
     if found != expected:
         FILE.refuse(source, f"has tensors {found}, not {expected} as its metadata says")

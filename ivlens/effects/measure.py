@@ -1,4 +1,4 @@
-"""`head_effects`: from a task to the effects of all heads, with everything recorded that made them."""
+"""`head_effects`: measures the effects of all heads for a task, and records everything that made them."""
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -44,21 +44,22 @@ logger = logging.getLogger(__name__)
 @checked
 @dataclass(frozen=True)
 class EffectOptions:
-    """How effects are measured, beside the prompts.
+    """How effects are measured, apart from the recipe of the prompts.
 
     Attributes:
         mode: `replace` the head's output by the mean, or `add` the mean to it (as the follow-up's code does).
         method: The engine, see `causal_indirect_effect`.
-        split: Where all prompts come from.
-        n_mean_prompts: Clean prompts for the mean, from the other end of the (shuffled) split.
-        correct_only: Only clean prompts that the model answers correctly enter the mean.
-        contrast: Also the means over corrupted versions of those prompts, for vectors made with `contrast`.
+        split: The split that all prompts come from.
+        n_mean_prompts: Number of clean prompts for the mean, from the other end of the (shuffled) split.
+        correct_only: Whether only clean prompts that the model answers correctly enter the mean.
+        contrast: Whether to measure also the means over corrupted versions of the clean prompts, for vectors made with
+            `contrast`.
         others: Tasks that counterfactual prompts come from; by default the built-in ones, see `build_prompts`.
-        layers, heads: Measure only these; None: all.
-        batch_size: Prompts in each pass that only reads.
+        layers, heads: The layers and the heads in each of them to measure; None: all.
+        batch_size: Prompts in each pass without patches.
         max_memory: As in `causal_indirect_effect`.
-        n_check_prompts: *select* prompts on which it is looked first whether the model can do the task; 0: not at all.
-        ability: What is known of that already; None: it is measured.
+        n_check_prompts: Number of *select* prompts for the check whether the model can do the task; 0: no check.
+        ability: The outcome of that check where it is known already; None: it is made.
     """
 
     mode: Literal["replace", "add"] = "replace"
@@ -95,27 +96,28 @@ def head_effects(
     options: EffectOptions | None = None,
     progress: bool | Progress = False,
 ) -> HeadEffects:
-    """Measure what every head does for `task`: its mean over clean prompts, patched into corrupted ones.
+    """Measure the effect of every head for `task`: its mean over clean prompts, patched into corrupted prompts.
 
         >>> effects = ivlens.head_effects(model, task, recipe=ivlens.PromptRecipe(n_shots=10, instruction=None))
 
-    First it looks whether the model can do the task at all, on *select* inputs (`HeadEffects.ability`), and says so in
-    the log: with a warning where no vector can carry it, and another where the corruption takes little away.
+    A check on *select* inputs comes first: whether the model can do the task at all (`HeadEffects.ability`). A warning
+    in the log says where no vector can carry the task, and another one where the corruption takes little away.
 
     Args:
         model: From `load_model`, with its tokenizer.
         task: From `load_task`.
         recipe: How clean prompts are made, and the seed of every draw and of the splits. None: the task's instruction,
             or five demonstrations where it has none. `"auto"`: the form in which the model answers best, as
-            `find_prompts` finds it once for each model and task; the log says which.
+            `find_prompts` finds it once for each model and task; the log names it.
         corruption: What the patched prompts lack, see `build_prompts`. None: `counterfactual` where there is an
             instruction, `shuffle` where there are demonstrations alone, `none` where instruction and input are one
-            text. Prompts of another kind than the rest (no other task contains their input) are left out.
+            text. Prompts that had to be corrupted in another way than most are left out.
         score: `prob`, `logprob` or `logit_diff`; the last leaves out prompts without a foil. None: `prob`, or `logprob`
             where the answers share their first tokens (numbers after a lone space); see `fitting_score`.
-        n_prompts: Corrupted prompts; fewer where the split has fewer.
-        options: Everything else.
-        progress: Show a bar; or called with what is done and what there is in all, and what it raises ends the work.
+        n_prompts: Number of corrupted prompts; fewer where the split has fewer.
+        options: How effects are measured otherwise.
+        progress: True shows a bar. A function is called with the work done and the work there is in all; an error that
+            it raises ends the measurement.
 
     Raises:
         TypeError: a model that `load_model` did not return, or one without a tokenizer.
@@ -123,21 +125,23 @@ def head_effects(
             suit the task.
         RuntimeError: inside a `steer` context.
 
-    Source: docs/method.md, sections 2 to 4; arXiv 2310.15213 and 2406.12227.
+    Source: docs/method.md, 4 Causal indirect effects; arXiv 2310.15213 and 2406.12227.
     """
     check_unsteered(check_model(model))
     options = options or EffectOptions()
     layers, heads = check_selection(model, options.layers, options.heads)
     if n_prompts < 1:
         raise ValueError(f"n_prompts is {n_prompts}, expected 1 or more.")
-    with showing_progress(progress is True):  # a search for the recipe takes a while
+    with showing_progress(progress is True):  # `recipe="auto"` may search for a while
         plan = Plan.of(task, recipe_for(model, task, recipe), corruption, options.others)
     if score is not None:
         check_score(score, has_foils=plan.corruption == "counterfactual")
     examples = list(task.split(options.split, plan.recipe.seed))
+    # the order depends on seed and task alone, so a larger `n_prompts` begins with the same examples
     Random(f"{plan.recipe.seed}\0{task.name}\0prompts").shuffle(examples)
     corrupted = measured_prompts(model, plan, examples, n_prompts, score)
     score = score_for(task, corrupted, score)
+    # from the other end of the shuffled split, so that the mean and the patched prompts share as few inputs as possible
     kind, mean_examples = corrupted.corruptions[0], examples[::-1][: options.n_mean_prompts]
     with showing_progress(progress is True):
         ability = options.ability
@@ -147,7 +151,7 @@ def head_effects(
             model, plan, mean_examples, kind,
             correct_only=options.correct_only, contrast=options.contrast, batch_size=options.batch_size,
         )  # fmt: skip
-        # all that may refuse the model or the options comes before the long part
+        # all that can refuse a model or an option comes before the long part, `_run`
         means = _means(model, clean, counterpart, options.batch_size)
         request = make_request(
             model, corrupted.tokens, corrupted.attention_mask, corrupted.answer_tokens, means.mean_z,
@@ -168,7 +172,8 @@ def head_effects(
         settings |= {"rounding_noise": noise}
         warn_of_noise(found.cie, noise, str(settings["dtype"]), task.name)
     effects = _result(model, task, found, means, corrupted, clean_scores, settings)
-    if effects.taken_warning and (ability is None or ability.is_enough):  # otherwise there was little to take
+    # where the model cannot do the task, there was little to take away, and that was said already
+    if effects.taken_warning and (ability is None or ability.is_enough):
         logger.warning("%s", effects.taken_warning)
     return effects
 
@@ -176,6 +181,7 @@ def head_effects(
 def _run(
     model: TransformerBridge, request: EffectRequest, method: str, what: str, progress: bool | Progress
 ) -> Measured:
+    """Run the engine, and tell its progress to the bar or to the caller's function."""
     with bar(what) as report:
         told = report if isinstance(progress, bool) else progress
         return run_engine(model, replace(request, progress=told), method)
@@ -184,7 +190,7 @@ def _run(
 def _clean_scores(
     model: TransformerBridge, plan: Plan, corrupted: PromptBatch, score: Score, batch_size: int
 ) -> Float[Tensor, " batch"] | None:
-    """Scores of the clean versions of the measured prompts; None where they are these prompts."""
+    """Scores of the clean versions of the measured prompts; None where the measured prompts are clean themselves."""
     if plan.corruption == "none":
         return None
     clean = plan.prompts(model, corrupted.examples, corrupted=False)
@@ -192,7 +198,7 @@ def _clean_scores(
 
 
 def _means(model: TransformerBridge, clean: PromptBatch, counterpart: PromptBatch | None, batch_size: int) -> HeadMeans:
-    """What is the same for all prompts: means over the clean ones and, if asked for, over their counterparts."""
+    """Head means over the clean prompts and, if a contrast was asked for, over their corrupted counterparts."""
     found = head_means(model, clean.tokens, clean.attention_mask, batch_size=batch_size)
     if counterpart is None:
         return found
@@ -209,6 +215,7 @@ def _result(
     clean_scores: Float[Tensor, " batch"] | None,
     settings: Mapping[str, Any],
 ) -> HeadEffects:
+    """The result, with all tensors on the CPU: it outlives the model, and is saved and compared there."""
     return HeadEffects(
         cie=found.cie.cpu(),
         mean_z=means.mean_z.cpu(),

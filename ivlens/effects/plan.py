@@ -1,4 +1,7 @@
-"""Which prompts effects are measured on, and by which score: all of one kind, with what the score needs."""
+"""Chooses the prompts that effects are measured on, and their score.
+
+All prompts are corrupted in the same way, and have a foil where the score needs one.
+"""
 
 import logging
 from collections import Counter
@@ -20,7 +23,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Plan:
-    """The prompts to measure: of which task, made by which recipe, with which corruption."""
+    """How the prompts of a measurement are made.
+
+    Attributes:
+        task: The task.
+        recipe: How its clean prompts are made, every default filled in.
+        corruption: What the corrupted prompts lack.
+        others: Tasks that counterfactual prompts come from; None: the built-in ones.
+    """
 
     task: Task
     recipe: PromptRecipe
@@ -35,7 +45,7 @@ class Plan:
         corruption: str | None,
         others: Sequence[Task] | Mapping[str, Task] | None,
     ) -> "Plan":
-        """The plan for a task, with the recipe completed and its usual corruption where none is named."""
+        """The plan for a task, the recipe's defaults filled in; for `corruption=None` the recipe's usual corruption."""
         return cls(task, recipe.resolved(task), recipe.corruption(task) if corruption is None else corruption, others)
 
     def prompts(self, model: TransformerBridge, examples: Sequence[TaskExample], *, corrupted: bool) -> PromptBatch:
@@ -45,25 +55,27 @@ class Plan:
             TypeError, ValueError: as `prompts_for`.
         """
         corruption = self.corruption if corrupted else None
+        # room for one answer token; where a score reads more of them, the engine's request checks again
         return prompts_for(
             model, self.task, examples, self.recipe, corruption=corruption, others=self.others, n_answer=1
         )
 
     def settings(self) -> dict[str, Any]:
-        """What a result records of it, in plain JSON values; content as hashes."""
+        """The plan as a result records it, in plain JSON values, with hashes in the place of the tasks' content."""
         others = [] if self.others is None else tasks_of("others", self.others)
         pool = load_bank().values() if self.others is None else others
         return {
             "recipe": self.recipe.to_dict(),
             "corruption": self.corruption,
             "others": None if self.others is None else sorted(other.name for other in others),
+            # other corruptions read no other task
             "others_hash": hash_of_tasks(pool) if self.corruption.startswith("counterfactual") else None,
             "task_hash": self.task.content_hash(),
         }
 
 
 def score_for(task: Task, prompts: PromptBatch, score: Score | None) -> Score:
-    """The score that was asked for, or the one that suits these answers; the log says where it matters."""
+    """The score that was asked for; None: the one that suits these answers, with a line in the log if not `prob`."""
     fitting = fitting_score(prompts.answer_tokens)
     if fitting == "logprob" and score != "logprob":
         what = f"{task.name}: answers share their first tokens, which hardly tell them apart"
@@ -77,15 +89,17 @@ def score_for(task: Task, prompts: PromptBatch, score: Score | None) -> Score:
 def measured_prompts(
     model: TransformerBridge, plan: Plan, examples: Sequence[TaskExample], n_prompts: int, score: str | None
 ) -> PromptBatch:
-    """Corrupted prompts of one kind: what is missing from some and not from others is not averaged over.
+    """Up to `n_prompts` corrupted prompts, all corrupted in the same way, as effects are averaged over them.
 
     Raises:
-        ValueError: `logit_diff`, and no prompt has a foil.
+        ValueError: the score is `logit_diff`, and no prompt has a foil.
     """
     batch = plan.prompts(model, examples[:n_prompts], corrupted=True)
     kinds = Counter(batch.corruptions)
+    # the kind of most prompts; among equals by name, so that it does not depend on the order of the examples
     wanted = "counterfactual" if score == "logit_diff" else max(kinds, key=lambda kind: (kinds[kind], kind))
     if len(usable_rows(batch, wanted, score)) < len(batch):
+        # some have to be left out: build the whole split, to have as many prompts all the same
         batch = plan.prompts(model, examples, corrupted=True)
         usable = usable_rows(batch, wanted, score)
         if not usable:
@@ -101,7 +115,7 @@ def measured_prompts(
 
 
 def usable_rows(batch: PromptBatch, wanted: str, score: str | None) -> list[int]:
-    """Rows of the kind `wanted` (a corruption), with a foil where the score needs one."""
+    """The rows that were corrupted as `wanted`, and that have a foil where the score needs one."""
     rows = [row for row, kind in enumerate(batch.corruptions) if kind == wanted]
     if score != "logit_diff" or batch.foil_tokens is None:
         return rows
@@ -119,10 +133,13 @@ def mean_prompts(
     contrast: bool,
     batch_size: int,
 ) -> tuple[PromptBatch, PromptBatch | None]:
-    """Clean prompts, and where a contrast is asked for their corrupted counterparts, all of one kind.
+    """Clean prompts for the means and, for a contrast, their corrupted counterparts (otherwise None).
+
+    With a contrast, only examples are kept whose prompt can be corrupted as `kind`: the means are subtracted from each
+    other, so both have to be over the same inputs.
 
     Raises:
-        ValueError: `correct_only`, and the model answers none right; or none can be corrupted as `kind`.
+        ValueError: `correct_only`, and the model answers none right; or no prompt can be corrupted as `kind`.
     """
     clean = plan.prompts(model, examples, corrupted=False)
     if correct_only:

@@ -1,4 +1,4 @@
-"""What made a result, as far as prompts and packages go, in plain values."""
+"""The part of a result's settings that says which prompts and packages made it."""
 
 from collections import Counter
 from importlib.metadata import version
@@ -10,7 +10,10 @@ from ivlens.prompts.batch import PromptBatch
 
 
 def provenance(model: TransformerBridge, corrupted: PromptBatch, clean: PromptBatch) -> dict[str, Any]:
-    """Facts about the measured prompts, those of the means, the model's numbers and the packages."""
+    """Facts about the measured prompts and the prompts of the means, the model's dtype and the versions of packages.
+
+    `kept_answers` is the mean share of demonstrations whose answer `shuffle` left in its place.
+    """
     packages = ("ivlens", "torch", "transformers", "transformer-lens")
     kept = [share for share in corrupted.kept_answers if share is not None]
     return {
@@ -24,4 +27,5 @@ def provenance(model: TransformerBridge, corrupted: PromptBatch, clean: PromptBa
 
 
 def _version(package: str) -> str:
+    # our own from the code: an installed ivlens may be another one than the one that runs
     return __version__ if package == "ivlens" else version(package)

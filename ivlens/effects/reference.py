@@ -1,4 +1,7 @@
-"""The reference engine: one hooked forward pass for every head. Slow, and obviously right."""
+"""The reference engine: one hooked forward pass for every head.
+
+It is slow and has no tricks that could be wrong, so the other engines are checked against it.
+"""
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -14,7 +17,10 @@ _MOST_ROWS = 64
 
 
 def measure(model: TransformerBridge, request: EffectRequest) -> Measured:
-    """CIE of each asked head on each prompt, and the scores of the unpatched prompts. Progress is counted in passes."""
+    """CIE of each asked head on each prompt, and the scores of the unpatched prompts.
+
+    Progress is counted in passes.
+    """
     found = Measured.nothing_yet(model, request, "reference")
     n_prompts = len(request.tokens)
     n_rows = max(1, min(_MOST_ROWS, request.max_memory // prompt_bytes(model, request)))
@@ -30,7 +36,7 @@ def measure(model: TransformerBridge, request: EffectRequest) -> Measured:
                     found.cie[rows, layer, head] = patched - found.base[rows]
                     done += 1
                     request.progress(done, total)
-                give_way(model)
+                give_way(model)  # between two layers, where no hook is on the model
     return found
 
 
@@ -43,14 +49,17 @@ def patched_logits(
 
 
 def _inputs(request: EffectRequest, rows: slice | Int[Tensor, " rows"]) -> Inputs:
+    """The inputs of a pass over some of the request's prompts."""
     return forced(request.tokens[rows], request.attention_mask[rows], request.answers[rows])
 
 
 def _patched(
     model: TransformerBridge, request: EffectRequest, inputs: Inputs, layer: int, head: int
 ) -> Float[Tensor, "rows answer_len d_vocab"]:
+    """Logits of a pass with one head patched. The caller holds the model's lock."""
+
     def edit(z: Tensor, layer: int) -> Tensor:
-        z = z.clone()
+        z = z.clone()  # in place, the edit would reach whatever else holds this tensor
         z[:, inputs.last, head] = request.patched(z[:, inputs.last, head], request.mean_z[layer, head])
         return z
 

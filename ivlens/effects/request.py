@@ -1,4 +1,4 @@
-"""What an engine is asked to measure, checked once for all engines."""
+"""What an engine is asked to measure and what it returns; all input is checked here, once for all engines."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -21,10 +21,18 @@ MODES: tuple[str, ...] = get_args(Mode)
 
 @dataclass(frozen=True)
 class EffectRequest:
-    """Left-padded corrupted prompts, what to patch into them, and what to score.
+    """Corrupted prompts, what to patch into them, and how to score them: the input of every engine.
 
-    `answers` holds the columns that the score looks at; `max_memory` is in bytes, for each pass. An engine calls
-    `progress(done, total)` in units of its own.
+    Attributes:
+        tokens, attention_mask: Left-padded prompts, on the model's device.
+        answers: The answer tokens that the score reads, right-padded with -100.
+        foils: First answer tokens to compare with; None unless the score is `logit_diff`.
+        mean_z: What is patched, in the model's dtype.
+        mode: `replace` or `add`.
+        score: The name of the score.
+        layers, heads: What to measure: these heads in each of these layers, both in ascending order.
+        max_memory: Bytes of activations that one pass may use.
+        progress: Called with the work done and the work there is in all, in a unit of the engine's own.
     """
 
     tokens: Int[Tensor, "batch pos"]
@@ -42,7 +50,11 @@ class EffectRequest:
     def scores(
         self, logits: Float[Tensor, "rows answer_len d_vocab"], prompts: slice | Int[Tensor, " rows"]
     ) -> Float[Tensor, " rows"]:
-        """The score of each row, which continues one of `prompts`.
+        """The score of each row of logits.
+
+        Args:
+            logits: At the positions that predict the answer tokens.
+            prompts: For each row the number of the prompt that it belongs to; a slice where rows are prompts.
 
         Raises:
             ValueError: the model's logits are NaN.
@@ -58,19 +70,19 @@ class EffectRequest:
         return found
 
     def patched(self, z: Float[Tensor, "*rows d_head"], mean: Float[Tensor, "... d_head"]) -> Tensor:
-        """What stands in the place of head outputs `z`."""
+        """The patched head outputs: the mean in the place of `z`, or added to it."""
         return mean.expand_as(z) if self.mode == "replace" else z + mean
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What an engine found.
+    """The numbers that an engine found.
 
     Attributes:
-        cie: NaN for heads that were not asked for.
+        cie: Effect of each head on each prompt, in the unit of the score; NaN for heads that were not asked for.
         base: Scores of the unpatched prompts.
-        method: The engine that ran.
-        record: What else belongs in a result's settings: sizes of the portions it worked in.
+        method: The name of the engine that ran.
+        record: What else belongs in a result's settings, such as the sizes of the portions it worked in.
     """
 
     cie: Float[Tensor, "batch n_layers n_heads"]
@@ -80,21 +92,24 @@ class Measured:
 
     @classmethod
     def nothing_yet(cls, model: TransformerBridge, request: EffectRequest, method: str) -> "Measured":
-        """NaN everywhere, in float32 at least, to be filled."""
+        """Tensors of the right shapes, NaN everywhere, which the engine fills portion by portion."""
+        # differences of scores, which would round to nothing in half precision
         dtype = torch.promote_types(request.mean_z.dtype, torch.float32)
         cie = request.mean_z.new_full((len(request.tokens), *request.mean_z.shape[:2]), torch.nan, dtype=dtype)
-        return cls(cie, cie[:, 0, 0].clone(), method)
+        return cls(cie, cie[:, 0, 0].clone(), method)  # any column: NaN of the right length, dtype and device
 
     def enter(self, rows: slice, layers: Sequence[int], heads: Sequence[int], cie: Tensor) -> None:
-        """Put in `cie [rows, layers, heads]`."""
+        """Put the effects of some prompts, layers and heads into `self.cie`; `cie` is `[rows, layers, heads]`."""
+        # `rows` is a slice, so `self.cie[rows]` is a view, and the assignment writes into `self.cie`
         where = torch.tensor(layers)[:, None], torch.tensor(heads)
         self.cie[rows][:, *where] = cie.to(self.cie)
 
 
 class Unsuitable(Exception):
-    """An engine cannot measure this model right, or could not show that it does; another one has to.
+    """Raised by an engine that does not suit a model, or that could not show that it does: another one takes over.
 
-    `known`: this was found, and said, before.
+    Attributes:
+        known: Whether this was found, and said in the log, before.
     """
 
     def __init__(self, reason: str, *, known: bool = False) -> None:
@@ -104,7 +119,7 @@ class Unsuitable(Exception):
 
 @dataclass(frozen=True)
 class PatchOptions:
-    """How heads are patched and what is scored, as `causal_indirect_effect` documents it."""
+    """How heads are patched and scored; the fields are parameters of `causal_indirect_effect`, described there."""
 
     mode: str = "replace"
     layers: Iterable[SupportsIndex] | None = None
@@ -123,13 +138,18 @@ def make_request(
     foil_tokens: Tensor | None = None,
     options: PatchOptions | None = None,
 ) -> EffectRequest:
-    """A request, or the error that `causal_indirect_effect` documents."""
+    """The checked request for an engine.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as `causal_indirect_effect`.
+    """
     options = options or PatchOptions()
     mode, score = options.mode, options.score
     check_unsteered(check_model(model))
     check_mode(mode)
     check_score(score, has_foils=foil_tokens is not None)
     chosen_layers, chosen_heads = check_selection(model, options.layers, options.heads)
+    # only the columns that the score reads: with `prob` passes hold one answer position instead of the whole answer
     tokens, mask = check_prompts(model, tokens, attention_mask)
     answers = scored_columns(score, check_answers(model, answer_tokens, len(tokens)))
     check_length(model, mask, answers.shape[1])
@@ -148,6 +168,7 @@ def make_request(
 
 
 def _check_mean_z(model: TransformerBridge, mean_z: Any) -> Float[Tensor, "n_layers n_heads d_head"]:
+    """The means on the model's device and in its dtype, so that a patch needs no conversion in every pass."""
     cfg = model.cfg
     want = (cfg.n_layers, cfg.n_heads, cfg.d_head)
     if not isinstance(mean_z, Tensor):
@@ -164,6 +185,8 @@ def _check_mean_z(model: TransformerBridge, mean_z: Any) -> Float[Tensor, "n_lay
 
 
 def _check_foils(foils: Any, answers: Int[Tensor, "batch answer_len"], model: TransformerBridge) -> Tensor:
+    """One foil token for each prompt, on the device of the answers."""
+    # [batch] or [batch, 1], as a column cut out of answer tokens
     if not isinstance(foils, Tensor) or foils.numel() != len(answers) or foils.shape[0] != len(answers):
         got = tuple(foils.shape) if isinstance(foils, Tensor) else type(foils).__name__
         raise ValueError(f"foil_tokens has shape {got}, expected ({len(answers)},), one token for each prompt.")
@@ -188,7 +211,12 @@ def check_mode(mode: str) -> None:
 def check_selection(
     model: TransformerBridge, layers: Iterable[SupportsIndex] | None, heads: Iterable[SupportsIndex] | None
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The layers and heads to measure, in order; None: all. ValueError if one does not exist, or none is left."""
+    """The layers and heads to measure, sorted and without repetitions; None: all.
+
+    Raises:
+        TypeError: layers or heads that are no whole numbers.
+        ValueError: a layer or head that does not exist, or none at all.
+    """
     chosen = check_layers(model, range(model.cfg.n_layers) if layers is None else layers)
     wanted = whole_numbers("heads", range(model.cfg.n_heads) if heads is None else heads)
     for head in wanted:

@@ -1,4 +1,4 @@
-"""`HeadEffects`: what patching every head did, with intervals, a table and a file."""
+"""`HeadEffects`: the measured effects of all heads, with intervals, a table, a figure and a file."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -37,16 +37,16 @@ class HeadEffects:
         cie: Effect of each head on each corrupted prompt, in the unit of the score; NaN where it was not measured.
         mean_z: `z̄`, mean head outputs over clean prompts, at their last token.
         mean_z_corrupted: The same over the corrupted versions of those prompts; None where no contrast was asked for.
-        write_scale: Mean scale of a head's write into the residual stream; ones except on post-norm families.
+        write_scale: Mean scale of a head's write into the residual stream; 1 except on post-norm families.
         base_scores: Score of each corrupted prompt without a patch.
-        clean_scores: Score of the same prompts with nothing taken away; None in files that were written before.
-        corruptions: What was done to each prompt.
-        inputs: The input each prompt asks about.
-        task: The task's name.
-        model: Which model.
-        settings: Everything else that made these numbers.
-        model_ref: The model itself, as long as it is in memory.
-        again: The strongest heads, measured again on other prompts than chose them; see `measure_again`.
+        clean_scores: Score of the clean version of each prompt; None in files of older versions, which lack it.
+        corruptions: How each prompt was corrupted.
+        inputs: The input that each prompt asks about.
+        task: Name of the task.
+        model: Identity of the model: name, shape, hashes of weights, configuration and tokenizer.
+        settings: Everything else that made these numbers, in plain JSON values.
+        model_ref: Weak reference to the model, which gives it as long as it is in memory.
+        again: The strongest heads measured again on prompts that did not choose them; see `measure_again`.
     """
 
     cie: Float[Tensor, "batch n_layers n_heads"]
@@ -85,24 +85,24 @@ class HeadEffects:
 
     @property
     def clean_accuracy(self) -> float | None:
-        """How often the model is right on clean prompts; None where it was not measured."""
+        """The model's accuracy on clean prompts; None where it was not measured."""
         return self.ability and self.ability.clean
 
     @property
     def bare_accuracy(self) -> float | None:
-        """How often it is right without instruction and demonstrations; None where it was not measured."""
+        """The model's accuracy without instruction and demonstrations; None where it was not measured."""
         return self.ability and self.ability.bare
 
     @property
     def taken(self) -> Taken | None:
-        """What the corruption takes away from the score of the measured prompts; None where it is not known."""
+        """What the corruption takes away from the score of the measured prompts; None without `clean_scores`."""
         if self.clean_scores is None:
             return None
         return Taken.of(self.clean_scores, self.base_scores, str(self.settings.get("score", "prob")))
 
     @property
     def taken_warning(self) -> str:
-        """What to say where the corruption takes nothing or little away; empty where it does, or `none` was asked."""
+        """A sentence saying that the corruption takes little away; empty where it takes enough, or is `none`."""
         if set(self.corruptions) == {"none"} or self.taken is None or self.taken.is_enough:
             return ""
         kinds = ", ".join(sorted(set(self.corruptions)))
@@ -113,7 +113,7 @@ class HeadEffects:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What speaks against building a vector from these effects, in whole sentences; empty where nothing does."""
+        """Sentences on what speaks against building a vector from these effects; empty where nothing does."""
         ability = self.ability.warning(self.task, self.model.name) if self.ability else ""
         return tuple(filter(None, (ability, self.taken_warning)))
 
@@ -123,10 +123,10 @@ class HeadEffects:
         return self.model_ref() if self.model_ref is not None else None
 
     def check_task(self, task: Task) -> None:
-        """Refuse another task of the name that these are the effects of.
+        """Refuse a task of the same name but other content than the one that was measured.
 
         Raises:
-            ValueError: it is another one by its content; effects that do not record it pass.
+            ValueError: the content is another one; effects that do not record the content are not checked.
         """
         if self.settings.get("task_hash", task.content_hash()) != task.content_hash():
             raise ValueError(
@@ -141,7 +141,7 @@ class HeadEffects:
 
     @property
     def method(self) -> str:
-        """The engine that ran: another one than was asked for where that could not do it right."""
+        """The engine that ran; another one than was asked for, where that one did not suit the model."""
         return str(self.settings["method"])
 
     @property
@@ -150,10 +150,10 @@ class HeadEffects:
         return self.cie.mean(0)
 
     def contrasted(self) -> Float[Tensor, "n_layers n_heads d_head"]:
-        """`mean_z_corrupted`, where it was asked for.
+        """`mean_z_corrupted`, which is there only where `contrast` was asked for.
 
         Raises:
-            ValueError: it was not.
+            ValueError: it is not there.
         """
         if self.mean_z_corrupted is None:
             raise ValueError(
@@ -165,21 +165,21 @@ class HeadEffects:
     def interval(
         self, level: float = LEVEL, simultaneous: bool = False, *, n_resamples: int = N_RESAMPLES, seed: int = 0
     ) -> MapInterval:
-        """Interval of `aie` over prompts, `low` and `high` for every head, and its kind in words.
+        """Interval of `aie` over prompts: `low` and `high` for every head, and the kind of interval in words.
 
             >>> low, high = effects.interval(simultaneous=True)
 
         Args:
-            level: Coverage, of each head alone (t), or with `simultaneous` of all heads of the map at once.
-            simultaneous: max-T with studentised resamples, see `max_t_reach` and docs/method.md, section 13. For
+            level: Coverage for each head alone (t), or with `simultaneous` for all heads of the map at once.
+            simultaneous: max-T with studentised resamples, see `max_t_reach` and docs/method.md, 13 Intervals. For
                 reading a whole map, where some of hundreds of separate intervals miss by chance. Where the prompts are
-                too few for the map, or some heads' effects hang on one or two of them, it is pointwise all the same,
-                and `kind` says so.
-            n_resamples: Resamples of the prompts, for max-T.
-            seed: Of the resampling.
+                too few for the map, or some heads' effects hang on one or two of them, the interval is pointwise all
+                the same, and `kind` says so.
+            n_resamples: Number of resamples of the prompts, for max-T.
+            seed: Draws the resamples.
 
         Returns:
-            NaN where a head was not measured, and everywhere if there is but one prompt.
+            NaN where a head was not measured, and everywhere if there is only one prompt.
 
         Raises:
             ValueError: the level is not between 0 and 1.
@@ -195,9 +195,10 @@ class HeadEffects:
             ValueError: `k` is not between 1 and the number of measured heads.
         """
         aie = self.aie.flatten()
-        measured = int((~aie.isnan()).sum())
+        measured = int((~aie.isnan()).sum())  # NaN: layers or heads that were left out
         if not 1 <= k <= measured:
             raise ValueError(f"k is {k}, expected 1 to {measured}, the number of measured heads.")
+        # heads that were not measured go last; stable, so that equal effects give the same heads everywhere
         order = aie.nan_to_num(-torch.inf).argsort(descending=True, stable=True)[:k].tolist()
         return [divmod(index, self.cie.shape[2]) for index in order]
 
@@ -205,10 +206,10 @@ class HeadEffects:
         """One row for each measured head, largest effect first.
 
         Returns:
-            `task`, `label`, `layer`, `head`, `score` (what `aie` is a difference of), `aie`, `low`, `high`, `interval`
-            (its kind: of the whole map at once where that can be had, see `interval`), `n` prompts. Where heads were
-            measured again (`measure_again`), for these also `aie_again`, `low_again`, `high_again`,
-            `interval_again`, `n_again`.
+            Columns `task`, `label`, `layer`, `head`, `score` (of which `aie` is a difference), `aie`, `low`, `high`,
+            `interval` (its kind: simultaneous where that is possible, see `interval`), `n` (prompts). Heads that were
+            measured again (`measure_again`) have also `aie_again`, `low_again`, `high_again`, `interval_again`,
+            `n_again`.
         """
         shown = self.interval(level, simultaneous=True)
         measured = int((~self.aie.isnan()).sum())
@@ -231,8 +232,8 @@ class HeadEffects:
         return frame if self.again is None else frame.merge(self.again.to_frame(level), "left", ["layer", "head"])
 
     def plot(self, top: int = 10) -> "go.Figure":
-        """The map of all heads; the `top` strongest carry their rank."""
-        from ivlens.show.figures.heads import head_heatmap
+        """A figure of the map of all heads, in which the `top` strongest carry their rank."""
+        from ivlens.show.figures.heads import head_heatmap  # late: `show` is a room below, and brings plotly
 
         check_count("top", top, 0)
         return head_heatmap(self, top=top)
@@ -243,7 +244,7 @@ class HeadEffects:
         return effects_html(self)
 
     def save(self, path: str | Path) -> Path:
-        """Write one safetensors file, its metadata as JSON; a file of that name is replaced as a whole.
+        """Write one safetensors file with metadata in JSON; a file of that name is replaced as a whole.
 
         Raises:
             ValueError: settings that JSON cannot hold.
@@ -256,18 +257,18 @@ class HeadEffects:
 
     @classmethod
     def load(cls, path: str | Path, model: TransformerBridge | None = None) -> "HeadEffects":
-        """Read what `save` wrote.
+        """Read effects that `save` wrote.
 
         Args:
-            model: The model they shall be used with: `live_model` then, so that vectors can be built from them. One
-                with other weights is refused. None: any file is read, and what needs the model checks it there.
+            model: The model to use the effects with, which becomes `live_model`, so that vectors can be built from
+                them; a model with other weights is refused. None: any file is read, and later use checks the model.
 
         Raises:
             FileNotFoundError: no such file.
             ValueError: not a file of head effects, a damaged one, or one measured on another model.
         """
         loaded = cls(**read_effects(path))
-        if model is None:
+        if model is None:  # tables and figures need no model
             return loaded
         check_model_of(path, loaded.model, model_identity(model))
         return replace(loaded, model_ref=ModelRef(model))
@@ -284,9 +285,9 @@ class HeadEffects:
 
 
 def interval_over(effects: Sequence[HeadEffects], level: float = LEVEL) -> MapInterval:
-    """Interval of the mean map of several seeds or tasks: what varies are whole maps, not their prompts.
+    """Interval of the mean map of several seeds or tasks, over whole maps instead of prompts.
 
-    Two to five maps give a t interval, called descriptive; six and more one for all heads at once, where it can be had.
+    Two to five maps give a t interval, called descriptive; six and more a simultaneous one where that is possible.
 
     Raises:
         ValueError: no effects, or of models of different shapes.

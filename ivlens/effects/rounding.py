@@ -1,4 +1,4 @@
-"""How much of a score is rounding, where a model computes in half precision."""
+"""How much of an effect is rounding, for models that compute in half precision."""
 
 import logging
 from contextlib import ExitStack
@@ -15,34 +15,39 @@ from ivlens.prompts.batch import PromptBatch
 
 logger = logging.getLogger(__name__)
 
-# Two roundings: each has the variance 1/12, in last places squared, as has a move by a whole place with that chance.
+# Chance that a number is moved by one last place. Rounding once has a variance of 1/12 (in last places squared), and so
+# has a move by one place with a chance of 1/12; a block rounds twice.
 _MOVED = 2 / 12
 
 
 def rounding_noise(
     model: TransformerBridge, batch: PromptBatch, score: str, base: Float[Tensor, " batch"], batch_size: int, seed: int
 ) -> float | None:
-    """How far an effect of one head on one prompt is off by rounding, in the score's unit; None: not in half precision.
+    """The error that rounding makes in the effect of one head on one prompt, in the unit of the score.
 
-    The prompts' scores are computed once more with every block's output moved as two more roundings would (a block adds
-    to its stream twice); the result is the root mean square of the change. An effect is a difference of two scores,
-    each off by as much, that have the roundings below the patched layer in common: on average half of them.
+    The prompts' scores are computed once more with every block's output moved as two more roundings would move it (a
+    block adds to its stream twice). The result is the root mean square of the change. It stands for an effect, too: an
+    effect is the difference of two scores, each with that error, but with the roundings below the patched layer in
+    common, which are half of them on average.
 
     Args:
         base: The scores of these prompts as they are.
-        seed: Draws what is moved.
+        seed: Draws which numbers are moved.
 
-    Source: docs/method.md, section 4; compared with real errors by benches/precision.py.
+    Returns:
+        None for a model in full precision.
+
+    Source: docs/method.md, 3 Scores and accuracy; compared with real errors by benches/precision.py.
     """
     dtype = next(model.parameters()).dtype
     if dtype not in HALF:
         return None
-    draw = torch.Generator().manual_seed(seed)
+    draw = torch.Generator().manual_seed(seed)  # on the CPU, so that every device gets the same draws
 
     def rounded(stream: Tensor) -> Tensor:
         chance = torch.rand(stream.shape, generator=draw).to(stream.device)
         moved = (chance < _MOVED / 2).float() - (chance > 1 - _MOVED / 2).float()
-        _, exponent = torch.frexp(stream.float())
+        _, exponent = torch.frexp(stream.float())  # a mantissa from 0.5 to 1, hence `exponent - 1` for the last place
         return (stream.float() + torch.ldexp(moved * torch.finfo(dtype).eps, exponent - 1)).to(dtype)
 
     with model_lock(model), ExitStack() as stack:
@@ -53,10 +58,12 @@ def rounding_noise(
 
 
 def warn_of_noise(cie: Float[Tensor, "batch n_layers n_heads"], noise: float, dtype: str, task: str) -> None:
-    """Say so in the log where rounding makes more of the effects than the heads do."""
+    """Warn in the log where the measured effects consist of rounding more than of what the heads do."""
     measured = cie[~cie.isnan()].double()
     size = float(measured.square().mean().sqrt())
-    if size < 2**0.5 * noise:  # what is measured is both together: its square is the sum of theirs
+    # measured effects are true effects plus noise, and squares add up: so true effects are smaller than the noise where
+    # the sum is below twice the noise's square
+    if size < 2**0.5 * noise:
         logger.warning(
             "%s: rounding in %s (%.2g) makes more of the effects of one head on one prompt (%.2g in all, root mean "
             "square) than the heads do; measure in float32.",

@@ -1,4 +1,8 @@
-"""Mixtures of experts in half precision: rounding may send a token to other experts than it would go to otherwise."""
+"""Counts how often rounding sends an unpatched copy to other experts than its token, in mixtures of experts.
+
+In half precision the scores of two experts may be so close that rounding decides. That is no fault of the engine, but
+effects are less exact then, so the result records how often it happened.
+"""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -10,11 +14,12 @@ from ivlens.models.boot import TransformerBridge
 
 
 class RouterWatch:
-    """Compares where an unpatched copy and the token itself were sent.
+    """Compares the experts chosen for an unpatched copy with those chosen for the token itself.
 
     Attributes:
-        flips: router decisions (token x layer) that differ.
-        decisions: how many were compared; 0 for models without routers and in float32, where nothing is watched.
+        flips: Router decisions (token x layer) that differ.
+        decisions: Router decisions that were compared; 0 for models without routers or in float32, which are not
+            watched.
     """
 
     def __init__(self, model: TransformerBridge) -> None:
@@ -26,7 +31,7 @@ class RouterWatch:
 
     @contextmanager
     def open(self) -> Iterator[None]:
-        """Watch every pass inside."""
+        """In the body, note the decisions of all routers."""
         with ExitStack() as stack:
             for routers in self._routers.values():
                 for router in routers:
@@ -34,8 +39,10 @@ class RouterWatch:
             yield
 
     def _note(self, router: nn.Module, given: object, out: object) -> None:
-        chosen = [part for part in (out if isinstance(out, tuple) else (out,)) if isinstance(part, Tensor)]
-        experts = next((part for part in chosen if not part.is_floating_point()), None)
+        """Hook of a router: keep the experts it chose."""
+        parts = [part for part in (out if isinstance(out, tuple) else (out,)) if isinstance(part, Tensor)]
+        # families return logits, weights and experts in different orders; the numbers of experts alone are integers
+        experts = next((part for part in parts if not part.is_floating_point()), None)
         if experts is not None:
             self._latest[router] = experts
 
@@ -46,7 +53,7 @@ class RouterWatch:
     def compare(
         self, before: dict[nn.Module, Tensor], after: dict[nn.Module, Tensor], batch: int, n_answer: int
     ) -> None:
-        """Count where the last `n_answer` tokens of each prompt and of the last copy in its sequence part ways."""
+        """Count differences between the last `n_answer` tokens of each prompt and of its last copy, the witness."""
         for router, plain in before.items():
             differ = (_last(plain, batch, n_answer) != _last(after[router], batch, n_answer)).any(-1)
             self.flips += int(differ.sum())
@@ -54,9 +61,10 @@ class RouterWatch:
 
 
 def _last(experts: Int[Tensor, "tokens n_chosen"], batch: int, n: int) -> Int[Tensor, "batch n n_chosen"]:
+    """The experts of the last `n` tokens of each row, sorted: in which order they were chosen does not matter."""
     return experts.reshape(batch, -1, experts.shape[-1])[:, -n:].sort(-1).values
 
 
 def _is_router(module: nn.Module) -> bool:
-    # by the name of its class, which is all that families have in common; what the bridge wraps it in is another module
+    # by the name of the class, which is all that families have in common; the bridge's wrapper has such a name too
     return "Router" in type(module).__name__ and not hasattr(module, "original_component")

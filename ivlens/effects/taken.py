@@ -1,4 +1,4 @@
-"""What a corruption takes away: the clean score of the measured prompts beside the corrupted one."""
+"""How much of the clean score a corruption takes away, on the prompts that effects are measured on."""
 
 from dataclasses import dataclass, replace
 from math import exp, nan
@@ -13,8 +13,8 @@ from ivlens.forward.scoring import answer_passes, score_answers, scored_columns
 from ivlens.models.boot import TransformerBridge
 from ivlens.prompts.batch import PromptBatch
 
-LEAST_SHARE = 0.2  # of the clean score
-_LARGEST_EXPONENT = 700.0  # beyond it there is no float
+LEAST_SHARE = 0.2  # of the clean score that has to be lost, so that heads have something to bring back
+_LARGEST_EXPONENT = 700.0  # exp() of a larger number raises OverflowError
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,10 @@ class Taken:
     """Mean of clean − corrupted score over the measured prompts, with its 95 % t interval, paired by prompt.
 
     Attributes:
-        mean, low, high: In the unit of the score; the ends are NaN for a single prompt.
-        share: How much of the clean score is lost: of a probability its part, of a log-probability the part of the
-            probability (`1 - exp(-mean)`); NaN for a logit difference that is not positive on clean prompts.
+        mean, low, high: The mean and the ends of its interval, in the unit of the score; the ends are NaN for a single
+            prompt.
+        share: The part of the clean score that is lost. For log-probabilities it is the part of the probability,
+            `1 - exp(-mean)`; NaN for a logit difference that is not positive on clean prompts.
     """
 
     mean: float
@@ -35,6 +36,7 @@ class Taken:
     @property
     def is_enough(self) -> bool:
         """Whether something was taken away: an interval above 0, and at least a fifth of the clean score."""
+        # negated, since comparisons with NaN are False: a value that is not known does not count against it
         return not (self.low <= 0 or self.mean <= 0 or self.share < LEAST_SHARE)
 
     def __str__(self) -> str:
@@ -44,7 +46,7 @@ class Taken:
 
     @classmethod
     def of(cls, clean: Float[Tensor, " batch"], corrupted: Float[Tensor, " batch"], score: str) -> "Taken":
-        """From the scores of the same prompts; NaN where one of them is not finite."""
+        """The loss from clean to corrupted scores of the same prompts; NaN where a score is not finite."""
         lost = (clean.double() - corrupted.double()).cpu().numpy()
         if not isfinite(lost).all():
             return cls(nan, nan, nan, nan)
@@ -57,7 +59,7 @@ class Taken:
 def scores_of(
     model: TransformerBridge, batch: PromptBatch, score: str, foils: Tensor | None, batch_size: int
 ) -> Float[Tensor, " batch"]:
-    """The score of each prompt as it is.
+    """The score of each prompt, without any patch.
 
     Raises:
         ValueError: a prompt that does not fit the model.

@@ -1,4 +1,7 @@
-"""Whether a model can do a task at all, as it is asked: what no vector can carry need not be measured for long."""
+"""Whether a model can do a task at all in the form in which it is asked: if not, no vector can carry the task.
+
+The check takes seconds, and measuring the effects of all heads takes minutes: so it comes first.
+"""
 
 import logging
 from collections.abc import Mapping
@@ -15,18 +18,18 @@ from ivlens.tasks.task import Task
 
 logger = logging.getLogger(__name__)
 
-LEAST_CLEAN = 0.3  # accuracy on clean prompts
-LEAST_LEAD = 0.2  # of clean over bare prompts
+LEAST_CLEAN = 0.3  # accuracy on clean prompts; with less there is nothing that a vector could carry
+LEAST_LEAD = 0.2  # accuracy on clean prompts minus accuracy on bare ones; with less the input alone tells the task
 
 
 @dataclass(frozen=True)
 class Ability:
-    """How often a model is right on clean prompts of a task, and on bare ones, of the same *select* inputs.
+    """A model's accuracy on clean prompts of a task and on bare prompts of the same *select* inputs.
 
     Attributes:
-        clean: Accuracy with what tells the task.
-        bare: Accuracy without it; None where instruction and input are one text, so that nothing can be left out.
-        n: Inputs that were asked.
+        clean: Accuracy with the instruction or the demonstrations that tell the task.
+        bare: Accuracy without them; None where instruction and input are one text, so that nothing can be left out.
+        n: Number of inputs that were asked.
     """
 
     clean: float
@@ -42,6 +45,7 @@ class Ability:
     @property
     def is_enough(self) -> bool:
         """Whether there is something for a vector to carry: clean at least 0.3, and at least 0.2 above bare."""
+        # 1e-9, since 0.7 - 0.5 is a little less than 0.2 in floating point
         return self.clean >= LEAST_CLEAN and self.clean - (self.bare or 0.0) >= LEAST_LEAD - 1e-9
 
     def __str__(self) -> str:
@@ -51,7 +55,7 @@ class Ability:
         return f"{', '.join(parts)} on {self.n} inputs"
 
     def warning(self, task: str, model: str) -> str:
-        """What to say where it is not enough: why, and what to do; empty where it is."""
+        """A sentence that says why the model cannot do the task and what to do; empty where it can."""
         if self.is_enough:
             return ""
         why = "no vector can carry what the model does not do"
@@ -63,21 +67,22 @@ class Ability:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """In plain JSON values."""
+        """The accuracies and their intervals, in plain JSON values."""
         intervals = {f"{name}_interval": list(ends) for name, ends in self.intervals.items()}
         return {"clean": self.clean, "bare": self.bare, "n": self.n, **intervals}
 
     @classmethod
     def recorded(cls, settings: Mapping[str, Any]) -> "Ability | None":
-        """From the settings of a result; None where it was not measured.
+        """The ability that a result's settings record; None where it was not measured.
 
         Raises:
-            TypeError: values that are no accuracies.
+            TypeError: the settings hold something else in its place.
         """
         found = settings.get("ability")
         if found is None:
             return None
         values = [found.get(name) for name in ("clean", "bare", "n")] if isinstance(found, Mapping) else []
+        # settings come from files that anyone may have written; a truth value is an int in Python, and no accuracy
         is_whole = [isinstance(value, int) and not isinstance(value, bool) for value in values]
         is_number = [whole or isinstance(value, float) for whole, value in zip(is_whole, values, strict=True)]
         if not values or not (is_number[0] and (values[1] is None or is_number[1]) and is_whole[2]):
@@ -90,22 +95,23 @@ def measure_ability(
 ) -> Ability | None:
     """Clean and bare accuracy on up to `n_prompts` inputs of *select*, drawn with the recipe's seed.
 
-    Says what it found in the log, with a warning where it is not enough for a vector.
+    The log says what was found, with a warning where it is not enough for a vector.
 
     Returns:
-        None where it cannot be asked: a task without *select* inputs, or prompts there that do not fit the model.
+        None where nothing can be asked: a task without *select* inputs, or prompts that do not fit the model.
 
     Raises:
         RuntimeError: inside a `steer` context.
     """
     try:
         examples = list(task.split("select", recipe.seed))
+        # a draw of its own, so that other draws of the same seed do not depend on whether this check is made
         Random(f"{recipe.seed}\0{task.name}\0ability").shuffle(examples)
         examples, has_bare = examples[:n_prompts], bool(recipe.shots(task)) or not task.fused
         kinds = [None, "drop"] if has_bare else [None]
         batches = [build_prompts(model.tokenizer, task, examples, recipe, corruption=kind) for kind in kinds]
         right = [greedy_accuracy(model, batch, batch_size=batch_size) for batch in batches]
-    except ValueError as error:
+    except ValueError as error:  # no reason to stop: `head_effects` builds prompts of its own, and says what is wrong
         logger.debug("%s: clean and bare accuracy cannot be measured: %s", task.name, error)
         return None
     clean, bare = [int(each.sum()) / len(each) for each in right] + [None] * (2 - len(right))

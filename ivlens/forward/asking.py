@@ -1,4 +1,4 @@
-"""Prompts that fit a model: built for it, and refused with the number of demonstrations that would fit."""
+"""Prompts built for one model; those too long for it are refused, with the number of demonstrations that would fit."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,10 +21,10 @@ def prompts_for(
     others: Sequence[Task] | Mapping[str, Task] | None = None,
     n_answer: int | None = None,
 ) -> PromptBatch:
-    """`build_prompts`, for one model and no longer than its context.
+    """The prompts of `build_prompts`, checked to fit the model's context.
 
     Args:
-        n_answer: answer tokens that have to fit behind the prompt; None: those of the longest accepted answer.
+        n_answer: How many answer tokens have to fit after the prompt; None: those of the longest accepted answer.
 
     Raises:
         TypeError, ValueError: as `build_prompts`; or a prompt does not fit with its answer, and the message says how
@@ -38,13 +38,14 @@ def prompts_for(
 def check_fits(
     model: TransformerBridge, batch: PromptBatch, task: Task, recipe: PromptRecipe, n_answer: int | None = None
 ) -> None:
-    """Refuse prompts of `task` that outgrow the model's context together with their answers.
+    """Refuse prompts of `task` that are, with their answers, longer than the model's context.
 
     Raises:
-        ValueError: with the largest number of demonstrations that fits.
+        ValueError: a prompt is too long; the message names the largest number of demonstrations that fits.
     """
     n_shots = recipe.shots(task)
 
+    # a function: the search for the number builds prompts again, and is needed only where the check fails
     def remedy() -> str:
         if not n_shots:
             return "use shorter inputs, or another model"
@@ -63,16 +64,19 @@ def most_shots(
     recipe: PromptRecipe,
     n_answer: int | None = None,
 ) -> int | None:
-    """The largest number of demonstrations, up to the recipe's, with which all clean prompts fit; None: not even 0."""
+    """The largest number of demonstrations with which all clean prompts fit; None where not even 0 does.
+
+    It is at most the recipe's own number.
+    """
 
     def fits(n_shots: int) -> bool:
         batch = build_prompts(model.tokenizer, task, examples, replace(recipe, n_shots=n_shots))
         return int(batch.attention_mask.sum(1).max()) + (n_answer or longest_answer(batch)) - 1 <= model.cfg.n_ctx
 
-    low, high = -1, recipe.shots(task) + 1  # what fits, and what does not
+    low, high = -1, recipe.shots(task) + 1  # the largest number known to fit, the smallest known not to
     if fits(high - 1):
         return high - 1
-    while high - low > 1:
+    while high - low > 1:  # bisection: with more demonstrations a prompt only gets longer
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     return None if low < 0 else low

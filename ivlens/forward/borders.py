@@ -1,6 +1,6 @@
-"""Where an answer ends: whether what is written after it goes on inside its last word, or ends the line or the text.
+"""Where an answer ends: whether the text after it goes on inside its last word, or ends the line or the text.
 
-Pure functions of text, and `Borders`, which decides the same for tokens by decoding them.
+The functions decide this for texts; `Borders` decides it for tokens, by decoding them.
 """
 
 import unicodedata
@@ -14,16 +14,16 @@ _UNSPACED = (
     (0x0E00, 0x0E7F), (0x0E80, 0x0EFF), (0x1780, 0x17FF),  # Thai, Lao, Khmer
     (0x1000, 0x109F), (0xA9E0, 0xA9FF), (0xAA60, 0xAA7F),  # Myanmar
 )  # fmt: skip
-_LINE_BREAKS = frozenset("\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029")  # those of str.splitlines
-_UNFINISHED = "\ufffd"  # bytes that are no whole character yet
+_LINE_BREAKS = frozenset("\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029")  # where str.splitlines ends a line
+_UNFINISHED = "\ufffd"  # how decoders show bytes that are no whole character yet
 
 
 def goes_on(answer: str, added: str) -> bool:
     """Whether text right after an answer goes on inside its last word: "2" after "1", "er" after "small".
 
     It does where both characters at the border are letters, digits or marks, or bytes of an unfinished character. In
-    scripts without spaces between words (Han, kana, Thai, Lao, Khmer, Myanmar) a border is assumed, unless a mark
-    follows, which belongs to the character before it.
+    scripts without spaces between words (Han, kana, Thai, Lao, Khmer, Myanmar) the word is taken to end there, unless
+    the next character is a mark, which belongs to the character before it.
     """
     if not (answer and added and _is_of_word(answer[-1]) and _is_of_word(added[0])):
         return False
@@ -39,13 +39,13 @@ def ends_line(added: str) -> bool:
 
 
 def begins_with(text: str, answer: str) -> bool:
-    """Whether a text begins with an answer and does not go on inside its last word; white space around both aside."""
-    said, known = text.lstrip(), answer.strip()
-    return said.startswith(known) and not goes_on(known, said[len(known) :])
+    """Whether a text begins with an answer and does not go on inside its last word; outer white space is ignored."""
+    text, answer = text.lstrip(), answer.strip()
+    return text.startswith(answer) and not goes_on(answer, text[len(answer) :])
 
 
 def _is_of_word(char: str) -> bool:
-    return char == _UNFINISHED or unicodedata.category(char)[0] in "LMN"
+    return char == _UNFINISHED or unicodedata.category(char)[0] in "LMN"  # letters, marks, numbers
 
 
 def _is_unspaced(char: str) -> bool:
@@ -53,46 +53,50 @@ def _is_unspaced(char: str) -> bool:
 
 
 class Borders:
-    """What the token after an answer does to it, for the tokens of one tokenizer; every pair is decoded once.
+    """Decides whether the token after an answer continues or ends it, for one tokenizer.
 
     Args:
-        tokenizer: of the model. Without one (None) tokens cannot be told apart as text: no answer goes on and none
-            ends, so that accuracy is that of the answer's tokens alone.
+        tokenizer: The model's. Without one (None) tokens have no text: no answer is then seen to go on or to end, and
+            accuracy is that of the answer's tokens alone.
     """
 
     def __init__(self, tokenizer: Any | None) -> None:
         self.tokenizer: Any = tokenizer
         self._ends_text = _ending_tokens(tokenizer)
-        self._known: dict[tuple[tuple[int, ...], int], tuple[bool, bool]] = {}
+        # (goes on, ends) of each answer and next token: decoding is slow, and the same pairs come up again and again
+        self._decided: dict[tuple[tuple[int, ...], int], tuple[bool, bool]] = {}
 
     def goes_on(self, answer: tuple[int, ...], following: int | None) -> bool:
-        """Whether the next token goes on inside the answer's last word; None: there is no place for a next token."""
-        return following is not None and self._looked_at(answer, following)[0]
+        """Whether the next token goes on inside the answer's last word; None: the context has no room for one."""
+        return following is not None and self._decide(answer, following)[0]
 
     def ends(self, answer: tuple[int, ...], following: int | None) -> bool:
-        """Whether the next token ends the text or the line; where there is no place for a next token, it has ended.
+        """Whether the next token ends the text or the line; where the context has no room for one, the text has ended.
 
-        A token of blanks alone leaves open what comes after it, and is no end.
+        A token of blanks alone is no end: the word after it is not known yet.
         """
-        return following is None or self._looked_at(answer, following)[1]
+        return following is None or self._decide(answer, following)[1]
 
-    def _looked_at(self, answer: tuple[int, ...], following: int) -> tuple[bool, bool]:
+    def _decide(self, answer: tuple[int, ...], following: int) -> tuple[bool, bool]:
+        """Whether the next token goes on inside the last word, and whether it ends the text or line."""
         if self.tokenizer is None:
             return False, False
         if following in self._ends_text:
             return False, True
         pair = answer, following
-        if pair not in self._known:
+        if pair not in self._decided:
             alone = self._text(answer)
             added = self._added(answer, alone, following)
-            self._known[pair] = goes_on(alone, added), ends_line(added)
-        return self._known[pair]
+            self._decided[pair] = goes_on(alone, added), ends_line(added)
+        return self._decided[pair]
 
     def _added(self, answer: tuple[int, ...], alone: str, following: int) -> str:
+        """The text that the next token adds to the answer's."""
         if following >= len(self.tokenizer):
-            return ""  # rows that pad the embedding matrix have no text
+            return ""  # embedding matrices are padded with rows that stand for no token
+        # decoded together: a token alone may lose its leading space, or hold half a character
         whole = self._text((*answer, following))
-        # some decoders show all bytes of a run as unfinished as long as its last character is
+        # some decoders show a whole run of bytes as unfinished while its last character is: then `alone` is gone
         return whole[len(alone) :] if whole.startswith(alone) else _UNFINISHED
 
     def _text(self, tokens: tuple[int, ...]) -> str:
@@ -100,9 +104,9 @@ class Borders:
 
 
 def _ending_tokens(tokenizer: Any | None) -> frozenset[int]:
-    """The special tokens, all of which end a text; not that of unknown text, unless it begins or ends texts as well."""
+    """The special tokens: each ends a text, except the one for unknown text, unless it is also BOS or EOS."""
     added: dict[int, Any] = getattr(tokenizer, "added_tokens_decoder", {})
     special = set(getattr(tokenizer, "all_special_ids", ()))
-    special |= {token for token, about in added.items() if about.special}  # those of chat templates have no names
+    special |= {token for token, about in added.items() if about.special}  # such as those of chat templates
     unknown, *ends = (getattr(tokenizer, f"{name}_token_id", None) for name in ("unk", "bos", "eos"))
     return frozenset(special if unknown in ends else special - {unknown})

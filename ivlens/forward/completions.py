@@ -13,16 +13,16 @@ from ivlens.prompts.tokens import Encoder, pad_token
 
 
 def complete(model: TransformerBridge, prompts: str | Sequence[str], *, max_new_tokens: int = 16) -> list[str]:
-    """What the model writes after each prompt, greedily, up to its end-of-text token.
+    """The text that the model writes after each prompt, greedily, up to its end-of-text token.
 
-    Inside `steer` it writes what the steered model writes; while another thread steers, it waits. All prompts run in
-    one left-padded batch.
+    Inside `steer` the steered model writes; while another thread steers, the call waits. All prompts run in one
+    left-padded batch.
 
     Args:
-        max_new_tokens: at most so many tokens; fewer where the model's context ends before.
+        max_new_tokens: the largest number of new tokens; fewer where the model's context ends before.
 
     Returns:
-        The new text only, as decoded, with the white space it begins with.
+        The new text alone, as decoded, its leading white space included.
 
     Raises:
         ValueError: no prompts, an empty one, or one that fills the model's context.
@@ -42,16 +42,16 @@ def complete(model: TransformerBridge, prompts: str | Sequence[str], *, max_new_
     tokens = torch.tensor([[fill] * (width - len(row)) + row for row in rows], device=device)
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
     tokens, mask = check_prompts(model, tokens, mask)
-    check_length(model, mask, 2)
+    check_length(model, mask, 2)  # room for one new token at least
     eos = model.tokenizer.eos_token_id
     with model_lock(model), torch.no_grad():
-        _check_finite(model, tokens, mask)
+        _check_finite(model, tokens, mask)  # greedy decoding of NaN would write token 0 for ever, without an error
         written: Any = model.generate(
             tokens,
             attention_mask=mask,
             max_new_tokens=min(max_new_tokens, model.cfg.n_ctx - width),
             do_sample=False,
-            stop_at_eos=eos is not None,
+            stop_at_eos=eos is not None,  # the bridge raises where it should stop and there is no such token
             return_type="tokens",
             verbose=False,
         )
@@ -59,8 +59,9 @@ def complete(model: TransformerBridge, prompts: str | Sequence[str], *, max_new_
 
 
 def _check_finite(model: TransformerBridge, tokens: torch.Tensor, mask: torch.Tensor) -> None:
-    """Refuse to write where padded rows become NaN, as some families' do in more or fewer digits than float32."""
+    """Refuse models that give NaN on padded prompts, as some families do in float64 or under autocast."""
     parameter = next(model.parameters())
+    # in other dtypes no family does that, and the pass is saved
     if parameter.dtype != torch.float64 and not torch.is_autocast_enabled(parameter.device.type):
         return
     if not bool(model(tokens, attention_mask=mask, use_cache=False, logits_to_keep=1).isfinite().all()):
@@ -71,10 +72,11 @@ def _check_finite(model: TransformerBridge, tokens: torch.Tensor, mask: torch.Te
 
 
 def first_line(completion: str) -> str:
-    """The first line that holds something, without white space around it: the answer of a one-line task."""
+    """The first line that is not blank, without white space around it: the answer of a task with one-line answers."""
     return next((line.strip() for line in completion.splitlines() if line.strip()), "")
 
 
 def _text(model: TransformerBridge, tokens: list[int], eos: int | None) -> str:
+    """The text up to the end token; rows that end early are filled up behind it."""
     kept = tokens[: tokens.index(eos)] if eos in tokens else tokens
     return model.tokenizer.decode(kept, skip_special_tokens=True)

@@ -1,7 +1,7 @@
-"""`find_prompts`: in which form a model can answer a task.
+"""`find_prompts` finds the form of a prompt in which a model can answer a task.
 
-A model may know a task and not answer it: asked by an instruction it writes a sentence, after ten demonstrations the
-word. No vector carries what the model does not do, so the form comes first.
+A model may know a task and not answer it: after an instruction it writes a sentence, after ten demonstrations the word.
+No vector carries what the model does not do, so the form is looked for first.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -26,14 +26,14 @@ from ivlens.tasks.task import Task
 if TYPE_CHECKING:
     import pandas as pd
 
-N_FIRST = 8  # prompts that every form is tried on
-N_FINALISTS = 4  # forms that are tried on all prompts
+N_FIRST = 8  # prompts of the first round, in which every form is tried
+N_FINALISTS = 4  # forms that go on to the second round, on all prompts
 
 
 @checked
 @dataclass(frozen=True, eq=False)
 class PromptSearch:
-    """In which forms a task was asked, how often the model was right, and the best form.
+    """The forms in which a task was asked, how often the model was right in each, and the best form.
 
     Attributes:
         table: One row for each form, the best one first: `template`, `n_shots`, `instruction` (`task`: one of the
@@ -41,10 +41,10 @@ class PromptSearch:
             instruction and demonstrations), `n` (inputs that both were measured on: fewer where a form was stopped
             early), `clean_lo`, `clean_hi`, `bare_lo`, `bare_hi` (Wilson's 95 % intervals), `n_tokens` (mean length of
             a clean prompt).
-        recipes: Of each row the recipes that make its prompts; the first one is what the row names.
+        recipes: For each row the recipes that make its prompts; the row names the first of them.
         task: Name of the task.
         model: The model that was asked.
-        remembered: Whether it was found earlier, and read from the cache.
+        remembered: Whether the result was found earlier and read from the cache.
     """
 
     table: "pd.DataFrame"
@@ -55,7 +55,7 @@ class PromptSearch:
 
     @property
     def best(self) -> PromptRecipe:
-        """The recipe with the largest difference of clean and bare accuracy, of equals the cheaper one."""
+        """The recipe with the largest clean minus bare accuracy; among equals the one with the shorter prompts."""
         return self.recipes[0][0]
 
     @property
@@ -71,11 +71,11 @@ class PromptSearch:
 
     @property
     def warning(self) -> str:
-        """What is wrong with the best form; empty where a vector may carry the task."""
+        """A sentence saying that the model answers well enough in no form; empty where a vector may carry the task."""
         if self.ability.is_enough:
             return ""
         return (
-            f"{self.model.name} answers {self.task} in none of {self.n_forms} forms well enough, in the best one with "
+            f"{self.model.name} answers {self.task} well enough in none of {self.n_forms} forms, in the best one with "
             f"{self.ability}: no vector can carry what the model does not do; take another task or model, or try "
             "templates and shots of your own."
         )
@@ -106,24 +106,24 @@ def find_prompts(
     seed: int = 0,
     progress: bool = False,
 ) -> PromptSearch:
-    """Ask a task in every form, and say in which one the model answers it.
+    """Ask a task in every form, and say in which form the model answers it best.
 
         >>> search = ivlens.find_prompts(model, task)
         >>> effects = ivlens.head_effects(model, task, recipe=search.best)
 
     Forms are templates x numbers of demonstrations x with and without instruction; forms with the same text are tried
-    once. Accuracy is that of `greedy_correct` on *select* inputs. What decides is clean minus bare accuracy, and among
-    equals the shorter prompt. Every form is tried on eight inputs, from the shortest to the longest, and the best four
-    on all. After half of its eight, a form is stopped if it could not be among the best four even with all its other
-    answers right; of the four, one is stopped that could not become the best. So stopping changes neither the four nor
-    the best form.
+    once. Accuracy is that of `greedy_correct` on *select* inputs. Clean minus bare accuracy decides, and among equals
+    the shorter prompt. In a first round every form is tried on eight inputs, from the shortest form to the longest; in
+    a second round the best four forms are tried on all inputs. A form is stopped early where even right answers to all
+    its other inputs could not bring it among the best four (first round) or make it the best (second round). So
+    stopping changes neither the four nor the best form.
 
     Args:
         templates: Names, files or `PromptTemplate`s; None: `plain`, `after`, `qa`, and `chat` where the tokenizer has
-            a chat template. One without a demonstration is tried without.
-        shots: Numbers of demonstrations. Those for which the task has too few examples, or the model too short a
+            a chat template. A template that has no place for demonstrations is tried without any.
+        shots: Numbers of demonstrations. Numbers for which the task has too few examples, or the model too short a
             context, are left out, with a line in the log.
-        n_prompts: Inputs that the best forms are tried on.
+        n_prompts: Inputs of the second round.
         seed: Draws inputs, instructions and demonstrations, and decides the splits.
         progress: Show a bar.
 
@@ -132,10 +132,11 @@ def find_prompts(
         ValueError: no form is left, and the message says why; or an option that does not exist.
         RuntimeError: inside a `steer` context.
 
-    Source: docs/method.md, section 3.
+    Source: docs/method.md, 3 Scores and accuracy (In which form a model can answer).
     """
     check_unsteered(check_model(model))
     check_count("n_prompts", n_prompts, 1)
+    # a recipe checks each number, and turns numpy's integers into Python's
     numbers = sorted({PromptRecipe(n_shots=each).n_shots or 0 for each in as_items("shots", shots, SupportsIndex)})
     if not numbers:
         raise ValueError("shots is empty, expected at least one number of demonstrations.")
@@ -147,14 +148,18 @@ def find_prompts(
     return summed_up(trials, task.name, model_identity(model))
 
 
-Asked = Callable[[PromptBatch], list[bool]]
+Asked = Callable[[PromptBatch], list[bool]]  # for each prompt of a batch, whether the model answers it right
 
 
 @dataclass(eq=False)
 class Trial:
-    """What came of one form: right answers of its clean prompts as far as they were asked, and of the bare ones.
+    """One form, and for each of its prompts that was asked so far whether the answer was right.
 
-    `order` is the form's place among all: the cheapest first, of equals in the order of the templates.
+    Attributes:
+        form: The form and its prompts.
+        order: Its place among all forms: the cheapest first, equals in the order of the templates.
+        bare: Answers to the bare prompts; forms with the same bare prompts share one list.
+        clean: Answers to the clean prompts.
     """
 
     form: Form
@@ -163,22 +168,23 @@ class Trial:
     clean: list[bool] = field(default_factory=list)
 
     def gain(self, n: int | None = None) -> int:
-        """Right clean answers minus right bare ones, on the first `n` inputs, or on all that were asked."""
+        """Right clean answers minus right bare answers on the first `n` inputs; None: on all that were asked."""
         n = len(self.clean) if n is None else n
         return sum(self.clean[:n]) - sum(self.bare[:n])
 
     def at_most(self, n: int) -> int:
-        """What `gain(n)` can still become, if all other answers are right."""
+        """The largest value that `gain(n)` can still reach: if all clean answers not asked yet are right."""
         return sum(self.clean) + n - len(self.clean) - sum(self.bare[:n])
 
 
 def search_forms(forms: Sequence[Form], ask: Asked, report: Progress, *, stop: bool = True) -> list[Trial]:
-    """Try the forms, which stand in order of their cost; the best one first, then those that were asked most.
+    """Try all forms in two rounds; the best form comes first, then the others, those asked most often first.
 
     Args:
-        ask: Which prompts of a batch are answered right.
-        report: Called with how many prompts were asked, and how many there may be in all.
-        stop: Whether forms that cannot win are stopped; without, the same form is found at a higher cost.
+        forms: In order of their cost, the cheapest first.
+        ask: Says for each prompt of a batch whether the model answers it right.
+        report: Called with the number of prompts asked so far, and the largest number there may be.
+        stop: Whether forms that cannot win are stopped; False finds the same best form at a higher cost.
     """
     n = len(forms[0].clean)
     n_first = min(N_FIRST, n)
@@ -187,28 +193,30 @@ def search_forms(forms: Sequence[Form], ask: Asked, report: Progress, *, stop: b
     done = 0
 
     def extend(right: list[bool], batch: PromptBatch, end: int) -> None:
+        """Ask the prompts of `batch` up to `end` that have no answer in `right` yet."""
         nonlocal done
         if len(right) < end:
             done += end - len(right)
             right += ask(batch.rows(slice(len(right), end)))
             report(done, total)
 
-    bares: dict[int, list[bool]] = {}
+    bares: dict[int, list[bool]] = {}  # by the identity of the batch: forms of one template share their bare prompts
     trials: list[Trial] = []
-    whole: list[Trial] = []
+    screened: list[Trial] = []  # asked all prompts of the first round
     for order, form in enumerate(forms):
         trial = Trial(form, order, bares.setdefault(id(form.bare), []))
         trials.append(trial)
         extend(trial.bare, form.bare, n_first)
-        fourth = sorted((each.gain() for each in whole), reverse=True)[N_FINALISTS - 1 : N_FINALISTS]
+        fourth = sorted((each.gain() for each in screened), reverse=True)[N_FINALISTS - 1 : N_FINALISTS]
         if fourth and stop:
             extend(trial.clean, form.clean, (n_first + 1) // 2)
-            if trial.at_most(n_first) <= fourth[0]:  # it is no cheaper than those before it, so of equals it loses
+            if trial.at_most(n_first) <= fourth[0]:  # equal is not enough: forms before it are cheaper, and go first
                 continue
         extend(trial.clean, form.clean, n_first)
-        whole.append(trial)
+        screened.append(trial)
     best: Trial | None = None
-    for trial in _ranked(whole)[:N_FINALISTS]:
+    # the most promising form first, so that the others can be stopped early
+    for trial in _ranked(screened)[:N_FINALISTS]:
         extend(trial.bare, trial.form.bare, n)
         for end in range(n_first, n + N_FIRST, N_FIRST):
             if stop and best is not None and (trial.at_most(n), -trial.order) < _merit(best):
@@ -216,28 +224,29 @@ def search_forms(forms: Sequence[Form], ask: Asked, report: Progress, *, stop: b
             extend(trial.clean, trial.form.clean, min(end, n))
         if len(trial.clean) == n and (best is None or _merit(trial) > _merit(best)):
             best = trial
-    assert best is not None
+    assert best is not None  # the first of the finalists is never stopped
     others = sorted((trial for trial in _ranked(trials) if trial is not best), key=lambda trial: -len(trial.clean))
     return [best, *others]
 
 
 def _merit(trial: Trial) -> tuple[int, int]:
-    """By what the best form is chosen: the gain, and of equals the cheaper form."""
+    """The key that is largest for the best form: its gain, and among equal gains the lower cost."""
     return trial.gain(), -trial.order
 
 
 def _ranked(trials: Iterable[Trial]) -> list[Trial]:
-    """The largest gain for each prompt first, of equals the cheaper form (`sorted` keeps their order)."""
+    """The trials by gain per prompt, largest first; `sorted` keeps the order of equals, the cheaper form first."""
     return sorted(trials, key=lambda trial: -trial.gain() / len(trial.clean))
 
 
 def right_answers(model: TransformerBridge, batch: PromptBatch) -> list[bool]:
-    """Which prompts are answered right, by `greedy_correct`.
+    """Whether the model answers each prompt right (accuracy of `greedy_correct`).
 
-    Of prompts with several accepted answers only those answers are looked at that begin with the likeliest token: no
-    other can be right, and each would cost a pass of its own.
+    Where prompts have several accepted answers, one pass gives the likeliest first token, and only answers that begin
+    with it are tried: no other can be right, and each would cost a pass of its own.
     """
     rows = list(range(len(batch)))
+    # with one answer each, that extra pass would save nothing
     if any(len(answers) > 1 for answers in batch.alternatives):
         tokens, mask = check_prompts(model, batch.tokens, batch.attention_mask)
         first = check_answers(model, batch.answer_tokens, len(batch))[:, :1]
@@ -261,7 +270,7 @@ def right_answers(model: TransformerBridge, batch: PromptBatch) -> list[bool]:
 
 
 def summed_up(trials: Sequence[Trial], task: str, model: ModelIdentity) -> PromptSearch:
-    """The table of a search."""
+    """The result of a search: a table with one row for each form, and their recipes."""
     import pandas as pd
 
     rows = []

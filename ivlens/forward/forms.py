@@ -1,5 +1,8 @@
-"""The forms in which a task can be asked of one model: templates, numbers of demonstrations, with and without
-instruction; those that come to the same text count once."""
+"""The forms in which a task can be asked of one model.
+
+A form is a template, a number of demonstrations, and whether the instruction is there. Forms that give the same text
+count once.
+"""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -24,14 +27,14 @@ DEFAULT_SHOTS_TRIED = (0, 5, 10)
 
 @dataclass(frozen=True, eq=False)
 class Form:
-    """One form, and its prompts of the examples that it is tried on.
+    """One form, with its prompts for the examples that it is tried on.
 
     Attributes:
-        recipes: All that make these prompts; the first one stands for them.
-        clean: The prompts.
-        bare: The same inputs without instruction and demonstrations; one object for all forms with the same bare
-            prompts.
-        n_tokens: Mean tokens of a clean prompt, which is what asking in this form costs.
+        recipes: All recipes that make these prompts; the first one is the form's name in tables.
+        clean: The prompts, with instruction and demonstrations as the recipes say.
+        bare: Prompts of the same inputs without instruction and demonstrations. Forms with equal bare prompts share one
+            object, so that these are asked once.
+        n_tokens: Mean number of tokens of a clean prompt: what asking in this form costs.
     """
 
     recipes: tuple[PromptRecipe, ...]
@@ -41,12 +44,12 @@ class Form:
 
 
 def told_by(recipe: PromptRecipe) -> str:
-    """The instruction of a recipe in one word, as on the command line: `task`, `none` or `own`."""
+    """The kind of a recipe's instruction, in the words of the command line: `task`, `none` or `own`."""
     return "task" if recipe.instruction is TASK else "none" if recipe.instruction is None else "own"
 
 
 def templates_of(tokenizer: Any, given: Template | Sequence[Template] | None) -> list[Template]:
-    """The given templates, or else the built-in ones that this tokenizer has: `chat` needs its chat template.
+    """The given templates; by default the built-in ones, `chat` only where the tokenizer has a chat template.
 
     Raises:
         ValueError, FileNotFoundError: no templates, or one that does not exist.
@@ -64,7 +67,7 @@ def templates_of(tokenizer: Any, given: Template | Sequence[Template] | None) ->
 def tried_examples(model: TransformerBridge, task: Task, n_prompts: int, seed: int) -> tuple[TaskExample, ...]:
     """*select* examples whose answers the tokenizer can spell, in an order drawn with the seed.
 
-    A task so small that no example falls into *select* is asked on *fit*, and the log says so; *test* is left alone.
+    A task so small that no example falls into *select* is asked on *fit*, and the log says so. *test* is never used.
 
     Raises:
         ValueError: both splits are empty, or no answer can be spelled.
@@ -78,6 +81,7 @@ def tried_examples(model: TransformerBridge, task: Task, n_prompts: int, seed: i
         )
     examples = list(task.split(side, seed))
     Random(f"{seed}\0{task.name}\0forms").shuffle(examples)
+    # bare prompts are the cheapest to build, and whether an answer can be spelled does not depend on the form
     bare = PromptRecipe(instruction=None, n_shots=0, seed=seed)
     return sampled_prompts(model.tokenizer, task, examples, bare, n=n_prompts, seed=seed).examples
 
@@ -90,13 +94,14 @@ def all_forms(
     shots: Sequence[int],
     seed: int,
 ) -> list[Form]:
-    """Every form that tells the task, has enough demonstrations and fits the model; the cheapest first.
+    """Every form that says what the task is, has enough examples and fits the model; the cheapest form first.
 
-    Without instruction and demonstrations nothing tells a task, unless its instruction is in its inputs (`fused`).
+    A form without instruction and demonstrations does not say what the task is, unless the inputs do (`fused`).
 
     Raises:
         ValueError: there is no such form; the message says what was left out, and why.
     """
+    # forms and bare prompts by what the model sees; reasons in a dict, which keeps order and drops repetitions
     found: dict[Any, Form] = {}
     bare: dict[Any, PromptBatch] = {}
     left_out: dict[str, None] = {}
@@ -106,7 +111,7 @@ def all_forms(
             continue
         try:
             clean = build_prompts(model.tokenizer, task, examples, recipe)
-        except ChatRefused as refused:  # a chat template that has no demonstrations, or is of no use at all
+        except ChatRefused as refused:  # a chat template that cannot show demonstrations, or cannot be used at all
             left_out[str(refused).rstrip(".")] = None
             continue
         if (same := found.get(_looks(clean))) is not None:
@@ -114,7 +119,8 @@ def all_forms(
         elif reason := _too_long(model, task, clean, recipe):
             left_out[reason] = None
         else:
-            # the same text as under `drop`, which a fused task without demonstrations does not have
+            # the same text as the corruption `drop` gives, but also for a fused task without demonstrations, for which
+            # `drop` is refused
             nothing = build_prompts(model.tokenizer, task, examples, replace(recipe, instruction=None, n_shots=0))
             nothing = bare.setdefault(_looks(nothing), nothing)
             n_tokens = float(clean.attention_mask.sum(1).double().mean())
@@ -128,7 +134,8 @@ def all_forms(
 
 
 def _recipes(task: Task, templates: Sequence[Template], shots: Sequence[int], seed: int) -> Iterator[PromptRecipe]:
-    # of two recipes that make the same prompts the first one stands for both
+    """Recipes of all combinations of template, shots and instruction that say what the task is."""
+    # of two recipes that make the same prompts the first one names the form: `none` for a task without instructions
     told = (TASK, None) if task.instructions or task.fused else (None, TASK)
     for template in templates:
         for n_shots in shots:
@@ -141,8 +148,9 @@ def _recipes(task: Task, templates: Sequence[Template], shots: Sequence[int], se
 
 
 def _too_few(task: Task, recipe: PromptRecipe) -> str:
-    """Why there are too few examples; the same form has to do for queries from *fit*, which effects are measured on."""
+    """Why there are too few examples for the demonstrations, in words; empty where there are enough."""
     n_shots = recipe.n_shots or 0
+    # minus 1: effects are measured on queries from *fit* in the same form, and a query never demonstrates itself
     most = sum(split_of(example.input, recipe.seed) == "fit" for example in task.examples) - 1
     if n_shots <= max(most, 0):
         return ""
@@ -150,6 +158,7 @@ def _too_few(task: Task, recipe: PromptRecipe) -> str:
 
 
 def _too_long(model: TransformerBridge, task: Task, clean: PromptBatch, recipe: PromptRecipe) -> str:
+    """Why the prompts do not fit the model's context, in words; empty where they fit."""
     n_longest = int(clean.attention_mask.sum(1).max()) + longest_answer(clean) - 1
     if n_longest <= model.cfg.n_ctx:
         return ""
@@ -162,5 +171,5 @@ def _too_long(model: TransformerBridge, task: Task, clean: PromptBatch, recipe: 
 
 
 def _looks(batch: PromptBatch) -> tuple[Any, ...]:
-    """What the model gets to see: the prompts, and the tokens of the answers that are expected after them."""
+    """What makes two forms the same: the text of their prompts, and the tokens of the expected answers."""
     return batch.texts, batch.alternatives

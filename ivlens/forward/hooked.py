@@ -1,4 +1,7 @@
-"""Whether somebody else's hooks are on a model: what was found without them does not hold, and the other way round."""
+"""Whether hooks are on a model, and how those that were left behind are removed.
+
+Hooks change what a model computes, so a result that was found without them does not hold with them, or the reverse.
+"""
 
 from collections.abc import MutableMapping
 from typing import Any
@@ -10,14 +13,13 @@ from ivlens.models.boot import TransformerBridge
 
 
 def is_hooked(model: TransformerBridge, *, by_ivlens: bool = True) -> bool:
-    """Whether anybody's hooks are on the model: at a hook point or on any module. The libraries' own do not count.
-
-    transformers leaves one on every layer that ever collected `output_hidden_states`; it does nothing in other calls.
-    Neither does the one that asks whether a pass is still wanted.
+    """Whether hooks are on the model, at a hook point or on any module; hooks of libraries do not count.
 
     Args:
         by_ivlens: Whether hooks of ivlens itself count.
     """
+    # transformers leaves a hook on layers that once collected `output_hidden_states`, and `sharing.stopping` adds one
+    # that may end a pass: neither changes a number
     libraries = ("transformer_lens", "transformers.", "ivlens.forward.sharing", *(() if by_ivlens else ("ivlens.",)))
     points = model.hook_dict.values()
     at_points = (handle.user_hook for point in points for handle in point.fwd_hooks)
@@ -26,12 +28,14 @@ def is_hooked(model: TransformerBridge, *, by_ivlens: bool = True) -> bool:
 
 
 def whole_passes(model: TransformerBridge) -> set[nn.Module]:
-    """The modules whose forward is a whole pass: the wrapped model, and the one without its head, for loops by hand."""
+    """The modules whose forward is a whole pass: the wrapped model, and the same model without its unembedding."""
+    # the second one, because a decoding loop written by hand may call it and unembed on its own
     wrapped = model.original_model
     return {wrapped, getattr(wrapped, "base_model", wrapped)}
 
 
 def _is_of(libraries: tuple[str, ...], hook: Any) -> bool:
+    """Whether a hook was defined in a module whose name begins with one of these names."""
     return (getattr(hook, "__module__", None) or "").startswith(libraries)
 
 
@@ -40,12 +44,13 @@ def _hooks_of(module: nn.Module) -> tuple[MutableMapping[int, Any], ...]:
 
 
 def remove_left_hooks(model: "ref[TransformerBridge]") -> None:
-    """Take away what reading and steering contexts hooked, where nobody is left to end them."""
+    """Remove the hooks of reading and steering contexts that nobody is left to end, e.g. of a thread that died."""
     bridge = model()
     if bridge is None:
         return
     ours = ("ivlens.forward.hooks", "ivlens.steering.prompt_ends")
     for point in bridge.hook_dict.values():
+        # torch and TransformerLens each keep a list of their own, and both have to forget the hook
         for handle in [each for each in point.fwd_hooks if _is_of(ours, each.user_hook)]:
             handle.hook.remove()
             point.fwd_hooks.remove(handle)

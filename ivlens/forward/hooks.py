@@ -1,7 +1,7 @@
-"""Reading and editing a live model: the only file that spells hook names.
+"""Context managers that read and edit activations of a live model; the only file that spells hook names.
 
-Every context manager here holds the model's lock, removes its hooks whatever happens, and raises if no forward pass
-reached them. Head outputs `z` always have shape `[batch, pos, n_heads, d_head]`.
+Each of them holds the model's lock, removes its hooks whatever happens, and raises if no forward pass reached them.
+Head outputs `z` always have shape `[batch, pos, n_heads, d_head]`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -26,7 +26,7 @@ SITES: tuple[Site, ...] = ("resid_post", "attn_out")
 Select = Callable[[Tensor], Tensor]
 Edit = Callable[[Tensor], Tensor]
 
-_LOCKS: WeakKeyDictionary[TransformerBridge, OwnedLock] = WeakKeyDictionary()
+_LOCKS: WeakKeyDictionary[TransformerBridge, OwnedLock] = WeakKeyDictionary()  # weak: a lock keeps no model alive
 _LOCKS_GUARD = OwnedLock()
 _SECOND_THREAD = (
     "a second thread ran the model while it was hooked, and hooks belong to the model, not to a thread: what the first "
@@ -35,26 +35,25 @@ _SECOND_THREAD = (
 
 
 def is_recomputing() -> bool:
-    """Whether autograd is running a checkpointed block again, in a backward pass."""
-    # private to torch; without it no recomputation is recognised
-    return getattr(torch._C, "_current_graph_task_id", lambda: -1)() != -1
+    """Whether a backward pass is running a block a second time (gradient checkpointing)."""
+    return getattr(torch._C, "_current_graph_task_id", lambda: -1)() != -1  # private to torch; False where it is gone
 
 
 def model_lock(model: TransformerBridge) -> OwnedLock:
     """The one re-entrant lock of `model`, held around every hooked call: hooks belong to the model, not to a thread.
 
-    A thread that hooks two models at once must take them in the same order as all other threads.
+    Threads that hook two models at once must lock them in the same order, or each waits for the other forever.
     """
     lock = _LOCKS.get(model)
     if lock is None:
-        with _LOCKS_GUARD:
+        with _LOCKS_GUARD:  # two threads that come first at once must get the same lock
             lock = _LOCKS.setdefault(check_model(model), OwnedLock(partial(remove_left_hooks, ref(model))))
     return lock
 
 
 @contextmanager
 def steering(model: TransformerBridge) -> Iterator[Hold]:
-    """Mark the body as one in which an edit follows the end of whatever prompt is passed; marks nest."""
+    """Mark the body as steered: an edit is made at the end of each prompt that runs in it. Marks nest."""
     with model_lock(model).held("steer") as hold:
         yield hold
 
@@ -65,11 +64,11 @@ def is_steered(model: TransformerBridge) -> bool:
 
 
 def check_unsteered(model: TransformerBridge) -> None:
-    """For passes in which answer tokens follow the prompt: a steered one takes the last of them for its end.
+    """Refuse passes with answer tokens inside `steering`, which would take the last of them for the prompt's end.
 
     Raises:
-        RuntimeError: this thread has a `steering` context open on the model, in this task or another one; another
-            thread's is waited for.
+        RuntimeError: this thread has a `steering` context open on the model, in this asyncio task or in another one. A
+            context of another thread is no error: it is waited for.
     """
     with model_lock(model):
         if is_steered(model):
@@ -88,12 +87,12 @@ def _projection_name(layer: int) -> str:
 
 
 def _site_name(layer: int, site: Site) -> str:
-    # `hook_attn_out` is what reaches the residual stream (after a post-norm, no residual in it); `attn.hook_out` is not
+    # `hook_attn_out` shows what reaches the residual stream, after any post-norm; `attn.hook_out` is before that norm
     return {"resid_post": f"blocks.{layer}.hook_out", "attn_out": f"blocks.{layer}.hook_attn_out"}[site]
 
 
 def whole_numbers(name: str, values: Iterable[Any]) -> tuple[int, ...]:
-    """`values` as ints; TypeError for texts, truth values and fractions, which `int` would take for something else."""
+    """`values` as ints; TypeError for texts, truth values and fractions, which `int()` would convert in silence."""
     try:
         values = tuple(values)
         if any(isinstance(value, bool) or getattr(value, "dtype", None) == torch.bool for value in values):
@@ -104,13 +103,13 @@ def whole_numbers(name: str, values: Iterable[Any]) -> tuple[int, ...]:
 
 
 def check_layers(model: TransformerBridge, layers: Iterable[SupportsIndex]) -> tuple[int, ...]:
-    """`layers` as a tuple, in order.
+    """`layers` as a tuple, in the order given.
 
     Raises:
         TypeError: the model is no bridge, or a layer no whole number.
         ValueError: a layer the model does not have.
     """
-    if model not in _LOCKS:  # one that was hooked before is a bridge
+    if model not in _LOCKS:  # a model that has a lock passed this check before
         check_model(model)
     chosen = whole_numbers("layers", layers)
     for layer in chosen:
@@ -123,26 +122,25 @@ def check_layers(model: TransformerBridge, layers: Iterable[SupportsIndex]) -> t
 
 
 def check_site(site: str) -> Site:
-    """`site`, if there is such a place.
-
-    Raises:
-        ValueError: it is not one of `SITES`.
-    """
+    """`site` itself; ValueError if it is not one of `SITES`."""
     if site not in SITES:
         raise ValueError(f"site is {site!r:.60}, expected one of {', '.join(SITES)}.")
     return cast(Site, site)
 
 
 class _Firing:
-    """Which hooks of one context a forward pass has reached, and from which thread."""
+    """Records which hooks of one context a forward pass has reached, and from which thread."""
 
     def __init__(self, names: Iterable[str], lock: OwnedLock) -> None:
         self.silent = set(names)
         self.runner = Runner(lock, _SECOND_THREAD)
 
     def watched(self, name: str, hook: Callable[[Tensor], Tensor | None]) -> Callable[..., Tensor | None]:
+        """The hook, which now also records that it was reached."""
+
+        # TransformerLens passes its hook point as `hook`, so our own function comes in as a default value
         def call(tensor: Tensor, hook: object, fn: Callable[[Tensor], Tensor | None] = hook) -> Tensor | None:
-            if not is_recomputing():  # which autograd may do in a thread of its own: that is no second user
+            if not is_recomputing():  # autograd may recompute in a thread of its own, which is no second user
                 self.runner.take()
             self.silent.discard(name)
             return fn(tensor)
@@ -153,7 +151,7 @@ class _Firing:
         """Hook of the wrapped model, called whether the pass ended well or not."""
         self.runner.done()
 
-    def check(self) -> None:
+    def check(self) -> None:  # a hook that never ran edited nothing, and the numbers would be wrong in silence
         if self.silent:
             raise RuntimeError(
                 f"no forward pass reached {', '.join(sorted(self.silent))}: nothing was read or edited there; "
@@ -163,28 +161,29 @@ class _Firing:
 
 @contextmanager
 def _hooked(model: TransformerBridge, hooks: Mapping[str, Callable[[Tensor], Tensor | None]]) -> Iterator[None]:
+    """In the body these hooks are on the model, under its lock; they are removed however the body ends."""
     lock = model_lock(model)
     with lock.held() as hold:
         firing = _Firing(hooks, lock)
-        with hold.undo as undo:
+        with hold.undo as undo:  # closed by the lock where the context's own thread is gone
             for module in whole_passes(model):
                 undo.callback(module.register_forward_hook(firing.after_pass, always_call=True).remove)
             watched = [(name, firing.watched(name, hook)) for name, hook in hooks.items()]
             undo.enter_context(model.hooks(fwd_hooks=watched))
             yield
-        if not hold.is_over:
+        if not hold.is_over:  # a context that was ended from outside need not have run a pass
             firing.check()
 
 
 def _keep(kept: dict[int, Tensor], layer: int, select: Select | None) -> Callable[[Tensor], None]:
-    def hook(tensor: Tensor) -> None:
+    def hook(tensor: Tensor) -> None:  # a hook that returns None leaves the activation as it is
         kept[layer] = tensor if select is None else select(tensor)
 
     return hook
 
 
 def _replace(name: str, edit: Edit) -> Callable[[Tensor], Tensor]:
-    def hook(tensor: Tensor) -> Tensor:
+    def hook(tensor: Tensor) -> Tensor:  # what a hook returns takes the activation's place
         edited = edit(tensor)
         if not isinstance(edited, Tensor) or edited.shape != tensor.shape:
             got = tuple(edited.shape) if isinstance(edited, Tensor) else type(edited).__name__
@@ -201,11 +200,11 @@ def captured_heads(
     """Keep head outputs: `with captured_heads(model) as z: model(tokens)`, then `z[layer]`.
 
     Args:
-        layers: which layers; all by default.
+        layers: the layers to read; all by default.
         select: applied to each `z` before it is kept, e.g. `lambda z: z[:, -1]`, so that a long prompt costs no memory.
 
     Yields:
-        `layer -> z [batch, pos, n_heads, d_head]`, filled by the forward pass; of several passes the last is kept.
+        `layer -> z [batch, pos, n_heads, d_head]`, filled by the forward pass; of several passes the last one's.
 
     Raises:
         ValueError: no such layer.
@@ -225,7 +224,7 @@ def captured_residual(
     *,
     select: Select | None = None,
 ) -> Iterator[dict[int, Tensor]]:
-    """As `captured_heads`, at a site of the residual stream: `layer -> [batch, pos, d_model]`."""
+    """Keep the activations at a site, `layer -> [batch, pos, d_model]`; otherwise as `captured_heads`."""
     kept: dict[int, Tensor] = {}
     chosen = check_layers(model, [layers] if isinstance(layers, int) else layers)
     place = check_site(site)
@@ -237,7 +236,7 @@ def captured_residual(
 def captured_projection(
     model: TransformerBridge, layers: Iterable[int] | None = None, *, select: Select | None = None
 ) -> Iterator[dict[int, Tensor]]:
-    """As `captured_heads`, for `sum_h z_h W_O^h + b_O` before any post-norm: `layer -> [batch, pos, d_model]`."""
+    """Keep `sum_h z_h W_O^h + b_O`, before any post-norm, `[batch, pos, d_model]`; otherwise as `captured_heads`."""
     kept: dict[int, Tensor] = {}
     chosen = range(model.cfg.n_layers) if layers is None else check_layers(model, layers)
     with _hooked(model, {_projection_name(layer): _keep(kept, layer, select) for layer in chosen}):
@@ -250,8 +249,8 @@ def patched_heads(
 ) -> Iterator[None]:
     """Run the body with head outputs `z -> edits(z, layer)` in each of `layers`.
 
-    `edits` returns a tensor of the same shape `[batch, pos, n_heads, d_head]`, and leaves its argument alone. Contexts
-    nest: the outer one edits first, and whatever is captured inside sees the edited values.
+    `edits` returns a new tensor of the same shape `[batch, pos, n_heads, d_head]` and does not change its argument.
+    Contexts nest: the outer one edits first, and whatever is captured inside sees the edited values.
 
     Raises:
         ValueError: no such layer, or an edit changed the shape.
@@ -265,7 +264,7 @@ def patched_heads(
 
 @contextmanager
 def added(model: TransformerBridge, layer: int, site: str, edit: Edit) -> Iterator[None]:
-    """Run the body with the residual stream at `site` of `layer` edited; `edit` keeps its `[batch, pos, d_model]`.
+    """Run the body with `edit` applied at `site` of `layer`; it keeps the shape `[batch, pos, d_model]`.
 
     `resid_post` is the output of the whole block; `attn_out` is what attention adds to the residual stream, after a
     post-norm where the family has one.
@@ -283,10 +282,10 @@ def added(model: TransformerBridge, layer: int, site: str, edit: Edit) -> Iterat
 def output_projection(
     model: TransformerBridge, layer: int | None = None
 ) -> Float[Tensor, "*n_layers n_heads d_head d_model"]:
-    """`W_O` of every head of one layer: `z @ W_O` summed over heads, plus a bias, is what the projection puts out.
+    """`W_O` of every head of one layer: the projection's output is `z @ W_O` summed over heads, plus a bias.
 
-    Adapters on it count, merged or not. The bias belongs to no head, so no vector contains it. Without a layer: all of
-    them in one tensor `[n_layers, n_heads, d_head, d_model]`, which is a copy, and needs them all on one device.
+    Adapters on the projection are in it, merged or not. The bias belongs to no head, so no vector contains it. Without
+    a layer: the matrices of all layers in one tensor, which is a copy, and needs them all on one device.
     """
     if layer is None:
         return torch.stack([output_projection(model, each) for each in range(check_model(model).cfg.n_layers)])

@@ -1,4 +1,4 @@
-"""Checked, left-padded inputs for a forward pass: the one place that knows about padding sides and context length."""
+"""Checked, left-padded inputs of a forward pass; the one place that knows about padding sides and context length."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,7 +14,14 @@ from ivlens.models.boot import TransformerBridge, check_model
 
 @dataclass(frozen=True)
 class Inputs:
-    """Prompts that all end in column `last`, with all but the last answer token after them."""
+    """Left-padded prompts, each followed by its answer tokens but the last one (teacher forcing).
+
+    Attributes:
+        tokens: Prompts and answer tokens; padding is token 0.
+        attention_mask: 1 for tokens, 0 for padding.
+        last: The column of the last prompt token, the same in every row.
+        n_answer: How many positions predict an answer token: `last` and those after it.
+    """
 
     tokens: Int[Tensor, "batch columns"]
     attention_mask: Int[Tensor, "batch columns"]
@@ -28,9 +35,9 @@ class Inputs:
 
 
 def check_prompts(model: TransformerBridge, tokens: Any, attention_mask: Any) -> tuple[Tensor, Tensor]:
-    """Tokens and mask, left-padded (whatever side they came padded on), on the model's device, without idle columns.
+    """Tokens and mask on the model's device, padded on the left, without columns that are all padding.
 
-    Padding becomes token 0, whatever it was: it is looked up in the embedding like any other.
+    Padding becomes token 0: the embedding is looked up there too, where an id such as -100 would be an error.
 
     Raises:
         TypeError: not integer tensors, or no model from `load_model`.
@@ -57,12 +64,13 @@ def check_prompts(model: TransformerBridge, tokens: Any, attention_mask: Any) ->
     if not bool(mask.any(1).all()):
         row = int((~mask.any(1)).nonzero()[0])
         raise ValueError(f"attention_mask row {row} is all 0, expected at least one token; leave the row out.")
-    _check_ids("tokens", tokens[mask == 1], model)
+    _check_ids("tokens", tokens[mask == 1], model)  # padding may be any number
     return _left_padded(tokens.masked_fill(mask == 0, 0), mask)
 
 
 def _check_eval(model: TransformerBridge) -> None:
-    """Refuse dropout: a training loop switches the model that is wrapped, and the bridge itself does not see it."""
+    """Refuse dropout, which would be in every number."""
+    # every part is asked: a training loop switches the wrapped model, and the bridge's own flag does not follow
     if any(part.training for part in model.modules()):
         raise ValueError(
             "the model, or a part of it, is in train mode, expected eval mode: dropout would be in every number; "
@@ -71,12 +79,14 @@ def _check_eval(model: TransformerBridge) -> None:
 
 
 def _left_padded(tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"]) -> tuple[Tensor, Tensor]:
-    order = mask.argsort(dim=1, stable=True)  # padding first, tokens in their order
+    """The same rows padded on the left, as wide as the longest: all prompts then end in one column."""
+    order = mask.argsort(dim=1, stable=True)  # zeros (padding) come first; stable, so tokens keep their order
     width = int(mask.sum(1).max())
     return tokens.gather(1, order)[:, -width:], mask.gather(1, order)[:, -width:]
 
 
 def _check_ids(name: str, ids: Tensor, model: TransformerBridge) -> None:
+    """Refuse ids outside the vocabulary, on which a GPU would fail later and without a clear message."""
     if ids.numel() and (int(ids.min()) < 0 or int(ids.max()) >= model.cfg.d_vocab):
         wrong = int(ids.min()) if int(ids.min()) < 0 else int(ids.max())
         raise ValueError(
@@ -86,7 +96,7 @@ def _check_ids(name: str, ids: Tensor, model: TransformerBridge) -> None:
 
 
 def check_answers(model: TransformerBridge, answer_tokens: Any, batch: int) -> Int[Tensor, "batch answer_len"]:
-    """Answer tokens on the model's device, without columns that are padding everywhere.
+    """Answer tokens on the model's device, padded on the right with -100, without columns that are all padding.
 
     Raises:
         TypeError: not an integer tensor.
@@ -116,10 +126,10 @@ def check_length(
     n_answer: int = 1,
     remedy: Callable[[], str] = lambda: "use shorter inputs, fewer demonstrations, or another model",
 ) -> None:
-    """Raise ValueError, which ends in the remedy, if a prompt with its answer does not fit the model's context."""
+    """Raise ValueError if a prompt with its answer does not fit the model's context; the text ends in the remedy."""
     lengths = mask.sum(1)
     longest, n_ctx = int(lengths.max()), model.cfg.n_ctx
-    if longest + n_answer - 1 > n_ctx:
+    if longest + n_answer - 1 > n_ctx:  # the last answer token is predicted, and takes no position of its own
         raise ValueError(
             f"prompt {int(lengths.argmax())} has {longest} tokens and its answer up to {n_answer}, expected at most "
             f"{n_ctx} together (the model's n_ctx); {remedy()}."
@@ -132,7 +142,7 @@ def forced(
     """Left-padded prompts followed by all but the last of their answer tokens."""
     given = answers[:, :-1]
     return Inputs(
-        tokens=torch.cat([tokens, given.clamp(min=0)], 1),
+        tokens=torch.cat([tokens, given.clamp(min=0)], 1),  # -100 is no token id; the mask hides these
         attention_mask=torch.cat([mask, (given != -100).long()], 1),
         last=tokens.shape[1] - 1,
         n_answer=answers.shape[1],

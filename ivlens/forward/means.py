@@ -1,4 +1,4 @@
-"""What heads put out on average: at the last real token of each prompt, whatever side it is padded on."""
+"""Mean outputs of all heads at the last prompt token, and the mean scale of what heads write into the stream."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,8 +20,10 @@ from ivlens.models.boot import TransformerBridge
 class HeadMeans:
     """Mean outputs of all heads on clean prompts of one task, and the scale of their writes (see `HeadEffects`).
 
-    `mean_z_corrupted`, the same over corrupted prompts, is there only where a contrast was asked for. `write_scale` is
-    NaN in layers where what a head writes is not defined.
+    Attributes:
+        mean_z: `z̄`, means over clean prompts at their last token.
+        write_scale: What multiplies `z @ W_O` on its way into the stream; NaN in layers where no such factor exists.
+        mean_z_corrupted: Means over corrupted versions of the prompts; None where no contrast was asked for.
     """
 
     mean_z: Float[Tensor, "n_layers n_heads d_head"]
@@ -32,8 +34,10 @@ class HeadMeans:
 def head_means(model: TransformerBridge, tokens: Tensor, attention_mask: Tensor, *, batch_size: int = 32) -> HeadMeans:
     """`mean_head_outputs` and `mean_write_scale` of the same prompts, read in the same passes.
 
+    A layer without a write scale is NaN here and no error: effects of its heads are defined all the same.
+
     Raises:
-        TypeError, ValueError: as these two.
+        TypeError, ValueError: unusable tokens or mask, or a prompt longer than the model's context.
     """
     tokens, attention_mask = check_prompts(model, tokens, attention_mask)
     check_length(model, attention_mask)
@@ -52,7 +56,7 @@ def mean_head_outputs(
 ) -> Float[Tensor, "n_layers n_heads d_head"]:
     """Mean over prompts of every head's output before the output projection, `z̄_{l,h}`.
 
-    Inside `steer` these are the outputs of the steered model.
+    Each output is read at the last real token of its prompt. Inside `steer` they are outputs of the steered model.
 
     Args:
         tokens: `[batch, pos]`, padded on either side.
@@ -65,7 +69,7 @@ def mean_head_outputs(
     Raises:
         TypeError, ValueError: unusable tokens or mask, or a prompt longer than the model's context.
 
-    Source: arXiv 2310.15213, equation 2; docs/method.md, section 4.
+    Source: arXiv 2310.15213, equation 2; docs/method.md, 4 Causal indirect effects.
     """
     tokens, attention_mask = check_prompts(model, tokens, attention_mask)
     outputs = _OutputMean(model)
@@ -81,18 +85,20 @@ def mean_write_scale(
 ) -> Float[Tensor, "n_layers d_model"]:
     """Mean over prompts of the factor between a head's `z @ W_O` and what it adds to the residual stream.
 
-    Ones in most families. Gemma 2 and 3, OLMo 2 and GLM-4 pass the sum of all heads through an RMS norm first, which
-    for one prompt is a fixed scale: the norm's weight over the root mean square of that sum, so that
-    `sum_h (z_h @ W_O) * scale` is what attention adds. Granite and Falcon-H1 multiply by a constant.
+    The factor is 1 in most families. Gemma 2 and 3, OLMo 2 and GLM-4 pass the sum of all heads through an RMS norm
+    first. For one prompt that norm is a fixed scale, its weight divided by the root mean square of the sum, so that
+    attention adds `sum_h (z_h @ W_O) * scale`. Granite and Falcon-H1 multiply by a constant.
 
     Raises:
         TypeError, ValueError: as `mean_head_outputs`; or what attention adds is no such multiple of its projection.
+
+    Source: docs/method.md, 5 The Instruction Vector (`w_l`).
     """
     tokens, attention_mask = check_prompts(model, tokens, attention_mask)
     check_length(model, attention_mask)
     found = write_factors(model, tokens, attention_mask)
     scales = _ScaleMean(model, found)
-    if scales.is_constant:
+    if scales.is_constant:  # the same factor for every prompt: one pass over one prompt gives it
         tokens, attention_mask = tokens[:1], attention_mask[:1]
     for inputs in _passes(model, tokens, attention_mask, batch_size):
         with scales.reading():
@@ -104,15 +110,17 @@ def mean_write_scale(
 
 
 class _OutputMean:
-    """Sums what heads put out at the last prompt token, pass by pass."""
+    """Sums the outputs of all heads at the last prompt token, pass by pass."""
 
     def __init__(self, model: TransformerBridge) -> None:
         self._model, self._n = model, 0
+        # float64, so that the batch size does not change the last digits of a mean
         self._total = torch.zeros(model.cfg.n_layers, model.cfg.n_heads, model.cfg.d_head, dtype=torch.float64)
         self._z: dict[int, Tensor] = {}
 
     @contextmanager
     def reading(self) -> Iterator[None]:
+        """Read the head outputs of the one pass in the body; `add` then puts them into the sum."""
         with captured_heads(self._model, select=_last) as self._z:
             yield
 
@@ -123,19 +131,20 @@ class _OutputMean:
 
     def mean(self) -> Float[Tensor, "n_layers n_heads d_head"]:
         parameter = next(self._model.parameters())
-        # the dtype first: some devices have no float64
+        # first to another dtype, then to the device: some devices have no float64
         dtype = torch.promote_types(parameter.dtype, torch.float32)
         return (self._total / self._n).to(dtype).to(parameter.device)
 
 
 class _ScaleMean:
-    """Sums the scales of heads' writes, pass by pass; only of the first prompt where the scale is a constant."""
+    """Sums the scales of heads' writes, pass by pass; where the scale is a constant, of the first prompt only."""
 
     def __init__(self, model: TransformerBridge, found: WriteFactors) -> None:
         self._model, self._n, self._factors = model, 0, found.factors
         self.fault = found.fault
         self._layers = range(model.cfg.n_layers)
         self._weights = [_norm_weight(model, layer) for layer in self._layers]
+        # only an RMS norm after attention makes the scale depend on the prompt
         self.is_constant = all(weight is None for weight in self._weights)
         self._total = torch.zeros(model.cfg.n_layers, model.cfg.d_model, dtype=torch.float64)
         self._projected: dict[int, Tensor] = {}
@@ -143,6 +152,7 @@ class _ScaleMean:
 
     @contextmanager
     def reading(self) -> Iterator[None]:
+        """Read, in the one pass of the body, the projection's output and what reaches the stream."""
         if self.is_constant and self._n:
             yield
             return
@@ -159,6 +169,7 @@ class _ScaleMean:
         for layer in self._layers:
             projected, written = self._projected[layer].cpu().double(), self._written[layer].cpu().double()
             scale, off = _scale(projected, written, self._weights[layer])
+            # `_scale` ends at what the hook shows; from there to the stream it is `WriteFactors`
             self._total[layer] += scale.sum(0) * (torch.nan if off else self._factors[layer])
             if off and self.fault is None:
                 self.fault = (
@@ -188,12 +199,14 @@ def _passes(
 
 
 def _norm_weight(model: TransformerBridge, layer: int) -> Float[Tensor, " d_model"] | None:
-    """Weight of the post-attention RMS norm, read off its output for a vector whose root mean square is 1."""
+    """Weight of the post-attention RMS norm; None for a layer without one."""
     norm = post_attention_norm(model, layer)
     if norm is None:
         return None
     parameter = next(model.parameters())
     with model_lock(model), torch.no_grad():
+        # read off the norm's output, since families store it differently (Gemma's is 1 + its parameter); a vector of
+        # ones has a root mean square of 1, so the output is the weight itself
         ones = torch.ones(1, 1, model.cfg.d_model, dtype=parameter.dtype, device=parameter.device)
         return norm(ones)[0, 0].cpu().double()
 
@@ -203,14 +216,12 @@ def _scale(
     written: Float[Tensor, "batch d_model"],
     weight: Float[Tensor, " d_model"] | None,
 ) -> tuple[Float[Tensor, "batch d_model"], float]:
-    """The factor of each prompt, by least squares, so that neither a norm's epsilon nor a zero is in the way.
-
-    And how far it is from what was written, 0 if that is rounding.
-    """
+    """The factor of each prompt between projection and write, and how far it is off (0 where that is rounding)."""
+    # least squares instead of a division: entries near 0, and the epsilon inside a norm, then do no harm
     basis = projected if weight is None else projected * weight
     factor = (written * basis).sum(-1, keepdim=True) / basis.square().sum(-1, keepdim=True).clamp_min(1e-30)
     off = float((basis * factor - written).abs().max())
     if weight is None and bool(((factor - 1).abs() < 1e-3).all()):
-        factor = torch.ones_like(factor)  # the same tensor: rounding only
+        factor = torch.ones_like(factor)  # the hooks show one tensor twice, so what is left is rounding of the fit
     within = off <= 3e-2 * max(float(written.abs().max()), 1e-30)  # False for NaN
     return factor.expand_as(projected) if weight is None else factor * weight, 0.0 if within else off

@@ -1,4 +1,4 @@
-"""Prompts run once without their last token, so that the last one can be run many times under other interventions."""
+"""Prompts run once up to their last token, so that the last token can be run many times, each time edited otherwise."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -17,24 +17,25 @@ from ivlens.models.boot import TransformerBridge
 from ivlens.models.opening import first_line
 from ivlens.models.selfcheck import off_by
 
-# what the prompts of one prefix may hold at once: 1 GB of float32, or what one pass may use on a GPU
+# numbers that the prompts of one prefix may hold at once: 1 GB in float32. On a GPU its free memory decides instead.
 _FLOATS_PER_PREFIX = 2**28
 
-# layers of a cache that hold keys, values and their number alone, so that restoring these restores everything
+# kinds of cache layers that hold nothing but keys, values and their length: putting these three back restores a layer
 _RESTORED = (DynamicLayer, DynamicSlidingWindowLayer)
 
-# what the witness found for each shape: nothing, or why prompts of that shape cannot be continued
+# for each shape of prompts: None where they can be continued from a cache, otherwise why they cannot
 _FOUND: WeakKeyDictionary[TransformerBridge, dict[tuple[object, ...], str | None]] = WeakKeyDictionary()
 
 
 def prompts_that_fit(model: TransformerBridge, n_columns: int, n_answer_tokens: int) -> int:
-    """How many prompts may share a `SharedPrefix`, so that their cache and one block's activations fit in memory.
+    """How many prompts one `SharedPrefix` may hold, so that their cache and one block's activations fit in memory.
 
     Args:
         n_columns: tokens of the longest prompt.
-        n_answer_tokens: the most tokens that all answers of one prompt have together.
+        n_answer_tokens: tokens of all answers of one prompt together, for the prompt that has most.
     """
     cfg, parameter = model.cfg, next(model.parameters())
+    # keys and values of all heads: too much for models whose heads share keys, and never too little
     cache = 2 * cfg.n_layers * cfg.n_heads * cfg.d_head * n_columns
     streams = cfg.n_layers * cfg.d_model * n_answer_tokens
     free = _FLOATS_PER_PREFIX
@@ -44,37 +45,40 @@ def prompts_that_fit(model: TransformerBridge, n_columns: int, n_answer_tokens: 
 
 
 def _block_floats(cfg: Any, n_columns: int) -> int:
-    """Numbers that one block holds at once for one row: scores of attention, and what its parts hand on."""
+    """Numbers that one block holds at once for one row: attention scores, and the activations between its parts."""
+    # three times the scores: before the mask, after it, and after the softmax
     return 3 * cfg.n_heads * n_columns**2 + (4 * cfg.d_model + 3 * (cfg.d_mlp or 4 * cfg.d_model)) * n_columns
 
 
 def cache_fault(cache: Any) -> str | None:
-    """Why a cache is not keys and values alone; None where it is."""
+    """What a cache holds beside keys and values, in words; None where it holds nothing else."""
     if cache is None:
         return "it keeps no cache of keys and values"
+    # exact types: a subclass may keep more, such as the state of a recurrent layer
     unknown = [type(cache)] * (type(cache) is not DynamicCache)
     unknown += [type(layer) for layer in getattr(cache, "layers", ()) if type(layer) not in _RESTORED]
     return f"its cache holds more than keys and values ({unknown[0].__name__})" if unknown else None
 
 
 class SharedPrefix:
-    """The KV cache of `tokens[:, :-1]`, from which any number of rows may continue, each with tokens of its own.
+    """The KV cache of prompts without their last token, from which any number of rows may continue.
 
-    What stands before the last prompt token is the same under every intervention at that token, and is most of the
-    work; so are the blocks below the place of the intervention, which may be left out. Both are exact up to rounding.
+    Each row continues one prompt, with tokens of its own. An intervention at the last prompt token of one layer changes
+    nothing before that token and nothing in lower layers. So the cache, which is most of the work, is made once, and
+    lower blocks may be left out of a pass. Up to rounding, the logits are those of a whole pass.
 
-    A witness, two of the prompts, is continued twice and compared with a pass over everything. Where it is not the
-    same, or the cache holds more than keys and values (a recurrent state changes with every pass), nothing is shared:
-    every pass then runs over whole prompts, and gives the same logits, more slowly.
+    To make sure, two of the prompts (the witness) are continued twice and compared with a pass over everything. Where
+    their logits differ, or the cache holds more than keys and values (a recurrent state changes with every pass),
+    nothing is shared: every pass runs over whole prompts and gives the same logits, more slowly.
 
     Args:
         tokens, attention_mask: left-padded prompts, on the model's device.
-        n_given: the most tokens that will follow a prompt.
+        n_given: the largest number of tokens that will follow a prompt.
 
     Attributes:
-        fault: Why nothing is shared; None where the prefix is.
-        is_known: Whether that was found before, for another prefix of this model and shape.
-        n_before: Columns before the last prompt token in every pass, in which hooks must not act.
+        fault: Why nothing is shared; None where the cache is shared.
+        is_known: Whether the outcome was known already, from another prefix of this model and shape.
+        n_before: Columns of every pass that stand before the last prompt token; hooks must not edit them.
     """
 
     def __init__(
@@ -85,22 +89,23 @@ class SharedPrefix:
         n_given: int = 1,
     ) -> None:
         self._model, self._tokens, self._mask = model, tokens, attention_mask
-        self._form = 0
+        self._form = 0  # the `output_form` of the model's blocks, once `streams` has seen it
         self._cache: Any = None
         self._kept: list[tuple[Tensor, Tensor, Any]] = []
         self.n_before = 0
+        # the witness, too, has to fit in the context
         n_given = max(0, min(n_given, model.cfg.n_ctx - tokens.shape[1]))
         at, parameter = tokens.device.type, next(model.parameters())
         key = (tokens.shape[1], n_given, bool(attention_mask.all()), parameter.dtype, torch.is_autocast_enabled(at))
         found = _FOUND.setdefault(model, {})
         self.is_known = key in found
         self.fault: str | None = found.get(key)
-        if tokens.shape[1] > 1 and self.fault is None:
+        if tokens.shape[1] > 1 and self.fault is None:  # prompts of one token have nothing before it to share
             try:
                 self.fault = self._filled()
                 if self.fault is None and not self.is_known:
                     self.fault = self._witnessed(n_given)
-            except Exception as error:  # whatever a model says to a cache that it does not take
+            except Exception as error:  # families refuse a cache with errors of any kind
                 pass_on_shortage(error)
                 self.fault = f"it cannot go on from a cache ({type(error).__name__}: {first_line(error):.80})"
         found[key] = self.fault
@@ -108,7 +113,7 @@ class SharedPrefix:
             self._cache, self._kept, self.n_before = None, [], tokens.shape[1] - 1
 
     def _filled(self) -> str | None:
-        """Fill the cache; the reason if it cannot be restored."""
+        """Run the prompts without their last token and keep the cache; returns why it cannot be restored, or None."""
         with torch.no_grad(), last_logits_only(self._model):
             _, cache = self._model(
                 self._tokens[:, :-1],
@@ -118,27 +123,29 @@ class SharedPrefix:
             )
         if (fault := cache_fault(cache)) is not None:
             return fault
+        # later passes lengthen the cache by new tensors and leave these alone
         self._cache = cache
         self._kept = [(at.keys, at.values, getattr(at, "cumulative_length", None)) for at in cache.layers]
         return None
 
     def _witnessed(self, n_given: int) -> str | None:
-        """Continue the longest and the shortest prompt, twice; the reason if that is not as without a cache."""
+        """Continue two prompts from the cache; returns how their logits differ from those of a whole pass, or None."""
+        # the longest prompt has no padding, the shortest one most of it: faults of masks and positions show in these
         lengths = self._mask.sum(1)
         rows = torch.stack([lengths.argmax(), lengths.argmin()])
-        given = self._tokens[rows, -1:].expand(-1, n_given)
+        given = self._tokens[rows, -1:].expand(-1, n_given)  # any tokens do: the prompt's last one, repeated
         want = self._whole(rows, given, n_given + 1)
-        # once more with nothing after the prompt: a state that changed on the way shows now
+        # a second time, with no token after the prompt: if the first pass changed the kept tensors, logits differ now
         for n, wanted in ((n_given, want), (0, want[:, :1])):
-            # as exact as the model's blocks: its logits are float32 in half precision too
+            # tolerance by the parameters' dtype: the logits of a model in half precision are float32 (`full_logits`)
             error, within = off_by(self.logits(rows, given[:, :n]), wanted, 2e-4, next(self._model.parameters()).dtype)
-            if not error <= within:
+            if not error <= within:  # also true for NaN
                 return f"from a cache of the prompt its logits are off by {error:.3g}"
         return None
 
     @property
     def floats_per_row(self) -> int:
-        """Size of one row's share of the cache, or of one block's activations where nothing is shared."""
+        """Numbers that one row of a pass needs: its share of the cache, or without one the activations of a block."""
         if self.fault is None:
             return sum(keys[0].numel() + values[0].numel() for keys, values, _ in self._kept)
         return _block_floats(self._model.cfg, self._tokens.shape[1])
@@ -152,12 +159,12 @@ class SharedPrefix:
         *,
         last_only: bool = False,
     ) -> Float[Tensor, "rows kept d_vocab"]:
-        """Logits at the last prompt token of each row's prompt and at the tokens that follow it (none may follow).
+        """Logits at the last prompt token of every row, and at each token that follows it.
 
         Args:
-            prompts: which prompt each row continues.
-            answers: the tokens that follow.
-            stream: the residual stream that enters block `start`, whose predecessors are left out.
+            prompts: the number of the prompt that each row continues.
+            answers: the tokens that follow the prompt in each row; may have no columns.
+            stream: the residual stream that enters block `start`; the blocks below `start` are left out.
             last_only: logits at the last token alone.
         """
         prompts, answers = prompts.to(self._tokens.device), answers.to(self._tokens.device)
@@ -169,7 +176,8 @@ class SharedPrefix:
         with torch.no_grad(), blocks_left_out(self._model, start, stream, self._form), fewer, full_logits(self._model):
             if self._cache is None:
                 return self._model(following, attention_mask=mask, use_cache=False)
-            # a pass lengthens the cache, so every pass gets fresh rows; blocks left out need the length only
+            # a pass lengthens the cache, so each one starts from the kept tensors; a block that is left out never reads
+            # its keys, and only their length is asked for
             for number, (layer, kept) in enumerate(zip(self._cache.layers, self._kept, strict=True)):
                 keys, values, length = kept
                 layer.keys, layer.values = (keys, values) if number < start else (keys[prompts], values[prompts])
@@ -180,7 +188,7 @@ class SharedPrefix:
     def _whole(
         self, prompts: Int[Tensor, " rows"], answers: Int[Tensor, "rows given"], n_kept: int
     ) -> Float[Tensor, "rows kept d_vocab"]:
-        """The last logits of a pass over everything, without a cache."""
+        """The last `n_kept` logits of a pass over whole prompts and answers, without a cache."""
         tokens = torch.cat([self._tokens[prompts], answers], dim=1)
         mask = torch.cat([self._mask[prompts], torch.ones_like(answers)], dim=1)
         with torch.no_grad(), full_logits(self._model):
@@ -189,19 +197,20 @@ class SharedPrefix:
     def streams(
         self, prompts: Int[Tensor, " rows"], answers: Int[Tensor, "rows given"], rows_per_pass: int
     ) -> Float[Tensor, "n_layers rows given+1 d_model"] | None:
-        """The residual stream after every block, or None if this model does not run right with blocks left out."""
+        """The residual stream after every block; None if this model gives other logits with blocks left out."""
         if self.fault is not None:
             return None
         parts: list[Tensor] = []
         for prompt_rows, answer_rows in zip(prompts.split(rows_per_pass), answers.split(rows_per_pass), strict=True):
             stacked, plain = self._captured(prompt_rows, answer_rows)
+            # whether blocks can be left out depends on the model alone, so the first rows are enough to see it
             if not parts and not self._resumes(prompt_rows, answer_rows, stacked, plain):
                 return None
             parts.append(stacked)
         return torch.cat(parts, 1)
 
     def _captured(self, prompts: Tensor, answers: Tensor) -> tuple[Tensor, Tensor]:
-        """The stream after every block, and the logits."""
+        """The residual stream after every block, and the logits, of one pass."""
         layers = range(self._model.cfg.n_layers)
         forms: list[int] = []
         watch = self._model.blocks[0].register_forward_hook(lambda block, given, out: forms.append(output_form(out)))
@@ -214,27 +223,28 @@ class SharedPrefix:
         return torch.stack([kept[layer] for layer in layers]), plain
 
     def _resumes(self, prompts: Tensor, answers: Tensor, stacked: Tensor, plain: Tensor) -> bool:
-        """Whether a pass from the middle gives what the whole pass gave."""
+        """Whether a pass that starts at the middle block gives the logits of the whole pass."""
         middle = max(1, len(stacked) // 2)
         try:
             resumed = self.logits(prompts, answers, stacked[middle - 1], middle)
         except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):
             return False  # a family whose blocks hand on more than the stream
-        off = (resumed - plain).abs()  # of NaN nothing is within bounds, and allclose would raise
+        off = (resumed - plain).abs()  # NaN is within no bound
         return bool((off <= 1e-3 * (plain.abs() + plain.abs().max())).all())
 
 
 def output_form(out: Tensor | tuple[Any, ...]) -> int:
-    """0 for a tensor, otherwise the length of the tuple whose first entry is the stream."""
+    """The form of a block's output: 0 for a tensor, n for a tuple of n entries whose first one is the stream."""
     return len(out) if isinstance(out, tuple) else 0
 
 
 @contextmanager
 def blocks_left_out(model: TransformerBridge, start: int, stream: Tensor | None, form: int) -> Iterator[None]:
-    """Blocks below `start` put out `stream` without running, in the `output_form` of that model's blocks."""
+    """In the body, blocks below `start` do not run: each returns `stream`, in the `output_form` of this model."""
     blocks = [model.blocks[layer] for layer in range(start)]
     out = (stream, *[None] * (form - 1)) if form else stream
     for block in blocks:
+        # through `__dict__`: the bridge's own setattr would hand the name on to the module that it wraps
         block.__dict__["forward"] = lambda *args, **kwargs: out
     try:
         yield

@@ -1,8 +1,8 @@
-"""`recipe="auto"`: the form that `find_prompts` finds, looked for once for each model and task and then remembered.
+"""`recipe="auto"`: the form that `find_prompts` finds for a model and a task, searched for once and then remembered.
 
-Searches are kept in the user's cache by everything they depend on: the model with its
-configuration, tokenizer and chat template, the task, the seed, the forms, the version of ivlens. A cache that is
-damaged or cannot be written to costs time, nothing else.
+Results of searches are kept in the user's cache. Their key is all that they depend on: the model with its
+configuration, tokenizer and chat template, the task, the seed, the forms, and the version of ivlens. Where the cache is
+damaged or cannot be written to, the search is made again, and nothing else happens.
 """
 
 import json
@@ -30,10 +30,10 @@ KIND, FOLDER, RECIPES = "prompts", "prompts", "recipes.json"
 
 
 def recipe_for(model: TransformerBridge, task: Task, given: PromptRecipe | Auto | None) -> PromptRecipe:
-    """The recipe that was given; `"auto"`: the one found for this task; None: the default one.
+    """The given recipe; for `"auto"` the one found for this task, for None the default one.
 
     Raises:
-        TypeError: something else.
+        TypeError: `given` is none of these.
     """
     if given is None or isinstance(given, PromptRecipe):
         return given or PromptRecipe()
@@ -45,13 +45,13 @@ def recipe_for(model: TransformerBridge, task: Task, given: PromptRecipe | Auto 
 
 
 def auto_recipe(model: TransformerBridge, tasks: Sequence[Task], *, seed: int = 0) -> PromptRecipe:
-    """The recipe in which `find_prompts` finds that the model answers these tasks best.
+    """The recipe with which the model answers these tasks best, as `find_prompts` finds it.
 
-    For several tasks: the form with the largest mean of clean minus bare accuracy over them, of equals the cheaper one;
-    each task is searched, and remembered, on its own.
+    For several tasks it is the form with the largest mean of clean minus bare accuracy over them, among equals the one
+    with the shorter prompts. Each task is searched and remembered on its own.
 
-    The log says in a line what was chosen, of how many forms, and whether it was remembered. For one task another line
-    warns where no form is answered well enough for a vector.
+    A line in the log says what was chosen, from how many forms, and whether it was remembered. For a single task
+    another line warns where no form is answered well enough for a vector.
 
     Raises:
         ValueError: no form suits the task, or all of them.
@@ -65,29 +65,29 @@ def auto_recipe(model: TransformerBridge, tasks: Sequence[Task], *, seed: int = 
 
 
 def remembered_search(model: TransformerBridge, task: Task, seed: int = 0) -> PromptSearch:
-    """`find_prompts` with its defaults, or what it found earlier for these weights and this task.
+    """The result of `find_prompts` with its defaults, read from the cache where it was found earlier.
 
     Raises:
         TypeError, ValueError, RuntimeError: as `find_prompts`.
     """
-    what, store = _what(check_model(model), task, seed), _store()
-    found = None if store is None else _kept(store, what, model)
+    key, store = _search_key(check_model(model), task, seed), _store()
+    found = None if store is None else _read(store, key, model)
     if found is not None:
         return found
     search = find_prompts(model, task, seed=seed)
     if store is not None:
-        _keep(store, what, search)
+        _write(store, key, search)
     return search
 
 
-def _what(model: TransformerBridge, task: Task, seed: int) -> dict[str, Any]:
+def _search_key(model: TransformerBridge, task: Task, seed: int) -> dict[str, Any]:
     """Everything that the outcome of a search depends on."""
     tokenizer: Any = model.tokenizer
     return {
         "kind": KIND,
         "ivlens": __version__,
         "model": model_identity(model).key,
-        "task": task.name,  # which every draw depends on
+        "task": task.name,  # draws depend on the name too, so equal content under another name is another search
         "content": task.full_hash(),
         "templates": [PromptRecipe(each).to_dict()["template"] for each in templates_of(tokenizer, None)],
         "shots": list(DEFAULT_SHOTS_TRIED),
@@ -96,6 +96,7 @@ def _what(model: TransformerBridge, task: Task, seed: int) -> dict[str, Any]:
 
 
 def _store() -> Store | None:
+    """The store in the user's cache; None, and a line in the log, where it cannot be opened."""
     try:
         return Store(cache_folder() / FOLDER)
     except (OSError, ValueError) as error:
@@ -103,9 +104,10 @@ def _store() -> Store | None:
         return None
 
 
-def _kept(store: Store, what: dict[str, Any], model: TransformerBridge) -> PromptSearch | None:
+def _read(store: Store, key: dict[str, Any], model: TransformerBridge) -> PromptSearch | None:
+    """The search of this key; None where there is none, or none that can be read."""
     try:
-        entry = store.find(what)
+        entry = store.find(key)
         if entry is None:
             return None
         table = entry.table()
@@ -113,32 +115,36 @@ def _kept(store: Store, what: dict[str, Any], model: TransformerBridge) -> Promp
         recipes = tuple(tuple(PromptRecipe.from_dict(each) for each in row) for row in listed)
         if not recipes or len(recipes) != len(table) or not all(recipes):
             raise ValueError(f"{len(recipes)} rows of recipes for {len(table)} forms")
+    # whatever a damaged file can raise above: a cache must not stop a measurement
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        logger.warning("remembered prompts of %s cannot be read (%s): looked for again.", what["task"], error)
+        logger.warning("remembered prompts of %s cannot be read (%s): looked for again.", key["task"], error)
         return None
-    return PromptSearch(table, recipes, what["task"], model_identity(model), remembered=True)
+    return PromptSearch(table, recipes, key["task"], model_identity(model), remembered=True)
 
 
-def _keep(store: Store, what: dict[str, Any], search: PromptSearch) -> None:
+def _write(store: Store, key: dict[str, Any], search: PromptSearch) -> None:
+    """Keep a search under its key; a line in the log where that fails."""
     recipes = [[recipe.to_dict() for recipe in row] for row in search.recipes]
 
-    def fill(folder: Path) -> None:
+    def fill(folder: Path) -> None:  # the store makes the entry visible only once both files are whole
         search.table.to_parquet(folder / "table.parquet", index=False)
         (folder / RECIPES).write_text(json.dumps(recipes), encoding="utf-8")
 
     try:
-        store.put(what, fill, {"task": search.task, "model": search.model.name, "seed": what["seed"]})
+        store.put(key, fill, {"task": search.task, "model": search.model.name, "seed": key["seed"]})
     except (OSError, ValueError) as error:
         logger.warning("the prompts found for %s cannot be remembered: %s", search.task, error)
 
 
 def _best_for_all(searches: Sequence[PromptSearch]) -> PromptRecipe:
-    """The recipe with the largest mean difference over all tasks that were asked in its form."""
+    """The recipe with the largest mean of clean minus bare accuracy, among those with which every task was asked."""
+    # for each recipe and task: clean minus bare accuracy, and minus the length of the prompts for ties
     gains: dict[PromptRecipe, list[tuple[float, float]]] = {}
     for search in searches:
         for row, recipes in zip(search.table.to_dict("records"), search.recipes, strict=True):
             for recipe in recipes:
                 gains.setdefault(recipe, []).append((row["clean"] - row["bare"], -row["n_tokens"]))
+    # a form that was left out for one task, or stands for other recipes there, cannot be compared
     common = {recipe: found for recipe, found in gains.items() if len(found) == len(searches)}
     if not common:
         names = ", ".join(search.task for search in searches)
@@ -150,20 +156,21 @@ def _best_for_all(searches: Sequence[PromptSearch]) -> PromptRecipe:
 
 
 def _chosen(searches: Sequence[PromptSearch], recipe: PromptRecipe) -> str:
-    """One line: what was chosen, among how many forms."""
+    """The line of the log that says what was chosen, and among how many forms."""
     if len(searches) == 1:
         return f"prompts found for {searches[0]}"
     n_forms = sum(search.n_forms for search in searches)
-    n_known = sum(search.remembered for search in searches)
-    known = f", {n_known} of {len(searches)} tasks remembered" if n_known else ""
-    means = fmean(_row(search, recipe)["clean"] for search in searches)
+    n_remembered = sum(search.remembered for search in searches)
+    remembered = f", {n_remembered} of {len(searches)} tasks remembered" if n_remembered else ""
+    clean = fmean(_row(search, recipe)["clean"] for search in searches)
     bare = fmean(_row(search, recipe)["bare"] for search in searches)
     return (
-        f"prompts found for {len(searches)} tasks: {recipe}: mean accuracy {means:.2f}, bare {bare:.2f} on select "
-        f"inputs; {n_forms} forms tried{known}"
+        f"prompts found for {len(searches)} tasks: {recipe}: mean accuracy {clean:.2f}, bare {bare:.2f} on select "
+        f"inputs; {n_forms} forms tried{remembered}"
     )
 
 
 def _row(search: PromptSearch, recipe: PromptRecipe) -> dict[Any, Any]:
+    """The row of a search's table whose prompts this recipe makes."""
     at = next(number for number, recipes in enumerate(search.recipes) if recipe in recipes)
     return search.table.to_dict("records")[at]

@@ -1,4 +1,7 @@
-"""One model and several threads: letting others go first, and ending a pass between two blocks."""
+"""One model used by several threads: long work lets short passes go first, and a pass can be ended between two blocks.
+
+The lab needs both: one page writes a completion while another page measures effects on the same model.
+"""
 
 import threading
 import time
@@ -12,19 +15,19 @@ from torch import nn
 from ivlens.forward.hooks import model_lock
 from ivlens.models.boot import TransformerBridge
 
-_BREATH = 0.001  # seconds; without them the same thread would have the lock again before another one woke up
-_LONGEST = 10.0  # seconds of giving way at a time
-_LINGER = 0.1  # seconds between two short passes of one text
+_BREATH = 0.001  # seconds; without this sleep the same thread would have the lock again before another one woke up
+_LONGEST = 10.0  # seconds; a thread gives way no longer than this at a time, so that long work always ends
+_LINGER = 0.1  # seconds; after a short pass the next one is expected, since a text is written token by token
 
-_PASSING: WeakKeyDictionary[TransformerBridge, int] = WeakKeyDictionary()
-_PASSED: WeakKeyDictionary[TransformerBridge, float] = WeakKeyDictionary()
+_PASSING: WeakKeyDictionary[TransformerBridge, int] = WeakKeyDictionary()  # short passes that wait or run
+_PASSED: WeakKeyDictionary[TransformerBridge, float] = WeakKeyDictionary()  # when the last one ended
 _GUARD = threading.Lock()
 _HERE = threading.local()
 
 
 @contextmanager
 def short_pass(model: TransformerBridge) -> Iterator[None]:
-    """The body is a short pass that somebody waits for: longer work on the model, by other threads, gives way to it."""
+    """Mark the body as a short pass that somebody waits for: longer work of other threads gives way to it."""
     with _GUARD:
         _PASSING[model] = _PASSING.get(model, 0) + 1
     try:
@@ -36,7 +39,8 @@ def short_pass(model: TransformerBridge) -> Iterator[None]:
 
 
 def rest(model: TransformerBridge) -> None:
-    """Let short passes go first, for as long as this thread has worked since it last rested; holds no lock."""
+    """Let short passes of other threads go first; the caller holds no lock."""
+    # at most as long as this thread has worked since its last rest: with many short passes each side gets half the time
     began = time.monotonic()
     until = began + min(_LONGEST, began - getattr(_HERE, "rested", began))
     time.sleep(_BREATH)
@@ -46,7 +50,7 @@ def rest(model: TransformerBridge) -> None:
 
 
 def give_way(model: TransformerBridge) -> None:
-    """As `rest`, for whoever holds the model's lock, where nothing is hooked."""
+    """Let short passes go first, for a caller that holds the model's lock while nothing is hooked (see `rest`)."""
     lock = model_lock(model)
     lock.release()
     try:
@@ -56,24 +60,25 @@ def give_way(model: TransformerBridge) -> None:
 
 
 def _is_asked(model: TransformerBridge) -> bool:
+    """Whether a short pass waits or runs, or ended a moment ago, so that the next one may come."""
     with _GUARD:
         return _PASSING.get(model, 0) > 0 or time.monotonic() - _PASSED.get(model, 0.0) < _LINGER
 
 
 @contextmanager
 def stopping(model: TransformerBridge, check: Callable[[], object]) -> Iterator[None]:
-    """Call `check` before every block that this thread runs in the body; what it raises ends the pass there.
+    """Call `check` before every block that this thread runs in the body; an error it raises ends the pass there.
 
-    Whatever is hooked is gone when it arrives outside. It should be no `Exception`: code that tries something on a
-    model takes those for the model's own.
+    Contexts remove their hooks as the error passes through them. `check` should raise a `BaseException` that is no
+    `Exception`: engines catch any `Exception` of a pass and take it for the model's own refusal.
     """
     me, _HERE.rested = threading.get_ident(), time.monotonic()
 
     def before(block: nn.Module, args: tuple[Any, ...]) -> None:
-        if threading.get_ident() == me:
+        if threading.get_ident() == me:  # passes of other threads go through the same hooks
             check()
 
-    with model_lock(model):  # not while another thread is in a pass, whose hooks would change under it
+    with model_lock(model):  # torch's tables of hooks must not change while another thread's pass reads them
         handles = [block.register_forward_pre_hook(before) for block in model.blocks]
     try:
         yield

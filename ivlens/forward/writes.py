@@ -1,8 +1,8 @@
-"""What attention really adds to the residual stream, measured: the same block with its heads, and with all heads at 0.
+"""What attention really adds to the residual stream, measured by running each block with its heads and without them.
 
-What is read off a hook may be multiplied, normed or mixed once more on its way into the stream. So every block is run
-a second time on the same input with `z = 0`, and with the norms before and after its MLP held where they were, so that
-the MLP answers nothing to the change. The difference of the two outputs is what the heads added.
+What a hook shows may still be multiplied, normed or mixed on its way into the stream. So every block is run a second
+time on the same input with all head outputs at 0. The norms before and after its MLP repeat their outputs of the first
+run, so that the MLP does not react to the change. The difference of the block's two outputs is what the heads added.
 """
 
 from collections.abc import Iterator
@@ -33,35 +33,35 @@ from ivlens.models.boot import TransformerBridge
 from ivlens.models.opening import first_line
 from ivlens.models.selfcheck import probe_prompts
 
-_HELD = ("ln2", "ln2_post")  # the norms before and after the MLP; the one after attention is part of a head's write
-_SHARE = 2e-2  # of the largest write, for the rounding of sums in half precision
-_ROUNDINGS = 8  # of the stream itself, from which a write is found by subtraction
+_HELD = ("ln2", "ln2_post")  # the norms before and after the MLP; the norm after attention is part of a head's write
+_SHARE = 2e-2  # error allowed in half precision, as a share of the largest write: sums round there
+_ROUNDINGS = 8  # further error allowed, in last places of the stream: a write is the difference of two large streams
 
 
 @dataclass(frozen=True)
 class WriteFactors:
-    """What a layer's hook shows attention to add, times this factor, is what the stream receives.
+    """For each layer the factor between what the `attn_out` hook shows and what the residual stream receives.
 
     Attributes:
-        factors: 1 in nearly all families; NaN in layers where no number does it.
-        fault: What is wrong in the first such layer; None where there is none.
+        factors: 1 in nearly all families; NaN in layers where no single number fits.
+        fault: What is wrong in the first such layer; None where every layer has a factor.
     """
 
     factors: Float[Tensor, " n_layers"]
     fault: str | None = None
 
 
-# of the architecture, not of the weights: measured once
+# factors depend on the architecture, not on weights or prompts, so they are measured once for each model and dtype
 _FOUND: WeakKeyDictionary[TransformerBridge, dict[torch.dtype, WriteFactors]] = WeakKeyDictionary()
 
 
 def write_factors(
     model: TransformerBridge, tokens: Int[Tensor, "batch pos"], attention_mask: Int[Tensor, "batch pos"]
 ) -> WriteFactors:
-    """The factors, from the first two of these left-padded prompts; from memory, if they were measured before.
+    """The factors of all layers, measured on the first two of these left-padded prompts or remembered.
 
-    Somebody's hooks on the model may change what attention adds: with them it is measured every time. Vectors that
-    ivlens adds change nothing: they are in both runs.
+    A user's hooks on the model may change what attention adds, so with them the factors are measured every time.
+    Vectors that ivlens adds are in both runs of a block, and drop out of the difference.
     """
     found = {} if is_hooked(model, by_ivlens=False) else _FOUND.setdefault(model, {})
     dtype = next(model.parameters()).dtype
@@ -69,16 +69,17 @@ def write_factors(
         return found[dtype]
     with model_lock(model), torch.no_grad():
         measured = _measured(model, tokens[:2], attention_mask[:2])
+    # a fault that was found under hooks of ivlens, such as an overflowing vector, may be gone without them
     if measured.fault is None or not is_hooked(model):
         found[dtype] = measured
     return measured
 
 
 def attention_factor(model: TransformerBridge, layer: int) -> float:
-    """The factor of one layer, measured on two short prompts of its own if it is not known yet.
+    """The factor of one layer, measured on two short made-up prompts if it is not known yet.
 
     Raises:
-        ValueError: there is none, so that nothing can be added to the stream as if attention had.
+        ValueError: the layer has no factor, so nothing can be added to the stream in the place of attention.
     """
     found = write_factors(model, *probe_prompts(model.original_model))
     factor = float(found.factors[layer])
@@ -89,11 +90,13 @@ def attention_factor(model: TransformerBridge, layer: int) -> float:
 
 @contextmanager
 def added_to_stream(model: TransformerBridge, layer: int, site: str, edit: Edit) -> Iterator[None]:
-    """`added`, so that the stream receives what `edit` adds, also where a layer multiplies what its hook shows.
+    """Run the body with `edit` at a site, so that the stream receives exactly what `edit` adds (see `added`).
+
+    Where a layer multiplies what its hook shows, the change is divided by that factor first.
 
     Args:
         model, layer, site: As for `added`.
-        edit: One that adds something, whatever it is given.
+        edit: An edit that adds something that does not depend on its argument.
 
     Raises:
         ValueError, RuntimeError: as `added`; or what attention adds is no fixed multiple of what its hook shows.
@@ -108,6 +111,7 @@ def added_to_stream(model: TransformerBridge, layer: int, site: str, edit: Edit)
 
 
 def _measured(model: TransformerBridge, tokens: Tensor, mask: Tensor) -> WriteFactors:
+    """The factors of all layers, from one pass in which every block runs a second time, right after its own run."""
     factors = torch.full((model.cfg.n_layers,), torch.nan, dtype=torch.float64)
     faults: dict[int, str] = {}
     eps = torch.finfo(next(model.parameters()).dtype).eps
@@ -118,12 +122,14 @@ def _measured(model: TransformerBridge, tokens: Tensor, mask: Tensor) -> WriteFa
         norms = [stack.enter_context(_held(block)) for block in model.blocks]
 
         def after(layer: int, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+            # taken now: the second run goes through the same hooks, and fills these dicts anew
             clean, heads = (z[layer], projected[layer], written[layer], _stream(out)), z[layer]
             norms[layer].is_held = True
             try:
                 with patched_heads(model, lambda z, layer: torch.zeros_like(z), [layer]):
+                    # `forward`, not a call: a call would run this hook again
                     bare = _stream(block.forward(*args, **kwargs))
-            except Exception as error:  # whatever a block says to a second run
+            except Exception as error:  # families refuse a second run with errors of any kind
                 pass_on_shortage(error)
                 faults[layer] = f"it cannot be run alone ({type(error).__name__}: {first_line(error):.60})"
                 return
@@ -133,9 +139,10 @@ def _measured(model: TransformerBridge, tokens: Tensor, mask: Tensor) -> WriteFa
             sums = torch.einsum(
                 "bphd,hdm->bpm", heads.float(), output_projection(model, layer).float().to(heads.device)
             )
-            # less what the second run gave: a bias is in both runs, and belongs to no head
+            # minus what the second run gave: a bias is in both runs, and belongs to no head
             parts = (sums, clean[1] - projected[layer], clean[2] - written[layer], clean[3] - bare, clean[3])
             of_heads, of_projection, of_hook, of_block, stream = (part[real].double().cpu() for part in parts)
+            # first that the projection is linear in the heads, then that the stream receives a multiple of it
             if not _close(of_projection, of_heads, of_projection.abs() + clean[1][real].double().cpu().abs(), eps):
                 faults[layer] = "its output projection is not the product of heads and W_O"
                 return
@@ -154,9 +161,10 @@ def _measured(model: TransformerBridge, tokens: Tensor, mask: Tensor) -> WriteFa
 
 
 def _factor(added: Tensor, shown: Tensor, size: Tensor, eps: float) -> float | None:
-    """The number that makes `shown` into `added` everywhere, up to rounding; None if there is none, or it is 0."""
+    """The number that multiplies `shown` to give `added`, up to rounding; None if there is none, or it is 0."""
     if _close(added, shown, size, eps):
         return 1.0
+    # least squares, each entry weighted by the error that rounding may have made in it
     weight = 1 / (_SHARE * shown.abs().max() + _ROUNDINGS * eps * size).square()
     factor = float((weight * added * shown).sum() / (weight * shown.square()).sum().clamp_min(1e-30))
     if abs(factor) < 1e-4 or not _close(added, factor * shown, size, eps):
@@ -165,16 +173,18 @@ def _factor(added: Tensor, shown: Tensor, size: Tensor, eps: float) -> float | N
 
 
 def _close(got: Tensor, want: Tensor, size: Tensor, eps: float) -> bool:
+    """Whether two tensors are equal up to rounding. They are differences of numbers as large as `size`."""
     share = 1e-3 if eps < 1e-6 else _SHARE
     return bool(((got - want).abs() <= share * want.abs().max() + _ROUNDINGS * eps * size).all())
 
 
 def _stream(out: Any) -> Tensor:
+    """The residual stream in a block's output, which may be a tuple that begins with it."""
     return out[0] if isinstance(out, tuple | list) else out
 
 
 class _Norms:
-    """Gives out again what each norm gave when it ran first."""
+    """A hook of norms that keeps their outputs of a first run and, while `is_held`, gives them out again."""
 
     def __init__(self) -> None:
         self.is_held = False
@@ -189,6 +199,7 @@ class _Norms:
 
 @contextmanager
 def _held(block: nn.Module) -> Iterator[_Norms]:
+    """Hook the norms around a block's MLP, as many of them as the family has."""
     norms = _Norms()
     handles = [getattr(block, name).register_forward_hook(norms) for name in _HELD if hasattr(block, name)]
     try:

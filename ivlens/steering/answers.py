@@ -1,4 +1,4 @@
-"""The accepted answers of many prompts, in groups of one length, so that each group fits in one pass."""
+"""The accepted answers of many prompts, grouped by length, so that each group runs without padding in one pass."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from ivlens.steering.summary import Scores
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Rows of a prompt (its number) and the tokens given after it."""
+    """Rows of a pass: for each the number of its prompt, and the tokens that are given after the prompt."""
 
     prompts: Int[Tensor, " rows"]
     given: Int[Tensor, "rows given"]
@@ -22,10 +22,15 @@ class Rows:
 
 @dataclass(frozen=True, eq=False)
 class AnswerRows(Rows):
-    """The answers of one length: rows of a prompt and the tokens given after it, and what would be right after each.
+    """The rows of all answers of one length, and the tokens that would be right in each row.
 
-    `targets` is padded with -1; where `first` holds, the task's first answer stands first among them; `has_next` says
-    which answers leave a place for one more token.
+    Answers of one prompt that differ in their last token only share a row, as that token is predicted and not given.
+
+    Attributes:
+        targets: All tokens of the answers in each row; -1 where a row has fewer answers than the widest one.
+        first: Whether the prompt's first accepted answer, by which `prob` and `logprob` are scored, is in this row; it
+            then stands first among the targets.
+        has_next: Whether the context has room for one more token after the answer.
     """
 
     targets: Int[Tensor, "rows answers answer_len"]
@@ -34,28 +39,29 @@ class AnswerRows(Rows):
 
     @cached_property
     def whole(self) -> Rows:
-        """A row for every answer with a place behind it, given to its last token, to see what is written there."""
+        """One row for every answer that has room behind it, all its tokens given, to predict the token after it."""
         rows, answers = self.has_next.nonzero(as_tuple=True)
         return Rows(self.prompts[rows], self.targets[rows, answers])
 
     @cached_property
     def number(self) -> Int[Tensor, "rows answers"]:
-        """The row of `whole` that each answer has, -1 for none."""
+        """For each answer the number of its row in `whole`; -1 where it has none."""
         rows = self.has_next.flatten().cumsum(0).reshape(self.has_next.shape) - 1
         return rows.masked_fill(~self.has_next, -1)
 
 
 def answer_rows(alternatives: Sequence[Sequence[tuple[int, ...]]], places: Int[Tensor, " prompts"]) -> list[AnswerRows]:
-    """One group for every length that an answer has.
+    """The answers of all prompts in groups, one group for each length in tokens.
 
     Args:
-        places: How many tokens fit behind each prompt.
+        alternatives: For each prompt its accepted answers, the first one first.
+        places: The number of tokens that fit behind each prompt.
     """
-    # answers that differ in their last token only share a row; most are one token long and share it all
+    # by prompt and all tokens but the last; most answers are one token long, and all those of a prompt share one row
     by_length: dict[int, dict[tuple[int, tuple[int, ...]], list[tuple[int, ...]]]] = defaultdict(dict)
     for prompt, answers in enumerate(alternatives):
         for answer in answers:
-            by_length[len(answer)].setdefault((prompt, answer[:-1]), []).append(answer)
+            by_length[len(answer)].setdefault((prompt, answer[:-1]), []).append(answer)  # keeps the order of answers
     groups = []
     for length, rows in sorted(by_length.items()):
         most = max(map(len, rows.values()))
@@ -77,15 +83,24 @@ def enter(
     rows: Int[Tensor, " rows"],
     logits: Float[Tensor, "rows answer_len d_vocab"],
 ) -> Int[Tensor, " rows"]:
-    """Put the probabilities of these rows into `scores`, in place; which answer greedy decoding writes, -1 for none."""
+    """Write the probabilities of these rows into `scores`, and return the answer that greedy decoding gives in each.
+
+    Args:
+        chosen: For each row the number of its intervention, a row of `scores`.
+        rows: The rows of `group`.
+        logits: Overwritten.
+
+    Returns:
+        For each row the number of the answer among its targets; -1 where greedy decoding writes none of them.
+    """
     targets, prompts, first = group.targets[rows], group.prompts[rows], group.first[rows]
     logits = logits.float()
     top = logits.argmax(-1, keepdim=True)
     wanted, peak = logits.gather(2, targets[:, :1].transpose(1, 2).to(logits.device)), logits.gather(2, top)
-    # of logits with a NaN the argmax is that NaN, which is no answer
+    # among logits with a NaN, argmax gives that NaN; -2 is no token and no padding, so such a row has no answer
     chosen_tokens = top.masked_fill(~peak.isfinite(), -2)[..., 0].cpu()
     is_written = (chosen_tokens[:, None] == targets).all(2)
-    # in place: logits are by far the largest tensor here, and nobody else has them
+    # log-sum-exp in place: logits are by far the largest tensor here, and nobody else reads them
     total = logits.sub_(peak).exp_().sum(2, keepdim=True).log_().add_(peak)
     log_probs = (wanted - total)[..., 0].cpu()
     scores.prob[chosen[first], prompts[first]] = log_probs[first, 0].exp()

@@ -1,4 +1,9 @@
-"""What an Instruction Vector has to beat: random vectors, random heads, other tasks' vectors, the best constant."""
+"""The controls that an Instruction Vector has to beat: random vectors, random heads, other tasks, the best constant.
+
+Each control rules out another reason for a good result: that any vector of that length would do (random vectors), any
+heads (random heads), the vector of any task (other tasks), or one frequent answer (the constant). See docs/method.md,
+6 Intervention and its controls.
+"""
 
 import logging
 from collections import Counter
@@ -27,25 +32,26 @@ logger = logging.getLogger(__name__)
 
 
 def draw_seed(seed: int, iv: InstructionVector, what: str, draw: int) -> int:
-    """A seed of its own for each draw of each vector, so that the controls of two tasks are independent."""
+    """A seed for one draw of one vector's controls, different for every task, kind and draw."""
+    # so that the controls of two tasks are independent; 7 bytes, as any such number is a valid seed for torch
     return int.from_bytes(sha256(f"{seed}\0{iv.task}\0{what}\0{draw}".encode()).digest()[:7])
 
 
 def random_vectors(iv: InstructionVector, n: int, seed: int = 0) -> list[InstructionVector]:
-    """`n` vectors of the same norm as `iv` in random directions, drawn with the seed and the task."""
+    """`n` vectors in random directions with the norm of `iv`, drawn with the seed and the name of the task."""
     return [replace(iv.random_like(draw_seed(seed, iv, "vector", draw)), task=f"random {draw}") for draw in range(n)]
 
 
 def random_head_vectors(
     model: TransformerBridge, iv: InstructionVector, means: HeadMeans | HeadEffects, n: int, seed: int = 0
 ) -> list[InstructionVector]:
-    """`n` vectors made as `iv` is, from as many heads drawn at random outside `S`, scaled to the norm of `iv`.
+    """`n` vectors made as `iv` was, but from as many random heads outside `S`, scaled to the norm of `iv`.
 
-    Of a vector made with `contrast` the controls are contrasts as well. Fewer heads are used where fewer are left;
-    none at all (`iv` has every head, or no heads) gives an empty list.
+    For a vector made with `contrast` the controls are contrasts as well. Where fewer heads are left than `iv` has, all
+    of them are used; where none is left, or `iv` has no heads, the list is empty.
 
     Raises:
-        ValueError: a vector made with `contrast`, and no means over corrupted prompts.
+        ValueError: a vector made with `contrast`, and `means` without means over corrupted prompts.
     """
     n_layers, n_heads = means.mean_z.shape[:2]
     free = [divmod(index, n_heads) for index in range(n_layers * n_heads)]
@@ -68,6 +74,7 @@ def random_head_vectors(
         heads = [free[index] for index in torch.randperm(len(free), generator=generator)[:k].tolist()]
         layers, numbers = (list(part) for part in zip(*heads, strict=True))
         theta = writes[layers, numbers].sum(0)
+        # to equal norm: random heads must not lose only because their sum is shorter; `tiny` guards against a sum of 0
         theta = theta * (iv.norm / theta.norm().clamp_min(torch.finfo(theta.dtype).tiny))
         made_by = {"random_heads_of": iv.task, "heads": heads, "seed": seed, "draw": draw}
         vectors.append(iv.derived(theta, f"random heads {draw}", made_by))
@@ -75,14 +82,15 @@ def random_head_vectors(
 
 
 def measured_again(prompts: PromptSets, iv: InstructionVector) -> HeadMeans:
-    """Means on prompts made as those of the vector were, as far as it records that."""
+    """Head means on up to 100 *fit* prompts, made as those of the vector were, as far as it records that."""
     recipe = replace(iv.recipe or prompts.recipe, seed=prompts.recipe.seed)
-    known = iv.settings.get("effects") or {}
-    source = replace(prompts, recipe=recipe, n_prompts=100, corruption=known.get("corruption", prompts.corruption))
+    recorded = iv.settings.get("effects") or {}
+    source = replace(prompts, recipe=recipe, n_prompts=100, corruption=recorded.get("corruption", prompts.corruption))
     clean = source.batch("fit", corrupted=False)
     if not is_contrast(iv):
         return head_means(prompts.model, clean.tokens, clean.attention_mask)
     corrupted = source.batch("fit")
+    # a contrast subtracts the two means, so both have to be over the same inputs
     alike = corrupted.rows_of_one_kind()
     clean, corrupted = clean.rows(alike), corrupted.rows(alike)
     found = head_means(prompts.model, clean.tokens, clean.attention_mask)
@@ -90,7 +98,7 @@ def measured_again(prompts: PromptSets, iv: InstructionVector) -> HeadMeans:
 
 
 def is_contrast(iv: InstructionVector) -> bool:
-    """Whether the vector is a sum of contrasts."""
+    """Whether the vector was made with `contrast`: from means minus means over corrupted prompts."""
     return bool(iv.settings.get("contrast"))
 
 
@@ -105,13 +113,13 @@ def other_task_vectors(
 ) -> list[InstructionVector]:
     """Vectors of other tasks, made as `iv` was: for `evaluate_intervention(..., other_vectors=...)`.
 
-    It takes one `head_effects` for each task.
+    Each costs one `head_effects`.
 
     Args:
-        task: the task on which `iv` is judged.
-        tasks: which ones; None: built-in tasks that have at least half of this task's inputs.
-        n: at most so many of them, drawn with the seed of `iv`; None: all.
-        options: for `head_effects`, such as `n_prompts`; where not given, the recipe, the score and all that
+        task: The task on which `iv` is judged.
+        tasks: The other tasks; None: built-in tasks that have at least half of this task's inputs.
+        n: The largest number of tasks, drawn with the seed of `iv`; None: all.
+        options: Options of `head_effects`, such as `n_prompts`. By default the recipe, the score and what
             `EffectOptions` says of prompts are those of `iv`, if it records them, with each task's own instruction. The
             corruption is each task's default one (`counterfactual` for the score `logit_diff`).
 
@@ -121,14 +129,15 @@ def other_task_vectors(
     chosen = list(tasks_sharing_inputs(task) if tasks is None else tasks_of("tasks", tasks, beside=[task]))
     if tasks is None and not chosen:
         raise ValueError(f"no built-in task shares the inputs of {task.name!r}, expected some; pass tasks=[...].")
-    known = iv.settings.get("effects") or {}
+    recorded = iv.settings.get("effects") or {}
     if n is not None and n < len(chosen):
         chosen = Random(f"{iv.recipe.seed if iv.recipe else 0}\0{task.name}").sample(chosen, n)
-    same = {name: known[name] for name in ("n_prompts", "score") if name in known}
-    asked = {"n_mean_prompts": known.get("n_mean_prompts_asked"), "correct_only": known.get("correct_only")}
-    asked |= {"mode": known.get("mode"), "split": known.get("split")}
+    same = {name: recorded[name] for name in ("n_prompts", "score") if name in recorded}
+    # the number that was asked for: `n_mean_prompts` is how many there were, and another task may have more
+    asked = {"n_mean_prompts": recorded.get("n_mean_prompts_asked"), "correct_only": recorded.get("correct_only")}
+    asked |= {"mode": recorded.get("mode"), "split": recorded.get("split")}
     given = {name: value for name, value in asked.items() if value is not None}
-    # a control need not be a task that the model can do
+    # no check of ability: a control need not be a task that the model can do
     same["options"] = EffectOptions(contrast=is_contrast(iv), n_check_prompts=0, **given)
     if iv.recipe is not None:
         same["recipe"] = iv.recipe.for_other_tasks()
@@ -144,7 +153,7 @@ def other_task_vectors(
 
 
 def some_other_vectors(model: TransformerBridge, task: Task, iv: InstructionVector, n: int) -> list[InstructionVector]:
-    """`other_task_vectors` of at most `n` tasks; none, and a line in the log, where no built-in task shares inputs."""
+    """Vectors of up to `n` other built-in tasks; none, and a warning, where no built-in task shares inputs."""
     if tasks_sharing_inputs(task):
         return other_task_vectors(model, task, iv, n=n)
     logger.warning(
@@ -167,15 +176,16 @@ def tasks_sharing_inputs(task: Task) -> list[Task]:
 
 
 def true_others(vectors: Sequence[InstructionVector], iv: InstructionVector, task: Task) -> list[InstructionVector]:
-    """Those that are other tasks' vectors: not `iv` itself, none that contains a vector of the judged task.
+    """The given vectors without `iv` itself and without any that contains a vector of the judged task.
 
     Raises:
-        ValueError: a vector of another task that has the name of the judged one, or of `iv`'s.
+        ValueError: a vector of a task that has the same name as the judged task, or as that of `iv`, but other content.
     """
+    # tasks are told apart by name, so a name has to mean one content
     own = {task.name: task.content_hash()} | {base_task(iv): _task_hash(iv)}
     for other in vectors:
-        known, meant = _task_hash(other), own.get(base_task(other))
-        if known is not None and meant is not None and known != meant:
+        found, meant = _task_hash(other), own.get(base_task(other))
+        if found is not None and meant is not None and found != meant:
             raise ValueError(
                 f"other_vectors has one of another task called {base_task(other)!r}, expected one task of each name; "
                 "call it something else (dataclasses.replace(task, name=...)) and measure it again."
@@ -188,18 +198,20 @@ def true_others(vectors: Sequence[InstructionVector], iv: InstructionVector, tas
 
 
 def _task_hash(vector: InstructionVector) -> str | None:
+    """Hash of the content of the task that a vector was made on, if the vector records it."""
     return (vector.settings.get("effects") or {}).get("task_hash")
 
 
 def _tasks_in(name: str, settings: Mapping[str, Any]) -> Iterator[str]:
-    """Names of all vectors that a vector was added up from, its own included."""
-    yield settings.get("scaled", name)
+    """Names of all tasks whose vectors were added up to this vector, its own included."""
+    yield settings.get("scaled", name)  # the name of a multiple, such as "2 * antonym", hides that of its task
     for operand in settings.get("operands", ()):
         yield from _tasks_in(operand["task"], operand["settings"])
 
 
 def best_constant(examples: Sequence[TaskExample]) -> str:
-    """The one answer that is right for most of these examples; the first in alphabetical order among equals."""
+    """The one answer that is right for most of these examples; among equals the first in alphabetical order."""
+    # a set: an example that lists an answer twice is still one example
     counts = Counter(answer for example in examples for answer in set(example.answers))
     return min(counts, key=lambda answer: (-counts[answer], answer))
 

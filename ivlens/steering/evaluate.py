@@ -1,4 +1,4 @@
-"""`evaluate_intervention`: does a vector do what its instruction does, and does it beat its controls?"""
+"""`evaluate_intervention`: judges whether a vector does what its instruction does and beats its controls."""
 
 import logging
 from collections.abc import Sequence
@@ -41,21 +41,21 @@ logger = logging.getLogger(__name__)
 @checked
 @dataclass(frozen=True)
 class JudgeOptions:
-    """How a vector is judged, beside its prompts and the place where it is added.
+    """How a vector is judged, apart from its prompts and its setting.
 
     Attributes:
-        split: Inputs to judge on.
-        seed: Draws which prompts, and the random controls. Splits, instructions and demonstrations are those of the
+        split: The split of inputs to judge on.
+        seed: Draws the prompts and the random controls. Splits, instructions and demonstrations are those of the
             recipe's seed.
         corruption: What the judged prompts lack. `drop`: instruction and demonstrations; None: nothing, the vector is
             added to clean prompts.
         other_vectors: Vectors of other tasks on the same inputs. None: `n_draws` built-in tasks are drawn and their
             vectors made, at the cost of one `head_effects` each; where no built-in task has these inputs, a line in
-            the log says that the control is missing. `()`: do without.
-        means: Mean outputs of all heads, for `random_heads`: the vector's own effects, where they are at hand; measured
-            again on up to 100 `fit` prompts if not given.
-        per_vector: One row for each control vector, instead of one for all of a condition.
-        progress: Show bars: for the vectors of other tasks, the search and the judgement.
+            the log says that the control is missing. `()`: this control is left out.
+        means: Mean outputs of all heads, for `random_heads`, best the effects that the vector was made from. None: they
+            are measured on up to 100 `fit` prompts.
+        per_vector: Whether the table has a row for each control vector, instead of one for each condition.
+        progress: Whether to show bars for the vectors of other tasks, the search and the judgement.
     """
 
     split: SplitName = "test"
@@ -79,30 +79,31 @@ def evaluate_intervention(
     n_draws: int = 5,
     options: JudgeOptions | None = None,
 ) -> Evaluation:
-    """Does the vector do what the instruction does, and does it beat what it has to beat?
+    """Measure the model's accuracy with the vector added, and under all controls that the vector has to beat.
 
         >>> evaluation = ivlens.evaluate_intervention(model, task, iv)
         >>> with ivlens.steer(model, iv, at=evaluation.best): ...
 
     Layer, strength and site are searched for on the *select* split, for the vector and for *each* control vector on its
-    own, over the same grid and the same prompts; the judged split is then looked at once.
+    own, over the same grid and the same prompts. The judged split is then used once.
 
     Conditions: `clean` (prompts of the recipe), `bare` (the judged prompts as they are: no instruction, no
     demonstrations), `iv`, `iv_heads` (its heads replaced by their means), `random` (`n_draws` vectors of equal norm),
     `random_heads` (`n_draws` vectors from k heads outside S, scaled to equal norm), `other_tasks` (vectors of other
-    tasks, those that contain this task's left out), `constant` (the answer right most often on *select*, given to all).
+    tasks, without those that contain this task's vector), `constant` (the answer that is right most often on *select*,
+    given to every prompt).
 
     An answer is right (`accuracy`) where greedy decoding begins with it and does not go on inside its last word: "12"
     is not "1", "small dog" is "small". It is `exact` where the text or the line ends with it.
 
     Args:
-        recipe: how clean prompts are made; None: as those of the vector were.
-        at: what is searched, and `positions`; or one setting, which is then not searched and holds for all conditions:
-            one that was found for this vector compares a searched vector with unsearched controls. None: `Grid()`:
-            up to twelve layers, both sites, strengths 0.5 to 8.
-        n_prompts: at most so many of each split, drawn with the seed.
-        n_draws: draws of each random control; 19 or more for a table, 5 for a quick look.
-        options: everything else.
+        recipe: How clean prompts are made; None: as those of the vector were.
+        at: The grid that is searched. None: `Grid()`, with up to twelve layers, both sites and strengths 0.5 to 8. Or
+            one setting: nothing is searched then, and all conditions have this setting. Beware of one that was found
+            for this vector: it compares a searched vector with controls that were not searched.
+        n_prompts: The largest number of prompts from each split, drawn with the seed; None: all.
+        n_draws: Draws of each random control; 19 or more for a table, 5 for a quick look.
+        options: How the vector is judged otherwise.
 
     Returns:
         The table of all conditions, and the vector's best setting.
@@ -112,8 +113,9 @@ def evaluate_intervention(
             made on the judged split or on splits of another seed than the others; `means` of another model.
 
     Source:
-        docs/method.md, section 6; arXiv 2406.12227 and 2310.15213, where a vector is added at one layer for all tasks
-        and compared with the prompt without it. Departures: the search on prompts of its own, and all controls.
+        docs/method.md, 6 Intervention and its controls; arXiv 2406.12227 and 2310.15213, where a vector is added at one
+        layer for all tasks and compared with the prompt without it. Added here: the search on prompts of its own, and
+        all controls.
     """
     check_belongs(iv, model)
     check_count("n_draws", n_draws, 0, 10_000)
@@ -137,16 +139,19 @@ def _evaluated(
     n_draws: int,
     options: JudgeOptions,
 ) -> Evaluation:
+    """The judgement itself, once the arguments are checked."""
     given = options.other_vectors
     others = true_others(some_other_vectors(model, task, iv, n_draws) if given is None else given, iv, task)
     for vector in others:
         check_belongs(vector, model)
+    # a `Setting` is a named tuple, and a plain tuple does as well
     grid = Grid.only(Setting(*at)) if isinstance(at, tuple) else at or Grid()
     settings = grid.settings(model)
     chosen = followed_recipe([iv, *others], recipe, task, options.split, options.seed)
+    # two splits see the vectors, that of the search and that of the judgement: neither may have made one of them
     searched_on = _searched_on(settings, options.split)
     if searched_on is not None and searched_on != options.split:
-        split_seed([iv, *others], searched_on, chosen.seed)  # refuses a vector that was made where it would be searched
+        split_seed([iv, *others], searched_on, chosen.seed)  # called only to refuse
     prompts = PromptSets(model, task, chosen, options.corruption, n_prompts, options.seed, **grid.passes)
     judge = prompts.trials(options.split)
     vectors = {
@@ -167,6 +172,7 @@ def _evaluated(
 
 
 def _searched_on(settings: Sequence[Setting], split: SplitName) -> SplitName | None:
+    """The split that a search uses; None where there is one setting, and so nothing to search."""
     if len(settings) == 1:
         return None
     if split == "select":
@@ -180,6 +186,7 @@ def _searched_on(settings: Sequence[Setting], split: SplitName) -> SplitName | N
 def _random_heads(
     prompts: PromptSets, iv: InstructionVector, means: HeadMeans | HeadEffects | None, n_draws: int
 ) -> list[InstructionVector]:
+    """The `random_heads` control vectors; none for a vector without heads, such as one computed from others."""
     if not iv.heads:
         return []
     if means is None:
@@ -190,10 +197,16 @@ def _random_heads(
 def judged_vectors(
     vectors: dict[str, list[InstructionVector]], prompts: PromptSets, judge: Trials, grid: Grid
 ) -> list[Judged]:
-    """Every vector at its own best setting on *select*, judged by `judge`; one result for each condition."""
+    """The scores of every vector at its own best setting on *select*, one result for each condition.
+
+    Args:
+        vectors: For each condition its vectors; all are searched and judged together.
+        judge: The judged prompts.
+    """
+    # in one call, since vectors at one layer and site share their passes
     every = [vector for several in vectors.values() for vector in several]
     thetas, settings = torch.stack([vector.theta for vector in every]), grid.settings(prompts.model)
-    if len(settings) == 1:
+    if len(settings) == 1:  # nothing to search: *select* prompts are not even built
         best = settings * len(every)
     else:
         best = best_settings(prompts.trials("select"), thetas, settings, grid)
@@ -208,14 +221,16 @@ def judged_vectors(
 
 
 def _judged_heads(iv: InstructionVector, judge: Trials) -> list[Judged]:
+    """The condition `iv_heads`; none for a vector without heads."""
     if not iv.heads:
         return []
+    # strength 1 gives exactly the means: the patch by which effects were measured, with all heads at once
     scores = judge.edited(lambda where: patched_heads(judge.model, replacement(iv, 1.0, where), layers_of(iv)))
     return [Judged("iv_heads", scores)]
 
 
 def judged_constant(prompts: PromptSets, judge: Trials) -> Judged:
-    """The answer that is right most often on *select*, given to every judged prompt."""
+    """The condition `constant`: the answer that is right most often on *select*, given to every judged prompt."""
     answer = best_constant(prompts.examples("select"))
     return Judged(
         "constant", accuracy_only(constant_accuracy(answer, judge.batch.examples)), (answer,), has_probs=False
@@ -223,7 +238,7 @@ def judged_constant(prompts: PromptSets, judge: Trials) -> Judged:
 
 
 def _provenance(prompts: PromptSets, iv: InstructionVector, split: SplitName) -> dict[str, Any]:
-    """What made the table, in plain JSON values, so that it survives parquet."""
+    """Everything that made the table, in plain JSON values, which a parquet file keeps beside the table."""
     return {
         "model": asdict(model_identity(prompts.model)),
         "task": prompts.task.name,

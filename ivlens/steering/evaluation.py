@@ -1,4 +1,4 @@
-"""`Evaluation`: what came of a judgement, as a table, the best setting and a figure."""
+"""`Evaluation`: the result of a judgement, with a table, the best setting and a figure."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,20 +18,23 @@ _SHOWN = ("condition", "accuracy", "accuracy_lo", "accuracy_hi", "layer", "alpha
 @checked
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """A vector on the judged prompts, beside its controls.
+    """How often a vector makes the model answer right, beside its controls.
 
     Attributes:
-        table: A row per condition: `condition` (`clean`, `bare`, `iv`, `random`, `random_heads`, `other_tasks`,
-            `iv_heads`, `constant`), `vector`, `n_vectors`, `layer`, `alpha`, `site` (those that all its vectors share),
-            `n` prompts, and for `accuracy`, `exact`, `prob` (first answer token) and `logprob` (whole answer, nats) the
-            mean over prompts and vectors with a 95 % interval over prompts (`accuracy_lo`, `accuracy_hi`, ...):
-            Wilson's for the first two, as `interval` says, t for others; `lead`, by how much the vector is above the
-            condition on the same prompts (`lead_lo`, `lead_hi`: 95 % t); for drawn controls `n_as_good`, how many of
-            them reach the vector, and `p = (1 + n_as_good) / (1 + n_vectors)`, which with 19 draws is never below
-            0.05; `accuracy_best` is the best single vector's, `n_nonfinite` counts overflows (wrong, probability 0). A
-            control that cannot be made (no heads left, no other vectors) has `n_vectors` 0. `.attrs` are `settings`.
-        best: Where and how strongly the vector was judged: the best setting on *select*, or the one given.
-        settings: Everything that made the table, in plain JSON values: among them the `recipe`, and the split that was
+        table: One row for each condition. `condition` is `clean`, `bare`, `iv`, `random`, `random_heads`,
+            `other_tasks`, `iv_heads` or `constant`. `vector` is the name of its vector, where it has one; `n_vectors`
+            their number, 0 for a control that could not be made (no heads left, no other vectors). `layer`, `alpha` and
+            `site` are empty where its vectors have different ones. `n` is the number of prompts.
+            `accuracy`, `exact`, `prob` (first answer token) and `logprob` (whole answer, nats) are means over prompts
+            and vectors, with 95 % intervals over prompts (`accuracy_lo`, `accuracy_hi`, ...): Wilson's for the first
+            two, as `interval` says, t for the others. `accuracy_best` is the accuracy of its best vector;
+            `n_nonfinite` counts passes that overflowed (wrong, probability 0).
+            `lead` is the accuracy of `iv` minus that of the condition on the same prompts (`lead_lo`, `lead_hi`: 95 %
+            t). For drawn controls, `n_as_good` is the number of vectors that reach the accuracy of `iv`, and
+            `p = (1 + n_as_good) / (1 + n_vectors)`, which with 19 draws is never below 0.05.
+            `table.attrs` are the `settings`.
+        best: The setting at which the vector was judged: the best one on *select*, or the one given.
+        settings: Everything that made the table, in plain JSON values; among them the `recipe`, and the split that was
             `searched_on`, None where nothing was searched.
     """
 
@@ -43,23 +46,28 @@ class Evaluation:
     def of(
         cls, judged: Sequence[Judged], *, per_vector: bool = False, settings: Mapping[str, Any] | None = None
     ) -> "Evaluation":
-        """From what was judged, the vector itself under `iv`.
+        """The evaluation of these conditions, one of which is the vector itself (`iv`).
+
+        Args:
+            judged: All conditions with their scores.
+            per_vector: Whether the table has a row for each vector, and then no column `lead`.
+            settings: Everything that made the scores.
 
         Raises:
-            ValueError: nothing was judged under `iv`.
+            ValueError: there is no condition `iv`.
         """
         import pandas as pd
 
         vector = next((one for one in judged if one.condition == "iv"), None)
         if vector is None:
-            raise ValueError("judged holds no condition 'iv', expected that of the vector itself among them.")
+            raise ValueError("judged has no condition 'iv', expected one for the vector itself.")
         if per_vector:
             rows = [summary(one) for many in judged for one in many.separate()]
         else:
             rows = [summary(one) | beside(one, vector) for one in judged]
         table = pd.DataFrame(rows)
         table.attrs.update(settings or {})
-        (best,) = vector.settings
+        (best,) = vector.settings  # the condition has one vector, and so one setting
         return cls(table, best, dict(settings or {}))
 
     @property
@@ -80,12 +88,14 @@ class Evaluation:
         return float(found.mean())
 
     def plot(self) -> "go.Figure":
-        """Accuracy under every condition, with intervals."""
+        """A figure of the accuracy under every condition, with intervals."""
+        # imported late: `show` is a room below, and brings plotly
         from ivlens.show.figures.conditions import condition_plot
 
         return condition_plot(self.table.assign(task=self.settings.get("task", "")))
 
     def _shown(self) -> "pd.DataFrame":
+        """The columns that a reader wants first, rounded."""
         return self.table.reindex(columns=list(_SHOWN)).round(2)
 
     def __str__(self) -> str:

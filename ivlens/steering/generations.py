@@ -1,8 +1,8 @@
-"""What a call of `generate` says about its prompt before it starts: how wide it is, and whether steering can follow it.
+"""Reads from a call of `generate`, before it starts, how wide its prompt is and whether steering can follow it.
 
 Hugging Face's `generate` splits a prompt into chunks, continues caches, drafts tokens and checks several of them in one
-pass. What all these ways have in common is the column: rows end together (padding on the left), so the prompt's last
-token of every row is column `width - 1`, counted from the first cached column. The width is known from the call alone.
+pass. In all these ways rows end together (padding on the left). So the last prompt token of every row is in column
+`width - 1`, counted from the first cached column, and the width is known from the call alone.
 """
 
 import inspect
@@ -16,13 +16,13 @@ from torch import Tensor
 
 @dataclass
 class Generation:
-    """One running generation: what is known of its prompt.
+    """What is known of the prompt of one running generation.
 
     Attributes:
-        width: columns of the prompt, cached ones and padding included; None until its first pass.
-        tokens: the prompt's tokens from column `first` on; None where it is known as embeddings only.
-        first: the column of `tokens[:, 0]`.
-        n_read: columns that went through the model, or were cached before.
+        width: Columns of the prompt, cached ones and padding included; None until the first pass.
+        tokens: The prompt's tokens from column `first` on; None where the prompt is given as embeddings.
+        first: The column of `tokens[:, 0]`.
+        n_read: Columns that went through the model so far, or were cached before.
     """
 
     width: int | None = None
@@ -31,18 +31,19 @@ class Generation:
     n_read: int = 0
 
     def check_pass(self, given: Tensor, past: int) -> None:
-        """Refuse a pass that is none of this prompt, such as the unconditional one of classifier-free guidance.
+        """Refuse a pass over another prompt, such as the unconditional pass of classifier-free guidance.
 
         Args:
-            given: tokens or embeddings of the pass.
-            past: columns cached before it.
+            given: Tokens or embeddings of the pass.
+            past: Columns cached before the pass.
 
         Raises:
-            ValueError: it holds something else where the prompt should be, or begins or ends where it could not.
+            ValueError: the pass has other tokens where the prompt should be, or begins or ends at a column where no
+                pass over this prompt could.
         """
         assert self.width is not None
         end = past + given.shape[1]
-        # until the prompt was read each pass goes on where the last one ended; no later one ends inside it
+        # while the prompt is being read, each pass begins where the last one ended; later passes end behind the prompt
         is_other = past != self.n_read if self.n_read < self.width else end < self.width
         n_shared = min(end, self.width) - past
         if not is_other and n_shared > 0 and self.tokens is not None and past >= self.first:
@@ -57,23 +58,23 @@ class Generation:
 
 
 def _rows_of(given: Tensor, prompt: Tensor) -> bool:
-    """Whether every row of `given` is a row of `prompt`: beams and several returned sequences repeat rows."""
+    """Whether every row of `given` is a row of `prompt`; beams and several returned sequences repeat rows."""
     prompt = prompt.to(given.device)
     n_times, rest = divmod(len(given), len(prompt))
+    # first the usual order, in one comparison; then row by row, since reordered beams may repeat rows unevenly
     if not rest and torch.equal(given, prompt.repeat_interleave(n_times, 0)):
         return True
     return all(bool((row == prompt).all(1).any()) for row in given)
 
 
 def hf_generation(model: Any, named: dict[str, Any], pad_token: int | None) -> Generation:
-    """The generation that `model.generate(**named)` of Hugging Face will be.
+    """The width and tokens of the prompt in a call `model.generate(**named)` of Hugging Face.
 
     Args:
-        pad_token: what the tokenizer pads with, whatever the call says.
+        pad_token: The tokenizer's pad token, which the call may not mention.
 
     Raises:
-        ValueError: a way of decoding whose result would not be the steered one; padding on the right; a prompt whose
-            end cannot be known.
+        ValueError: a way of decoding that cannot be steered; padding on the right; a prompt whose end cannot be known.
     """
     _check_options(model, named)
     tokens = named.get("inputs") if named.get("inputs") is not None else named.get("input_ids")
@@ -86,29 +87,32 @@ def hf_generation(model: Any, named: dict[str, Any], pad_token: int | None) -> G
         check_ends_together(checked_mask(mask))
     elif embeds is None and tokens is not None:
         _check_unmasked(tokens, named, model, pad_token)
-    n_given = given.shape[1] if given is not None else 1  # Hugging Face begins with one BOS token
+    n_given = given.shape[1] if given is not None else 1  # without a prompt Hugging Face begins with one BOS token
     n_masked = mask.shape[1] if mask is not None else n_given
     if not n_given:
         raise ValueError("generate got a prompt without a token, expected at least one, such as BOS.")
     if embeds is not None:
+        # tokens beside embeddings are the ones that are already embedded, or none
         if tokens is not None and tokens.shape[1] not in (0, n_given):
             raise ValueError(
                 f"generate got {tokens.shape[1]} tokens beside {n_given} inputs_embeds, expected equally many; "
                 "pass inputs_embeds alone."
             )
         tokens = None
+    # two ways to continue a cache: the call has the whole prompt, cached tokens included, or only the new tokens with a
+    # mask over everything
     if n_masked == n_given and n_given > past:
         return Generation(n_given, tokens, n_read=past)
     if n_masked == past + n_given and embeds is None:
         return Generation(n_masked, tokens, past, past)
     raise ValueError(
         f"generate got {n_given} tokens, a mask of {n_masked} and a cache of {past}, so the prompt's end is unknown; "
-        "pass the whole prompt, cached tokens included, with a mask as long."
+        "pass the whole prompt, cached tokens included, with a mask of the same length."
     )
 
 
 def cached_length(cache: Any) -> int:
-    """How many columns a cache holds; 0 for none.
+    """The number of columns that a cache holds; 0 without a cache.
 
     Raises:
         ValueError: it is no cache of transformers.
@@ -123,19 +127,19 @@ def cached_length(cache: Any) -> int:
 
 
 def named_arguments(method: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Every argument of a call under its name."""
+    """The arguments of a call by name, those given by position included."""
     return dict(zip(inspect.signature(method).parameters, args, strict=False)) | kwargs
 
 
 def _option(name: str, named: dict[str, Any], model: Any) -> Any:
-    """A generation option as Hugging Face will see it: from the call, its config, or the model's."""
+    """A generation option as Hugging Face will see it: from the call, else from its config, else from the model's."""
     if name in named:
         return named[name]
     configs = named.get("generation_config"), getattr(model, "generation_config", None)
     return next((value for config in configs if (value := getattr(config, name, None)) is not None), None)
 
 
-# what generate cannot do while steered: option, the values that mean "off", and the reason
+# options that are refused while steered: name, the values that mean "off", and the reason
 _REFUSED: tuple[tuple[str, tuple[Any, ...], str], ...] = (
     ("guidance_scale", (None, 1), "it is undefined whether the pass without condition is steered too"),
     ("negative_prompt_ids", (None,), "it is undefined whether the negative prompt is steered too"),
@@ -147,8 +151,10 @@ _REFUSED: tuple[tuple[str, tuple[Any, ...], str], ...] = (
 
 
 def _check_options(model: Any, named: dict[str, Any]) -> None:
+    """Refuse options with which the text would not be the steered one, or with which transformers fails itself."""
     for name, off, reason in _REFUSED:
         value = _option(name, named, model)
+        # numbers by value, as 1.0 means 1; others by identity, as a tensor has no truth value
         if not any(value is none or (isinstance(value, int | float) and value == none) for none in off):
             shown = "given" if isinstance(value, Tensor) else f"{value!r}"
             raise ValueError(f"generate cannot be steered with {name} ({shown}): {reason}; leave it out.")
@@ -162,7 +168,7 @@ def _check_options(model: Any, named: dict[str, Any]) -> None:
 
 
 def _check_drafts(model: Any, named: dict[str, Any], past: int) -> None:
-    """Refuse assistants where transformers does not give them, or the model, the prompt as it is."""
+    """Refuse drafted tokens (assistants, prompt lookup) where transformers loses or repeats a part of the prompt."""
     assistant = named.get("assistant_model")
     if hasattr(assistant, "original_model"):
         raise ValueError("assistant_model is a bridge, expected the Hugging Face model; pass its .original_model.")
@@ -182,7 +188,7 @@ def _check_drafts(model: Any, named: dict[str, Any], past: int) -> None:
 
 
 def refuse_batching(*_: Any, **__: Any) -> None:
-    """Refuse continuous batching; stands in the place of the methods that begin it.
+    """Refuse continuous batching; called instead of the methods that begin it.
 
     Raises:
         ValueError: always.
@@ -194,7 +200,7 @@ def refuse_batching(*_: Any, **__: Any) -> None:
 
 
 def check_ends_together(mask: Tensor) -> None:
-    """Refuse a prompt padded on the right, whose continuation would begin behind the padding.
+    """Refuse a prompt padded on the right, as its continuation would be written behind the padding.
 
     Raises:
         ValueError: a row of the mask does not end in a token.
@@ -207,7 +213,7 @@ def check_ends_together(mask: Tensor) -> None:
 
 
 def checked_mask(mask: Any) -> Tensor:
-    """The mask `[batch, pos]`, of whatever type its zeros and ones are.
+    """The mask itself, if it is a tensor `[batch, pos]` of any dtype.
 
     Raises:
         ValueError: it is something else, such as a mask of four dimensions.
@@ -219,7 +225,7 @@ def checked_mask(mask: Any) -> Tensor:
 
 
 def ends_in_padding(pad_token: int) -> ValueError:
-    """The error for a row that ends in the pad token where no mask tells it from text."""
+    """The error for a row that ends in the pad token without a mask that tells padding from text."""
     return ValueError(
         f"a row ends in the pad token {pad_token} and there is no attention_mask, so the last prompt token is unknown; "
         "pad on the left and pass attention_mask."
@@ -227,9 +233,11 @@ def ends_in_padding(pad_token: int) -> ValueError:
 
 
 def _check_unmasked(tokens: Tensor, named: dict[str, Any], model: Any, pad_token: int | None) -> None:
+    """Refuse rows without a mask that may end in padding, since their last prompt token is unknown."""
     pad, end = _option("pad_token_id", named, model), _option("eos_token_id", named, model)
     ends = {int(row[-1]) for row in tokens} if tokens.shape[1] else set()
     # without a mask Hugging Face takes pad tokens for padding, unless they are end tokens too
     meant = {pad} - set(end if isinstance(end, list | tuple) else [end])
+    # rows of one batch may be padded to one width, so there the tokenizer's pad token counts as well
     if found := (ends & ({pad, pad_token} if len(tokens) > 1 else meant) - {None}):
         raise ends_in_padding(min(found))

@@ -1,4 +1,4 @@
-"""`PromptSets`: the prompts on which vectors of one task are tried, split by split."""
+"""`PromptSets`: makes the prompts on which vectors of one task are searched for and judged, for each split."""
 
 import logging
 from collections.abc import Iterable
@@ -22,15 +22,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PromptSets:
-    """Which prompts are judged, for every split alike.
+    """How the prompts of a judgement are made, in the same way for every split.
 
     Attributes:
+        model, task: The model and the task whose prompts are made.
         recipe: How clean prompts are made; its seed also decides which split an input is in.
-        corruption: What the judged prompts lack; `drop`: instruction and demonstrations. None: nothing, the vector is
-            added to clean prompts.
-        n_prompts: At most so many of a split; None: all.
-        seed: Draws which prompts, and their order.
-        positions, rows_per_pass: As of `Trials`.
+        corruption: What the judged prompts lack; `drop`: instruction and demonstrations. None: nothing, so that the
+            vector is added to clean prompts.
+        n_prompts: The largest number of prompts from a split; None: all.
+        seed: Draws the prompts and their order.
+        positions, rows_per_pass: Passed on to `Trials`.
     """
 
     model: TransformerBridge
@@ -48,23 +49,24 @@ class PromptSets:
 
     @property
     def applied(self) -> Corruption | None:
-        """The corruption the prompts really have: a task that is one with its instruction has nothing to drop."""
+        """The corruption that the prompts really have: `none` in the place of `drop` where nothing can be dropped."""
+        # a fused task has its instruction in its inputs, so without demonstrations nothing can be dropped
         nothing = self.task.fused and not self.recipe.shots(self.task)
         return "none" if self.corruption == "drop" and nothing else self.corruption
 
     def examples(self, split: SplitName) -> tuple[TaskExample, ...]:
-        """Examples of a split, in an order drawn with the seed."""
+        """Up to `n_prompts` examples of a split, in an order drawn with the seed."""
         found = self.task.split(split, self.recipe.seed)
         order = torch.randperm(len(found), generator=torch.Generator().manual_seed(self.seed)).tolist()
         return tuple(found[index] for index in order[: self.n_prompts])
 
     def batch(self, split: SplitName, *, corrupted: bool = True) -> PromptBatch:
-        """The judged prompts, or with `corrupted=False` the clean ones of the same inputs."""
+        """The judged prompts of a split, or with `corrupted=False` the clean prompts of the same inputs."""
         corruption = self.applied if corrupted else None
         return prompts_for(self.model, self.task, self.examples(split), self.recipe, corruption=corruption)
 
     def trials(self, split: SplitName, *, corrupted: bool = True) -> Trials:
-        """The prompts, ready to be run."""
+        """The prompts of a split, ready to be run under many interventions."""
         batch = self.batch(split, corrupted=corrupted)
         return Trials(self.model, batch, positions=self.positions, rows_per_pass=self.rows_per_pass)
 
@@ -76,34 +78,35 @@ def followed_recipe(
     split: SplitName,
     default_seed: int = 0,
 ) -> PromptRecipe:
-    """The recipe that prompts of `task` are made with for these vectors: what was given, or else the first one's own.
+    """The recipe of the prompts on which these vectors are judged: the given one, else that of the first vector.
 
-    Its seed is always that of the splits the vectors were made on, so that no prompt that made one of them judges it.
-    Of another task's vector the form is followed, not its instruction: `task` is asked by its own.
+    Its seed is always the seed of the splits that the vectors were made on, so that no prompt that made a vector judges
+    it. Of a vector of another task only the form is followed; `task` keeps its own instruction.
 
     Raises:
         ValueError: two vectors with different seeds, or one that was made on `split`.
     """
     listed = list(vectors)
     seed = split_seed(listed, split, default_seed if given is None else given.seed)
-    own = listed[0].recipe if listed else None
+    own = listed[0].recipe if listed else None  # in a judgement the first vector is judged, the others are controls
     if own is not None and base_task(listed[0]) != task.name:
         own = own.for_other_tasks()
     chosen = replace(given or own or PromptRecipe(), seed=seed)
     if given is not None and own is not None and chosen != replace(own, seed=seed):
-        # what the recipe leaves open is no difference
+        # a number of shots that the given recipe leaves open is no difference
         if chosen.n_shots is not None or replace(chosen, n_shots=own.n_shots) != replace(own, seed=seed):
             logger.info("prompts are made as given (%s), not as those of the vector were (%s).", chosen, own)
     return chosen
 
 
 def split_seed(vectors: Iterable[InstructionVector], split: SplitName, default: int) -> int:
-    """The seed of the splits that these vectors were made on.
+    """The seed of the splits that these vectors were made on; `default` where they record none.
 
     Raises:
         ValueError: two vectors with different seeds, or one that was made on `split`.
     """
     listed = list(vectors)
+    # a vector may be a sum of others, so there may be several effects and seeds for each
     made_on = [found for vector in listed for found in effects_of(vector.settings)]
     seeds = sorted({seed for vector in listed for seed in seeds_of(vector.settings)})
     if len(seeds) > 1:

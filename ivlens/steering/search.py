@@ -1,4 +1,7 @@
-"""Layer x strength x site grids: the best setting of a vector, and tables of all settings."""
+"""Searches the best layer, strength and site of a vector on a grid, or measures the whole grid in a table.
+
+Formulas and defaults: docs/method.md, 6 Intervention and its controls.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,22 +27,22 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-MOST_LAYERS = 12  # that are tried where nobody says which
+MOST_LAYERS = 12  # layers that are tried where none are named
 
 
 @checked
 @dataclass(frozen=True)
 class Grid:
-    """The settings that are tried, and how.
+    """The settings (layer, strength, site) that are tried, and how they are tried.
 
     Attributes:
-        layers: None: all, and in a model of more than twelve layers twelve of them (see `tried_layers`).
-        alphas: strengths.
-        sites: places in the block.
+        layers: The layers. None: all, but in a model of more than twelve layers twelve of them (see `tried_layers`).
+        alphas: The strengths.
+        sites: The places in a block, `resid_post` and `attn_out`.
         positions: `prompt` or `every`, as in `steer`.
-        n_screen, n_finalists: a search tries every setting on the first `n_screen` prompts, and the `n_finalists` best
-            of each vector on all of them; 0 finalists: every setting on every prompt.
-        rows_per_pass: upper bound on prompts x vectors x strengths in one forward pass.
+        n_screen, n_finalists: A search tries every setting on the first `n_screen` prompts, and then the `n_finalists`
+            best settings of each vector on all prompts. With 0 finalists it tries every setting on every prompt.
+        rows_per_pass: Upper bound on the rows (prompts x vectors x strengths) of one forward pass.
     """
 
     layers: Sequence[int] | None = None
@@ -52,7 +55,7 @@ class Grid:
 
     def __post_init__(self) -> None:
         check_counts(self, n_screen=1, n_finalists=0, rows_per_pass=1)
-        # in plain values: a grid stands in the settings of what was made with it
+        # plain tuples, since results record the grid in their settings, as JSON
         for name in ("layers", "alphas"):
             if (numbers := getattr(self, name)) is not None:
                 object.__setattr__(self, name, tuple(numbers))
@@ -60,19 +63,19 @@ class Grid:
 
     @property
     def passes(self) -> dict[str, Any]:
-        """What `PromptSets` takes from a grid."""
+        """The arguments of `PromptSets` that come from a grid."""
         return {"positions": self.positions, "rows_per_pass": self.rows_per_pass}
 
     @classmethod
     def only(cls, setting: Setting) -> "Grid":
-        """A grid of one setting: nothing is searched."""
+        """A grid of one setting, with which nothing is searched."""
         return cls((setting.layer,), (setting.alpha,), (setting.site,))
 
     def settings(self, model: TransformerBridge) -> list[Setting]:
-        """All settings, layer by layer.
+        """All settings of the grid, layer by layer.
 
         Raises:
-            ValueError: an unknown layer, site or positions; nothing to try.
+            ValueError: an unknown layer, site or positions; an empty grid.
         """
         if self.positions not in POSITIONS:
             raise ValueError(f"positions is {self.positions!r}, expected one of {', '.join(POSITIONS)}.")
@@ -86,13 +89,13 @@ class Grid:
 
 
 NO_VECTOR = Grid(layers=(0,), alphas=(0.0,), sites=SITES[:1])
-"""Strength 0, once: the same prompts without a vector."""
+"""A grid of the single strength 0: the prompts run without a vector."""
 
 
 def tried_layers(n_layers: int, most: int = MOST_LAYERS) -> list[int]:
-    """The layers that are tried where nobody says which: all, or of a deep model so many, evenly spaced.
+    """The layers that are tried where none are named: all, or in a deep model `most` of them, evenly spaced.
 
-    Those begin after the first blocks and end before the last fifth, whose output few heads still read.
+    The spaced ones leave out the first blocks and the last fifth, whose output few heads still read.
     """
     if n_layers <= most:
         return list(range(n_layers))
@@ -112,18 +115,18 @@ def sweep_settings(
     n_prompts: int | None = None,
     seed: int = 0,
 ) -> "pd.DataFrame":
-    """Accuracy of every vector at every setting of the grid, on bare prompts: no instruction, no demonstrations.
+    """The accuracy of every vector at every setting of the grid, on bare prompts (no instruction, no demonstrations).
 
     Args:
-        vectors: one, several, or several by name.
-        recipe: how prompts are made; None: as those of the first vector were.
-        grid: `Grid()` by default; the whole of it is measured on all prompts.
-        n_prompts: at most so many, drawn with the seed; None: the whole split.
-        seed: draws which prompts, and their order; splits are those of the seed the vectors were made with.
+        vectors: One vector, several in a list, or several in a dict by name.
+        recipe: How prompts are made; None: as those of the first vector were.
+        grid: `Grid()` by default. Every setting is measured on all prompts; nothing is screened.
+        n_prompts: The largest number of prompts, drawn with the seed; None: the whole split.
+        seed: Draws the prompts and their order; the splits are those of the seed that the vectors were made with.
 
     Returns:
-        One row per vector, layer, site and alpha, with the means `accuracy`, `exact`, `prob` (first answer token) and
-        `logprob` (whole answer, nats) over `n` prompts; see `evaluate_intervention`.
+        One row for each vector, layer, site and alpha, with the means `accuracy`, `exact`, `prob` (first answer token)
+        and `logprob` (whole answer, nats) over `n` prompts; see `evaluate_intervention`.
 
     Raises:
         ValueError: an unknown layer, site, positions or split; a vector of another model, or made on this split.
@@ -152,8 +155,8 @@ def sweep_settings(
 
 
 def grid_scores(trials: Trials, thetas: Float[Tensor, "n d_model"], settings: Sequence[Setting]) -> list[Scores]:
-    """For each vector, its scores at every setting."""
-    flat = [setting for _ in thetas for setting in settings]
+    """The scores of every vector at every setting: one `Scores` for each vector, a row in it for each setting."""
+    flat = [setting for _ in thetas for setting in settings]  # vector by vector, each at all settings
     scores = trials.at(flat, thetas.repeat_interleave(len(settings), 0))
     return [scores.chosen(range(at, at + len(settings))) for at in range(0, len(flat), len(settings))]
 
@@ -161,13 +164,15 @@ def grid_scores(trials: Trials, thetas: Float[Tensor, "n d_model"], settings: Se
 def best_settings(
     trials: Trials, thetas: Float[Tensor, "n d_model"], settings: Sequence[Setting], grid: Grid
 ) -> list[Setting]:
-    """The best setting of each vector: accuracy, ties broken by probability, then by order.
+    """The setting of each vector with the largest accuracy; ties are broken by mean probability, then by order.
 
-    All vectors get the same two rounds: every setting on the first prompts, the best ones on all (see `Grid`).
+    All vectors, controls too, get the same two rounds: every setting on the first prompts, then the best settings on
+    all prompts (see `Grid`). A control that searched less would lose for that reason alone.
     """
     if len(settings) == 1:
         return [settings[0]] * len(thetas)
     candidates = [list(settings)] * len(thetas)
+    # with few settings or few prompts the first round would be the whole search, so it is left out
     if 0 < grid.n_finalists < len(settings) and 0 < grid.n_screen < len(trials.batch):
         candidates = _best(trials.first(grid.n_screen), thetas, candidates, grid.n_finalists)
     return [best for (best,) in _best(trials, thetas, candidates, 1)]
@@ -176,16 +181,19 @@ def best_settings(
 def _best(
     trials: Trials, thetas: Float[Tensor, "n d_model"], candidates: Sequence[Sequence[Setting]], n_best: int
 ) -> list[list[Setting]]:
-    """The best candidates of each vector, in order.
+    """The `n_best` best candidates of each vector, best first.
 
-    Every candidate is scored `loose` first, which is no less than it deserves; only those that are among the best by
-    that are scored again, until none among the best is loose.
+    Every candidate is first scored `loose`: the second pass, which sees whether an answer goes on, is left out, so the
+    score is never too low. Then only the candidates among the best are scored exactly, until all of the best are exact.
+    The result is that of scoring all candidates exactly, at a fraction of the passes.
     """
     width = len(candidates[0])
     flat = [setting for own in candidates for setting in own]
     scores = trials.at(flat, thetas.repeat_interleave(width, 0), loose=True)
+    # a candidate with no right answer at all can lose nothing: its loose score is exact
     goodness, is_loose = scores.goodness(), scores.accuracy.any(1).reshape(len(thetas), width)
     while True:
+        # stable: of equal candidates the earlier one, in every round
         best = goodness.reshape(is_loose.shape).argsort(dim=1, descending=True, stable=True)[:, :n_best]
         asked = (best + width * torch.arange(len(thetas))[:, None])[is_loose.gather(1, best)]
         if not len(asked):
@@ -197,10 +205,10 @@ def _best(
 def name_vectors(
     vectors: "InstructionVector | Sequence[InstructionVector] | Mapping[str, InstructionVector]",
 ) -> dict[str, InstructionVector]:
-    """Vectors by name: their task's where none is given.
+    """The vectors in a dict by name; without names given, by the names of their tasks.
 
     Raises:
-        ValueError: none at all, or two of one name.
+        ValueError: no vector, or two of one name.
     """
     if isinstance(vectors, Mapping):
         named = dict(vectors)
@@ -218,4 +226,5 @@ def name_vectors(
 
 
 def _means(scores: Scores) -> dict[str, list[float]]:
+    """The mean over prompts of each metric, for every intervention."""
     return {metric: getattr(scores, metric).mean(1).tolist() for metric in METRICS}

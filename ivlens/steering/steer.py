@@ -1,4 +1,4 @@
-"""`steer`: a live model with an Instruction Vector in it."""
+"""`steer`: runs a live model with an Instruction Vector added to its residual stream."""
 
 import math
 from collections.abc import Iterator
@@ -32,25 +32,28 @@ def steer(
     positions: Positions = "prompt",
     mode: Mode = "vector",
 ) -> Iterator[None]:
-    """Run the body with the vector added: `h_layer <- h_layer + alpha * theta`.
+    """Run the body with the vector added to the residual stream: `h_layer <- h_layer + alpha * theta`.
 
         >>> with ivlens.steer(model, iv, at=evaluation.best):   # or layer=3, alpha=2
         ...     model.generate("Input: big\\nOutput:", do_sample=False)
 
-    It holds for `generate`, `hf_generate`, `generate_stream` and Hugging Face's own `generate`, however they decode:
-    the prompt's end is the end of what the call was given, whether it is read at once or in chunks, or continues a
-    cache, and whoever drafts the tokens. Ways that cannot be followed are refused before a token is written (a table is
-    in `docs/guide/production.md`); batches are padded on the left. In a pass outside a generation the prompt is the
-    whole row, padded on either side (pass the attention mask), except that tokens that follow a cache count as
-    generated. Contexts on one model nest and add up. A context belongs to the task or thread that opened it and to the
-    tasks that are started inside: another thread waits until it is left, another task of the same thread is refused,
-    and so are passes of others *inside* it.
+    Generations: the vector is added in `generate`, `hf_generate`, `generate_stream` and Hugging Face's own `generate`.
+    The prompt ends where the tokens end that the call was given. It does not matter whether they are read at once or in
+    chunks, whether they continue a cache, or which model drafts tokens. Ways of decoding that cannot be followed are
+    refused before a token is written (a table is in `docs/guide/production.md`). Batches are padded on the left.
+
+    Single passes: outside a generation the prompt is the whole row, padded on either side (pass the attention mask).
+    Tokens that follow a cache count as generated.
+
+    Contexts on one model nest, and their vectors add up. A context belongs to the thread or asyncio task that opened it
+    and to the tasks that are started inside. Another thread waits until the context is left; another task of the same
+    thread gets an error, and so does a pass that another thread runs inside the context.
 
     Args:
-        at: layer, strength and site in one, such as `Evaluation.best`; each can be given alone instead.
-        layer: where to add it; not for `mode="heads"`, whose heads have layers of their own.
-        alpha: strength, 1 by default; negative subtracts. With `mode="heads"` the share of the way from the head's
-            output to its mean.
+        at: Layer, strength and site together, such as `Evaluation.best`; instead, each can be given alone.
+        layer: The layer at which the vector is added; not for `mode="heads"`, whose heads have layers of their own.
+        alpha: Strength, 1 by default; a negative one subtracts. With `mode="heads"` it is the share of the way from a
+            head's output to its mean.
         site: `resid_post` (output of the block, the default) or `attn_out` (what attention adds); not used by
             `mode="heads"`.
         positions: `prompt` (last prompt token, once) or `every` (each generated token as well).
@@ -58,10 +61,13 @@ def steer(
 
     Raises:
         ValueError: a vector of another model (see `InstructionVector.for_model`); no such layer, site, positions or
-            mode; a layer missing or out of place; `at` beside what it holds; `heads` for a vector without heads (one
-            computed from others); in the body: a way of decoding, a padding or a cache that cannot be followed.
+            mode; a layer missing, or given with `mode="heads"`; `at` together with a part of it; `mode="heads"` for a
+            vector without heads (one computed from others). In the body: a way of decoding, a padding or a cache that
+            cannot be followed.
         RuntimeError: the body ran no forward pass, or ran passes from two threads; another task of this thread has a
             context open.
+
+    Source: docs/method.md, 6 Intervention and its controls.
     """
     check_belongs(iv, model)
     layer, strength, place = _place(at, layer, alpha, site)
@@ -81,14 +87,17 @@ def steer(
         raise ValueError(
             'steer(mode="vector") got no layer, expected one; sweep_settings and evaluate_intervention find a good one.'
         )
+    # a wrong layer is refused at once: to open the contexts may take long, if another thread has the model
     check_layers(model, [layer])
     check_site(place)
+    # `ends` is asked during each pass, since where the prompt ends is known only then
     with (
         followed(model) as ends,
         added_to_stream(
             model,
             layer,
             place,
+            # strength 0 gives the bits of the plain model, also for a vector that is not finite
             addition(strength * iv.theta, lambda: ends.columns(positions)) if strength else torch.clone,
         ),
     ):
@@ -98,16 +107,18 @@ def steer(
 def _place(
     at: Setting | None, layer: int | None, alpha: float | int | None, site: str | None
 ) -> tuple[int | None, float | int, str]:
-    """Layer, strength and site, from one setting or from what was given alone."""
+    """Layer, strength and site, from `at` or from those that were given alone."""
     if at is None:
         return layer, 1.0 if alpha is None else alpha, SITES[0] if site is None else site
+    # None, not the defaults, stands for "not given": so that `at` beside an explicit default is refused as well
     given = [name for name, value in (("layer", layer), ("alpha", alpha), ("site", site)) if value is not None]
     if given:
-        raise ValueError(f"steer got at={tuple(at)} and {', '.join(given)}, expected one of both; leave one out.")
+        raise ValueError(f"steer got at={tuple(at)} and {', '.join(given)}, expected one of the two; leave one out.")
     return Setting(*at)
 
 
 def _check_options(iv: InstructionVector, alpha: float | int, positions: str, mode: str) -> None:
+    """Refuse values of the right type that make no sense."""
     if not math.isfinite(alpha):
         raise ValueError(f"alpha is {alpha}, expected a finite number; 0.5 to 8 are usual.")
     if positions not in POSITIONS:

@@ -1,4 +1,4 @@
-"""Scores per prompt, and from them one table row with intervals."""
+"""Scores of interventions on each prompt, and the table rows with means and intervals that are made from them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 METRICS = ("accuracy", "exact", "prob", "logprob")
-DRAWN = ("random", "random_heads", "other_tasks")  # controls of which there are several vectors
+DRAWN = ("random", "random_heads", "other_tasks")  # conditions with several drawn vectors, which have a p value
 
 
 class Setting(NamedTuple):
@@ -28,14 +28,14 @@ class Setting(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """What came of each intervention on each prompt.
+    """The scores of `n` interventions on each prompt of a batch.
 
     Attributes:
         accuracy: 1 where greedy decoding begins with one of the accepted answers and does not go on inside its last
             word, else 0; see `ivlens.forward.scoring.Correct`.
-        exact: 1 where it writes one of them and then ends the text or the line, else 0.
-        prob: probability of the first token of the first answer.
-        logprob: log-probability of the whole first answer, in nats.
+        exact: 1 where greedy decoding writes one of the accepted answers and then ends the text or the line, else 0.
+        prob: Probability of the first token of the first answer.
+        logprob: Log-probability of the whole first answer, in nats.
     """
 
     accuracy: Float[Tensor, "n batch"]
@@ -45,29 +45,37 @@ class Scores:
 
     @staticmethod
     def stacked(parts: "Sequence[Scores]") -> "Scores":
-        """One below the other."""
+        """The scores of several sets of interventions on the same prompts, one below the other."""
         return Scores(*(torch.cat([getattr(part, name) for part in parts]) for name in METRICS))
 
     @staticmethod
     def abreast(parts: "Sequence[Scores]") -> "Scores":
-        """Those of more prompts to the right."""
+        """The scores of the same interventions on several batches of prompts, side by side."""
         return Scores(*(torch.cat([getattr(part, name) for part in parts], 1) for name in METRICS))
 
     def chosen(self, rows: Sequence[int]) -> "Scores":
-        """Only these interventions, in this order."""
+        """The scores of these interventions alone, in this order."""
         return Scores(*(getattr(self, name)[list(rows)] for name in METRICS))
 
     def goodness(self) -> Float[Tensor, " n"]:
-        """What a search maximises: accuracy, and among equals the mean probability (exact up to 10,000 prompts)."""
-        # a strength that overflows gives NaN, which argmax would take for the largest
+        """What a search maximises: accuracy, and among equals the mean probability.
+
+        A difference of one right answer outweighs any probability, for up to 10,000 prompts.
+        """
+        # a strength that overflows gives NaN, which sorting would take for the largest
         return self.accuracy.mean(1) + 1e-4 * self.prob.nan_to_num(nan=0.0).mean(1)
 
 
 @dataclass(frozen=True, eq=False)
 class Judged:
-    """One condition on the judged prompts: its vectors, each with its setting, or one row without a vector.
+    """The scores of one condition on the judged prompts.
 
-    `has_probs` is False for what answers without a model, such as a constant.
+    Attributes:
+        condition: Its name, such as `random`.
+        scores: A row for each of its vectors; one row for a condition without vectors, such as `clean`.
+        names: The name of each vector.
+        settings: The setting of each vector.
+        has_probs: False where no model answers, as for `constant`: then there are no probabilities.
     """
 
     condition: str
@@ -77,7 +85,7 @@ class Judged:
     has_probs: bool = True
 
     def separate(self) -> "list[Judged]":
-        """One for each vector; itself where there are none."""
+        """The condition split into one `Judged` for each vector; unchanged where it has no vectors."""
         if not self.settings:
             return [self]
         return [
@@ -87,13 +95,13 @@ class Judged:
 
 
 def summary(judged: Judged) -> dict[str, Any]:
-    """Means over prompts and vectors, and their 95 % intervals over prompts (the vectors stay).
+    """A table row of one condition: means over prompts and vectors, with 95 % intervals over prompts.
 
-    Shares of right answers have Wilson's interval, which `interval` names; probabilities and log-probabilities have a
-    t interval.
+    The vectors count as fixed: intervals are over the means that each prompt has over vectors. Shares of right answers
+    have Wilson's interval, as the column `interval` says; probabilities and log-probabilities have a t interval.
 
-    A pass that overflows counts as wrong and as probability 0, and is left out of `logprob`; `n_nonfinite` says how
-    many pairs of vector and prompt that befell.
+    A pass that overflows counts as wrong and as probability 0, and is left out of `logprob`. `n_nonfinite` is the
+    number of pairs of vector and prompt with such a pass.
     """
     n_rows, n_prompts = judged.scores.accuracy.shape
     shared = {key: _shared([getattr(at, key) for at in judged.settings]) for key in Setting._fields}
@@ -116,19 +124,20 @@ def summary(judged: Judged) -> dict[str, Any]:
 
 
 def beside(judged: Judged, vector: Judged) -> dict[str, Any]:
-    """How far a vector leads a condition, as columns of its row; empty where there is nothing to compare.
+    """Columns that compare a condition with the judged vector; none where there is nothing to compare.
 
     Returns:
-        `lead`, its accuracy less the condition's on the same prompts, with a 95 % t interval over these (`lead_lo`,
-        `lead_hi`); for controls that were drawn also `n_as_good`, how many of them reach its accuracy, and `p`, which
-        of 19 draws is never below 0.05.
+        `lead`: the vector's accuracy minus the condition's on the same prompts, with a 95 % t interval over prompts
+        (`lead_lo`, `lead_hi`). For drawn controls also `n_as_good`, the number of them that reach the vector's
+        accuracy, and `p`, which with 19 draws is never below 0.05.
     """
     prompts = [str(row) for row in range(judged.scores.accuracy.shape[1])]
     own, other = vector.scores.accuracy, judged.scores.accuracy
     if judged is vector or not len(other) or own.shape[1] != len(prompts):
         return {}
     lead, low, high = clustered_difference(own.double().mean(0).numpy(), other.double().mean(0).numpy(), prompts)
-    if low == high:  # of prompts that all differ alike, or not at all, a few more might not
+    # the difference is the same on all prompts, and t has no width: take Wilson's bound for an event never seen instead
+    if low == high:
         most = wilson(0, len(prompts))[1]
         low, high = max(-1.0, lead - most), min(1.0, lead + most)
     found: dict[str, Any] = {"lead": lead, "lead_lo": low, "lead_hi": high}
@@ -139,12 +148,18 @@ def beside(judged: Judged, vector: Judged) -> dict[str, Any]:
 
 
 def n_as_good(judged: Judged, accuracy: float) -> int:
-    """How many of its vectors have at least this mean accuracy."""
+    """The number of a condition's vectors with at least this mean accuracy."""
+    # 1e-9: means of the same number of right answers may differ in their last digit
     return int((judged.scores.accuracy.double().mean(1) >= accuracy - 1e-9).sum())
 
 
 def corrected(table: "pd.DataFrame", by: str | Sequence[str] = ("condition",)) -> "pd.DataFrame":
-    """The table of several tasks with `p_holm`: `p`, corrected for the number of tasks that have one (Holm)."""
+    """A table of several tasks with one more column, `p_holm`: Holm's correction of `p` for the number of tasks.
+
+    Args:
+        table: Rows of several evaluations, one below the other.
+        by: Columns within whose values the correction is made.
+    """
     if "p" not in table:
         return table
     groups = table.groupby(list(as_items("by", by)), sort=False)["p"]
@@ -152,21 +167,24 @@ def corrected(table: "pd.DataFrame", by: str | Sequence[str] = ("condition",)) -
 
 
 def accuracy_only(accuracy: Float[Tensor, " batch"]) -> Scores:
-    """Scores of something that gives whole answers and has no probabilities: NaN there."""
+    """Scores of something that gives whole answers without probabilities: `prob` and `logprob` are NaN."""
     nothing = torch.full_like(accuracy, float("nan"))[None]
     return Scores(accuracy[None], accuracy[None], nothing, nothing)
 
 
 def _interval(values: Float[Tensor, "n batch"]) -> tuple[float, float, float]:
+    """The mean over vectors and prompts, and the ends of its interval over prompts."""
     finite = values.double().masked_fill(~values.isfinite(), torch.nan)
     per_prompt = finite.nanmean(0)
     per_prompt = per_prompt[per_prompt.isfinite()].numpy()
     if not len(per_prompt):
         return float("nan"), float("nan"), float("nan")
+    # zeros and ones alone are right and wrong answers; anything else is a probability or its logarithm
     if bool(((finite == 0) | (finite == 1) | finite.isnan()).all()):
         return float(per_prompt.mean()), *wilson(min(float(per_prompt.sum()), len(per_prompt)), len(per_prompt))
     return t_interval(per_prompt)
 
 
 def _shared(values: Sequence[Any]) -> Any:
+    """The value that all have in common, None if they differ."""
     return values[0] if len(set(values)) == 1 else None

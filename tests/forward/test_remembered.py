@@ -70,9 +70,9 @@ def test_a_damaged_cache_is_made_again(llama, cache, searches, what, caplog):
 
 
 def test_what_is_whole_but_means_nothing_is_looked_for_again(llama, cache, searches, monkeypatch, caplog):
-    what = remembered._what(llama, TINY, 0)
+    what = remembered._search_key(llama, TINY, 0)
     monkeypatch.setattr(PromptRecipe, "to_dict", lambda self: {"template": "plain"})
-    monkeypatch.setattr(remembered, "_what", lambda *given: what)
+    monkeypatch.setattr(remembered, "_search_key", lambda *given: what)
     remembered_search(llama, TINY)
     found = remembered_search(llama, TINY)
     assert not found.remembered and "cannot be read (a recipe lacks instruction" in caplog.text
