@@ -17,6 +17,7 @@ from ivlens.common.fitting import NOT_FITTING, fit
 from ivlens.tuning.terms.measuring import Before
 from ivlens.tuning.training.asking import InTraining, Shift, Student
 from ivlens.tuning.training.sites import Sites
+from ivlens.tuning.training.state import digest_of_tensors
 
 ChangeVectors = Callable[[Tensor], Tensor]
 ChangeHeads = Callable[[Any], Any]  # from one `HeadConsistency` to another
@@ -146,3 +147,15 @@ def unique_names(terms: Sequence[Term]) -> list[str]:
         n = 1 + sum(other == term.name or other.startswith(f"{term.name}_") for other in names)
         names.append(term.name if n == 1 else f"{term.name}_{n}")
     return names
+
+
+def fingerprint_of(term: Term, shared: Shift | None) -> list[Any]:
+    """A term's name, options and tensors, by which a saved training knows it; the shared vector only where it is used.
+
+    Args:
+        shared: The vector and place that the terms of one guidance share.
+    """
+    used = shared if term.needs_vector else None
+    place = None if used is None else [used.layer, used.site]
+    tensors = [*term.tensors(), None if used is None else used.delta]
+    return [term.name, term.describe(), place, digest_of_tensors(tensors)]
