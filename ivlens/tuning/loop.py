@@ -62,7 +62,7 @@ class Trainer:
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def run(self) -> list[Row]:
-        """Train to the end, from the state in the folder if there is one; the log, one row for each step.
+        """Train to the end, from the state in the folder if there is one, and return the log: one row for each step.
 
         Raises:
             ValueError: the folder holds the state of another training, or patience without a judge that gives `new`.
@@ -70,7 +70,7 @@ class Trainer:
         """
         if self.options.patience is not None and self.judge is None:
             raise self._no_score("nothing judges the training")
-        # fingerprint and teacher are those of the model before the task, and `restore` overwrites its weights
+        # both describe the model before the task, so they come before `restore`, which overwrites its weights
         fingerprint, processes, device = self._fingerprint(), current(), self.data.tokens.device
         self._check_shares(processes.size)
         processes.check_same(digest_of(fingerprint), "models, data or options", device)
@@ -114,7 +114,7 @@ class Trainer:
             )
 
     def ask_frozen(self) -> list[Any]:
-        """The targets of every term, from the model as it is now, in the order of the terms."""
+        """What every term needs to know of the model as it is now, in the order of the terms."""
         targets = [term.ask(model) for term, model in self.active()]
         n_bytes = sum(getattr(one, "n_bytes", 0) for one in targets)
         if n_bytes:
@@ -141,7 +141,7 @@ class Trainer:
         is_last = row["step"] == self.options.steps
         if self.judge is not None and (is_last or row["step"] % self.options.judge_every == 0):
             self.model.eval()
-            # the first process's scores, in each: rounding differs between GPUs, and scores decide what is kept
+            # all take the first process's scores: rounding differs between GPUs, and scores decide what is kept
             row.update(current().as_the_first(self.judge(), self.data.tokens.device), judged=1)
             self.model.train()
             if self.options.patience is not None and "new" not in row:
@@ -179,7 +179,7 @@ class Trainer:
             model.gradient_checkpointing_enable({"use_reentrant": False})
 
     def _step(self, step: int, optimizer: torch.optim.Optimizer, trained: list[Tensor], targets: Sequence[Any]) -> Row:
-        """Make one step of the optimiser; its row in the log."""
+        """Make one step of the optimiser and return its row of the log."""
         started = time.perf_counter()
         # every draw depends on the step alone, so that a resumed training draws the same; dropout differs by process
         processes, device = current(), self.data.tokens.device
@@ -226,7 +226,7 @@ class Trainer:
     def _backward(
         self, index: Int[Tensor, " rows"], step: int, targets: Sequence[Any], totals: tuple[Totals, Totals]
     ) -> Row:
-        """Add the gradients of one pass; that pass's part of every term of the loss, already weighted."""
+        """Add the gradients of one pass, and return its part of every term of the loss, already weighted."""
         rows, own = self.data.rows(index), self._own(index)
         with ExitStack() as stack:
             # hooks stay during backward as well: gradient checkpointing runs blocks again there
