@@ -121,7 +121,7 @@ def as_training_set(model: TransformerBridge, batch: PromptBatch) -> TrainingSet
 
 
 def answer_logits(plain: nn.Module, data: TrainingSet) -> Float[Tensor, "n answer_len d_vocab"]:
-    """Teacher-forced logits of a plain Hugging Face model, with gradients, at the positions that predict the answers."""
+    """Teacher-forced logits of a plain Hugging Face model at the positions that predict the answers; with gradients."""
     inputs = forced(data.tokens, data.attention_mask, data.answers)
     options: dict[str, Any] = {}
     if "position_ids" in inspect.signature(base_model(plain).forward).parameters:
