@@ -180,6 +180,7 @@ def iv_guidance(
         seed=seed,
     )
     terms = tuple(term.made(before) for term in plan.terms)
+    # effects of the new task are expensive: they are measured only where a term uses its vector
     theta = before.vector(task) if any(term.needs_vector for term in terms) else None
     return Guidance(terms, theta, plan.layer, plan.site, plan.alpha)
 

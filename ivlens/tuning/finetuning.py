@@ -128,14 +128,14 @@ def _finetuned(
 ) -> TuneResult:
     # everything that can be refused is checked before minutes of training, not after
     others = tasks_of("watch", watch, beside=[task])
-    folder = None if along.folder is None else ready_folder(along.folder)
+    folder = None if along.folder is None else ready_folder(along.folder)  # made, and tried for writing
     if folder is not None:
         check_training(folder)
     learner = Learner(model, method)
     examples = task.split("fit", recipe.seed)
     data = training_set(model, task, examples, recipe=recipe, n_samples=options.n_samples, seed=options.seed)
     final, judged = (_exam(model, task, others, split, recipe, along, options) for split in ("test", "select"))
-    before = final.sit(learner.trained)
+    before = final.sit(learner.trained)  # of the first model: its weights are not trained yet
     on_the_way = _OnTheWay(learner, along, folder)
     with alone_in(folder):  # the folder stays locked until the model is written as well
         log = learner._learn(

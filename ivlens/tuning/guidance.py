@@ -47,6 +47,7 @@ class Guidance:
 
     def __post_init__(self) -> None:
         set_items(self, "terms", kind=Term, meant="terms are such as IVKL() or HeadConsistency(heads)")
+        # refused here, where the mistake is, and not in the first pass of a training
         users = [term.name for term in self.terms if term.needs_vector]
         if self.theta is None and users:
             raise ValueError(

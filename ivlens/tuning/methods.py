@@ -151,6 +151,7 @@ class OLora(IncLora):
 
     def subspaces(self, model: nn.Module) -> list[tuple[Tensor, Tensor]]:
         """Pairs of input matrices `A_i` and `A_t`, for every adapted module and every earlier task `i`."""
+        # peft calls the input matrix of an adapted module `lora_A`, one for each adapter's name
         pairs = []
         for module in model.modules():
             lora_a = getattr(module, "lora_A", None)
@@ -190,6 +191,7 @@ class EWC(Lora):
         terms = [(self.fisher[name] * (named[name] - self.anchor[name]).square()).sum() for name in self.fisher]
         return self.weight / 2 * torch.stack(terms).sum()
 
+    # after the task: Fisher information and anchor are those of the weights that were learned
     def finish(self, model: nn.Module, data: TrainingSet, seed: int) -> None:
         drawn = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[: self.n_fisher]
         for name, value in diagonal_fisher(model, data.rows(drawn.to(data.tokens.device))).items():
@@ -235,6 +237,7 @@ class Replay(Lora):
         kept = TrainingSet.joined(self.buffer)
         generator = torch.Generator().manual_seed(seed)
         drawn = torch.randint(len(kept), (round(self.share * len(data)),), generator=generator)
+        # after the task's own examples: guidance acts on the first `len(data)` alone
         return TrainingSet.joined([data, kept.rows(drawn.to(kept.tokens.device))])
 
     def finish(self, model: nn.Module, data: TrainingSet, seed: int) -> None:

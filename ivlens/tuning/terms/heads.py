@@ -80,6 +80,7 @@ class HeadConsistency(Term):
     @property
     def layers_read(self) -> Sequence[int]:
         """The layers in which the heads are."""
+        # each once: a layer's hook stores all its heads
         return sorted({layer for layer, _ in self.chosen})
 
     def read(self, answer: Answer, model: InTraining) -> Float[Tensor, "rows parts width"]:

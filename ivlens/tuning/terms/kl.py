@@ -63,6 +63,7 @@ class IVKL(Term):
             raise ValueError(f"temperature is {self.temperature}, expected a number above 0.")
         for name in ("weight", "last", "answers"):
             check_weight(name, getattr(self, name))
+        # 0 would leave nothing but the tail, whose divergence is 0
         if self.top_n is not None and self.top_n < 1:
             raise ValueError(f"top_n is {self.top_n}, expected 1 or more, or None for all tokens.")
 
