@@ -1,6 +1,6 @@
 """`MeanDifferenceKL`: as `IVKL`, with a difference of mean activations in place of the Instruction Vector.
 
-Source: ivlens. A difference of means, with and without the instruction, is the usual steering vector; no heads are in it.
+Source: ivlens. A difference of means, with and without the instruction, is the usual steering vector; it has no heads.
 """
 
 from dataclasses import dataclass, field, replace
