@@ -1,4 +1,4 @@
-"""`ivlens prompts`: in which form a model can answer a task."""
+"""`ivlens prompts`: find the form of prompt in which a model answers a task best."""
 
 import shlex
 from dataclasses import asdict, dataclass
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 @Parameter(name="*")
 @dataclass(frozen=True)
 class SearchOptions:
-    """Which forms are tried.
+    """The forms of prompt that are tried.
 
     Attributes:
-        template: plain, after, qa, chat, or a JSON file with the fields of a template; several times for several. By
-            default the four, chat where the tokenizer has a chat template.
+        template: plain, after, qa, chat, or a JSON file with the fields of a template; can be given several times. By
+            default all four, chat only if the tokenizer has a chat template.
         shots: Numbers of demonstrations, separated by commas.
-        n_prompts: Inputs that the best forms are tried on.
-        seed: Of splits, inputs, instructions and demonstrations.
+        n_prompts: Number of inputs on which the best forms are tried.
+        seed: Seed of splits, inputs, instructions and demonstrations.
     """
 
     template: Annotated[tuple[str, ...], Parameter(negative="")] = ()
@@ -39,11 +39,11 @@ def prompts(
     what: SearchOptions | None = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find the form of prompt in which a model answers a task: template, demonstrations, with or without instruction.
+    """Find the form of prompt in which a model answers a task best: template, demonstrations, instruction or none.
 
-    Every form is tried on eight *select* inputs, the best four on all; what counts is the accuracy of its prompts minus
-    that of the same inputs without instruction and demonstrations. Other commands look for the form by themselves
-    where no option says which, except for the built-in model, and remember it.
+    Every form is tried on eight *select* inputs, the best four on all. A form's gain is the accuracy of its prompts
+    minus the accuracy of the same inputs without instruction and demonstrations. Where no option fixes the form, other
+    commands look for it in the same way and remember it; only the built-in model is asked as it was trained.
 
     Example: `ivlens prompts --model ./checkpoint --task present_past`, or with a template of your own
     `ivlens prompts --model ./checkpoint --task present_past --template plain --template mine.json --shots 0,3,8`
@@ -81,10 +81,10 @@ def prompts(
 
 
 def options_of(search: "PromptSearch", given: tuple[str, ...] = ()) -> str:
-    """The best form as options of other commands; a template from a file by that file's name.
+    """The best form as options of other commands; a template that came from a file is named by that file.
 
     Args:
-        given: The templates as they were given.
+        given: The templates as the user gave them.
     """
     from ivlens.forward.forms import told_by
     from ivlens.prompts.templates import find_template
@@ -97,6 +97,7 @@ def options_of(search: "PromptSearch", given: tuple[str, ...] = ()) -> str:
 
 
 def _numbers(text: str) -> list[int]:
+    """Whole numbers from a text such as `0,5,10`."""
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() and len(part) < 7 for part in parts):
         raise ValueError(
@@ -117,6 +118,7 @@ def _print(search: "PromptSearch") -> None:
 
 
 def _accuracies(row: dict[Any, Any]) -> list[Any]:
+    """Accuracy and interval of the form's prompts, then of the bare inputs, as cells."""
     return [
         value
         for name in ("clean", "bare")
