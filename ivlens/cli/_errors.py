@@ -13,7 +13,7 @@ from ivlens.common.disk import is_short_of_disk, refusal, trouble
 from ivlens.common.memory import is_out_of_memory
 from ivlens.common.version import __version__
 
-# as cyclopts and argparse; as EX_SOFTWARE of sysexits.h; as shells report a program that SIGPIPE has ended
+# as argparse; as EX_SOFTWARE of sysexits.h; as shells report a program that SIGPIPE has ended
 EXIT_ERROR, EXIT_BUG, EXIT_BROKEN_PIPE = 2, 70, 141
 _PACKAGE = Path(__file__).parents[1]
 _MEMORY = (

@@ -26,7 +26,7 @@ class GuidanceOptions:
         layer: The layer where vectors are added.
         site: The place in that layer: resid_post (after the block) or attn_out (what attention adds).
         alpha: Strength of vectors.
-        direction: KL divergence from teacher to student (forward), or from student to teacher (reverse).
+        direction: forward: KL(teacher, student); reverse: KL(student, teacher).
         temperature: Temperature by which the logits of teacher and student are divided in the KL.
         top_n: The teacher's likeliest tokens that are stored for each position; all others count as one.
         kl_weight: Weight of the KL on the task's own prompts.

@@ -87,7 +87,7 @@ class TuneWays:
             with less weight (instructions_light, best with full; instructions_lighter, best with adapters), answers and
             answers_light (whole answers), instruction_heads, instruction_vector, vectors, translations. A control
             follows after a slash: iv/zero_vector, iv/random_vector, heads/random_heads, heads/all_heads. The options
-            below change parts of the guidance.
+            --schedule to --k change parts of the guidance.
         watch: Tasks that are judged along the training, and that guidance should keep. By default, with the built-in
             model, six of the tasks it was trained on.
         checkpoint_every: Also write the model every so many steps.

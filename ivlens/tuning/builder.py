@@ -140,8 +140,8 @@ def iv_guidance(
     """Measure the model before a task, and make the guidance for its training on that task.
 
     `θ` is the Instruction Vector of `task` in `model`, from prompts of the `fit` split. `S` are the heads whose outputs
-    are held: the `k` heads with the largest effect averaged over `earlier` tasks, or, without any, over `task` itself.
-    See docs/method.md, section 9 Guided fine-tuning.
+    are held: the `k` heads with the largest effect averaged over `earlier` tasks; if there are none, the `k` heads with
+    the largest effect on `task`. See docs/method.md, section 9 Guided fine-tuning.
 
     Args:
         model: The model as it is before the training; for a `Learner`, its `bridge()`.

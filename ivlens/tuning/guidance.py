@@ -31,7 +31,7 @@ class Guidance:
         >>> Guidance((IVKL(weight=0.3), HeadConsistency(((5, 1), (6, 3)))), theta=iv.theta, layer=8)
 
     Attributes:
-        terms: Parts of the loss, or vectors in the stream, in this order.
+        terms: The terms, in the order in which they act and stand in the log.
         theta: The vector `θ`, such as `InstructionVector.theta`; zeros or a random vector make a control. None where
             no term uses a vector.
         layer: The layer where `θ` is added.

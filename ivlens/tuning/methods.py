@@ -126,8 +126,8 @@ class IncLora(Lora):
     def begin(self, plain: nn.Module) -> nn.Module:
         self.adapters.append(f"task{len(self.adapters)}")
         model: Any = self._adapted(plain, self.adapters[-1])
-        model.base_model.set_adapter(self.adapters)  # all of them are active
-        # ... which makes all of them trainable
+        # all adapters are active; `set_adapter` makes them trainable too, so earlier ones are frozen afterwards
+        model.base_model.set_adapter(self.adapters)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(f".{self.adapters[-1]}." in name)
         return model

@@ -67,7 +67,7 @@ class Before:
     def heads(self) -> tuple[tuple[int, int], ...]:
         """`S`: the `k` heads with the largest effect averaged over earlier tasks; without any, over the new task."""
         tasks = self.earlier or [self.task]
-        # effects from an earlier stage save a measurement, and were measured when the task was fresh
+        # effects from an earlier stage of the model save a measurement, and come from a model that knew the task well
         return choose_heads([self._known_of(one) or self.effects(one) for one in tasks], self.k)
 
     def _known_of(self, task: Task) -> HeadEffects | None:

@@ -98,7 +98,8 @@ class TuneOptions:
     def kept(self) -> dict[str, Any]:
         """The options that a training must share with a saved state to go on from it.
 
-        Those that only make the data and the seed are left out, since the state has digests of these themselves.
+        `n_samples` and `seed` are left out, since a state knows the data and the seed themselves; `n_prompts` is left
+        out, since only judgements use it.
         """
         values = asdict(self)
         values["n_steps"] = values.pop("steps")  # under the name that states of earlier versions use
