@@ -27,7 +27,7 @@ _REMEDIES = {
     "chrome": "install Chrome or Chromium (Debian: apt-get install --no-install-recommends chromium fonts-dejavu-core),"
     " or set BROWSER_PATH; only needed for PNG, SVG and PDF figures",
 }
-_REQUIRED = ("torch", "transformer-lens", "transformers", "pocket")
+_REQUIRED = ("torch", "transformer-lens", "transformers", "pocket")  # without one of these the exit status is 1
 
 
 def doctor(*, as_json: Annotated[bool, Parameter(name="--json", negative="")] = False) -> int:

@@ -102,7 +102,7 @@ def _again(found: "HeadEffects", task: "Task", n_heads: int) -> "HeadEffects":
 
     try:
         return measure_again(found, task, heads=n_heads)
-    except ValueError as error:
+    except ValueError as error:  # too few prompts on *select*, say: minutes of measuring must not be lost for that
         logging.getLogger("ivlens").warning("the strongest heads are not measured again: %s", error)
         return found
 
@@ -132,6 +132,7 @@ def write_effects(found: "HeadEffects", path: Path) -> tuple[Path, str]:
     from ivlens.common.files import write_whole
 
     suffix = path.suffix.lower()
+    # through `write_whole`: an interrupted command leaves the old file or the new one, never half of it
     if suffix == ".safetensors":
         write_whole(path, found.save)
     elif suffix == ".csv":

@@ -56,6 +56,7 @@ def prompts(
     from ivlens.tasks.bank import load_task
 
     asked, shots = what or SearchOptions(), _numbers((what or SearchOptions()).shots)
+    # templates and task are opened first: what is wrong with them is refused before the model is loaded
     templates = [find_template(name) for name in asked.template] or None
     loaded = load_task(task)
     model = (where or ModelOptions()).load()
@@ -90,6 +91,7 @@ def options_of(search: "PromptSearch", given: tuple[str, ...] = ()) -> str:
     from ivlens.prompts.templates import find_template
 
     best = search.best
+    # a template from a file has no name that another command would know
     files = [name for name in given if find_template(name) == find_template(best.template)]
     template = best.template if isinstance(best.template, str) else files[0] if files else best.template.name
     found = f"--template {shlex.quote(template)} --n-shots {best.n_shots} --instruction {told_by(best)}"
@@ -99,7 +101,7 @@ def options_of(search: "PromptSearch", given: tuple[str, ...] = ()) -> str:
 def _numbers(text: str) -> list[int]:
     """Whole numbers from a text such as `0,5,10`."""
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and len(part) < 7 for part in parts):
+    if not all(part.isdecimal() and len(part) < 7 for part in parts):  # below a million, as other counts
         raise ValueError(
             f"--shots is {text!r}, expected numbers of demonstrations separated by commas, such as 0,5,10."
         )

@@ -52,7 +52,7 @@ def list_entries(store: Folder, /, *, kind: str | None = None, as_json: AsJson =
     print_table(["entry", "kind", "labels", "size"], lines)
     print(f"\n{len(found)} results, {sum(entry.n_bytes for entry in found) / 1e6:.1f} MB")
     for key, about in failed.items():
-        print(f"failed: {key[:12]} {about.get('cell', '')}: {about.get('error', '')}"[:200])
+        print(f"failed: {key[:12]} {about.get('cell', '')}: {about.get('error', '')}"[:200])  # errors may be pages long
 
 
 @app.command
@@ -135,6 +135,7 @@ def _varied(found: "list[Entry]") -> set[tuple[str, str]]:
     for entry in found:
         for name, value in entry.labels.items():
             values.setdefault((entry.kind, name), set()).add(value)
+    # by kind: a label that varies among effects may be the same in all vectors
     return {each for each, seen in values.items() if len(seen) > 1}
 
 

@@ -84,6 +84,7 @@ def study(
     options = _options("pocket" if where.model is None else where.model, earlier, new, amounts or StudyAmounts(), how)
     known = [load_task(name) for name in options.earlier]
     model = where.load()
+    # one form for all tasks: what a task loses must not depend on how it is asked
     options = replace(options, recipe=how.chosen(model, known))
     result = run_study(options, model=model, folder=out, say=lambda text: say(f"ivlens: {text}"))
 
