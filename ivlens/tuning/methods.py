@@ -1,8 +1,7 @@
 """Methods of learning a sequence of tasks: which weights are trained, what is added to the loss, what is remembered.
 
-A method is called at three moments: `begin` before a task, `penalty` in every step, `finish` after the task. The object
-holds what it remembers of earlier tasks, so one object serves one sequence. See docs/method.md, section 10 Sequences of
-tasks.
+`begin` is called before a task, `penalty` in every step, `finish` after the task. The object holds what it remembers of
+earlier tasks, so one object serves one sequence. See docs/method.md, section 10 Sequences of tasks.
 """
 
 from collections.abc import Callable, Iterator
@@ -135,9 +134,9 @@ class IncLora(Lora):
 
 @dataclass
 class OLora(IncLora):
-    """As `inclora`, with the penalty `weight · Σ_{i<t} ‖A_i A_tᵀ‖²`.
+    """As `inclora`, with a penalty that keeps a new adapter's input subspace orthogonal to all earlier ones.
 
-    It keeps the input subspace of the new task's adapter orthogonal to those of all earlier ones.
+    The penalty is `weight · Σ_{i<t} ‖A_i A_tᵀ‖²` with the adapters' input matrices `A`.
 
     Source: arXiv 2310.14152, equation 8, with squares (the release sums absolute values).
     """
@@ -287,10 +286,7 @@ def lora_targets(plain: nn.Module) -> tuple[str, ...]:
 
 
 def diagonal_fisher(model: nn.Module, data: TrainingSet) -> dict[str, Tensor]:
-    """The diagonal of the empirical Fisher information, `E[(∂ log p(y|x) / ∂φ)²]`, for every trainable weight.
-
-    `log p(y|x)` is summed over the answer's tokens.
-    """
+    """`E[(∂ log p(y|x) / ∂φ)²]` for every trainable weight, where `log p(y|x)` is summed over the answer's tokens."""
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     fisher = {name: torch.zeros_like(parameter) for name, parameter in trained.items()}
     with evaluating(model):
