@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @Parameter(name="*")
 @dataclass(frozen=True)
 class GuidanceOptions:
-    """Options that change a named guidance; each of them is as the name says unless it is given.
+    """Options that change parts of a named guidance; parts without an option are as the name says.
 
     Attributes:
         schedule: How the strength of the vector in the student falls along the training.
