@@ -1,1 +1,1 @@
-"""What became of an instruction: forgetting taken apart, and vectors along a series of checkpoints."""
+"""What training did to a model: what it forgot, and how its Instruction Vectors changed along its checkpoints."""

@@ -1,4 +1,4 @@
-"""How a command ends that fails: one line on stderr and a status, whichever library raised what."""
+"""How a command that fails ends: one line on stderr and an exit status, whichever library raised the error."""
 
 import linecache
 import os
@@ -13,6 +13,7 @@ from ivlens.common.disk import is_short_of_disk, refusal, trouble
 from ivlens.common.memory import is_out_of_memory
 from ivlens.common.version import __version__
 
+# as argparse; as EX_SOFTWARE of sysexits.h; as shells report a program that SIGPIPE has ended
 EXIT_ERROR, EXIT_BUG, EXIT_BROKEN_PIPE = 2, 70, 141
 _PACKAGE = Path(__file__).parents[1]
 _MEMORY = (
@@ -22,11 +23,11 @@ _MEMORY = (
 
 
 def ended_by(error: BaseException) -> int:
-    """Say in one line why a command ended; its exit status."""
+    """Print one line about why a command ended, and return its exit status."""
     if isinstance(error, StdoutError):
-        let_go(sys.stdout)
+        let_go(sys.stdout)  # Python would try to write the rest at its end, and print a second error
         if error.errno == EPIPE:
-            return EXIT_BROKEN_PIPE  # the reader (`| head`) has what it wanted
+            return EXIT_BROKEN_PIPE  # no error: the reader (`| head`) has read all that it wanted
         complain(f"stdout cannot be written to ({error.strerror}), what was to be printed is lost; send it elsewhere.")
         return EXIT_ERROR
     line = sentence(error)
@@ -35,10 +36,11 @@ def ended_by(error: BaseException) -> int:
 
 
 def sentence(error: BaseException) -> str | None:
-    """What an error says that a user can mend; None for one that nobody foresaw."""
+    """The line for an error that a user can mend; None for an error that nobody foresaw."""
     said = " ".join(str(error).split())
     if _is_said_here(error):
         return said
+    # from here on the text is that of another library, and the remedy is added
     if is_out_of_memory(error):
         return _MEMORY.format(why=said[:120] or type(error).__name__)
     # cyclopts wraps the error of a command's import in another that only repeats the command's name
@@ -63,16 +65,17 @@ def sentence(error: BaseException) -> str | None:
 
 
 def _is_said_here(error: BaseException) -> bool:
-    """Whether ivlens itself raised it, with a sentence of its own."""
+    """Whether a `raise` in ivlens itself made the error, with a sentence of its own."""
     frames = traceback.extract_tb(error.__traceback__)
     if not frames or not Path(frames[-1].filename).is_relative_to(_PACKAGE):
         return False
+    # Python may raise in a line of ivlens too (`KeyError: 'x'`): so the line must say `raise`, with a whole sentence
     line = linecache.getline(frames[-1].filename, frames[-1].lineno or 0)
     return line.strip().startswith("raise ") and len(str(error)) > 20
 
 
 def _bug(error: BaseException) -> str:
-    """What nobody foresaw, with the place where it is told in full: hours of work need not be repeated to see it."""
+    """The line for an error that nobody foresaw. The traceback goes into a file, so that no run must be repeated."""
     text = "".join(traceback.format_exception(error))
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _PACKAGE in Path(frame.filename).parents]
     at = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""

@@ -1,4 +1,4 @@
-"""Options that change what a named guidance is made of."""
+"""Options that change the parts of a named guidance, such as the weight of one of its terms."""
 
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,23 +18,23 @@ if TYPE_CHECKING:
 @Parameter(name="*")
 @dataclass(frozen=True)
 class GuidanceOptions:
-    """What the guidance is made of, where it shall differ from what its name says.
+    """Options that change parts of a named guidance; parts without an option are as the name says.
 
     Attributes:
-        schedule: How much of the vector is in the student, over training.
+        schedule: How the strength of the vector in the student falls along the training.
         sign: 1 adds the vector to the student, -1 subtracts it.
-        layer: Where vectors enter.
-        site: Where in that layer.
+        layer: The layer where vectors are added.
+        site: The place in that layer: resid_post (after the block) or attn_out (what attention adds).
         alpha: Strength of vectors.
-        direction: KL of teacher and student (forward), or of student and teacher.
-        temperature: That both are softened by.
-        top_n: Tokens of the teacher that are kept for each position.
-        kl_weight: Of the divergence on the task's own prompts.
-        last_weight: In it, of the last prompt token.
-        answers_weight: In it, of the answer tokens.
-        heads_weight: Of the heads that are held.
-        rehearsal_weight: Of the divergence on rehearsed prompts.
-        k: Heads in every vector, and heads that are held.
+        direction: forward: KL(teacher, student); reverse: KL(student, teacher).
+        temperature: Temperature by which the logits of teacher and student are divided in the KL.
+        top_n: The teacher's likeliest tokens that are stored for each position; all others count as one.
+        kl_weight: Weight of the KL on the task's own prompts.
+        last_weight: Weight of the last prompt token in that KL.
+        answers_weight: Weight of the answer tokens in that KL.
+        heads_weight: Weight of the term that holds heads.
+        rehearsal_weight: Weight of the KL on rehearsed prompts.
+        k: Number of heads in every vector, and of heads that are held.
     """
 
     schedule: Literal["staircase", "linear", "cosine", "constant", "off"] | None = None
@@ -53,10 +53,11 @@ class GuidanceOptions:
     k: int | None = None
 
     def plan(self, name: str) -> "tuple[GuidanceRecipe | None, str]":
-        """What the guidance of that name is made of, with the options that were given; and the control behind a slash.
+        """The recipe of a named guidance with the given options applied, and the control that the name ends in.
 
         Raises:
-            ValueError: there is none, it has no part that an option is about, or a value is impossible.
+            ValueError: there is no such guidance, the guidance has no part that a given option could change, or a value
+                is impossible.
         """
         from ivlens.tuning.builder import find_guidance
 
@@ -80,16 +81,17 @@ class GuidanceOptions:
         earlier: "list[Task]",
         seed: int,
     ) -> "Guidance | None":
-        """For one model and task; None for `none`.
+        """The named guidance, measured for one model and task; None for the name `none`.
 
         Raises:
-            ValueError: as `plan`, or the model has no such layer or too few heads.
+            ValueError: as `plan`; or the model lacks the layer, or has too few heads.
         """
         from ivlens.tuning.builder import control, iv_guidance
 
         plan, other = self.plan(name)
         if plan is None:
             return None
+        # checked here, where the error can name the flag
         n_heads = model.cfg.n_layers * model.cfg.n_heads
         for flag, value, least, most in (
             ("--layer", plan.layer, 0, model.cfg.n_layers - 1),
@@ -102,9 +104,10 @@ class GuidanceOptions:
 
 
 def _changed(plan: "GuidanceRecipe", name: str, option: str, value: Any) -> "GuidanceRecipe":
-    """The plan with one option at another value: of its terms, or of its vectors."""
+    """The recipe with one option changed, in its terms or in the place and number of its vectors."""
     from ivlens.tuning.builder import term_kinds
 
+    # options of terms come from the terms' own `flags`; the others are fields of the recipe
     having = [kind for kind in term_kinds() if option in kind.flags]
     if having:
         key = having[0].flags[option]
@@ -119,7 +122,7 @@ def _changed(plan: "GuidanceRecipe", name: str, option: str, value: Any) -> "Gui
 
 
 def _checked(option: str, key: str, make: "Callable[[], GuidanceRecipe | None]") -> "GuidanceRecipe | None":
-    """What `make` makes; its complaint about `key` is one about the flag."""
+    """The result of `make`; an error about the field `key` becomes one about the option's flag."""
     try:
         return make()
     except ValueError as error:

@@ -19,11 +19,11 @@ AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print one J
 @Parameter(name="*")
 @dataclass(frozen=True)
 class ModelOptions:
-    """Which model.
+    """The model that a command opens.
 
     Attributes:
         model: "pocket" (the built-in model, and the default), "smollm2" (after `ivlens get smollm2`), a checkpoint
-            folder, a GGUF file, or a Hugging Face Hub name.
+            folder, a GGUF file, or a name on the Hugging Face Hub.
         device: auto, cpu, cuda, cuda:1 ...
         dtype: auto (as stored), float32, bfloat16 or float16.
     """
@@ -33,7 +33,7 @@ class ModelOptions:
     dtype: str = "auto"
 
     def load(self) -> "TransformerBridge":
-        """Open it."""
+        """Open the model, without messages of the libraries."""
         from ivlens.models.load import load_model
 
         quiet_libraries()
@@ -47,14 +47,14 @@ class PromptOptions:
 
     Attributes:
         template: plain, after (instruction after the input), qa, chat, or a JSON file with the fields of a template.
-            Without template, n_shots and instruction, the form is looked for in which the model answers best (as
-            `ivlens prompts` does), and remembered; the built-in model is asked by the task's instruction in plain. A
-            file of effects or a vector brings its own.
-        n_shots: Demonstrations in each prompt. Where only the template or the instruction is given, as many as tell the
-            task: 5 without an instruction, none with one.
-        instruction: task (one of the task's own), none (demonstrations alone), or the instruction itself. Where only
-            the template or n_shots is given: task.
-        seed: Of splits, instructions, demonstrations, and of whatever else is drawn. By default 0, or that of a file.
+            Without template, n_shots and instruction the command looks for the form of prompt in which the model
+            answers best (as `ivlens prompts` does), and remembers it. The built-in model is then asked by the task's
+            instruction in plain. A file of effects or of a vector brings its own form.
+        n_shots: Demonstrations in each prompt. By default, if the template or the instruction is given: 5 without an
+            instruction, none with one.
+        instruction: task (one of the task's own), none (demonstrations alone), or the text of an instruction. By
+            default, if the template or n_shots is given: task.
+        seed: Seed of splits, instructions, demonstrations and all other draws. By default 0, or the seed of a file.
     """
 
     template: str | None = None
@@ -63,7 +63,10 @@ class PromptOptions:
     seed: int | None = None
 
     def recipe(self, recorded: "PromptRecipe | None" = None) -> "PromptRecipe":
-        """The recipe of a file, or the default one, with the options that were given.
+        """The recipe of a file, or the default recipe, with the given options applied.
+
+        Args:
+            recorded: The recipe in a file of effects or of a vector.
 
         Raises:
             ValueError, FileNotFoundError: an option that no recipe can have.
@@ -76,12 +79,12 @@ class PromptOptions:
                 raise ValueError("--instruction is empty, expected a text, 'task' for one of the task's, or 'none'.")
             given["instruction"] = {"task": TASK, "none": None}.get(self.instruction, self.instruction)
             if recorded is not None and self.n_shots is None:
-                given["n_shots"] = None  # what told the task beside the instruction need not be what is needed now
+                given["n_shots"] = None  # the file's demonstrations belong to its own instruction, not to a new one
         return replace(recorded or PromptRecipe(), **given)
 
     @property
     def is_open(self) -> bool:
-        """Whether no option says in which form to ask."""
+        """Whether no option fixes the form of prompt, so that a form must be looked for."""
         return self.template is None and self.n_shots is None and self.instruction is None
 
     def chosen(
@@ -89,15 +92,15 @@ class PromptOptions:
         model: "TransformerBridge | Callable[[], TransformerBridge]",
         tasks: "Sequence[Task]",
     ) -> "PromptRecipe":
-        """`recipe()`, or where no option says in which form to ask, the form that suits this model and these tasks.
+        """`recipe()`, or, where no option fixes the form of prompt, the form in which the model answers the tasks best.
 
-        Which one that is, is said on stderr. The built-in model is asked as it was trained.
+        The form that was found is printed on stderr. The built-in model is asked as it was trained.
 
         Args:
-            model: Or what opens it, which is only called where a form has to be looked for.
+            model: The model, or a function that opens it, which is called only where a form must be looked for.
 
         Raises:
-            ValueError, FileNotFoundError: as `recipe`; or no form suits the tasks.
+            ValueError, FileNotFoundError: as `recipe`; or there is no form for the tasks.
         """
         from ivlens.forward.remembered import auto_recipe
         from ivlens.models.boot import TransformerBridge
@@ -118,11 +121,11 @@ class MeasureOptions(PromptOptions):
     """How effects are measured, and on which prompts.
 
     Attributes:
-        n_prompts: Corrupted prompts to measure on.
-        corruption: What a prompt loses; by default what suits the task.
-        score: What an effect is a difference of; by default prob, or logprob where answers share their first tokens.
-        method: exact (or the next slower way that is right for the model), cached, reference (one pass for every head),
-            or attribution, an estimate from one gradient.
+        n_prompts: Number of corrupted prompts to measure on.
+        corruption: What is taken away from prompts; by default the corruption that suits the task.
+        score: The score whose gain is the effect; by default prob, or logprob where answers share their first tokens.
+        method: exact (where it is not right for the model: the next slower method), cached, reference (one pass for
+            every head), or attribution (an estimate from one gradient).
     """
 
     n_prompts: int = 32
@@ -131,9 +134,10 @@ class MeasureOptions(PromptOptions):
     method: Literal["exact", "cached", "reference", "attribution"] = "exact"
 
     def measure(self, model: "TransformerBridge", task: "Task", *, contrast: bool = False) -> "HeadEffects":
-        """Measure every head on `task`; `contrast`: with the means that such a vector subtracts.
+        """Measure the effect of every head on `task`; the form of prompt is looked for first where no option fixes it.
 
-        Where no option says in which form to ask, it is looked for first.
+        Args:
+            contrast: Also measure the means that a vector with `contrast` subtracts.
         """
         from ivlens.effects.measure import EffectOptions, head_effects
 
@@ -149,12 +153,12 @@ class MeasureOptions(PromptOptions):
 
 
 def quiet_libraries() -> None:
-    """No bars and no advice from the libraries: stderr is for this program's own."""
+    """Turn off progress bars and advice of the libraries, so that stderr has only the messages of ivlens."""
     import warnings
 
     from transformers.utils import logging
 
-    for package in ("transformers", "peft"):  # deprecations that only these two can act on
+    for package in ("transformers", "peft"):  # warnings of these two about each other, which a user cannot act on
         warnings.filterwarnings("ignore", category=FutureWarning, module=package)
         warnings.filterwarnings("ignore", category=UserWarning, module=package)
     logging.disable_progress_bar()

@@ -1,4 +1,4 @@
-"""What commands print: aligned text, JSON that any reader accepts, progress only where someone watches."""
+"""Output of commands: aligned tables, JSON that any reader accepts, and progress bars where someone watches."""
 
 import json
 import logging
@@ -12,24 +12,25 @@ from typing import Any
 
 from ivlens.common.names import shown
 
-ABILITY = "ivlens.forward.ability"  # whose log says, at level INFO, what a model can do
-FORMS = ("ivlens.forward.forms", "ivlens.forward.remembered")  # and these how it is asked, where nobody said how
+ABILITY = "ivlens.forward.ability"  # the logger that says, at level INFO, how well a model does its task
+FORMS = ("ivlens.forward.forms", "ivlens.forward.remembered")  # loggers that say which form of prompt was found
 
 
-_C1 = re.compile("[\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # which JSON leaves as they are, and terminals obey
+# characters that JSON leaves as they are, but that terminals obey: C1 controls, directions of text
+_OBEYED = re.compile("[\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def shows_progress(as_json: bool) -> bool:
-    """Whether progress bars make sense: someone watches stderr, and no program reads the output."""
-    is_first = os.environ.get("RANK", "0") == "0"  # of the processes of torchrun, which share a screen
+    """Whether progress bars make sense: stderr is a screen, and the output is not JSON for a program."""
+    is_first = os.environ.get("RANK", "0") == "0"  # processes of torchrun share a screen: one of them draws bars
     return not as_json and is_first and sys.stderr.isatty()
 
 
 @contextmanager
 def telling(as_json: bool) -> Iterator[None]:
-    """Show on stderr what a command does while it runs: bars, warnings, and the form of prompt that was looked for.
+    """Show on stderr what a command does while it runs: progress bars, warnings, and the form of prompt it has found.
 
-    Where no program reads the output, also whether the model can do its task, before the long part begins.
+    Without `--json` stderr also says, before the long part begins, how well the model does its task.
     """
     from ivlens.common.progress import say, showing_progress
 
@@ -38,6 +39,7 @@ def telling(as_json: bool) -> Iterator[None]:
             say(shown(f"ivlens: {record.getMessage()}", keep="\n\t"))
 
     handler, package = Lines(logging.INFO), logging.getLogger("ivlens")
+    # INFO only from these: others log details that no user asked for
     talking = [logging.getLogger(name) for name in (*FORMS, *(() if as_json else (ABILITY,)))]
     before = [logger.level for logger in talking]
     for logger in talking:
@@ -53,15 +55,15 @@ def telling(as_json: bool) -> Iterator[None]:
 
 
 def print_json(value: Any) -> None:
-    """One JSON object; numbers that JSON lacks (NaN, infinity) become null."""
-    # letters that stdout lacks, in JSON's own spelling
+    """Print one JSON object; numbers that JSON lacks (NaN, infinity) become null."""
+    # letters that stdout's encoding lacks are written as JSON's own escapes
     has_all = (getattr(sys.stdout, "encoding", None) or "").lower().startswith("utf")
     text = json.dumps(_plain(value), ensure_ascii=not has_all, indent=2)
-    print(_C1.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
+    print(_OBEYED.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Columns as wide as their content; numbers to the right, with two decimals if they have any."""
+    """Print a table with columns as wide as their content; numbers stand to the right, floats with two decimals."""
     cells = [[_cell(value) for value in row] for row in rows]
     numeric = [all(_is_number(row[column]) for row in rows) for column in range(len(header))]
     widths = [max(len(line[column]) for line in (list(header), *cells)) for column in range(len(header))]
@@ -74,27 +76,27 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
 
 
 def p_text(p: float | None) -> str:
-    """A p as a cell; nothing where there is none."""
+    """A p value as the text of a cell; empty where there is none."""
     return "" if p is None or p != p else f"{p:.3f}"
 
 
 def p_note(n_draws: int, n_tasks: int = 1) -> str:
-    """A line for people: what p is, and how small it can be."""
-    least = f"{1 / (1 + n_draws):.3g}"
+    """A line below a table that explains p, and how small it can be with so many draws."""
+    least = f"{1 / (1 + n_draws):.3g}"  # even if no draw reaches the vector
     holm = f", times the correction for {n_tasks} tasks (Holm)" if n_tasks > 1 else ""
     too_few = ": too few to show p < 0.05" if n_draws < 20 else ""
     return f"p: (1 + draws that reach the vector) / (1 + draws){holm}; of {n_draws} draws never below {least}{too_few}"
 
 
 def told(trouble: str) -> int:
-    """The exit status of a command whose figures are written; what kept some from being images is said on stderr."""
+    """The exit status of a command that has written figures: 1, with a line on stderr, if some are no images."""
     if trouble:
         print(f"ivlens: {trouble} HTML was written instead.", file=sys.stderr)
     return 1 if trouble else 0
 
 
 def one_line(text: str) -> str:
-    """A text with its line breaks visible."""
+    """A text on one line, with a sign for each line break."""
     return text.replace("\r", "").replace("\n", "⏎")
 
 
@@ -103,12 +105,14 @@ def _is_number(value: Any) -> bool:
 
 
 def _cell(value: Any) -> str:
+    """A value as the text of a table's cell."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
     return f"{value:.2f}" if isinstance(value, float) else shown(value)
 
 
 def _plain(value: Any) -> Any:
+    """A value made of what JSON can hold."""
     if hasattr(value, "item"):  # a number of numpy or torch
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):

@@ -1,4 +1,4 @@
-"""The three standard streams, which whoever starts a command may have closed, filled up or given another alphabet."""
+"""stdin, stdout and stderr made safe: the caller may have closed them, and their encoding or disk may lack room."""
 
 import os
 import sys
@@ -7,15 +7,15 @@ from contextlib import contextmanager, redirect_stdout, suppress
 from typing import Any, cast
 
 _MODES = {"stdin": "r", "stdout": "w", "stderr": "w"}
-_LONGEST = 1000  # letters of an error that a reader bears
+_LONGEST = 1000  # characters of an error; some libraries put whole files into theirs
 
 
 class StdoutError(OSError):
-    """What is printed cannot go out: the reader is gone, or the disk full."""
+    """Output cannot be written to stdout: its reader is gone, or its disk is full."""
 
 
 class _Stdout:
-    """A stream whose own errors can be told from those of files."""
+    """A stream whose errors are `StdoutError`, so that they differ from errors of other files."""
 
     def __init__(self, stream: Any) -> None:
         self._stream = stream
@@ -38,6 +38,7 @@ class _Stdout:
 
 @contextmanager
 def _own_errors() -> Iterator[None]:
+    """Turn an OSError of the body into a `StdoutError`."""
     try:
         yield
     except OSError as error:
@@ -46,17 +47,18 @@ def _own_errors() -> Iterator[None]:
 
 @contextmanager
 def ready_streams() -> Iterator[None]:
-    """Streams on which nothing fails for want of a letter, and none of whose numbers another file can get.
+    """Run the body with streams that can take any text, and flush stdout at the end.
 
-    Letters that a stream's encoding lacks are written as `\\u2013`. All that was printed is out at the end.
+    Characters that a stream's encoding lacks are written as `\\u2013`. Closed streams are opened on the null device.
 
     Raises:
-        OSError: stdout is closed: what the command finds out would be lost.
-        StdoutError: it cannot be written to.
+        OSError: stdout is closed, so the command's results would be lost.
+        StdoutError: stdout cannot be written to.
     """
     closed = [name for name in _MODES if getattr(sys, name) is None]
     for name in closed:
-        # takes the lowest number that is free, which is the stream's own; a file opened later would get it otherwise
+        # A new file takes the lowest free number, here the stream's own. Otherwise the next file that the command opens
+        # would get it, and messages of libraries would be written into that file.
         setattr(sys, name, open(os.devnull, _MODES[name], encoding="utf-8"))
     for stream in (sys.stdout, sys.stderr):
         change = getattr(stream, "reconfigure", None)
@@ -73,14 +75,14 @@ def ready_streams() -> Iterator[None]:
 
 
 def complain(text: str) -> None:
-    """One line on stderr, if it takes one: printable, and not endless."""
+    """Print one line on stderr, without control characters and not too long."""
     line = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
     quietly(lambda: print(f"ivlens: {line if len(line) <= _LONGEST else line[:_LONGEST] + ' ...'}", file=sys.stderr))
 
 
 def quietly(write: Callable[[], object]) -> None:
-    """Do something on stderr; where its reader is gone, or its disk full, the command goes on without it."""
-    with suppress(ValueError):  # one that the program itself has closed
+    """Write something on stderr; if its reader is gone or its disk is full, the command goes on without it."""
+    with suppress(ValueError):  # raised where the program itself has closed stderr
         try:
             write()
             sys.stderr.flush()
@@ -89,7 +91,7 @@ def quietly(write: Callable[[], object]) -> None:
 
 
 def let_go(stream: Any) -> None:
-    """Send what is still to be written nowhere: a second try, when the program ends, would complain once more."""
+    """Send the rest of a stream to the null device: Python's second try at its end would print another error."""
     with suppress(OSError, ValueError, AttributeError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())

@@ -1,4 +1,4 @@
-"""What the words of a command line may be, before any command sees them."""
+"""Checks of the values on a command line, before any command sees them."""
 
 import math
 import re
@@ -10,16 +10,16 @@ from ivlens.common.checks import MOST
 from ivlens.common.names import can_be_path
 
 _WHOLE = re.compile(r"[+-]?[0-9]+")
-_MOST_COUNTED = 10**6  # of prompts, steps, threads: what is listed or started before anything is measured
-_SIGNED = {"--seed", "--sign", "--layer"}  # all other whole numbers are counts; of layers the model says which it has
+_MOST_COUNTED = 10**6  # prompts, steps, threads: more would fill the memory before anything is measured
+_SIGNED = {"--seed", "--sign", "--layer"}  # all other whole numbers are counts; layers are checked with the model
 
 
 def converted(kind: Any, tokens: Sequence[Any]) -> Any:
-    """The value of an option, as its type says.
+    """The value of an option, converted to the option's type.
 
     Raises:
-        ValueError: a number that is not whole (cyclopts would round it), negative or not finite where none can be
-            meant, or an empty path.
+        ValueError: a number that is not whole where the option takes whole numbers (cyclopts would round it), that is
+            negative where it takes counts, or that is not finite; or a text that cannot be a path.
     """
     from cyclopts import convert
 
@@ -33,7 +33,7 @@ def converted(kind: Any, tokens: Sequence[Any]) -> Any:
 
 
 def _expected(kinds: set[Any], name: str, value: str) -> str:
-    """What an option takes, where it is given something else; empty where nothing is wrong that can be told here."""
+    """What an option expects, if the value is something else; empty if the value is right as far as its type says."""
     if Path in kinds and not can_be_path(value):
         return "a path"
     if int in kinds:
@@ -47,6 +47,7 @@ def _expected(kinds: set[Any], name: str, value: str) -> str:
 
 
 def _is_text_of_number(value: str) -> bool:
+    """Whether Python can read the text as a number."""
     try:
         float(value)
     except ValueError:

@@ -1,4 +1,4 @@
-"""`ivlens demo`: the main job, end to end, with a report."""
+"""`ivlens demo`: the whole method on one model, from effects to judged vectors, with a report."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +12,7 @@ from ivlens.cli._output import print_json, print_table
 if TYPE_CHECKING:
     from ivlens.show.demo.run import DemoResult
 
+# conditions of the table, in the order of its columns, and their headings
 COLUMNS = {
     "task": "task",
     "bare": "bare input",
@@ -31,9 +32,9 @@ class Amounts:
     """How much is measured.
 
     Attributes:
-        n_prompts: Corrupted prompts per task to measure effects on; by default 24 on pocket, 16 on others.
-        k: Heads per vector.
-        steps: Of the training at the end; 0 leaves it out.
+        n_prompts: Corrupted prompts of each task to measure effects on; by default 24 on pocket, 16 on other models.
+        k: Number of heads in each vector.
+        steps: Steps of the training at the end, with the built-in model; 0: no training.
     """
 
     n_prompts: int | None = None
@@ -50,18 +51,18 @@ def demo(
     out: Path = Path("out/demo"),
     as_json: AsJson = False,
 ) -> None:
-    """Measure effects, build vectors, judge them beside their controls; write a report.
+    """Measure effects, build vectors, judge them beside their controls, and write a report.
 
-    With the built-in model it also teaches one new task, with and without guidance, to show what is forgotten. Takes
-    about a minute on two cores. Writes index.html (works offline), the results as parquet, effects and vectors as
-    safetensors. Where no option says in which form to ask, each task is asked in the one in which the model answers it
-    best.
+    With the built-in model the command also teaches one new task, with and without guidance, to show what is forgotten.
+    It takes about a minute on two cores, and writes index.html (which works offline), results as parquet, effects and
+    vectors as safetensors. Where no option fixes the form of prompt, each task is asked in the form in which the model
+    answers it best.
 
     Example: `ivlens demo`, or `ivlens demo --model ./checkpoint --task tasks/antonym.json --task tasks/synonym.json`
 
     Args:
-        task: A built-in task or a path; give it twice or more. By default eight that share their inputs, and on
-            smollm2 four, asked by five demonstrations, that it can answer.
+        task: A built-in task or a path; give it twice or more. By default eight tasks that share their inputs; on
+            smollm2 four tasks that it can answer, with five demonstrations.
         out: Folder to write to.
     """
     from ivlens.common.disk import check_folder
@@ -69,10 +70,10 @@ def demo(
     from ivlens.show.demo.writing import summary, write_demo
     from ivlens.show.pages.demo import write_page
 
-    check_folder(out)
+    check_folder(out)  # before anything is measured
     where, asked, amount = where or ModelOptions(), prompts or PromptOptions(), asdict(amounts or Amounts())
     recipe = asked.recipe()
-    given = None if asked.is_open else recipe
+    given = None if asked.is_open else recipe  # None: a form is looked for, for each task
     options = DemoOptions(
         "pocket" if where.model is None else where.model, task or None, recipe=given, seed=recipe.seed, **amount
     )

@@ -1,4 +1,4 @@
-"""`ivlens doctor`: what runs here, and what to do about what does not."""
+"""`ivlens doctor`: versions, hardware, missing parts, and how to install them."""
 
 import json
 import os
@@ -27,11 +27,11 @@ _REMEDIES = {
     "chrome": "install Chrome or Chromium (Debian: apt-get install --no-install-recommends chromium fonts-dejavu-core),"
     " or set BROWSER_PATH; only needed for PNG, SVG and PDF figures",
 }
-_REQUIRED = ("torch", "transformer-lens", "transformers", "pocket")
+_REQUIRED = ("torch", "transformer-lens", "transformers", "pocket")  # without one of these the exit status is 1
 
 
 def doctor(*, as_json: Annotated[bool, Parameter(name="--json", negative="")] = False) -> int:
-    """Show versions, hardware and what is missing here, with the remedy.
+    """Show versions and hardware, and how to install what is missing.
 
     The exit status is 1 if something is missing that ivlens cannot work without, else 0.
 
@@ -53,7 +53,7 @@ def doctor(*, as_json: Annotated[bool, Parameter(name="--json", negative="")] = 
 
 
 def survey() -> dict[str, Any]:
-    """Return the facts by name, None for what is absent; then `ok`, and `remedies` for the absent."""
+    """Return versions and hardware by name, None for a missing part; also `ok`, and `remedies` for missing parts."""
     facts: dict[str, Any] = {
         "ivlens": __version__,
         "python": f"{platform.python_version()} ({sys.executable})",
@@ -77,6 +77,7 @@ def survey() -> dict[str, Any]:
 
 
 def _torch_facts() -> dict[str, Any]:
+    """Return the version and build of torch, the GPUs it sees, and its number of threads."""
     try:
         import torch
     except (ImportError, OSError) as error:  # OSError: a shared library of a CUDA build is missing
@@ -93,6 +94,7 @@ def _torch_facts() -> dict[str, Any]:
 
 
 def _version(package: str) -> str | None:
+    """Return the installed version of a package; None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -100,21 +102,21 @@ def _version(package: str) -> str | None:
 
 
 def _chrome() -> str | None:
-    """Return the browser that static export of figures would start."""
+    """Return the browser that writes figures as images; None if there is none."""
     chosen = os.environ.get("BROWSER_PATH")
-    if chosen:
+    if chosen:  # kaleido tries no other browser then
         return chosen if Path(chosen).is_file() else None
     found = next((path for name in _BROWSERS if (path := shutil.which(name))), None)
     return found or (_MAC_CHROME if Path(_MAC_CHROME).is_file() else None)
 
 
 def _cores() -> int:
-    # The cores this process may use, which in a container are fewer than the machine's.
+    """Return the number of cores that this process may use: in a container fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _memory_gib() -> float | None:
-    """Return the memory of the machine or of the container, whichever is less."""
+    """Return the memory of the machine, or of the container if that is less, in GiB."""
     try:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
@@ -127,7 +129,7 @@ def _memory_gib() -> float | None:
 
 
 def _known(name: str) -> str | None:
-    """Return the folder of a model that has a name of its own, if it is there."""
+    """Return the folder of a model that ivlens knows by name; None if the model is not there."""
     try:
         from ivlens.models.known import KNOWN
 

@@ -1,4 +1,4 @@
-"""`ivlens effects`: which heads carry a task's instruction."""
+"""`ivlens effects`: measure which attention heads carry the instruction of a task."""
 
 import logging
 from dataclasses import asdict
@@ -30,19 +30,20 @@ def effects(
 ) -> int:
     """Measure the causal effect of every attention head on a task.
 
-    The mean output of each head on clean prompts replaces its output on corrupted prompts, one head at a time; its
-    effect is what the right answer's score gains, averaged over prompts (AIE).
+    On corrupted prompts, the output of one head at a time is replaced by the head's mean output on clean prompts. The
+    head's effect is the gain in the right answer's score, averaged over prompts (AIE).
 
     Example: `ivlens effects --model pocket --task antonym --out antonym.effects.safetensors`
 
     Args:
         task: Name of a built-in task, or a path: a task file or folder, CSV, JSON, JSONL.
-        contrast: Also the mean outputs on corrupted prompts, which `ivlens vector --effects ... --contrast` subtracts.
-        top: How many heads to print.
-        again: So many of the strongest heads are measured again on *select* prompts, which did not choose them: only
-            there do their effects and intervals mean what they say. 0: none.
-        out: Write all of it: .safetensors (to build vectors from), .csv or .parquet (a table), .html, .png, .svg or
-            .pdf (the map of all heads).
+        contrast: Also measure mean outputs on corrupted prompts, which `ivlens vector --effects ... --contrast`
+            subtracts.
+        top: Number of heads to print.
+        again: Number of strongest heads that are measured again on *select* prompts. On the prompts that chose them,
+            their effects look larger than they are; intervals are right only on other prompts. 0: none.
+        out: File for all effects: .safetensors (to build vectors from), .csv or .parquet (a table), .html, .png, .svg
+            or .pdf (a map of all heads).
     """
     from ivlens.tasks.bank import load_task
 
@@ -51,9 +52,10 @@ def effects(
         if count < 0:
             raise ValueError(f"{name} is {count}, expected 0 or more.")
     loaded, how = load_task(task), how or MeasureOptions()
-    how.recipe()  # what is wrong with it is said before the model is loaded
+    how.recipe()  # refuses wrong options before the model is loaded
     model = (where or ModelOptions()).load()
     found = how.measure(model, loaded, contrast=contrast)
+    # a task too small for other prompts, or effects that were measured on *select*, leave nothing to measure again on
     if again and _has_others(found, loaded):
         found = _again(found, loaded, again)
     trouble = ""
@@ -87,7 +89,7 @@ def _print(found: "HeadEffects", top: int) -> None:
 
 
 def _has_others(found: "HeadEffects", task: "Task") -> bool:
-    """Whether there are *select* prompts, beside those that choose the heads."""
+    """Whether the task has *select* prompts, and the heads were not chosen on these."""
     from ivlens.tasks.task import split_of
 
     has_select = any(split_of(example.input, found.recipe.seed) == "select" for example in task.examples)
@@ -95,18 +97,18 @@ def _has_others(found: "HeadEffects", task: "Task") -> bool:
 
 
 def _again(found: "HeadEffects", task: "Task", n_heads: int) -> "HeadEffects":
-    """With the strongest heads measured again; where prompts do not allow it, what was measured is not lost."""
+    """The effects with the strongest heads measured again; if that fails, a warning and the effects as they were."""
     from ivlens.effects.again import measure_again
 
     try:
         return measure_again(found, task, heads=n_heads)
-    except ValueError as error:
+    except ValueError as error:  # too few prompts on *select*, say: minutes of measuring must not be lost for that
         logging.getLogger("ivlens").warning("the strongest heads are not measured again: %s", error)
         return found
 
 
 def describe(found: "HeadEffects") -> dict[str, Any]:
-    """What was measured, without the numbers of every head."""
+    """Facts about a measurement as plain values, without the effects of single heads."""
     return {
         "task": found.task,
         "model": asdict(found.model),
@@ -122,10 +124,15 @@ def describe(found: "HeadEffects") -> dict[str, Any]:
 
 
 def write_effects(found: "HeadEffects", path: Path) -> tuple[Path, str]:
-    """Write effects in the form that the suffix names, whole or not at all; the file, and why it is no image."""
+    """Write effects in the format of the suffix, whole or not at all.
+
+    Returns:
+        The file that was written, and why it is HTML where an image was asked for; "" where all is well.
+    """
     from ivlens.common.files import write_whole
 
     suffix = path.suffix.lower()
+    # through `write_whole`: an interrupted command leaves the old file or the new one, never half of it
     if suffix == ".safetensors":
         write_whole(path, found.save)
     elif suffix == ".csv":
@@ -142,9 +149,9 @@ def write_effects(found: "HeadEffects", path: Path) -> tuple[Path, str]:
 
 
 def _check_out(out: Path | None) -> None:
+    """Refuse a file that cannot be written, or has an unknown suffix, before minutes of measuring."""
     from ivlens.common.disk import check_file
 
-    # before minutes of measuring, not after
     known = (".safetensors", *TABLE_SUFFIXES, ".html", ".png", ".svg", ".pdf")
     if out is not None:
         check_file(out, known)

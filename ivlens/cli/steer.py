@@ -1,4 +1,4 @@
-"""`ivlens steer`: one text, completed with and without a vector."""
+"""`ivlens steer`: complete one text with and without an Instruction Vector."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,21 +23,22 @@ LEAST_GAIN = 0.1  # in accuracy over the bare prompt, below which a vector is sa
 @Parameter(name="*")
 @dataclass(frozen=True)
 class SteerOptions:
-    """What is added, and where.
+    """Which vector is added, and where.
 
     Attributes:
-        task: Name of a built-in task, or a path: its vector is built, and it chooses layer and strength.
-        vector: File written by `ivlens vector --out`, instead of building the vector.
-        k: Number of heads of a vector that is built.
-        layer: Where to add the vector; by default the best on the task's *select* inputs.
-        alpha: Strength, negative subtracts; by default the best on the task's *select* inputs.
-        site: resid_post (after the block) or attn_out (what attention adds); by default the best, or
-            resid_post where layer and alpha are given.
-        positions: Add it once, at the last prompt token, or at every generated token as well.
-        mode: Add the vector, or replace its heads' outputs by their means.
-        allow_other_weights: Accept a vector of the same architecture but other weights.
-        raw: The text is the whole prompt, as it is.
-        max_new_tokens: Length of the completions.
+        task: Name of a built-in task, or a path: the vector is built for this task, and layer and strength are searched
+            for on its *select* inputs.
+        vector: A vector from a file that `ivlens vector --out` wrote, instead of a new one.
+        k: Number of heads in a new vector.
+        layer: Layer where the vector is added; by default the best one on the task's *select* inputs.
+        alpha: Strength of the vector, negative to subtract it; by default the best one on the task's *select* inputs.
+        site: Place in the layer: resid_post (after the block) or attn_out (what attention adds); by default the best
+            one, or resid_post where layer and alpha are given.
+        positions: prompt: the vector is added once, at the last prompt token; every: at each generated token too.
+        mode: vector: the vector is added; heads: the outputs of its heads are replaced by their means.
+        allow_other_weights: Accept a vector from a model of the same architecture with other weights.
+        raw: Take the text as the whole prompt, without a template.
+        max_new_tokens: Number of tokens in each completion.
     """
 
     task: str | None = None
@@ -67,13 +68,13 @@ def steer_text(
     `ivlens steer --vector antonym.safetensors --layer 3 --alpha 4 --text big`
 
     Args:
-        text: The input of the task; it is put into the template without instruction and demonstrations. The template is
-            that of the vector's own prompts, if no other is named.
+        text: The input of the task. It is put into a template without instruction and demonstrations, by default the
+            template of the vector's own prompts.
     """
     what, where, how = what or SteerOptions(), where or ModelOptions(), how or MeasureOptions()
-    text.encode()  # a half surrogate is no text: one line now, not a library's error later
+    text.encode()  # refuses bytes that are no text (half a surrogate) in one line, before a library fails on them
     task = _task(what)
-    how.recipe()  # what is wrong with it is said before the model is loaded
+    how.recipe()  # refuses wrong options before the model is loaded
     model = where.load()
     iv = _vector(model, task, what, how)
     setting = _setting(model, task, iv, what, how)
@@ -95,10 +96,12 @@ def steer_text(
 
 
 def _task(what: SteerOptions) -> "Task | None":
+    """The task, if one is given; needed wherever a vector must be built or its place searched for."""
     from ivlens.tasks.bank import load_task
 
     if what.task is None and what.vector is None:
         raise ValueError("ivlens steer got neither --task nor --vector, expected one; try --task antonym.")
+    # mode "heads" has no layer to search for
     searched = what.mode == "vector" and None in (what.layer, what.alpha)
     if what.task is None and searched:
         raise ValueError("a vector from a file needs --layer and --alpha, or --task to find them with; add these.")
@@ -108,6 +111,7 @@ def _task(what: SteerOptions) -> "Task | None":
 def _vector(
     model: "TransformerBridge", task: "Task | None", what: SteerOptions, how: MeasureOptions
 ) -> "InstructionVector":
+    """The vector from the file, or a new one for the task."""
     from ivlens.vectors.vector import InstructionVector
 
     if what.vector is not None:
@@ -119,7 +123,11 @@ def _vector(
 def _setting(
     model: "TransformerBridge", task: "Task | None", iv: "InstructionVector", what: SteerOptions, how: MeasureOptions
 ) -> dict[str, Any]:
-    """The arguments of `steer`, searched for on *select* as far as they are not given."""
+    """Arguments for `steer`; those that the user does not give are searched for on *select*.
+
+    After a search there are also `select_accuracy`, `select_bare` (without the vector) and `select_n`, which are no
+    arguments of `steer`.
+    """
     from ivlens.forward.ability import measure_ability
     from ivlens.steering.search import NO_VECTOR, Grid, sweep_settings
 
@@ -137,11 +145,13 @@ def _setting(
     )
     recipe = how.recipe(iv.recipe)
     if what.vector is not None:
-        measure_ability(model, task, recipe)  # before the long part; effects of a vector that is built say it
+        # warns before the long search if the model cannot do the task; for a new vector, measuring has warned already
+        measure_ability(model, task, recipe)
     frame, bare = (
         sweep_settings(model, task, iv, recipe=recipe, grid=each, n_prompts=N_SEARCH_PROMPTS, seed=recipe.seed)
         for each in (grid, NO_VECTOR)
     )
+    # stable: of equal settings the first in the grid's order
     best = frame.sort_values(["accuracy", "prob"], ascending=False, kind="stable").iloc[0]
     found = {"layer": int(best["layer"]), "alpha": float(best["alpha"]), "site": str(best["site"])}
     accuracies = {"select_accuracy": float(best["accuracy"]), "select_bare": float(bare["accuracy"].iloc[0])}
@@ -149,7 +159,7 @@ def _setting(
 
 
 def _nothing_found(setting: dict[str, Any], iv: "InstructionVector", model: str) -> str:
-    """In plain words, where no setting that was searched makes much of a difference; empty where one does."""
+    """A warning that no setting of the search makes a difference; "" where one does, or nothing was searched."""
     from ivlens.forward.ability import Ability
 
     if "select_accuracy" not in setting or setting["select_accuracy"] - setting["select_bare"] >= LEAST_GAIN:
@@ -165,7 +175,7 @@ def _nothing_found(setting: dict[str, Any], iv: "InstructionVector", model: str)
 
 
 def _prompt(model: "TransformerBridge", task: "Task | None", text: str, recipe: "PromptRecipe | None") -> str:
-    """The text as a bare prompt; without a recipe it is one already."""
+    """The text as a prompt without instruction and demonstrations; without a recipe, the text itself."""
     from ivlens.prompts.rendering import Renderer
     from ivlens.prompts.templates import find_template
 
@@ -180,6 +190,7 @@ def _prompt(model: "TransformerBridge", task: "Task | None", text: str, recipe: 
 def _completions(
     model: "TransformerBridge", iv: "InstructionVector", setting: dict[str, Any], prompt: str, max_new_tokens: int
 ) -> tuple[str, str]:
+    """The completions of the prompt without and with the vector."""
     from ivlens.forward.completions import complete
     from ivlens.steering.steer import steer
 
@@ -191,6 +202,7 @@ def _completions(
 
 
 def _setting_text(setting: dict[str, Any]) -> str:
+    """Where and how strongly the vector was added, in words."""
     if setting["mode"] == "heads":
         return f"heads replaced by their means, share {setting['alpha']:g}"
     found = f" (accuracy on select {setting['select_accuracy']:.2f})" if "select_accuracy" in setting else ""

@@ -1,4 +1,4 @@
-"""`ivlens store`: what a store of results holds, whether it is whole, what can go, and one table of it."""
+"""`ivlens store`: list, check, clean or export a store of results."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,19 +12,19 @@ if TYPE_CHECKING:
     from ivlens.common.store.entries import Entry
     from ivlens.common.store.store import Finding, Store
 
-app = App(name="store", help="Look into a store of results, check it, clean it, export it.", help_format="markdown")
+app = App(name="store", help="List, check, clean or export a store of results.", help_format="markdown")
 
 Folder = Annotated[Path, Parameter(help="Folder of the store.")]
 
 
 @app.command(name="ls")
 def list_entries(store: Folder, /, *, kind: str | None = None, as_json: AsJson = False) -> None:
-    """List the results, and the cells that failed.
+    """List the results in a store, and the cells that failed.
 
     Example: `ivlens store ls out/store --kind effects`
 
     Args:
-        kind: Only results of this kind.
+        kind: List only results of this kind.
     """
     opened = _opened(store)
     found = [entry for entry in opened.entries(kind)]
@@ -46,17 +46,18 @@ def list_entries(store: Folder, /, *, kind: str | None = None, as_json: AsJson =
         return
     varied = _varied(found)
     lines = [
-        [row["key"][:12], row["kind"], _said(row["labels"], varied), f"{row['bytes'] / 1e3:.0f} kB"] for row in rows
+        [row["key"][:12], row["kind"], _label_text(row["labels"], varied), f"{row['bytes'] / 1e3:.0f} kB"]
+        for row in rows
     ]
     print_table(["entry", "kind", "labels", "size"], lines)
     print(f"\n{len(found)} results, {sum(entry.n_bytes for entry in found) / 1e6:.1f} MB")
     for key, about in failed.items():
-        print(f"failed: {key[:12]} {about.get('cell', '')}: {about.get('error', '')}"[:200])
+        print(f"failed: {key[:12]} {about.get('cell', '')}: {about.get('error', '')}"[:200])  # errors may be pages long
 
 
 @app.command
 def verify(store: Folder, /, *, as_json: AsJson = False) -> int:
-    """Compare every file with its checksum; status 1 if something is not whole. Nothing is changed.
+    """Compare every file of a store with its checksum, and change nothing. The exit status is 1 if a file is damaged.
 
     Example: `ivlens store verify out/store`
     """
@@ -80,13 +81,13 @@ def gc(
     dry_run: Annotated[bool, Parameter(negative="")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Remove damaged results, what killed processes left behind, and locks that no one holds.
+    """Remove damaged results, files that killed processes left behind, and locks that no process holds.
 
     Example: `ivlens store gc out/store --dry-run`
 
     Args:
-        other_versions: Also the results of other versions of ivlens.
-        dry_run: Only say what would go.
+        other_versions: Also remove the results of other versions of ivlens.
+        dry_run: Print what would be removed, and remove nothing.
     """
     from ivlens.common.store.care import collect_garbage
 
@@ -101,13 +102,13 @@ def gc(
 
 @app.command
 def export(store: Folder, /, *, out: Path, kind: str | None = None, as_json: AsJson = False) -> None:
-    """Write the rows of all results as one table.
+    """Write the rows of all results of a store into one table.
 
     Example: `ivlens store export out/store --kind interventions --out interventions.parquet`
 
     Args:
-        out: A .parquet, .csv or .json file.
-        kind: Only results of this kind; their columns then fit together.
+        out: File to write: .parquet, .csv or .json.
+        kind: Write only results of this kind, which have the same columns.
     """
     from ivlens.common.store.care import export
 
@@ -119,23 +120,27 @@ def export(store: Folder, /, *, out: Path, kind: str | None = None, as_json: AsJ
 
 
 def _opened(folder: Path) -> "Store":
+    """The store in a folder; a folder that is none is refused."""
     from ivlens.common.store.store import MARK, Store
 
+    # `Store` would make a new store in any folder
     if not (folder / MARK).is_file():
         raise FileNotFoundError(f"{str(folder)!r} is no store, expected a folder that `ivlens sweep --store` made.")
     return Store(folder)
 
 
 def _varied(found: "list[Entry]") -> set[tuple[str, str]]:
-    """Labels (with the kind) that have more than one value: the others tell no results apart."""
+    """Pairs of kind and label that have more than one value; other labels do not help to tell results apart."""
     values: dict[tuple[str, str], set[object]] = {}
     for entry in found:
         for name, value in entry.labels.items():
             values.setdefault((entry.kind, name), set()).add(value)
+    # by kind: a label that varies among effects may be the same in all vectors
     return {each for each, seen in values.items() if len(seen) > 1}
 
 
-def _said(labels: dict[str, object], varied: set[tuple[str, str]]) -> str:
+def _label_text(labels: dict[str, object], varied: set[tuple[str, str]]) -> str:
+    """Model, task and the labels that vary, as the text of a cell."""
     kind = str(labels.get("kind", ""))
     first = [str(labels[name]) for name in ("model", "task") if name in labels]
     others = [name for name in labels if name not in ("kind", "model", "task")]
@@ -143,6 +148,7 @@ def _said(labels: dict[str, object], varied: set[tuple[str, str]]) -> str:
 
 
 def _plain(findings: "list[Finding]") -> list[dict[str, object]]:
+    """Findings as plain values, for JSON."""
     return [{"what": each.what, "path": str(each.path), "bytes": each.n_bytes} for each in findings]
 
 

@@ -1,4 +1,4 @@
-"""`ivlens study`: the paper's argument on one model and one sequence of tasks, as one page."""
+"""`ivlens study`: test the paper's claims on one model and one sequence of tasks, with a report."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,13 +20,13 @@ class StudyAmounts:
     """How much is trained and measured.
 
     Attributes:
-        method: full, lora, inclora, ewc, olora, lwf or replay.
+        method: Training method: full, lora, inclora, ewc, olora, lwf or replay.
         steps: Optimiser steps for each new task.
         lr: Learning rate.
-        n_prompts: Corrupted prompts of each task that effects are measured on.
+        n_prompts: Corrupted prompts of each task on which effects are measured.
         n_judge_prompts: Prompts of each earlier task in every judgement.
-        n_draws: Random vectors, and sets of random heads, beside every vector.
-        k: Heads in a vector.
+        n_draws: Number of random vectors, and of sets of random heads, as controls of every vector.
+        k: Number of heads in a vector.
     """
 
     method: str = "lora"
@@ -49,25 +49,26 @@ def study(
     figures: FigureSuffix = "json",
     as_json: AsJson = False,
 ) -> int:
-    """Train on new tasks, take apart what is forgotten, and test every claim of the paper beside its controls.
+    """Train on new tasks, measure what is forgotten, and test every claim of the paper beside its controls.
 
-    All tasks are asked in one form; where no option says in which, it is the one in which the model answers the earlier
-    tasks best on average.
+    All tasks are asked in one form of prompt. Where no option fixes it, it is the form in which the model answers the
+    earlier tasks best on average.
 
     An interrupted study goes on from its trainings when the same command is given again.
 
-    The page (index.html, works offline) tells it in four steps: instruction or knowledge; does the vector stay; erased
-    or overlaid; does guidance keep it. Beside it lie all tables as parquet and all figures. A few minutes with the
-    built-in model on two cores.
+    The report (index.html, works offline) has four steps: is the instruction forgotten, or the knowledge; does the
+    vector stay; is it erased or overlaid; does guidance keep it. All tables (parquet) and figures are written too. With
+    the built-in model it takes a few minutes on two cores.
 
     Example: `ivlens study --model pocket --out out/study`, or
     `ivlens study --model ./checkpoint --earlier tasks/antonym.json --earlier tasks/capital.json --new tasks/new.json`
 
     Args:
-        earlier: A task the model knows, built in or a path; give it twice or more. By default six with clozes.
-        new: A task it is trained on, in order. By default two that pocket was not trained on.
+        earlier: A task that the model knows, built in or a path; give it twice or more. By default six with clozes.
+        new: A task that the model is trained on; give it once or more, in order. By default two that pocket was not
+            trained on.
         out: Folder to write to.
-        figures: Also write each figure as png, svg, pdf, html or json.
+        figures: Format in which each figure is also written: png, svg, pdf, html or json.
     """
     from ivlens.common.disk import check_folder
     from ivlens.common.progress import say
@@ -78,11 +79,12 @@ def study(
     from ivlens.show.pages.study import about, claims_of, study_figures, write_page
     from ivlens.tasks.bank import load_task
 
-    check_folder(out)
+    check_folder(out)  # before minutes of training
     where, how = where or ModelOptions(), prompts or PromptOptions()
     options = _options("pocket" if where.model is None else where.model, earlier, new, amounts or StudyAmounts(), how)
     known = [load_task(name) for name in options.earlier]
     model = where.load()
+    # one form for all tasks: what a task loses must not depend on how it is asked
     options = replace(options, recipe=how.chosen(model, known))
     result = run_study(options, model=model, folder=out, say=lambda text: say(f"ivlens: {text}"))
 
@@ -91,7 +93,7 @@ def study(
         claims_of(result).to_parquet(folder / "claims.parquet")
 
     write_study(result, out, also=also)
-    # last: a machine without a browser for images must not cost minutes of training
+    # after all else is written: without a browser for images this fails, and minutes of training must not be lost
     drawn = {out / "figures" / f"{name}.{figures}": figure for name, figure in study_figures(result, LIGHT).items()}
     _, trouble = write_figures(drawn)
     if as_json:
@@ -105,6 +107,7 @@ def study(
 def _options(
     model: str, earlier: tuple[str, ...], new: tuple[str, ...], amounts: StudyAmounts, prompts: PromptOptions
 ) -> "StudyOptions":
+    """The study's options; tasks that are not given stay at their defaults."""
     from dataclasses import asdict
 
     from ivlens.runs.study.plan import StudyOptions

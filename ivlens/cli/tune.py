@@ -1,4 +1,4 @@
-"""`ivlens tune`: teach a model one task and see what it forgets."""
+"""`ivlens tune`: teach a model one task, and see what it forgets."""
 
 import sys
 from dataclasses import dataclass
@@ -29,17 +29,18 @@ class TrainOptions:
 
     Attributes:
         lr: Learning rate after warm-up.
-        steps: Optimiser steps.
+        steps: Number of optimiser steps.
         batch_size: Examples in a step.
-        accumulate: Passes for each step, in every process.
-        decay: How the learning rate falls.
-        precision: bfloat16 computes in it and keeps weights as they are.
+        accumulate: Passes into which the examples of a step are divided, to save memory; in every process.
+        decay: How the learning rate falls to 0 after warm-up.
+        precision: bfloat16: passes are computed in bfloat16, and weights keep their dtype. float32: passes are computed
+            in the dtype of the weights.
         judge_every: Steps between two judgements on *select*.
-        n_samples: Training prompts; by default one for every training input.
+        n_samples: Number of training prompts; by default one for every training input.
         n_prompts: Prompts of each task in a judgement.
-        patience: Judgements without a better score on the new task after which training ends; the best weights are
-            kept. By default all steps are made.
-        gradient_checkpointing: Compute activations twice rather than keep them.
+        patience: The training ends after so many judgements without a better score on the new task, and keeps the best
+            weights. By default all steps are made.
+        gradient_checkpointing: Save memory by computing activations a second time in the backward pass.
     """
 
     lr: float = 1e-4
@@ -55,7 +56,7 @@ class TrainOptions:
     gradient_checkpointing: Annotated[bool, Parameter(negative="")] = False
 
     def options(self, **more: Any) -> "TuneOptions":
-        """As the loop takes them."""
+        """The options as `finetune` takes them."""
         from ivlens.tuning.training.options import TuneOptions
 
         return TuneOptions(
@@ -77,18 +78,18 @@ class TrainOptions:
 @Parameter(name="*")
 @dataclass(frozen=True)
 class TuneWays:
-    """How it is taught, and what is watched meanwhile.
+    """The method, the guidance, and the tasks that are watched.
 
     Attributes:
-        method: full fine-tuning, or one of the methods on low-rank adapters.
-        guidance: none; iv, or one of its parts: progressive, kl, heads; mean_kl (as kl, with the difference of means
-            for a vector); or what is rehearsed on the new inputs: instructions, the same with less weight
-            (instructions_light, best with full fine-tuning; instructions_lighter, best with adapters), answers and
-            answers_light (whole answers), instruction_heads, instruction_vector, vectors, translations.
-            With a control behind a slash: iv/zero_vector, iv/random_vector, heads/random_heads, heads/all_heads. The
-            options below change what it is made of.
-        watch: Tasks that are judged along the training, and that guidance keeps; by default, with the built-in model,
-            six of those it was trained on.
+        method: full (fine-tuning of all weights), or one of the methods with low-rank adapters.
+        guidance: none; iv (all parts of the paper), or one part of it: progressive, kl, heads; mean_kl (as kl, with the
+            difference of means for a vector). Or a rehearsal of earlier tasks on the new inputs: instructions, the same
+            with less weight (instructions_light, best with full; instructions_lighter, best with adapters), answers and
+            answers_light (whole answers), instruction_heads, instruction_vector, vectors, translations. A control
+            follows after a slash: iv/zero_vector, iv/random_vector, heads/random_heads, heads/all_heads. The options
+            --schedule to --k change parts of the guidance.
+        watch: Tasks that are judged along the training, and that guidance should keep. By default, with the built-in
+            model, six of the tasks it was trained on.
         checkpoint_every: Also write the model every so many steps.
     """
 
@@ -111,11 +112,11 @@ def tune(
 ) -> None:
     """Teach a model one task, with or without guidance, and see what it forgets.
 
-    Its prompts are made as the options say, by default by its instruction, which is what is taught. Watched tasks are
-    asked in the same form; where no option says in which, it is the one in which the model answers them best.
+    By default the new task is taught with its instruction. Watched tasks are asked in the same form of prompt; where no
+    option fixes a form, in the one in which the model answers them best.
 
-    An interrupted run goes on where it stopped when the same command is given again. On several GPUs, one process for
-    each, every step's examples are shared out: `torchrun --nproc-per-node 4 -m ivlens tune ...`.
+    An interrupted run goes on where it stopped when the same command is given again. Several GPUs share the examples of
+    every step, with one process for each: `torchrun --nproc-per-node 4 -m ivlens tune ...`.
 
     Example: `ivlens tune --model pocket --task second_letter --guidance instructions --out out/second_letter`, or
     `ivlens tune --task second_letter --guidance kl --layer 2 --direction reverse --kl-weight 0.3 --out out/kl`
@@ -132,15 +133,15 @@ def tune(
 
     check_folder(out)
     ways, parts, train = what or TuneWays(), made_of or GuidanceOptions(), how or TrainOptions()
-    parts.plan(ways.guidance)  # what is wrong with it is said before anything is loaded
+    parts.plan(ways.guidance)  # refuses wrong options before anything is loaded
     asked = prompts or PromptOptions()
     recipe = asked.recipe()
     options = train.options(seed=recipe.seed)
     loaded = load_task(task)
     chosen = where or ModelOptions()
-    check_training(out)  # before the model is asked anything
+    check_training(out)  # before minutes in which guidance is measured
     watched = [load_task(name) for name in (_default_watch(chosen) if ways.watch is None else ways.watch)]
-    with _processes() as processes:
+    with _processes() as processes:  # opened before the model, which then goes to this process's own GPU
         model = chosen.load()
         guides = parts.guidance(ways.guidance, model, loaded, recipe=recipe, earlier=watched, seed=recipe.seed)
         if processes.is_first and (out / STATE).exists():
@@ -161,7 +162,7 @@ def tune(
 
 
 def _processes() -> "AbstractContextManager[Processes]":
-    """All that torchrun has started, or this one alone."""
+    """All processes that torchrun has started, or this one alone."""
     from contextlib import nullcontext
 
     from ivlens.tuning.training.processes import current, data_parallel, under_torchrun
@@ -180,12 +181,15 @@ def _tell(result: "TuneResult", recipe: "PromptRecipe", out: Path, as_json: bool
 
 
 def _default_watch(chosen: ModelOptions) -> list[str]:
+    """Six tasks that the built-in model was trained on; none for other models."""
     from ivlens.tasks.bank import list_tasks
 
+    # every sixth name of the alphabetical list: tasks of different kinds
     return list_tasks(in_training=True)[::6][:6] if chosen.model in (None, "pocket") else []
 
 
 def _write(result: "TuneResult", out: Path) -> None:
+    """Write the log and the scores, both or neither."""
     from ivlens.common.saves import filling
 
     with filling(out) as scratch:

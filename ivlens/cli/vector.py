@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ivlens.tasks.task import Task
     from ivlens.vectors.vector import InstructionVector
 
-N_DRAWS = 19  # random controls below which a table should not go
+N_DRAWS = 19  # random controls of each kind: with fewer of them p could not reach 0.05
 
 
 @Parameter(name="*")
@@ -26,9 +26,9 @@ class BuildOptions:
 
     Attributes:
         task: Name of a built-in task, or a path.
-        effects: File written by `ivlens effects --out x.safetensors`, instead of measuring again.
-        k: Number of heads.
-        contrast: Subtract what the same heads hold on corrupted prompts.
+        effects: File of effects that `ivlens effects --out x.safetensors` wrote, instead of a new measurement.
+        k: Number of heads in the vector.
+        contrast: Subtract the mean outputs of the same heads on corrupted prompts.
     """
 
     task: str | None = None
@@ -48,30 +48,30 @@ def vector(
     out: Path | None = None,
     as_json: AsJson = False,
 ) -> None:
-    """Build the Instruction Vector of a task, or inspect one in a file.
+    """Build the Instruction Vector of a task, or inspect a vector in a file.
 
-    With `--judge`, the vector is added to bare prompts, without instruction and demonstrations, at the best layer and
-    strength on the *select* inputs, and compared with its controls on the *test* inputs. Prompts are made as those were
-    that the vector or the effects were made on, as far as no option says otherwise.
+    With `--judge`, the vector is added to bare prompts, without instruction and demonstrations, and compared with its
+    controls on *test* inputs; layer and strength are the best ones on *select* inputs. Unless options say otherwise,
+    prompts are made as for the vector or its effects.
 
     Example: `ivlens vector --task antonym --k 10 --out antonym.safetensors --judge`, later
     `ivlens vector antonym.safetensors --model pocket`
 
     Args:
-        file: A vector to inspect instead of building one; with --model it must belong to that model.
-        judge: Evaluate it beside its controls; needs --task.
-        out: Write the vector here (safetensors, with everything that made it).
+        file: File of a vector to inspect, instead of building one; with --model it must belong to that model.
+        judge: Judge the vector beside its controls; needs --task.
+        out: File for the vector: .safetensors, with the settings that made it.
     """
     from ivlens.tasks.bank import load_task
 
     build, where, how = build or BuildOptions(), where or ModelOptions(), how or MeasureOptions()
     _check(file, build, judge, out)
     task = load_task(build.task) if build.task else None
-    how.recipe()  # what is wrong with it is said before the model is loaded
+    how.recipe()  # refuses wrong options before the model is loaded
     model = where.load() if file is None or judge or where.model else None
     made, found = (_load(file, model), None) if file else _build(model, task, build, how)
     if out is not None:
-        made.save(out)  # before judging, which may fail or be interrupted
+        made.save(out)  # before judging, which takes long and may fail
     evaluation = _judge(model, task, made, found, how) if judge else None
     facts = describe(made, model) | _asked(found)
     if as_json:
@@ -83,7 +83,7 @@ def vector(
 
 
 def describe(made: "InstructionVector", model: "TransformerBridge | None") -> dict[str, Any]:
-    """The vector in plain values; with a model also the tokens it points to."""
+    """Facts about a vector as plain values; with a model also the tokens that the vector makes most likely."""
     return {
         "task": made.task,
         "model": asdict(made.model),
@@ -104,7 +104,7 @@ def _load(file: Path, model: "TransformerBridge | None") -> "InstructionVector":
 def _build(
     model: "TransformerBridge | None", task: "Task | None", build: BuildOptions, how: MeasureOptions
 ) -> "tuple[InstructionVector, HeadEffects]":
-    """The vector, and the effects that its heads were chosen by."""
+    """The vector, and the effects by which its heads were chosen."""
     from ivlens.effects.results import HeadEffects
     from ivlens.vectors.vector import InstructionVector
 
@@ -128,28 +128,30 @@ def _judge(
     found: "HeadEffects | None",
     how: MeasureOptions,
 ) -> "Evaluation":
+    """The vector and its controls, judged on the task's *test* inputs."""
     from ivlens.forward.ability import measure_ability
     from ivlens.steering.evaluate import JudgeOptions, evaluate_intervention
 
     assert model is not None and task is not None
     recipe = how.recipe(made.recipe)
     if found is None:
-        measure_ability(model, task, recipe)  # before the long part; effects have said it already
-    # what was just measured is not measured again
+        # warns before the long part if the model cannot do the task; measuring effects has warned already
+        measure_ability(model, task, recipe)
+    # random heads write their means on this task, which the effects have; a file may be of another task
     means = found if found is not None and found.task == task.name else None
     options = JudgeOptions(seed=recipe.seed, means=means)
     return evaluate_intervention(model, task, made, recipe=recipe, n_draws=N_DRAWS, options=options)
 
 
 def _asked(found: "HeadEffects | None") -> dict[str, Any]:
-    """How often the model answers the clean and the bare prompts; nothing for a vector from a file."""
+    """The accuracies on clean and bare prompts, measured with the effects; empty for a vector from a file."""
     if found is None:
         return {}
     return {"clean_accuracy": found.clean_accuracy, "bare_accuracy": found.bare_accuracy}
 
 
 def _judged(evaluation: "Evaluation | None") -> dict[str, Any]:
-    """What `--judge` found, in plain values."""
+    """The results of `--judge` as plain values."""
     if evaluation is None:
         return {}
     return {
@@ -181,10 +183,12 @@ def _print(made: "InstructionVector", facts: dict[str, Any], evaluation: "Evalua
 
 
 def _of(row: dict[Any, Any]) -> str:
+    """How many vectors a row is the mean of, if more than one."""
     return f"{row['n_vectors']} vectors" if row["n_vectors"] > 1 else ""
 
 
 def _check(file: Path | None, build: BuildOptions, judge: bool, out: Path | None) -> None:
+    """Refuse options that do not go together, or a file that cannot be written, before anything is loaded."""
     from ivlens.common.disk import check_file
 
     if file is None and build.task is None and build.effects is None:

@@ -1,4 +1,4 @@
-"""Fine-tuning that keeps the old computation alive, and the methods it is compared with."""
+"""Fine-tuning with guidance, which keeps what a model computed before, and the methods it is compared with."""
 
 from ivlens.tuning.builder import (
     CONTROLS,

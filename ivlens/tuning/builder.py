@@ -1,4 +1,4 @@
-"""`iv_guidance`: guidance for a task from the model as it is before it, and the controls that it has to beat."""
+"""`iv_guidance`: guidance for one task, measured in the model before that task, and the controls that it must beat."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,15 +29,16 @@ CONTROLS: tuple[str, ...] = get_args(Control)
 
 @dataclass(frozen=True)
 class GuidanceRecipe:
-    """What guidance is made of; `iv_guidance` makes it for one model and task.
+    """The terms and options of a guidance, from which `iv_guidance` makes the guidance for one model and task.
 
         >>> GuidanceRecipe((IVKL(weight=0.3), HeadConsistency(weight=1.0)), layer=8)
 
     Attributes:
-        terms: Its terms; what has to be measured in the model, such as the heads of `HeadConsistency()`, is left open.
-        layer, site, alpha: Where vectors enter, and how strongly.
-        k: Heads in every vector, and in `S`.
-        n_prompts: Prompts that effects are measured on, from the `fit` split.
+        terms: The terms. What must be measured in the model, such as the heads of `HeadConsistency()`, stays open.
+        layer, site: The layer where vectors are added, and the place in that layer.
+        alpha: The strength of vectors.
+        k: Number of heads in every vector, and in `S`, the heads that are held.
+        n_prompts: Prompts from the `fit` split on which effects are measured.
     """
 
     terms: tuple[Term, ...] = ()
@@ -51,11 +52,11 @@ class GuidanceRecipe:
         set_items(self, "terms", kind=Term, meant="terms are such as IVKL() or HeadConsistency()")
 
     def describe(self) -> dict[str, Any]:
-        """Every option, as it goes into the keys of kept results."""
+        """Every option as plain values, for the keys of stored results."""
         return vars(self) | {"terms": [[term.name, term.describe()] for term in self.terms]}
 
     def changed(self, option: str, value: Any) -> "GuidanceRecipe | None":
-        """With an option of its terms at another value, in all that have it; None where none has."""
+        """The recipe with this option changed in every term that has it; None where no term has it."""
         new = [term.changed(option, value) for term in self.terms]
         if not any(new):
             return None
@@ -63,12 +64,12 @@ class GuidanceRecipe:
 
 
 def _rehearsed(kl: float | None, n_tokens: int = 1, heads: HeadConsistency | None = None) -> GuidanceRecipe:
-    """Rehearsal of instructions."""
+    """A recipe that rehearses earlier instructions: the answers to them with weight `kl`, or `heads`, or both."""
     answers = None if kl is None else replace(REHEARSED, weight=kl, answers=float(n_tokens > 1))
     return GuidanceRecipe((Rehearse("instructions", answers, heads, n_tokens),))
 
 
-# Weights, sites and the sign are choices, made on the built-in model: the papers leave them open.
+# The papers leave weights, sites and the sign open: these were chosen on the built-in model (docs/tuning.md).
 RECIPES: dict[str, GuidanceRecipe | None] = {
     "none": None,
     "iv": GuidanceRecipe((Progressive(sign=-1), IVKL(weight=0.1), HeadConsistency(weight=1.0))),
@@ -89,15 +90,15 @@ RECIPES: dict[str, GuidanceRecipe | None] = {
 
 
 def term_kinds() -> list[type[Term]]:
-    """The kinds of terms that the recipes are made of, each once, in the order of the recipes."""
+    """The classes of terms in `RECIPES`, each once, in the order of the recipes."""
     return list(dict.fromkeys(type(term) for plan in RECIPES.values() if plan is not None for term in plan.terms))
 
 
 def find_guidance(name: str) -> tuple[GuidanceRecipe | None, str]:
-    """What is behind a name (None for `none`), and the control behind its slash (`iv/zero_vector`), "" for none.
+    """The recipe of a name such as `iv/zero_vector` (None for `none`), and its control, "" where it names none.
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: there is no such recipe or control.
     """
     known, _, other = name.partition("/")
     if known not in RECIPES or other not in ("", *CONTROLS) or name.endswith("/") or (known == "none" and other):
@@ -109,7 +110,11 @@ def find_guidance(name: str) -> tuple[GuidanceRecipe | None, str]:
 
 
 def guidance_by_name(name: str, model: TransformerBridge, task: Task, *, seed: int = 0, **more: Any) -> Guidance | None:
-    """`iv_guidance` by the name of a recipe, with a control where one is named; None for `none`.
+    """The guidance that `iv_guidance` makes from a named recipe, or a control of it; None for the name `none`.
+
+    Args:
+        name: A recipe, such as `iv`, or a control of one, such as `iv/zero_vector`.
+        more: Further options of `iv_guidance`.
 
     Raises:
         ValueError: as `find_guidance`, `iv_guidance` and `control`.
@@ -132,32 +137,33 @@ def iv_guidance(
     effects: Mapping[str, HeadEffects] | None = None,
     seed: int = 0,
 ) -> Guidance:
-    """Guidance for training `model` on `task`.
+    """Measure the model before a task, and make the guidance for its training on that task.
 
-    `θ` is the Instruction Vector of `task` in the model before training, from its training prompts. `S`, the heads that
-    are held where they are, are the `k` with the largest effect averaged over `earlier` tasks; without any, those of
-    `task` itself.
+    `θ` is the Instruction Vector of `task` in `model`, from prompts of the `fit` split. `S` are the heads whose outputs
+    are held: the `k` heads with the largest effect averaged over `earlier` tasks; if there are none, the `k` heads with
+    the largest effect on `task`. See docs/method.md, section 9 Guided fine-tuning.
 
     Args:
-        model: The model as it is now: of a `Learner`, its `bridge()`.
-        plan: What the guidance is made of; None: `RECIPES["iv"]`, all parts of the paper.
-        recipe: How prompts are made, and the seed of the splits; None: each task's instruction, or demonstrations
+        model: The model as it is before the training; for a `Learner`, its `bridge()`.
+        plan: Terms and options of the guidance; None: `RECIPES["iv"]`, all parts of the paper.
+        recipe: How prompts are made, with the seed of the splits; None: each task's instruction, or demonstrations
             where it has none. Earlier tasks have instructions of their own.
-        earlier: Tasks that shall be kept. Of these only heads are used, and what tells them (instructions, or
-            demonstrations); their examples are never learned.
-        examples: Whose inputs are rehearsed on; None: the task's `fit` split.
-        effects: Of earlier tasks, by name, where they have been measured before, of whatever stage of the model: `S` is
-            chosen by them. Vectors are always those of `model`.
-        seed: Draws what is rehearsed.
+        earlier: Tasks that the model should not forget. Their heads, vectors and instructions (or demonstrations) are
+            used; their examples are never trained on.
+        examples: Examples whose inputs are used in rehearsals; None: the task's `fit` split.
+        effects: Effects of earlier tasks by name, measured at any earlier stage of the model; `S` is chosen by them.
+            Vectors are always measured in `model`.
+        seed: Draws the pairs of inputs and earlier tasks that are rehearsed.
 
     Raises:
-        ValueError: an option that does not exist, a task that effects cannot be measured on, or rehearsal without
-            earlier tasks.
+        ValueError: an option that does not exist, a task whose effects cannot be measured, or rehearsal without earlier
+            tasks.
     """
     plan = plan or RECIPES["iv"]
     assert plan is not None
     earlier = tasks_of("earlier", earlier)
-    tasks_of("earlier", earlier, beside=[task])  # refuses another task of its name: measurements are kept by names
+    # refuses an earlier task with the new one's name: measurements are stored by names
+    tasks_of("earlier", earlier, beside=[task])
     recipe = recipe or PromptRecipe()
     before = Before(
         model,
@@ -174,19 +180,20 @@ def iv_guidance(
         seed=seed,
     )
     terms = tuple(term.made(before) for term in plan.terms)
+    # effects of the new task are expensive: they are measured only where a term uses its vector
     theta = before.vector(task) if any(term.needs_vector for term in terms) else None
     return Guidance(terms, theta, plan.layer, plan.site, plan.alpha)
 
 
 def control(guidance: Guidance, kind: Control | str, model: TransformerBridge, *, seed: int = 0) -> Guidance:
-    """The same guidance without what should make it work.
+    """The same guidance with its vectors or its heads replaced; if it works as well, they are not what helps.
 
     Args:
-        kind: `zero_vector`: vectors are zeros; `random_vector`: random directions of the same norms; `random_heads`: as
-            many heads, drawn from those not in `S`; `all_heads`: every head, at the same total weight.
+        kind: `zero_vector`: zeros for vectors. `random_vector`: random directions of the same norms. `random_heads`: as
+            many heads, drawn from those outside `S`. `all_heads`: every head, at the same total weight.
 
     Raises:
-        ValueError: there is no such control, or the guidance lacks what it replaces.
+        ValueError: there is no such control, or the guidance has no vectors or heads that the control could replace.
     """
     if kind not in CONTROLS:
         raise ValueError(f"control is {kind!r}, expected one of {', '.join(CONTROLS)}.")
@@ -194,6 +201,7 @@ def control(guidance: Guidance, kind: Control | str, model: TransformerBridge, *
     n_changed = 0
 
     def other(was: Any) -> Any:
+        """The control's vectors or heads in place of these; counts how often it was asked."""
         nonlocal n_changed
         n_changed += 1
         if about_vectors:
@@ -209,9 +217,10 @@ def control(guidance: Guidance, kind: Control | str, model: TransformerBridge, *
 
 
 def _other_vectors(vectors: Tensor, kind: str, generator: torch.Generator) -> Tensor:
+    """Zeros, or random directions with the norms of these vectors."""
     if kind == "zero_vector":
         return torch.zeros_like(vectors)
-    # of vectors that are the same the random ones are the same too
+    # equal vectors get the same random one: a rehearsal repeats the vector of a task for each of its prompts
     distinct, which = vectors.reshape(-1, vectors.shape[-1]).unique(dim=0, return_inverse=True)
     drawn = torch.randn(distinct.shape, generator=generator).to(vectors)
     drawn = drawn * (distinct.norm(dim=-1, keepdim=True) / drawn.norm(dim=-1, keepdim=True))
@@ -221,12 +230,13 @@ def _other_vectors(vectors: Tensor, kind: str, generator: torch.Generator) -> Te
 def _other_heads(
     heads: HeadConsistency, kind: str, model: TransformerBridge, generator: torch.Generator
 ) -> HeadConsistency:
-    everyone = [(layer, head) for layer in range(model.cfg.n_layers) for head in range(model.cfg.n_heads)]
+    """The same term with all heads of the model, or with as many random heads outside `S`."""
+    all_heads = [(layer, head) for layer in range(model.cfg.n_layers) for head in range(model.cfg.n_heads)]
     if kind == "all_heads":
-        # one vector weighs the same whatever writes it
-        weight = heads.weight if heads.as_vector else heads.weight * len(heads.chosen) / len(everyone)
-        return replace(heads, heads=tuple(everyone), weight=weight)
-    free = [place for place in everyone if place not in heads.chosen]
+        # the loss is a sum over heads, so more heads get less weight each; the vector they write counts as one
+        weight = heads.weight if heads.as_vector else heads.weight * len(heads.chosen) / len(all_heads)
+        return replace(heads, heads=tuple(all_heads), weight=weight)
+    free = [place for place in all_heads if place not in heads.chosen]
     drawn = torch.randperm(len(free), generator=generator)[: len(heads.chosen)].tolist()
     if not drawn:
         raise ValueError("control 'random_heads' has no heads left to draw from: S holds all of them; use fewer.")

@@ -1,4 +1,4 @@
-"""`finetune`: one task, in one call. `Along`: what happens on the way."""
+"""`finetune`: teach a model one task, in one call. `Along`: files, checkpoints and records on the way."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,20 +24,20 @@ from ivlens.tuning.training.data import training_set
 from ivlens.tuning.training.options import TuneOptions
 from ivlens.tuning.training.state import check_state
 
-MODEL = "model"  # of a training's folder: what came of it
+MODEL = "model"  # the folder of the tuned model, inside the folder of its training
 
 
 @dataclass(frozen=True, eq=False)
 class TuneResult:
-    """What `finetune` made.
+    """The result of `finetune`: the tuned model, its log and its scores.
 
     Attributes:
-        model: The tuned model, adapters merged.
-        log: One row for every step: loss and its terms as they are weighted, lr, gradient norm, seconds; `new` and
-            `watched`, accuracies on *select*, in every judged one.
-        scores: Accuracy on *test* inputs, `before` and `after`, of the new task and of every watched one.
-        learner: Goes on to the next task, or saves the adapters.
-        checkpoints: Folders written on the way, by step; of several processes, in the first.
+        model: The tuned model, with adapters merged into its weights.
+        log: One row for every step: the loss and its weighted terms, learning rate, gradient norm, seconds. Judged rows
+            also have `new` and `watched`: accuracy on *select* for the new task, and its mean over watched tasks.
+        scores: One row for the new task and one for each watched task: accuracy on *test* inputs `before` and `after`.
+        learner: The model with its method, to learn a further task or to save the adapters.
+        checkpoints: Folders of checkpoints, by step; with several processes only the first has any.
     """
 
     model: TransformerBridge
@@ -50,17 +50,18 @@ class TuneResult:
 @checked
 @dataclass(frozen=True)
 class Along:
-    """What happens along a training.
+    """What `finetune` writes, records and reports while it trains.
 
     Attributes:
-        folder: Keeps the state of the training there (see `Learner.learn`), and the model in the end.
-        checkpoint_every: Also write the model every so many steps, under `folder`.
-        on_step: Gets every row of the log as it is made.
-        record: Given the step and the model as it is then every `record_every` steps, to measure it rather than write
-            it; `ivlens.analysis.dynamics.Recorder` is made for that. The training goes on as if nobody had looked.
+        folder: Folder for the state of the training (see `Learner.learn`) and, in the end, for the model.
+        checkpoint_every: Also write the model into `folder` every so many steps.
+        on_step: Called with every row of the log as soon as it is made.
+        record: Called with the step and a copy of the model every `record_every` steps, to measure the model along the
+            way; `ivlens.analysis.dynamics.Recorder` is made for that. It does not change the training.
         record_every: Steps between two records.
-        watch_recipe: How watched tasks are asked; None: as the new one, each by its own instructions.
-        progress: Show bars: of the training and of its judgements.
+        watch_recipe: How prompts of watched tasks are made; None: as those of the new task, with instructions of their
+            own.
+        progress: Show progress bars of the training and of its judgements.
     """
 
     folder: str | Path | None = None
@@ -91,23 +92,23 @@ def finetune(
     watch: Sequence[Task] = (),
     along: Along | None = None,
 ) -> TuneResult:
-    """Teach `model` one task, from the inputs of its `fit` split. The model given stays as it is.
+    """Teach a copy of `model` one task, from the inputs of its `fit` split, and judge it before and after.
 
         >>> finetune(model, task, options=TuneOptions(steps=100, seed=1), watch=[other], along=Along("out/task"))
 
     Args:
-        method: `full`, `lora`, ... see `METHODS`.
-        guidance: What keeps the old computation alive; see `iv_guidance`.
-        options: How it is trained, on how many samples, with which seed.
-        recipe: How prompts are made, of training and of judgements, and the seed of the splits; None: the task's
+        method: Name of a method, such as `full` or `lora` (see `METHODS`), or a method with options of its own.
+        guidance: Terms that keep what the model computed before; `iv_guidance` makes them. None: plain training.
+        options: Learning rate, number of steps and samples, seed and so on.
+        recipe: How prompts of training and of judgements are made, with the seed of the splits; None: the task's
             instruction, or demonstrations where it has none. Watched tasks have instructions of their own.
-        watch: Tasks that are judged along the training; the new one is, in any case.
-        along: What happens on the way: files, checkpoints, records.
+        watch: Tasks that are judged along with the new one, to see what is forgotten.
+        along: Files, checkpoints and records on the way.
 
     Raises:
         TypeError: a name in the place of a watched task.
-        ValueError: an option that does not exist or does not suit the model, prompts that do not fit it, another task
-            of the same name to watch, or a folder with models that this one cannot take the place of.
+        ValueError: an option that does not exist or does not suit the model, prompts that do not fit the model, two
+            tasks of the same name, or a folder that holds something which this training cannot replace.
         OSError: a folder that cannot be written, or that another training is using.
     """
     options, recipe, along = options or TuneOptions(), recipe or PromptRecipe(), along or Along()
@@ -125,18 +126,18 @@ def _finetuned(
     watch: Sequence[Task],
     along: Along,
 ) -> TuneResult:
-    # before minutes of training, not after
+    # everything that can be refused is checked before minutes of training, not after
     others = tasks_of("watch", watch, beside=[task])
-    folder = None if along.folder is None else ready_folder(along.folder)
+    folder = None if along.folder is None else ready_folder(along.folder)  # made, and tried for writing
     if folder is not None:
         check_training(folder)
     learner = Learner(model, method)
     examples = task.split("fit", recipe.seed)
     data = training_set(model, task, examples, recipe=recipe, n_samples=options.n_samples, seed=options.seed)
     final, judged = (_exam(model, task, others, split, recipe, along, options) for split in ("test", "select"))
-    before = final.sit(learner.trained)
+    before = final.sit(learner.trained)  # of the first model: its weights are not trained yet
     on_the_way = _OnTheWay(learner, along, folder)
-    with alone_in(folder):  # until the model is written as well
+    with alone_in(folder):  # the folder stays locked until the model is written as well
         log = learner._learn(
             data,
             options,
@@ -155,10 +156,11 @@ def _finetuned(
 
 
 def check_training(folder: str | Path) -> None:
-    """Refuse a folder that no training can go on in, or whose models it could not replace in the end.
+    """Refuse a folder where no training can go on, or where its models could not be replaced at the end.
 
     Raises:
-        ValueError: the state there is damaged or of another version of ivlens, or a list of what was saved is not one.
+        ValueError: the state in the folder is damaged or of another version of ivlens, or the list of files that
+            belong to a saved model is damaged.
     """
     root = Path(folder)
     check_state(root)
@@ -168,7 +170,7 @@ def check_training(folder: str | Path) -> None:
 
 @dataclass
 class _OnTheWay:
-    """What is done with the model after a step: checkpoints, records, whatever the caller wants to be told."""
+    """Called after every step: writes checkpoints, makes records, and calls the caller's `on_step`."""
 
     learner: Learner
     along: Along
@@ -193,12 +195,15 @@ def _exam(
     along: Along,
     options: TuneOptions,
 ) -> Exam:
-    theirs = recipe if along.watch_recipe is None else replace(along.watch_recipe, seed=recipe.seed)
-    recipes = {task.name: recipe} | {one.name: theirs.for_other_tasks() for one in others}
+    """Prompts of the new task and of the watched tasks, from one split."""
+    # the new task's seed for all: an input that two tasks share must be in the same split in both
+    watch_recipe = recipe if along.watch_recipe is None else replace(along.watch_recipe, seed=recipe.seed)
+    recipes = {task.name: recipe} | {one.name: watch_recipe.for_other_tasks() for one in others}
     questions = [(one, one.split(split, recipe.seed)) for one in (task, *others)]
     return make_exam(model, questions, recipe=recipes, n_prompts=options.n_prompts, seed=options.seed)
 
 
 def _summed_up(scores: Mapping[str, float], task: Task) -> dict[str, float]:
+    """The score of the new task, and the mean over watched tasks where there are any."""
     watched = {name: score for name, score in scores.items() if name != task.name}
     return {"new": scores[task.name]} | ({"watched": mean_score(watched)} if watched else {})

@@ -1,11 +1,11 @@
-"""IV-guided training: what is added to the loss, or to the stream, so that the model's old computation stays alive.
+"""`Guidance`: terms in the loss, or vectors in the residual stream, that keep what a model computed before a task.
 
-`Guidance` puts any terms of `ivlens.tuning.terms` together:
+It combines any terms of `ivlens.tuning.terms`:
 
-    L = L_LM + the sum of its terms,  with  h_l <- h_l + σ g(p) α θ  in the student where one is `Progressive`
+    L = L_LM + the sum of the terms,  with  h_l <- h_l + σ g(p) α θ  in the student where one term is `Progressive`
 
 Source: arXiv 2406.12227 (progressive intervention and KL), arXiv 2502.11019 (head consistency); docs/method.md,
-section 9, names the choices that the papers leave open.
+section 9 Guided fine-tuning, names the choices that the papers leave open.
 """
 
 import math
@@ -26,17 +26,17 @@ TermT = TypeVar("TermT", bound=Term)
 
 @dataclass(frozen=True, eq=False)
 class Guidance:
-    """Terms, and the vector and place that they share.
+    """The terms that guide one training, with the vector that they share and the place where it is added.
 
         >>> Guidance((IVKL(weight=0.3), HeadConsistency(((5, 1), (6, 3)))), theta=iv.theta, layer=8)
 
     Attributes:
-        terms: What is added to the loss or to the stream, in this order.
-        theta: `θ`, as from `InstructionVector.theta`; zeros, or a random vector, for a control. None where no term
-            uses it.
-        layer: Where it enters.
-        site: `resid_post` or `attn_out`.
-        alpha: Its strength.
+        terms: The terms, in the order in which they act and stand in the log.
+        theta: The vector `θ`, such as `InstructionVector.theta`; zeros or a random vector make a control. None where
+            no term uses a vector.
+        layer: The layer where `θ` is added.
+        site: The place in that layer: `resid_post` or `attn_out`.
+        alpha: The strength of `θ`.
     """
 
     terms: tuple[Term, ...] = ()
@@ -47,6 +47,7 @@ class Guidance:
 
     def __post_init__(self) -> None:
         set_items(self, "terms", kind=Term, meant="terms are such as IVKL() or HeadConsistency(heads)")
+        # refused here, where the mistake is, and not in the first pass of a training
         users = [term.name for term in self.terms if term.needs_vector]
         if self.theta is None and users:
             raise ValueError(
@@ -64,25 +65,25 @@ class Guidance:
             raise ValueError(f"alpha is {self.alpha}, expected a finite number.")
 
     def find(self, kind: type[TermT]) -> TermT | None:
-        """The first term of this kind; None where there is none."""
+        """The first term of this class; None where there is none."""
         return next((term for term in self.terms if isinstance(term, kind)), None)
 
     @property
     def delta(self) -> Float[Tensor, " d_model"]:
-        """`α θ`."""
+        """`α θ`, the vector as it is added."""
         assert self.theta is not None
         return self.alpha * self.theta
 
     @property
     def shift(self) -> Shift | None:
-        """`α θ` and its place; None where there is no vector."""
+        """`α θ` with its layer and site; None where there is no vector."""
         return None if self.theta is None else Shift(self.layer, self.site, self.delta)
 
     def tensors(self) -> "Sequence[Tensor | None]":
-        """Everything it consists of that `describe` does not say."""
+        """All tensors of the guidance, which `describe` leaves out."""
         return [self.theta, *(tensor for term in self.terms for tensor in term.tensors())]
 
     def describe(self) -> dict[str, Any]:
-        """Every option, as it goes into logs and tables."""
+        """Every option as plain values, for logs and tables."""
         place = {"layer": self.layer, "site": self.site, "alpha": self.alpha} if self.theta is not None else {}
         return {**place, "terms": [[term.name, term.describe()] for term in self.terms]}

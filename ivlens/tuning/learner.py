@@ -1,4 +1,4 @@
-"""`Learner`: one model that learns task after task."""
+"""`Learner`: a model that learns one task after another."""
 
 import copy
 import warnings
@@ -34,24 +34,25 @@ from ivlens.tuning.training.sites import Sites
 
 
 class Learner:
-    """A model on its way through a sequence of tasks. The bridge it began as stays as it is.
+    """A copy of a model that learns a sequence of tasks, with what its method remembers of earlier ones.
 
     Args:
-        model: From `load_model`.
-        method: Name of a method, or one with options of its own; it remembers what the method remembers.
+        model: From `load_model`; it is never changed.
+        method: Name of a method, or a method with options of its own, of which the learner takes a copy.
     """
 
     def __init__(self, model: TransformerBridge, method: str | Method = "lora") -> None:
         self._first = check_model(model)
+        # a copy: a method holds what it remembers of earlier tasks, and belongs to one sequence
         self.method = new_method(method) if isinstance(method, str) else copy.deepcopy(method)
         self.n_tasks = 0
         self.sites = Sites(model)
         self.trained: nn.Module = plain_model(model)
         name = model_identity(model).name
         known = known_model(name)
-        # peft writes it into its adapters as the model that they belong to, and knows no names but the Hub's
+        # peft writes this name into its adapters as their base model; names of ivlens mean nothing on the Hub
         self.trained.__dict__["name_or_path"] = name if known is None else str(known.folder)
-        self._has_begun = False
+        self._has_begun = False  # whether the method has made the next task's weights trainable
 
     def learn(
         self,
@@ -64,14 +65,15 @@ class Learner:
         judge: Callable[[nn.Module], Mapping[str, float]] | None = None,
         stop: Callable[[Row], bool] = lambda row: False,
     ) -> pd.DataFrame:
-        """Train on one task; the log, a row for every step with the terms of the loss as they are weighted.
+        """Train on one task and return the log: a row for every step, with the weighted terms of the loss.
 
         Args:
-            folder: Keeps the state of the training there; a call like the one that was interrupted goes on from it.
-            on_step: Gets every row of the log as it is made.
-            judge: Asked about the model in training every `options.judge_every` steps and at the end; what it says
-                goes into the log.
-            stop: Whether a judged row ends the training early.
+            data: The task's prompts and answers, from `training_set`.
+            folder: Folder for the state of the training; the same call after an interruption goes on from there.
+            on_step: Called with every row of the log as soon as it is made.
+            judge: Gives scores of the model in training every `options.judge_every` steps and at the end; they go into
+                the log.
+            stop: Whether the training ends early after this judged row.
 
         Raises:
             ValueError: guidance at a place that does not exist, or a folder with the state of another training.
@@ -94,7 +96,7 @@ class Learner:
         judge: Callable[[nn.Module], Mapping[str, float]] | None,
         stop: Callable[[Row], bool] = lambda row: False,
     ) -> pd.DataFrame:
-        """`learn` in a folder that is held already."""
+        """As `learn`, in a folder that the caller has locked already."""
         trainer = self.trainer(data, options, guidance)
         trainer.folder, trainer.stop = folder, stop
         trainer.judge = None if judge is None else lambda: judge(self.trained)
@@ -114,14 +116,14 @@ class Learner:
     def trainer(
         self, data: TrainingSet, options: TuneOptions | None = None, guidance: Guidance | None = None
     ) -> Trainer:
-        """What `learn` runs, before its first step: for loops of one's own, and to time a step.
+        """The training of one task as `learn` runs it, before its first step: for your own loops, and to time a step.
 
         Raises:
             ValueError: guidance at a place that does not exist.
         """
         options = options or TuneOptions()
         terms = self._terms(guidance)
-        seed = options.seed + 7_907 * self.n_tasks
+        seed = options.seed + 7_907 * self.n_tasks  # other draws for every task of the sequence
         self._begin(seed)
         return Trainer(
             model=self.trained,
@@ -135,19 +137,20 @@ class Learner:
         )
 
     def _begin(self, seed: int) -> None:
-        """Ask the method for what is trained on the next task, once."""
+        """Let the method prepare the model for the next task; only once, so that a repeated call adds no adapter."""
         if not self._has_begun:
             with own_draws(next(self.trained.parameters()).device), warnings.catch_warnings():
-                warnings.filterwarnings("ignore", category=FutureWarning)  # peft and transformers talk to each other
-                torch.manual_seed(seed)  # of a new adapter's weights
+                # peft warns about transformers, and transformers about peft: a user can change neither
+                warnings.filterwarnings("ignore", category=FutureWarning)
+                torch.manual_seed(seed)  # for the random weights of a new adapter
                 self.trained = self.method.begin(self.trained)
             self._has_begun = True
 
     def bridge(self, name: str = "") -> TransformerBridge:
-        """The model as it is now, adapters merged, ready for hooks; a copy.
+        """A copy of the model as it is now, as a bridge for hooks, with adapters merged into its weights.
 
         Args:
-            name: What results call it.
+            name: The model's name in results; "" makes one from the first model, the tasks and the method.
         """
         plain: Any = copy.deepcopy(self.trained)
         if hasattr(plain, "merge_and_unload"):
@@ -157,27 +160,28 @@ class Learner:
         return load_model(name, hf_model=plain.eval(), tokenizer=self._first.tokenizer)
 
     def save(self, folder: str | Path) -> Path:
-        """Write the adapters in peft's own format, or the whole model where there are none.
+        """Write the adapters in peft's own format, or the whole model where there are none, and return the folder.
 
-        What an earlier call wrote into the folder is replaced, whichever of the two it was. Of several processes of one
-        training the first alone writes.
+        Files that an earlier call wrote into the folder are replaced, whether they were adapters or a whole model. With
+        several processes only the first one writes.
         """
         target = path_of(folder, "folder")
         if not current().is_first:
             return target
         with replacing(target) as scratch:
             model: Any = self.trained
-            # peft would ask the Hub whether the vocabulary has grown; it has not
+            # without this option peft asks the Hub whether the vocabulary has grown; training never changes it
             model.save_pretrained(
                 scratch, **({"save_embedding_layers": False} if hasattr(model, "peft_config") else {})
             )
             put_in_order(scratch)
             if not hasattr(model, "peft_config") and self._first.tokenizer is not None:
-                self._first.tokenizer.save_pretrained(scratch)  # a whole model is opened without its first one
+                # a whole model must open by itself, while adapters are opened beside their first model
+                self._first.tokenizer.save_pretrained(scratch)
         return target
 
     def _terms(self, guidance: Guidance | None) -> list[tuple[Term, Shift | None]]:
-        """The method's own terms and those of guidance, each with the vector and place that it shares.
+        """The terms of the method and of the guidance, each with the vector and place that the guidance shares.
 
         Raises:
             ValueError: a place or a head that does not exist, or a vector of another model.
@@ -196,24 +200,26 @@ class Learner:
             terms += [(term, guidance.shift) for term in guidance.terms]
         own = self.method.distillation()
         if own is not None:
+            # a KL term needs a vector: zeros make its teacher the frozen model as it is
             terms.append((own, Shift(0, "resid_post", torch.zeros(d_model))))
         return terms
 
 
 def alone_in(folder: str | Path | None) -> AbstractContextManager[object]:
-    """No other training in the same folder meanwhile; of several processes of one training the first sees to it."""
+    """Lock the folder against other trainings while the body runs; with several processes only the first one does."""
     return nullcontext() if folder is None or not current().is_first else held(path_of(folder, "folder"), "a training")
 
 
 @contextmanager
 def _undone_on_error(model: nn.Module) -> Iterator[None]:
-    """Give the trained weights their values back if the body does not come to its end."""
+    """Put the trained weights back to their values from before the body, if the body is interrupted or fails."""
+    # on the CPU: the GPU's memory is for the training
     before = {
         name: weight.detach().to("cpu", copy=True) for name, weight in model.named_parameters() if weight.requires_grad
     }
     try:
         yield
-    except BaseException:
+    except BaseException:  # KeyboardInterrupt too
         named = dict(model.named_parameters())
         with torch.no_grad():
             for name, weight in before.items():

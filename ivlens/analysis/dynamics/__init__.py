@@ -1,4 +1,4 @@
-"""What Instruction Vectors do while a model is tuned: do they stay, and are they still written and read?"""
+"""Instruction Vectors while a model is tuned: do they change, and does the model still write and read them?"""
 
 from ivlens.analysis.dynamics.causal import TESTS, CausalOptions, CausalTest, causal_tests, leads
 from ivlens.analysis.dynamics.comparison import Dynamics, compare

@@ -1,4 +1,4 @@
-"""Erased or overlaid? Vectors of one checkpoint in another, each beside its controls."""
+"""Causal tests: is a vector erased or overlaid? Vectors of one checkpoint are added in another, beside controls."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,6 +27,7 @@ from ivlens.vectors.vector import InstructionVector
 if TYPE_CHECKING:
     import pandas as pd
 
+# each test by its name: which vector is added in which model, on which prompts, and the question it answers
 TESTS = {
     "write": "the tuned model's vector in the first model, without instruction: is it still written?",
     "read": "the first model's vector in the tuned one, without instruction: is it still read?",
@@ -37,15 +38,15 @@ TESTS = {
 
 @dataclass(frozen=True)
 class CausalOptions:
-    """How vectors are judged.
+    """How the vectors of causal tests are judged.
 
     Attributes:
-        grid: Settings that every vector searches on *select*, controls too.
-        split: Inputs to judge on.
-        n_prompts: At most so many of each split; None: all.
-        n_draws: Random vectors, and sets of random heads; 19 or more for a table.
-        recipe: How clean prompts are made; None: as in the stages. Its seed draws prompts and controls; splits are
-            always those that the vectors were made on.
+        grid: Layers, strengths and sites among which every vector, each control too, finds its best on *select*.
+        split: The split whose inputs the vectors are judged on.
+        n_prompts: At most so many prompts of each split; None: all.
+        n_draws: Number of random vectors, and of sets of random heads; 19 or more for a table.
+        recipe: How clean prompts are made; None: as in the stages. Its seed draws prompts and controls; the splits are
+            always those of the vectors.
     """
 
     grid: Grid = field(default_factory=lambda: Grid(alphas=(1.0, 2.0, 4.0, 8.0)))
@@ -60,15 +61,16 @@ class CausalOptions:
 
 @dataclass(frozen=True, eq=False)
 class CausalTest:
-    """One test of one task.
+    """The result of one causal test on one task.
 
     Attributes:
-        test, task: Which.
-        conditions: By name, the judged prompts: `clean` (as the recipe makes them), `baseline` (what the vectors are
-            added to), `iv`, `own` (re-injection of the tuned model's own vector), the controls, `constant`. One row for
-            each vector.
-        strongest: The kind of control whose vectors do best on *select*, on average; None where there are none.
-        best_draw: The single control vector that does best there: its kind and row.
+        test: Name of the test, a key of `TESTS`.
+        task: Name of the task.
+        conditions: Judged prompts by the name of their condition, with one row for each vector: `clean` (prompts as the
+            recipe makes them), `baseline` (the prompts that vectors are added to), `iv`, `own` (in re-injection, the
+            tuned model's own vector), the controls, `constant`.
+        strongest: The kind of control whose vectors do best on *select*, on average; None without controls.
+        best_draw: The single control vector that does best on *select*: its kind, and its row there.
     """
 
     test: str
@@ -78,18 +80,26 @@ class CausalTest:
     best_draw: tuple[str, int] | None
 
     def accuracy(self, condition: str) -> np.ndarray:
-        """Accuracy of every prompt, a mean over vectors. `control`: the strongest kind; `best_draw`: one vector."""
+        """Accuracy on every prompt under one condition, averaged over its vectors.
+
+        Args:
+            condition: A key of `conditions`; `control` for the strongest kind of control, or `best_draw` for the single
+                best control vector.
+        """
         if condition == "best_draw" and self.best_draw is not None:
             name, row = self.best_draw
             return self.conditions[name].scores.accuracy[row].numpy()
-        if condition in ("control", "best_draw"):
+        if condition in ("control", "best_draw"):  # without any control: nothing added
             condition = self.strongest or "baseline"
         return self.conditions[condition].scores.accuracy.mean(0).numpy()
 
     def frame(self) -> "pd.DataFrame":
-        """One row for each condition, as of `evaluate_intervention`, with `test` and `task`; `n_as_good` counts the
-        vectors that reach the IV's accuracy, `p` is `(1 + n_as_good) / (1 + n_vectors)` (of 19 draws it is never below
-        0.05), `strongest` marks the kind of control that did best on *select*."""
+        """One row for each condition, with the columns of `evaluate_intervention` and `test`, `task`, `strongest`.
+
+        `n_as_good` counts the vectors that reach the Instruction Vector's accuracy, `p` is
+        `(1 + n_as_good) / (1 + n_vectors)`: with 19 draws never below 0.05. `strongest` marks the kind of control that
+        did best on *select*.
+        """
         import pandas as pd
 
         mean = float(self.accuracy("iv").mean())
@@ -103,6 +113,7 @@ class CausalTest:
 
 
 def _check_tasks(stage: Stage, tasks: Sequence[Task]) -> None:
+    """Refuse a stage that lacks one of the tasks, or was measured on a task of the same name with other content."""
     missing = [task.name for task in tasks if task.name not in stage.tasks]
     if missing:
         raise ValueError(f"stage {stage.name!r} lacks {', '.join(missing)}, expected all tasks; measure them too.")
@@ -125,31 +136,34 @@ def causal_tests(
     tests: str | Sequence[str] = tuple(TESTS),
     options: CausalOptions | None = None,
 ) -> list[CausalTest]:
-    """All causal tests of docs/method.md, section 8, for every task.
+    """Add vectors of two models in one of them, and judge them beside controls: one result for each task and test.
 
-    - **write**: `θ^t` (heads as chosen in the first model) into the first model, without instruction;
-    - **read**: `θ^0` into the tuned model, without instruction;
-    - **reinjection**: `θ^0` into the tuned model, with the instruction, beside `θ^t` itself (`own`);
-    - **subtraction**: `-θ_new` into the tuned model, with the instruction.
+    - **write**: `θ^t` (heads as chosen in the first model) in the first model, without instruction;
+    - **read**: `θ^0` in the tuned model, without instruction;
+    - **reinjection**: `θ^0` in the tuned model, with the instruction, beside `θ^t` itself (`own`);
+    - **subtraction**: `-θ_new` in the tuned model, with the instruction.
 
-    Beside each: random vectors of equal norm, vectors of as many random heads of the model that the vector is from, and
-    the other tasks' vectors from there; every vector with its own search on *select*. Where one control is quoted
-    (`control`) it is the kind whose vectors did best on *select* on average; `best_draw` is the best single vector
-    there, which of some 40 may be made of the very heads that matter. Beside them stands the answer that is right most
-    often on *select* (`constant`), which needs no model. Random heads write what they write on the judged task's
-    prompts, for the new task's vector as well: of that task a stage of the others knows nothing.
+    A vector is *overlaid*, not erased, if it is still written and still read while the instructed model fails. Success
+    of re-injection alone does not tell the two apart.
 
-    *Overlaid* is what is still written and still read while the instructed model fails; success of re-injection alone
-    does not tell it from erased.
+    Controls come from the model that the vector is from: random vectors of equal norm, vectors of as many random heads,
+    and the vectors of other tasks. Every vector has its own search on *select*. `control` is the kind of control whose
+    vectors did best on *select* on average, `best_draw` the best single vector there (with some 40 draws it may consist
+    of the very heads that matter). `constant` is the answer that is right most often on *select*; it needs no model.
+    Random heads write their means on the judged task's prompts, for the new task's vector as well, because the stages
+    have no means on the new task.
+
+    See docs/method.md, section 8 Vectors along a training.
 
     Args:
-        before, after: The two models; both are in memory.
-        stages: What `measure_stage` found in each, for these tasks.
+        before, after: The first and the tuned model; both are in memory.
+        stages: What `measure_stage` measured in each of the two, for these tasks.
+        tasks: Tasks to test, which must be in both stages.
         new: The new task's vector in the tuned model; None leaves `subtraction` out.
-        tests: Which.
+        tests: Names of the tests to make.
 
     Raises:
-        ValueError: an unknown test, or stages of other models than given, or without one of the tasks.
+        ValueError: an unknown test, or stages that are of other models or lack one of the tasks.
     """
     options = options or CausalOptions()
     options = replace(options, recipe=options.recipe or PromptRecipe.recorded(stages[0].settings))
@@ -163,8 +177,10 @@ def causal_tests(
         _check_tasks(stage, tasks)
     found = []
     for task in ticking(tasks, "causal tests", "tasks"):
+        # the first model's heads in both models: otherwise a change of the choice would look like one of the vector
         heads = first.tasks[task.name].top_heads(int(first.settings["k"]))
         old, own = first.vector(task.name), last.vector(task.name, heads)
+        # for each test: the model that runs, what its prompts lack, and the vectors that are added
         sources = {
             "write": (before, "drop", _groups(after, last, task, own, options)),
             "read": (after, "drop", _groups(before, first, task, old, options)),
@@ -180,11 +196,16 @@ def causal_tests(
 
 
 def leads(tests: Sequence[CausalTest], over: str = "control") -> dict[str, dict[str, tuple[float, float, float]]]:
-    """For each test, over tasks: mean and 95 % t interval over tasks of accuracies and differences.
+    """Mean accuracies and differences of each test over its tasks, with 95 % t intervals over tasks.
+
+    Args:
+        tests: Results of `causal_tests`.
+        over: The condition that `lead` compares with: `control`, or a key of `CausalTest.conditions`.
 
     Returns:
-        By test: `clean`, `baseline`, `iv`, `control`, `best_draw`; `lead`, the IV's accuracy less that of `over` on the
-        same prompts (`control` or a condition), and `gain`, less the baseline's.
+        For each test, by name (mean, lower end, upper end): accuracies `clean`, `baseline`, `iv`, `control` and
+        `best_draw`; `lead`, the vector's accuracy less that of `over` on the same prompts; `gain`, the vector's
+        accuracy less the baseline's.
     """
     found: dict[str, dict[str, tuple[float, float, float]]] = {}
     for name in dict.fromkeys(test.test for test in tests):
@@ -197,13 +218,14 @@ def leads(tests: Sequence[CausalTest], over: str = "control") -> dict[str, dict[
     return found
 
 
-_Groups = dict[str, list[InstructionVector]]
+_Groups = dict[str, list[InstructionVector]]  # vectors by condition
 
 
 def _groups(
     model: TransformerBridge, stage: Stage, task: Task, iv: InstructionVector, options: CausalOptions
 ) -> _Groups:
-    """A vector and its controls, all from the model that it is from."""
+    """A vector and its controls, all from the model that the vector is from."""
+    # neither the judged task's vector nor the tested one's is a control
     others = [stage.vector(name) for name in stage.tasks if name not in (task.name, iv.task)]
     means = stage.tasks[task.name]
     own_heads = HeadMeans(means.mean_z, means.write_scale)
@@ -220,6 +242,7 @@ def _seed(options: CausalOptions) -> int:
 
 
 def _negated(groups: _Groups) -> _Groups:
+    """All vectors with the opposite sign, so that adding them subtracts."""
     return {name: [-vector for vector in vectors] for name, vectors in groups.items()}
 
 
@@ -231,11 +254,13 @@ def _judged(
     corruption: Corruption | None,
     options: CausalOptions,
 ) -> CausalTest:
+    """Search for each vector's best setting, judge all vectors on the same prompts, and find the strongest control."""
     groups = {name: [vector.for_model(model) for vector in vectors] for name, vectors in groups.items()}
     every, seed = [vector for vectors in groups.values() for vector in vectors], _seed(options)
     recipe = followed_recipe(every, options.recipe, task, options.split, seed)
     prompts = PromptSets(model, task, recipe, corruption, options.n_prompts, seed, **options.grid.passes)
     judge = prompts.trials(options.split)
+    # with corruption None nothing is taken away, and clean prompts and baseline are the same
     judged = {
         "clean": Judged("clean", prompts.trials(options.split, corrupted=False).unsteered()),
         "baseline": Judged("baseline", judge.unsteered()),
@@ -250,6 +275,7 @@ def _strongest(
     judged: Mapping[str, Judged], groups: _Groups, prompts: PromptSets
 ) -> tuple[str | None, tuple[str, int] | None]:
     """The kind of control that does best on *select*, on average over its vectors, and the best single vector."""
+    # on *select*: a control chosen on the prompts that are reported would look better than it is
     places = [(name, row) for name in DRAWN for row in range(len(groups.get(name, [])))]
     if not places:
         return None, None

@@ -1,4 +1,4 @@
-"""Two checkpoints side by side: vectors, heads, effects, hidden states, performance."""
+"""`compare`: each checkpoint beside the first, by its vectors, heads, effects, hidden states and performance."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Dynamics:
-    """A series compared with its first checkpoint.
+    """All checkpoints of a series, compared with the first.
 
     Attributes:
-        stages: What was measured at each, the first one first.
-        tasks: One row for each checkpoint and task, see `compare`.
+        stages: The measurements at each checkpoint, in order.
+        tasks: One row for each checkpoint and task; `compare` explains the columns.
         heads: One row for each checkpoint, task and head: `z_cosine`, `drift`, `aie_before`, `aie_after`.
-        layers: One row for each checkpoint, task and layer: `cosine` of the hidden state and the first vector.
+        layers: One row for each checkpoint, task and layer: `cosine` of the hidden state with the first model's vector.
     """
 
     stages: tuple[Stage, ...]
@@ -33,10 +33,13 @@ class Dynamics:
     layers: "pd.DataFrame"
 
     def drift_map(self, checkpoint: str | None = None) -> Float[Tensor, "n_layers n_heads"]:
-        """Mean drift of every head over tasks, at one checkpoint; None: the last.
+        """The drift of every head at one checkpoint, averaged over tasks.
+
+        Args:
+            checkpoint: Name of the checkpoint; None: the last one.
 
         Raises:
-            KeyError: no such checkpoint.
+            KeyError: there is no such checkpoint.
         """
         name = self.stages[-1].name if checkpoint is None else checkpoint
         stage = next((one for one in self.stages if one.name == name), None)
@@ -46,26 +49,27 @@ class Dynamics:
 
 
 def compare(stages: Sequence[Stage]) -> Dynamics:
-    """Each checkpoint against the first: all of docs/method.md, section 8, that needs no intervention.
+    """Compare each checkpoint of a series with the first, without any intervention.
 
-    Per checkpoint and task:
+    For each checkpoint and task (docs/method.md, section 8 Vectors along a training):
 
-    - `iv_cosine_fixed`: cosine of `θ^0` and `θ^t` with `S` as chosen in the first model; `iv_cosine_rechosen`: with `S`
-      chosen anew in each; `norm_ratio`: `‖θ^t‖ / ‖θ^0‖`, fixed `S`;
-    - `z_cosine`: mean over `S` of the cosine of `z̄` before and after;
-    - `head_overlap`: Jaccard index of the two `S`; `aie_rank_correlation`: Spearman's, over all heads;
+    - `iv_cosine_fixed`: cosine of `θ^0` and `θ^t`, with the heads `S` of the first model; `iv_cosine_rechosen`: with
+      `S` chosen anew at each checkpoint; `norm_ratio`: `‖θ^t‖ / ‖θ^0‖` with the heads of the first model;
+    - `z_cosine`: cosine of `z̄` in the first model and now, averaged over `S`;
+    - `head_overlap`: Jaccard index of the two `S`; `aie_rank_correlation`: Spearman's correlation over all heads;
     - `activation_cosine`: mean cosine of `θ^0` and the hidden state under clean prompts, in the layer where it is
       largest in the first model (`activation_layer`);
-    - `accuracy`, `prob`, `logprob` of clean prompts, `n` of them; `distance`: `‖ΔW‖ / ‖W_0‖`;
-    - `step`: training steps before it, NaN where they are not known.
+    - `accuracy`, `prob`, `logprob`: means over the `n` clean prompts; `distance`: `‖ΔW‖ / ‖W_0‖`;
+    - `step`: training steps before the checkpoint, NaN where they are not known.
 
-    To be read beside `split_half` (cosine of two halves of the prompts in the first model) and `between_mean` and
-    `between_max` (cosine with the other tasks' vectors there).
+    Read the cosines beside their references in the first model: `split_half`, between vectors of two halves of the
+    prompts, and `between_mean` and `between_max`, with other tasks' vectors.
 
-    The drift of a head is `‖w^t - w^0‖ / ‖w^0‖`, `w` what it writes on average; 1 for a head that falls silent.
+    The drift of a head is `‖u^t - u^0‖ / ‖u^0‖`, where `u` is what the head writes on average; a head that stops
+    writing has drift 1.
 
     Raises:
-        ValueError: fewer than two stages, or stages with other tasks, options or shapes.
+        ValueError: fewer than two stages, or stages with different tasks, options or shapes.
     """
     import pandas as pd
 
@@ -89,24 +93,27 @@ def compare(stages: Sequence[Stage]) -> Dynamics:
 
 
 def _measured(stage: Stage) -> str:
-    """What has to be the same in two stages, in words."""
+    """Tasks, shape and options of a stage in words; two stages can be compared if these are equal."""
     shape = ", ".join(f"{name} {getattr(stage.model, name)}" for name in ("n_layers", "n_heads", "d_model"))
     options = ", ".join(f"{name} {stage.settings[name]}" for name in TrackOptions.__dataclass_fields__)
     return f"the tasks {', '.join(stage.tasks) or 'none'}, {shape}, {options}"
 
 
 def drift(before: TaskStage, after: TaskStage) -> Float[Tensor, "n_layers n_heads"]:
-    """`‖w^t - w^0‖ / ‖w^0‖` of every head; 0 for one that never wrote anything."""
+    """How far the write of every head has moved, `‖u^t - u^0‖ / ‖u^0‖`; 0 for a head that never wrote anything."""
     moved, length = (after.writes - before.writes).norm(dim=-1), before.writes.norm(dim=-1)
+    # 0 / 0 would be NaN, and a mean over tasks with it
     return torch.where(moved == 0, torch.zeros_like(moved), moved / length.clamp_min(1e-30))
 
 
 def _task_row(first: Stage, stage: Stage, task: str) -> dict[str, Any]:
+    """The measures of one task at one checkpoint, in the order of the table's columns."""
     before, after, k = first.tasks[task], stage.tasks[task], int(first.settings["k"])
     old, new = before.top_heads(k), after.top_heads(k)
     theta = before.theta(old)
     cosines = [_cosine(theta, first.tasks[other].theta(first.tasks[other].top_heads(k)))
                for other in first.tasks if other != task]  # fmt: skip
+    # the layer of the first model for all checkpoints: a layer chosen at each would hide a fall
     layer = int(_with_vector(before, theta).argmax())
     layers, numbers = (list(part) for part in zip(*old, strict=True))
     return {
@@ -130,6 +137,7 @@ def _task_row(first: Stage, stage: Stage, task: str) -> dict[str, Any]:
 
 
 def _head_rows(before: TaskStage, after: TaskStage) -> list[dict[str, Any]]:
+    """Cosine, drift and effects of every head in the first model and at one checkpoint."""
     cosines, moved = _z_cosines(before, after), drift(before, after)
     n_layers, n_heads = moved.shape
     return [
@@ -148,16 +156,21 @@ def _head_rows(before: TaskStage, after: TaskStage) -> list[dict[str, Any]]:
 
 
 def _layer_rows(first: Stage, stage: Stage, task: str) -> list[dict[str, Any]]:
+    """The cosine of the hidden state with the first model's vector, in every layer."""
     before = first.tasks[task]
     cosines = _with_vector(stage.tasks[task], before.theta(before.top_heads(int(first.settings["k"]))))
     return [{"layer": layer, "cosine": value} for layer, value in enumerate(cosines.tolist())]
 
 
 def _with_vector(found: TaskStage, theta: Float[Tensor, " d_model"]) -> Float[Tensor, " n_layers"]:
+    """Mean cosine of the hidden states with `theta`, by layer."""
+    # `directions` are means of unit vectors, so a product with a unit vector is the mean of the cosines
     return found.directions @ (theta / theta.norm().clamp_min(1e-30))
 
 
 def _z_cosines(before: TaskStage, after: TaskStage) -> Float[Tensor, "n_layers n_heads"]:
+    """The cosine of every head's mean output in the first model and at one checkpoint."""
+    # float64: cosines near 1 are compared, where float32 has few digits left
     return torch.cosine_similarity(before.mean_z.double(), after.mean_z.double(), dim=-1).float()
 
 
@@ -166,7 +179,8 @@ def _cosine(one: Tensor, other: Tensor) -> float:
 
 
 def _rank_correlation(before: Tensor, after: Tensor) -> float:
+    """Spearman's correlation of two maps over all heads."""
     if bool((before == before.flatten()[0]).all()) or bool((after == after.flatten()[0]).all()):
-        return float("nan")  # no order
+        return float("nan")  # equal values have no order; scipy would warn
     found: Any = spearmanr(before.flatten().numpy(), after.flatten().numpy())
     return float(found.statistic)

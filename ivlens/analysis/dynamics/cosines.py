@@ -1,4 +1,4 @@
-"""Cosines between vectors of any tasks and models of one width, alike ones side by side."""
+"""Cosines between vectors of any tasks and models of the same width, ordered so that similar ones are neighbours."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -14,17 +14,16 @@ if TYPE_CHECKING:
 
 
 def similarity(vectors: Mapping[str, InstructionVector]) -> "pd.DataFrame":
-    """Cosine of every pair of vectors, rows and columns in hierarchical order.
+    """The cosine of every pair of vectors, with rows and columns in the same hierarchical order.
 
         >>> similarity({f"{stage.name} {task}": stage.vector(task) for stage in stages for task in stage.tasks})
 
     Args:
-        vectors: By name; of one model or of several with the same `d_model`. Whether the directions of two models mean
-            the same is another question: of a model and a lightly tuned descendant they do, of two models that were
-            trained apart they do not.
+        vectors: Vectors by name, of one model or of several models with the same `d_model`. Directions mean the same in
+            a model and in one lightly tuned from it, but not in two models that were trained apart.
 
     Raises:
-        ValueError: fewer than two vectors, a zero one, or other widths.
+        ValueError: fewer than two vectors, a vector of zeros, or vectors of different widths.
     """
     import pandas as pd
 
@@ -38,9 +37,11 @@ def similarity(vectors: Mapping[str, InstructionVector]) -> "pd.DataFrame":
 
 
 def hierarchical_order(cosines: np.ndarray) -> list[int]:
-    """Order of the leaves of an average-linkage tree over `1 - cosine`, turned so that neighbours are most alike."""
+    """An order in which similar vectors are neighbours: the leaves of an average-linkage tree over `1 - cosine`."""
     distances = 1.0 - cosines
+    # rounding leaves small negative values and asymmetries, which no distance has
     distances = np.clip((distances + distances.T) / 2, 0.0, None)
     np.fill_diagonal(distances, 0.0)
+    # a tree fixes the order only up to swaps of branches; `optimal_ordering` puts the most similar leaves together
     tree = linkage(squareform(distances, checks=False), method="average", optimal_ordering=True)
     return leaves_list(tree).tolist()

@@ -1,4 +1,4 @@
-"""What predicts performance during tuning: vectors, or just how far the training has gone?"""
+"""`predictors`: how well vectors predict performance during tuning, beside predictors that know nothing of vectors."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,23 +17,23 @@ PREDICTORS = ("activation_cosine", "iv_cosine_fixed", "iv_cosine_rechosen", "ste
 def predictors(
     tasks: "pd.DataFrame", *, outcome: str = "prob", leave_out: str = "task", names: str | Sequence[str] = PREDICTORS,
 ) -> "pd.DataFrame":  # fmt: skip
-    """Share of the variance of performance that a straight line in one predictor explains where it was not fitted.
+    """The share of the variance of performance (R²) that each predictor explains on tasks it was not fitted on.
 
-    `R² = 1 - Σ (y - ŷ)² / Σ (y - ȳ)²`, `ŷ` from a line through all points whose `leave_out` is another one: below 0
-    where the line predicts worse than the mean of all points. `step` and `distance` (`‖ΔW‖ / ‖W_0‖`) are the rivals
-    that know nothing of vectors.
+    `R² = 1 - Σ (y - ŷ)² / Σ (y - ȳ)²`, where `ŷ` comes from a straight line in one predictor, fitted on all other
+    groups; see docs/method.md, section 8 Vectors along a training. R² is below 0 where the line predicts worse than the
+    mean of all points. The rivals `step` and `distance` (`‖ΔW‖ / ‖W_0‖`) know nothing of vectors.
 
     Args:
-        tasks: `Dynamics.tasks` of one or several trainings, best without the first model, which is at cosine 1 by
-            construction.
-        outcome: `prob`, `accuracy` or `logprob`.
-        leave_out: Column that says what is left out in turn: `task`, or that of a training.
+        tasks: `Dynamics.tasks` of one or several trainings; best without the first model, whose cosine is always 1.
+        outcome: The measure of performance: `prob`, `accuracy` or `logprob`.
+        leave_out: Column whose values are the groups that are left out in turn: `task`, or the column of a training.
+        names: Columns that are tried as predictors.
 
     Returns:
-        One row for each predictor: `predictor`, `r2`, `r2_lo`, `r2_hi` (95 % t, over what is left out in turn),
-        `interval` (its kind: descriptive below six of these), `r2_in_sample`, `n` points. Points at which a predictor
-        is not known (a checkpoint without a step) are no points of its line; NaN where fewer than two values of
-        `leave_out` have any.
+        One row for each predictor: `predictor`, `r2` with the 95 % t interval `r2_lo` to `r2_hi` over groups,
+        `interval` (its kind; descriptive with fewer than six groups), `r2_in_sample` (fitted on all points), `n`
+        points. Points without a value of the predictor (a checkpoint whose step is not known) are left out; with fewer
+        than two groups left the values are NaN.
 
     Raises:
         ValueError: fewer than two values of `leave_out`.
@@ -48,6 +48,7 @@ def predictors(
 
 
 def _explained(tasks: "pd.DataFrame", name: str, outcome: str, leave_out: str) -> dict[str, Any]:
+    """The row of one predictor."""
     known = tasks.dropna(subset=[name, outcome])
     group = known[leave_out].astype(str).to_numpy()
     if len(set(group)) < 2:
@@ -65,6 +66,7 @@ def _explained(tasks: "pd.DataFrame", name: str, outcome: str, leave_out: str) -
 
 
 def _held_out(x: np.ndarray, y: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """Predictions for every point, from the line through the points of all other groups."""
     found = np.empty_like(y)
     for one in set(group):
         left = group == one
@@ -73,17 +75,20 @@ def _held_out(x: np.ndarray, y: np.ndarray, group: np.ndarray) -> np.ndarray:
 
 
 def _line(x: np.ndarray, y: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """The least-squares line through `x` and `y`, at other points."""
     spread = ((x - x.mean()) ** 2).sum()
+    # a predictor with one value says nothing: the flat line through the mean
     slope = ((x - x.mean()) * (y - y.mean())).sum() / spread if spread > 0 else 0.0
     return y.mean() + slope * (at - x.mean())
 
 
 def _share(error: np.ndarray, spread: np.ndarray) -> float:
+    """R² from squared errors and squared distances from the mean; NaN where performance never varies."""
     return float(1 - error.sum() / spread.sum()) if spread.sum() > 0 else float("nan")
 
 
 def _interval(error: np.ndarray, spread: np.ndarray, group: np.ndarray) -> tuple[float, float]:
-    """t over groups: R² is a ratio of sums, so what counts is how far each group is off the common ratio."""
+    """A t interval of R² over groups: from how far each group's sums are off the common ratio (linearised)."""
     names = sorted(set(group))
     share = _share(error, spread)
     off = np.array([error[group == one].sum() - (1 - share) * spread[group == one].sum() for one in names])

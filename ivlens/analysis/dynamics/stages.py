@@ -1,4 +1,4 @@
-"""Everything that is kept of one checkpoint: enough to compare it with any other without opening either again."""
+"""`Stage`: all measurements of one checkpoint, enough to compare it with any other without opening a model again."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -32,14 +32,14 @@ FILE = Artefact("ivlens.Stage/1", "ivlens.analysis.dynamics.track")
 @checked
 @dataclass(frozen=True)
 class TrackOptions:
-    """What is measured at every checkpoint.
+    """How every checkpoint is measured.
 
     Attributes:
-        n_prompts: Corrupted prompts per task for the effects, from *fit*.
-        k: Heads in a vector.
-        split: Inputs for performance and hidden states.
-        n_judge_prompts: At most so many of them; None: the whole split.
-        recipe: How clean prompts are made, with the seed of splits and of everything that is drawn.
+        n_prompts: Number of corrupted prompts of each task for the effects, from *fit*.
+        k: Number of heads in a vector.
+        split: The split for performance and hidden states.
+        n_judge_prompts: At most so many prompts of that split; None: all.
+        recipe: How clean prompts are made, with the seed of the splits and of all draws.
     """
 
     n_prompts: int = 24
@@ -54,16 +54,16 @@ class TrackOptions:
 
 @dataclass(frozen=True, eq=False)
 class TaskStage:
-    """One task at one checkpoint.
+    """The measurements of one task at one checkpoint.
 
     Attributes:
-        aie: Average indirect effect of every head.
-        mean_z: `z̄`, mean output of every head on clean prompts.
-        writes: What that adds to the residual stream: `(z̄ W_O) · write_scale`.
-        write_scale: See `HeadEffects`.
-        directions: Mean over clean prompts of the hidden state at the last prompt token, each at length 1, by
-            layer: its product with any unit vector is the mean cosine with it.
-        accuracy, prob, logprob: Of each clean prompt of the split.
+        aie: The average indirect effect of every head.
+        mean_z: `z̄`, the mean output of every head on clean prompts.
+        writes: What every head adds to the residual stream on average, `(z̄ W_O) · write_scale`.
+        write_scale: The scale of a head's write in each layer, see `HeadEffects`.
+        directions: For each layer, the hidden state at the last prompt token scaled to length 1, averaged over clean
+            prompts. Its product with a unit vector is the mean cosine of hidden state and vector.
+        accuracy, prob, logprob: Scores of each clean prompt of the split.
         split_half: Cosine between the vectors of two halves of the prompts; NaN where it was not measured.
     """
 
@@ -79,26 +79,26 @@ class TaskStage:
 
     def top_heads(self, k: int) -> Heads:
         """The `k` heads of largest effect, largest first."""
-        order = self.aie.flatten().argsort(descending=True, stable=True)[:k].tolist()
+        order = self.aie.flatten().argsort(descending=True, stable=True)[:k].tolist()  # stable: ties in the map's order
         return tuple(divmod(index, self.aie.shape[1]) for index in order)
 
     def theta(self, heads: Heads) -> Float[Tensor, " d_model"]:
-        """What these heads write together."""
+        """The vector `θ` that these heads write together."""
         layers, numbers = (list(part) for part in zip(*heads, strict=True))
         return self.writes[layers, numbers].sum(0)
 
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """One checkpoint.
+    """All measurements of one checkpoint.
 
     Attributes:
-        name, step: As in the series; step -1 where it is not known.
-        model: Which model.
-        tasks: By name.
-        distance: `‖W - W_0‖ / ‖W_0‖` over all weights, from the first model of the series; 0 for that one, NaN where
-            it is not known.
-        settings: Options of the measurement, and of each task's effects (`effects`).
+        name, step: Name and step of the checkpoint in its series; step -1 where it is not known.
+        model: The identity of the measured model.
+        tasks: The measurements of each task, by its name.
+        distance: `‖W - W_0‖ / ‖W_0‖` over all weights, the distance from the first model of the series; 0 for the first
+            model, NaN where it is not known.
+        settings: Options of the measurement, with those of each task's effects under `effects`.
     """
 
     name: str
@@ -109,10 +109,10 @@ class Stage:
     settings: Mapping[str, Any]
 
     def vector(self, task: str, heads: Heads | None = None) -> InstructionVector:
-        """The task's Instruction Vector at this checkpoint, from its own strongest heads or from given ones.
+        """The task's Instruction Vector at this checkpoint, from the strongest heads there or from the given heads.
 
         Raises:
-            KeyError: no such task.
+            KeyError: the stage has no such task.
         """
         found = self.tasks[task]
         k = int(self.settings["k"])
@@ -132,8 +132,8 @@ class Stage:
         """Read what `save` wrote.
 
         Raises:
-            FileNotFoundError: no such file.
-            ValueError: not such a file, or a damaged one.
+            FileNotFoundError: there is no such file.
+            ValueError: the file is no stage, or is damaged.
         """
         tensors, about = FILE.read(path)
         try:
@@ -145,7 +145,7 @@ class Stage:
             values = {name: about[name] for name in ("name", "step", "model", "distance")}
             found = cls(tasks=tasks, settings=_as_now(about["settings"]), **values)
             for task in tasks:
-                found.vector(task)  # takes numbers and settings that fit each other
+                found.vector(task)  # fails here, not in an analysis, where parts of the file do not fit each other
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             FILE.refuse(path, f"is incomplete ({type(error).__name__}: {error})")
         return found
@@ -161,14 +161,17 @@ def measure_stage(
     step: int | None = None,
     first: TransformerBridge | None = None,
 ) -> Stage:
-    """Effects, head outputs, hidden states and performance of every task in one model.
+    """Measure effects, head outputs, hidden states and performance of every task in one model.
 
     Args:
-        first: The first model of the series, for the distance; None: this is it, and the split halves are compared.
+        name, step: Name and step of the stage; by default the model's name, and no step.
+        first: The first model of the series, for the distance. None: `model` is the first one, in which `split_half` is
+            measured too.
 
     Raises:
-        ValueError: tasks that effects cannot be measured on, two of one name, or a model of another shape than `first`.
-        RuntimeError: inside a `steer` context.
+        ValueError: tasks whose effects cannot be measured, two tasks of one name, or a model of another shape than
+            `first`.
+        RuntimeError: called inside a `steer` context.
     """
     options = options or TrackOptions()
     check_unsteered(model)
@@ -180,7 +183,7 @@ def measure_stage(
         raise ValueError(f"tasks are {names}, expected one or more with distinct names.")
     distance = 0.0 if first is None else weight_distance(first, model)
     measured, made_by = {}, {}
-    # the first model is asked whether it can do its tasks; what became of that later is what is measured
+    # only the first model is checked for being able to do its tasks: later ones may have forgotten them
     effects = EffectOptions() if first is None else EffectOptions(n_check_prompts=0)
     for task in ticking(tasks, "measuring tasks", "tasks"):
         found = head_effects(model, task, recipe=options.recipe, n_prompts=options.n_prompts, options=effects)
@@ -196,7 +199,7 @@ def measure_stage(
 
 
 def _as_now(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a stage that was written before there were recipes, under the names of today."""
+    """The settings of a file, under today's names where the file was written before there were recipes."""
     recipe = PromptRecipe.recorded(settings) or PromptRecipe()
     before = {"template", "seed", "n_scored"}
     kept = {name: value for name, value in settings.items() if name not in before}
@@ -208,7 +211,7 @@ def check_k(model: TransformerBridge, k: int) -> None:
     """Refuse vectors of more heads than the model has.
 
     Raises:
-        ValueError: it has fewer.
+        ValueError: the model has fewer than `k` heads.
     """
     n_heads = model.cfg.n_layers * model.cfg.n_heads
     if k > n_heads:
@@ -216,12 +219,12 @@ def check_k(model: TransformerBridge, k: int) -> None:
 
 
 def weight_distance(first: TransformerBridge, model: TransformerBridge) -> float:
-    """`‖W - W_0‖ / ‖W_0‖` over all weights, one tensor at a time.
+    """The distance `‖W - W_0‖ / ‖W_0‖` of two models over all weights.
 
     Raises:
-        ValueError: models of other shapes.
+        ValueError: models of different shapes.
     """
-    moved = total = 0.0
+    moved = total = 0.0  # summed up tensor by tensor: a second copy of all weights might not fit into memory
     theirs = dict(model.named_parameters())
     for name, weight in check_model(first).named_parameters():
         if name not in theirs or theirs[name].shape != weight.shape:
@@ -238,6 +241,7 @@ def weight_distance(first: TransformerBridge, model: TransformerBridge) -> float
 def _task_stage(
     model: TransformerBridge, task: Task, found: HeadEffects, options: TrackOptions, *, halves: bool
 ) -> TaskStage:
+    """The measurements of one task, from its effects and from passes on its clean prompts."""
     source = PromptSets(model, task, options.recipe, n_prompts=options.n_judge_prompts, seed=options.recipe.seed)
     writes = head_writes(model, found.mean_z, found.write_scale)
     trials = source.trials(options.split, corrupted=False)
@@ -253,13 +257,13 @@ def _task_stage(
         logprob=scores.logprob[0],
         split_half=torch.tensor(torch.nan),
     )
-    if not halves:
+    if not halves:  # a reference from the first model: measured once
         return stage
     return replace(stage, split_half=_split_half(source, found, stage.top_heads(options.k)))
 
 
 def _directions(model: TransformerBridge, batch: PromptBatch) -> Float[Tensor, "n_layers d_model"]:
-    """Mean unit hidden state at the last prompt token (prompts are left-padded)."""
+    """For each layer, the mean of hidden states of length 1 at the last prompt token (the last column)."""
     layers = range(model.cfg.n_layers)
     device = next(model.parameters()).device
     total = torch.zeros(model.cfg.n_layers, model.cfg.d_model, dtype=torch.float64)
@@ -271,22 +275,23 @@ def _directions(model: TransformerBridge, batch: PromptBatch) -> Float[Tensor, "
             captured_residual(model, layers, select=lambda one: one[:, -1]) as kept,
         ):
             model(rows.tokens, attention_mask=rows.attention_mask, use_cache=False)
+        # at length 1 before the mean, so that prompts with long hidden states do not count more
         total += torch.stack([_unit(kept[layer].double().cpu()).sum(0) for layer in layers])
     return (total / len(batch)).float()
 
 
 def _unit(rows: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
-    return rows / rows.norm(dim=-1, keepdim=True).clamp_min(1e-30)
+    return rows / rows.norm(dim=-1, keepdim=True).clamp_min(1e-30)  # zeros stay zeros
 
 
 def _split_half(source: PromptSets, found: HeadEffects, heads: Heads) -> Float[Tensor, ""]:
-    """Cosine between the vectors that the same heads write on every other prompt and on the rest."""
+    """Cosine between the vectors of the same heads on the even and on the odd prompts: the noise of one vector."""
     batch = source.batch("fit", corrupted=False)
     if len(batch) < 2:
         return torch.tensor(torch.nan)
     layers, numbers = (list(part) for part in zip(*heads, strict=True))
     thetas = []
-    for half in (slice(0, None, 2), slice(1, None, 2)):
+    for half in (slice(0, None, 2), slice(1, None, 2)):  # in turn, so that the order of prompts makes no difference
         rows = batch.rows(half)
         mean_z = mean_head_outputs(source.model, rows.tokens, rows.attention_mask)
         thetas.append(head_writes(source.model, mean_z, found.write_scale)[layers, numbers].sum(0))

@@ -1,4 +1,4 @@
-"""Forgetting, taken apart: does a model forget what it was asked to do, or what it knew?"""
+"""Forgetting, taken apart: does a model forget how to follow an instruction, or what it knew?"""
 
 from ivlens.analysis.forgetting.drops import decompose, decomposition
 from ivlens.analysis.forgetting.probabilities import MEASURES, ProbeOptions, has_knowledge, probe

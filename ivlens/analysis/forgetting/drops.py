@@ -1,4 +1,4 @@
-"""What was lost between two models: the instruction's part and the knowledge's part, with intervals."""
+"""`decompose`: how much of instruction and of knowledge was lost between two models, with intervals."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -27,33 +27,37 @@ NEAREST = 1e-4
 def decompose(
     before: TransformerBridge, after: TransformerBridge, tasks: Sequence[Task], options: ProbeOptions | None = None
 ) -> "pd.DataFrame":
-    """Both drops between two models, for every task and over all; see `decomposition`.
+    """Probe two models, and compare what was lost of the instruction with what was lost of the knowledge.
 
     >>> decompose(base, tuned, [load_task("antonym"), load_task("country_capital")])
 
+    `decomposition` explains the table.
+
     Raises:
-        ValueError: as `probe`.
+        ValueError: as `probe` and `decomposition`.
     """
     return decomposition(probe(before, tasks, options), probe(after, tasks, options))
 
 
 def decomposition(before: "pd.DataFrame", after: "pd.DataFrame") -> "pd.DataFrame":
-    """What was lost between two tables of `probe`.
+    """Compare two tables of `probe`: what was lost of the instruction, and what of the knowledge.
 
-    The claim to be tested is that the instruction's part falls more than the knowledge's. Both are probabilities of the
-    same answers, but start from different heights, so the drops are compared in log-odds: `excess` is the mean over
-    examples of `[logit P_before - logit P_after](instruction) - [...](knowledge)`, each example with itself. For
-    accuracies, which have no log-odds for one example, it is the difference of the drops in points.
+    The claim to be tested is that instruction probability falls more than knowledge probability. Both are probabilities
+    of the same answers but start from different heights, so the drops are compared in log-odds: `excess` is the mean
+    over examples of `(L_before - L_after)` of the instruction less that of the knowledge, where `L` are the log-odds of
+    the same example. A single accuracy has no log-odds: for accuracies `excess` is the difference of the drops. See
+    docs/method.md, section 7 Forgetting, taken apart.
 
     Returns:
-        One row for each task and measure, and for `all tasks` (those with both kinds): `task`, `measure`, `n` examples,
-        for both kinds the means `instruction_before`, `instruction_after`, `instruction_drop` (`..._lo`, `..._hi`), and
-        `excess` (`excess_lo`, `excess_hi`; nats for probabilities), and `interval`, the kind of these: 95 % t over
-        examples, for `all tasks` over tasks; descriptive below six. NaN where a task has no knowledge rows. A measure
-        that an older table lacks (`exact`) is left out.
+        One row for each measure of each task, and of `all tasks` (those with both kinds of probability). Columns:
+        `task`, `measure`, `n` examples; for both kinds means and drops, as `instruction_before`, `instruction_after`,
+        `instruction_drop` (interval `..._lo` to `..._hi`); `excess` (interval `excess_lo` to `excess_hi`; in nats for
+        probabilities); `interval`, the kind of the intervals: 95 % t over examples, for `all tasks` over tasks;
+        descriptive with fewer than six. Values are NaN where a task has no knowledge rows. A measure that an older
+        table lacks (`exact`) is left out.
 
     Raises:
-        ValueError: the two tables are not about the same examples, or about models of different shapes.
+        ValueError: the two tables are about different examples, or about models of different shapes.
     """
     import pandas as pd
 
@@ -82,10 +86,14 @@ def decomposition(before: "pd.DataFrame", after: "pd.DataFrame") -> "pd.DataFram
 
 
 def check_same_shape(before: str | None, after: str | None, what: str) -> None:
-    """Refuse what cannot have come from the model before by training; None: not known.
+    """Refuse two models of different shapes, since neither can have been trained from the other.
+
+    Args:
+        before, after: The models' shapes in words; None: not known, and nothing is refused.
+        what: What `after` is the shape of, for the error.
 
     Raises:
-        ValueError: other shapes.
+        ValueError: the shapes differ.
     """
     if before is not None and after is not None and before != after:
         raise ValueError(
@@ -95,27 +103,31 @@ def check_same_shape(before: str | None, after: str | None, what: str) -> None:
 
 
 def log_odds(probability: np.ndarray) -> np.ndarray:
-    """`log p / (1 - p)` in nats, of probabilities kept `NEAREST` away from 0 and 1."""
+    """Log-odds `log(p / (1 - p))` in nats, of probabilities kept `NEAREST` away from 0 and 1."""
     kept = np.clip(np.asarray(probability, float), NEAREST, 1 - NEAREST)
     return np.log(kept / (1 - kept))
 
 
 def _records(table: "pd.DataFrame") -> dict[_Key, dict[str, Any]]:
+    """The rows of a table of `probe`, by task, kind and input."""
     return {(row["task"], row["kind"], row["input"]): row for row in table.to_dict("records")}
 
 
 def _drops(before: Mapping[_Key, Any], after: Mapping[_Key, Any], task: str, measure: str) -> dict[str, np.ndarray]:
-    """Values of one task's examples: both kinds before and after, and the excess."""
+    """Values of one task's examples in one measure: both kinds before, after and their drop, and the excess."""
     found: dict[str, np.ndarray] = {}
     keys = {kind: [key for key in before if key[:2] == (task, kind)] for kind in KINDS}
     for kind in KINDS:
         found[f"{kind}_before"] = np.array([before[key][measure] for key in keys[kind]], float)
         found[f"{kind}_after"] = np.array([after[key][measure] for key in keys[kind]], float)
         found[f"{kind}_drop"] = found[f"{kind}_before"] - found[f"{kind}_after"]
+    # accuracies of single examples are 0 or 1, whose log-odds are infinite
     change = log_odds if measure.endswith("prob") else np.asarray
+    # both kinds of the same example are compared, so only inputs that have both count
     inputs = [text for _, _, text in keys["knowledge"] if (task, "instruction", text) in before]
 
     def lost(kind: str) -> np.ndarray:
+        """What each input lost in this kind, in log-odds for probabilities."""
         values = [np.array([rows[task, kind, text][measure] for text in inputs], float) for rows in (before, after)]
         return change(values[0]) - change(values[1])
 
@@ -123,6 +135,7 @@ def _drops(before: Mapping[_Key, Any], after: Mapping[_Key, Any], task: str, mea
 
 
 def _row(name: str, measure: str, tasks: Sequence[dict[str, np.ndarray]]) -> dict[str, Any]:
+    """One row of the table, over the examples of one task or over several tasks."""
     n = sum(len(task["instruction_before"]) for task in tasks)
     row: dict[str, Any] = {"task": name, "measure": measure, "n": n}
     for column in (*(f"{kind}_{what}" for kind in KINDS for what in ("before", "after", "drop")), "excess"):

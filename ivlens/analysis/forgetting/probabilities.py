@@ -1,4 +1,4 @@
-"""Instruction and knowledge probability of one model, for every example."""
+"""`probe`: instruction probability and knowledge probability of one model, for every example."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,25 +25,23 @@ from ivlens.tasks.task import SplitName, Task, TaskExample
 if TYPE_CHECKING:
     import pandas as pd
 
-# probability of the first answer token; of the whole answer, per token; greedy decoding that begins with the answer, or
-# is the answer; rank among the task's answers
-MEASURES = ("prob", "seq_prob", "accuracy", "exact", "ranked")
-SHAPE = "ivlens_shape"  # of the model that a table is about, in the table's attrs
-NO_KNOWLEDGE = ("rule", "choice")  # kinds of tasks that are nothing to know: the answer follows from the input
+MEASURES = ("prob", "seq_prob", "accuracy", "exact", "ranked")  # explained in `probe`
+SHAPE = "ivlens_shape"  # name under which a table's attrs hold the shape of the probed model
+NO_KNOWLEDGE = ("rule", "choice")  # kinds of tasks without knowledge: the answer follows from the input
 
 
 @checked
 @dataclass(frozen=True)
 class ProbeOptions:
-    """What is asked.
+    """On which prompts `probe` measures.
 
     Attributes:
-        split: Which examples.
-        n_prompts: At most so many of each task, drawn with the recipe's seed; None: all of the split.
-        n_clozes: At most so many of a task's clozes; every example is asked by each of them. None: all.
-        recipe: How clean prompts are made, with the seed of splits and draws; clozes stand alone, without instruction
-            or demonstrations.
-        batch_size: Prompts in a pass.
+        split: The split whose examples are asked.
+        n_prompts: At most so many examples of each task, drawn with the recipe's seed; None: the whole split.
+        n_clozes: At most so many clozes of each task; every example is put into each of them. None: all.
+        recipe: How clean prompts are made, with the seed of splits and draws; prompts of clozes have neither
+            instruction nor demonstrations.
+        batch_size: Number of prompts in a pass.
     """
 
     split: SplitName = "test"
@@ -57,38 +55,38 @@ class ProbeOptions:
 
 
 def has_knowledge(task: Task) -> bool:
-    """Whether the task states something that can be asked for without an instruction.
+    """Whether the task's answers are knowledge that a cloze can ask for without an instruction.
 
-    It needs clozes, and must not be a rule or a choice: the first letter of a word is read off, not remembered.
+    The task needs clozes, and must not be a rule or a choice: the first letter of a word is seen, not known.
     """
     return bool(task.clozes) and task.kind not in NO_KNOWLEDGE
 
 
 @checked
 def probe(model: TransformerBridge, tasks: Sequence[Task], options: ProbeOptions | None = None) -> "pd.DataFrame":
-    """How probable the right answer is with the instruction, and in a cloze sentence without it.
+    """Measure how probable the right answers are with the instruction, and in cloze sentences without it.
 
     Instruction probability is `P(y | c, x)` under the clean prompt of the recipe, where `c` is the instruction, or the
-    demonstrations of a task that has none; knowledge probability is `P(y | x)` after a cloze of the task (`The capital
-    of {x} is`), the mean over its clozes. Each in these measures:
+    demonstrations of a task without instruction. Knowledge probability is `P(y | x)` after a cloze of the task, such as
+    `The capital of {x} is`, averaged over its clozes. Both are given in these measures:
 
     - `prob`: probability of the answer's first token;
-    - `seq_prob`: `exp(log P(y) / n_tokens)`, the geometric mean of its tokens' probabilities, teacher-forced;
+    - `seq_prob`: `exp(log P(y) / n_tokens)`, the geometric mean of the probabilities of its tokens, teacher-forced;
     - `accuracy`: whether greedy decoding begins with an accepted answer and does not go on inside its last word;
-      `exact`: whether it also ends the text or the line there;
-    - `ranked`: whether the answer's first token is more probable than that of every other answer of the task (answers
-      that share it are left out; NaN where all do).
+      `exact`: whether greedy decoding also ends the text or the line there;
+    - `ranked`: whether the answer's first token is more probable than the first tokens of all other answers of the task
+      (answers with the same first token do not count; NaN where all have the same).
 
     Args:
         model: From `load_model`, with its tokenizer.
-        tasks: Those without clozes, and rules, get no `knowledge` rows.
+        tasks: Tasks without clozes, rules and choices get no `knowledge` rows.
 
     Returns:
-        One row for each task, kind (`instruction`, `knowledge`) and example: `task`, `kind`, `input`, the measures
-        (shares of the clozes for the last three), `n_prompts`. Its `attrs` have the shape of the model.
+        One row for each task, kind (`instruction`, `knowledge`) and example: `task`, `kind`, `input`, the measures (for
+        `knowledge`, means over clozes), `n_prompts`. The table's `attrs` hold the shape of the model.
 
     Raises:
-        ValueError: no tasks, a recipe that leaves prompts of a task with nothing that tells it, prompts that do not
+        ValueError: no tasks, a recipe with neither instruction nor demonstrations for a task, or prompts that do not
             fit the model.
 
     Source: arXiv 2406.12227, section 3; docs/method.md, section 7. Departures: clozes for the knowledge, and all these
@@ -123,12 +121,13 @@ def probe(model: TransformerBridge, tasks: Sequence[Task], options: ProbeOptions
 
 
 def shape_of(model: TransformerBridge) -> str:
-    """What two checkpoints of one model have in common, in words; not the vocabulary, which tuning may have grown."""
-    cfg = model.cfg
+    """The shape of a model in words, which is the same for all its checkpoints."""
+    cfg = model.cfg  # without the vocabulary, which tuning may have grown
     return f"{cfg.architecture} of {cfg.n_layers} layers x {cfg.n_heads} heads, d_model {cfg.d_model}"
 
 
 def _examples(task: Task, options: ProbeOptions) -> list[TaskExample]:
+    """The examples of a task that are asked, the same for every model."""
     seed = options.recipe.seed
     examples = list(task.split(options.split, seed))
     Random(f"{seed}\0{task.name}\0probe").shuffle(examples)
@@ -136,7 +135,7 @@ def _examples(task: Task, options: ProbeOptions) -> list[TaskExample]:
 
 
 def _clozes(task: Task, options: ProbeOptions) -> list[PromptRecipe]:
-    """The clozes as recipes whose prompts carry neither an instruction nor demonstrations."""
+    """The task's clozes as recipes, whose prompts have neither an instruction nor demonstrations."""
     found = []
     for number, cloze in enumerate(task.clozes[: options.n_clozes]):
         bare = cloze.replace("{x}", "{input}")
@@ -153,7 +152,11 @@ def _scored(
     others: Tensor,
     batch_size: int,
 ) -> dict[str, list[float]]:
-    """The measures of every example under one recipe; `others` are the first tokens of all the task's answers."""
+    """The measures of every example under one recipe, by the example's input.
+
+    Args:
+        others: First tokens of all answers of the task, for `ranked`.
+    """
     batch = prompts_for(model, task, examples, recipe)
     first, log_probs, ranked = [], [], []
     for rows, logits in answer_passes(model, batch, batch_size=batch_size):
@@ -168,13 +171,18 @@ def _scored(
 
 
 def _first_tokens(model: TransformerBridge, task: Task, recipe: PromptRecipe) -> Tensor:
-    """First tokens of the task's answers, of whatever split; demonstrations make no difference to them."""
+    """First tokens of the task's answers in all splits."""
+    # without demonstrations, which do not change how an answer is written
     return build_prompts(model.tokenizer, task, task.examples, replace(recipe, n_shots=0)).answer_tokens[:, 0].unique()
 
 
 def _ranked(logits: Float[Tensor, "rows d_vocab"], batch: PromptBatch, others: Tensor) -> Float[Tensor, " rows"]:
-    """1 where an accepted answer's first token beats those of all answers that are not accepted, NaN without such."""
+    """1 where an accepted answer's first token is more probable than those of all wrong answers, else 0.
+
+    NaN where no wrong answer has another first token.
+    """
     theirs = logits[:, others].float()
+    # -inf: a token that an accepted answer begins with cannot win against it
     own = torch.full((len(batch),), -torch.inf)
     for row, answers in enumerate(batch.alternatives):
         firsts = torch.tensor([answer[0] for answer in answers])

@@ -1,4 +1,4 @@
-"""The terms of guidance, one file each; `term.py` says what a term is, and CONTRIBUTING.md how to add one."""
+"""The terms of guidance, one file each. `term.py` says what a term is; CONTRIBUTING.md says how to add one."""
 
 from ivlens.tuning.terms.heads import HeadConsistency
 from ivlens.tuning.terms.kl import IVKL

@@ -1,6 +1,6 @@
-"""Head consistency: the heads that carry earlier tasks go on writing what they wrote.
+"""Head consistency: the heads that carry earlier tasks keep their outputs while the model learns a new task.
 
-Source: arXiv 2502.11019; docs/method.md, section 9, names the choices that the paper leaves open.
+Source: arXiv 2502.11019; docs/method.md, section 9 Guided fine-tuning, names the choices that the paper leaves open.
 """
 
 from collections.abc import Sequence
@@ -20,18 +20,18 @@ from ivlens.tuning.training.sites import Sites
 
 @dataclass(frozen=True)
 class HeadConsistency(Term):
-    """`Σ_{(l,h) ∈ S} ‖z_{l,h} - z⁰_{l,h}‖² / d_head` at the last prompt token, averaged over examples.
+    """Squared distance of the heads in `S` from their outputs in the frozen model, at the last prompt token.
 
-    `z⁰` is the frozen model before the task, without the vector. In total weight `|S|` counts: a set twice as large
-    weighs twice as much at the same `weight`.
+    `Σ_{(l,h) ∈ S} ‖z_{l,h} - z⁰_{l,h}‖² / d_head`, averaged over examples. `z⁰` comes from the frozen model before the
+    task, without the vector. The sum is not divided by the number of heads: twice as many heads count twice as much.
 
-    With `as_vector` the heads are free, and the vector that they write together is held instead:
-    `‖Σ_S z_{l,h} W_O^{l,h} - Σ_S z⁰_{l,h} W_O^{l,h}‖² / d_model`.
+    With `as_vector`, single heads may change, and only the vector that they write together is held:
+    `‖Σ_S z_{l,h} W_O^{l,h} - Σ_S z⁰_{l,h} W_O^{l,h}‖² / d_model`. See docs/method.md, section 9 Guided fine-tuning.
 
     Attributes:
-        heads: `S`; None: those that `iv_guidance` measures.
-        weight: `β_head`.
-        as_vector: Hold what the heads write together, not each of them.
+        heads: The heads `S` as (layer, head); None: `iv_guidance` chooses them.
+        weight: Weight of the term in the loss, `β_head`.
+        as_vector: Hold the vector that the heads write together instead of each head's output.
     """
 
     name: ClassVar[str] = "heads"
@@ -49,27 +49,27 @@ class HeadConsistency(Term):
 
     @property
     def needs_heads(self) -> bool:
-        """Whether `made` chooses them."""
+        """Whether `made` chooses the heads, because none were named."""
         return self.heads is None
 
     def made(self, before: Before) -> "HeadConsistency":
-        """With the heads of earlier tasks, where none were named."""
+        """The term with the strongest heads of earlier tasks, if it names no heads itself."""
         return self if self.heads is not None else replace(self, heads=before.heads())
 
     def with_heads(self, change: ChangeHeads) -> "HeadConsistency":
-        """With other heads."""
+        """The term with its heads changed, for a control."""
         return change(self)
 
     def check(self, sites: Sites) -> None:
-        """Raise ValueError where the model has no such heads, or none were chosen."""
+        """Raise ValueError where the model lacks one of the heads, or no heads were chosen."""
         sites.check_heads(self.chosen)
 
     @property
     def chosen(self) -> tuple[tuple[int, int], ...]:
-        """`S`.
+        """The heads `S` that are held.
 
         Raises:
-            ValueError: none were chosen yet.
+            ValueError: no heads were chosen yet.
         """
         if self.heads is None:
             raise ValueError(
@@ -79,43 +79,45 @@ class HeadConsistency(Term):
 
     @property
     def layers_read(self) -> Sequence[int]:
-        """Layers of the heads."""
+        """The layers in which the heads are."""
+        # each once: a layer's hook stores all its heads
         return sorted({layer for layer, _ in self.chosen})
 
     def read(self, answer: Answer, model: InTraining) -> Float[Tensor, "rows parts width"]:
-        """What is held, side by side: the outputs of the heads, or the one vector that they write together."""
+        """The outputs of the heads side by side, or, with `as_vector`, the one vector that they write together."""
         return model.sites.held(model.plain, answer.z, self.chosen, as_vector=self.as_vector)
 
     def ask(self, frozen: InTraining) -> "HeldOutputs":
-        """What the frozen model's heads put out for every example, without the vector."""
+        """The outputs of the frozen model's heads for every example, without the vector."""
         return HeldOutputs(
             torch.cat(frozen.ask(frozen.own, lambda answer: self.read(answer, frozen), layers=self.layers_read))
         )
 
     def loss(self, student: Student, asked: Any, model: InTraining) -> Float[Tensor, ""]:
-        """`weight · L_head` of one pass."""
+        """The weighted distance in one pass, `weight · L_head`."""
         before = asked.rows(student.index).z
         return self.weight * head_distance(self.read(student.answer, model), before, student.totals)
 
 
 @dataclass(frozen=True, eq=False)
 class HeldOutputs:
-    """What the frozen model's heads put out for every example: `4 |S| d_head` bytes each."""
+    """The outputs of the frozen model's heads for every example; an example takes `4 |S| d_head` bytes."""
 
     z: Float[Tensor, "n parts width"]
 
     def rows(self, index: Int[Tensor, " rows"]) -> "HeldOutputs":
-        """Those of some examples."""
+        """The outputs for some examples."""
         return HeldOutputs(self.z[index])
 
     @property
     def n_bytes(self) -> int:
-        """What they take in memory."""
+        """The memory that the outputs take, in bytes."""
         return self.z.nbytes
 
 
 def head_distance(
     z: Float[Tensor, "batch parts width"], before: Float[Tensor, "batch parts width"], totals: Totals | None = None
 ) -> Float[Tensor, ""]:
-    """`Σ ‖z - z⁰‖² / width` over the parts (heads, or the vector they write), averaged over the batch."""
+    """`Σ ‖z - z⁰‖² / width` over parts (the heads, or the one vector that they write), averaged over examples."""
+    # `mean(-1)` divides by the width, `sum` adds heads and examples; passes of a step share the step's count
     return (z.float() - before.float()).square().mean(-1).sum() / (len(z) if totals is None else totals.rows)

@@ -1,6 +1,6 @@
-"""KL to the frozen model with the vector in it: the student answers as the model did, told by its own vector.
+"""`IVKL`: the student must answer as the frozen model answers with the Instruction Vector added (KL divergence).
 
-Source: arXiv 2406.12227; docs/method.md, section 9, names the choices that the paper leaves open.
+Source: arXiv 2406.12227; docs/method.md, section 9 Guided fine-tuning, names the choices that the paper leaves open.
 """
 
 import math
@@ -21,19 +21,20 @@ Direction = Literal["forward", "reverse"]
 
 @dataclass(frozen=True)
 class IVKL(Term):
-    """Divergence from the frozen model before the task, run with `α θ` added.
+    """KL divergence between the student and a teacher: the frozen model before the task, with `α θ` added.
 
-    `last · D(last prompt token) + answers · mean over the answer tokens after it of D`, where `D` is
-    `T² KL(teacher ‖ student)` (forward) or `KL(student ‖ teacher)` (reverse, without `T²`), both softened by `T`.
+    `last · D(last prompt token) + answers · mean of D over the answer tokens after it`, where `D` is
+    `T² KL(teacher ‖ student)` (forward) or `KL(student ‖ teacher)` (reverse), both models softened by `T`. See
+    docs/method.md, section 9 Guided fine-tuning.
 
     Attributes:
-        weight: `β_kl`.
-        direction: forward or reverse.
-        temperature: `T`.
-        last: weight of the last prompt token, `α1`.
-        answers: weight of the answer tokens, `α2`.
-        top_n: how many of the teacher's tokens are kept for each position; the others share one tail. Smaller
-            vocabularies are kept whole; None: all.
+        weight: Weight of the term in the loss, `β_kl`.
+        direction: `forward` or `reverse`.
+        temperature: Temperature `T`, by which the logits of both models are divided.
+        last: Weight of the last prompt token.
+        answers: Weight of the answer tokens.
+        top_n: Number of the teacher's likeliest tokens that are stored at each position; all other tokens count as one.
+            None: all tokens are stored, as in any vocabulary that is not larger.
     """
 
     name: ClassVar[str] = "kl"
@@ -62,31 +63,32 @@ class IVKL(Term):
             raise ValueError(f"temperature is {self.temperature}, expected a number above 0.")
         for name in ("weight", "last", "answers"):
             check_weight(name, getattr(self, name))
+        # 0 would leave nothing but the tail, whose divergence is 0
         if self.top_n is not None and self.top_n < 1:
             raise ValueError(f"top_n is {self.top_n}, expected 1 or more, or None for all tokens.")
 
     def ask(self, frozen: InTraining) -> "SoftTargets":
-        """The frozen model's distributions for every example, with the vector in it."""
+        """The teacher's distributions for every example: the frozen model's, with the vector added."""
         parts = frozen.ask(frozen.own, lambda answer: SoftTargets.of(answer.logits, self), shift=frozen.shift)
         return SoftTargets.joined(parts)
 
     def loss(self, student: Student, asked: Any, model: InTraining) -> Float[Tensor, ""]:
-        """`weight · L_KL` of one pass."""
+        """The weighted divergence in one pass, `weight · L_KL`."""
         soft = asked.rows(student.index)
         return self.weight * iv_kl(student.answer.logits, soft, student.answers, self, student.totals)
 
 
 @dataclass(frozen=True, eq=False)
 class SoftTargets:
-    """The teacher's distribution at every answer position: its likeliest tokens, and what is left.
+    """The teacher's distribution at every answer position: its likeliest tokens, and all others as one.
 
-    A position takes `4 d_vocab + 4` bytes, or `8 top_n + 4` where only the likeliest are kept: 33 kB for the 4,096 of
-    `IVKL`, of whatever vocabulary.
+    A position takes `4 d_vocab + 4` bytes with all tokens, `8 top_n + 4` bytes with the likeliest ones: 33 kB for the
+    4,096 of `IVKL`, however large the vocabulary is.
 
     Attributes:
-        tokens: the `top_n` likeliest tokens; None: all of them, in order.
-        log_probs: log-probabilities (nats) of those, softened by the temperature.
-        log_rest: log-probability of all other tokens together, -inf if there are none.
+        tokens: The `top_n` likeliest tokens; None: all tokens, in the vocabulary's order.
+        log_probs: Log-probabilities (nats) of these tokens, softened by the temperature.
+        log_rest: Log-probability (nats) of all other tokens together; -inf if there are none.
     """
 
     tokens: Int[Tensor, "batch answer_len top_n"] | None
@@ -95,16 +97,16 @@ class SoftTargets:
 
     @classmethod
     def of(cls, logits: Float[Tensor, "batch answer_len d_vocab"], term: IVKL) -> "SoftTargets":
-        """Made from the teacher's logits."""
+        """The targets that the teacher's logits give, with the temperature and `top_n` of the term."""
         log_probs = (logits.float() / term.temperature).log_softmax(-1)
         if term.top_n is None or term.top_n >= log_probs.shape[-1]:
             return cls(None, log_probs, log_probs.new_full(log_probs.shape[:-1], -torch.inf))
         top = log_probs.topk(term.top_n, dim=-1)
-        return cls(top.indices.int(), top.values, _log_rest(top.values))  # half of what the index would take
+        return cls(top.indices.int(), top.values, _log_rest(top.values))  # int32: half the memory of torch's int64
 
     @classmethod
     def joined(cls, parts: "list[SoftTargets]") -> "SoftTargets":
-        """One after the other."""
+        """The targets of several batches in one."""
         tokens = [part.tokens for part in parts if part.tokens is not None]
         return cls(
             torch.cat(tokens) if tokens else None,
@@ -113,13 +115,13 @@ class SoftTargets:
         )
 
     def rows(self, index: Int[Tensor, " rows"]) -> "SoftTargets":
-        """Those of some examples."""
+        """The targets of some examples."""
         tokens = None if self.tokens is None else self.tokens[index]
         return SoftTargets(tokens, self.log_probs[index], self.log_rest[index])
 
     @property
     def n_bytes(self) -> int:
-        """What they take in memory."""
+        """The memory that the targets take, in bytes."""
         tensors = [self.log_probs, self.log_rest, *([] if self.tokens is None else [self.tokens])]
         return sum(tensor.nbytes for tensor in tensors)
 
@@ -131,19 +133,22 @@ def iv_kl(
     term: IVKL,
     totals: Totals | None = None,
 ) -> Float[Tensor, ""]:
-    """`last · D(last prompt token) + answers · mean D over answer tokens` (nats), see `IVKL`; without its weight.
+    """The divergence of `IVKL` in nats, `last · D(last prompt token) + answers · mean of D`, without the term's weight.
 
-    The first column of the answer positions is the last prompt token, the others are real answer tokens; padding does
-    not count (the reference code sums over it).
+    Column 0 is the last prompt token; the columns after it are answer tokens. Padding does not count (the reference
+    code sums over it).
     """
+    # float32: softmax over a large vocabulary loses too much in half precision
     mine = (logits.float() / term.temperature).log_softmax(-1)
     if targets.tokens is not None:
+        # the student's probabilities of the teacher's tokens, and of all others as one
         mine = mine.gather(-1, targets.tokens.long())
         mine = torch.cat([mine, _log_rest(mine)[..., None]], -1)
         theirs = torch.cat([targets.log_probs, targets.log_rest[..., None]], -1)
     else:
         theirs = targets.log_probs
     if term.direction == "forward":
+        # T² makes up for the gradients, which shrink with 1 / T²
         each = _divergence(theirs, mine) * term.temperature**2
     else:
         each = _divergence(mine, theirs)
@@ -153,10 +158,11 @@ def iv_kl(
 
 
 def _divergence(p: Float[Tensor, "*rows n"], q: Float[Tensor, "*rows n"]) -> Float[Tensor, "*rows"]:
-    """`KL(p ‖ q)` of log-probabilities; where `p` is 0 nothing is added."""
+    """`KL(p ‖ q)` of log-probabilities; a token with `p = 0` adds nothing (the formula alone would give NaN)."""
     return torch.where(p > -torch.inf, p.exp() * (p - q), 0.0).sum(-1)
 
 
 def _log_rest(log_probs: Float[Tensor, "*rows n"]) -> Float[Tensor, "*rows"]:
-    """Log of what is left of the probability, kept away from log 0 by the rounding of float32."""
+    """Log of the probability that is left for all other tokens."""
+    # rounding may make the sum 1 or more, and the log -inf or NaN: 1e-6 is a few roundings of float32
     return torch.log1p(-log_probs.exp().sum(-1).clamp(max=1 - 1e-6))

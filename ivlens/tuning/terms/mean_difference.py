@@ -1,6 +1,6 @@
-"""KL to the frozen model with the difference of means in it: what the prompt adds to the stream, without any head.
+"""`MeanDifferenceKL`: as `IVKL`, with a difference of mean activations in place of the Instruction Vector.
 
-Source: ivlens; the difference of means is the usual steering vector, here in the place of the Instruction Vector.
+Source: ivlens. A difference of means, with and without the instruction, is the usual steering vector; it has no heads.
 """
 
 from dataclasses import dataclass, field, replace
@@ -22,56 +22,59 @@ from ivlens.tuning.training.asking import InTraining, Shift
 
 @dataclass(frozen=True)
 class MeanDifferenceKL(IVKL):
-    """Divergence from the frozen model run with `α Δ` added, as `IVKL` with `Δ` in the place of `θ`.
+    """KL divergence between the student and the frozen model with `α Δ` added: `IVKL` with `Δ` in place of `θ`.
 
-    `Δ = mean of h_l(x, c) - mean of h_l(x)` at the last prompt token, over inputs `x` of the *fit* split with what
-    tells the task and without it.
+    `Δ = mean of h_l(x, c) - mean of h_l(x)` at the last prompt token: the mean residual stream over inputs `x` of the
+    *fit* split, with the instruction or demonstrations `c` less without them. See docs/method.md, section 9 Guided
+    fine-tuning.
 
     Attributes:
-        shifted: `α Δ` and its place; None: what `iv_guidance` measures.
+        shifted: `α Δ` with its layer and site; None: `iv_guidance` measures it.
     """
 
     name: ClassVar[str] = "mean_kl"
     needs_vector: ClassVar[bool] = False
 
+    # not compared: == of tensors gives a tensor, not True or False
     shifted: Shift | None = field(default=None, compare=False)
 
     @property
     def uses_vectors(self) -> bool:
-        """Whether vectors have a part in it: yes, one that no heads write."""
+        """Whether the term uses any vector: yes, `Δ`."""
         return True
 
     def made(self, before: Before) -> "MeanDifferenceKL":
-        """With the difference of means in the model before the task."""
+        """The term with the difference of means, measured in the model before the task."""
         fit = before.task.split("fit", before.recipe.seed)
         told = sampled_prompts(
             before.model.tokenizer, before.task, fit, before.recipe, n=before.n_prompts, seed=before.recipe.seed
         )
+        # the same inputs in both, so that the difference is what the prompt adds
         bare = build_prompts(before.model.tokenizer, before.task, told.examples, before.recipe, corruption="drop")
         means = [_mean_stream(before.model, batch, before.layer, before.site) for batch in (told, bare)]
         return replace(self, shifted=Shift(before.layer, before.site, before.alpha * (means[0] - means[1])))
 
     def with_vectors(self, change: ChangeVectors) -> "MeanDifferenceKL":
-        """With another vector in the place of `Δ`."""
+        """The term with `Δ` changed, for a control."""
         if self.shifted is None:
             return self
         return replace(self, shifted=replace(self.shifted, delta=change(self.shifted.delta)))
 
     def ask(self, frozen: InTraining) -> SoftTargets:
-        """The frozen model's distributions for every example, with `α Δ` in it."""
+        """The teacher's distributions for every example: the frozen model's, with `α Δ` added."""
         return super().ask(replace(frozen, shift=self.shifted))
 
     def describe(self) -> dict[str, object]:
-        """Every option."""
+        """Every option as plain values, without the vector."""
         return {name: value for name, value in vars(self).items() if name != "shifted"}
 
     def tensors(self) -> list[Tensor | None]:
-        """`α Δ`."""
+        """The vector `α Δ`."""
         return [None if self.shifted is None else self.shifted.delta]
 
 
 def _mean_stream(model: TransformerBridge, batch: PromptBatch, layer: int, site: str) -> Float[Tensor, " d_model"]:
-    """Mean of the residual stream at the last prompt token (prompts are left-padded)."""
+    """Mean of the residual stream over prompts at their last token, which is in the last column (left padding)."""
     batch = batch.to(next(model.parameters()).device)
     with (
         model_lock(model),
@@ -79,4 +82,4 @@ def _mean_stream(model: TransformerBridge, batch: PromptBatch, layer: int, site:
         captured_residual(model, layer, site, select=lambda stream: stream[:, -1]) as kept,
     ):
         model(batch.tokens, attention_mask=batch.attention_mask, use_cache=False)
-    return kept[layer].float().mean(0)
+    return kept[layer].float().mean(0)  # summed in float32, whatever the model's dtype is

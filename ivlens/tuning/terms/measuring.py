@@ -1,4 +1,4 @@
-"""What guidance has to know of the model before a task: effects, heads and vectors, each measured once."""
+"""`Before`: effects, heads and vectors that guidance needs of the model before a task, each measured once."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,18 +19,20 @@ from ivlens.vectors.vector import InstructionVector
 
 @dataclass
 class Before:
-    """The model before a task, and what terms of guidance measure in it.
+    """The model before a task, in which terms of guidance measure effects, heads and vectors.
 
     Attributes:
-        task: What will be trained.
-        recipe: How its prompts are made; earlier tasks are told by instructions or demonstrations of their own.
-        earlier: Tasks that shall be kept.
-        inputs: Whose inputs are rehearsed on.
-        layer, site, alpha: Where vectors enter, and how strongly.
-        k: Heads in every vector, and in `S`.
-        n_prompts: Prompts that effects are measured on.
-        known: Effects of earlier tasks by name, measured before in whatever stage of the model; for `S` alone.
-        seed: Draws what is rehearsed.
+        model: The model before the task.
+        task: The task that will be trained.
+        recipe: How prompts of the task are made; earlier tasks have instructions or demonstrations of their own.
+        earlier: Tasks that the model should not forget.
+        inputs: Examples whose inputs are used in rehearsals.
+        layer, site: The layer where vectors are added, and the place in that layer.
+        alpha: The strength of vectors.
+        k: Number of heads in every vector, and in `S`, the heads that are held.
+        n_prompts: Number of prompts on which effects are measured.
+        known: Effects of earlier tasks by name, measured at any earlier stage of the model; only `S` is chosen by them.
+        seed: Draws the pairs of inputs and earlier tasks that are rehearsed.
     """
 
     model: TransformerBridge
@@ -45,13 +47,13 @@ class Before:
     n_prompts: int
     known: Mapping[str, HeadEffects]
     seed: int
-    _found: dict[str, HeadEffects] = field(default_factory=dict)
+    _found: dict[str, HeadEffects] = field(default_factory=dict)  # by task: several terms ask for the same effects
 
     def effects(self, task: Task) -> HeadEffects:
-        """Effects of a task in this model, from its own recipe."""
+        """The head effects of a task in this model, on prompts with the task's own instruction or demonstrations."""
         if task.name not in self._found:
             recipe = self.recipe if task.name == self.task.name else self.recipe.for_other_tasks()
-            # what the model can do is judged along the training
+            # no check of accuracy: the task is judged along the training anyway
             options = EffectOptions(n_check_prompts=0)
             self._found[task.name] = head_effects(
                 self.model, task, recipe=recipe, n_prompts=self.n_prompts, options=options
@@ -59,21 +61,26 @@ class Before:
         return self._found[task.name]
 
     def vector(self, task: Task) -> Float[Tensor, " d_model"]:
-        """`θ` of a task in this model."""
+        """The Instruction Vector `θ` of a task in this model."""
         return InstructionVector.from_effects(self.effects(task), self.k, model=self.model).theta
 
     def heads(self) -> tuple[tuple[int, int], ...]:
-        """`S`: the `k` heads with the largest effect averaged over earlier tasks; without any, those of the task."""
+        """`S`: the `k` heads with the largest effect averaged over earlier tasks; without any, over the new task."""
         tasks = self.earlier or [self.task]
+        # effects from an earlier stage of the model save a measurement, and come from a model that knew the task well
         return choose_heads([self._known_of(one) or self.effects(one) for one in tasks], self.k)
 
     def _known_of(self, task: Task) -> HeadEffects | None:
-        """What was measured of a task before, and not of another one of its name."""
+        """Effects of this task that were measured earlier, or None.
+
+        Raises:
+            ValueError: they are of another task with the same name.
+        """
         found = self.known.get(task.name)
         if found is not None:
             found.check_task(task)
         return found
 
     def deltas(self) -> Float[Tensor, "n_earlier d_model"]:
-        """`α θ_j` of every earlier task."""
+        """The vector `α θ_j` of every earlier task `j`, in order."""
         return self.alpha * torch.stack([self.vector(one) for one in self.earlier])

@@ -1,6 +1,6 @@
-"""Progressive intervention: the student carries the vector, less and less of it.
+"""Progressive intervention: the student runs with the vector added, with less of it as the training goes on.
 
-Source: arXiv 2406.12227; docs/method.md, section 9, names the choices that the paper leaves open.
+Source: arXiv 2406.12227; docs/method.md, section 9 Guided fine-tuning, names the choices that the paper leaves open.
 """
 
 import math
@@ -15,11 +15,12 @@ Schedule = Literal["staircase", "linear", "cosine", "constant", "off"]
 
 
 def _staircase(progress: float, r: float = 0.25) -> float:
+    """1 for the first share `r` of the training, 0 for the last, and ten steps down between them."""
     if progress < r:
         return 1.0
     if progress > 1 - r:
         return 0.0
-    # rounded first: 0.3 - 0.25 is a little more than 0.05, and a step would come too early
+    # rounded first: as floats 0.3 - 0.25 is a little more than 0.05, and `ceil` would go down a step too early
     return 1.0 - math.ceil(round(10 * (progress - r) / (1 - 2 * r), 9)) / 10
 
 
@@ -33,10 +34,10 @@ _STRENGTH: dict[str, Callable[[float], float]] = {
 
 
 def strength(schedule: Schedule | str, progress: float) -> float:
-    """`g(p)`: how much of the vector is in the student when a share `p = step / steps` of the training is over.
+    """`g(p)`: the strength of the vector in the student when the share `p = step / steps` of the training is over.
 
-    `staircase` (default): 1 for the first quarter, then down in tenths, 0 for the last quarter; `linear` and `cosine`
-    fall from 1 to 0; `constant` is 1, `off` is 0.
+    `staircase`: 1 for the first quarter, then down in steps of a tenth, 0 for the last quarter. `linear` and `cosine`
+    fall from 1 to 0. `constant` is 1, `off` is 0. See docs/method.md, section 9 Guided fine-tuning.
 
     Raises:
         ValueError: there is no such schedule, or `p` is not in [0, 1].
@@ -50,11 +51,11 @@ def strength(schedule: Schedule | str, progress: float) -> float:
 
 @dataclass(frozen=True)
 class Progressive(Term):
-    """The student runs with `σ · g(p) · α · θ` added at the last prompt token, less and less of it.
+    """In training, `σ · g(p) · α · θ` is added to the student's residual stream at the last prompt token.
 
     Attributes:
-        schedule: `g`, see `strength`.
-        sign: `σ`: +1 adds the vector, so that the model need not learn to make it; -1 subtracts it.
+        schedule: How the strength `g` falls along the training, see `strength`.
+        sign: `σ`: 1 adds the vector, so that the model need not learn to write it; -1 subtracts it.
     """
 
     name: ClassVar[str] = "progressive"
@@ -66,11 +67,11 @@ class Progressive(Term):
     sign: int = 1
 
     def __post_init__(self) -> None:
-        strength(self.schedule, 0.0)
+        strength(self.schedule, 0.0)  # refuses an unknown schedule now, not in the first step
         if self.sign not in (1, -1):
             raise ValueError(f"sign is {self.sign!r}, expected 1 (add the vector) or -1 (subtract it).")
 
     def shift(self, shared: Shift, progress: float) -> Shift | None:
-        """`σ g(p) α θ`; None where it is nothing."""
+        """The vector to add at this share of the training, `σ g(p) α θ`; None where `g` is 0."""
         g = self.sign * strength(self.schedule, progress)
         return replace(shared, delta=g * shared.delta) if g else None

@@ -1,18 +1,21 @@
-"""Rehearsal: earlier tasks are kept alive on the inputs of the new one, without any example of theirs.
+"""Rehearsal: inputs of the new task are asked for earlier tasks, and the student must answer as the frozen model does.
 
-A prompt of the new task's inputs is asked for an earlier task in one of three ways: by the earlier task's Instruction
-Vector, added to a prompt that has no instruction; by the earlier task's instruction (its demonstrations, where it has
-none); or by the instruction in the model in training and by the vector in the frozen one. The model in training must
-answer as the frozen model before the task does:
+No example of an earlier task is needed. An input is asked for an earlier task in one of three ways:
+
+- `vectors`: the prompt has no instruction, and the earlier task's Instruction Vector is added in both models;
+- `instructions`: both models get the earlier task's instruction, or demonstrations of a task without instruction;
+- `translations`: the student gets the instruction, the frozen model the vector.
+
+With the frozen model `M⁰`, the student `M`, an input `x` and an earlier task `j`, the loss is
 
     L = kl.weight · T² KL(M⁰(x, j) ‖ M(x, j))  +  heads.weight · Σ_S ‖z(x, j) - z⁰(x, j)‖² / d_head
 
-at the last prompt token, averaged over pairs of an input `x` and an earlier task `j`; the first term also at the tokens
-of the frozen model's own greedy answer, where more than its first token is rehearsed. Under a vector the first term
-guards how the model *reads* an Instruction Vector; under an instruction the second one guards how its heads *write* it.
-The new task's own prompts are not held back. `rehearsal_prompts.py` makes the prompts.
+at the last prompt token, averaged over pairs `(x, j)`. If more than one token is rehearsed, the KL also counts at the
+tokens of the frozen model's own greedy answer. With vectors, the KL protects how the model *reads* an Instruction
+Vector; with instructions, the heads' part protects how heads *write* it. The new task's own prompts are left alone.
+`rehearsal_prompts.py` makes the prompts. See docs/method.md, section 9 Guided fine-tuning.
 
-Source: ivlens; the papers hold the new task's prompts only.
+Source: ivlens; the papers compare student and frozen model on the new task's prompts only.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -36,22 +39,24 @@ from ivlens.tuning.training.sites import Sites
 
 T = TypeVar("T")
 
-REHEARSED = IVKL(weight=1.0, answers=0.0)
+REHEARSED = IVKL(weight=1.0, answers=0.0)  # the KL of a rehearsal by default: at the last prompt token only
 
 
 @dataclass(frozen=True, eq=False)
 class Rehearsal(Term):
-    """What is rehearsed.
+    """A rehearsal with its prompts: the student is compared with the frozen model on some of them in every step.
 
     Attributes:
-        prompts: New inputs, asked for earlier tasks. Of the answers nothing is read.
-        deltas: What is added to each of them at its last token, `α θ_j`; None: nothing.
-        teacher: What the frozen model is asked, one for each of `prompts`; it alone gets `deltas` then. None: the same.
-        layer, site: Where.
-        kl: The first term; None leaves it out.
-        heads: The second term; None leaves it out.
-        per_step: Prompts in every step, in `accumulate` passes.
-        n_tokens: Of the frozen model's greedy answers, its end included, that `kl` compares at; 1: the first alone.
+        prompts: Inputs of the new task, asked for earlier tasks. Their answers are never read.
+        deltas: For each prompt the vector `α θ_j` that is added at its last token; None: no vectors.
+        teacher: Other prompts for the frozen model, one for each of `prompts`; `deltas` are then added in the frozen
+            model only. None: both models get `prompts` and `deltas`.
+        layer, site: The layer where `deltas` are added, and the place in that layer.
+        kl: How answers are compared; None: they are not.
+        heads: Heads whose outputs are compared, with their weight; None: no heads are.
+        per_step: Number of prompts in every step, divided into `accumulate` passes.
+        n_tokens: Number of tokens at which `kl` compares: the first tokens of the frozen model's greedy answer, the
+            end-of-text token included. 1: the last prompt token only.
     """
 
     name: ClassVar[str] = "rehearsal"
@@ -86,21 +91,21 @@ class Rehearsal(Term):
     # ---- before a training
 
     def with_vectors(self, change: ChangeVectors) -> "Rehearsal":
-        """With other vectors, where it has any."""
+        """The rehearsal with its vectors changed, for a control; without vectors, itself."""
         return self if self.deltas is None else replace(self, deltas=change(self.deltas))
 
     def with_heads(self, change: ChangeHeads) -> "Rehearsal":
-        """With other heads, where it holds any."""
+        """The rehearsal with its heads changed, for a control; without heads, itself."""
         return self if self.heads is None else replace(self, heads=change(self.heads))
 
     def check(self, sites: Sites) -> None:
-        """Raise ValueError where the model has no such place or heads."""
+        """Raise ValueError where the model lacks the layer or site of the vectors, or one of the heads."""
         sites.check(self.layer, self.site)
         if self.heads is not None:
             self.heads.check(sites)
 
     def describe(self) -> dict[str, Any]:
-        """Every option, as it goes into logs."""
+        """Every option as plain values, for logs and for the keys of stored results."""
         place = None if self.deltas is None else {"layer": self.layer, "site": self.site}
         parts = {name: part and part.describe() for name, part in (("kl", self.kl), ("heads", self.heads))}
         of_its_own = self.teacher is not None
@@ -108,16 +113,17 @@ class Rehearsal(Term):
         return {**size, "deltas": place, "teacher": of_its_own, **parts}
 
     def tensors(self) -> Sequence[Tensor | None]:
-        """Everything it consists of that `describe` does not say."""
+        """All tensors of the rehearsal: its prompts and vectors, which `describe` leaves out."""
         asked = [] if self.teacher is None else vars(self.teacher).values()
         return [*vars(self.prompts).values(), self.deltas, *asked]
 
     # ---- in a training
 
     def ask(self, frozen: InTraining) -> "Rehearsed":
-        """What the frozen model answers to every prompt, and what its heads put out there."""
+        """The frozen model's answers to every prompt, and the outputs of its heads there."""
         told = self if self.n_tokens == 1 else self._answered(frozen)
 
+        # both in one pass over the prompts
         def read(answer: Answer) -> tuple[SoftTargets | None, Tensor | None]:
             soft = None if self.kl is None else SoftTargets.of(answer.logits, self.kl)
             return soft, None if self.heads is None else self.heads.read(answer, frozen)
@@ -128,20 +134,21 @@ class Rehearsal(Term):
         return Rehearsed(told.prompts, SoftTargets.joined(soft) if soft else None, torch.cat(z) if z else None)
 
     def passes(self, step: int, asked: Any, model: InTraining) -> Iterator[Float[Tensor, ""]]:
-        """How far the student is from the frozen model on prompts drawn for this step.
+        """Yield the weighted distance between student and frozen model on the prompts drawn for this step.
 
-        They are divided into as many passes as the task's own. The hooks of a pass stay until the next one is asked
-        for: checkpointed blocks are run again during backward.
+        The prompts are divided into as many passes as the task's own.
         """
         known: Rehearsed = asked
+        # by the step alone: a resumed training draws the same prompts, and so does every process
         generator = torch.Generator().manual_seed((model.seed * 1_000_003 + step) % 2**63)
         drawn = torch.randint(len(known.prompts), (self.per_step,), generator=generator)
         drawn = drawn.to(known.prompts.answers.device)
         totals, processes = Totals.of(known.prompts.answers[drawn]), current()
         parts = drawn.tensor_split(min(model.options.accumulate * processes.size, len(drawn)))
         for index in processes.share(parts):
+            # hooks stay until the next pass is asked for: gradient checkpointing runs blocks again during backward
             with ExitStack() as stack:
-                # where the frozen model alone is told by a vector, the student has an instruction instead
+                # with prompts of its own for the frozen model, the student gets an instruction instead of the vector
                 shift = None if self.teacher is not None or self.deltas is None else self._shift(self.deltas[index])
                 now = model.answer(known.prompts.rows(index), stack, shift=shift, layers=self.layers_held)
                 terms = []
@@ -157,30 +164,32 @@ class Rehearsal(Term):
 
     @property
     def layers_held(self) -> Sequence[int]:
-        """Layers whose head outputs it reads, on its own prompts."""
+        """Layers whose head outputs are compared on the rehearsal's own prompts."""
         return () if self.heads is None else self.heads.layers_read
 
     def _shift(self, deltas: Float[Tensor, "n d_model"]) -> Shift:
         return Shift(self.layer, self.site, deltas)
 
     def _ask_frozen(self, frozen: InTraining, read: Callable[[Answer], T]) -> list[T]:
+        """Run the frozen model on the prompts that are meant for it, and apply `read` to its answers."""
         shift = None if self.deltas is None else self._shift(self.deltas)
         prompts = self.prompts if self.teacher is None else self.teacher
         return frozen.ask(prompts, read, shift=shift, layers=self.layers_held, batch_size=128)
 
     def _answered(self, frozen: InTraining) -> "Rehearsal":
-        """The same with answers that the frozen model writes by itself."""
+        """The rehearsal with the frozen model's greedy answers as the answers of its prompts."""
         name = "prompts" if self.teacher is None else "teacher"
         asked: TrainingSet = getattr(self, name)
         end = base_model(frozen.plain).config.eos_token_id
         ends = torch.tensor([] if end is None else end, dtype=torch.long, device=asked.tokens.device).reshape(-1)
         written = asked.answers.new_empty(len(asked), 0)
         for _ in range(self.n_tokens):
-            # the last column of answers says where one is asked for; it is never read
+            # one more column, so that there are logits for one more token; what it holds is never read
             with_room = replace(asked, answers=torch.cat([written, written.new_zeros(len(written), 1)], 1))
             likeliest = torch.cat(
                 replace(self, **{name: with_room})._ask_frozen(frozen, lambda answer: answer.logits[:, -1].argmax(-1))
             )
+            # nothing follows the end of a text: from there on a row is padding, which no term counts
             over = (written == IGNORED).any(1) | torch.isin(written[:, -1:], ends).any(1)
             written = torch.cat([written, likeliest.masked_fill(over, IGNORED)[:, None]], 1)
         teacher = None if self.teacher is None else replace(self.teacher, answers=written)
@@ -189,7 +198,13 @@ class Rehearsal(Term):
 
 @dataclass(frozen=True, eq=False)
 class Rehearsed:
-    """What is rehearsed in one training: prompts with the frozen model's answers, and what it gave for them."""
+    """The prompts of one training's rehearsal, with the frozen model's outputs for them.
+
+    Attributes:
+        prompts: The student's prompts, with the frozen model's greedy answers if more than one token is rehearsed.
+        soft: The frozen model's distributions; None where answers are not compared.
+        z: Outputs of the frozen model's heads; None where heads are not compared.
+    """
 
     prompts: TrainingSet
     soft: SoftTargets | None

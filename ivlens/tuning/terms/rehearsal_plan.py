@@ -1,4 +1,4 @@
-"""Plans of a rehearsal, as recipes name them: what tells the earlier task, and which part of the answer is held."""
+"""`Rehearse`: a rehearsal as recipes describe it, before its prompts are made for one model and task."""
 
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, get_args
@@ -15,14 +15,14 @@ RehearsedBy = Literal["instructions", "vectors", "translations"]
 
 @dataclass(frozen=True)
 class Rehearse(Term):
-    """A rehearsal whose prompts `iv_guidance` will make for one task and the earlier ones.
+    """A rehearsal without its prompts; `iv_guidance` makes them for the new task and the earlier ones.
 
     Attributes:
-        by: What tells the earlier task: its `instructions`, its `vectors`, or `translations`: instructions that the
-            frozen model gets as vectors.
-        kl: How the answers are compared; None leaves them out.
-        heads: Heads that are held there, with their weight; None leaves them out.
-        n_tokens: Of the frozen model's own answers that are rehearsed.
+        by: How the earlier task is given to the models: by its `instructions`, by its `vectors`, or by `translations`,
+            where the student gets the instruction and the frozen model the vector.
+        kl: How answers are compared; None: they are not.
+        heads: Heads whose outputs are held on these prompts, with their weight; None: no heads are.
+        n_tokens: Number of tokens of the frozen model's own answers at which `kl` compares.
     """
 
     name: ClassVar[str] = "rehearsal"
@@ -46,25 +46,25 @@ class Rehearse(Term):
 
     @property
     def needs_heads(self) -> bool:
-        """Whether `made` chooses heads."""
+        """Whether `made` chooses heads, because they are held and none were named."""
         return self.heads is not None and self.heads.needs_heads
 
     @property
     def n_own_prompts(self) -> int:
-        """Prompts in every step."""
+        """Number of rehearsed prompts in every step."""
         return Rehearsal.per_step
 
     def n_measured(self, n_earlier: int) -> int:
-        """Tasks whose effects have to be measured: the earlier ones, for their heads or vectors."""
+        """Number of tasks whose effects must be measured: all earlier ones, if their heads or vectors are used."""
         return n_earlier if self.needs_heads or self.uses_vectors else 0
 
     @property
     def uses_vectors(self) -> bool:
-        """Whether earlier tasks are told by their vectors, to one of the two models at least."""
+        """Whether at least one of the two models gets earlier tasks as vectors."""
         return self.by != "instructions"
 
     def changed(self, option: str, value: Any) -> "Rehearse | None":
-        """With an option of its divergence, or of the heads that it holds, at another value."""
+        """The rehearsal with an option of its KL or its heads set to this value; None where it has no such option."""
         if option == "heads_weight":
             return None if self.heads is None else replace(self, heads=self.heads.changed(option, value))
         if option not in self.flags or self.kl is None:
@@ -72,11 +72,11 @@ class Rehearse(Term):
         return replace(self, kl=replace(self.kl, **{self.flags[option]: value}))
 
     def with_heads(self, change: ChangeHeads) -> "Rehearse":
-        """With other heads, where it holds any."""
+        """The rehearsal with its heads changed, for a control; without heads, itself."""
         return self if self.heads is None else replace(self, heads=change(self.heads))
 
     def made(self, before: Before) -> Rehearsal:
-        """With prompts of the new task's inputs, asked for the earlier tasks.
+        """The rehearsal with its prompts: inputs of the new task, asked for the earlier tasks.
 
         Raises:
             ValueError: there are no earlier tasks.
@@ -98,6 +98,6 @@ class Rehearse(Term):
         return instruction_rehearsal(model, task, inputs, before.earlier, deltas=deltas, options=options, seed=seed)
 
     def describe(self) -> dict[str, Any]:
-        """Every option, as it goes into the keys of kept results."""
+        """Every option as plain values, for logs and for the keys of stored results."""
         parts = {name: part and part.describe() for name, part in (("kl", self.kl), ("heads", self.heads))}
         return {"by": self.by, "n_tokens": self.n_tokens, **parts}

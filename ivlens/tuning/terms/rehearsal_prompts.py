@@ -1,4 +1,4 @@
-"""What is rehearsed: inputs of the new task, asked for earlier tasks by vectors, instructions or demonstrations."""
+"""Prompts of a rehearsal: inputs of the new task, asked for earlier tasks by vector, instruction or demonstrations."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,13 +21,13 @@ from ivlens.tuning.training.data import TrainingSet, as_training_set
 
 @dataclass(frozen=True)
 class RehearsalOptions:
-    """What a rehearsal consists of, beside its prompts' tasks and vectors.
+    """Options of a rehearsal: how many prompts, how they are made, and what is compared on them.
 
     Attributes:
-        n: Prompts in all: pairs of an input and a vector, or of an input and an earlier task.
-        layer, site: Where vectors enter.
-        kl, heads, n_tokens: As of `Rehearsal`.
-        recipe: How prompts are made, of earlier tasks by their own instructions; its seed is that of the splits, from
+        n: Number of prompts: pairs of an input and a vector, or of an input and an earlier task.
+        layer, site: The layer where vectors are added, and the place in that layer.
+        kl, heads, n_tokens: What is compared, as in `Rehearsal`.
+        recipe: How prompts are made; earlier tasks have instructions of their own. Its seed divides the splits, from
             which demonstrations come.
     """
 
@@ -44,7 +44,7 @@ class RehearsalOptions:
 
     @property
     def bare(self) -> PromptRecipe:
-        """Prompts that nothing tells their task."""
+        """The recipe of prompts without instruction and demonstrations."""
         return replace(self.recipe, instruction=None, n_shots=0)
 
     def rehearsal(
@@ -53,7 +53,12 @@ class RehearsalOptions:
         deltas: Float[Tensor, "n d_model"] | None = None,
         teacher: TrainingSet | None = None,
     ) -> Rehearsal:
-        """Of these prompts."""
+        """The rehearsal of these prompts, with these options.
+
+        Args:
+            deltas: For each prompt the vector `α θ_j`; None: no vectors.
+            teacher: Other prompts for the frozen model; None: the same.
+        """
         parts = {"kl": self.kl, "heads": self.heads, "n_tokens": self.n_tokens}
         place = {} if deltas is None else {"layer": self.layer, "site": self.site}
         return Rehearsal(prompts, deltas, teacher, **place, **parts)
@@ -68,10 +73,11 @@ def vector_rehearsal(
     options: RehearsalOptions | None = None,
     seed: int = 0,
 ) -> Rehearsal:
-    """Inputs of `task` that nothing tells their task, each with one of the vectors.
+    """A rehearsal by vectors: inputs of `task` without instruction, each with the vector of an earlier task.
 
     Args:
-        deltas: `α θ_j` of every earlier task.
+        examples: Examples of `task` whose inputs are used.
+        deltas: The vector `α θ_j` of every earlier task.
         seed: Draws the pairs of input and vector.
 
     Raises:
@@ -96,17 +102,19 @@ def instruction_rehearsal(
     options: RehearsalOptions | None = None,
     seed: int = 0,
 ) -> Rehearsal:
-    """Inputs of `task` with what tells `earlier` tasks: their instructions, or demonstrations where they have none.
+    """A rehearsal by instructions: inputs of `task` with the instructions, or demonstrations, of `earlier` tasks.
 
     Args:
-        deltas: `α θ_j` of every earlier task: the frozen model gets it in place of the instruction. None: it gets the
-            instruction too, which is what a vector has to be as good as.
-        options: `n` is rounded up to as many of each earlier task.
+        examples: Examples of `task` whose inputs are used.
+        earlier: Tasks that the model should not forget.
+        deltas: The vector `α θ_j` of every earlier task, which the frozen model gets in place of the instruction. None:
+            the frozen model gets the instruction, as the student does.
+        options: Options of the rehearsal; `n` is rounded up so that every earlier task has as many prompts.
         seed: Draws the pairs of input and earlier task, and the instructions.
 
     Raises:
-        ValueError: no earlier tasks, not one of `deltas` for each, options that `Rehearsal` refuses, or prompts that do
-            not fit the model.
+        ValueError: no earlier tasks, another number of `deltas` than of earlier tasks, options that `Rehearsal`
+            refuses, or prompts that do not fit the model.
     """
     if not earlier or (deltas is not None and len(deltas) != len(earlier)):
         raise ValueError(
@@ -114,17 +122,18 @@ def instruction_rehearsal(
             "deltas, expected one task or more, and a delta for each or none at all."
         )
     options = options or RehearsalOptions()
-    share = -(-options.n // len(earlier))
+    share = -(-options.n // len(earlier))  # division, rounded up
     generator = torch.Generator().manual_seed(seed)
     sets, bare = [], []
     for number, one in enumerate(earlier):
         drawn = [examples[i] for i in torch.randint(len(examples), (share,), generator=generator).tolist()]
-        # under the new task's name, by which every draw goes; its inputs are asked as the earlier task asks
+        # under the new task's name, on which all draws depend: they are made as for the new task's own prompts
         asked = replace(one, name=task.name, fused=one.fused and task.fused)
         told = options.recipe.for_other_tasks()
         batch = sampled_prompts(model.tokenizer, asked, drawn, told, n=share, seed=seed + number)
         sets.append(_first_token(as_training_set(model, batch)))
         if deltas is not None:
+            # the same inputs without instruction, in the same order, for the frozen model
             unasked = build_prompts(model.tokenizer, task, batch.examples, options.bare)
             bare.append(_first_token(as_training_set(model, unasked)))
     prompts = TrainingSet.joined(sets)
@@ -137,5 +146,5 @@ def instruction_rehearsal(
 
 
 def _first_token(data: TrainingSet) -> TrainingSet:
-    """What the answer is does not matter, and of its tokens the first alone is asked for."""
+    """The same prompts with answers of one token, which are never read: their length says how many logits are made."""
     return TrainingSet(data.tokens, data.attention_mask, data.answers[:, :1])

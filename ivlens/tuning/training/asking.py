@@ -1,4 +1,4 @@
-"""The model in training, and how it is asked: by every term in the same way, as the frozen model and as the student."""
+"""How terms of guidance run the model: before the first step as the frozen model, in training as the student."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -20,24 +20,30 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False)
 class Shift:
-    """What is added to the stream at the last token of prompts: one vector for all of them, or one for each."""
+    """A vector that is added to the residual stream at the last token of prompts.
+
+    Attributes:
+        layer: The layer where the vector is added.
+        site: The place in that layer.
+        delta: One vector for all prompts, or one vector for each prompt.
+    """
 
     layer: int
     site: Site
     delta: Float[Tensor, " d_model"] | Float[Tensor, "n d_model"]
 
     def rows(self, index: Int[Tensor, " rows"]) -> "Shift":
-        """What is added to some of the prompts."""
+        """The shift of some of the prompts."""
         return self if self.delta.ndim == 1 else replace(self, delta=self.delta[index])
 
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What a model gave for some prompts.
+    """The outputs of a model for some prompts.
 
     Attributes:
-        logits: At the positions that predict the answers.
-        z: Outputs of all heads of the layers that were asked for, at the last prompt token.
+        logits: Logits at the positions that predict the answers.
+        z: By layer, the outputs of all its heads at the last prompt token, for the layers that were asked for.
     """
 
     logits: Float[Tensor, "rows answer_len d_vocab"]
@@ -46,13 +52,13 @@ class Answer:
 
 @dataclass(frozen=True, eq=False)
 class InTraining:
-    """The model in training; before the first step it is the frozen model that terms hold on to.
+    """The model in training. Before the first step it is the frozen model, which terms compare the student with.
 
     Attributes:
         plain: The Hugging Face model, with its adapters.
         own: The task's own examples; guidance acts on no others.
-        shift: The vector that the terms of one guidance share, and its place; None where they have none.
-        seed: What the draws of a term depend on, beside the step.
+        shift: The vector that the terms of one guidance share, and its place; None where they have no vector.
+        seed: Seed of the draws of a term, together with the step.
     """
 
     plain: nn.Module
@@ -65,13 +71,15 @@ class InTraining:
     def answer(
         self, prompts: TrainingSet, stack: ExitStack, *, shift: Shift | None = None, layers: Sequence[int] = ()
     ) -> Answer:
-        """Run it on these prompts, with gradients.
+        """Run the model on these prompts, with gradients.
 
-        Hooks stay until `stack` is closed, which must be after backward: checkpointed blocks are run again there.
+        The hooks stay until `stack` is closed. Close it only after the backward pass: gradient checkpointing runs the
+        blocks again there, and they need the same hooks.
         """
         column = last_column(prompts)
         if shift is not None:
             stack.enter_context(self.sites.shifted(self.plain, shift.layer, shift.site, column, shift.delta))
+        # a dictionary that the pass below fills
         z = stack.enter_context(self.sites.head_outputs(self.plain, layers, column))
         with self.options.autocast(prompts.tokens.device):
             return Answer(answer_logits(self.plain, prompts), z)
@@ -85,7 +93,10 @@ class InTraining:
         layers: Sequence[int] = (),
         batch_size: int = 32,
     ) -> list[T]:
-        """What `read` takes from its answers to these prompts, a few prompts at a time; no gradients, no dropout."""
+        """Run the model on a few prompts at a time, without gradients or dropout; the result of `read` for each answer.
+
+        `read` takes what is needed from the answer, so the logits of all prompts are never in memory together.
+        """
         found: list[T] = []
         with torch.no_grad(), evaluating(self.plain):
             for index, rows in prompts.portions(batch_size):
@@ -97,13 +108,13 @@ class InTraining:
 
 @dataclass(frozen=True, eq=False)
 class Student:
-    """What the model in training gave for the task's own examples in one pass.
+    """The outputs of the model in training for the task's own examples in one pass.
 
     Attributes:
-        answer: Its logits, and the outputs of the heads that terms read.
+        answer: The logits, and the outputs of the heads that terms read.
         answers: The right answers, padded with -100.
-        index: Which of the task's own examples they are.
-        totals: What means are taken over: the whole step's examples.
+        index: The numbers of these examples among the task's own.
+        totals: The counts by which sums are divided, over all examples of the step.
     """
 
     answer: Answer

@@ -1,4 +1,4 @@
-"""Training examples: prompts that all end in one column, followed by the answer that is to be learned."""
+"""Training examples: prompts that all end in the same column, and the answers that are to be learned."""
 
 import inspect
 from collections.abc import Iterator, Sequence
@@ -19,12 +19,18 @@ from ivlens.prompts.build import sampled_prompts
 from ivlens.prompts.recipe import PromptRecipe
 from ivlens.tasks.task import Task, TaskExample
 
-IGNORED = -100
+IGNORED = -100  # where an answer is over: the label that torch's cross entropy leaves out
 
 
 @dataclass(frozen=True, eq=False)
 class TrainingSet:
-    """Left-padded prompts, and answers padded on the right with -100, ended by the end-of-text token."""
+    """Prompts and answers of training examples.
+
+    Attributes:
+        tokens: Prompts, padded on the left, so that all end in the last column.
+        attention_mask: 1 for tokens of prompts, 0 for padding.
+        answers: Answers with the end-of-text token, padded on the right with -100.
+    """
 
     tokens: Int[Tensor, "n pos"]
     attention_mask: Int[Tensor, "n pos"]
@@ -38,17 +44,17 @@ class TrainingSet:
         return TrainingSet(self.tokens[index], self.attention_mask[index], self.answers[index])
 
     def to(self, device: torch.device) -> "TrainingSet":
-        """The same on another device."""
+        """These examples on another device."""
         return TrainingSet(self.tokens.to(device), self.attention_mask.to(device), self.answers.to(device))
 
     def portions(self, size: int) -> Iterator[tuple[Int[Tensor, " rows"], "TrainingSet"]]:
-        """All examples in order, a few at a time, with their numbers."""
+        """Yield all examples in order, `size` at a time, with their numbers."""
         for index in ticking(torch.arange(len(self), device=self.tokens.device).split(size), "examples", "pass"):
             yield index, self.rows(index)
 
     @classmethod
     def joined(cls, parts: "Sequence[TrainingSet]") -> "TrainingSet":
-        """One after the other, padded to one width."""
+        """All examples of several sets in one, padded to the same width."""
         pos, answer_len = (max(part.tokens.shape[1] for part in parts), max(part.answers.shape[1] for part in parts))
         return cls(
             torch.cat([_wider(part.tokens, pos, 0, left=True) for part in parts]),
@@ -66,13 +72,14 @@ def training_set(
     n_samples: int | None = None,
     seed: int = 0,
 ) -> TrainingSet:
-    """Prompts of `task` with instructions or demonstrations drawn for each, to be answered by the first listed answer.
+    """Prompts of `task`, each with an instruction or demonstrations drawn for it and the first accepted answer.
 
     Args:
-        recipe: how prompts are made; its seed is that of the splits. None: the task's instruction, or demonstrations
+        recipe: How prompts are made; its seed divides the splits. None: the task's instruction, or demonstrations
             where it has none.
-        n_samples: how many; more than there are examples repeat them with other instructions. None: each once.
-        seed: draws which instruction and which demonstrations each of them gets.
+        n_samples: Number of prompts. More prompts than examples: examples are repeated with other instructions. None:
+            one prompt for each example.
+        seed: Draws the instruction and the demonstrations of each prompt.
 
     Raises:
         ValueError: no examples, too few demonstrations, or a prompt that does not fit the model's context.
@@ -83,11 +90,13 @@ def training_set(
 
     def some(pool: Sequence[TaskExample], n: int, number: int) -> PromptBatch:
         given = recipe or PromptRecipe()
+        # a seed for each batch: the same one would draw the same instructions again
         return sampled_prompts(model.tokenizer, task, pool, given, n=n, seed=seed * 1_000_003 + number)
 
     batches = [some(examples, n_samples, 0)]
     check_fits(model, batches[0], task, recipe or PromptRecipe(), batches[0].answer_tokens.shape[1])
-    # an answer that the tokenizer cannot spell is left out, once and for all
+    # Examples whose answer the tokenizer cannot write are not in the batch. Where each example was wanted once, the
+    # others are all there is; otherwise they are drawn again until there are enough prompts.
     spelled = batches[0].examples
     n_samples = min(n_samples, len(spelled)) if n_samples == len(examples) else n_samples
     while (missing := n_samples - sum(map(len, batches))) > 0:
@@ -96,7 +105,7 @@ def training_set(
 
 
 def as_training_set(model: TransformerBridge, batch: PromptBatch) -> TrainingSet:
-    """The prompts of a batch with their first answers and the end-of-text token.
+    """The prompts of a batch, each with its first accepted answer and the end-of-text token.
 
     Raises:
         ValueError: a prompt that with its answer does not fit the model's context.
@@ -112,19 +121,20 @@ def as_training_set(model: TransformerBridge, batch: PromptBatch) -> TrainingSet
 
 
 def answer_logits(plain: nn.Module, data: TrainingSet) -> Float[Tensor, "n answer_len d_vocab"]:
-    """Teacher-forced logits of a plain Hugging Face model at the positions that predict the answers, with gradients."""
+    """Teacher-forced logits of a plain Hugging Face model at the positions that predict the answers; with gradients."""
     inputs = forced(data.tokens, data.attention_mask, data.answers)
     options: dict[str, Any] = {}
     if "position_ids" in inspect.signature(base_model(plain).forward).parameters:
-        # some families count padding where they are not told
+        # without them some families (GPT-2) count padding on the left as positions
         options["position_ids"] = (inputs.attention_mask.cumsum(1) - 1).clamp(min=0)
+    # logits of the prompt's other positions are never made: with a large vocabulary they take most of the memory
     given = {"attention_mask": inputs.attention_mask, "use_cache": False, "logits_to_keep": inputs.n_answer}
     return cast(Any, plain)(input_ids=inputs.tokens, **given, **options).logits
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Run the body in eval mode: no dropout."""
+    """Run the body with the model in eval mode, without dropout, and put the mode back afterwards."""
     was_training = model.training
     model.eval()
     try:
@@ -140,10 +150,11 @@ def base_model(plain: nn.Module) -> Any:
 
 
 def last_column(data: TrainingSet) -> int:
-    """Where the last prompt token of every example stands in the model's input."""
+    """The column of the model's input in which the last prompt token of every example stands."""
     return data.tokens.shape[1] - 1
 
 
 def _wider(tensor: Tensor, width: int, fill: int, *, left: bool) -> Tensor:
+    """Rows padded with `fill` to this width, on the left or on the right."""
     missing = width - tensor.shape[1]
     return nn.functional.pad(tensor, (missing, 0) if left else (0, missing), value=fill)

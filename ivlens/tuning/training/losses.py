@@ -1,4 +1,4 @@
-"""The loss of the task itself, and what the means of every term are taken over."""
+"""The loss of the task itself, and the counts by which every term of the loss is divided."""
 
 from dataclasses import dataclass
 
@@ -11,12 +11,14 @@ from ivlens.tuning.training.data import IGNORED
 
 @dataclass(frozen=True)
 class Totals:
-    """What means are taken over: the counts of a whole step, of which a pass may be a part.
+    """The counts by which sums are divided: those of a whole step, of which a pass may be a part.
+
+    So the losses of the passes add up to the mean over the step, however the step is divided.
 
     Attributes:
-        rows: examples.
-        tokens: their answer tokens.
-        after: those after the first of each.
+        rows: Number of examples.
+        tokens: Number of their answer tokens.
+        after: Number of answer tokens after the first one of each example.
     """
 
     rows: int
@@ -25,8 +27,9 @@ class Totals:
 
     @classmethod
     def of(cls, answers: Int[Tensor, "batch answer_len"]) -> "Totals":
-        """Those of these examples."""
+        """The counts of these examples."""
         real = answers != IGNORED
+        # at least 1: answers of one token have nothing after it, and 0 / 0 would be NaN
         return cls(len(answers), max(1, int(real.sum())), max(1, int(real[:, 1:].sum())))
 
 
@@ -35,6 +38,6 @@ def answer_loss(
     answers: Int[Tensor, "batch answer_len"],
     totals: Totals | None = None,
 ) -> Float[Tensor, ""]:
-    """Mean negative log-likelihood (nats) of the answer tokens; prompts are not learned."""
+    """Mean negative log-likelihood (nats) of the answer tokens; the tokens of prompts do not count."""
     each = cross_entropy(logits.float().flatten(0, 1), answers.flatten(), ignore_index=IGNORED, reduction="sum")
     return each / (totals or Totals.of(answers)).tokens

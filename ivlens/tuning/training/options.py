@@ -14,7 +14,8 @@ Decay = Literal["linear", "cosine", "constant"]
 Precision = Literal["float32", "bfloat16"]
 
 _COUNTS = ("steps", "accumulate", "save_every", "judge_every", "n_prompts", "patience")
-_MOST_PROMPTS = 10_000_000
+_MOST_PROMPTS = 10_000_000  # more would fill the memory before training starts: surely a typing error
+# bounds that a value must lie between without reaching them; -1e-300 lets 0 through
 _RANGES = {
     "lr": (0.0, math.inf),
     "max_grad_norm": (0.0, math.inf),
@@ -30,26 +31,28 @@ class TuneOptions:
 
     Attributes:
         lr: Learning rate after warm-up.
-        steps: Optimiser steps.
-        batch_size: Examples in a step; with `accumulate`, in that many passes.
-        accumulate: Passes for each step; of several processes, in each of them.
+        steps: Number of optimiser steps.
+        batch_size: Examples in a step.
+        accumulate: Passes into which the examples of a step are divided, to save memory. With several processes, each
+            makes so many passes.
         decay: How the learning rate falls to 0 after warm-up, or `constant`.
-        warmup: Share of the steps in which it rises.
-        weight_decay: Of AdamW.
-        max_grad_norm: Gradients are scaled down to this norm.
-        precision: `bfloat16` computes in it (autocast) and keeps weights as they are; `float32`: as they are.
-        gradient_checkpointing: Compute activations twice rather than keep them.
-        save_every: Steps between two states on disk, where a folder is given.
+        warmup: Share of the steps, at the start, in which the learning rate rises.
+        weight_decay: Weight decay of AdamW.
+        max_grad_norm: Larger gradients are scaled down to this norm.
+        precision: `bfloat16`: passes are computed in bfloat16 (autocast), and weights keep their dtype. `float32`:
+            passes are computed in the dtype of the weights.
+        gradient_checkpointing: Save memory by computing activations a second time in the backward pass.
+        save_every: Steps between two saved states, where a folder is given.
         judge_every: Steps between two judgements, where there is a judge.
-        patience: Judgements in a row that are not better than the best one, after which the training ends; the
-            weights of the best judgement, the first if there are several, are kept. They are compared by `merit` where
-            the judge gives one, else by `new`; one whose `merit` is below 0 does not count as one of them. None: all
-            steps are made, and the last weights kept.
-        n_samples: Training prompts, with an instruction (or demonstrations) drawn for each; None: one for every input.
-            A `Learner`, which is given its prompts, does not read it.
+        patience: The training ends after so many judgements that are not better than the best one, and keeps the
+            weights of the best one (of equal ones, the first). None: all steps are made, and the last weights kept.
+            Judgements are compared by their score `merit`, or by `new` where the judge gives no `merit`. A judge gives
+            a `merit` below 0 while the model has not learned enough: such judgements do not use up patience.
+        n_samples: Training prompts, each with an instruction (or demonstrations) drawn for it; None: one for every
+            input. A `Learner` gets finished prompts and does not read this option.
         n_prompts: Prompts of each task in every judgement that `finetune` makes.
-        seed: Of new adapters, of samples and their order, of everything else that a training draws. Splits are those
-            of the recipe's seed.
+        seed: Seed of everything that a training draws: weights of new adapters, samples, their order. The splits
+            depend on the recipe's seed instead.
     """
 
     lr: float = 1e-4
@@ -71,12 +74,12 @@ class TuneOptions:
 
     def __post_init__(self) -> None:
         check_counts(self, **dict.fromkeys(_COUNTS, 1))
-        for name in ("batch_size", "n_samples"):  # so many prompts are made, and held
+        for name in ("batch_size", "n_samples"):
             check_count(name, getattr(self, name), 1, _MOST_PROMPTS)
         for name, (above, below) in _RANGES.items():
             value = getattr(self, name)
             if not isinstance(value, int | float) or not above < value < below:
-                raise ValueError(f"{name} is {value!r}, expected a finite number {_said(above, below)}.")
+                raise ValueError(f"{name} is {value!r}, expected a finite number {_range_in_words(above, below)}.")
         if self.batch_size % self.accumulate:
             raise ValueError(
                 f"batch_size {self.batch_size} is no multiple of accumulate {self.accumulate}, expected parts of one "
@@ -87,27 +90,31 @@ class TuneOptions:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(known)}.")
 
     def autocast(self, device: torch.device) -> AbstractContextManager[object]:
-        """What every forward pass of the training runs in, the teacher's too."""
+        """The context for every forward pass of the training, the frozen model's passes included."""
         if self.precision == "float32":
             return nullcontext()
         return torch.autocast(device.type, dtype=torch.bfloat16)
 
     def kept(self) -> dict[str, Any]:
-        """As states on disk have them: samples and seed stand there as what they came to, and `steps` was `n_steps`."""
+        """The options that a training must share with a saved state to go on from it.
+
+        `n_samples` and `seed` are left out, since a state knows the data and the seed themselves; `n_prompts` is left
+        out, since only judgements use it.
+        """
         values = asdict(self)
-        values["n_steps"] = values.pop("steps")
+        values["n_steps"] = values.pop("steps")  # under the name that states of earlier versions use
         return {name: value for name, value in values.items() if name not in ("n_samples", "n_prompts", "seed")}
 
     def rate(self, step: int) -> float:
-        """The learning rate of a step, counted from 0."""
+        """The learning rate of one step; steps are counted from 0."""
         n_warm = math.ceil(self.warmup * self.steps)
         if step < n_warm:
-            return self.lr * (step + 1) / n_warm
+            return self.lr * (step + 1) / n_warm  # + 1: a first step at rate 0 would teach nothing
         progress = (step - n_warm) / max(1, self.steps - n_warm)
         falls = {"linear": 1 - progress, "cosine": (1 + math.cos(math.pi * progress)) / 2, "constant": 1.0}
         return self.lr * falls[self.decay]
 
 
-def _said(above: float, below: float) -> str:
+def _range_in_words(above: float, below: float) -> str:
     least = "above 0" if above == 0 else "of at least 0"
     return least if below == math.inf else f"{least} and below {below:g}"

@@ -1,4 +1,4 @@
-"""Reading heads and moving the stream inside a plain Hugging Face model, with gradients."""
+"""Head outputs read, and vectors added to the residual stream, inside a plain Hugging Face model, with gradients."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,9 +18,9 @@ from ivlens.tuning.training.data import base_model
 
 
 class Sites:
-    """Where an Instruction Vector enters a plain model, and where its heads are read.
+    """The places of a plain model where vectors are added and heads are read.
 
-    The places are those of `ivlens.forward.hooks`, found by the names that the modules had before the bridge was made.
+    They are the places of `ivlens.forward.hooks`, found by the names that the modules had before the bridge was made.
     """
 
     def __init__(self, model: TransformerBridge) -> None:
@@ -32,14 +32,14 @@ class Sites:
         self._n_heads, self._d_head = model.cfg.n_heads, model.cfg.d_head
 
     def check(self, layer: int, site: str) -> None:
-        """Raise ValueError if there is no such place."""
+        """Raise ValueError if the model has no such layer, or there is no such site."""
         check_site(site)
         check_layers(self._model, [layer])
 
     def check_heads(self, heads: Sequence[tuple[int, int]]) -> None:
-        """Raise ValueError if there is no such head."""
-        check_layers(self._model, [of for of, _ in heads])
-        missing = [f"L{of}H{head}" for of, head in heads if not 0 <= head < self._n_heads]
+        """Raise ValueError if the model lacks one of these heads."""
+        check_layers(self._model, [layer for layer, _ in heads])
+        missing = [f"L{layer}H{head}" for layer, head in heads if not 0 <= head < self._n_heads]
         if missing:
             raise ValueError(f"heads {', '.join(missing)} do not exist: the model has {self._n_heads} in a layer.")
 
@@ -47,11 +47,17 @@ class Sites:
     def shifted(
         self, plain: nn.Module, layer: int, site: str, column: int, delta: Float[Tensor, "*batch d_model"]
     ) -> Iterator[None]:
-        """Run the body with `delta`, one for all rows or one for each, added to the stream in one column."""
+        """Run the body with `delta` added to the residual stream in one column.
+
+        Args:
+            plain: The model that runs.
+            delta: One vector for all rows of the input, or one vector for each row.
+        """
         names = {"resid_post": self.paths.blocks, "attn_out": self.paths.attn_out}[check_site(site)]
         module = base_model(plain).get_submodule(names[layer])
         if site == "attn_out":
-            # Granite scales what attention adds only after this module, Falcon-H1 what the bridge's hook shows as well
+            # Some families scale attention's output after this module: Granite between the module and the bridge's
+            # hook, Falcon-H1 after that hook. Divided by both factors, it is `delta` that reaches the stream.
             delta = delta / self._multiplier / attention_factor(self._model, layer)
 
         def shift(_: nn.Module, given: object, out: Any) -> Any:
@@ -69,7 +75,7 @@ class Sites:
     def head_outputs(
         self, plain: nn.Module, layers: Iterable[int], column: int
     ) -> Iterator[dict[int, Float[Tensor, "batch n_heads d_head"]]]:
-        """Keep `z` of every head in one column: `layer -> z`, filled by each pass."""
+        """Collect `z` of every head of these layers, in one column; each pass of the body fills the dictionary."""
         kept: dict[int, Tensor] = {}
         base, handles = base_model(plain), []
         try:
@@ -89,7 +95,7 @@ class Sites:
         *,
         as_vector: bool = False,
     ) -> Float[Tensor, "batch parts width"]:
-        """Outputs of these heads side by side, or, as one vector, what they write together."""
+        """The outputs of these heads side by side, or, with `as_vector`, the one vector that they write together."""
         if not as_vector:
             return torch.stack([kept[layer][:, head] for layer, head in heads], 1)
         each = [self._written(plain, kept[layer], layer, head) for layer, head in heads]
@@ -98,11 +104,12 @@ class Sites:
     def _written(
         self, plain: nn.Module, z: Float[Tensor, "batch n_heads d_head"], layer: int, head: int
     ) -> Float[Tensor, "batch d_model"]:
-        """`z W_O` of one head, with the weights as they are now: those of adapters in training count."""
+        """`z W_O` of one head, with the weights as they are now, those of adapters included."""
         module: Any = base_model(plain).get_submodule(self.paths.projections[layer])
-        z = z.to(module.weight.dtype)  # mixed precision puts out bfloat16, but keeps its weights
+        z = z.to(module.weight.dtype)  # in mixed precision z is bfloat16, while weights keep their dtype
         if not is_plain(module):
             self._check_adapted(module, layer)
+            # all other heads at 0: what the adapted projection makes of this is the head's write
             alone = (
                 nn.functional.one_hot(torch.tensor(head, device=z.device), self._n_heads)[:, None] * z[:, head, None]
             )
@@ -111,12 +118,14 @@ class Sites:
         return z[:, head] @ by_input.unflatten(0, (self._n_heads, self._d_head))[head]
 
     def _check_adapted(self, module: nn.Module, layer: int) -> None:
-        """Refuse, once for each projection, an adapter by which no head writes by itself."""
+        """Refuse an adapter that is no matrix, under which no head has a write of its own; once for each projection."""
         if module not in self._adapted:
             adapted_weight(module, self._n_heads, self._d_head, f"the output projection of layer {layer}")
             self._adapted.add(module)
 
     def _keep(self, kept: dict[int, Tensor], layer: int, column: int) -> Callable[[nn.Module, Any], None]:
+        """A hook that stores the input of a layer's output projection, which is `z` of all heads side by side."""
+
         def keep(_: nn.Module, given: Any) -> None:
             kept[layer] = given[0][:, column].unflatten(-1, (self._n_heads, self._d_head))
 
@@ -124,7 +133,7 @@ class Sites:
 
 
 def _in_column(stream: Float[Tensor, "batch pos d_model"], column: int, delta: Tensor) -> Tensor:
-    """`delta` in one column, zeros elsewhere: adding it keeps autograd happy where an edit in place would not."""
+    """`delta` in one column and zeros elsewhere, to be added: autograd forbids an edit of the stream in place."""
     where = torch.zeros(stream.shape[1], 1, dtype=stream.dtype, device=stream.device)
     where[column] = 1
     return where * delta.to(stream).unsqueeze(-2)

@@ -1,4 +1,7 @@
-"""The state of a training on disk: safetensors and JSON, whole or absent, and only for the training it belongs to."""
+"""The state of a training on disk, from which the same training goes on after an interruption.
+
+It is one safetensors file with JSON metadata, written whole or not at all.
+"""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -14,15 +17,17 @@ from ivlens.common.files import STATE, write_whole
 from ivlens.common.foreign import opened_tensors, read_tensors
 from ivlens.common.version import __version__, check_version
 
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW remembers of every weight, under torch's names
 
 
 class TrainingState:
-    """Trained weights, AdamW's moments, the best weights so far where they are kept, and the log so far.
+    """A training's weights, AdamW's moments, its log, and the best weights so far where they are kept.
 
     Args:
-        folder: None keeps nothing.
-        fingerprint: what the training is; a state with another one is refused.
+        folder: Folder of the state; None: nothing is saved.
+        fingerprint: Everything that makes the training what it is; a state with another fingerprint is refused.
+        trained: The weights in training, by name.
+        optimizer: The optimiser, whose moments are saved and restored.
     """
 
     def __init__(
@@ -33,11 +38,12 @@ class TrainingState:
         optimizer: torch.optim.Optimizer,
     ) -> None:
         self._path = None if folder is None else folder / STATE
+        # once through JSON, so that it equals what is read from a file: tuples become lists
         self._fingerprint = json.loads(json.dumps(fingerprint, default=str))
         self._trained, self._optimizer = dict(trained), optimizer
 
     def save(self, rows: list[dict[str, float | int]], best: Mapping[str, Tensor] | None = None) -> None:
-        """Put the present state in the place of the last one."""
+        """Write the present state in place of the last one."""
         if self._path is None:
             return
         tensors = {f"weight/{name}": weight.detach() for name, weight in self._trained.items()}
@@ -50,7 +56,9 @@ class TrainingState:
         write_whole(self._path, lambda partial: partial.write_bytes(data))
 
     def restore(self) -> tuple[list[dict[str, float | int]], dict[str, Tensor]]:
-        """Go on where the folder's state was saved; the log so far and the best weights, empty if there are none.
+        """Load the folder's state into weights and optimiser, and return its log and its best weights.
+
+        Both are empty where the folder has no state.
 
         Raises:
             ValueError: a state of another training or of another version of ivlens, or a damaged one.
@@ -71,6 +79,7 @@ class TrainingState:
                 weight.copy_(tensors[f"weight/{name}"])
             moments = {moment: tensors[f"{moment}/{name}"] for moment in _MOMENTS if f"{moment}/{name}" in tensors}
             if moments:
+                # AdamW keeps its count of steps on the CPU, wherever the weights are
                 self._optimizer.state[weight] = {
                     moment: value if moment == "step" else value.to(weight) for moment, value in moments.items()
                 }
@@ -78,6 +87,7 @@ class TrainingState:
         return about["log"], best
 
     def _read(self, path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The tensors and the metadata of a state, after a check that they are complete."""
         about = _about(path)
         try:
             tensors, _ = read_tensors(path)
@@ -94,10 +104,10 @@ class TrainingState:
 
 
 def check_state(folder: Path) -> None:
-    """Refuse a folder with a training's state that another version of ivlens keeps there, before anything is measured.
+    """Refuse a folder whose training state is damaged or of another version of ivlens, before anything is measured.
 
     Raises:
-        ValueError: it is of another version, or damaged.
+        ValueError: the state is of another version, or damaged.
     """
     path = folder / STATE
     if path.exists():
@@ -105,6 +115,7 @@ def check_state(folder: Path) -> None:
 
 
 def _about(path: Path) -> dict[str, Any]:
+    """The metadata of a state, without its tensors."""
     try:
         with opened_tensors(path) as opened:
             about = json.loads((opened.metadata() or {})["ivlens"])
@@ -118,14 +129,15 @@ def _damaged(path: Path, why: str) -> ValueError:
 
 
 def digest_of(content: Any) -> str:
-    """One short text for whatever JSON can say."""
+    """The digest of a value that JSON can hold."""
     return sha256(json.dumps(content, default=str, sort_keys=True).encode()).hexdigest()
 
 
 def digest_of_tensors(tensors: Iterable[Tensor | None]) -> str:
-    """One short text for the content of all of them."""
+    """One digest of the content of all tensors together."""
     digest = sha256()
     for tensor in tensors:
         if tensor is not None:
+            # as bytes: numpy has no bfloat16
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
