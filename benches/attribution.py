@@ -23,14 +23,14 @@ SCORES = ("prob", "logprob")
 
 INTRODUCTION = """# When attribution is good enough
 
-`method="attribution"` estimates the effects of all heads from one forward and one backward pass. The estimate for a head
-is the gradient of the score with respect to the head's output, times the change that the patch would make (mean −
+`method="attribution"` estimates the effects of all heads from one forward and one backward pass. The estimate for a
+head is the gradient of the score with respect to the head's output, times the change that the patch would make (mean −
 output). This is the first-order term of the effect: right for small changes, wrong where the score saturates. A
 probability near 0 has almost no gradient, whatever a patch would do to it.
 
 The table compares these estimates with the exact effects, both averaged over prompts. Its columns are the rank
-correlation (Spearman) over all heads; how many of the ten strongest heads are the same by both; and the largest estimate
-divided by the largest effect. `python benches/attribution.py --write` makes it.
+correlation (Spearman) over all heads; how many of the ten strongest heads are the same by both; and the largest
+estimate divided by the largest effect. `python benches/attribution.py --write` makes it.
 
 """
 

@@ -23,7 +23,7 @@ MOST_CONNECTIONS = 256  # at the same time; each is an open file, and systems of
 LIMITS = {
     "idle_connection_timeout": 15.0,  # seconds; also the time that a request's headers may take
     "body_timeout": 15.0,
-    "max_body_size": 2**16,  # bytes, as the next one
+    "max_body_size": 2**16,  # bytes, like the next limit
     "max_header_size": 2**15,
 }
 _HEADERS = {

@@ -44,8 +44,8 @@ def lab(
 
     Args:
         model: a bridge, or what `load_model` takes.
-        tasks: tasks, names or files among which the page lets choose; the first one is shown. None: the tasks that the
-            built-in model was trained on, or for another model all built-in tasks.
+        tasks: the tasks (names, files or objects) that the page offers; the first one is shown. None: the tasks that
+            the built-in model was trained on, or for another model all built-in tasks.
         recipe: how prompts are made: those on which effects are measured, and the one that is shown first. None: as
             for the given effects of the first task, or else the task's instruction in the template `plain`. `"auto"`:
             the recipe with which the model answers the first task best, see `find_prompts`.

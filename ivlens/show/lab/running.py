@@ -1,4 +1,4 @@
-"""What the pages that share a model are waiting for (`Running`), and whose work goes next (`Turns`)."""
+"""For pages that share a model: what is being done for each of them (`Running`), and whose work is next (`Turns`)."""
 
 import threading
 import time

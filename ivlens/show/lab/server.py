@@ -133,7 +133,7 @@ def open_server(engines: tuple[Engine, ...], state: LabState, *, port: int = 0, 
 
 @contextmanager
 def _port_error(port: int) -> Iterator[None]:
-    """Raise a system error of the body again, with the port and the remedy in its text."""
+    """Turn a system error of the body into one that names the port and the remedy."""
     try:
         yield
     except OSError as error:

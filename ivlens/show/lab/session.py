@@ -34,7 +34,7 @@ class Session:
         self.engines, self._show = tuple(engines), show
         about = self.engines[0].identity
         self.limits = Limits(tuple(self.engines[0].tasks), about.n_layers, about.n_heads)
-        self._guard = threading.RLock()
+        self._guard = threading.RLock()  # methods that hold it call one another
         self._worker = Worker(lambda error: self._say(error=sentence(error)))
         self._running = self.engines[0].running
         self.number = self._running.join(self._hear)
@@ -141,7 +141,7 @@ class Session:
             try:
                 self.load(path, name)
             except ValueError as error:
-                raise ValueError(str(error).replace(str(path), name)) from None
+                raise ValueError(str(error).replace(str(path), name)) from None  # the user knows the file by its name
 
     def saved(self) -> tuple[str, bytes]:
         """The name and the bytes of a file that holds the first model's vector.
@@ -223,7 +223,7 @@ class Session:
             self._do("Looking for layer and strength on inputs that are not judged …")
         resolved = self.resolved(state)
         with self._guard:
-            if cancelled():
+            if cancelled():  # a newer change may have set layer, strength or site
                 return
             found = {name: getattr(resolved, name) for name in ("layer", "alpha", "site")}
             self.state = replace(self.state, **found)
@@ -246,7 +246,7 @@ class Session:
         for shown in results(self.engines, state, self.vectors(state), prompt):
             if cancelled():
                 break
-            first = first or time.perf_counter() - began
+            first = first or time.perf_counter() - began  # only the first tokens set it
             self._show("result", shown)
         return first
 
@@ -263,7 +263,7 @@ class Session:
         return (loaded or self.engines[0].recipe(state)).seed
 
     def _shown_state(self) -> dict[str, Any]:
-        """The state as the page gets it: with the heads' list, the template's name and the vector's file."""
+        """The state as the page gets it: with the list of heads, the template's name and the vector's file."""
         state, known = self.state, self.engines[0].knows(self.state)
         heads = [list(head) for head in (self.engines[0].heads(state) if known else state.heads or ())]
         template = self._template_name(state.template)
@@ -274,7 +274,7 @@ class Session:
         if isinstance(template, str):
             return template
         name, number = template.name, 1
-        while name in self.limits.templates or self._own_templates.get(name, template) != template:
+        while name in self.limits.templates or self._own_templates.get(name, template) != template:  # name is taken
             number += 1
             name = f"{template.name} {number}"
         self._own_templates[name] = template

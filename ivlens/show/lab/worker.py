@@ -30,10 +30,10 @@ class Worker:
     def __init__(self, on_error: Callable[[Exception], None]) -> None:
         self._on_error = on_error
         self._guard = threading.Condition()
-        self._waiting: Job | None = None
+        self._waiting: Job | None = None  # at most one: a newer job takes its place
         self._running = False
         self._closed = False
-        self._number = 0
+        self._number = 0  # of the newest job; closing counts as a newer one
 
     def submit(self, job: Job) -> None:
         """Run `job` as soon as possible; an earlier job is dropped if it waits, and told to stop if it runs."""
@@ -62,6 +62,7 @@ class Worker:
         """The waiting job and its number; None if there is none, and then the thread ends."""
         with self._guard:
             if self._waiting is None:
+                # under the lock, so that `submit` cannot believe that this thread will take its job
                 self._running = False
                 self._guard.notify_all()
                 return None

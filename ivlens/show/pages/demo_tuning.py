@@ -45,6 +45,7 @@ def tuning_section(tuning: TuningDemo | None) -> str:
     if tuning is None:
         return ""
     rows = rows_of(tuning.scores, ("task", "role", "before"), "run_demo")
+    # the other columns are accuracies after a training, one for each guidance
     kinds = [name for name in rows[0] if name not in ("task", "role", "before")]
     head = "".join(f"<th class=n>{escape(text)}</th>" for text in ("before", *(NAMES.get(one, one) for one in kinds)))
     body = "".join(

@@ -105,6 +105,7 @@ def claims_of(result: StudyResult) -> pd.DataFrame:
 
 def _lead(result: StudyResult, numbers: dict) -> str:
     """The page's first paragraph: what was lost in the training, and what became of the vectors."""
+    # the row over all tasks, by the measure that counts all tokens of an answer
     lost = result.forgetting.to_dict("records")
     row = next(one for one in lost if one["task"] == "all tasks" and one["measure"] == "seq_prob")
     new = " and ".join(f"<code>{escape(task)}</code>" for task in result.options.new)
@@ -150,6 +151,7 @@ def _scores(result: StudyResult) -> tuple[str, str]:
 def _settings(result: StudyResult) -> str:
     """How everything was measured, as a list of names and values."""
     model, options = result.model, result.options
+    # what is needed to judge the numbers, or to measure them again
     facts = {
         "model": f"{model.name} · {model.n_layers} layers × {model.n_heads} heads · weights {model.weights_hash[:12]}",
         "earlier tasks": ", ".join(options.earlier),
