@@ -8,7 +8,7 @@ from ivlens.models.boot import TransformerBridge
 from ivlens.prompts.recipe import PromptRecipe
 from ivlens.steering.search import Grid, tried_layers
 
-SMALL_STACK = 8  # a model of up to this many blocks is tried at both sites; of a larger one, this many layers are
+SMALL_STACK = 8  # models with at most 8 blocks are tried at both sites; in larger ones only 8 layers are tried
 
 
 @dataclass(frozen=True)

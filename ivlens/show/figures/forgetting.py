@@ -36,7 +36,8 @@ def forgetting_plot(table: pd.DataFrame, *, measure: str = "seq_prob", theme: Th
     rows = [row for row in every if row["measure"] == measure]
     if not rows:
         raise ValueError(f"the table has no rows of the measure {measure!r}, expected some; decompose anew.")
-    rows = rows[-1:] + rows[:-1] if len(rows) > 2 else rows[:1]  # last is the mean over tasks, drawn first
+    # the last row is the mean over tasks, which is drawn first; with one task it would repeat that task
+    rows = rows[-1:] + rows[:-1] if len(rows) > 2 else rows[:1]
     figure = go.Figure()
     for offset, (kind, label) in zip((0.15, -0.15), KINDS.items(), strict=True):
         colour = theme.accent if kind == "instruction" else theme.control

@@ -83,7 +83,7 @@ STUDY_KINDS = (
     Kind("dynamics", _is_series, each("dynamics", _dynamics)),
     Kind("drift", lambda file: file.has("checkpoint", "layer", "head", "drift"), each("drift", _drift)),
     Kind("causal", lambda file: file.has("test", "task", "condition", "accuracy"), each("causal", _causal)),
-    # no column of this table is its own, so it may have no other
+    # these three names occur in many tables, so this one must have no other column
     Kind("guidance", lambda file: file.columns == {"name", "task", "value"}, each("guidance", _guidance)),
     Kind("claims", lambda file: file.has("claim", "text", "value", "margin", "verdict"), each("claims", _claims)),
 )  # fmt: skip

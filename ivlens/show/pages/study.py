@@ -49,7 +49,7 @@ def study_figures(result: StudyResult, theme: Theme) -> dict[str, go.Figure]:
         for when, stage in (("before", first), ("after", last))
         for task in first.tasks
     ]
-    # before the training every predictor is perfect by definition
+    # without the first checkpoint, from which all cosines and distances are measured
     later = result.dynamics.tasks.loc[result.dynamics.tasks["step"].to_numpy() > 0]
     return {
         "forgetting": forgetting_plot(result.forgetting, theme=theme),
