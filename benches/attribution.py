@@ -23,19 +23,20 @@ SCORES = ("prob", "logprob")
 
 INTRODUCTION = """# When attribution is good enough
 
-`method="attribution"` estimates every head's effect from one forward and one backward pass: gradient of the score with
-respect to the head's output, times (mean − output). It is the first-order term of the effect, so it is right for small
-changes and wrong where the score saturates: a probability near 0 has no gradient, whatever a patch would do to it.
+`method="attribution"` estimates the effects of all heads from one forward and one backward pass. The estimate for a
+head is the gradient of the score with respect to the head's output, times the change that the patch would make (mean −
+output). This is the first-order term of the effect: right for small changes, wrong where the score saturates. A
+probability near 0 has almost no gradient, whatever a patch would do to it.
 
-Rank correlation (Spearman) of the heads' average effects with the exact ones; how many of the exact ten strongest heads
-are among attribution's ten; and the ratio of the largest estimate to the largest effect. Made by
-`python benches/attribution.py --write`.
+The table compares these estimates with the exact effects, both averaged over prompts. Its columns are the rank
+correlation (Spearman) over all heads; how many of the ten strongest heads are the same by both; and the largest
+estimate divided by the largest effect. `python benches/attribution.py --write` makes it.
 
 """
 
 ADVICE = """
-Use it to look at a model quickly, or to choose layers to measure, with `score="logprob"` or `"logit_diff"`. Do not
-use it for effects that are reported: the exact engine costs little more (see `benches/RESULTS.md`).
+Use attribution for a quick look at a model, or to choose the layers to measure exactly, and with `score="logprob"` or
+`"logit_diff"`. Do not report its estimates as effects: the exact engine costs little more (see `benches/RESULTS.md`).
 """
 
 

@@ -12,15 +12,17 @@ from ivlens.models import load_model
 
 INTRODUCTION = f"""# Which engine every family of models takes
 
-`method="exact"` asks for the engine of `ivlens/effects/exact.py`. A family whose blocks cannot take the mask that it
-needs goes on with `cached`, and one that cannot do that either with `reference`; one log line says so, and
-`HeadEffects.method` which one ran. The numbers are the same on all of them.
+An *engine* is a way to compute the causal effects of all heads. There are three, and they give the same numbers:
+`exact` (the fast one, asked for by `method="exact"`, the default), `cached`, and `reference` (one hooked forward pass
+for every head). `exact` needs blocks that accept the attention mask that it makes. If a model's blocks do not, `cached`
+takes over, and if that does not work either, `reference`. One log line says so, and `HeadEffects.method` names the
+engine that ran.
 
-This table is made by `make families`, from tiny random models (three layers, four heads; windows of six tokens where a
-family has them), in float32, on padded prompts of {", ".join(map(str, LENGTHS))} tokens with answers of three.
-*Error* is the largest difference from one hooked forward pass for every head, in nats of the answer's log-probability;
-*effect* is the largest effect there is. `make parity` requires errors of at most {LARGEST_ERROR:g} beside effects of at
-least {SMALLEST_EFFECT:g}.
+`make families` makes this table from tiny random models (three layers, four heads; windows of six tokens where a family
+has them), in float32, on padded prompts of {", ".join(map(str, LENGTHS))} tokens with answers of three tokens. *Error*
+is the largest difference from the effects of `reference`, and *effect* the largest effect, both in nats of the answer's
+log-probability. `make parity` requires errors of at most {LARGEST_ERROR:g}, and an effect of at least
+{SMALLEST_EFFECT:g}.
 
 | family | transformers class | engine | error | effect |
 |---|---|---|---|---|
@@ -29,7 +31,7 @@ least {SMALLEST_EFFECT:g}.
 REFUSALS = """
 ## What is refused
 
-`load_model` raises an error for these, made and asked in the same way:
+For these models, also tiny and random, `load_model` raises an error:
 
 | family | transformers class | reason |
 |---|---|---|
@@ -38,17 +40,17 @@ REFUSALS = """
 CHECKED = """
 ## What is compared at load
 
-Before a model is wrapped it is asked two short prompts of unequal length, padded on the left, with their mask and
-positions, and then one token more from its cache: in the dtype and on the device that will be used. The wrapped model
-is asked the same as ivlens asks it. Logits that differ by more than rounding, or a call that fails where transformers
-does not, mean that the model is refused. Two differences are put right: TransformerLens lets GPT-1's tokens see what
-follows them, and fails on OLMo's rotary tables in half precision.
+Before a model is wrapped, ivlens runs it on two short prompts of unequal length, padded on the left, with their mask
+and positions, and then on one more token from its cache, in the dtype and on the device that will be used. The wrapped
+model gets the same inputs. If the logits differ by more than rounding, or if a call fails that works in transformers,
+the model is refused. Two known differences are repaired instead: TransformerLens lets the tokens of GPT-1 see later
+tokens, and it fails on OLMo's rotary tables in half precision.
 
-Two more checks come with the first use. A prefix that many passes share is tried on two prompts beside a pass over
-everything, and is not shared where the cache holds more than keys and values. And every block is run once more with
-all heads at 0: what its output loses must be a fixed multiple of what the heads' projection gave, 1 in nearly all
-families and `attention_out_multiplier` in Falcon-H1. Where it is none, as in GPT-1, effects are measured and vectors
-are refused.
+Two more checks are made when a model is first used. First, many passes can share the computation of a common prefix.
+This is compared, on two prompts, with passes over the whole text; a prefix is not shared if the model's cache holds
+more than keys and values. Second, every block is run once with all its head outputs set to 0. The change in the block's
+output must be a fixed multiple of what the heads' projection gave: 1 in nearly all families, `attention_out_multiplier`
+in Falcon-H1. If it is no fixed multiple, as in GPT-1, effects can be measured, but vectors are refused.
 """
 
 

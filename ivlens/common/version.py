@@ -1,4 +1,4 @@
-"""The version of ivlens, and what is said where a file was begun by another one; imports nothing of the package."""
+"""The version of ivlens, and the error for files of another one; imports nothing, so that every module can read it."""
 
 from pathlib import Path
 from typing import Any

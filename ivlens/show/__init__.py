@@ -1,1 +1,1 @@
-"""Results for people: figures, pages, the demo, the lab."""
+"""Results as people look at them: figures, HTML pages, the demo and the lab."""

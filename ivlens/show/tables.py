@@ -1,4 +1,7 @@
-"""Small tables that notebooks show for results: everything a task, a model or a file says is escaped."""
+"""Small HTML tables by which notebooks show results.
+
+Whatever comes from a task, a model or a file is escaped, since a notebook would run the scripts in it.
+"""
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from html import escape
@@ -14,7 +17,7 @@ N_HEADS, N_EXAMPLES, N_INSTRUCTIONS, MOST_LETTERS = 10, 3, 3, 160
 
 
 def effects_html(effects: HeadEffects) -> str:
-    """The strongest heads with their intervals, also as they were measured again, and what was measured."""
+    """An HTML table of the strongest heads with their effects and intervals, below a table of what was measured."""
     rows = effects.to_frame().head(N_HEADS).to_dict("records")
     head, heads = head_cells(rows, "" if effects.again is None else effects.again.split)
     facts = {
@@ -30,7 +33,13 @@ def effects_html(effects: HeadEffects) -> str:
 
 
 def head_cells(rows: Sequence[Mapping[Hashable, Any]], again: str = "") -> tuple[list[str], list[list[str]]]:
-    """Names of columns, and cells, for rows of `HeadEffects.to_frame`; `again`: the split of heads measured again."""
+    """The names of the columns, and the cells of each row, for a table of heads.
+
+    Args:
+        rows: rows of `HeadEffects.to_frame`.
+        again: the split on which these heads were measured again; empty where they were not.
+    """
+    # all intervals of one table are of one kind, so the first row can name the column
     kinds = [str(row["interval"]) for row in rows[:1]] + [str(row["interval_again"]) for row in rows[:1] if again]
     head = ["head", "AIE", *(kind or "interval" for kind in kinds[:1])]
     head += [f"AIE on {again}", *kinds[1:]] if again else []
@@ -41,15 +50,16 @@ def head_cells(rows: Sequence[Mapping[Hashable, Any]], again: str = "") -> tuple
     return head, cells
 
 
-def _effect(row: Mapping[Hashable, Any], of: str = "") -> list[str]:
-    value, low, high = (row[f"{name}{of}"] for name in ("aie", "low", "high"))
-    if value != value:
+def _effect(row: Mapping[Hashable, Any], ending: str = "") -> list[str]:
+    """Two cells: the AIE of a head and its interval, from the columns `aie`, `low` and `high` with this ending."""
+    value, low, high = (row[f"{name}{ending}"] for name in ("aie", "low", "high"))
+    if value != value:  # NaN: this head was not measured
         return ["–", "–"]
     return [f"{value:+.4g}", "–" if low != low else f"{low:+.4g} to {high:+.4g}"]
 
 
 def vector_html(vector: InstructionVector) -> str:
-    """Heads, norm, recipe and model."""
+    """An HTML table of a vector: its model, heads, norm and the prompts it was made from."""
     facts = {
         "model": vector.model,
         "heads": " ".join(f"L{layer}H{head}" for layer, head in vector.heads) or "none: computed from other vectors",
@@ -62,20 +72,20 @@ def vector_html(vector: InstructionVector) -> str:
 
 
 def task_html(task: Task) -> str:
-    """Counts, some examples, some instructions."""
+    """An HTML table of a task: counts, a few examples and a few instructions."""
     facts = {
         "examples": len(task.examples),
         "instructions": "one text with the input" if task.fused else _some(task.instructions),
         "skipped": len(task.skipped),
         "source": task.source,
     }
-    shown = [(each.input, " | ".join(each.answers)) for each in task.examples[:N_EXAMPLES]]
-    table = _table(("input", "answers"), shown)
+    examples = [(each.input, " | ".join(each.answers)) for each in task.examples[:N_EXAMPLES]]
+    table = _table(("input", "answers"), examples)
     return _titled(f"Task {task.name}", _facts({name: value for name, value in facts.items() if value}) + table)
 
 
 def search_html(search: PromptSearch) -> str:
-    """All forms that were tried, the best one first."""
+    """An HTML table of all prompt forms that were tried, the best one first, with clean and bare accuracies."""
     rows = [
         (
             *(row[name] for name in ("template", "n_shots", "instruction")),
@@ -87,11 +97,12 @@ def search_html(search: PromptSearch) -> str:
     ]
     head = ("template", "demonstrations", "instruction", "clean (95 %)", "bare (95 %)", "inputs", "tokens")
     facts = {"model": search.model, "best": search.best, "warning": search.warning}
-    shown = _facts({name: value for name, value in facts.items() if value})
-    return _titled(f"Forms to ask {search.task} in", shown + _table(head, rows))
+    about = _facts({name: value for name, value in facts.items() if value})
+    return _titled(f"Forms to ask {search.task} in", about + _table(head, rows))
 
 
 def _some(texts: tuple[str, ...]) -> str:
+    """The first few of these texts in one cell, and how many more there are."""
     more = len(texts) - N_INSTRUCTIONS
     return " | ".join(texts[:N_INSTRUCTIONS]) + (f" | and {more} more" if more > 0 else "") if texts else "none"
 
@@ -101,6 +112,7 @@ def _titled(title: str, content: str) -> str:
 
 
 def _facts(facts: Mapping[str, Any]) -> str:
+    """A table of two columns: the name of each fact and its value."""
     rows = "".join(f"<tr><th>{_cell(name)}</th><td>{_cell(value)}</td></tr>" for name, value in facts.items())
     return f"<table>{rows}</table>"
 
@@ -112,6 +124,6 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
 
 
 def _cell(value: Any) -> str:
-    text = str(value)
-    text = shown(text)
+    """The content of a cell: one line of at most `MOST_LETTERS` letters, escaped for HTML."""
+    text = shown(value)  # writes control characters out
     return escape(text if len(text) <= MOST_LETTERS else text[: MOST_LETTERS - 1] + "…")

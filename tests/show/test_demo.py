@@ -94,14 +94,14 @@ def test_what_the_model_cannot_do_is_said_and_not_headlined(result: DemoResult) 
     """With random weights it can do nothing; with one task that it can, the headline is about that one alone."""
     assert result.able == () and summary(result)["able"] == []
     own = without_plotly(page(result))
-    assert "This model cannot do these tasks as it is asked here" in own and "it takes the accuracy from" not in own
+    assert "This model cannot do these tasks with these prompts" in own and "it takes the accuracy from" not in own
     assert "next (clean 0&nbsp;%, bare 0&nbsp;% of" in own and "ivlens prompts" in own
     able = {**result.effects[0].settings, "ability": {"clean": 0.9, "bare": 0.1, "n": 24}}
     half = replace(result, effects=(replace(result.effects[0], settings=able), result.effects[1]))
     assert half.able == ("next",)
     own = without_plotly(page(half))
-    assert "it <b>changes nothing</b>" in own and "Of 1 of 2 tasks" in own and "second (clean 0&nbsp;%" in own
-    assert own.count("the model cannot do it as it is asked") == 1 and "Means over 1 tasks" in own
+    assert "it <b>changes nothing</b>" in own and "means over 1 of 2 tasks" in own and "second (clean 0&nbsp;%" in own
+    assert own.count("the model cannot do this task with these prompts") == 1 and "Means over 1 tasks" in own
 
 
 def test_examples_are_test_inputs_completed_both_ways(result: DemoResult) -> None:

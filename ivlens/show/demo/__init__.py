@@ -1,1 +1,1 @@
-"""The main job on several tasks, from effects to completions, as `ivlens demo` runs it."""
+"""The demo: effects, vectors, their judgement and completions for several tasks, as `ivlens demo` runs it."""

@@ -1,4 +1,4 @@
-"""The demo's sweep of every task's vector beside the same sweep of its controls: the curves of a paper's figure."""
+"""Accuracy by layer and strength for the vector of a task and for its controls: the data of the demo's curves."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from ivlens.steering.search import Grid, sweep_settings
 from ivlens.tasks.task import Task
 from ivlens.vectors.vector import InstructionVector
 
-N_DRAWS = 2  # of each control and task; over the demo's eight tasks these are sixteen
+N_DRAWS = 2  # vectors of each control for each task: over the demo's eight tasks, sixteen of each control
 
 
 def swept(
@@ -23,12 +23,14 @@ def swept(
     grid: Grid,
     n_prompts: int | None,
 ) -> pd.DataFrame:
-    """`sweep_settings` of a task's vector and of its controls on *select*, with the columns `task` and `condition`.
+    """The table of `sweep_settings` for a task's vector and its controls on *select*.
+
+    The columns `task` and `condition` (`iv`, `random`, `random_heads`, `other_tasks`) are added.
 
     Args:
-        others: vectors of several tasks, this one's among them or not.
-        found: the effects the vector was built from; their seed draws the controls and the prompts.
-        n_prompts: at most so many; None: all.
+        others: vectors of several tasks; that of this task may be among them and is left out.
+        found: the effects that the vector was built from; their seed draws the controls and the prompts.
+        n_prompts: the largest number of *select* prompts; None: all.
     """
     seed = found.recipe.seed
     conditions = {
@@ -37,7 +39,7 @@ def swept(
         "random_heads": random_head_vectors(model, vector, found, N_DRAWS, seed),
         "other_tasks": [other for other in others if other.task != vector.task][:N_DRAWS],
     }
-    # all in one sweep: vectors of one place share their passes
+    # one sweep for all of them: vectors that are added at the same place share forward passes
     named = {
         f"{condition} {number}": each for condition, many in conditions.items() for number, each in enumerate(many)
     }

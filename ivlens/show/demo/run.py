@@ -1,8 +1,8 @@
-"""The main job on several tasks: effects, vectors, the best setting, the judgement with controls, completions; and,
-with the built-in model, a short training.
+"""Run the demo: for several tasks, the effects of all heads, a vector, its best setting, its judgement beside controls,
+and completions; for the built-in model, also a short training.
 
-`run_demo` computes, `write_demo` (in `writing.py`) writes. Nothing is on disk before everything is computed, and no
-file is ever half written, so an interrupted demo leaves the last complete one alone.
+`run_demo` computes, `write_demo` (in `writing.py`) writes. Nothing is written before everything is computed, and no
+file is ever half written, so an interrupted demo leaves the results of an earlier one as they are.
 """
 
 import time
@@ -39,14 +39,14 @@ from ivlens.tasks.bank import load_task
 from ivlens.tasks.task import Task
 from ivlens.vectors.vector import InstructionVector
 
-N_DECODED = 8
+N_DECODED = 8  # tokens that each vector is decoded to
 MAX_NEW_TOKENS = 8
-SMALL = 20_000_000  # parameters
+SMALL = 20_000_000  # parameters; a model with fewer is run on one thread
 
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """What the demo measures. None: as the plan for the model says, see `plan_for`.
+    """What the demo measures. Where an option is None, the plan for the model decides, see `plan_for`.
 
     Attributes:
         model: name or folder, as for `load_model`.
@@ -55,10 +55,10 @@ class DemoOptions:
         k: heads per vector.
         n_draws: random vectors, and random sets of heads, per task.
         n_examples: test inputs per task that are completed with and without the vector.
-        steps: of the training at the end; 0 leaves it out, and so does any other model than the built-in one.
-        recipe: how prompts are made. None: as the plan says; what it does not say is looked for (see `auto_recipe`),
-            except on the built-in model, which is asked as it was trained.
-        seed: of everything that is drawn; where there is a recipe, its own seed counts.
+        steps: optimizer steps of the training at the end; 0: no training. Only the built-in model is trained.
+        recipe: how prompts are made. None: as the plan says; for a task that the plan does not name, the best recipe
+            is looked for (see `auto_recipe`), except on the built-in model, which is asked as it was trained.
+        seed: decides everything that is drawn. Where a recipe is given, the seed of the recipe does.
     """
 
     model: str = "pocket"
@@ -76,7 +76,7 @@ class DemoOptions:
 
     @property
     def plan(self) -> DemoPlan:
-        """What is measured where nothing is said, with what these options say."""
+        """The plan for the model, with the values that these options give in place of its own."""
         plan = plan_for(self.model)
         return replace(
             plan,
@@ -87,22 +87,25 @@ class DemoOptions:
 
     @property
     def drawn_seed(self) -> int:
-        """The seed of everything that is drawn."""
+        """The seed of everything that is drawn: that of the recipe, if there is one."""
         return self.seed if self.recipe is None else self.recipe.seed
 
 
 @dataclass(frozen=True, eq=False)
 class DemoResult:
-    """What the demo found; sequences are in the order of the tasks.
+    """The results of a demo; tuples have one entry per task, in the order of `tasks`.
 
     Attributes:
-        conditions: the tables of `evaluate_intervention` of every task on *test*, with a column `task`.
-        sweep: `sweep_settings` of every task's own vector on *select*, with a column `task`; strength 0 is no vector.
-        curves: the same beside that of the controls, told apart by a column `condition`.
-        examples: task, input, prompt, answers, before, after, and whether each is right.
-        decoded: `(token, logit)` pairs per task, largest logit first.
+        conditions: accuracy of every task under every condition on *test*: the tables of `evaluate_intervention`, with
+            a column `task`.
+        sweep: accuracy of every task's own vector at every setting on *select*: the tables of `sweep_settings`, with a
+            column `task`. Rows of strength 0 are without a vector.
+        curves: the rows of `sweep` and those of the controls; the column `condition` tells them apart.
+        examples: one completed prompt per row, with the columns task, input, prompt, answers, `before` and `after`
+            (completions without and with the vector), and whether each of the two is right.
+        decoded: for each task, the tokens that its vector makes likely, as `(token, logit)` pairs, largest first.
         seconds: wall time.
-        tuning: what teaching a new task did; None where nothing was trained.
+        tuning: the results of the training on a new task; None where nothing was trained.
     """
 
     options: DemoOptions
@@ -120,11 +123,11 @@ class DemoResult:
 
     @property
     def able(self) -> tuple[str, ...]:
-        """Names of the tasks that the model can do as it is asked, so that a vector has something to carry."""
+        """Names of the tasks that the model can do with these prompts; for any other a vector has nothing to carry."""
         return tuple(each.task for each in self.effects if each.ability is None or each.ability.is_enough)
 
     def table(self) -> pd.DataFrame:
-        """Accuracy on *test*: one row per task, one column per condition, and the setting of the vector."""
+        """Accuracy on *test*: one row per task, one column per condition, and the vector's layer, strength and site."""
         rows: dict[str, dict[str, Any]] = {task.name: {"task": task.name} for task in self.tasks}
         for row in self.conditions.to_dict("records"):
             found = rows[row["task"]]
@@ -137,13 +140,14 @@ class DemoResult:
 def run_demo(
     options: DemoOptions, *, load: Callable[[], TransformerBridge] | None = None, progress: bool = False
 ) -> DemoResult:
-    """Do the whole of it, with progress bars on stderr if asked for.
+    """Run all measurements of the demo and return their results.
 
     Args:
-        load: Opens the model, once the tasks are read; None: `options.model` is loaded.
+        load: Opens the model; it is called after the tasks are read. None: `options.model` is loaded.
+        progress: Show progress bars on stderr.
 
     Raises:
-        ValueError: fewer than two tasks, or two of one name; whatever loading and measuring raise.
+        ValueError: fewer than two tasks, or two of one name; any error of loading and measuring.
     """
     start = time.perf_counter()
     tasks = _load_tasks(options.plan.tasks)
@@ -154,19 +158,23 @@ def run_demo(
 
 
 def _measured(model: TransformerBridge, tasks: Sequence[Task], options: DemoOptions, start: float) -> DemoResult:
+    """All measurements on a loaded model; `start` is when the demo began, in seconds of `time.perf_counter`."""
     plan, seed, grid = options.plan, options.drawn_seed, demo_grid(model)
     measuring = EffectOptions(n_mean_prompts=plan.n_mean_prompts)
     effects = [
         head_effects(model, task, recipe=_recipe(model, task, options), n_prompts=plan.n_prompts, options=measuring)
         for task in ticking(tasks, "measuring effects", "tasks")
     ]
+    # all vectors before the first judgement: each is also a control for the other tasks
     vectors = [InstructionVector.from_effects(found, k=options.k, model=model) for found in effects]
     judged, curves, shown = [], [], []
     for task, found in ticking(list(zip(tasks, effects, strict=True)), "judging vectors", "tasks"):
         vector, n_tried = vectors[len(judged)], plan.n_curve_prompts
         tried = swept(model, task, vector, vectors, found, grid, n_tried)
+        # strength 0, once per task: the level without any vector
         plain = sweep_settings(model, task, vector, grid=NO_VECTOR, n_prompts=n_tried, seed=seed)
         curves.append(pd.concat([tried, plain.assign(task=task.name, condition="iv")], ignore_index=True))
+        # the effects hold the mean head outputs already, so they need not be measured again
         means = HeadMeans(found.mean_z, found.write_scale)
         evaluation = evaluate_intervention(
             model, task, vector, at=grid, n_prompts=plan.n_judged, n_draws=plan.n_draws,
@@ -195,7 +203,10 @@ def _measured(model: TransformerBridge, tasks: Sequence[Task], options: DemoOpti
 
 @contextmanager
 def _few_threads(model: TransformerBridge) -> Iterator[None]:
-    """One thread for a small model: a second saves a quarter of the time, on a busy machine it triples it."""
+    """Run the body on one thread if the model is small.
+
+    A second thread saves a quarter of the time on an idle machine, but on a busy one it takes three times as long.
+    """
     before = torch.get_num_threads()
     is_small = sum(parameter.numel() for parameter in model.parameters()) < SMALL
     torch.set_num_threads(1 if is_small else before)
@@ -206,6 +217,7 @@ def _few_threads(model: TransformerBridge) -> Iterator[None]:
 
 
 def _load_tasks(names: Sequence[str]) -> list[Task]:
+    """The tasks of these names or paths, at least two, since each task's vector is a control for the others."""
     tasks = [load_task(name) for name in names]
     found = [task.name for task in tasks]
     if len(tasks) < 2 or len(set(found)) < len(found):
@@ -216,7 +228,7 @@ def _load_tasks(names: Sequence[str]) -> list[Task]:
 
 
 def _recipe(model: TransformerBridge, task: Task, options: DemoOptions) -> PromptRecipe:
-    """How a task is asked: as the options say, as the plan says, or in the form that is found."""
+    """How the prompts of a task are made: as the options say, else as the plan says, else in the best form found."""
     if options.recipe is not None:
         return options.recipe
     pinned = options.plan.recipes.get(task.name)
@@ -228,7 +240,7 @@ def _recipe(model: TransformerBridge, task: Task, options: DemoOptions) -> Promp
 def _examples(
     model: TransformerBridge, task: Task, vector: InstructionVector, evaluation: Evaluation, options: DemoOptions
 ) -> pd.DataFrame:
-    """Completions of bare prompts, plain and with the vector at the setting found on *select*."""
+    """Completions of bare *test* prompts, without the vector and with it at the setting found on *select*."""
     recipe = evaluation.recipe
     batch = PromptSets(model, task, recipe, n_prompts=options.n_examples, seed=recipe.seed).batch("test")
     before = complete(model, batch.texts, max_new_tokens=MAX_NEW_TOKENS)
@@ -250,6 +262,7 @@ def _examples(
 
 
 def _tasks_first(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """One table of all these, `task` as its first column, the settings of each (`attrs`) kept in a list."""
     frame = pd.concat(frames, ignore_index=True)
     frame.insert(0, "task", frame.pop("task"))
     frame.attrs = {"tasks": [one.attrs for one in frames]}

@@ -1,4 +1,4 @@
-"""The demo's last part: teach the built-in model one more task by LoRA, and see what it forgets, guided or not."""
+"""The demo's last part: what the built-in model forgets while LoRA trains it on a new task, guided or not."""
 
 import time
 from dataclasses import dataclass
@@ -16,22 +16,23 @@ from ivlens.tuning.builder import guidance_by_name
 from ivlens.tuning.finetuning import finetune
 from ivlens.tuning.training.options import TuneOptions
 
-NEW_TASK = "middle_of_three"  # not among those that the model was trained on
+NEW_TASK = "middle_of_three"  # the built-in model was not trained on it
 EARLIER_TASKS = ("antonym", "english_french", "capitalize")
 GUIDANCE = ("none", "instructions_lighter")
-LR, BATCH_SIZE, JUDGE_EVERY, N_JUDGED = 4e-3, 32, 10, 32
+LR, BATCH_SIZE, JUDGE_EVERY, N_JUDGED = 4e-3, 32, 10, 32  # judged every 10 steps, on 32 inputs of each task
 
 
 @dataclass(frozen=True, eq=False)
 class TuningDemo:
-    """What teaching the new task did.
+    """Accuracies on the new task and on earlier ones, during and after the training.
 
     Attributes:
-        scores: Accuracy on *test*: one row per task, with `role` (new or watched), `before`, and a column for each
-            guidance.
-        curves: One row per guidance and judgement: `step`, and the accuracies `new` and `watched` on *select*.
-        steps: Of each training.
-        seconds: Wall time.
+        scores: Accuracy on *test*, one row per task: its `role` (new or watched), the accuracy `before` training, and
+            a column for the accuracy after training with each guidance.
+        curves: Accuracy on *select* along the training, one row per guidance and judged `step`: on the `new` task, and
+            the mean over the `watched` ones.
+        steps: Optimizer steps of each training.
+        seconds: Wall time of all trainings together.
     """
 
     scores: pd.DataFrame
@@ -41,12 +42,12 @@ class TuningDemo:
 
 
 def can_tune(model: str) -> bool:
-    """Whether there is something to show: the new task is new to the built-in model only, and LoRA is peft's."""
+    """Whether this part can run: the task is new to the built-in model only, and LoRA needs the package peft."""
     return model == "pocket" and find_spec("peft") is not None
 
 
 def run_tuning(model: TransformerBridge, *, steps: int, recipe: PromptRecipe) -> TuningDemo:
-    """Train once for each guidance; the model given stays as it is."""
+    """Train on the new task once with each guidance; the given model itself is not changed."""
     start = time.perf_counter()
     new, earlier = drilled(load_task(NEW_TASK)), [load_task(name) for name in EARLIER_TASKS]
     options = TuneOptions(

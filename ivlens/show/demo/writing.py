@@ -1,4 +1,4 @@
-"""A demo's result as files and as plain values."""
+"""Write the results of a demo to files, or give them as plain values."""
 
 from collections.abc import Callable
 from dataclasses import asdict
@@ -14,12 +14,12 @@ from ivlens.show.demo.run import DemoResult
 
 
 def write_demo(result: DemoResult, folder: str | Path, *, also: Callable[[Path], object] | None = None) -> list[Path]:
-    """Write tables as parquet, effects and vectors as safetensors; return the paths.
+    """Write tables as parquet, effects and vectors as safetensors, and return the paths.
 
-    Everything is written beside its place first and moved there at the end.
+    All files are written to a scratch folder first and moved into `folder` together at the end.
 
     Args:
-        also: called with the folder that is being filled, to add files of its own (the page).
+        also: called with the scratch folder, to add files such as the demo's page.
 
     Raises:
         OSError: the folder cannot be made or written to.
@@ -43,7 +43,7 @@ def write_demo(result: DemoResult, folder: str | Path, *, also: Callable[[Path],
 
 
 def summary(result: DemoResult) -> dict[str, Any]:
-    """What a script wants to know, as plain values."""
+    """The main results as plain values, for `ivlens demo --json`."""
     options, plan = result.options, result.options.plan
     measured = {"tasks": list(plan.tasks), "n_prompts": plan.n_prompts, "n_draws": plan.n_draws}
     return {

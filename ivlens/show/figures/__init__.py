@@ -1,4 +1,4 @@
-"""Results as plotly figures: each function takes a result and returns a `Figure`, for the screen and for paper."""
+"""Results as plotly figures, for the screen and for papers: each function takes a result and returns a `Figure`."""
 
 from ivlens.show.figures.benchmarks import method_summary, score_matrices
 from ivlens.show.figures.causal import causal_plot, guidance_plot

@@ -1,4 +1,4 @@
-"""Sequences of tasks: the score on every task after every stage, and what methods keep."""
+"""Figures of sequences of tasks: the score on every task after every stage, and how much each method forgets."""
 
 import math
 from collections.abc import Sequence
@@ -13,15 +13,16 @@ from ivlens.runs.suites.report import summary_of
 from ivlens.show.figures.rows import Row, grouped, interval_kinds, mean, rows_of
 from ivlens.show.figures.theme import LIGHT, Theme, colour_at, colour_bar, readable_on, styled, with_legend
 
+# colours of scores from 0 to 1; light to dark, so that they can also be told apart in grey
 LEVELS = ((0.0, "#fbfbf9"), (0.35, "#bcd6ea"), (0.7, "#4b8fc7"), (1.0, "#06477f"))
-COLUMNS = 4
+COLUMNS = 4  # panels side by side
 
 
 def score_matrices(scores: pd.DataFrame, *, theme: Theme = LIGHT) -> go.Figure:
-    """The score on every task (column) before training and after every stage (row); one panel per method and guidance.
+    """Maps of scores, a panel per method and guidance: a column per task, a row before training and after each stage.
 
     Args:
-        scores: `scores.parquet` of `ivlens bench`; runs of one order are averaged, and the first order is shown.
+        scores: `scores.parquet` of `ivlens bench`. Only the first order of the tasks is shown, averaged over its runs.
 
     Raises:
         ValueError: a column is missing, or there are no rows.
@@ -44,7 +45,7 @@ def score_matrices(scores: pd.DataFrame, *, theme: Theme = LIGHT) -> go.Figure:
         )  # fmt: skip
         row, column = divmod(place, n_columns)
         figure.add_trace(heat, row=row + 1, col=column + 1)
-        if len(matrix.tasks) <= 8:
+        if len(matrix.tasks) <= 8:  # in smaller cells numbers do not fit
             _write_scores(figure, matrix, row + 1, column + 1)
     styled(figure, theme, "Score on every task", "columns: judged on · rows: trained last", height=360)
     figure.update_xaxes(showgrid=False, tickangle=-90 if len({row["task"] for row in rows}) > 2 else 0)
@@ -53,13 +54,15 @@ def score_matrices(scores: pd.DataFrame, *, theme: Theme = LIGHT) -> go.Figure:
 
 
 class _Matrix(NamedTuple):
+    """The scores of one panel: `values[stage][task]`, with the labels of rows and columns."""
+
     stages: list[str]
     tasks: list[str]
     values: list[list[float]]
 
 
 def _matrix(rows: Sequence[Row]) -> _Matrix:
-    """Scores of one method and guidance, runs averaged."""
+    """The scores of one method and guidance, averaged over runs; NaN where a task was not judged."""
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     by_stage = grouped(rows, lambda row: row["stage"])
     values = []
@@ -71,9 +74,10 @@ def _matrix(rows: Sequence[Row]) -> _Matrix:
 
 
 def _write_scores(figure: go.Figure, matrix: _Matrix, row: int, column: int) -> None:
+    """Write the score into every cell of the panel at this row and column."""
     for name, values in zip(matrix.stages, matrix.values, strict=True):
         for task, value in zip(matrix.tasks, values, strict=True):
-            if value != value:
+            if value != value:  # NaN: not judged
                 continue
             ink = readable_on(colour_at(LEVELS, value))
             figure.add_annotation(
@@ -83,9 +87,10 @@ def _write_scores(figure: go.Figure, matrix: _Matrix, row: int, column: int) -> 
 
 
 def method_summary(cells: pd.DataFrame, *, theme: Theme = LIGHT) -> go.Figure:
-    """What every method keeps: AP (each task right after its training) and FP (all tasks at the end), with intervals.
+    """Two marks per method, with intervals over runs: AP, right after each task's training, and FP, at the end.
 
-    The distance of the two marks is what was forgotten.
+    Both are mean scores on the trained tasks; the distance between the two marks is what was forgotten. Formulas:
+    docs/method.md, 10 Sequences of tasks.
 
     Args:
         cells: `cells.parquet` of `ivlens bench`.
@@ -95,7 +100,7 @@ def method_summary(cells: pd.DataFrame, *, theme: Theme = LIGHT) -> go.Figure:
     """
     rows = rows_of(summary_of(cells), ("method", "guidance", "ap", "fp"), "ivlens bench")
     labels = [_label(row["method"], row["guidance"]) for row in rows]
-    places = list(range(len(rows)))[::-1]
+    places = list(range(len(rows)))[::-1]  # the first row is drawn on top
     figure = go.Figure()
     for row, place in zip(rows, places, strict=True):
         ends = {"x": [row["ap"], row["fp"]], "y": [place, place]}
@@ -124,15 +129,17 @@ def method_summary(cells: pd.DataFrame, *, theme: Theme = LIGHT) -> go.Figure:
 
 
 def _rim(theme: Theme, colour: str) -> dict:
+    """The line around a mark, in the colour of the theme that has this name."""
     return {"line": {"width": 2, "color": getattr(theme, colour)}}
 
 
 def _label(method: str, guidance: str) -> str:
+    """What a method with a guidance is called in the figure."""
     return method if guidance == "none" else f"{method} + {guidance}"
 
 
 def _wrapped(name: str) -> str:
-    """A task's name on two lines, so that narrow panels can carry it."""
+    """The name of a task broken into two lines, since panels are narrow."""
     words = name.split("_")
     half = (len(words) + 1) // 2
     return "<br>".join(filter(None, ("_".join(words[:half]), "_".join(words[half:]))))

@@ -1,4 +1,4 @@
-"""Erased or overlaid: every causal test beside its controls; and what guidance keeps."""
+"""Figures of the study: every causal test beside its controls, and how much of earlier tasks each guidance keeps."""
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -6,12 +6,14 @@ import plotly.graph_objects as go
 from ivlens.show.figures.rows import grouped, mean, rows_of
 from ivlens.show.figures.theme import LIGHT, Theme, styled, with_legend
 
+# what each causal test does; drawn in this order, from top to bottom
 TITLES = {
     "write": "write: tuned vector in the first model, no instruction",
     "read": "read: first vector in the tuned model, no instruction",
     "reinjection": "re-injection: first vector in the tuned model, instructed",
     "subtraction": "subtraction: new task's vector taken from the tuned model, instructed",
 }
+# label, symbol and colour (its name in the theme) of each condition
 LOOKS = {
     "baseline": ("as it is", "line-ns-open", "text"),
     "iv": ("the vector", "circle", "accent"),
@@ -29,21 +31,22 @@ NAMES = {
 
 
 def causal_plot(table: pd.DataFrame, *, theme: Theme = LIGHT) -> go.Figure:
-    """One row per test: accuracy of the vector and of its controls, mean over tasks.
+    """One row per causal test: accuracy with the vector and with each of its controls.
 
-    Small marks are tasks. For a kind of control, the mean over its vectors.
+    Large marks are means over tasks, small marks single tasks; the value of a control is the mean over its vectors.
 
     Args:
-        table: `CausalTest.frame` of all tests, one below the other.
+        table: the tables `CausalTest.frame` of all tests, concatenated.
 
     Raises:
-        ValueError: not such a table.
+        ValueError: a column is missing, or there are no rows.
     """
     rows = rows_of(table, ("test", "task", "condition", "accuracy"), "ivlens.analysis.dynamics.causal_tests")
     tests = [name for name in TITLES if any(row["test"] == name for row in rows)]
     figure = go.Figure()
     for number, (condition, (label, symbol, tone)) in enumerate(LOOKS.items()):
         colour = getattr(theme, tone)
+        # conditions of one test lie beneath one another, so that no mark hides another
         shift, edge = 0.3 - 0.12 * number, {"color": colour}
         own = [row for row in rows if row["condition"] == condition]
         place = {test: len(tests) - 1 - at + shift for at, test in enumerate(tests)}
@@ -78,15 +81,18 @@ def causal_plot(table: pd.DataFrame, *, theme: Theme = LIGHT) -> go.Figure:
 
 
 def guidance_plot(evidence: pd.DataFrame, *, theme: Theme = LIGHT) -> go.Figure:
-    """Probability of the answers of earlier tasks, with their instruction, after each kind of guidance.
+    """One row per kind of guidance: the probability of earlier tasks' answers, given their instruction, after training.
+
+    Large marks are means over tasks, small marks single tasks.
 
     Args:
         evidence: `StudyResult.evidence`.
 
     Raises:
-        ValueError: not such a table.
+        ValueError: a column is missing, or there are no rows.
     """
     rows = rows_of(evidence, ("name", "task", "value"), "ivlens.runs.study.run_study")
+    # `instruction_drop` is the loss of plain training, not the probability after some guidance
     own = [row for row in rows if row["name"].startswith("instruction_") and row["name"] != "instruction_drop"]
     kinds = list(dict.fromkeys(row["name"].removeprefix("instruction_") for row in own))
     figure = go.Figure()
@@ -120,7 +126,7 @@ def guidance_plot(evidence: pd.DataFrame, *, theme: Theme = LIGHT) -> go.Figure:
 
 
 def _folded(text: str) -> str:
-    """The name of a test above what it does."""
+    """A row's label: the name of the test in bold, and below it, on two lines, what the test does."""
     name, rest = text.split(": ", 1)
     what, _, where = rest.partition(" in the ") if " in the " in rest else rest.partition(" taken ")
     joint = "in the " if " in the " in rest else "taken "

@@ -1,4 +1,4 @@
-"""Accuracy under every condition: the intervention beside its controls."""
+"""The figure of a judgement: accuracy with the vector, with its controls, and without anything added."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,14 +11,14 @@ from ivlens.show.figures.theme import LIGHT, Theme, styled, with_legend
 
 
 class Look(NamedTuple):
-    """How a condition is called and drawn. Shape and colour both tell it apart."""
+    """Label, symbol and colour (its name in the theme) of a condition; no two conditions share a symbol."""
 
     label: str
     symbol: str
     colour: str
 
 
-# from the intervention to what it is compared with; drawn in this order from top to bottom
+# drawn in this order, from top to bottom: the vector first, then what it is compared with
 LOOKS = {
     "clean": Look("clean prompt, told its task", "circle-open", "text"),
     "iv": Look("Instruction Vector added", "circle", "accent"),
@@ -29,13 +29,13 @@ LOOKS = {
     "other_tasks": Look("other tasks' vectors", "triangle-up", "control"),
     "constant": Look("best constant answer", "x-thin-open", "reference"),
 }
-RENAMED = {"baseline": "bare"}  # conditions, as older tables call them
+RENAMED = {"baseline": "bare"}  # names of conditions in tables of older versions, and their names now
 VALUES = ("accuracy", "accuracy_lo", "accuracy_hi")
-ROW_HEIGHT = 82
+ROW_HEIGHT = 82  # pixels for each task
 
 
 def condition_plot(frame: pd.DataFrame, *, theme: Theme = LIGHT) -> go.Figure:
-    """One row per task, one mark per condition with its interval; the mean of several tasks comes first.
+    """One row per task, with a mark and an interval for each condition; of several tasks, the mean comes first.
 
     Args:
         frame: the table of `ivlens.evaluate_intervention`, with a column `task` where there are several tasks.
@@ -48,6 +48,7 @@ def condition_plot(frame: pd.DataFrame, *, theme: Theme = LIGHT) -> go.Figure:
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     present = [name for name in LOOKS if any(row["condition"] == name for row in rows)]
     alone = len(tasks) == 1
+    # one task: a row per condition; several: the conditions of a task share 0.72 of its row
     step = 1.0 if alone else 0.72 / max(1, len(present) - 1)
     figure = go.Figure()
     for place, condition in enumerate(present):
@@ -70,7 +71,7 @@ def condition_plot(frame: pd.DataFrame, *, theme: Theme = LIGHT) -> go.Figure:
 
 
 def condition_rows(frame: pd.DataFrame) -> list[Row]:
-    """The rows of a judgement's table, with conditions under the names they have now.
+    """The rows of a judgement's table; conditions of older tables get the names that they have now.
 
     Raises:
         ValueError: a column is missing, or there are no rows.
@@ -89,7 +90,10 @@ def _rows_by_task(rows: Sequence[Row]) -> list[Row]:
 
 
 def _with_mean(rows: list[Row]) -> list[Row]:
-    """With several tasks, their mean first; it has no interval, since the prompts of tasks are no sample of tasks."""
+    """The rows, and before them, for several tasks, the mean over tasks of each condition.
+
+    The mean has no interval: intervals here are over prompts, and say nothing about other tasks.
+    """
     if len({row["task"] for row in rows}) == 1:
         return rows
     overall = []
@@ -100,6 +104,7 @@ def _with_mean(rows: list[Row]) -> list[Row]:
 
 
 def _marks(rows: Sequence[Row], y: Sequence[float], condition: str, theme: Theme) -> go.Scatter:
+    """The marks of one condition with their intervals, at these heights."""
     look = LOOKS[condition]
     colour = getattr(theme, look.colour)
     return go.Scatter(
@@ -107,6 +112,7 @@ def _marks(rows: Sequence[Row], y: Sequence[float], condition: str, theme: Theme
         marker={"symbol": look.symbol, "size": 9, "color": colour, "line": {"width": 2, "color": colour}},
         error_x={
             "type": "data", "symmetric": False, "color": colour, "thickness": 1.2, "width": 0,
+            # lengths from the mark, where rounding must not give a negative one
             "array": [max(0.0, row["accuracy_hi"] - row["accuracy"]) for row in rows],
             "arrayminus": [max(0.0, row["accuracy"] - row["accuracy_lo"]) for row in rows],
         },
@@ -124,5 +130,5 @@ def _label_rows(figure: go.Figure, labels: Sequence[str], places: Sequence[float
 def _legend(figure: go.Figure, n_tasks: int, theme: Theme) -> None:
     for line in range(1, n_tasks):
         figure.add_hline(y=line - 0.5, line={"width": 1, "color": theme.grid})
-    # title, note and a legend of four lines at the width of a column
+    # 150 px for the title, the note and a legend that takes four lines in a narrow figure
     with_legend(figure, theme, 150, xanchor="left", traceorder="normal")

@@ -1,8 +1,9 @@
-"""A program that draws figures with kaleido and Chrome: a line of JSON for each figure in, one for each image out.
+"""A program that turns figures into images with kaleido and Chrome.
 
-`images.py` runs it, and ends it where it does not answer in time: a browser that hangs, or cannot be started, leaves
-kaleido waiting for ever, in threads that no Python program gets rid of. It is run by its path and imports nothing of
-ivlens, so that it starts quickly.
+It reads one figure per line from stdin, as JSON, and answers each with one line of JSON that holds the image.
+`images.py` runs this program, and kills it if it does not answer in time. A program of its own is needed because
+kaleido waits for ever on a browser that hangs, in threads that Python cannot stop. `images.py` runs it by its path, and
+it imports nothing of ivlens, so it starts quickly.
 """
 
 import asyncio
@@ -15,9 +16,10 @@ from typing import Any, TextIO
 
 
 async def _serve(answers: TextIO) -> None:
+    """Answer every line of stdin with an image, or with the error of drawing it."""
     from kaleido import Kaleido
 
-    # no formulas in TeX are drawn, for which kaleido would ask the network
+    # mathjax draws TeX formulas, which no figure has; kaleido would fetch it from the network
     browser = Kaleido(path=sys.argv[1] or None, mathjax=False, timeout=None)
     signal.signal(signal.SIGTERM, lambda *_: _end(browser))
     async with browser:
@@ -27,11 +29,11 @@ async def _serve(answers: TextIO) -> None:
                 content = await browser.calc_fig(asked["figure"], opts=asked["options"])
                 _answer(answers, image=base64.b64encode(content).decode())
             except Exception as error:
-                _answer(answers, error=_said(error))
+                _answer(answers, error=_one_line(error))
 
 
 def _end(browser: Any) -> None:
-    """Take the browser along, which has a session of its own, and leave without waiting for any thread."""
+    """Kill the browser, which runs in a process group of its own, and exit without waiting for any thread."""
     started = getattr(browser, "subprocess", None)
     if started is not None and started.poll() is None:
         if hasattr(os, "killpg"):
@@ -46,20 +48,20 @@ def _answer(answers: TextIO, **values: str) -> None:
     answers.flush()
 
 
-def _said(error: BaseException) -> str:
-    """A library's error in one line; of several texts the first, which says what happened."""
+def _one_line(error: BaseException) -> str:
+    """The text of a library's error in one line; if the error has several arguments, the first one."""
     return " ".join(str(error.args[0] if error.args else error).split()) or type(error).__name__
 
 
 def main() -> None:
-    """Draw until there is nothing more to draw; an error that ends it is the last answer."""
-    # what a library prints goes where complaints go, and no browser inherits the way for answers
+    """Draw figures until stdin ends. An error that stops this earlier is sent as the last answer."""
+    # answers go to a copy of stdout that the browser does not inherit, and whatever libraries print goes to stderr
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     try:
         asyncio.run(_serve(answers))
     except BaseException as error:
-        _answer(answers, error=_said(error))
+        _answer(answers, error=_one_line(error))
         os._exit(1)
     os._exit(0)
 

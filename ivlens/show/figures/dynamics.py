@@ -1,4 +1,4 @@
-"""Vectors, heads and performance along a training."""
+"""Figures of a training: accuracy, Instruction Vectors and head outputs from checkpoint to checkpoint."""
 
 from collections.abc import Sequence
 
@@ -16,16 +16,17 @@ PANELS = {"accuracy": "accuracy with the instruction", "iv_cosine_fixed": "cosin
 
 
 def dynamics_curves(tasks: pd.DataFrame, *, theme: Theme = LIGHT) -> go.Figure:
-    """Performance (left) and IV cosine (right) over the checkpoints: thin for each task, thick for their mean.
+    """Accuracy (left) and the cosine of each vector with its first version (right), over the checkpoints.
 
-    Dashed in the right panel: the cosine of two halves of the prompts (nothing changed), and the mean cosine between
-    tasks (another vector).
+    Thin lines are tasks, thick lines their means. Dashed lines in the right panel are references: the cosine between
+    vectors from two halves of the prompts (as if nothing had changed), and the mean cosine between vectors of
+    different tasks.
 
     Args:
         tasks: `Dynamics.tasks`.
 
     Raises:
-        ValueError: not such a table.
+        ValueError: a column is missing, or there are no rows.
     """
     rows = rows_of(tasks, ("checkpoint", "step", "task", *PANELS, "split_half"), "ivlens.analysis.dynamics.track")
     names = list(dict.fromkeys(row["checkpoint"] for row in rows))
@@ -52,7 +53,12 @@ def dynamics_curves(tasks: pd.DataFrame, *, theme: Theme = LIGHT) -> go.Figure:
 
 
 def drift_heatmap(dynamics: Dynamics, *, checkpoint: str | None = None, theme: Theme = LIGHT) -> go.Figure:
-    """How far what each head writes has moved, as a share of what it wrote at first; mean over tasks.
+    """Map of the drift of every head: the change in its mean write, as a share of its first mean write.
+
+    The map is the mean over tasks. Formula: docs/method.md, 8 Vectors along a training.
+
+    Args:
+        checkpoint: name of the checkpoint that is compared with the first one; None: the last.
 
     Raises:
         KeyError: no such checkpoint.
@@ -62,8 +68,9 @@ def drift_heatmap(dynamics: Dynamics, *, checkpoint: str | None = None, theme: T
 
 
 def drift_map(drift: Float[np.ndarray, "n_layers n_heads"], note: str, theme: Theme) -> go.Figure:
-    """Drift of every head on a scale from 0 to the largest; NaN where it is not known."""
+    """Layer x head map of drift, from 0 to the largest value; cells stay blank where the drift is NaN (unknown)."""
     n_layers, n_heads = drift.shape
+    # drift is never negative: only the upper half of the diverging scale is used
     scale = [[place, colour] for place, colour in ((0.0, theme.surface), (0.5, colour_at(theme.diverging, 0.75)),
                                                    (1.0, colour_at(theme.diverging, 1.0)))]  # fmt: skip
     figure = go.Figure(
@@ -84,17 +91,22 @@ def drift_map(drift: Float[np.ndarray, "n_layers n_heads"], note: str, theme: Th
 def prediction_plot(
     tasks: pd.DataFrame, predictors: pd.DataFrame, *, name: str = "activation_cosine", theme: Theme = LIGHT
 ) -> go.Figure:
-    """Performance against one predictor: a mark for each task at each checkpoint, darker for later ones.
+    """Probability of the answer against one predictor: one mark per task and checkpoint, coloured by training step.
 
     Args:
         tasks: `Dynamics.tasks`, without the first checkpoint.
-        predictors: What `ivlens.analysis.dynamics.predictors` made of it.
+        predictors: the table that `ivlens.analysis.dynamics.predictors` returns for `tasks`.
+        name: the column of `tasks` that is the predictor.
+
+    Raises:
+        ValueError: a column is missing, or there are no rows.
     """
     rows = rows_of(tasks, (name, "prob", "step"), "ivlens.analysis.dynamics.track")
     found = {
         row["predictor"]: row for row in rows_of(predictors, ("predictor", "r2"), "ivlens.analysis.dynamics.predictors")
     }
     figure = go.Figure()
+    # checkpoints without a step number (-1) come last
     steps = sorted(grouped(rows, lambda row: row["step"] if row["step"] >= 0 else float("inf")).items())
     for rank, (number, own) in enumerate(steps):
         step = "unknown" if number == float("inf") else f"{number:.0f}"
@@ -108,7 +120,11 @@ def prediction_plot(
         )  # fmt: skip
     scores = ", ".join(f"{key.replace('_', ' ')} {row['r2']:.2f}" for key, row in found.items())
     styled(
-        figure, theme, "Does the activated vector predict performance?", f"R² where not fitted: {scores}", height=400
+        figure,
+        theme,
+        "Does the activated vector predict performance?",
+        f"R² on tasks left out of the fit: {scores}",
+        height=400,
     )
     figure.update_xaxes(
         title_text=name.replace("_", " ").replace("activation cosine", "cosine of hidden state and first vector")
@@ -121,6 +137,7 @@ def _line(
     points: Sequence[Row], names: Sequence[str], y: Sequence[float], line: dict, task: str, label: str, shown: bool,
     opacity: float,
 ) -> go.Scatter:  # fmt: skip
+    """One line over the checkpoints: `y` at each of `points`, named `task` in hover texts and `label` in the legend."""
     return go.Scatter(
         x=_places(points, names), y=list(y), mode="lines+markers", name=label, legendgroup=label, showlegend=shown,
         line=line, marker={"size": 4 if line["width"] == 1 else 7}, opacity=opacity,
@@ -129,17 +146,19 @@ def _line(
 
 
 def _places(points: Sequence[Row], names: Sequence[str]) -> list[int]:
-    """Steps where all checkpoints have one, otherwise their numbers."""
+    """Places on the x axis: training steps if every checkpoint has one, otherwise the numbers of the checkpoints."""
     if all(row["step"] >= 0 for row in points):
         return [row["step"] for row in points]
     return [names.index(row["checkpoint"]) for row in points]
 
 
 def _axis(rows: Sequence[Row]) -> str:
+    """The title of the x axis, see `_places`."""
     return "step" if all(row["step"] >= 0 for row in rows) else "checkpoint"
 
 
 def _references(figure: go.Figure, rows: Sequence[Row], theme: Theme) -> None:
+    """Draw the two dashed reference lines in the right panel, each the mean over tasks at the first checkpoint."""
     first = [row for row in rows if row["checkpoint"] == rows[0]["checkpoint"]]
     for value, label in (("split_half", "two halves"), ("between_mean", "between tasks")):
         level = mean(row[value] for row in first if row[value] == row[value])

@@ -1,4 +1,4 @@
-"""What was forgotten: the instruction's probability and the knowledge's, before and after."""
+"""The figure of forgetting: instruction probability and knowledge probability, before and after training."""
 
 from collections.abc import Sequence
 
@@ -20,14 +20,14 @@ KINDS = {"instruction": "with the instruction", "knowledge": "in a sentence, wit
 
 
 def forgetting_plot(table: pd.DataFrame, *, measure: str = "seq_prob", theme: Theme = LIGHT) -> go.Figure:
-    """One row per task: a line from before (open) to after (filled), for either kind of probability.
+    """One row per task: instruction and knowledge probability, each as a line from before (open) to after (filled).
 
     Args:
-        table: What `ivlens.analysis.forgetting.decompose` returns.
-        measure: One of its measures.
+        table: The table that `ivlens.analysis.forgetting.decompose` returns.
+        measure: The measure that is drawn, one of those in the column `measure`.
 
     Raises:
-        ValueError: not such a table, or a measure that is unknown or not in it.
+        ValueError: a column is missing, or the measure is unknown or not in the table.
     """
     if measure not in LABELS:
         raise ValueError(f"measure is {measure!r}, expected one of {', '.join(LABELS)}.")
@@ -36,7 +36,8 @@ def forgetting_plot(table: pd.DataFrame, *, measure: str = "seq_prob", theme: Th
     rows = [row for row in every if row["measure"] == measure]
     if not rows:
         raise ValueError(f"the table has no rows of the measure {measure!r}, expected some; decompose anew.")
-    rows = rows[-1:] + rows[:-1] if len(rows) > 2 else rows[:1]  # the mean first; of one task it is the same
+    # the last row is the mean over tasks, which is drawn first; with one task it would repeat that task
+    rows = rows[-1:] + rows[:-1] if len(rows) > 2 else rows[:1]
     figure = go.Figure()
     for offset, (kind, label) in zip((0.15, -0.15), KINDS.items(), strict=True):
         colour = theme.accent if kind == "instruction" else theme.control
@@ -52,13 +53,16 @@ def forgetting_plot(table: pd.DataFrame, *, measure: str = "seq_prob", theme: Th
 
 
 def _lines(rows: Sequence[Row], kind: str, label: str, offset: float, colour: str, theme: Theme) -> list[go.Scatter]:
+    """Lines and marks of one kind of probability, `offset` above the middle of each task's row."""
     places = [len(rows) - 1 - number + offset for number in range(len(rows))]
+    # NaN equals nothing, itself included: tasks without this probability are left out
     known = [
         (row, place) for row, place in zip(rows, places, strict=True) if row[f"{kind}_after"] == row[f"{kind}_after"]
     ]
     x: list[float | None] = []
     y: list[float | None] = []
     for row, place in known:
+        # None ends a line, so that one trace holds the lines of all tasks
         x += [row[f"{kind}_before"], row[f"{kind}_after"], None]
         y += [place, place, None]
     line = go.Scatter(x=x, y=y, mode="lines", line={"color": colour, "width": 2}, hoverinfo="skip", showlegend=False)
@@ -77,6 +81,7 @@ def _lines(rows: Sequence[Row], kind: str, label: str, offset: float, colour: st
 
 
 def _spread(known: Sequence[tuple[Row, float]], kind: str, colour: str) -> dict:
+    """The interval of the drop as a bar over the filled mark: a larger drop reaches to the left."""
     drop = f"{kind}_drop"
     return {
         "type": "data", "symmetric": False, "color": colour, "thickness": 1, "width": 3,

@@ -1,4 +1,4 @@
-"""What lies in a folder of results, known by what files hold, not by what they are called."""
+"""Find the files of results in a folder, and tell what each of them holds by its content, not by its name."""
 
 import json
 import logging
@@ -18,8 +18,8 @@ from ivlens.common.store.store import KEPT, MARK
 
 logger = logging.getLogger("ivlens")
 
-_LARGEST_CSV = 2**26  # bytes; such tables are small
-INNER = ("effects", "vectors")  # folders in which commands keep files that belong to the folder above
+_LARGEST_CSV = 2**26  # bytes; tables of results are far smaller
+INNER = ("effects", "vectors")  # subfolders that commands make; their files belong to the run of the folder above
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class Found:
     """One file of results.
 
     Attributes:
-        path: where it is.
-        group: the run it belongs to: its folder, seen from the folder of results.
-        columns: of a table; empty for other files.
-        format: of a safetensors file that ivlens wrote; empty for other files.
+        path: where the file is.
+        group: the run that it belongs to, named after the file's folder, relative to the folder of results.
+        columns: the names of a table's columns; empty for a file that is no table.
+        format: the format that ivlens recorded in a safetensors file; empty for other files.
     """
 
     path: Path
@@ -39,25 +39,27 @@ class Found:
     format: str = ""
 
     def has(self, *columns: str) -> bool:
-        """Whether it is a table with all these columns."""
+        """Whether the file is a table with all these columns."""
         return self.columns.issuperset(columns)
 
     @cached_property
     def frame(self) -> pd.DataFrame:
-        """The table."""
+        """The table in the file, read once."""
         read: Any = pd.read_csv if self.path.suffix == ".csv" else pd.read_parquet
         return read(self.path)
 
 
 def find_results(*folders: Path) -> list[Found]:
-    """Tables and artefacts under folders, by path; what cannot be read is left out, with a warning.
+    """All tables and safetensors files under these folders, in the order of their paths.
+
+    A file that cannot be read is left out, with a warning.
 
     Args:
-        folders: one, or several with names of their own, which their runs' names then start with.
+        folders: folders of results. With several, the names of runs begin with the name of their folder.
 
     Raises:
         NotADirectoryError: no such folder.
-        ValueError: two folders of one name.
+        ValueError: two folders have the same name.
     """
     for folder in folders:
         if not folder.is_dir():
@@ -72,10 +74,12 @@ def find_results(*folders: Path) -> list[Found]:
 
 
 def _found(folder: Path, prefix: list[str]) -> Iterator[Found]:
+    """The files of results under one folder; `prefix` begins the names of its runs."""
     for parts, path in _files(folder).items():
         group = "-".join([*prefix, *(parts[:-2] if len(parts) > 1 and parts[-2] in INNER else parts[:-1])])
         try:
             if path.suffix == ".parquet":
+                # of a table only the names of its columns are read here, the rest once it is drawn
                 check_parquet(path)
                 yield Found(path, group, columns=frozenset(parquet.read_schema(path).names))
             elif path.suffix == ".csv" and path.stat().st_size <= _LARGEST_CSV:
@@ -87,7 +91,11 @@ def _found(folder: Path, prefix: list[str]) -> Iterator[Found]:
 
 
 def _files(folder: Path) -> dict[tuple[str, ...], Path]:
-    """All files by their places, in order; where a save was cut short after it was made, its files count."""
+    """All files under a folder, by the parts of their paths, in order.
+
+    A save that was interrupted at its end leaves complete new files in a subfolder `READY`. They count in place of the
+    older files that they were about to replace.
+    """
     found: dict[tuple[str, ...], Path] = {}
     # what commands keep for going on is no result: the tables beside it say the same for all of it
     stores = [mark.parent for mark in folder.rglob(f"{KEPT}/{MARK}")]
@@ -105,6 +113,7 @@ def _files(folder: Path) -> dict[tuple[str, ...], Path]:
 
 
 def _format(path: Path) -> str:
+    """The format in the metadata of a safetensors file; empty if ivlens did not write the file."""
     with opened_tensors(path) as opened:
         about = json.loads((opened.metadata() or {}).get("ivlens", "null"))
     return str(about.get("format", "")) if isinstance(about, dict) else ""

@@ -1,4 +1,4 @@
-"""Layer x head map of effects."""
+"""The layer x head map of the effects of one task."""
 
 import numpy as np
 import plotly.graph_objects as go
@@ -17,12 +17,15 @@ def head_heatmap(
     show_scale: bool = True,
     theme: Theme = LIGHT,
 ) -> go.Figure:
-    """Average indirect effect of every head; the `top` strongest carry their rank, or a dot where it does not fit.
+    """Map of the average indirect effect (AIE) of every head; the strongest heads are marked by rank.
+
+    In maps with many heads, where numbers do not fit, the strongest are marked by dots.
 
     Args:
         top: how many heads to mark; 0: none.
-        limit: end of the colour scale on both sides of zero, to make several maps comparable; None: this map's largest.
-        show_scale: draw the colour bar.
+        limit: the colour scale reaches from `-limit` to `limit`; the same limit makes several maps comparable. None:
+            the largest effect in this map.
+        show_scale: whether to draw the colour bar.
 
     Returns:
         x: head, y: layer (0 at the bottom), colour: AIE in the unit of the score; heads not measured stay blank.
@@ -31,6 +34,7 @@ def head_heatmap(
     shown = effects.interval(simultaneous=True)
     low, high = (bound.cpu().numpy() for bound in shown)
     n_layers, n_heads = aie.shape
+    # symmetric around 0, so that a colour shows the sign of an effect
     limit = limit or float(np.nanmax(np.abs(aie))) or 1.0
     figure = go.Figure(
         go.Heatmap(
@@ -53,18 +57,20 @@ def head_heatmap(
 
 
 def unit_of(effects: HeadEffects) -> str:
-    """The unit of the effects: probability, nats or logits."""
+    """The unit of the effects, which is that of the score: probability, nats or logits."""
     return UNITS.get(str(effects.settings.get("score")), "score")
 
 
 def is_crowded(effects: HeadEffects) -> bool:
-    """Whether cells are too small for a number."""
+    """Whether the cells of the map are too small to hold a number."""
     return max(effects.aie.shape) > 20
 
 
 def _mark_ranks(figure: go.Figure, effects: HeadEffects, top: int, theme: Theme) -> None:
+    """Mark the `top` heads of largest effect with their ranks, or with dots in a crowded map."""
     if top < 1:
         return
+    # heads that were not measured are NaN and have no rank
     heads = effects.top_heads(min(top, int(effects.aie.isfinite().sum())))
     crowded = is_crowded(effects)
     figure.add_trace(
@@ -83,4 +89,5 @@ def _mark_ranks(figure: go.Figure, effects: HeadEffects, top: int, theme: Theme)
 
 
 def _ticks(n: int) -> dict:
+    """Plotly's options for the ticks of an axis with `n` cells."""
     return {"tickmode": "linear", "tick0": 0, "dtick": 1 if n <= 16 else 4 if n <= 40 else 8}

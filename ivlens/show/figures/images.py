@@ -1,4 +1,4 @@
-"""Figures as images. The browser that draws them is another program, and has a limit in time."""
+"""Turn figures into images. Another program (`drawing.py`, with Chrome) draws them, within a time limit."""
 
 import base64
 import json
@@ -19,8 +19,8 @@ import plotly.graph_objects as go
 
 from ivlens.common.programs import end
 
-SECONDS = 60.0  # that the browser has to start and draw the first image, and then for each of the others
-WIDTH, HEIGHT = 700, 500  # of a figure that does not say, in pixels
+SECONDS = 60.0  # time limit for starting the browser and drawing the first image, and again for each further image
+WIDTH, HEIGHT = 700, 500  # pixels; for figures that do not set their size
 
 _PROGRAM = Path(__file__).with_name("drawing.py")
 _REMEDY = (
@@ -30,17 +30,21 @@ _REMEDY = (
 
 
 def find_browser() -> str | None:
-    """Where Chrome is, as BROWSER_PATH says or where systems keep it; None: kaleido is left to find one."""
+    """The path of Chrome: BROWSER_PATH if set, else `chromium` on the PATH; None: kaleido looks for one itself."""
     return os.environ.get("BROWSER_PATH") or shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 def image(figure: go.Figure, kind: str, scale: float) -> bytes:
-    """The figure as a file of this kind: png, svg, pdf, jpg, webp.
+    """The bytes of an image file that shows the figure.
+
+    Args:
+        kind: png, svg, pdf, jpg or webp.
+        scale: pixels of the image for each pixel of the figure.
 
     Raises:
         ImportError: kaleido is not installed.
         FileNotFoundError: there is no Chrome that works, or no folder for its temporary files.
-        TimeoutError: it did not answer in time.
+        TimeoutError: Chrome did not answer in time.
     """
     if find_spec("kaleido") is None:
         raise ImportError(
@@ -51,12 +55,12 @@ def image(figure: go.Figure, kind: str, scale: float) -> bytes:
 
 
 def one_browser() -> AbstractContextManager[None]:
-    """One browser for all images of the body: starting it takes ten times as long as drawing."""
+    """A context in which all images are drawn by one browser, since starting it takes ten times as long as drawing."""
     return _SHARED.kept()
 
 
 class _Shared:
-    """The one camera of this process, started when it is needed, and closed when nobody keeps it any longer."""
+    """The one `_Camera` of this process: started for the first image, closed when the last `kept` context ends."""
 
     def __init__(self) -> None:
         self._guard, self._n_keepers = threading.Lock(), 0
@@ -64,6 +68,7 @@ class _Shared:
 
     @contextmanager
     def kept(self) -> Iterator[None]:
+        """Keep the camera open during the body; contexts may overlap, also in several threads."""
         with self._guard:
             self._n_keepers += 1
         try:
@@ -71,18 +76,20 @@ class _Shared:
         finally:
             with self._guard:
                 self._n_keepers -= 1
+                # taken out under the lock, closed outside it: closing takes time
                 unused, self._camera = (None, self._camera) if self._n_keepers else (self._camera, None)
             if unused is not None:
                 unused.close()
 
     def camera(self) -> "_Camera":
+        """The camera, started if there is none."""
         with self._guard:
             self._camera = self._camera or _Camera()
             return self._camera
 
 
 class _Camera:
-    """The program that draws. Once it failed it says the same again, at once."""
+    """A running `drawing.py`. After its first failure every further request fails at once, with the same error."""
 
     def __init__(self) -> None:
         try:
@@ -95,7 +102,7 @@ class _Camera:
         places = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), self._scratch.name)
         self._fault: OSError | None = None
         self._turn = threading.Lock()
-        # in a session of its own: Ctrl-C is for this process, which ends that one
+        # in a session of its own, so that Ctrl-C reaches this process alone, which then ends the other
         self._child = subprocess.Popen(
             [sys.executable, "-P", str(_PROGRAM), find_browser() or ""], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL, env=os.environ | places, start_new_session=True,
@@ -103,6 +110,7 @@ class _Camera:
         self._answers: queue.Queue[bytes] = queue.Queue()
 
     def draw(self, figure: go.Figure, kind: str, scale: float) -> bytes:
+        """The figure as an image file; several threads wait for one another."""
         with self._turn:
             return self._drawn(figure, kind, scale)
 
@@ -113,7 +121,7 @@ class _Camera:
         size = {name: drawn["layout"].get(name) or usual for name, usual in (("width", WIDTH), ("height", HEIGHT))}
         asked = {"figure": drawn, "options": {"format": kind, "scale": scale, **size}}
         line = json.dumps(asked).encode() + b"\n"
-        # a program that hangs does not read either, so that writing needs the limit as well
+        # written in a thread: a program that hangs does not read either, so writing needs the time limit as well
         threading.Thread(target=self._exchange, args=(line,), daemon=True).start()
         try:
             answer = json.loads(self._answers.get(timeout=SECONDS) or b'{"error": "it ended without a word"}')
@@ -125,23 +133,26 @@ class _Camera:
         return base64.b64decode(answer["image"])
 
     def _exchange(self, line: bytes) -> None:
+        """Send one request to the program and put its answer into the queue."""
         assert self._child.stdin is not None and self._child.stdout is not None
         try:
             self._child.stdin.write(line)
             self._child.stdin.flush()
-        except OSError:  # it ended before it read, and may have said why
+        except OSError:  # the program ended before it read the line; its last answer may say why
             pass
         self._answers.put(self._child.stdout.readline())
 
     def _give_up(self, error: OSError) -> NoReturn:
+        """End the program, and raise this error now and for every later figure."""
         self._fault = error
         end(self._child)
         raise error
 
     def close(self) -> None:
+        """End the program and remove its temporary files."""
         assert self._child.stdin is not None
         try:
-            self._child.stdin.close()  # it ends by itself when there is nothing more to draw
+            self._child.stdin.close()  # the program ends by itself at the end of its input
             self._child.wait(timeout=10)
         except (OSError, subprocess.TimeoutExpired):
             pass

@@ -1,4 +1,4 @@
-"""Accuracy along the layers: the Instruction Vector beside its controls, each at its best strength."""
+"""The figure of accuracy by layer: the Instruction Vector and its controls, each vector at its best strength."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from ivlens.show.figures.theme import LIGHT, Theme, styled, translucent, with_le
 
 
 class Curve(NamedTuple):
-    """How a condition is called and drawn. Colour, dash and symbol all tell it apart."""
+    """Label, colour (its name in the theme), dash and symbol of a condition."""
 
     label: str
     colour: str
@@ -31,17 +31,17 @@ NEEDED = ("condition", "vector", "layer", "alpha", "site", "accuracy", "n")
 
 
 def intervention_curves(frame: pd.DataFrame, *, theme: Theme = LIGHT) -> go.Figure:
-    """One line per condition over the layers, one panel per site, with Wilson's 95 % intervals over prompts.
+    """Accuracy by layer, one line per condition and one panel per site, with Wilson's 95 % intervals over prompts.
 
-    At each layer every vector is shown at its own best strength, the controls like the Instruction Vector; tasks and
-    vectors of one condition are then averaged. The dashed level is the accuracy without any vector.
+    At each layer every vector, controls included, is shown at its own best strength; then the vectors and tasks of one
+    condition are averaged. The dashed line is the accuracy without any vector.
 
     Args:
         frame: `ivlens.sweep_settings` of vectors and of their controls, with a column `condition` (`iv`, `random`,
-            `random_heads`, `other_tasks`) and, for several tasks, `task`. Rows of strength 0 are no vector.
+            `random_heads`, `other_tasks`) and, for several tasks, `task`. Rows of strength 0 are without a vector.
 
     Raises:
-        ValueError: a column is missing, there are no rows, or none of a known condition.
+        ValueError: a column is missing, there are no rows, or no row has a known condition and a strength but 0.
     """
     rows = rows_of(frame, NEEDED, "ivlens.sweep_settings with a column `condition`")
     steered = [row for row in rows if row["alpha"] != 0 and row["condition"] in CURVES]
@@ -58,7 +58,7 @@ def intervention_curves(frame: pd.DataFrame, *, theme: Theme = LIGHT) -> go.Figu
             chosen = [row for row in steered if row["site"] == site and row["condition"] == name]
             for trace in _traces(chosen, CURVES[name], theme):
                 figure.add_trace(trace.update(showlegend=column == 1 and bool(trace.name)), row=1, col=column)
-        if baseline == baseline:
+        if baseline == baseline:  # not NaN: the table has rows without a vector
             level = {"dash": "dash", "width": 1.2, "color": theme.reference}
             figure.add_hline(y=baseline, line=level, row=1, col=column)  # pyright: ignore[reportArgumentType]
     note = "best strength at each layer, select inputs · bands: Wilson 95 % over prompts · dashed: no vector"
@@ -72,11 +72,12 @@ def intervention_curves(frame: pd.DataFrame, *, theme: Theme = LIGHT) -> go.Figu
 
 
 def _traces(rows: Sequence[Row], curve: Curve, theme: Theme) -> list[go.Scatter]:
-    """The band and the line of one condition at one site."""
+    """The line of one condition at one site, and the band of its intervals."""
     by_layer = grouped(rows, lambda row: row["layer"])
     layers = sorted(by_layer)
     points = [_point(by_layer[layer]) for layer in layers]
     colour = getattr(theme, curve.colour)
+    # one closed outline: the upper ends from left to right, the lower ends back
     band = go.Scatter(
         x=[*layers, *reversed(layers)], y=[*(high for _, _, high in points), *(low for _, low, _ in reversed(points))],
         mode="lines", fill="toself", fillcolor=translucent(colour, 0.16), line={"width": 0}, hoverinfo="skip",
@@ -94,9 +95,9 @@ def _traces(rows: Sequence[Row], curve: Curve, theme: Theme) -> list[go.Scatter]
 
 
 def _point(rows: Sequence[Row]) -> tuple[float, float, float]:
-    """Mean accuracy of all vectors at their best strengths, with the Wilson interval of as many prompts as tasks have.
+    """Mean accuracy of all vectors at their best strengths, and its Wilson interval over the prompts of all tasks.
 
-    Vectors of one task see the same prompts, so that only tasks, not vectors, add to the number of prompts.
+    The vectors of one task see the same prompts, so prompts are counted once per task, not once per vector.
     """
     vectors = grouped(rows, lambda row: (row.get("task", ""), row["vector"]))
     best = [max(group, key=lambda row: row["accuracy"]) for group in vectors.values()]

@@ -1,4 +1,4 @@
-"""What a kind of result is: how a file of it is known, and what is drawn from it."""
+"""`Kind`: how files of one kind of result are recognised, and what is drawn from them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from ivlens.show.figures.paper import Drawing
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of result.
+    """One kind of result, such as head effects or a log of a training.
 
     Attributes:
-        name: first part of its drawings' names.
-        holds: whether a file is of this kind; the first kind that says so gets the file.
-        draw: drawings of one run's files of this kind.
-        unless: left out where the same run has files of this other kind, which say more.
+        name: the name of the kind.
+        holds: tells whether a file is of this kind. Kinds are asked in turn; the first that says yes gets the file.
+        draw: makes the drawings from all files of this kind in one run.
+        unless: the name of another kind that shows more: where a run has files of it, this kind is not drawn.
     """
 
     name: str
@@ -27,7 +27,7 @@ class Kind:
 
 
 def each(name: str, draw: Callable[[str, Found], Iterator[Drawing]]) -> Callable[[Sequence[Found]], Iterator[Drawing]]:
-    """One set of drawings for each file, named after the file where there are several."""
+    """A function for `Kind.draw` that draws each file by itself, and adds the file's name where there are several."""
 
     def drawn(files: Sequence[Found]) -> Iterator[Drawing]:
         for file in files:
@@ -37,5 +37,5 @@ def each(name: str, draw: Callable[[str, Found], Iterator[Drawing]]) -> Callable
 
 
 def count(frame: pd.DataFrame, column: str) -> int:
-    """Different values of a column; 1 where there is no such column."""
+    """The number of different values in a column; 1 where there is no such column."""
     return len(set(frame[column])) if column in frame else 1

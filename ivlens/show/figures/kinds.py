@@ -1,4 +1,4 @@
-"""Which figures and tables each kind of result becomes. A new kind is one entry of `KINDS_OF_RESULTS`."""
+"""Which figures and tables are drawn from each kind of result. A new kind is one entry of `KINDS_OF_RESULTS`."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -24,21 +24,21 @@ from ivlens.show.figures.training import forgetting_against_learning, shown_kind
 from ivlens.vectors.file import FILE as VECTOR_FILE
 from ivlens.vectors.vector import InstructionVector
 
-PANELS = 12  # head maps on one page
+PANELS = 12  # the largest number of head maps in one figure
 
 
 def draw_all(files: Sequence[Found]) -> tuple[list[Drawing], list[Found]]:
-    """The drawings of all runs, their names unique, and the files that are of no known kind.
+    """The drawings of all runs, with distinct names, and the files that are of no known kind.
 
     Raises:
-        ValueError: a file's columns are those of a kind and its content is not.
+        ValueError: a table has the columns of some kind, but its content cannot be drawn.
     """
     runs = grouped(files, lambda file: file.group)
     drawings, known = list[Drawing](), set[Found]()
     for group, members in runs.items():
         by_kind = grouped((file for file in members if _kind_of(file)), lambda file: _kind_of(file))
         for kind, chosen in by_kind.items():
-            known.update(chosen)
+            known.update(chosen)  # also where nothing is drawn: the file is not unknown
             if kind.unless in {other.name for other in by_kind}:
                 continue
             for drawing in kind.draw(chosen):
@@ -47,17 +47,18 @@ def draw_all(files: Sequence[Found]) -> tuple[list[Drawing], list[Found]]:
 
 
 def _kind_of(file: Found) -> Kind | None:
+    """The first kind that recognises the file; None: no kind does."""
     return next((kind for kind in KINDS_OF_RESULTS if kind.holds(file)), None)
 
 
-# --- one function for each kind --------------------------------------------------------------------------------------
+# --- one function for each kind: its drawings, with captions ---------------------------------------------------------
 
 
 def _heads(files: Sequence[Found]) -> Iterator[Drawing]:
     effects = [HeadEffects.load(file.path) for file in files]
     models = [*grouped(effects, lambda found: found.model.key)]
     scores = [*grouped(effects, lambda found: found.settings.get("score"))]
-    # maps of several units have no common colour scale
+    # maps share a colour scale only where model and score, and so the unit, are the same
     sets = grouped(effects, lambda found: (found.model.key, found.settings.get("score")))
     for (model, score), results in sets.items():
         suffix = "" if len(models) == 1 else f"-model{1 + models.index(model)}"
@@ -101,11 +102,12 @@ def _similarity(files: Sequence[Found]) -> Iterator[Drawing]:
     vectors = [InstructionVector.load(file.path) for file in files]
     by_model = grouped(vectors, lambda vector: vector.model.key)
     for rank, group in enumerate(by_model.values(), start=1):
+        # one vector per task, the last one where a run saved several
         distinct = list({vector.task: vector for vector in group}.values())
         if len(distinct) < 2:
             continue
         suffix = "" if len(by_model) == 1 else f"-model{rank}"
-        caption = f"Cosines between the Instruction Vectors of {len(distinct)} tasks, alike ones side by side."
+        caption = f"Cosines between the Instruction Vectors of {len(distinct)} tasks, similar ones side by side."
         width = "column" if len(distinct) <= 4 else "page"  # values in the cells need room
         inches = min(6.5, 1.6 + 0.36 * len(distinct))
         yield Drawing(f"similarity{suffix}", caption, similarity_matrix(distinct), width=width, inches=inches)
@@ -114,10 +116,10 @@ def _similarity(files: Sequence[Found]) -> Iterator[Drawing]:
 def _conditions(name: str, file: Found) -> Iterator[Drawing]:
     frame = file.frame
     n_tasks = count(frame, "task")
-    # what made it: one description, or one for each task; a table without any is taken for a judgement on *test*
+    # the table's settings: one set, or one for each task; a table without settings is taken for a judgement on *test*
     splits = {str(one.get("split", "test")) for one in frame.attrs.get("tasks", [frame.attrs])}
     caption = (
-        f"Accuracy on {' and '.join(sorted(splits))} inputs, bare of what tells the task, under every condition, with "
+        f"Accuracy on {' and '.join(sorted(splits))} inputs without what tells the task, under every condition, with "
         f"intervals ({interval_kinds(condition_rows(frame))}) over prompts; settings were searched on other "
         "inputs, for controls as for the vector."
     )
@@ -128,14 +130,14 @@ def _conditions(name: str, file: Found) -> Iterator[Drawing]:
 
 def _curves(name: str, file: Found) -> Iterator[Drawing]:
     caption = (
-        "Accuracy on bare select inputs along the layers, every vector at its best strength there; "
-        "bands: Wilson 95 % over prompts; dashed level: no vector."
+        "Accuracy on bare select inputs by layer, every vector at its best strength in each layer; "
+        "bands: Wilson 95 % over prompts; dashed: no vector."
     )
     yield Drawing(name, caption, intervention_curves(file.frame), width="page", inches=2.5)
 
 
 def _strengths(name: str, file: Found) -> Iterator[Drawing]:
-    caption = "Accuracy on bare select inputs along the layers, one line per strength; dashed level: no vector."
+    caption = "Accuracy on bare select inputs by layer, one line per strength; dashed: no vector."
     yield Drawing(name, caption, strength_curves(file.frame), width="page", inches=2.5)
 
 
@@ -149,10 +151,10 @@ def _trade_off(name: str, file: Found) -> Iterator[Drawing]:
     kinds, shown = count(frame, "guidance"), len(shown_kinds(frame["guidance"]))
     once = trained_once(rows_of(frame, ("guidance", "new"), "ivlens bench"))
     shows = (
-        "the way of each training"
+        "the course of each training"
         if once
-        else "the best mean accuracy on earlier tasks at every accuracy on the new one or more, over all trainings and "
-        "their judged moments"
+        else "the best mean accuracy on earlier tasks among all trainings and judged steps that reach at least a given "
+        "accuracy on the new one"
     )
     caption = f"Forgetting against learning: {shows}, on select inputs."
     caption += f" {shown} of {kinds} kinds of guidance are shown." if shown < kinds else ""
@@ -174,8 +176,8 @@ def _methods(name: str, file: Found) -> Iterator[Drawing]:
     n = len(frame[["method", "guidance"]].drop_duplicates())
     caption = (
         "Mean score on the trained tasks right after each was trained (AP) and at the end (FP), with intervals "
-        f"({interval_kinds(summary_of(frame).to_dict('records'))}) over runs; the distance of the marks is what was "
-        "forgotten."
+        f"({interval_kinds(summary_of(frame).to_dict('records'))}) over runs; the distance between the marks is what "
+        "was forgotten."
     )
     yield Drawing(name, caption, method_summary(frame), inches=0.9 + 0.28 * n)
     yield Drawing(name, caption, table=latex(summary_of(frame)))

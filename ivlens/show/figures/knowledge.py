@@ -1,4 +1,4 @@
-"""Instruction and knowledge along a series of checkpoints, and where heads have moved."""
+"""Figures of a series of checkpoints: instruction and knowledge probability at each, and the drift of every head."""
 
 import numpy as np
 import pandas as pd
@@ -9,19 +9,20 @@ from ivlens.show.figures.dynamics import drift_map
 from ivlens.show.figures.rows import grouped, interval_kinds, mean, rows_of
 from ivlens.show.figures.theme import LIGHT, Theme, styled, translucent, with_legend
 
+# label, colour (its name in the theme), dash and symbol of either kind of probability
 KINDS = {"instruction": ("with the instruction", "accent", "solid", "circle"),
          "knowledge": ("in clozes without it", "control", "dash", "square")}  # fmt: skip
 
 
 def knowledge_curves(table: pd.DataFrame, *, measure: str = "seq_prob", theme: Theme = LIGHT) -> go.Figure:
-    """Probability of the right answers, asked with the instruction and in clozes, from checkpoint to checkpoint.
+    """Instruction and knowledge probability of the right answers, from checkpoint to checkpoint.
 
-    Means over tasks that have both; bands are the 95 % intervals of what was lost since the first checkpoint.
+    Both are means over the tasks that have both; bands are the 95 % intervals of the loss since the first checkpoint.
 
     Args:
-        table: the forgetting.parquet of `ivlens forget`: `ivlens.analysis.forgetting.decompose` for every checkpoint
-            after the first, with a column `checkpoint`.
-        measure: one of its measures.
+        table: `forgetting.parquet` of `ivlens forget`: the tables of `ivlens.analysis.forgetting.decompose` for every
+            checkpoint after the first, with a column `checkpoint`.
+        measure: the measure that is drawn, one of those in the column `measure`.
 
     Raises:
         ValueError: a column is missing, or no row has this measure.
@@ -38,6 +39,7 @@ def knowledge_curves(table: pd.DataFrame, *, measure: str = "seq_prob", theme: T
     for kind, (label, tone, dash, symbol) in KINDS.items():
         colour, start = getattr(theme, tone), rows[0][f"{kind}_before"]
         values = [start, *(row[f"{kind}_after"] for row in rows)]
+        # the interval is that of the drop, so a small drop is the upper end; at the first checkpoint nothing was lost
         highs = [start, *(start - row[f"{kind}_drop_lo"] for row in rows)]
         lows = [start, *(start - row[f"{kind}_drop_hi"] for row in rows)]
         band = {"x": [*names, *reversed(names)], "y": [*highs, *reversed(lows)], "line": {"width": 0}}
@@ -54,7 +56,9 @@ def knowledge_curves(table: pd.DataFrame, *, measure: str = "seq_prob", theme: T
 
 
 def drift_of_table(heads: pd.DataFrame, *, theme: Theme = LIGHT) -> go.Figure:
-    """How far what each head writes has moved at the last checkpoint, as a share of what it wrote; mean over tasks.
+    """Map of the drift of every head at the last checkpoint: the change in its mean write, as a share of the first one.
+
+    The map is the mean over tasks. Formula: docs/method.md, 8 Vectors along a training.
 
     Args:
         heads: `Dynamics.heads`.
@@ -63,7 +67,7 @@ def drift_of_table(heads: pd.DataFrame, *, theme: Theme = LIGHT) -> go.Figure:
         ValueError: a column is missing, or there are no rows.
     """
     rows = rows_of(heads, ("checkpoint", "layer", "head", "drift"), "ivlens.analysis.dynamics.track")
-    # the last in the order of the series: not every checkpoint has a step
+    # the last row names the last checkpoint; step numbers cannot tell, since not every checkpoint has one
     last = [row for row in rows if row["checkpoint"] == rows[-1]["checkpoint"]]
     shape = 1 + max(int(row["layer"]) for row in last), 1 + max(int(row["head"]) for row in last)
     values = np.full(shape, np.nan)

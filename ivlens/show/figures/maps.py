@@ -1,4 +1,4 @@
-"""Head maps of several tasks side by side, on one colour scale."""
+"""Layer x head maps of the effects of several tasks, side by side on one colour scale."""
 
 import math
 from collections.abc import Sequence
@@ -13,24 +13,25 @@ from ivlens.show.figures.heads import UNITS, unit_of
 from ivlens.show.figures.rows import grouped, rows_of
 from ivlens.show.figures.theme import LIGHT, Theme, colour_bar, styled
 
-COLUMNS = 4
+COLUMNS = 4  # maps side by side
 
 
 def head_maps(results: Sequence[HeadEffects] | pd.DataFrame, *, top: int = 5, theme: Theme = LIGHT) -> go.Figure:
-    """Average indirect effect of every head, one panel per map; dots mark the `top` strongest of each.
+    """Maps of the average indirect effect (AIE) of every head, one panel per task; dots mark the strongest heads.
 
     Args:
-        results: effects of one model, or their tables (`HeadEffects.to_frame`) in one frame.
-        top: 0: none.
+        results: effects of one model, or their tables (`HeadEffects.to_frame`), concatenated.
+        top: how many heads to mark in each map; 0: none.
 
     Raises:
-        ValueError: nothing given, maps of several shapes or scores, or a table without the columns.
+        ValueError: no effects, effects of several shapes or scores, or a table without the needed columns.
     """
     maps = _from_table(results) if isinstance(results, pd.DataFrame) else _from_effects(results)
     if not maps or len({values.shape for values in maps.values()}) > 1:
         shapes = sorted({str(values.shape) for values in maps.values()})
         raise ValueError(f"head maps of shapes {', '.join(shapes) or 'none'}, expected one or more of one model.")
     unit = _unit(results)
+    # one limit for all, so that a colour means the same effect in every map
     limit = max(float(np.nanmax(np.abs(values))) for values in maps.values()) or 1.0
     n_columns = min(COLUMNS, len(maps))
     n_rows = math.ceil(len(maps) / n_columns)
@@ -57,6 +58,7 @@ def head_maps(results: Sequence[HeadEffects] | pd.DataFrame, *, top: int = 5, th
 
 
 def _from_effects(results: Sequence[HeadEffects]) -> dict[str, np.ndarray]:
+    """The map of each result under its task's name; a second map of a task is named `task (2)`."""
     maps = dict[str, np.ndarray]()
     for found in results:
         n_before = sum(other.task == found.task for other in results[: len(maps)])
@@ -65,6 +67,7 @@ def _from_effects(results: Sequence[HeadEffects]) -> dict[str, np.ndarray]:
 
 
 def _from_table(frame: pd.DataFrame) -> dict[str, np.ndarray]:
+    """The map of each task in a table; NaN for heads that the table lacks."""
     rows = rows_of(frame, ("task", "layer", "head", "aie"), "HeadEffects.to_frame")
     shape = 1 + max(int(row["layer"]) for row in rows), 1 + max(int(row["head"]) for row in rows)
     maps = {}
@@ -76,7 +79,7 @@ def _from_table(frame: pd.DataFrame) -> dict[str, np.ndarray]:
 
 
 def _unit(results: Sequence[HeadEffects] | pd.DataFrame) -> str:
-    """The title of the colour scale; a table of an older version does not say its unit."""
+    """The title of the colour scale, with the unit if it is known: tables of older versions do not record it."""
     if not isinstance(results, pd.DataFrame):
         units = {unit_of(found) for found in results}
     else:
@@ -87,6 +90,7 @@ def _unit(results: Sequence[HeadEffects] | pd.DataFrame) -> str:
 
 
 def _dots(values: np.ndarray, top: int, theme: Theme) -> go.Scatter:
+    """Dots on the `top` heads of largest effect; heads that were not measured (NaN) come last."""
     order = np.argsort(np.where(np.isnan(values), -np.inf, values), axis=None)[::-1][:top]
     layers, heads = np.unravel_index(order, values.shape)
     marker = {"symbol": "circle", "size": 7, "color": theme.surface, "line": {"width": 1, "color": theme.text}}
@@ -94,4 +98,5 @@ def _dots(values: np.ndarray, top: int, theme: Theme) -> go.Scatter:
 
 
 def _step(n: int) -> int:
+    """The distance of the ticks on an axis with `n` cells."""
     return 1 if n <= 6 else 2 if n <= 16 else 8

@@ -1,4 +1,4 @@
-"""Figures at the size at which they are printed: no title, fonts of 7 to 8 points, column or page wide."""
+"""Figures for papers: at printed size, as wide as a column or the page, without title, in fonts of 7 to 8 points."""
 
 import math
 from collections.abc import Iterable
@@ -12,24 +12,25 @@ Width = Literal["column", "page"]
 
 PX_PER_INCH = 96
 INCHES: dict[Width, float] = {"column": 3.3, "page": 6.8}
-# fonts that every Chromium finds something for, and that look alike wherever it does
+# look alike, and every Chromium finds at least one of them
 PAPER_FONT = "Helvetica, Arial, 'Liberation Sans', 'DejaVu Sans', sans-serif"
 SMALLEST = 9.3  # px: 7 points
-FONTS, MARKS, LINES = 0.8, 0.7, 0.75
-LETTER, KEY, LEGEND_LINE = 4.9, 36.0, 15.0  # px: a letter's mean width, a legend's line sample and gaps, its height
+FONTS, MARKS, LINES = 0.8, 0.7, 0.75  # sizes on paper, as shares of those on the screen
+# px, to estimate the legend's size: mean width of a letter; line sample and gaps of an entry; height of a line
+LETTER, KEY, LEGEND_LINE = 4.9, 36.0, 15.0
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """One thing for a paper: a figure or a LaTeX table, with what its caption has to say.
+    """A figure or a LaTeX table for a paper, with its caption.
 
     Attributes:
-        name: of its files.
-        caption: what is shown, and what bars and bands are; no title or note is left in the figure.
-        figure: as the house draws it for screens; None for a table.
-        table: LaTeX; empty for a figure.
-        width: of a column or of the page.
-        inches: its height.
+        name: the name of its files, without suffix.
+        caption: says what is shown, and what bars and bands are, since the printed figure has no title and no note.
+        figure: the figure as drawn for screens; None for a table.
+        table: the table as LaTeX; empty for a figure.
+        width: as wide as a column or as the page.
+        inches: the height of the printed figure.
     """
 
     name: str
@@ -40,21 +41,21 @@ class Drawing:
     inches: float = 2.4
 
     def printed(self) -> go.Figure:
-        """The figure as it is printed."""
+        """The figure at its printed size, see `for_paper`."""
         assert self.figure is not None
         return for_paper(self.figure, self.width, self.inches)
 
 
 def for_paper(figure: go.Figure, width: Width = "column", inches: float = 2.4) -> go.Figure:
-    """The figure at its printed size, without title and note; the one given stays as it is.
+    """A copy of the figure at its printed size, without title and note.
 
     Args:
-        figure: one that `ivlens.show.figures` drew.
-        width: 3.3 inches for a column, 6.8 for the page.
-        inches: height.
+        figure: a figure that `ivlens.show.figures` drew.
+        width: `column` (3.3 inches) or `page` (6.8 inches).
+        inches: the height of the printed figure.
 
     Returns:
-        A figure whose pixels are 1/96 inch, so that a PDF of it has the printed size, and fonts of 7 points or more.
+        The copy. Its pixels are 1/96 inch, so that a PDF of it has the printed size; its fonts have 7 points or more.
     """
     content = deepcopy(figure.to_plotly_json())
     content["layout"].pop("title", None)
@@ -74,7 +75,7 @@ def for_paper(figure: go.Figure, width: Width = "column", inches: float = 2.4) -
 
 
 def _shrink(node: Any, inside: str = "") -> None:
-    """Fonts, marks and lines as a printed figure has them."""
+    """Shrink all fonts, marks and lines in a part of a figure's JSON, in place; `inside` is the key it stands under."""
     if isinstance(node, list | tuple):
         for part in node:
             _shrink(part, inside)
@@ -93,7 +94,7 @@ def _shrink(node: Any, inside: str = "") -> None:
 
 
 def _top(figure: go.Figure, width: float) -> int:
-    """Room for the legend above the plot, or for the titles of panels."""
+    """The margin above the plot, in pixels: room for the legend and for the titles of panels."""
     traces: tuple[Any, ...] = figure.data  # pyright: ignore[reportAssignmentType]
     names = [trace.name for trace in traces if trace.name and trace.showlegend is not False]
     panels = any(note.yanchor == "bottom" and note.yref == "paper" for note in figure.layout.annotations)
@@ -104,7 +105,7 @@ def _top(figure: go.Figure, width: float) -> int:
 
 
 def _lines(names: Iterable[str], room: float, title: float) -> int:
-    """How many lines a horizontal legend takes: plotly gives all its entries the width of the widest."""
+    """How many lines a horizontal legend takes, given that plotly makes all entries as wide as the widest."""
     listed = list(names)
     widest = max(len(name) for name in listed) * LETTER + KEY
     per_line = max(1, int((room - title) // widest))

@@ -1,4 +1,7 @@
-"""Tables as plain rows: what a figure draws is easier to see, and to type-check, than chains of data-frame methods."""
+"""Tables as lists of plain rows, for the functions that draw figures.
+
+Comprehensions over rows are easier to read and to type-check than chains of data-frame methods.
+"""
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -11,7 +14,11 @@ Item = TypeVar("Item")
 
 
 def rows_of(frame: pd.DataFrame, needed: Sequence[str], maker: str) -> list[Row]:
-    """The rows of a table that `maker` made.
+    """The rows of a table as dictionaries.
+
+    Args:
+        needed: columns that the table must have.
+        maker: the function or command that makes such tables, named in the error.
 
     Raises:
         ValueError: a needed column is missing, or there are no rows.
@@ -24,7 +31,7 @@ def rows_of(frame: pd.DataFrame, needed: Sequence[str], maker: str) -> list[Row]
 
 
 def grouped(rows: Iterable[Item], key: Callable[[Item], Hashable]) -> dict[Any, list[Item]]:
-    """Rows, or whatever else, by key, in the order in which keys first occur."""
+    """Lists of the rows (or other items) with the same key, in the order in which keys first occur."""
     groups: dict[Any, list[Item]] = defaultdict(list)
     for row in rows:
         groups[key(row)].append(row)
@@ -32,12 +39,12 @@ def grouped(rows: Iterable[Item], key: Callable[[Item], Hashable]) -> dict[Any, 
 
 
 def interval_kinds(rows: Iterable[Mapping[Any, Any]]) -> str:
-    """What the intervals of these rows are called, each name once; "95 % interval" in tables that do not say."""
+    """The kinds of the intervals in these rows, each named once; "95 % interval" where the table does not say."""
     names = [row.get("interval") for row in rows]
     return ", ".join(dict.fromkeys(name for name in names if isinstance(name, str) and name)) or "95 % interval"
 
 
 def mean(values: Iterable[Any]) -> float:
-    """Arithmetic mean; NaN of nothing."""
+    """The arithmetic mean of these values; NaN if there are none."""
     listed = [float(value) for value in values]
     return sum(listed) / len(listed) if listed else float("nan")

@@ -1,4 +1,4 @@
-"""Cosines between vectors, alike ones side by side."""
+"""The figure of cosines between vectors, with similar vectors side by side."""
 
 from collections.abc import Sequence
 
@@ -11,10 +11,10 @@ from ivlens.vectors.vector import InstructionVector
 
 
 def similarity_matrix(vectors: Sequence[InstructionVector], *, theme: Theme = LIGHT) -> go.Figure:
-    """Cosine of every pair of vectors, in the order of `similarity_order`.
+    """Map of the cosine of every pair of vectors, in the order of `similarity_order`.
 
     Raises:
-        ValueError: fewer than two vectors, two of one name, or of several models' widths.
+        ValueError: fewer than two vectors, two vectors of one name, or vectors of different `d_model`.
     """
     cosines = _cosines(vectors)
     order = similarity_order(vectors)
@@ -27,7 +27,7 @@ def similarity_matrix(vectors: Sequence[InstructionVector], *, theme: Theme = LI
             hovertemplate="%{y} · %{x}: %{z:.2f}<extra></extra>", colorbar=colour_bar(theme, "cosine"),
         )
     )  # fmt: skip
-    if n <= 14:
+    if n <= 14:  # in smaller cells numbers do not fit
         _write_values(figure, names, cosines, theme)
     height = 200 + max(200, min(40 * n, 720))
     styled(figure, theme, "Instruction Vectors compared", "cosine · hierarchical order, average linkage", height=height)
@@ -37,7 +37,10 @@ def similarity_matrix(vectors: Sequence[InstructionVector], *, theme: Theme = LI
 
 
 def similarity_order(vectors: Sequence[InstructionVector]) -> list[int]:
-    """Order of the leaves of an average-linkage tree over `1 - cosine`, turned so that neighbours are most alike."""
+    """Indices of the vectors in an order that puts similar ones side by side.
+
+    It is the order of the leaves of an average-linkage tree over the distances `1 - cosine`.
+    """
     return hierarchical_order(_cosines(vectors))
 
 
@@ -49,10 +52,11 @@ def _cosines(vectors: Sequence[InstructionVector]) -> np.ndarray:
 
 
 def _write_values(figure: go.Figure, names: list[str], cosines: np.ndarray, theme: Theme) -> None:
+    """Write each cosine into its cell."""
     size = 12 if len(names) <= 10 else 10
     for row, values in zip(names, cosines, strict=True):
         for column, value in zip(names, values, strict=True):
             ink = readable_on(colour_at(theme.diverging, (value + 1) / 2))
-            # a minus that is as wide as the digits, and no "-0.00"
+            # adding 0.0 turns "-0.00" into "0.00"; the minus sign is as wide as a digit
             text = f"{round(float(value), 2) + 0.0:.2f}".replace("-", "−")
             figure.add_annotation(x=column, y=row, text=text, showarrow=False, font={"size": size, "color": ink})

@@ -1,4 +1,4 @@
-"""Figures and tables of what `ivlens forget`, `ivlens dynamics` and `ivlens study` leave on disk."""
+"""Kinds of results that `ivlens forget`, `ivlens dynamics` and `ivlens study` write, and what is drawn from each."""
 
 from collections.abc import Iterator
 
@@ -20,10 +20,11 @@ def _forgetting(name: str, file: Found) -> Iterator[Drawing]:
     last, kinds = frame, interval_kinds(frame.to_dict("records"))
     if "checkpoint" in frame:
         caption = (
-            "Probability of the right answers along the checkpoints, with the instruction and in clozes; means "
+            "Probability of the right answers at each checkpoint, with the instruction and in clozes; means "
             f"over tasks, bands: {kinds} of what was lost."
         )
         yield Drawing(f"{name}-along", caption, knowledge_curves(frame))
+        # before and after: the first checkpoint and the last one
         last = pd.DataFrame(frame[frame["checkpoint"] == frame["checkpoint"].iloc[-1]])
     caption = (
         "Probability of the right answers before training (open) and after it (filled), with the instruction and in "
@@ -34,15 +35,16 @@ def _forgetting(name: str, file: Found) -> Iterator[Drawing]:
 
 def _dynamics(name: str, file: Found) -> Iterator[Drawing]:
     caption = (
-        "Performance and similarity of Instruction Vectors along the training, thin for each task, thick: mean; "
-        "dashed: cosine of two halves of the prompts, and between tasks."
+        "Accuracy, and cosine of each Instruction Vector with its first version, along the training; thin: each task, "
+        "thick: mean; dashed: cosine of two halves of the prompts, and between tasks."
     )
     yield Drawing(name, caption, dynamics_curves(file.frame), width="page", inches=2.6)
 
 
 def _drift(name: str, file: Found) -> Iterator[Drawing]:
     caption = (
-        "How far what each head writes has moved at the last checkpoint, as a share of what it wrote; mean over tasks."
+        "Drift of every head at the last checkpoint: the change in its mean write, as a share of the first mean write; "
+        "mean over tasks."
     )
     yield Drawing(name, caption, drift_of_table(file.frame))
 
@@ -68,7 +70,7 @@ def _claims(name: str, file: Found) -> Iterator[Drawing]:
 
 
 def _is_series(file: Found) -> bool:
-    """One series of checkpoints; a table of several runs is none."""
+    """Whether a table holds one series of checkpoints; a table of several runs, which has a column `run`, does not."""
     return file.has("checkpoint", "task", "iv_cosine_fixed", "split_half") and not file.has("run")
 
 
@@ -81,6 +83,7 @@ STUDY_KINDS = (
     Kind("dynamics", _is_series, each("dynamics", _dynamics)),
     Kind("drift", lambda file: file.has("checkpoint", "layer", "head", "drift"), each("drift", _drift)),
     Kind("causal", lambda file: file.has("test", "task", "condition", "accuracy"), each("causal", _causal)),
+    # these three names occur in many tables, so this one must have no other column
     Kind("guidance", lambda file: file.columns == {"name", "task", "value"}, each("guidance", _guidance)),
     Kind("claims", lambda file: file.has("claim", "text", "value", "margin", "verdict"), each("claims", _claims)),
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Accuracy by layer and strength."""
+"""The figure of a sweep: accuracy, or another score, by layer and strength."""
 
 import math
 from collections.abc import Sequence
@@ -25,15 +25,16 @@ def strength_curves(
     title: str = "Accuracy by layer and strength",
     theme: Theme = LIGHT,
 ) -> go.Figure:
-    """One line per strength over the layers, one panel per site; several vectors or tasks are averaged.
+    """A metric by layer, one line per strength and one panel per site, averaged over vectors and tasks.
 
     Args:
         frame: what `ivlens.sweep_settings` returns (columns layer, alpha, site and the metric), or several of these
-            concatenated. Rows of strength 0 are no vector: their mean is a dashed line.
-        metric: accuracy, exact, prob or logprob.
+            concatenated. Rows of strength 0 are without a vector: their mean is the dashed line.
+        metric: the column that is drawn: accuracy, exact, prob or logprob.
+        title: the title of the figure.
 
     Raises:
-        ValueError: a column is missing, or there are no rows.
+        ValueError: an unknown metric, a missing column, or no rows with a strength but 0.
     """
     if metric not in METRIC_NAMES:
         raise ValueError(f"metric is {metric!r}, expected one of {', '.join(METRIC_NAMES)}.")
@@ -54,6 +55,7 @@ def strength_curves(
             figure.add_trace(line.update(showlegend=column == 1), row=1, col=column)
         if not math.isnan(baseline):
             _dash(figure, baseline, column, theme)
+    # prompts behind one point: all rows share equally among the points
     n = sum(row.get("n", 0) for row in steered) // (len(sites) * len(alphas) * len(layers))
     note = f"{n} prompts per point" if n else ""
     note = " · ".join(filter(None, [note, "" if math.isnan(baseline) else "dashed: no vector"]))
@@ -63,6 +65,7 @@ def strength_curves(
 
 
 def _line(layers: Sequence[int], y: Sequence[float], alpha: float, colour: str) -> go.Scatter:
+    """The line of one strength."""
     return go.Scatter(
         x=list(layers), y=list(y), name=f"{alpha:g}", legendgroup=f"{alpha:g}", mode="lines+markers",
         line={"color": colour, "width": 2}, marker={"size": 6, "color": colour},
@@ -71,16 +74,18 @@ def _line(layers: Sequence[int], y: Sequence[float], alpha: float, colour: str) 
 
 
 def _dash(figure: go.Figure, value: float, column: int, theme: Theme) -> None:
+    """Draw a dashed horizontal line at this value across the panel."""
     axis = "" if column == 1 else str(column)
     line = {"dash": "dash", "width": 1.5, "color": theme.reference}
     figure.add_shape(type="line", xref=f"x{axis} domain", yref=f"y{axis}", x0=0, x1=1, y0=value, y1=value, line=line)
 
 
 def _finish(figure: go.Figure, sites: Sequence[str], n_layers: int, metric: str, theme: Theme) -> None:
+    """Set the titles and ranges of all axes, and the legend."""
     for column, site in enumerate(sites, start=1):
         figure.update_xaxes(title_text=f"layer · {site}", dtick=1 if n_layers <= 16 else 4, row=1, col=column)
     figure.update_yaxes(title_text=METRIC_NAMES[metric], row=1, col=1)
-    if metric != "logprob":
+    if metric != "logprob":  # all others are shares
         figure.update_yaxes(range=[-0.03, 1.03], dtick=0.2)
     title = {"text": "strength α ", "font": {"color": theme.text, "size": 12}}
     with_legend(figure, theme, xanchor="left", title=title)

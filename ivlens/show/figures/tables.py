@@ -1,4 +1,4 @@
-"""Results as LaTeX tables (package booktabs)."""
+"""Results as LaTeX tables, which need the package booktabs."""
 
 from collections.abc import Iterable, Sequence
 
@@ -16,10 +16,11 @@ _SPECIAL = {char: f"\\{char}" for char in "&%$#_{}"} | {
 
 
 def condition_table(conditions: pd.DataFrame) -> str:
-    """Accuracy of every task under every condition, that of the Instruction Vector with its interval."""
+    """A LaTeX table of accuracy: a row per task, a column per condition, an interval for the Instruction Vector."""
     rows = condition_rows(conditions)
     names = [name for name in LOOKS if any(row["condition"] == name for row in rows)]
     tasks = grouped(rows, lambda row: row.get("task", "accuracy"))
+    # `LOOKS` gives the order of the columns, the same as in the figure
     lines = []
     for task, group in tasks.items():
         by_condition = grouped(group, lambda row: row["condition"])
@@ -33,8 +34,9 @@ def condition_table(conditions: pd.DataFrame) -> str:
 
 
 def tuning_table(scores: pd.DataFrame) -> str:
-    """Accuracy of every task before a training and after it; one column for each kind of guidance, if there are any."""
+    """A LaTeX table of every task's accuracy before training and after it, with a column for each kind of guidance."""
     rows = rows_of(scores, ("task", "role", "before"), "ivlens.finetune")
+    # every other column of numbers is the accuracy after a training, named by its guidance
     kinds = [name for name in rows[0] if name not in ("task", "role", "before") and isinstance(rows[0][name], float)]
     head = ["task", "", "before", *(_escaped(KINDS[kind].label if kind in KINDS else kind) for kind in kinds)]
     lines = [
@@ -46,7 +48,7 @@ def tuning_table(scores: pd.DataFrame) -> str:
 
 
 def claims_table(claims: pd.DataFrame) -> str:
-    """One row for each claim of the study: its number with its interval, the margin, the verdict."""
+    """A LaTeX table of the study's claims: the paper's number, this study's with its interval, margin and verdict."""
     lines = []
     for row in rows_of(claims, ("text", "paper", "value", "low", "high", "margin", "verdict"), "ivlens study"):
         number = _number(row["value"])
@@ -55,11 +57,18 @@ def claims_table(claims: pd.DataFrame) -> str:
         lines.append([*texts, f"{number}{reach}", _number(row["margin"]), _escaped(row["verdict"])])
     head = ["claim", "paper", "here", "margin", "verdict"]
     wide = latex_table(head, lines, texts=2)
+    # long texts wrap in columns of fixed width
     return wide.replace("{llrrr}", "{p{0.36\\linewidth}p{0.22\\linewidth}rrl}", 1)
 
 
 def latex_table(head: Sequence[str], rows: Iterable[Sequence[str]], *, texts: int = 1) -> str:
-    """Cells as they are, in booktabs' rules; the first `texts` columns to the left, the others to the right."""
+    """A LaTeX table of these cells, which are not escaped.
+
+    Args:
+        head: the names of the columns.
+        rows: the cells of each row.
+        texts: how many of the first columns are aligned to the left; the others are aligned to the right.
+    """
     columns = "l" * texts + "r" * (len(head) - texts)
     body = "".join(" & ".join(row) + r" \\" + "\n" for row in rows)
     return (
@@ -69,6 +78,7 @@ def latex_table(head: Sequence[str], rows: Iterable[Sequence[str]], *, texts: in
 
 
 def _value(rows: Sequence[dict], with_interval: bool) -> str:
+    """The cell of one task and condition: mean accuracy over its rows, with the interval if asked for."""
     if not rows:
         return "--"
     value, low, high = (mean(row[name] for row in rows) for name in ("accuracy", "accuracy_lo", "accuracy_hi"))

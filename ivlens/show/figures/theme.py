@@ -1,4 +1,4 @@
-"""One look for all figures: colours that colour-blind readers can tell apart, on a light and on a dark ground."""
+"""The look of all figures: one light and one dark theme, whose colours colour-blind readers can tell apart."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,19 +13,21 @@ from ivlens.show.figures.images import image
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
 IMAGE_SUFFIXES = (".png", ".svg", ".pdf", ".jpg", ".webp")
 
-Scale = tuple[tuple[float, str], ...]
+Scale = tuple[tuple[float, str], ...]  # positions from 0 to 1 and their colours, in rising order
 
 
 @dataclass(frozen=True)
 class Theme:
-    """Colours of one ground.
+    """The colours of figures on a light or on a dark background.
 
     Attributes:
-        surface: ground of the figure.
-        text, muted, grid: titles and labels, ticks and notes, lines.
-        accent, control, reference: what is judged; what it is compared with; lines to read values against.
-        diverging: scale for signed quantities, the ground's own colour at zero.
-        steps: an ordered scale for a few lines (strengths), weakest first; every step is legible on the ground.
+        name: `light` or `dark`.
+        surface: the background.
+        text, muted, grid: the colours of titles and labels; of ticks and notes; of grid lines.
+        accent, control, reference: the colours of what is judged (the vector); of what it is compared with (its
+            controls); of reference lines.
+        diverging: colour scale for signed quantities, close to the background at zero.
+        steps: colour scale for ordered lines such as strengths, weakest first, legible on the background throughout.
     """
 
     name: str
@@ -67,7 +69,7 @@ DARK = Theme(
 
 
 def styled(figure: go.Figure, theme: Theme, title: str, note: str = "", *, height: int) -> go.Figure:
-    """The figure with the theme's fonts, colours and margins; `note` stands small under the title. In place."""
+    """Give the figure a title, a note below it, and the theme's fonts, colours and margins; return the same figure."""
     small = f"<br><span style='font-size:12px;color:{theme.muted}'>{note}</span>" if note else ""
     figure.update_layout(
         template="none",
@@ -97,13 +99,13 @@ def styled(figure: go.Figure, theme: Theme, title: str, note: str = "", *, heigh
 
 
 def with_legend(figure: go.Figure, theme: Theme, margin_t: int = 92, **legend: Any) -> go.Figure:
-    """The figure with its legend in lines above the plot, where `margin_t` leaves room for it. In place."""
+    """Put the legend above the plot, in a top margin of `margin_t` pixels, and return the same figure."""
     place = {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom", "font": {"color": theme.text}}
     return figure.update_layout(legend=place | legend, margin_t=margin_t)
 
 
 def colour_bar(theme: Theme, title: str) -> dict:
-    """A thin colour bar with its unit."""
+    """Plotly's options for a thin colour bar with this title, which names the unit."""
     return {
         "thickness": 10,
         "outlinewidth": 0,
@@ -116,7 +118,7 @@ def colour_bar(theme: Theme, title: str) -> dict:
 
 
 def colour_at(scale: Scale, position: float) -> str:
-    """The colour at `position` in [0, 1], as `#rrggbb`."""
+    """The colour of the scale at `position`, from 0 to 1, as `#rrggbb`: a linear mix of its two neighbours."""
     position = min(max(position, 0.0), 1.0)
     for (low, first), (high, second) in zip(scale, scale[1:], strict=False):
         if position <= high:
@@ -127,25 +129,30 @@ def colour_at(scale: Scale, position: float) -> str:
 
 
 def translucent(colour: str, opacity: float) -> str:
-    """The colour with an opacity."""
+    """The colour `#rrggbb` with this opacity, from 0 to 1, as CSS writes it."""
     return f"rgba({', '.join(map(str, _channels(colour)))}, {opacity:g})"
 
 
 def readable_on(colour: str) -> str:
     """Black or white, whichever contrasts more with the colour (WCAG relative luminance)."""
+    # 2.2 approximates sRGB's curve; at a luminance of 0.18 black and white contrast equally
     linear = [(part / 255) ** 2.2 for part in _channels(colour)]
     luminance = sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
     return "#10151c" if luminance > 0.18 else "#ffffff"
 
 
 def write_figure(figure: go.Figure, path: str | Path, *, scale: float = 2.0) -> Path:
-    """Write the figure to a file, whole or not at all: `.html` (works offline), `.json`, or an image.
+    """Write the figure to a file, whole or not at all, in the format that the suffix of the path names.
+
+    Args:
+        path: ends in `.html` (works offline), `.json`, or the suffix of an image: .png, .svg, .pdf, .jpg, .webp.
+        scale: pixels of an image for each pixel of the figure.
 
     Raises:
-        ValueError: another suffix.
-        ImportError: an image was asked for, and there is no kaleido here.
-        FileNotFoundError: an image was asked for, and there is no Chrome here.
-        TimeoutError: it did not answer in time.
+        ValueError: an unknown suffix.
+        ImportError: an image was asked for, and kaleido is not installed.
+        FileNotFoundError: an image was asked for, and there is no Chrome that works.
+        TimeoutError: Chrome did not answer in time.
     """
     target = path_of(path)
     suffix = target.suffix.lower()
@@ -162,4 +169,5 @@ def write_figure(figure: go.Figure, path: str | Path, *, scale: float = 2.0) -> 
 
 
 def _channels(colour: str) -> tuple[int, int, int]:
+    """Red, green and blue of a colour `#rrggbb`, each from 0 to 255."""
     return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)

@@ -1,4 +1,4 @@
-"""Training seen from two sides: what is learned, and what becomes of the rest."""
+"""Figures of a training: what is learned of the new task, and what is forgotten of earlier ones."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from ivlens.show.figures.theme import LIGHT, Theme, styled, with_legend
 
 
 class Kind(NamedTuple):
-    """How a kind of guidance is called and drawn. Colour, dash and symbol all tell it apart."""
+    """Label, colour, dash and symbol of a kind of guidance."""
 
     label: str
     colour: str
@@ -21,7 +21,7 @@ class Kind(NamedTuple):
     symbol: str
 
 
-# the first six that are there are drawn: plain training, rehearsal, the paper's guidance and its controls
+# at most six kinds are drawn, chosen in this order: plain training, rehearsal, the paper's guidance and its controls
 KINDS = {
     "none": Kind("no guidance", "#5b6675", "solid", "x"),
     "instructions": Kind("instructions rehearsed", "#0b62a8", "solid", "circle"),
@@ -37,20 +37,21 @@ KINDS = {
     "answers": Kind("whole answers rehearsed", "#4c78a8", "solid", "triangle-up"),
     "answers_light": Kind("whole answers rehearsed, lightly", "#4c78a8", "dash", "triangle-up-open"),
 }
-MOST = 6
+MOST = 6  # lines that can be told apart in one figure
 OTHERS = ("#444444", "#777777", "#26246e", "#8f3f00", "#06477f", "#2c3440")
 
 
 def training_curves(log: pd.DataFrame, *, theme: Theme = LIGHT) -> go.Figure:
-    """Accuracy on the new task and, where some were watched, on earlier ones, along the steps of a training.
+    """Accuracy on the new task, and on earlier ones if some were watched, at every judged step of a training.
 
     Args:
-        log: the `log` of `ivlens.finetune`, or the log.csv of `ivlens tune`: columns step, new and, at judged steps,
-            watched.
+        log: the `log` of `ivlens.finetune`, or the `log.csv` of `ivlens tune`, with the columns `step`, `new` and,
+            if earlier tasks were watched, `watched`.
 
     Raises:
         ValueError: a column is missing, or no step was judged.
     """
+    # `new` is NaN at steps that were not judged
     rows = [row for row in rows_of(log, ("step", "new"), "ivlens.finetune") if row["new"] == row["new"]]
     if not rows:
         raise ValueError("the log has no judged steps, expected some; train with judge_every below the steps.")
@@ -78,20 +79,20 @@ def training_curves(log: pd.DataFrame, *, theme: Theme = LIGHT) -> go.Figure:
 def forgetting_against_learning(
     curves: pd.DataFrame, *, kinds: str | Sequence[str] | None = None, theme: Theme = LIGHT
 ) -> go.Figure:
-    """What is left of earlier tasks at every score on the new one; one line per kind of guidance, one panel per method.
+    """Accuracy on earlier tasks against accuracy on the new one: a line per kind of guidance, a panel per method.
 
-    Where each kind was trained once, a line is the way that training took. Otherwise it shows, over all trainings and
-    moments of a kind, the best score on earlier tasks among those that reach the new score or more (the Pareto front):
-    so a weak setting, which neither learns nor forgets, looks no better than it is. Several new tasks are averaged as
-    far as all of them go.
+    Where each kind was trained once, its line is the course of that training. Otherwise the line is the Pareto front of
+    all trainings and judged steps of that kind: for each accuracy on the new task, the best accuracy on earlier tasks
+    among those that reach it. So a weak setting, which neither learns nor forgets, looks no better than it is. With
+    several new tasks, the line is the mean of their fronts, up to the new accuracy that all of them reach.
 
     Args:
-        curves: judged moments, with the columns guidance, new and old (or watched), and possibly method and task: the
-            curves of `ivlens bench` or of the demo.
-        kinds: of guidance; None: those of `shown_kinds`.
+        curves: judged steps of trainings, with the columns `guidance`, `new` and `old` (or `watched`), and possibly
+            `method` and `task`: the curves of `ivlens bench` or of the demo.
+        kinds: the kinds of guidance that are drawn; None: those of `shown_kinds`.
 
     Raises:
-        ValueError: a column is missing, there are no rows, or none of these kinds.
+        ValueError: a column is missing, there are no rows, or no row has one of these kinds.
     """
     frame = curves if "old" in curves else curves.rename(columns={"watched": "old"})
     rows = rows_of(frame, ("guidance", "new", "old"), "ivlens bench or ivlens demo")
@@ -107,7 +108,7 @@ def forgetting_against_learning(
     for column, chosen in enumerate(panels.values(), start=1):
         by_kind = grouped(chosen, lambda row: row["guidance"])
         for rank, kind in enumerate(name for name in wanted if name in by_kind):
-            points = _way(by_kind[kind]) if once else _front(by_kind[kind])
+            points = _course(by_kind[kind]) if once else _front(by_kind[kind])
             line = _line(points, _look(kind, rank))
             figure.add_trace(line.update(showlegend=kind not in drawn), row=1, col=column)
             drawn.add(kind)
@@ -122,34 +123,38 @@ def forgetting_against_learning(
 
 
 def shown_kinds(found: Iterable[Any]) -> list[str]:
-    """At most six kinds of guidance, in the order of `KINDS`; where there are few, whatever there is."""
+    """The kinds of guidance to draw: at most six of those found, first the known ones in the order of `KINDS`."""
     names = list(dict.fromkeys(str(name) for name in found))
     known = [name for name in KINDS if name in names]
     return [*known, *(name for name in names if name not in KINDS)][:MOST]
 
 
 def _look(kind: str, rank: int) -> Kind:
+    """How a kind is drawn; an unknown kind gets a colour and a dash by its rank among the drawn ones."""
     return KINDS.get(kind, Kind(kind, OTHERS[rank % len(OTHERS)], ("solid", "dash", "dot")[rank % 3], "circle"))
 
 
 def trained_once(rows: Sequence[Row]) -> bool:
-    """Whether no method and kind of guidance was judged twice at one step."""
+    """Whether every kind of guidance was trained once with each method: then no step of it was judged twice."""
     groups = grouped(rows, lambda row: (row.get("method", ""), row["guidance"]))
     steps = [[row.get("step") for row in group] for group in groups.values()]
     return all(None not in listed and len(set(listed)) == len(listed) for listed in steps)
 
 
-def _way(rows: Sequence[Row]) -> list[tuple[float, float]]:
+def _course(rows: Sequence[Row]) -> list[tuple[float, float]]:
+    """The points (new, old) of one training, in the order of its steps."""
     return [(row["new"], row["old"]) for row in sorted(rows, key=lambda row: row.get("step", 0))]
 
 
 def _front(rows: Sequence[Row]) -> list[tuple[float, float]]:
+    """The Pareto front of one kind of guidance; with several new tasks, the mean of their fronts."""
     by_task = grouped(rows, lambda row: row.get("task", ""))
-    fronts = [front(_way(group)) for group in by_task.values()]
+    fronts = [front(_course(group)) for group in by_task.values()]
     return fronts[0] if len(fronts) == 1 else _mean_front(fronts)
 
 
 def _line(points: Sequence[tuple[float, float]], look: Kind) -> go.Scatter:
+    """The line of one kind of guidance through these points (new, old)."""
     return go.Scatter(
         x=[new for new, _ in points], y=[old for _, old in points], name=look.label, legendgroup=look.label,
         mode="lines+markers", line={"color": look.colour, "width": 2, "dash": look.dash},
@@ -159,8 +164,9 @@ def _line(points: Sequence[tuple[float, float]], look: Kind) -> go.Scatter:
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The points that no other one beats on both scores, by rising new score."""
+    """The Pareto front of points (new, old): those that no other point beats on both scores, by rising new score."""
     kept: list[tuple[float, float]] = []
+    # from the highest new score down, a point counts if its old score is higher than all before it
     for new, old in sorted(set(points), reverse=True):
         if not kept or old > kept[-1][1]:
             kept.append((new, old))
@@ -168,7 +174,7 @@ def front(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def _mean_front(fronts: Sequence[Sequence[tuple[float, float]]]) -> list[tuple[float, float]]:
-    """The mean height of several fronts, at eleven new scores, as far as all of them go."""
+    """The mean of several fronts at eleven new scores, from 0 to the highest that all of them reach."""
     end = min(front[-1][0] for front in fronts)
     places = [end * step / 10 for step in range(11)]
     return [(place, mean(max(old for new, old in front if new >= place) for front in fronts)) for place in places]

@@ -1,4 +1,4 @@
-"""What one vector is made of."""
+"""The figure of one vector: how much each of its heads contributes."""
 
 import plotly.graph_objects as go
 
@@ -7,13 +7,14 @@ from ivlens.vectors.vector import InstructionVector
 
 
 def head_shares(vector: InstructionVector, *, theme: Theme = LIGHT) -> go.Figure:
-    """One bar for each head of the vector, largest effect on top: its write along the vector, over the vector's length.
+    """One bar per head of the vector, largest effect on top: the head's share of the vector's length.
 
-    The shares sum to 1; a negative one writes against the others. Of a vector that does not record them (made by an
-    older version, or a stage of a series), the norms of the heads' mean outputs, which no model is needed for.
+    The share is the part of the head's write that points along the vector, divided by the vector's length. The shares
+    sum to 1; a head with a negative share writes against the others. Some vectors do not record shares (those of older
+    versions, and of stages in a series of checkpoints): then bars are the norms of the heads' mean outputs.
 
     Raises:
-        ValueError: it has no heads.
+        ValueError: the vector has no heads.
     """
     if not vector.heads:
         raise ValueError(
@@ -21,6 +22,7 @@ def head_shares(vector: InstructionVector, *, theme: Theme = LIGHT) -> go.Figure
             "from others: plot those, or look at decode(model)."
         )
     norms, recorded = vector.head_means.norm(dim=1).tolist(), vector.settings.get("shares")
+    # norms need no model, whereas shares need its output projections
     shares = recorded if recorded is not None and len(recorded) == len(norms) else None
     labels = [f"L{layer}H{head}" for layer, head in vector.heads]
     figure = go.Figure(

@@ -1,4 +1,4 @@
-"""The lab: heads, vectors and completions of a live model on one page, in a notebook and in the browser."""
+"""The lab: a live page, in a notebook or a browser, on which heads, vector and completions of a model are changed."""
 
 from ivlens.show.lab.opening import lab
 

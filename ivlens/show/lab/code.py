@@ -1,4 +1,4 @@
-"""The Python that gives what the lab shows."""
+"""Write the Python script that gives the same completions as the lab shows."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from ivlens.show.lab.state import LabState
 from ivlens.tasks.bank import list_tasks, load_task
 from ivlens.tasks.task import Task, TaskExample
 
-# options of a measurement that its settings record, by the names there
+# each field of `EffectOptions` that the settings of effects record, and its name in those settings
 _OPTIONS = {
     "mode": "mode",
     "method": "method_asked",
@@ -27,14 +27,14 @@ _PRINTED = "print(complete(model, [prompt], max_new_tokens=n_new))"
 
 @dataclass(frozen=True)
 class Listing:
-    """What the code of a state needs besides the state.
+    """What a script needs to know besides the lab's state.
 
     Attributes:
-        models: names that `load_model` takes, one, or two that are compared.
-        task: the task.
+        models: the name of the model, as `load_model` takes it, or of the two models that are compared.
+        task: the task that is shown.
         prompt: the text that is completed.
-        effects: settings of each model's effects; none where the vector is from a file.
-        file: where the vector was loaded from, if it was.
+        effects: the settings of each model's effects; empty if the vector was loaded from a file.
+        file: the file that the vector was loaded from; None: it was made from effects.
     """
 
     models: Sequence[str]
@@ -45,9 +45,9 @@ class Listing:
 
 
 def python_code(state: LabState, listing: Listing) -> str:
-    """A script that prints the completions of `state`: as they are, with the vector, and with the random one.
+    """A script that prints the completions of `state`: without a vector, with it, and with the random one if shown.
 
-    `state` has its heads, layer, strength and site.
+    In `state` heads, layer, strength and site must be filled in (`Session.resolved`).
     """
     lines = ["import ivlens", "from ivlens.forward.completions import complete"]
     lines += ["", f"prompt = {listing.prompt!r}", f"n_new = {state.max_new_tokens}"]
@@ -58,10 +58,11 @@ def python_code(state: LabState, listing: Listing) -> str:
         lines += ["", f"model = ivlens.load_model({name!r})"]
         if listing.file is not None and index == 0:
             lines.append(f"iv = ivlens.InstructionVector.load({listing.file!r})")
+        # the first model measures its vector; the second one too, unless it gets the first one's
         if vector and listing.file is None and (index == 0 or state.donor == "own"):
             lines += _measured(state, listing.effects[index])
         elif vector:
-            lines.append("iv = iv.for_model(model)  # whose weights may be others than those it was made on")
+            lines.append("iv = iv.for_model(model)  # these weights may differ from those that the vector was made on")
         lines.append(_PRINTED)
         if not vector:
             lines += ["# no head is chosen, so there is no vector, and nothing changes", _PRINTED]
@@ -71,6 +72,7 @@ def python_code(state: LabState, listing: Listing) -> str:
 
 
 def _measured(state: LabState, settings: Mapping[str, Any]) -> list[str]:
+    """The lines that measure the effects and make the vector; options with default values are left out."""
     recipe = PromptRecipe.recorded(settings) or PromptRecipe()
     how = f"recipe=recipe, corruption={settings['corruption']!r}, n_prompts={settings['n_prompts']}"
     if settings["score"] != "prob":
@@ -85,6 +87,7 @@ def _measured(state: LabState, settings: Mapping[str, Any]) -> list[str]:
 
 
 def _recipe(recipe: PromptRecipe) -> str:
+    """The expression that makes this recipe."""
     template: Any = recipe.template
     named = f"ivlens.{template!r}" if isinstance(template, PromptTemplate) else repr(template)
     told = "" if recipe.instruction is TASK else f"instruction={recipe.instruction!r}, "
@@ -92,13 +95,14 @@ def _recipe(recipe: PromptRecipe) -> str:
 
 
 def _changed(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that are not the default ones."""
+    """The recorded options of a measurement that differ from the defaults of `EffectOptions`."""
     default = EffectOptions()
     found = {name: settings.get(key, getattr(default, name)) for name, key in _OPTIONS.items()}
     return {name: value for name, value in found.items() if value != getattr(default, name)}
 
 
 def _steered(vector: str, state: LabState) -> list[str]:
+    """The lines that print the completions with a vector, given as an expression, at the state's setting."""
     where = f"layer={state.layer}, alpha={state.alpha!r}, site={state.site!r}, positions={state.positions!r}"
     return [
         f"with ivlens.steer(model, {vector}, {where}):",
@@ -107,37 +111,41 @@ def _steered(vector: str, state: LabState) -> list[str]:
 
 
 def _task(task: Task) -> str:
-    """The built-in task or the file that it is, by all that counts; otherwise the task spelled out."""
+    """The expression that makes the task: `load_task(...)` if that gives exactly this one, otherwise `Task(...)`."""
     return _opened(task) or _spelled_out(task)
 
 
 def _opened(task: Task) -> str:
-    """How `load_task` gives just this task; empty where it does not."""
+    """The call of `load_task` that gives exactly this task; empty if there is none."""
     if task.name in list_tasks() and load_task(task.name).full_hash() == task.full_hash():
         return f"ivlens.load_task({task.name!r})"
     if not task.source or not os.path.exists(task.source):
         return ""
     try:
         is_same = _hash_of_file(task.source, os.stat(task.source).st_mtime_ns) == task.full_hash()
-    except (ValueError, OSError):  # it was opened with options, or has changed since
+    except (ValueError, OSError):  # the file was opened with options, or has changed since
         return ""
     return f"ivlens.load_task({os.path.abspath(task.source)!r})" if is_same else ""
 
 
 @lru_cache(maxsize=64)
 def _hash_of_file(source: str, _: int) -> str:
+    """The hash of the task in a file; the second argument, its time of change, makes the cache notice changes."""
     return load_task(Path(source)).full_hash()
 
 
 def _spelled_out(task: Task) -> str:
+    """The expression `ivlens.Task(...)` with all fields that are not at their defaults."""
+    # `skipped` tells about reading the file, not about the task
     given = [(each.name, getattr(task, each.name), each.default) for each in fields(task) if each.name != "skipped"]
-    said = [f"{name}={_plain(value)}" for name, value, default in given if value != default]
-    return f"ivlens.Task({', '.join(said)})"
+    arguments = [f"{name}={_literal(value)}" for name, value, default in given if value != default]
+    return f"ivlens.Task({', '.join(arguments)})"
 
 
-def _plain(value: Any) -> str:
+def _literal(value: Any) -> str:
+    """The expression that makes a field's value; `repr` of an example would lack the prefix `ivlens.`."""
     if isinstance(value, tuple):
-        return f"({''.join(f'{_plain(each)}, ' for each in value)})"
+        return f"({''.join(f'{_literal(each)}, ' for each in value)})"
     if isinstance(value, TaskExample):
         part = f", {value.part!r}" if value.part else ""
         return f"ivlens.TaskExample({value.input!r}, {value.answers!r}{part})"

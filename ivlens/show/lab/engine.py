@@ -1,4 +1,4 @@
-"""What the lab computes with one model: effects, vectors and completions of a state, shared by all of its pages."""
+"""All that the lab computes with one model: effects, vectors and completions. All pages of a lab share it."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,17 +29,17 @@ from ivlens.tasks.task import Task, split_of
 from ivlens.vectors.vector import InstructionVector, check_width
 
 SEARCH = Grid(alphas=(1.0, 2.0, 4.0), n_screen=8, n_finalists=6)
-PAPER_LAYER = 9 / 32  # where the method's paper adds the vector of a 7B model
+PAPER_LAYER = 9 / 32  # the paper adds the vector at layer 9 of 32, in a 7B model
 
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How an engine measures.
+    """How many prompts an engine measures on.
 
     Attributes:
         n_prompts: corrupted prompts for the effects of a task.
-        n_search: prompts of *select* on which layer, strength and site are searched for; 0: no search.
-        seed: of the recipes of what is measured here.
+        n_search: *select* prompts on which layer, strength and site are searched for; 0: no search.
+        seed: the seed of the recipes by which this engine makes prompts.
     """
 
     n_prompts: int = 32
@@ -50,18 +50,27 @@ class EngineOptions:
         check_counts(self, n_prompts=1, n_search=0)
 
 
-Key = tuple[str, PromptRecipe]  # a task, and how its prompts are made
-
-
-Asked = Callable[[], bool]
+Key = tuple[str, PromptRecipe]  # a task, and how its prompts are made: all that effects depend on, for one model
+Asked = Callable[[], bool]  # asked now and then during long work: True once nobody wants the result any more
 
 
 def _never() -> bool:
+    """The default for `unwanted`: the work is never given up."""
     return False
 
 
 class Engine:
-    """One model and its tasks. Every method may be called from any thread; what takes long is done once and kept."""
+    """One model and its tasks. Every method may be called from any thread; results of long work are kept.
+
+    Args:
+        model: the model, wrapped as a bridge.
+        tasks: the tasks by their names.
+        options: how many prompts are measured.
+        effects: effects that are already measured, on this model and for some of these tasks.
+
+    Raises:
+        ValueError: effects of another model, or of none of the tasks.
+    """
 
     def __init__(
         self,
@@ -81,6 +90,7 @@ class Engine:
             self._effects[self._key(each.task, self._checked(each).recipe)] = each
 
     def _checked(self, effects: HeadEffects) -> HeadEffects:
+        """The effects, if they are of this model and of one of its tasks."""
         if effects.model.differs(self.identity) or effects.task not in self.tasks:
             raise ValueError(
                 f"effects of {effects.task!r} on {effects.model.name!r} ({effects.model.key:.12}) "
@@ -91,18 +101,19 @@ class Engine:
         return effects
 
     def _key(self, task: str, recipe: PromptRecipe) -> Key:
+        """The key under which the effects of a task, with prompts by this recipe, are kept."""
         try:
             recipe = recipe.resolved(self.tasks[task])
         except ValueError:
-            pass  # too few examples: measuring says so
-        return task, replace(recipe, seed=0)  # effects that were given are used whatever their seed
+            pass  # the task has too few examples, which measuring will say
+        return task, replace(recipe, seed=0)  # so that given effects are used whatever their seed
 
     def needs(self, state: LabState) -> Key:
-        """Which effects a state needs: those of its task, by its recipe."""
+        """The key of the effects that a state needs: those of its task, with prompts by its recipe."""
         return self._key(state.task, state.measured(self.options.seed))
 
     def recipe(self, state: LabState) -> PromptRecipe:
-        """How the prompts of these effects are made, or will be once they are measured."""
+        """The recipe of the effects that a state needs, whether they are already measured or not."""
         known = self._effects.get(self.needs(state))
         return state.measured(self.options.seed) if known is None else known.recipe
 
@@ -112,7 +123,7 @@ class Engine:
 
     @contextmanager
     def stopping(self, unwanted: Asked) -> Iterator[None]:
-        """End the passes of the body with `Unwanted`, between two blocks, once `unwanted` says so."""
+        """Once `unwanted()` is True, end the body's forward pass between two blocks, by raising `Unwanted`."""
 
         def check() -> None:
             if unwanted():
@@ -124,10 +135,14 @@ class Engine:
     def ability(
         self, state: LabState, unwanted: Asked = _never, waiting: Callable[[], None] = lambda: None
     ) -> Ability | None:
-        """Clean and bare accuracy of the state's task, on *select*: quickly asked, before its heads are measured."""
+        """Clean and bare accuracy of the state's task on *select*, measured on the first call.
+
+        It takes far less time than the effects, so the page can show it first. Args and Raises as for `effects`.
+        """
         key = self.needs(state)
         if key not in self._abilities:
             with self._turns.taken(unwanted, waiting):
+                # another thread may have measured it while this one waited for its turn
                 if key not in self._abilities:
                     known = self._effects.get(key)
                     task, recipe = self.tasks[state.task], self.recipe(state)
@@ -137,11 +152,14 @@ class Engine:
     def effects(
         self, state: LabState, unwanted: Asked = _never, waiting: Callable[[], None] = lambda: None
     ) -> HeadEffects:
-        """The effects of the state's task, measured on the first call; a second caller meanwhile waits for them.
+        """The effects of the state's task, measured on the first call; another caller waits until they are measured.
 
         Args:
-            unwanted: Asked now and then; where it says so, measuring ends with `Unwanted`.
-            waiting: Called where something else is being measured first.
+            unwanted: Asked now and then; once it returns True, measuring ends.
+            waiting: Called if something else has to be measured first.
+
+        Raises:
+            Unwanted: `unwanted` returned True.
         """
         key = self.needs(state)
         if key not in self._effects:
@@ -152,11 +170,13 @@ class Engine:
         return self._effects[key]
 
     def _measured(self, state: LabState, ability: Ability | None, unwanted: Asked) -> HeadEffects:
+        """Measure the effects of the state's task; `ability` is given so that it is not measured a second time."""
+
         def report(done: int, total: int) -> None:
             if unwanted():
                 raise Unwanted
 
-        report(0, 1)  # while it waited for another one
+        report(0, 1)  # it may have become unwanted while it waited for its turn
         return head_effects(
             self.model,
             self.tasks[state.task],
@@ -167,7 +187,7 @@ class Engine:
         )
 
     def heads(self, state: LabState) -> tuple[Head, ...]:
-        """The heads of the state's vector, its `k` strongest where none are named."""
+        """The heads of the state's vector: those it names, or the `k` of largest effect."""
         if state.heads is not None:
             return state.heads
         effects = self.effects(state)
@@ -175,29 +195,34 @@ class Engine:
         return tuple(effects.top_heads(min(state.k, measured)))
 
     def setting(self, state: LabState, vector: InstructionVector | None = None) -> Setting:
-        """Layer, strength and site that are best on bare *select* prompts; the paper's where nothing can be searched.
+        """The layer, strength and site at which a vector works best on bare *select* prompts.
+
+        Without a search (no vector, `n_search=0`, or no *select* inputs that it may use) the paper's setting is taken.
 
         Args:
-            vector: what is added; by default the vector of the state's heads.
+            vector: the vector that is added; None: the vector of the state's heads.
         """
         vector = vector or self.vector(state)
         if vector is None or not self.options.n_search:
             return self._usual()
+        # two sets of heads may give one vector, so settings are kept by the vector's bytes
         key = self.needs(state), vector.theta.numpy().tobytes()
         if key not in self._settings:
             self._settings[key] = self._searched(state, vector) or self._usual()
         return self._settings[key]
 
     def _usual(self) -> Setting:
+        """The paper's setting, scaled to the depth of this model."""
         n_layers = self.model.cfg.n_layers
         return Setting(min(round(n_layers * PAPER_LAYER), n_layers - 1), 1.0, "resid_post")
 
     def _searched(self, state: LabState, vector: InstructionVector) -> Setting | None:
+        """The best setting on *select*; None if there are no inputs on which it may be searched."""
         task, own = self.tasks[state.task], vector.recipe
         try:
             recipe = followed_recipe([vector], None if own else self.recipe(state), task, "select", self.options.seed)
         except ValueError:
-            return None  # it was made on these very inputs
+            return None  # the vector was made on these very inputs
         if all(split_of(each.input, recipe.seed) != "select" for each in task.examples):
             return None
         sets = PromptSets(self.model, task, recipe, n_prompts=self.options.n_search, seed=recipe.seed, **SEARCH.passes)
@@ -211,7 +236,7 @@ class Engine:
         return InstructionVector.from_effects(self.effects(state), heads=heads, model=self.model)
 
     def prompt(self, state: LabState, seed: int | None = None) -> str:
-        """The text that the model completes; demonstrations are drawn with `seed`, that of the effects by default.
+        """The text that the model completes; `seed` draws its demonstrations, by default that of the effects.
 
         Raises:
             ValueError: there is no text, or the task has too few demonstrations.
@@ -226,12 +251,18 @@ class Engine:
     def stream(
         self, state: LabState, prompt: str, vector: InstructionVector | None, setting: Setting
     ) -> Iterator[dict[str, Completion]]:
-        """The prompt completed as it is (`plain`), with the vector (`patched`), and with a `random` one if asked for.
+        """Completions of a prompt without a vector (`plain`), with it (`patched`), and with a random one (`random`).
+
+        `random` is there only if the state asks for it.
+
+        Yields:
+            The completions by these names, as far as they have come, after every token.
 
         Raises:
-            ValueError: nothing to complete; a vector of another width.
+            ValueError: the prompt is empty or too long; the vector's `d_model` is not that of the model.
         """
         names = ["plain", "patched"]
+        # without a vector both rows get zeros, so that all rows run in the same passes
         deltas = [torch.zeros(self.model.cfg.d_model), torch.zeros(self.model.cfg.d_model)]
         if vector is not None:
             check_width(vector, self.model)
@@ -244,12 +275,12 @@ class Engine:
             yield dict(zip(names, rows, strict=True))
 
     def answers(self, state: LabState) -> tuple[str, ...]:
-        """What the task holds for right on this input; empty for an input it does not list."""
+        """The right answers for the state's input; empty if the task does not list this input."""
         found = self.tasks[state.task].find(state.text) or self.tasks[state.task].find(state.text.strip())
         return found.answers if found is not None else ()
 
     def facts(self) -> dict[str, Any]:
-        """The model in plain values."""
+        """The model's name, weights and shape, as values that JSON can hold."""
         about = self.identity
         return {
             "name": about.name.rstrip("/").rpartition("/")[2] or about.name,
@@ -260,5 +291,5 @@ class Engine:
 
 
 def begins_right(text: str, answers: Sequence[str]) -> bool | None:
-    """Whether a completion begins with one of the answers, and not with a longer word; None where there are none."""
+    """Whether a completion begins with an answer and does not go on inside its last word; None: no known answers."""
     return any(begins_with(text, answer) for answer in answers) if answers else None

@@ -1,4 +1,4 @@
-"""`lab`: from a model and tasks to a page."""
+"""`lab`: open the live page for a model and some tasks."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -44,21 +44,21 @@ def lab(
 
     Args:
         model: a bridge, or what `load_model` takes.
-        tasks: tasks, names or files to choose from; the first is shown. None: for the built-in model the tasks it was
-            trained on, for others all built-in tasks.
-        recipe: how prompts are made, those that are measured and the one that is shown first. None: as those of the
-            first task's `effects` were, or the task's instruction in the template `plain`. `"auto"`: the form in which
-            the model answers the first task best, see `find_prompts`.
+        tasks: the tasks (names, files or objects) that the page offers; the first one is shown. None: the tasks that
+            the built-in model was trained on, or for another model all built-in tasks.
+        recipe: how prompts are made: those on which effects are measured, and the one that is shown first. None: as
+            for the given effects of the first task, or else the task's instruction in the template `plain`. `"auto"`:
+            the recipe with which the model answers the first task best, see `find_prompts`.
         compare: a second checkpoint of the same shape, shown side by side.
-        effects: effects that are already measured; others are measured when their task is first looked at.
-        n_prompts: prompts that effects are measured on.
+        effects: effects that are already measured; those of other tasks are measured once the task is chosen.
+        n_prompts: corrupted prompts on which effects are measured.
         n_search: *select* prompts on which layer, strength and site are searched for; 0: no search.
-        state: what it begins with: `task`, `text`, `instruction`, `n_shots`, `layer`, `alpha`, `heads` ...; see
-            `LabState`.
+        state: the values that the page begins with, such as `task`, `text`, `instruction`, `n_shots`, `layer`, `alpha`
+            or `heads`; see `LabState`.
 
     Raises:
         ImportError: panel is not installed.
-        ValueError: no tasks or two of one name; models of different shapes; a value the state cannot have.
+        ValueError: no tasks, or two of one name; models of different shapes; a value that the state cannot have.
     """
     check_panel()
     import panel as pn
@@ -66,8 +66,9 @@ def lab(
     from ivlens.show.lab.view import Lab
 
     if not pn.state.curdoc:
-        # the page's scripts go into the notebook: nothing is fetched from elsewhere
+        # the page's scripts are written into the notebook, so that nothing is fetched from the network
         pn.extension(inline=True)
+    # the seed has to be known before "auto" can be searched for, since that needs the loaded model
     given = recipe if isinstance(recipe, PromptRecipe) else effects[0].recipe if effects else PromptRecipe()
     opened = open_engines(model, tasks, compare, effects, EngineOptions(n_prompts, n_search, given.seed))
     if recipe is not None:
@@ -78,16 +79,20 @@ def lab(
 
 @dataclass(frozen=True)
 class Opened:
-    """Engines that sessions share, and the state they begin with."""
+    """The engines that all pages of a lab share: one for the model, and one for the checkpoint it is compared with."""
 
     engines: tuple[Engine, ...]
 
     def state(self, recipe: PromptRecipe | None = None, **values: Any) -> LabState:
-        """The first state, by this recipe or that of the task's given effects, with some values given.
+        """The state that a page begins with.
+
+        Args:
+            recipe: how prompts are made; None: as for the given effects of the task, or by the defaults.
+            values: values of `LabState`, which win over those of the recipe.
 
         Raises:
-            ValueError: an unknown name.
-            FileNotFoundError: no such file of a template.
+            ValueError: a name that `LabState` does not have.
+            FileNotFoundError: a template's file does not exist.
         """
         unknown = sorted(set(values) - set(LabState.__dataclass_fields__))
         if unknown:
@@ -108,7 +113,11 @@ def open_engines(
     effects: Sequence["HeadEffects"],
     options: EngineOptions,
 ) -> Opened:
-    """Load what has to be loaded, and check that it fits together."""
+    """Load the models and tasks that are not loaded yet, and make an engine for each model.
+
+    Raises:
+        ValueError: no tasks, or two of one name; models of different shapes; effects of another model or task.
+    """
     models = [_bridge(one) for one in (model, compare) if one is not None]
     identities = [model_identity(one) for one in models]
     shapes = [{name: getattr(identity, name) for name in _SHAPE} for identity in identities]
@@ -118,9 +127,10 @@ def open_engines(
             f"{shapes[0]}: heads are compared one by one; compare two checkpoints of one architecture."
         )
     named = _named(tasks, built_in=identities[0].name == "pocket")
+    # each engine gets the effects that were measured on its own model
     known = [[each for each in effects if not each.model.differs(own)] for own in identities]
     strangers = [each for each in effects if all(each.model.differs(own) for own in identities)]
-    known[0] += strangers  # which the engine refuses, and says why
+    known[0] += strangers  # the first engine refuses them, and its error says why
     return Opened(tuple(Engine(one, named, options, given) for one, given in zip(models, known, strict=True)))
 
 
@@ -137,6 +147,7 @@ def _bridge(model: TransformerBridge | str | Path) -> TransformerBridge:
 
 
 def _named(tasks: Task | str | Path | Sequence[Task | str | Path] | None, *, built_in: bool) -> Mapping[str, Task]:
+    """The tasks by their names, loaded where need be; the default ones where none are given."""
     if tasks is None:
         tasks = list_tasks(in_training=True) if built_in else list_tasks()
     listed = as_items("tasks", tasks, (Task, str, Path))

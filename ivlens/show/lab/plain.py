@@ -1,4 +1,4 @@
-"""What a session shows, in values that JSON can hold."""
+"""All that a session shows, as values that JSON can hold."""
 
 import math
 import tempfile
@@ -17,20 +17,21 @@ from ivlens.steering.summary import Setting
 from ivlens.tasks.task import Task
 from ivlens.vectors.vector import InstructionVector
 
-N_INPUTS = 60
+N_INPUTS = 60  # inputs of a task that the page offers to choose from
 
 
 def ability_facts(engine: Engine, state: LabState) -> dict[str, str]:
-    """Whether the model can do the state's task as it is asked, in words, and what to do where it cannot."""
+    """The model's clean and bare accuracy on the state's task as a text, and a warning if it cannot do the task."""
     found, about = engine.ability(state), engine.facts()
     warning = found.warning(state.task, engine.identity.name) if found else ""
     return {"name": about["name"], "text": str(found) if found else "", "warning": warning}
 
 
 def effects_map(engine: Engine, state: LabState) -> Mapping[str, Any]:
-    """The effects of all heads, with their intervals and the kind of these; null where a head was not measured."""
+    """The effects of all heads with their intervals and the kind of interval; None for a head that was not measured."""
     effects = engine.effects(state)
     shown = effects.interval(simultaneous=True)
+    # JSON has no NaN, so that a missing value becomes None
     named = {"aie": effects.aie, "low": shown.low, "high": shown.high}
     values = {
         name: [[round(x, 5) if math.isfinite(x) else None for x in row] for row in part.tolist()]
@@ -48,7 +49,7 @@ def effects_map(engine: Engine, state: LabState) -> Mapping[str, Any]:
 
 
 def vector_facts(vector: InstructionVector | None, engine: Engine) -> dict[str, Any] | None:
-    """What the page says about a vector."""
+    """What the page shows about a vector: task, norm, number of heads, and the tokens that it decodes to."""
     if vector is None:
         return None
     heads: Sequence[Head] = vector.heads
@@ -56,21 +57,21 @@ def vector_facts(vector: InstructionVector | None, engine: Engine) -> dict[str, 
 
 
 def column(name: str, one: Completion, answers: Sequence[str]) -> dict[str, Any]:
-    """One completion, and whether it is right."""
+    """One completion under its name, with the likeliest first tokens, and whether it is right."""
     return {"name": name, "text": one.text, "done": one.done, "top": one.top, "right": begins_right(one.text, answers)}
 
 
 def inputs_of(task: Task, seed: int) -> list[str]:
-    """Inputs of a task to choose from: those of *test*."""
+    """The inputs that the page offers: those of *test*, or of a task without test inputs the first ones."""
     try:
         shown = task.split("test", seed)
-    except ValueError:  # a small task has none
+    except ValueError:  # a small task has no test inputs
         shown = task.examples
     return [example.input for example in shown[:N_INPUTS]]
 
 
 def task_facts(task: Task, seed: int) -> dict[str, Any]:
-    """What the page lets choose from."""
+    """The inputs and instructions that the page offers for a task."""
     instructions = () if task.fused else (*task.instructions, *task.held_out_instructions)
     return {"name": task.name, "inputs": inputs_of(task, seed), "instructions": list(instructions)}
 
@@ -78,7 +79,7 @@ def task_facts(task: Task, seed: int) -> dict[str, Any]:
 def results(
     engines: Sequence[Engine], state: LabState, vectors: Sequence[InstructionVector | None], prompt: str
 ) -> Iterator[dict[str, Any]]:
-    """The completions of each model as far as they have come, after every token."""
+    """The completions of all models as far as they have come, yielded after every token."""
     assert state.layer is not None and state.alpha is not None and state.site is not None
     setting, answers = Setting(state.layer, state.alpha, state.site), engines[0].answers(state)
     pairs = list(zip(engines, vectors, strict=True))
@@ -88,6 +89,7 @@ def results(
     ]
     streams = [engine.stream(state, prompt, vector, setting) for engine, vector in pairs]
     latest: list[dict[str, Completion]] = [{} for _ in streams]
+    # models may take different numbers of tokens; the one that has ended keeps its last completions
     for shown in zip_longest(*streams):
         latest = [new or old for new, old in zip(shown, latest, strict=True)]
         models = [
@@ -99,7 +101,7 @@ def results(
 
 @contextmanager
 def as_file(content: bytes) -> Iterator[Path]:
-    """A file with this content, as long as it is needed."""
+    """The path of a temporary file with this content, which is removed after the body."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "vector.safetensors"
         path.write_bytes(content)
@@ -107,5 +109,5 @@ def as_file(content: bytes) -> Iterator[Path]:
 
 
 def sentence(error: Exception) -> str:
-    """An error in one line."""
+    """The text of an error in one line."""
     return one_line(error, 1000)

@@ -1,4 +1,4 @@
-"""What is being done for which page of a lab, and whose turn it is: one for all pages that share a model."""
+"""For pages that share a model: what is being done for each of them (`Running`), and whose work is next (`Turns`)."""
 
 import threading
 import time
@@ -9,11 +9,11 @@ from typing import Any
 from ivlens.show.lab.worker import Unwanted
 
 Listener = Callable[[list[dict[str, Any]]], None]
-_LOOK = 0.1  # seconds between two looks at whether someone who waits is still wanted
+_LOOK = 0.1  # seconds; how often waiting work checks whether it is still wanted
 
 
 class Running:
-    """The work of all pages, by number. Every page hears of every change."""
+    """What is being done for which page, by the page's number. Every page is told of every change."""
 
     def __init__(self) -> None:
         self._guard, self._count = threading.Lock(), 0
@@ -21,31 +21,32 @@ class Running:
         self._at_work: dict[int, tuple[str, float]] = {}
 
     def join(self, listener: Listener) -> int:
-        """The number of a new page."""
+        """Register a new page, whose `listener` is called at every change, and return its number."""
         with self._guard:
             self._count += 1
             self._listeners[self._count] = listener
             return self._count
 
     def leave(self, page: int) -> None:
-        """A page is gone, and its work ends."""
+        """Remove a page that was closed, and its work."""
         self.say(page, "")
         with self._guard:
             self._listeners.pop(page, None)
 
     def say(self, page: int, what: str) -> None:
-        """What is done for a page now; an empty text: nothing, as for one that is gone."""
+        """Record what is being done for a page now, and tell all pages; an empty text: nothing is being done."""
         with self._guard:
             if what and page in self._listeners:
                 self._at_work[page] = what, time.monotonic()
             elif self._at_work.pop(page, None) is None:
                 return
+            # called outside the lock, since a listener may call this object again
             listeners = list(self._listeners.values())
         for listener in listeners:
             listener(self.facts())
 
     def facts(self) -> list[dict[str, Any]]:
-        """What is being done for whom, and for how long, in plain values."""
+        """What is being done for which page, and for how many seconds, as values that JSON can hold."""
         with self._guard:
             at_work, now = dict(self._at_work), time.monotonic()
         return [
@@ -54,7 +55,7 @@ class Running:
 
 
 class Turns:
-    """One after the other, in the order in which they came."""
+    """A queue: of several threads only one runs its body at a time, in the order in which they came."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -62,14 +63,14 @@ class Turns:
 
     @contextmanager
     def taken(self, unwanted: Callable[[], bool], waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-        """The body runs when it is its turn.
+        """Run the body once all earlier callers are done.
 
         Args:
-            unwanted: Asked while it waits.
-            waiting: Called once, if it has to.
+            unwanted: Asked while waiting; once it returns True, waiting ends.
+            waiting: Called once, if there is anything to wait for.
 
         Raises:
-            Unwanted: nobody waits for it any more.
+            Unwanted: `unwanted` returned True.
         """
         ticket = object()
         with self._changed:

@@ -1,4 +1,4 @@
-"""The lab as a local page: on this machine only, and only for whoever has its address with the token."""
+"""Serve the lab as a page on this machine only, and only to someone who has the address with the token."""
 
 import html
 import signal
@@ -23,9 +23,10 @@ from ivlens.show.lab.state import LabState
 from ivlens.show.lab.view import Lab
 
 TITLE = "ivlens lab"
-MOST_SECONDS = 20.0  # that work may take to stop when the server ends
-_LARGEST_MESSAGE = MAX_FILE * 4 // 3 + 2**20  # a file is sent in base64, which is a third longer
-_OPENS = (
+MOST_SECONDS = 20.0  # how long work may take to stop when the server ends
+_LARGEST_MESSAGE = MAX_FILE * 4 // 3 + 2**20  # bytes; base64 makes a file a third longer
+# a page that leads on to the lab's address at once
+_FORWARD = (
     '<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="0;url={0}"><title>ivlens lab</title>\n'
     '<a href="{0}">ivlens lab</a>\n'
 )
@@ -33,7 +34,14 @@ _OPENS = (
 
 @dataclass(frozen=True)
 class LabServer:
-    """A server that listens; `run` serves until `stop` is called from another thread, or until Ctrl-C."""
+    """A listening server of the lab. `run` serves until `stop` is called from another thread, or until Ctrl-C.
+
+    Attributes:
+        url: the address that opens the lab, with the token.
+        port: the port it listens on.
+        server: the server of panel.
+        pages: the labs of all open pages.
+    """
 
     url: str
     port: int
@@ -41,13 +49,17 @@ class LabServer:
     pages: list[Lab] = field(default_factory=list)
 
     def run(self) -> bool:
-        """Serve; at the end, whether all work has stopped (a thread that computes cannot be ended from outside)."""
+        """Serve until the end; return whether all work has stopped then.
+
+        Work may be left over, since a thread that computes cannot be ended from outside.
+        """
         self.server.start()
         try:
             self.server.io_loop.start()
         finally:
             if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGINT, signal.default_int_handler)  # the server's own needs its loop
+                # the server's own handler needs its loop, which has ended
+                signal.signal(signal.SIGINT, signal.default_int_handler)
             self.server.stop()
             until = time.monotonic() + MOST_SECONDS
             for page in self.pages:
@@ -55,34 +67,37 @@ class LabServer:
         return all([page.wait(max(0.0, until - time.monotonic())) for page in list(self.pages)])
 
     def stop(self) -> None:
-        """End `run`."""
+        """End `run`; may be called from any thread."""
         loop = self.server.io_loop
         loop.add_callback(loop.stop)
 
     @contextmanager
     def shown(self) -> Iterator[None]:
-        """Open the page in the user's browser, without telling its address to whoever lists this machine's processes.
+        """Open the page in the user's browser.
 
-        The browser is given a file that only this user can read, and that leads on to the address.
+        The browser is given a file that only this user can read and that leads on to the address. The address itself,
+        with its token, would be visible to all users of this machine in the list of processes.
         """
         with TemporaryDirectory(prefix="open-", dir=ready_cache("lab"), ignore_cleanup_errors=True) as folder:
             file = Path(folder) / "lab.html"
             file.touch(mode=0o600)
-            file.write_text(_OPENS.format(html.escape(self.url)), encoding="utf-8")
-            # in a thread that nothing waits for: a browser in the terminal would keep the server from serving
+            file.write_text(_FORWARD.format(html.escape(self.url)), encoding="utf-8")
+            # in a thread of its own: a browser that runs in the terminal would keep the server from serving
             threading.Thread(target=webbrowser.open, args=(file.as_uri(),), daemon=True).start()
             yield
 
 
 def open_server(engines: tuple[Engine, ...], state: LabState, *, port: int = 0, door: Door | None = None) -> LabServer:
-    """Listen on 127.0.0.1, every page with a session of its own, all of them with the same engines.
+    """Listen on 127.0.0.1. Every page has a session of its own; all pages share the engines.
 
-    A request needs the token, in its address or in the cookie that the first page sets; others get 403, whatever they
-    ask for, and so does what another page's scripts, frames or names of this machine bring.
+    A request needs the token, in its address or in the cookie that the first page sets. Every other request gets status
+    403, and so do requests that come from scripts or frames of other pages, or under another name of this machine.
 
     Args:
-        port: 0: any that is free.
-        door: None: drawn.
+        engines: one for each model.
+        state: what every new page begins with.
+        port: the port to listen on; 0: any that is free.
+        door: the token and the path of the lab; None: drawn at random.
 
     Raises:
         OSError: the port is taken, or not allowed.
@@ -94,18 +109,19 @@ def open_server(engines: tuple[Engine, ...], state: LabState, *, port: int = 0, 
 
     def page() -> Lab:
         lab = Lab(engines, state, page=True)
+        # pages whose work is over are forgotten; a closed page that still computes is waited for at the end
         pages[:] = [*(one for one in pages if not one.session.is_over), lab]
         pn.state.on_session_destroyed(lambda context: lab.session.close())
         return lab
 
-    with _said_of(port):
+    with _port_error(port):
         server = get_server(
             {"/": page}, port=port, address=HOSTS[0], title=TITLE, location=False, keep_alive_milliseconds=20_000,
             prefix=door.place, websocket_max_message_size=_LARGEST_MESSAGE, http_server_kwargs=dict(LIMITS),
-            # a page that is gone must not keep others waiting; one that takes longer to load gets a new session
+            # sessions of closed pages end soon, so that their work keeps nobody waiting; a slow page gets a new one
             unused_session_lifetime_milliseconds=4_000, check_unused_sessions_milliseconds=1_000,
         )  # fmt: skip
-    # the server knows its port only now; nothing is served before `run`
+    # only now the port is known, where any free one was asked for; nothing is served before `run`
     assert server.port is not None
     port = server.port
     origins = server._tornado.websocket_origins
@@ -116,8 +132,8 @@ def open_server(engines: tuple[Engine, ...], state: LabState, *, port: int = 0, 
 
 
 @contextmanager
-def _said_of(port: int) -> Iterator[None]:
-    """What the system says about the port, with the remedy."""
+def _port_error(port: int) -> Iterator[None]:
+    """Turn a system error of the body into one that names the port and the remedy."""
     try:
         yield
     except OSError as error:

@@ -1,10 +1,11 @@
-"""One page's state and work, without any page: events come in, plain values to be shown go out."""
+"""The state and the work behind one page, without the page itself: events come in, values to be shown go out."""
 
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +18,23 @@ from ivlens.show.lab.worker import Cancelled, Worker
 from ivlens.vectors.vector import InstructionVector, base_task
 
 Show = Callable[[str, Any], None]
-_FRESH: Mapping[str, Any] = {
-    "heads": None, "layer": None, "alpha": None, "site": None, "instruction": "", "source": "heads"
-}  # fmt: skip
-MAX_FILE = 16_000_000
+_FRESH: Mapping[str, Any] = dict.fromkeys(("heads", "layer", "alpha", "site")) | {"instruction": "", "source": "heads"}
+MAX_FILE = 16_000_000  # bytes of a vector's file
 
 
 class Session:
-    """What one page shows of one model, or of two that are compared; several sessions may share their engines.
+    """The lab for one page, with one model or two that are compared; several sessions may share their engines.
 
-    `show(channel, value)` is called from any thread, with values that JSON can hold: `state`, `ability`, `task` (with
-    the `maps` of effects), `result` (completions, after every token), `code`, `status`, and `running` (what is being
-    done for which page).
+    `show(channel, value)` is called from any thread, with values that JSON can hold. The channels are `state`,
+    `ability`, `task` (with the `maps` of effects), `result` (completions, after every token), `code`, `status`, and
+    `running` (what is being done for which page).
     """
 
     def __init__(self, engines: Sequence[Engine], state: LabState, show: Show) -> None:
         self.engines, self._show = tuple(engines), show
         about = self.engines[0].identity
         self.limits = Limits(tuple(self.engines[0].tasks), about.n_layers, about.n_heads)
-        self._guard = threading.RLock()
+        self._guard = threading.RLock()  # methods that hold it call one another
         self._worker = Worker(lambda error: self._say(error=sentence(error)))
         self._running = self.engines[0].running
         self.number = self._running.join(self._hear)
@@ -45,15 +44,15 @@ class Session:
         self.state = self._with_text(self.limits.changed(state, vars(state)))
 
     def refresh(self) -> None:
-        """Show everything anew."""
+        """Show everything again, measuring and completing what the present state needs."""
         with self._guard:
             state, began = self.state, time.perf_counter()
-            self._say(busy="Writing …")  # before the state, which says that an event was heard
+            self._say(busy="Writing …")  # before the state, by which the page knows that its event arrived
             self._show("state", self._shown_state())
             self._worker.submit(lambda cancelled: self._work(state, cancelled, began))
 
     def change(self, **values: Any) -> None:
-        """Set some of the state's values; what they make is shown soon after.
+        """Set some of the state's values; what follows from them is shown as soon as it is computed.
 
         Raises:
             ValueError: a value that is not allowed; the state stays as it was.
@@ -68,41 +67,42 @@ class Session:
             if after.source == "file" and self._loaded is None:
                 raise ValueError("source is 'file', but no vector was loaded; load one first.")
             if "k" in values and "heads" not in values:
-                after = replace(after, heads=None)  # so many strongest, whatever was chosen by hand
+                after = replace(after, heads=None)  # the `k` strongest heads, whatever was chosen by hand before
             if after.heads != before.heads or after.k != before.k:
                 after = replace(after, source="heads")
             self.state = after
             self.refresh()
 
     def _fresh(self, state: LabState) -> dict[str, Any]:
-        """What another task begins with: its own heads and setting, and no instruction that asks for the old one."""
+        """The values that a newly chosen task begins with: its own heads and setting, and not the old instruction."""
         given = self.engines[0].given.get(state.task)
         recipe = {} if given is None else values_of(given.recipe, self.engines[0].tasks[state.task])
         told = {"told": state.told if isinstance(state.told, str) else "task"}
         return {**_FRESH, **told, **recipe}
 
     def toggle(self, head: Any) -> None:
-        """Take a head into the vector, or out of it; without effect as long as effects are being measured."""
+        """Take a head into the vector, or out of it; nothing happens as long as the effects are not measured."""
         with self._guard:
             if self.engines[0].knows(self.state):
                 self.change(heads=self.limits.toggled(self.engines[0].heads(self.state), head))
 
     def search(self) -> None:
-        """Layer, strength and site that are best on *select* for the vector that is shown."""
+        """Go to the layer, strength and site at which the vector works best on *select* prompts."""
         self.change(layer=None, alpha=None, site=None)
 
     def vectors(self, state: LabState | None = None) -> list[InstructionVector | None]:
-        """The vector that each model gets; None: no head is chosen."""
+        """The vector that is added to each model; None where no head is chosen."""
         state = state or self.state
         if state.source == "file":
             return [self._loaded] * len(self.engines)
         if len(self.engines) == 1 or state.donor == "first":
             return [self.engines[0].vector(state)] * len(self.engines)
+        # the same heads in both models, each with its own mean outputs
         named = replace(state, heads=self.engines[0].heads(state))
         return [engine.vector(named) for engine in self.engines]
 
     def resolved(self, state: LabState | None = None) -> LabState:
-        """The state with its heads, layer, strength and site filled in."""
+        """The state with its heads, layer, strength and site filled in, searched for where it has none."""
         state = state or self.state
         heads = self.engines[0].heads(state)
         if None in (state.layer, state.alpha, state.site):
@@ -112,14 +112,14 @@ class Session:
         return replace(state, heads=heads)
 
     def code(self) -> str:
-        """The Python that gives what is shown."""
+        """A Python script that prints the completions that are shown."""
         return self._code(self.resolved())
 
     def load(self, path: str | Path, name: str = "") -> None:
         """Use a saved vector, of these weights or others of the same shape, and make prompts by its recipe.
 
         Raises:
-            FileNotFoundError, ValueError: no such file, or no vector for this shape of model.
+            FileNotFoundError, ValueError: no such file, or the file holds no vector for a model of this shape.
         """
         loaded = InstructionVector.load(path, self.engines[0].model, allow_other_weights=True)
         with self._guard:
@@ -134,17 +134,17 @@ class Session:
                 raise
 
     def load_bytes(self, name: str, content: bytes) -> None:
-        """As `load`, for a file that a browser sent."""
+        """Use a saved vector whose file was sent by a browser, as `load` does."""
         if len(content) > MAX_FILE:
             raise ValueError(f"{name} has {len(content)} bytes, expected a vector of at most {MAX_FILE}.")
         with as_file(content) as path:
             try:
                 self.load(path, name)
             except ValueError as error:
-                raise ValueError(str(error).replace(str(path), name)) from None
+                raise ValueError(str(error).replace(str(path), name)) from None  # the user knows the file by its name
 
     def saved(self) -> tuple[str, bytes]:
-        """A file name and the bytes of the first model's vector.
+        """The name and the bytes of a file that holds the first model's vector.
 
         Raises:
             ValueError: no head is chosen, or the heads are not yet measured.
@@ -160,28 +160,28 @@ class Session:
             return f"{plain}.safetensors", path.read_bytes()
 
     def wait(self, timeout: float | int = 60) -> bool:
-        """Whether everything that was asked for is shown, at most `timeout` seconds from now."""
+        """Wait for at most `timeout` seconds; return whether everything that was asked for is shown."""
         return self._worker.wait(timeout)
 
     @property
     def is_over(self) -> bool:
-        """Whether it is closed, and nothing runs any longer."""
+        """Whether this session is closed and none of its work runs any longer."""
         return self._is_closed and self._worker.wait(0)
 
     def close(self) -> None:
-        """Stop working; for a page that is gone."""
+        """Stop all work, because the page is closed."""
         self._is_closed = True
         self._worker.close()
         self._running.leave(self.number)
 
     def say_error(self, error: Exception) -> None:
-        """Show what was wrong with an event, and the state as it still is."""
+        """Show an error that an event caused, and the state, which the event did not change."""
         self._show("state", self._shown_state())
         self._say(error=sentence(error))
 
     def _work(self, state: LabState, cancelled: Cancelled, began: float) -> None:
         def unneeded() -> bool:
-            # a newer request that needs the same effects waits for these
+            # a newer request that needs the same effects waits for them, so measuring goes on
             return cancelled() and (self._is_closed or not self._needs_the_same(state))
 
         try:
@@ -195,16 +195,15 @@ class Session:
 
     @contextmanager
     def _stopping(self, unwanted: Cancelled) -> Iterator[None]:
+        """End forward passes of all engines during the body once `unwanted()` is True."""
         with ExitStack() as stack:
             for engine in self.engines:
                 stack.enter_context(engine.stopping(unwanted))
             yield
 
     def _measure(self, state: LabState, unneeded: Cancelled) -> None:
-        def waiting() -> None:
-            self._do(f"Waiting to measure {state.task} …")
-
-        shown = []
+        """Measure what the state needs: first the ability, which takes little time and may bring a warning."""
+        waiting, shown = partial(self._do, f"Waiting to measure {state.task} …"), []
         for engine in self.engines:
             if not engine.knows(state):
                 self._do(f"Asking whether the model can do {state.task} …")
@@ -217,13 +216,14 @@ class Session:
             engine.effects(state, unneeded, waiting)
 
     def _complete(self, state: LabState, cancelled: Cancelled, began: float) -> None:
+        """Show the effects, find the setting, and write the completions; `began`: when the event came."""
         about = task_facts(self.engines[0].tasks[state.task], self._seed(state))
         self._show("task", {**about, "maps": [effects_map(engine, state) for engine in self.engines]})
         if None in (state.layer, state.alpha, state.site):
             self._do("Looking for layer and strength on inputs that are not judged …")
         resolved = self.resolved(state)
         with self._guard:
-            if cancelled():
+            if cancelled():  # a newer change may have set layer, strength or site
                 return
             found = {name: getattr(resolved, name) for name in ("layer", "alpha", "site")}
             self.state = replace(self.state, **found)
@@ -238,43 +238,43 @@ class Session:
         self._show("running", {"page": self.number, "at_work": at_work})
 
     def _needs_the_same(self, state: LabState) -> bool:
-        needs = self.engines[0].needs
-        return needs(self.state) == needs(state)
+        return self.engines[0].needs(self.state) == self.engines[0].needs(state)
 
     def _stream(self, state: LabState, cancelled: Cancelled, began: float) -> float:
+        """Show the completions token by token; return the seconds from `began` to the first tokens."""
         prompt, first = self.engines[0].prompt(state, self._seed(state)), 0.0
         for shown in results(self.engines, state, self.vectors(state), prompt):
             if cancelled():
                 break
-            first = first or time.perf_counter() - began
+            first = first or time.perf_counter() - began  # only the first tokens set it
             self._show("result", shown)
         return first
 
     def _with_text(self, state: LabState) -> LabState:
-        """An input of the task where the present one is none: from *test*, which chose neither heads nor settings."""
+        """The state with an input of its task: its own text, or one of *test*, which chose no heads or settings."""
         task = self.engines[0].tasks[state.task]
         if state.text and task.find(state.text) is not None:
             return state
         return replace(state, text=inputs_of(task, self._seed(state))[0])
 
     def _seed(self, state: LabState) -> int:
-        """Of the splits and demonstrations that made the vector."""
+        """The seed of the splits and demonstrations with which the vector was made."""
         loaded = self._loaded.recipe if self._loaded is not None and state.source == "file" else None
         return (loaded or self.engines[0].recipe(state)).seed
 
     def _shown_state(self) -> dict[str, Any]:
-        state = self.state
-        known = self.engines[0].knows(state)
+        """The state as the page gets it: with the list of heads, the template's name and the vector's file."""
+        state, known = self.state, self.engines[0].knows(self.state)
         heads = [list(head) for head in (self.engines[0].heads(state) if known else state.heads or ())]
         template = self._template_name(state.template)
         return {**vars(state), "heads": heads, "template": template, "file": self._file}
 
     def _template_name(self, template: str | PromptTemplate) -> str:
-        """What the page calls a template, and sends for it."""
+        """The name by which the page shows a template and chooses it; templates of one name get numbers."""
         if isinstance(template, str):
             return template
         name, number = template.name, 1
-        while name in self.limits.templates or self._own_templates.get(name, template) != template:
+        while name in self.limits.templates or self._own_templates.get(name, template) != template:  # name is taken
             number += 1
             name = f"{template.name} {number}"
         self._own_templates[name] = template
@@ -295,6 +295,6 @@ class Session:
         self._show("status", {"busy": busy, "done": done, "error": error})
 
     def _do(self, what: str) -> None:
-        """Say what begins now, here and on the other pages of this lab."""
+        """Show what begins now, on this page and on all others of the lab."""
         self._say(busy=what)
         self._running.say(self.number, what)

@@ -1,4 +1,4 @@
-"""Everything the lab's controls hold, as one value that is checked whenever it changes."""
+"""The state of the lab's controls as one immutable value, and the checks of every change to it."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +11,8 @@ from ivlens.prompts.templates import TEMPLATES, PromptTemplate, find_template
 from ivlens.steering.edits import POSITIONS
 from ivlens.tasks.task import Task
 
-RAW = "raw"
+RAW = "raw"  # the template of a prompt that is the text itself
+# the words that the fields `told`, `donor` and `source` of `LabState` may have
 TOLD = ("task", "none")
 DONORS = ("own", "first")
 SOURCES = ("heads", "file")
@@ -25,28 +26,31 @@ Head = tuple[int, int]
 
 @dataclass(frozen=True)
 class LabState:
-    """What the lab shows; the same state gives the same texts.
+    """The values of all controls of the lab; the same state gives the same texts.
+
+    There are two kinds of prompts. The *measured* prompts are those on which effects are measured. The *shown* prompt
+    is the one that is completed.
 
     Attributes:
-        task: name of the task whose heads and vector are shown.
-        text: the input that is completed.
-        instruction: an instruction in the prompt that is shown; empty: none, where a vector has something to do.
-        template: how prompts are made, those that are measured and the one that is shown, which with `raw` is the text
-            itself.
-        n_shots: demonstrations in both; None: none in the prompt that is shown, and in those that are measured as many
-            as tell the task, which is none beside an instruction.
-        bare: leave instruction and demonstrations out of the prompt that is shown.
-        told: what instruction measured prompts carry: `task` (one of the task's own), `none`, or these texts.
-        heads: the heads of the vector; None: the `k` strongest.
-        k: how many heads, where none are named.
-        layer, alpha, site: where and how strongly the vector is added; None: not yet chosen.
-        positions: `prompt` or `every`, as in `steer`.
-        random: whether a random vector of equal norm is shown beside, at the same layer, strength and site: a first
-            look, and no control, which would have a search of its own.
-        seed: which random vector.
-        max_new_tokens: length of the completions.
-        source: whether the vector is that of `heads` or one loaded from a `file`.
-        donor: where two models are compared: each with its `own` vector, or both with that of the `first`.
+        task: the name of the task whose heads and vector are shown.
+        text: the input in the shown prompt.
+        instruction: the instruction in the shown prompt; empty: none, so that the vector has something to add.
+        template: the template of measured prompts and of the shown one. With `raw` the shown prompt is the text itself,
+            and measured prompts are made by `plain`.
+        n_shots: demonstrations in each measured prompt and in the shown one. None: no demonstrations in the shown
+            prompt, and the recipe's default in measured ones (5 without an instruction, 0 with one).
+        bare: whether to leave instruction and demonstrations out of the shown prompt.
+        told: the instruction in measured prompts: `task` (one of the task's own), `none`, or these texts.
+        heads: the heads of the vector; None: the `k` heads of largest effect.
+        k: how many heads the vector has if `heads` is None.
+        layer, alpha, site: the layer, strength and site at which the vector is added; None: to be searched for.
+        positions: the tokens at which it is added, `prompt` or `every`, as in `steer`.
+        random: whether the completion with a random vector of equal norm is shown too, at the same layer, strength and
+            site. This is a first look, not a control: a control would be searched for its own best setting.
+        seed: draws the random vector.
+        max_new_tokens: the length of the completions.
+        source: where the vector comes from: the `heads`, or a loaded `file`.
+        donor: where two models are compared, the vector that each gets: its `own`, or that of the `first`.
     """
 
     task: str
@@ -69,18 +73,20 @@ class LabState:
     donor: str = "own"
 
     def measured(self, seed: int) -> PromptRecipe:
-        """How the prompts are made on which the task's heads are measured."""
+        """The recipe of the prompts on which the effects of the task's heads are measured."""
         told = {"task": TASK, "none": None}[self.told] if isinstance(self.told, str) else self.told
         return PromptRecipe("plain" if self.template == RAW else self.template, told, self.n_shots, seed)
 
     def shown(self, task: Task, seed: int) -> PromptRecipe:
-        """How the prompt is made that is completed; not for `raw`."""
+        """The recipe of the prompt that is completed; not to be used with the template `raw`."""
         told = None if self.bare or task.fused else self.instruction.strip() or None
         return PromptRecipe(self.template, told, 0 if self.bare else self.n_shots or 0, seed)
 
 
 def with_template(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of a state that a user, not a page, gave: a template's file is read.
+    """The values with the template read, if it is the name of a JSON file.
+
+    This is for values that a user gives; a page may not name files.
 
     Raises:
         ValueError, FileNotFoundError: as `find_template`.
@@ -92,22 +98,27 @@ def with_template(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def values_of(recipe: PromptRecipe, task: Task, *, own: bool = True) -> dict[str, Any]:
-    """The state's values that make prompts by `recipe`; `own`: its instruction, too, is meant for this task."""
+    """The values of a state that makes its prompts by `recipe`.
+
+    Args:
+        own: whether the recipe was made for this task, so that its instruction is used as well.
+    """
     recipe = recipe if own else recipe.for_other_tasks()
     told: Any = recipe.instruction
     texts = (told,) if isinstance(told, str) else told if isinstance(told, tuple) else ()
+    # None leaves a recipe's default open, which here gives no demonstrations either
     default = recipe.n_shots == replace(recipe, n_shots=None).shots(task) == 0
     values = {"template": recipe.template, "n_shots": None if default else recipe.n_shots}
     if not own:
         return values
     values["told"] = texts or ("none" if told is None else "task")
-    # which of a task's own instructions a prompt had is drawn: the field stays as it is
+    # TASK draws one of the task's instructions for each prompt, so no single text can be shown in the field
     return values if told is TASK else {**values, "instruction": texts[0] if texts else ""}
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What values a model and its tasks allow."""
+    """The values that a state may have, for one model and its tasks."""
 
     tasks: Sequence[str]
     n_layers: int
@@ -115,7 +126,7 @@ class Limits:
     templates: Sequence[str] = (*TEMPLATES, RAW)
 
     def changed(self, state: LabState, values: Mapping[str, Any]) -> LabState:
-        """`state` with some values replaced, all of them checked: they may come from a browser.
+        """The state with some values replaced; each is checked, since it may come from a browser.
 
         Raises:
             ValueError: an unknown name, or a value that is not allowed.
@@ -128,7 +139,7 @@ class Limits:
         return replace(state, **{name: checks[name](name, value) for name, value in values.items()})
 
     def toggled(self, heads: Sequence[Head], head: Any) -> tuple[Head, ...]:
-        """`heads` without `head`, or with it at the end.
+        """The heads without `head` if it is among them, otherwise with `head` at the end.
 
         Raises:
             ValueError: the model has no such head.
@@ -137,6 +148,7 @@ class Limits:
         return tuple(other for other in heads if other != one) if one in heads else (*heads, one)
 
     def _checks(self) -> dict[str, Callable[[str, Any], Any]]:
+        """The check of every value: a function of its name and the value, which returns the value or refuses it."""
         count = self.n_layers * self.n_heads
         return {
             "task": _one_of(self.tasks),
@@ -160,10 +172,11 @@ class Limits:
         }
 
     def _template(self, name: str, value: Any) -> str | PromptTemplate:
-        # a name or an object, never a file, which a page could name
+        # a known name or an object, never a path: a page could name any file of this machine
         return value if isinstance(value, PromptTemplate) else _one_of(self.templates)(name, value)
 
     def _heads(self, name: str, value: Any) -> tuple[Head, ...]:
+        """The heads in a list of pairs, each of them once and within the model's shape."""
         if not isinstance(value, Sequence) or isinstance(value, str):
             _refuse(name, value, "a list of (layer, head) pairs")
         layer_of, head_of = _whole(0, self.n_layers - 1), _whole(0, self.n_heads - 1)
@@ -176,6 +189,7 @@ class Limits:
 
 
 def _refuse(name: str, value: Any, expected: str) -> NoReturn:
+    """Raise the error that a value is not allowed."""
     raise ValueError(f"{name} is {value!r:.60}, expected {expected}.")
 
 
@@ -192,7 +206,7 @@ def _or_none(check: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
 
 def _whole(low: int, high: int) -> Callable[[str, Any], int]:
     def check(name: str, value: Any) -> int:
-        # a browser knows one kind of number: 3.0 may arrive for 3
+        # JavaScript has one kind of number, so that 3.0 may arrive for 3
         number = not isinstance(value, bool) and isinstance(value, int | float)
         if not (number and low <= value <= high and value == math.floor(value)):
             _refuse(name, value, f"a whole number from {low} to {high}")

@@ -1,4 +1,4 @@
-"""Several completions of one prompt at once, each with its own vector, token by token."""
+"""Complete one prompt several times in the same passes, each time with another vector, token by token."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -25,9 +25,9 @@ class Completion:
     """One completion as far as it has come.
 
     Attributes:
-        text: what was written so far.
+        text: the text written so far.
         top: the likeliest first tokens with their probabilities, largest first.
-        done: whether it has ended.
+        done: whether the completion has ended.
     """
 
     text: str
@@ -37,7 +37,13 @@ class Completion:
 
 @dataclass(frozen=True)
 class Addition:
-    """One row of a stream for each of `deltas`: the vector that is added to it, zeros for none."""
+    """The vectors that are added while a prompt is completed, and where.
+
+    Attributes:
+        deltas: the vector that is added in each row; zeros for a row without a vector.
+        layer, site: where the vectors are added, as in `steer`.
+        positions: the tokens at which they are added, as in `steer`.
+    """
 
     deltas: Float[Tensor, "rows d_model"]
     layer: int
@@ -45,21 +51,25 @@ class Addition:
     positions: Positions = "prompt"
 
 
-MAX_TOKENS = 4_096  # of a prompt
-PORTION = 128  # tokens of a long prompt that are read at once
+MAX_TOKENS = 4_096  # tokens in a prompt
+PORTION = 128  # tokens of a long prompt that are read in one pass
 
 
 def stream_completions(
     model: TransformerBridge, prompt: str, what: Addition, *, max_new_tokens: int = 12, n_top: int = 10
 ) -> Iterator[tuple[Completion, ...]]:
-    """Complete `prompt` greedily once for every row of `what.deltas`, all rows in the same passes.
+    """Complete `prompt` greedily, once for every row of `what.deltas`, all rows in the same passes.
 
-    The model's lock is held for one pass at a time and hooks are gone between passes, so that several streams of one
-    model may take turns, and one that is no longer wanted can be dropped after any of its tokens. A long prompt is
-    read in several passes, once for all rows: up to its last token they are the same.
+    The model's lock is held for one pass at a time, and no hooks are left between passes. So several streams of one
+    model can take turns, and a stream that is no longer wanted can be dropped after any token. A long prompt is read in
+    several passes, once for all rows, since vectors are not added before its last token.
+
+    Args:
+        what: the vectors, and where they are added.
+        n_top: how many of the likeliest first tokens are given with each completion.
 
     Yields:
-        All rows after every token; the last time with every `done`.
+        The completions of all rows after every token; in the last ones `done` is True everywhere.
 
     Raises:
         ValueError: an empty prompt, one of more than `MAX_TOKENS`, or one that fills the model's context; no such layer
@@ -79,6 +89,7 @@ def stream_completions(
         for row, token in enumerate(following.tolist()):
             if not shown[row].done and token != eos:
                 written[row].append(token)
+        # a row that has ended still takes part in the passes; what it would write is not kept
         over = step == length - 1
         shown = tuple(
             replace(one, text=_text(model, ids), done=one.done or over or token == eos)
@@ -91,6 +102,7 @@ def stream_completions(
 
 
 def _prompt_tokens(model: TransformerBridge, prompt: str) -> list[int]:
+    """The tokens of a prompt, if it is not empty and leaves room for a completion."""
     tokens = Encoder(check_model(model).tokenizer).ids(prompt)
     if not prompt.strip() or not tokens:
         raise ValueError("the prompt is empty, expected some text to complete; write an input.")
@@ -99,6 +111,7 @@ def _prompt_tokens(model: TransformerBridge, prompt: str) -> list[int]:
             f"the prompt has {len(tokens):,} tokens, expected at most {MAX_TOKENS:,} in the lab; shorten it, or "
             "complete it from Python."
         )
+    # 2, not 1: at least one new token has to fit behind the prompt
     check_length(model, torch.ones(1, len(tokens), dtype=torch.long), 2)
     return tokens
 
@@ -106,17 +119,17 @@ def _prompt_tokens(model: TransformerBridge, prompt: str) -> list[int]:
 def _begun(
     model: TransformerBridge, rows: Int[Tensor, "rows pos"], what: Addition
 ) -> tuple[Float[Tensor, "rows d_vocab"], Any]:
-    """Logits after the prompt, which is the same in all rows, and the cache."""
+    """The logits after the prompt, which is the same in all rows, and the cache of all rows."""
     length = rows.shape[1]
     cache = _read(model, rows[:1, :-1]) if length > PORTION else None
     if cache is None:
         return _forward(model, rows, None, length, what)
-    cache.batch_repeat_interleave(len(rows))
+    cache.batch_repeat_interleave(len(rows))  # from one row to all; the last token is read with the vectors
     return _forward(model, rows[:, -1:], cache, length, what, ends_here=True)
 
 
 def _read(model: TransformerBridge, tokens: Int[Tensor, "1 pos"]) -> Any:
-    """The cache of a text, read in portions between which others get their turn; None where the model has no such."""
+    """The cache of a text, read in portions so that other passes get a turn; None if the model has no such cache."""
     cache, n_seen = None, 0
     for part in tokens.split(PORTION, dim=1):
         n_seen += part.shape[1]
@@ -140,10 +153,11 @@ def _forward(
     *,
     ends_here: bool = False,
 ) -> tuple[Float[Tensor, "rows d_vocab"], Any]:
-    """Logits after the last token, and the cache, which the next call extends.
+    """The logits after the last token, and the cache, which the next call extends.
 
     Args:
-        ends_here: The one token of this pass is the prompt's last, though a cache precedes it.
+        n_seen: tokens of each row, cached ones included.
+        ends_here: whether the one token of this pass is the prompt's last. Behind a cache it would count as generated.
     """
     mask = torch.ones(len(tokens), n_seen, dtype=torch.long, device=tokens.device)
     past = {} if cache is None else {"past_key_values": cache}
@@ -166,6 +180,7 @@ def _forward(
 def _tops(
     model: TransformerBridge, logits: Float[Tensor, "rows d_vocab"], n_top: int
 ) -> list[tuple[tuple[str, float], ...]]:
+    """The likeliest tokens of each row as texts with their probabilities, largest first."""
     top = logits.float().softmax(-1).topk(min(n_top, logits.shape[-1]))
     return [
         tuple((token_text(model.tokenizer, token), value) for token, value in zip(tokens, values, strict=True))

@@ -1,4 +1,4 @@
-"""`Lab`: one session on a page, the same class in a notebook cell and in the browser."""
+"""`Lab`: a session shown on a page, in a notebook cell or in a browser."""
 
 import base64
 import json
@@ -21,19 +21,20 @@ if TYPE_CHECKING:
     from ivlens.vectors.vector import InstructionVector
 
 _PAGE = Path(__file__).parent / "page"
+# bounds on what a page may send: 2**53 is the largest whole number that JavaScript can count to
 _N_PAGES = 64
 _LONGEST_NAME, _MOST_EVENTS = 200, 2**53
 
 
 class LabView(JSComponent):
-    """The page itself. Every value is a JSON text: the browser's side and this one never guess at types."""
+    """The page itself. Every value is a JSON text, so that no types are converted between Python and the browser."""
 
-    facts = param.String(doc="What never changes: models, tasks, templates, colours.")
-    state = param.String(doc="The controls.")
-    ability = param.String(doc="Whether the model can do the task at all.")
+    facts = param.String(doc="Facts that never change: models, tasks, templates, colours.")
+    state = param.String(doc="The state of the controls.")
+    ability = param.String(doc="Clean and bare accuracy, which tell whether the model can do the task at all.")
     task = param.String(doc="Inputs and instructions of the task, effects of all heads.")
-    result = param.String(doc="Completions as far as they have come.")
-    code = param.String(doc="The Python that gives them.")
+    result = param.String(doc="The completions, as far as they have come.")
+    code = param.String(doc="The Python script that gives the completions.")
     status = param.String(doc="What is being done, or what went wrong.")
     running = param.String(doc="What is being done for which page.")
 
@@ -42,11 +43,11 @@ class LabView(JSComponent):
 
 
 class Lab(pn.viewable.Viewer):
-    """Heads, vector and completions, to be looked at and changed by hand or from Python.
+    """The lab: heads, vector and completions of a model, which can be changed on the page or from Python.
 
         >>> lab = ivlens.lab("pocket")
         >>> lab                                # the last line of a notebook cell shows it
-        >>> lab.set(task="synonym", alpha=2)   # as if by hand
+        >>> lab.set(task="synonym", alpha=2)   # the same as on the page
         >>> lab.iv, lab.texts                  # what is shown
 
     Showing it twice gives two views of the same lab.
@@ -71,12 +72,12 @@ class Lab(pn.viewable.Viewer):
 
     @property
     def state(self) -> LabState:
-        """What the controls hold."""
+        """The state of the controls."""
         return self.session.state
 
     @property
     def iv(self) -> "InstructionVector | None":
-        """The vector that is added (to the first model); None where no head is chosen."""
+        """The vector that is added to the (first) model; None where no head is chosen."""
         return self.session.vectors()[0]
 
     @property
@@ -86,47 +87,48 @@ class Lab(pn.viewable.Viewer):
 
     @property
     def texts(self) -> list[dict[str, str]]:
-        """The completions of each model, once they are complete: `plain`, `patched`, `random`."""
+        """The completions of each model by name (`plain`, `patched`, `random`); waits until they are complete."""
         self.wait()
         models = self._last.get("result", {"models": []})["models"]
         return [{column["name"]: column["text"] for column in model["columns"]} for model in models]
 
     def set(self, **values: Any) -> None:
-        """Change the state by its names: task, text, template, n_shots, instruction, heads, k, layer, alpha, site ...
+        """Change values of the state, such as `task`, `text`, `template`, `heads`, `layer` or `alpha`; see `LabState`.
 
         `template` may also be a JSON file or a `PromptTemplate`.
 
         Raises:
             ValueError: no such name, or a value that is not allowed.
-            FileNotFoundError: no such file of a template.
+            FileNotFoundError: the template's file does not exist.
         """
         self.session.change(**with_template(values))
 
     def load(self, path: str | Path) -> None:
-        """Use a saved vector instead of that of the heads, and make prompts by its recipe."""
+        """Use a saved vector instead of one made from heads, and make prompts by its recipe."""
         self.session.load(path)
 
     def code(self) -> str:
-        """The Python that gives what is shown."""
+        """A Python script that prints the completions that are shown."""
         return self.session.code()
 
     def wait(self, timeout: float | int = 60) -> bool:
-        """Whether all that was asked for is shown, at most `timeout` seconds from now."""
+        """Wait for at most `timeout` seconds; return whether everything that was asked for is shown."""
         return self.session.wait(timeout)
 
     def _show(self, channel: str, value: Any) -> None:
-        """Put a value on the page, from any thread; of several that follow quickly only the last may be seen."""
+        """Show a value on the page, from any thread; of several in quick succession only the last may be shown."""
         with self._showing:
             self._last[channel] = value
             self._waiting[channel] = None
             if self._document is None:
                 self._flush()
             elif not self._scheduled:
-                # a server's document belongs to the server's thread
+                # a page of the server may only be changed in the server's thread
                 self._scheduled = True
                 self._document.add_next_tick_callback(self._flush)
 
     def _flush(self) -> None:
+        """Send the waiting values to the page."""
         with self._showing:
             self._scheduled = False
             channels, self._waiting = list(self._waiting), {}
@@ -135,11 +137,11 @@ class Lab(pn.viewable.Viewer):
                 if channel == "state":
                     value = {**value, "seen": self._seen}
                 self._count += 1
-                # numbered, so that a value said twice is sent twice: the first time it may have missed the page
+                # numbered, since panel does not send a value that has not changed, and the page may have missed it
                 setattr(self._view, channel, json.dumps({"number": self._count, "value": value}))
 
     def _begin(self) -> None:
-        """A page is there: begin the work, or say everything again, as what was said meanwhile may have missed it."""
+        """Begin the work for a page that has opened, or show everything again, since it may have missed values."""
         if not self._begun:
             self._begun = True
             self.session.refresh()
@@ -148,16 +150,17 @@ class Lab(pn.viewable.Viewer):
             self._show(channel, self._last[channel])
 
     def _hear(self, message: Any) -> None:
-        """One event of a page; whatever is wrong with it is shown there."""
+        """Carry out one event of a page; an error is shown on the page."""
         try:
             event = json.loads(message)
             kind, page, seq = event["kind"], str(event["page"])[:_LONGEST_NAME], min(int(event["seq"]), _MOST_EVENTS)
         except (TypeError, ValueError, KeyError, OverflowError, RecursionError):
             self.session.say_error(ValueError(f"the page sent {message!r:.60}, expected an event; reload it."))
             return
-        if kind == "here":  # a page asks whether anyone is there
+        if kind == "here":  # the page asks whether the connection still works
             self._view._send_msg(json.dumps({"here": True}))
             return
+        # of each page only its last event, and of pages only the latest ones, are remembered
         with self._showing:
             self._seen = dict([*((k, v) for k, v in self._seen.items() if k != page), (page, seq)][-_N_PAGES:])
         try:
@@ -166,7 +169,7 @@ class Lab(pn.viewable.Viewer):
             self.session.say_error(error)
         with self._showing:
             if "state" in self._last:
-                self._show("state", self._last["state"])  # with the event's number, also where nothing changed
+                self._show("state", self._last["state"])  # with the event's number, so that the page knows it arrived
 
     def _do(self, kind: str, event: Mapping[str, Any]) -> None:
         if kind == "hello":
@@ -180,12 +183,13 @@ class Lab(pn.viewable.Viewer):
         elif kind == "load":
             self.session.load_bytes(str(event["name"])[:_LONGEST_NAME], base64.b64decode(event["content"]))
         elif kind == "save":
-            # in a thread of its own: it may have to wait for the model, and other pages are served meanwhile
+            # in a thread of its own: it may have to wait for the model, while other pages have to be served
             threading.Thread(target=self._save, name="ivlens-lab-save", daemon=True).start()
         else:
             raise ValueError(f"the page asked for {kind!r:.40}, expected an event it knows; reload it.")
 
     def _save(self) -> None:
+        """Send the vector to the browser as a file."""
         try:
             name, content = self.session.saved()
         except (ValueError, OSError) as error:
@@ -199,6 +203,7 @@ class Lab(pn.viewable.Viewer):
 
 
 def _facts(engines: Sequence[Engine], page: bool) -> dict[str, Any]:
+    """What the page has to know once: models, tasks, templates, colours and limits."""
     first = engines[0]
     limits = Limits(tuple(first.tasks), first.identity.n_layers, first.identity.n_heads)
     chat = getattr(first.model.tokenizer, "chat_template", None)

@@ -1,4 +1,4 @@
-"""Long work of one page, off the page's thread: only the newest request counts."""
+"""Run the long work of one page in a thread of its own; only the newest request counts."""
 
 import logging
 import threading
@@ -11,29 +11,32 @@ Job = Callable[[Cancelled], None]
 
 
 class Unwanted(BaseException):
-    """Nobody waits any longer for what was being done.
+    """Raised to end work whose result nobody waits for any longer.
 
-    No `Exception`: it must reach the worker through code that tries something on a model and goes on if that fails.
+    It is not an `Exception`, so that it passes through code that catches exceptions and goes on.
     """
 
 
 class Worker:
-    """Runs the newest job; one that is under way learns by `cancelled()` that it is no longer wanted.
+    """Runs the newest job; a running job learns from `cancelled()` that a newer one has come.
 
-    Jobs run one after the other in a thread that ends when nothing is left to do, so that what an old job shows can
-    never come after what a newer one shows. A job may end itself by raising `Unwanted`.
+    Jobs run one after the other, in one thread, so an old job can never show something after a newer one. The thread
+    ends when there is nothing left to do. A job may end itself by raising `Unwanted`.
+
+    Args:
+        on_error: called with the exception that a job raised, unless a newer job has come.
     """
 
     def __init__(self, on_error: Callable[[Exception], None]) -> None:
         self._on_error = on_error
         self._guard = threading.Condition()
-        self._waiting: Job | None = None
+        self._waiting: Job | None = None  # at most one: a newer job takes its place
         self._running = False
         self._closed = False
-        self._number = 0
+        self._number = 0  # of the newest job; closing counts as a newer one
 
     def submit(self, job: Job) -> None:
-        """Run `job` soon; what was asked for before is dropped or told to stop."""
+        """Run `job` as soon as possible; an earlier job is dropped if it waits, and told to stop if it runs."""
         with self._guard:
             if self._closed:
                 return
@@ -44,20 +47,22 @@ class Worker:
                 threading.Thread(target=self._work, name="ivlens-lab", daemon=True).start()
 
     def close(self) -> None:
-        """Stop what runs, take nothing more."""
+        """Tell the running job to stop, and take no more jobs."""
         with self._guard:
             self._closed = True
             self._number += 1
             self._waiting = None
 
     def wait(self, timeout: float | int | None = None) -> bool:
-        """Whether all work was done within `timeout` seconds."""
+        """Wait for at most `timeout` seconds; return whether all work is done."""
         with self._guard:
             return self._guard.wait_for(lambda: not self._running, timeout)
 
     def _next(self) -> tuple[Job, int] | None:
+        """The waiting job and its number; None if there is none, and then the thread ends."""
         with self._guard:
             if self._waiting is None:
+                # under the lock, so that `submit` cannot believe that this thread will take its job
                 self._running = False
                 self._guard.notify_all()
                 return None
@@ -65,13 +70,14 @@ class Worker:
             return job, self._number
 
     def _work(self) -> None:
+        """Run jobs until none waits. A job is cancelled once the number of the newest one is no longer its own."""
         while (taken := self._next()) is not None:
             job, number = taken
             try:
                 job(lambda number=number: self._number != number)
             except Unwanted:
                 pass
-            except Exception as error:  # whatever it is, the page must say so and live on
+            except Exception as error:  # whatever it is, the page must show it and stay usable
                 logger.debug("the lab's work failed", exc_info=True)
                 if self._number == number:
                     self._on_error(error)

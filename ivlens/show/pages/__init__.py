@@ -1,1 +1,1 @@
-"""Reports as single HTML files that need nothing else."""
+"""Reports as single HTML files that load nothing from elsewhere."""

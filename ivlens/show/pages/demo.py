@@ -1,4 +1,7 @@
-"""The demo's report: one HTML file that needs nothing else, with plotly.js inside once, for light and dark screens."""
+"""The demo's report: one HTML file that loads nothing from elsewhere, for light and dark screens.
+
+plotly.js is in the file once, and draws all figures from JSON that stands beside it.
+"""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -26,11 +29,12 @@ from ivlens.tasks.task import Task
 from ivlens.vectors.vector import InstructionVector
 
 TABLE_CONDITIONS = ("bare", "iv", "iv_heads", "random", "other_tasks", "random_heads", "constant", "clean")
-SEVERAL = ("random", "random_heads", "other_tasks")
+SEVERAL = ("random", "random_heads", "other_tasks")  # conditions that are means over several vectors
 RIGHT = (
     '<p class="note below">✓ exactly one of the accepted answers; otherwise the expected one in brackets. '
     "Greedy decoding, first line.</p>"
 )
+# conditions that are shown as large numbers on top of the page
 TILES = ("bare", "iv", "random", "other_tasks", "random_heads", "clean")
 
 
@@ -42,8 +46,9 @@ def write_page(result: DemoResult, path: str | Path) -> Path:
 
 
 def page(result: DemoResult) -> str:
-    """The report as one HTML text; it loads nothing from anywhere."""
+    """The report as one HTML text, which loads nothing from elsewhere."""
     skeleton = template("demo.html")
+    # everything that a task, a model or its output says is escaped, here and below: it may contain HTML
     name, n_counted = escape(Path(result.model.name).name), len(result.able or result.tasks)
     return skeleton.substitute(
         title=f"Instruction Vectors of {name}",
@@ -74,13 +79,15 @@ def page(result: DemoResult) -> str:
 
 
 def _figures(result: DemoResult, theme: Theme) -> dict[str, go.Figure]:
+    """All figures of the report by the names that its HTML uses, in the colours of one theme."""
     figures = {
         "conditions": condition_plot(result.conditions, theme=theme),
         "similarity": similarity_matrix(result.vectors, theme=theme),
-        "sweep-0": strength_curves(result.sweep, theme=theme),
+        "sweep-0": strength_curves(result.sweep, theme=theme),  # the mean of all tasks; sweep-1 and on: each task
     }
     for index, (task, found) in enumerate(zip(result.tasks, result.effects, strict=True)):
         figures[f"sweep-{index + 1}"] = strength_curves(_of_task(result.sweep, task.name), theme=theme)
+        # the page draws one colour scale for all maps, so no map shows its own
         figures[f"heads-{index}"] = head_heatmap(
             found, top=result.options.k, limit=_limit(result), show_scale=False, theme=theme
         )
@@ -88,11 +95,12 @@ def _figures(result: DemoResult, theme: Theme) -> dict[str, go.Figure]:
 
 
 def _of_task(frame: pd.DataFrame, task: str) -> pd.DataFrame:
+    """The rows of one task."""
     return frame.loc[list(frame["task"] == task)]
 
 
 def _limit(result: DemoResult) -> float:
-    """One colour scale for all maps, ending at a round number."""
+    """The end of the colour scale of all maps: their largest effect, rounded up to two decimals."""
     largest = max(float(found.aie.nan_to_num(0.0).abs().max()) for found in result.effects)
     return max(0.01, math.ceil(100 * largest) / 100)
 
@@ -101,6 +109,7 @@ def _limit(result: DemoResult) -> float:
 
 
 def _tiles(result: DemoResult) -> str:
+    """The large numbers on top: mean accuracy under each condition, over the tasks that the model can do."""
     found = means(result, result.able)
     return "".join(
         f'<div class="card tile{" main" if name == "iv" else ""}"><b>{percent(found[name])}</b>'
@@ -111,6 +120,7 @@ def _tiles(result: DemoResult) -> str:
 
 
 def _examples(result: DemoResult) -> str:
+    """The first prompt in full, and a table of completions with and without the vector."""
     rows = rows_of(result.examples, ("task", "input", "before", "after"), "run_demo")
     shown = (
         f"<p>Prompts carry no {told(result)}; the first one reads:</p>"
@@ -129,7 +139,7 @@ def _examples(result: DemoResult) -> str:
 
 
 def _examples_side_by_side(rows: Sequence[Row], tasks: Sequence[str]) -> str:
-    """The tasks share their inputs, so one prompt fills a row: without a vector, and with each of them."""
+    """A table for tasks that share their inputs: a row per input, a column without a vector and one per task."""
     head = _row("th", ["input", "no vector", *tasks])
     body = ""
     for text, group in grouped(rows, lambda row: row["input"]).items():
@@ -140,6 +150,7 @@ def _examples_side_by_side(rows: Sequence[Row], tasks: Sequence[str]) -> str:
 
 
 def _completed(row: Row) -> str:
+    """The cell of a completion with the vector: a mark if it is right, otherwise the expected answer in brackets."""
     text = escape(row["after"]) or "–"
     if row["right_after"]:
         return f'<td><span class="right">{text}&nbsp;✓</span></td>'
@@ -147,6 +158,7 @@ def _completed(row: Row) -> str:
 
 
 def _table(result: DemoResult) -> str:
+    """The table of accuracies: a row per task, a column per condition."""
     found = means(result)
     present = [name for name in TABLE_CONDITIONS if name in found]
     columns = "".join(f"<th class=n>{escape(LOOKS[name].label)}</th>" for name in present)
@@ -160,7 +172,7 @@ def _table(result: DemoResult) -> str:
         first = task.examples[0]
         sample = f"<small>{escape(first.input[:24])} → {escape(first.answer[:24])}</small>"
         if task.name not in result.able:
-            sample += "<small>the model cannot do it as it is asked</small>"
+            sample += "<small>the model cannot do this task with these prompts</small>"
         body += f"<tr><th>{escape(task.name)}{sample}</th>{cells}<td class=at>{_setting(found['iv'])}</td></tr>"
     return f'<table class="sticky"><thead>{head}</thead><tbody>{body}</tbody></table>'
 
@@ -177,6 +189,7 @@ def _setting(row: Row) -> str:
 
 
 def _table_note(result: DemoResult) -> str:
+    """What stands below the table: numbers of prompts and vectors, and what counts as right."""
     rows = rows_of(result.conditions, ("condition", "n", "n_vectors"), "evaluate_intervention")
     sizes = sorted({row["n"] for row in rows})
     prompts = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
@@ -184,11 +197,12 @@ def _table_note(result: DemoResult) -> str:
     several = [f"{counts[name]} {LOOKS[name].label}" for name in SEVERAL if name in counts]
     return (
         f"{prompts} test prompts per task; an output is right if it begins with an accepted answer, token by token. "
-        f"Means over {', '.join(several)} where a column has several: a quick look, not a verdict."
+        f"Columns of controls are means over {', '.join(several)}: a quick look, not a verdict."
     )
 
 
 def _map_card(index: int, task: Task) -> str:
+    """The place of one task's head map on the page; its script draws the map there."""
     return (
         f'<figure class="card"><h3>{escape(task.name)}</h3><div class="plot" data-figure="heads-{index}" '
         f'role="img" aria-label="Effect of each head on {escape(task.name)}"></div></figure>'
@@ -196,14 +210,17 @@ def _map_card(index: int, task: Task) -> str:
 
 
 def _sweep_options(tasks: Sequence[Task]) -> str:
+    """The entries of the list that chooses a task's curves."""
     names = [f"mean of {len(tasks)} tasks", *(task.name for task in tasks)]
     return "".join(f'<option value="sweep-{index}">{escape(name)}</option>' for index, name in enumerate(names))
 
 
 def _decoded(result: DemoResult) -> str:
+    """A table of the tokens that each vector decodes to, and of its heads."""
     body = []
     for vector in result.vectors:
         pairs = result.decoded[vector.task]
+        # colours go from the smallest to the largest logit of each vector
         logits = [logit for _, logit in pairs]
         low, spread = min(logits), max(logits) - min(logits) or 1.0
         chips = "".join(
@@ -221,10 +238,12 @@ def _heads(vector: InstructionVector) -> str:
 
 
 def _visible(token: str) -> str:
+    """The token with signs for line breaks and tabs, and for blanks if it holds nothing else."""
     return token.replace("\n", "⏎").replace("\t", "⇥") if token.strip() else token.replace(" ", "␣").replace("\n", "⏎")
 
 
 def _settings(result: DemoResult) -> str:
+    """How everything was measured, as a list of names and values."""
     model, options = result.model, result.options
     corruptions = sorted({name for found in result.effects for name in found.corruptions})
     facts = {
@@ -243,6 +262,7 @@ def _settings(result: DemoResult) -> str:
 
 
 def _files(result: DemoResult) -> str:
+    """Which files lie in the same folder as the report."""
     names = ("conditions", "sweep", "effects", "examples", *(("tuning", "tuning_curves") if result.tuning else ()))
     tables = ", ".join(f'<a href="{name}.parquet">{name}.parquet</a>' for name in names)
     first = file_name(result.tasks[0].name)
@@ -254,6 +274,7 @@ def _files(result: DemoResult) -> str:
 
 
 def _row(cell: str, texts: Iterable[str]) -> str:
+    """A row of a table, its cells of the kind `th` or `td`."""
     return f"<tr>{''.join(f'<{cell}>{escape(text)}</{cell}>' for text in texts)}</tr>"
 
 

@@ -1,4 +1,4 @@
-"""The first paragraph of the demo's report, and the means it quotes."""
+"""The first paragraph of the demo's report, and the mean accuracies that it quotes."""
 
 import math
 from collections.abc import Sequence
@@ -9,31 +9,32 @@ from ivlens.show.figures.rows import grouped, mean, rows_of
 
 
 def lead(result: DemoResult) -> str:
-    """What was found, in a paragraph; where the model cannot do its tasks, that."""
+    """The main result in one paragraph; if the model cannot do any of the tasks, that is the result."""
     able = result.able
     if not able:
         return (
-            "<b>This model cannot do these tasks as it is asked here</b>, so no vector can carry them: "
+            "<b>This model cannot do these tasks with these prompts</b>, so no vector can carry them: "
             f"{_shortfalls(result)}. Look for prompts that it can answer (<code>ivlens prompts --model … --task "
             "…</code>; demonstrations often help: <code>--n-shots 5 --instruction none</code>), or take other tasks."
         )
+    # tasks that the model cannot do say nothing about vectors, and would only lower the means
     found = means(result, able)
     left_out = ""
     if len(able) < len(result.tasks):
         left_out = (
-            f" Of {len(able)} of {len(result.tasks)} tasks; the others the model cannot do as it is asked, so that no "
-            f"vector can carry them: {_shortfalls(result)}."
+            f" These are means over {len(able)} of {len(result.tasks)} tasks. The model cannot do the others with "
+            f"these prompts, so no vector can carry them: {_shortfalls(result)}."
         )
     return (
         "The Instruction Vector of a task is the summed average output of the attention heads that carry what the "
-        f"prompt tells the model to do. Added to prompts with <b>no {told(result)}</b>, {_effect(found)}. Of the same "
-        "length, "
-        f"random vectors reach {percent(found.get('random'))} and vectors of as many random heads "
-        f"{percent(found.get('random_heads'))}. With {told(result)} it is {percent(found['clean'])}.{left_out}"
+        f"prompt tells the model to do. Added to prompts with <b>no {told(result)}</b>, {_effect(found)}. "
+        f"Random vectors of the same length reach {percent(found.get('random'))}, and vectors of as many random heads "
+        f"{percent(found.get('random_heads'))}. With {told(result)}, accuracy is {percent(found['clean'])}.{left_out}"
     )
 
 
 def _effect(found: dict[str, float]) -> str:
+    """What the vector does to the mean accuracy, as the end of a sentence."""
     before, after = percent(found["bare"]), percent(found["iv"])
     if before == after:
         return f"it <b>changes nothing</b>: the accuracy stays at {before}"
@@ -41,7 +42,7 @@ def _effect(found: dict[str, float]) -> str:
 
 
 def told(result: DemoResult) -> str:
-    """What tells the clean prompts their task, in words."""
+    """What tells clean prompts their task, in words: instruction, demonstrations, or both."""
     recipes = [(found.recipe, task) for found, task in zip(result.effects, result.tasks, strict=True)]
     kinds = {
         "instruction": any(recipe.texts(task) for recipe, task in recipes),
@@ -51,7 +52,7 @@ def told(result: DemoResult) -> str:
 
 
 def _shortfalls(result: DemoResult) -> str:
-    """Tasks that the model cannot do, with its accuracies where they were asked."""
+    """The tasks that the model cannot do, each with the clean and bare accuracies that show it."""
     found = []
     for effects in result.effects:
         ability = effects.ability
@@ -62,7 +63,7 @@ def _shortfalls(result: DemoResult) -> str:
 
 
 def means(result: DemoResult, tasks: Sequence[str] = ()) -> dict[str, float]:
-    """Mean accuracy under each condition over these tasks, or over all where none are named."""
+    """Mean accuracy under each condition, over these tasks; over all tasks if none are named."""
     rows = rows_of(result.conditions, ("task", "condition", "accuracy"), "evaluate_intervention")
     rows = [row for row in rows if not tasks or row["task"] in tasks]
     by_condition = grouped(rows, lambda row: row["condition"])
@@ -70,5 +71,5 @@ def means(result: DemoResult, tasks: Sequence[str] = ()) -> dict[str, float]:
 
 
 def percent(value: float | None) -> str:
-    """A share as whole per cent; a dash where there is none."""
+    """A share as whole per cent; a dash if it is None or NaN."""
     return "–" if value is None or math.isnan(value) else f"{100 * round(value, 2):.0f}&nbsp;%"

@@ -1,4 +1,4 @@
-"""What a model forgets while it learns: the score on earlier tasks against the score on the new one."""
+"""The section of the demo's report on training: what the model forgets while it learns a new task."""
 
 from html import escape
 
@@ -14,7 +14,7 @@ NAMES = {"none": "plain LoRA", "instructions_lighter": "earlier instructions reh
 def forgetting_curves(
     tuning: TuningDemo, *, title: str = "What is forgotten on the way", theme: Theme = LIGHT
 ) -> go.Figure:
-    """One line per guidance, one point per judgement: earlier tasks against the new one, on *select*."""
+    """Accuracy on earlier tasks against accuracy on the new one, on *select*, one line per guidance."""
     rows = rows_of(tuning.curves, ("guidance", "step", "new", "watched"), "run_demo")
     figure = go.Figure()
     for name, points in grouped(rows, lambda row: row["guidance"]).items():
@@ -26,6 +26,7 @@ def forgetting_curves(
 
 
 def _line(name: str, points: list[Row], colour: str) -> go.Scatter:
+    """The line of one guidance, from its first judgement to its last."""
     return go.Scatter(
         x=[row["new"] for row in points], y=[row["watched"] for row in points], name=NAMES.get(name, name),
         mode="lines+markers", line={"color": colour, "width": 2}, marker={"size": 6, "color": colour},
@@ -35,15 +36,16 @@ def _line(name: str, points: list[Row], colour: str) -> go.Scatter:
 
 
 def tuning_figures(tuning: TuningDemo | None, theme: Theme) -> dict[str, go.Figure]:
-    """By their names in the page."""
+    """The figures of this section by the names that the page's HTML uses; none if nothing was trained."""
     return {} if tuning is None else {"tuning": forgetting_curves(tuning, theme=theme)}
 
 
 def tuning_section(tuning: TuningDemo | None) -> str:
-    """The page's section; nothing where nothing was trained."""
+    """The section as HTML; an empty text if nothing was trained."""
     if tuning is None:
         return ""
     rows = rows_of(tuning.scores, ("task", "role", "before"), "run_demo")
+    # the other columns are accuracies after a training, one for each guidance
     kinds = [name for name in rows[0] if name not in ("task", "role", "before")]
     head = "".join(f"<th class=n>{escape(text)}</th>" for text in ("before", *(NAMES.get(one, one) for one in kinds)))
     body = "".join(
@@ -53,10 +55,10 @@ def tuning_section(tuning: TuningDemo | None) -> str:
     )
     return (
         "<section>\n<h2>Teaching it one more task</h2>\n"
-        f"<p>LoRA on the query and value projections, {tuning.steps} steps on a task that the model has not seen, "
-        "once plainly, and once while it is also asked for earlier tasks by their <i>instructions</i>, on the new "
-        "task's inputs: there it must answer as it did before. Accuracy on <i>test</i> inputs; in the figure, on "
-        "<i>select</i> inputs along the training.</p>\n"
+        f"<p>LoRA on the query and value projections, {tuning.steps} steps on a task that the model has not seen: "
+        "once plainly, and once with guidance. With guidance it also gets the <i>instructions</i> of earlier tasks on "
+        "the new task's inputs, and must answer them as it did before. The table shows accuracy on <i>test</i> inputs, "
+        "the figure on <i>select</i> inputs along the training.</p>\n"
         f'<div class="card scroll"><table><thead><tr><th>task</th>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
         f'\n<p class="note below">One seed and one learning rate in {tuning.seconds:.0f} s: a quick look, not a '

@@ -1,4 +1,4 @@
-// Draws every .plot of a page from the figures beside it, and anew where the screen turns dark or light.
+// Draws every .plot of a page from the figures in it, and again when the screen turns dark or light.
 (function () {
   "use strict";
   var figures = JSON.parse(document.getElementById("figures").textContent);

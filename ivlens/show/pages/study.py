@@ -1,4 +1,4 @@
-"""The study's page: the paper's analysis with this study's numbers, one HTML file that needs nothing else."""
+"""The study's page: the paper's analysis with this study's numbers, as one HTML file that loads nothing else."""
 
 import math
 from dataclasses import asdict, replace
@@ -21,6 +21,7 @@ from ivlens.show.figures.theme import Theme
 from ivlens.show.pages.html import embedded, script, style, template
 from ivlens.tasks.bank import load_task
 
+# what the page says first: how far its results reach, for the built-in model and for any other
 WARNING = (
     "The built-in model <b>pocket</b> was made so that Instruction Vectors work in it. This page demonstrates how the "
     "claims are tested; it is <b>no evidence about large models</b>, and its intervals cover one base model and one "
@@ -33,20 +34,22 @@ OTHER = (
 
 
 def write_page(result: StudyResult, path: str | Path) -> Path:
-    """Write the page (about 5 MB, almost all of it plotly.js)."""
+    """Write the study's page to `path` (about 5 MB, almost all of it plotly.js)."""
     target = path_of(path)
     target.write_text(page(result), encoding="utf-8")
     return target
 
 
 def study_figures(result: StudyResult, theme: Theme) -> dict[str, go.Figure]:
-    """All figures of the page by name."""
+    """All figures of the page by the names that its HTML uses, in the colours of one theme."""
     first, last = result.dynamics.stages[0], result.dynamics.stages[-1]
+    # a task has two vectors here, before and after the training; names have to be distinct
     vectors = [
         replace(stage.vector(task, first.tasks[task].top_heads(result.options.k)), task=f"{task} · {when}")
         for when, stage in (("before", first), ("after", last))
         for task in first.tasks
     ]
+    # without the first checkpoint, from which all cosines and distances are measured
     later = result.dynamics.tasks.loc[result.dynamics.tasks["step"].to_numpy() > 0]
     return {
         "forgetting": forgetting_plot(result.forgetting, theme=theme),
@@ -60,9 +63,10 @@ def study_figures(result: StudyResult, theme: Theme) -> dict[str, go.Figure]:
 
 
 def page(result: StudyResult) -> str:
-    """The page as one HTML text; it loads nothing from anywhere."""
+    """The page as one HTML text, which loads nothing from elsewhere."""
     name = escape(Path(result.model.name).name)
     claims = claims_of(result)
+    # the sections of the page quote single claims by their names
     numbers = {row["claim"]: row for row in claims.to_dict("records")}
     head, body = _scores(result)
     task = load_task(result.options.earlier[0])
@@ -74,16 +78,16 @@ def page(result: StudyResult) -> str:
         style=style(),
         claims="".join(_claim(row) for row in claims.to_dict("records")),
         cloze=escape((task.clozes or ("…",))[0].replace("{x}", task.examples[0].input)),
-        forgetting_text=_said(numbers["instruction"]),
-        dynamics_text=_said(numbers["cosine"]),
-        maps_text="Drift: how far what a head writes on average has moved, as a share of what it wrote at first (1, "
-        "for one, where it fell silent). R²: of a line fitted on the other tasks; step and weight distance are "
-        "rivals that know nothing of vectors.",
-        causal_text=_said(numbers["reinjection"]) + " " + _said(numbers["overlaid"]),
+        forgetting_text=_verdict(numbers["instruction"]),
+        dynamics_text=_verdict(numbers["cosine"]),
+        maps_text="Drift: the change in what a head writes on average, as a share of what it wrote at first (1 for a "
+        "head that fell silent). R²: of a line that was fitted on the other tasks. Step and weight distance are rival "
+        "predictors that know nothing of vectors.",
+        causal_text=_verdict(numbers["reinjection"]) + " " + _verdict(numbers["overlaid"]),
         guidance_text="The same training again, guided. <b>iv</b> is the method of the papers (progressive "
         "intervention, IV-based KL, head consistency); its control has a zero vector in the place of the Instruction "
         "Vector; rehearsal asks earlier instructions on new inputs. "
-        f"{_said(numbers['guidance'])} {_said(numbers['vector'])}",
+        f"{_verdict(numbers['guidance'])} {_verdict(numbers['vector'])}",
         scores_head=head,
         scores=body,
         settings=_settings(result),
@@ -95,11 +99,13 @@ def page(result: StudyResult) -> str:
 
 
 def claims_of(result: StudyResult) -> pd.DataFrame:
-    """The claims table of one study."""
+    """The table of claims for one study, with numbers, margins and verdicts."""
     return claim_table({"study": result.evidence}, result.predictors)
 
 
 def _lead(result: StudyResult, numbers: dict) -> str:
+    """The page's first paragraph: what was lost in the training, and what became of the vectors."""
+    # the row over all tasks, by the measure that counts all tokens of an answer
     lost = result.forgetting.to_dict("records")
     row = next(one for one in lost if one["task"] == "all tasks" and one["measure"] == "seq_prob")
     new = " and ".join(f"<code>{escape(task)}</code>" for task in result.options.new)
@@ -111,13 +117,15 @@ def _lead(result: StudyResult, numbers: dict) -> str:
     )
 
 
-def _said(row: dict) -> str:
-    """A claim's result in a sentence."""
+def _verdict(row: dict) -> str:
+    """A claim's verdict, number and margin in one sentence."""
     number = interval_text(row)
     return f"<b>{escape(row['verdict'].capitalize())}</b>: {escape(number)}, margin {row['margin']:g}."
 
 
 def _claim(row: dict) -> str:
+    """The row of one claim in the table of claims."""
+    # some claims have no margin: they cannot be tested here
     margin = "" if math.isnan(row["margin"]) else f"<small>margin {row['margin']:g}</small>"
     return (
         f"<tr><td class=claim>{escape(row['text'])}</td><td>{escape(row['paper'])}</td><td>{escape(interval_text(row))}"
@@ -127,6 +135,7 @@ def _claim(row: dict) -> str:
 
 
 def _scores(result: StudyResult) -> tuple[str, str]:
+    """Head and body of the table of accuracies on the new tasks, one row per guidance."""
     rows = result.new_scores.to_dict("records")
     names = [name for name in rows[0] if name != "guidance"]
     head = "<tr><th>guidance</th>" + "".join(f"<th class=n>{escape(str(name))}</th>" for name in names) + "</tr>"
@@ -140,7 +149,9 @@ def _scores(result: StudyResult) -> tuple[str, str]:
 
 
 def _settings(result: StudyResult) -> str:
+    """How everything was measured, as a list of names and values."""
     model, options = result.model, result.options
+    # what is needed to judge the numbers, or to measure them again
     facts = {
         "model": f"{model.name} · {model.n_layers} layers × {model.n_heads} heads · weights {model.weights_hash[:12]}",
         "earlier tasks": ", ".join(options.earlier),
@@ -158,13 +169,14 @@ def _settings(result: StudyResult) -> str:
 
 
 def _files() -> str:
+    """Which files lie in the same folder as the page."""
     names = ("claims", "evidence", "forgetting", "probes", "causal", "predictors", "dynamics_tasks", "dynamics_heads")
     links = ", ".join(f'<a href="{name}.parquet">{name}.parquet</a>' for name in names)
     return f"Beside this page: {links}, and all figures of it as JSON that plotly reads."
 
 
 def about(result: StudyResult) -> dict:
-    """What a script wants to know, as plain values."""
+    """The main results as plain values, for `ivlens study --json`."""
     return {
         "model": asdict(result.model),
         "seconds": round(result.seconds, 1),

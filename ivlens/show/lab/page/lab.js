@@ -1,11 +1,11 @@
 // The lab's page. It holds no state of its own: every control sends an event, and shows what the Python side answers.
-// Values travel as JSON texts, so that neither side guesses at the other's types.
+// Values travel as JSON texts, so that no types are converted between JavaScript and Python.
 
 let n_pages = 0;
 const LOST = "The lab is gone: its server has ended, or the connection to it was lost. What is shown stays; start `ivlens lab` again, or reload the page if it still runs.";
 const SILENT = "The lab does not answer: its server is stopped, or the connection to it is broken. This goes away when it answers.";
 const BUSY = "Python does not answer: the kernel runs another cell, or has ended. This goes away when it answers.";
-const PATIENCE = 8000; // milliseconds in which Python answers an event, whatever it is doing
+const PATIENCE = 8000; // milliseconds; Python answers an event within this time, even while it computes
 const CHANNELS = ["state", "ability", "task", "result", "code", "status", "running"];
 const SHOTS = [0, 1, 2, 3, 4, 5, 8, 10, 15, 20];
 
@@ -68,8 +68,8 @@ class Page {
     this.facts = JSON.parse(model.facts);
     this.own = Math.random().toString(36).slice(2);
     this.sent = 0;
-    this.seen = 0; // of what was sent, the newest that is answered
-    this.out = 0; // the newest that went out: what is typed or dragged waits for a moment
+    this.seen = 0; // the number of the newest event that Python has answered
+    this.out = 0; // the number of the newest event that was sent: typing and dragging are held back for a moment
     this.asked_at = this.called_at = this.heard_at = Date.now();
     this.cursor = [0, 0];
     this.cells = [];
@@ -86,7 +86,7 @@ class Page {
     this.clock = setInterval(() => this.look(), 1000);
   }
 
-  // a notebook's page may stand before anyone listens to it
+  // in a notebook the page may be there before Python listens to it
   greet() {
     if (this.heard) return;
     this.send("hello");
@@ -111,14 +111,15 @@ class Page {
     const silent = now - Math.max(asked, this.heard_at) > PATIENCE;
     put(this.goneLine, "textContent", this.lost ? LOST : silent ? (this.facts.page ? SILENT : BUSY) : "");
     if (this.running) this.show_running(this.running);
-    // a server's page calls now and then; a notebook's kernel would have to answer all of it after a long cell
+    // only a server's page asks whether Python is there: a notebook's kernel would have to answer all those questions
+    // after a long cell
     if (this.facts.page && !this.lost && this.called_at <= this.heard_at && now - this.called_at > PATIENCE / 2) {
       this.called_at = now;
       this.model.send_msg(JSON.stringify({ kind: "here", page: this.own, seq: 0 }));
     }
   }
 
-  // for readers of the page that do not see: something was asked for and is not all there yet
+  // tells screen readers that something was asked for and is not complete yet
   wait() {
     put(this.root, "ariaBusy", String(this.seen < this.sent || Boolean(this.status?.busy)));
   }
@@ -130,7 +131,7 @@ class Page {
   // while someone types or drags, the newest value goes out at most every 60 ms (250 for text)
   soon(name, wait, value) {
     clearTimeout(this.timers.get(name));
-    this.sent++; // what comes back for an earlier value must not overwrite the field meanwhile
+    this.sent++; // until this event is answered, states of earlier events must not overwrite the field
     this.wait();
     this.timers.set(name, setTimeout(() => this.set({ [name]: value() }), wait));
   }
@@ -167,13 +168,13 @@ class Page {
     this.heard_at = Date.now();
     this.heard ||= name === "state" && this.own in value.seen;
     if (name === "state") this.seen = value.seen[this.own] ?? 0;
-    if (name === "state" && this.seen < this.sent) return; // an event of ours is still under way
+    if (name === "state" && this.seen < this.sent) return; // a newer event of this page is not answered yet
     this[name] = value;
     this[`show_${name}`](value);
     this.wait();
   }
 
-  // ---- what stands on the page
+  // ---- the parts of the page
 
   label(text, control, ...more) {
     control.id = `${this.id}-${control.dataset.name}`;
@@ -312,7 +313,7 @@ class Page {
       this.details);
   }
 
-  // ---- what Python says
+  // ---- showing what Python sends
 
   show_state(state) {
     put(this.taskSelect, "value", state.task);
@@ -336,7 +337,7 @@ class Page {
     this.choose();
   }
 
-  // what came with effects, a vector or from Python need not be among the usual choices
+  // values that came with effects, with a vector or from Python need not be among the usual choices
   recipe(state) {
     if (!this.templates.includes(state.template)) this.templates.push(state.template);
     options(this.templateSelect, this.templates.map((name) => [name, name === "raw" ? "raw: the input is the whole prompt" : name]));
@@ -381,7 +382,7 @@ class Page {
     put(this.errorLine, "textContent", status.error);
   }
 
-  // only where another page is at work: what this one does stands in its status
+  // shown only while another page is at work: this page's own work is shown in its status
   show_running({ page, at_work }) {
     if (this.told !== at_work) [this.told, this.told_at] = [at_work, Date.now()];
     const later = (Date.now() - this.told_at) / 1000;
@@ -564,7 +565,7 @@ class Page {
   upload() {
     const [file] = this.fileInput.files;
     if (!file) return;
-    if (file.size > this.facts.max_file) { // it would never arrive
+    if (file.size > this.facts.max_file) { // a message of this size would never arrive
       put(this.errorLine, "textContent", `${file.name} has ${file.size} bytes, expected a vector of at most ${this.facts.max_file}.`);
       this.fileInput.value = "";
       return;
@@ -582,7 +583,7 @@ class Page {
     try {
       await navigator.clipboard.writeText(this.code ?? "");
       this.copyButton.textContent = "Copied";
-    } catch { // no permission: it stands there to be selected
+    } catch { // no permission to copy: the text is selected for the user to copy
       this.details.open = true;
       getSelection().selectAllChildren(this.codeText);
       this.copyButton.textContent = "Selected below";
