@@ -5,6 +5,7 @@
     python benches/stress.py trainings [--n 30]       trainings that are killed
     python benches/stress.py saves [--n 30]           results that are killed while they are written
     python benches/stress.py workers [--n 3]          workers of dask.distributed that are killed
+    python benches/stress.py stores [--n 30]          series of checkpoints and benchmarks that are killed
     python benches/stress.py over [--n 400]           saves over older saves that are killed
     python benches/stress.py parameters [--n N]       public names × wrong values, all of them or about N
     python benches/stress.py options [--n N]          options of commands × wrong values, all of them or about N
@@ -41,6 +42,7 @@ from common import machine_line, table  # noqa: E402
 from fuzz_limits import limit_targets  # noqa: E402
 from fuzzing import run_cases  # noqa: E402
 from killed_saves import run as run_killed_saves  # noqa: E402
+from killed_stores import run as run_killed_stores  # noqa: E402
 from lines import run as run_lines  # noqa: E402
 from sweeping import Forked, digests, fingerprints, kill_in_the_middle, start, write_grid  # noqa: E402
 from test_hostile import make_targets  # noqa: E402
@@ -247,6 +249,12 @@ def killed_over(n: int, seed: int) -> dict[str, Any]:
     return found | {"damaged": found["mixed"], "seconds": time.perf_counter() - started}
 
 
+def killed_stores(n: int, seed: int) -> dict[str, Any]:
+    """Kill series of checkpoints and benchmarks; in the end their stores have the same bytes as without kills."""
+    started, found = time.perf_counter(), run_killed_stores(n, seed)
+    return found | {"seconds": time.perf_counter() - started}
+
+
 def harness(script: str, *arguments: str) -> dict[str, Any]:
     """What a harness of the tests counted in a process of its own, with memory and arguments as users have them."""
     started = time.perf_counter()
@@ -303,6 +311,7 @@ PARTS: dict[str, tuple[Callable[..., dict[str, Any]], int]] = {
     "trainings": (killed_trainings, 30),
     "saves": (killed_saves, 30),
     "workers": (killed_workers, 3),
+    "stores": (killed_stores, 30),
     "over": (killed_over, 400),
     "parameters": (wrong("wrong_values.py", 15_500), 0),
     "options": (wrong("wrong_options.py", 9_900), 0),
@@ -332,6 +341,7 @@ def page(numbers: dict[str, Any]) -> str:
     killed = {
         "sweeps": "sweep",
         "trainings": "training, state kept after every step",
+        "stores": "series of checkpoints, benchmark",
         "saves": "while a result is written",
         "over": "while a save of several files replaces an older one",
     }
