@@ -233,8 +233,9 @@ class FileTargets:
             if kept is None:
                 return AGAIN
             assert kept.cell == self._cell and (name != "kept cell, bytes" or kept == self._whole), "a wrong result"
-            for frame in (cell_frame, score_frame, curve_frame, summary):
+            for frame in (cell_frame, score_frame, summary):
                 assert len(frame([kept]))
+            assert len(curve_frame([kept])) == sum(map(len, kept.curves))
             return kept
 
         self._tried(name, use)

@@ -10,6 +10,7 @@ import pytest
 from ivlens import load_model, load_task
 from ivlens.analysis.forgetting import ProbeOptions, decomposition, probe
 from ivlens.cli.main import main
+from ivlens.common.store import Store, verify
 from ivlens.runs.study import StudyOptions, claim_table, run_study, write_study
 from ivlens.show.pages.study import about, page, write_page
 from ivlens.steering.search import Grid
@@ -238,11 +239,17 @@ def test_forget_command(checkpoints, tmp_path, capsys, monkeypatch):
     last, end = (row for row in rows if row["task"] == "antonym" and row["checkpoint"] != "step-000002")
     assert last["instruction_after"] == pytest.approx(end["instruction_after"])  # the model is the last step's
     assert (tmp_path / "forgetting.html").exists()
-    monkeypatch.setattr("ivlens.analysis.forgetting.series.probe", None)  # everything is kept
+
+    def probed(*args):
+        raise ValueError("it is measured anew")
+
+    monkeypatch.setattr("ivlens.analysis.forgetting.series.probe", probed)  # everything is kept
     assert main(command) == 0
     assert "knowledge before" in capsys.readouterr().out
-    assert main([*command[:-1], str(tmp_path), "--split", "select"]) == 2
-    assert "measured on other weights, tasks or options" in capsys.readouterr().err
+    names = {"before", *(row["checkpoint"] for row in rows)}
+    assert set(pd.read_parquet(tmp_path / "probes.parquet")["checkpoint"]) == names
+    assert len(Store(tmp_path / "store").entries("probe")) == 3  # the model is the last step's
+    assert main([*command, "--split", "select"]) == 2 and "measured anew" in capsys.readouterr().err
 
 
 def test_a_difference_between_two_models_is_no_forgetting(pocket, checkpoint, tmp_path, capsys):
@@ -267,7 +274,8 @@ def test_dynamics_command(checkpoints, tmp_path, capsys):
     names = ("tasks", "heads", "layers", "similarity", "causal")
     assert all((tmp_path / f"{name}.parquet").exists() for name in names)
     assert all((tmp_path / f"{name}.html").exists() for name in ("curves", "drift", "similarity", "causal"))
-    assert len(list((tmp_path / "stages").glob("*.safetensors"))) == 4
+    kept = Store(tmp_path / "store")
+    assert len(kept.entries("stage")) == 4 and len(kept.entries("causal")) == 1 and verify(kept)[0] == 5
 
 
 def test_commands_say_what_is_missing(tmp_path, capsys):
