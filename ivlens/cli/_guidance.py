@@ -1,7 +1,7 @@
 """Options that change the parts of a named guidance, such as the weight of one of its terms."""
 
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_origin
 
 from cyclopts import Parameter
 
@@ -35,6 +35,8 @@ class GuidanceOptions:
         heads_weight: Weight of the term that holds heads.
         rehearsal_weight: Weight of the KL on rehearsed prompts.
         k: Number of heads in every vector, and of heads that are held.
+        set_option: Any option of one of the guidance's terms, as TERM.OPTION=VALUE, once for each:
+            --set kl.top_n=512. It reaches terms that have no option of their own here.
     """
 
     schedule: Literal["staircase", "linear", "cosine", "constant", "off"] | None = None
@@ -51,6 +53,7 @@ class GuidanceOptions:
     heads_weight: float | None = None
     rehearsal_weight: float | None = None
     k: int | None = None
+    set_option: Annotated[tuple[str, ...], Parameter(name="--set", negative="")] = ()
 
     def plan(self, name: str) -> "tuple[GuidanceRecipe | None, str]":
         """The recipe of a named guidance with the given options applied, and the control that the name ends in.
@@ -64,11 +67,16 @@ class GuidanceOptions:
         plan, control = find_guidance(name)
         for option in fields(self):
             value = getattr(self, option.name)
-            if value is None:
+            if value in (None, ()):
                 continue
             if plan is None:
-                raise ValueError(f"{_flag(option.name)} is given, but --guidance is none; name one, or leave it out.")
-            plan = _changed(plan, name, option.name, value)
+                flag = "--set" if option.name == "set_option" else _flag(option.name)
+                raise ValueError(f"{flag} is given, but --guidance is none; name one, or leave it out.")
+            if option.name == "set_option":
+                for text in value:
+                    plan = _set(plan, text)
+            else:
+                plan = _changed(plan, name, option.name, value)
         return plan, control
 
     def guidance(
@@ -119,6 +127,40 @@ def _changed(plan: "GuidanceRecipe", name: str, option: str, value: Any) -> "Gui
     if not has_vector and not (option == "k" and any(term.needs_heads for term in plan.terms)):
         raise _lacks(option, name, "no vector")
     return replace(plan, **{option: value})
+
+
+def _set(plan: "GuidanceRecipe", text: str) -> "GuidanceRecipe":
+    """The recipe with an option of one of its terms set, from a text TERM.OPTION=VALUE."""
+    import json
+
+    from ivlens.common.arguments import fitted
+    from ivlens.common.fitting import hints_of
+
+    place, is_whole, given = text.partition("=")
+    name, _, option = place.strip().partition(".")
+    terms = {term.name: term for term in plan.terms}
+    # only options that a command line can hold: a term may also hold vectors, heads, or a term of its own
+    known = {f"{term.name}.{key}": hint for term in plan.terms for key, hint in hints_of(type(term)).items()}
+    plain = [key for key, hint in known.items() if _is_plain(hint)]
+    if not is_whole or place.strip() not in plain:
+        raise ValueError(f"--set got {text!r:.80}, expected TERM.OPTION=VALUE with one of {', '.join(plain)}.")
+    try:
+        value = json.loads(given)
+    except ValueError:
+        value = given  # a text needs no quotes
+    try:
+        changed = replace(terms[name], **{option: fitted(place, value, known[place.strip()])})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"--set {text:.80}: {error}") from None
+    return replace(plan, terms=tuple(changed if term.name == name else term for term in plan.terms))
+
+
+def _is_plain(hint: Any) -> bool:
+    """Whether every value of a type is a number, a text, or None."""
+    from ivlens.common.fitting import sides
+
+    plain = (int, float, str, bool, type(None))
+    return all(side in plain or get_origin(side) is Literal for side in sides(hint))
 
 
 def _checked(option: str, key: str, make: "Callable[[], GuidanceRecipe | None]") -> "GuidanceRecipe | None":

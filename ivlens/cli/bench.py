@@ -57,7 +57,7 @@ class CellOptions:
 
     Attributes:
         methods: Separated by commas: full, lora, inclora, ewc, olora, lwf, replay.
-        guidance: Separated by commas: none, or the names that `ivlens tune --help` lists; with a control behind a slash
+        guidance: Separated by commas: none, or names as in `ivlens tune`; with a control behind a slash
             (iv/zero_vector, heads/random_heads).
         seeds: So many seeds of trainings, from 0.
         target: End a task's training as soon as its score on *select* reaches this.

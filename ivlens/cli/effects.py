@@ -36,7 +36,7 @@ def effects(
     Example: `ivlens effects --model pocket --task antonym --out antonym.effects.safetensors`
 
     Args:
-        task: Name of a built-in task, or a path: a task file or folder, CSV, JSON, JSONL.
+        task: Name of a built-in task, or the path of a file or folder that holds a task.
         contrast: Also measure mean outputs on corrupted prompts, which `ivlens vector --effects ... --contrast`
             subtracts.
         top: Number of heads to print.

@@ -49,7 +49,7 @@ def prompts(
     `ivlens prompts --model ./checkpoint --task present_past --template plain --template mine.json --shots 0,3,8`
 
     Args:
-        task: Name of a built-in task, or a path: a task file or folder, CSV, JSON, JSONL.
+        task: Name of a built-in task, or the path of a file or folder that holds a task.
     """
     from ivlens.forward.finding import find_prompts
     from ivlens.prompts.templates import find_template

@@ -86,8 +86,8 @@ class TuneWays:
             difference of means for a vector). Or a rehearsal of earlier tasks on the new inputs: instructions, the same
             with less weight (instructions_light, best with full; instructions_lighter, best with adapters), answers and
             answers_light (whole answers), instruction_heads, instruction_vector, vectors, translations. A control
-            follows after a slash: iv/zero_vector, iv/random_vector, heads/random_heads, heads/all_heads. The options
-            --schedule to --k change parts of the guidance.
+            follows after a slash: iv/zero_vector, iv/random_vector, heads/random_heads, heads/all_heads. The error
+            for an unknown name lists all. The options --schedule to --set change parts of the guidance.
         watch: Tasks that are judged along the training, and that guidance should keep. By default, with the built-in
             model, six of the tasks it was trained on.
         checkpoint_every: Also write the model every so many steps.
@@ -122,7 +122,7 @@ def tune(
     `ivlens tune --task second_letter --guidance kl --layer 2 --direction reverse --kl-weight 0.3 --out out/kl`
 
     Args:
-        task: Name of a built-in task, or a path: a task file or folder, CSV, JSON, JSONL.
+        task: Name of a built-in task, or the path of a file or folder that holds a task.
         out: Folder for the state of the training, the log (log.csv), the scores (scores.csv) and the model (model/:
             adapters in peft's format, or the whole model with `--method full`).
     """

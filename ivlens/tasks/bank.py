@@ -52,9 +52,8 @@ def load_task(
 ) -> Task:
     """Open a built-in task by name, or anything else by path or Hub name.
 
-    The format is recognised by the content, never by the file's name: function-vectors lists, Natural-Instructions task
-    files, folders of TRACE or of the long-sequence benchmark, `{input: output}` dicts, tables with named columns (CSV,
-    TSV, JSON, JSONL, parquet), Hugging Face `datasets` (saved by `save_to_disk`, or on the Hub), the bank's own format.
+    The format is recognised by the content, never by the file's name: task files of other projects, tables with named
+    columns, Hugging Face `datasets`. docs/guide/data.md lists all of them.
 
     The name of a built-in task always means that task, even if the working directory has a file of this name: a result
     must not depend on where it is run. Write `"./antonym"` or `Path("antonym")` for the file. A string that is neither

@@ -232,7 +232,8 @@ class Trainer:
             # hooks stay during backward as well: gradient checkpointing runs blocks again there
             self._shift(stack, last_column(self.data), step / self.options.steps, own)
             layers = sorted({layer for term, _ in self.terms for layer in term.layers_read})
-            answer = self._model().answer(rows, stack, layers=layers)
+            streams = sorted({layer for term, _ in self.terms for layer in term.streams_read})
+            answer = self._model().answer(rows, stack, layers=layers, streams=streams)
             losses = {"lm": answer_loss(answer.logits, rows.answers, totals[0])}
             if bool(own.any()):
                 losses |= self._guided(answer, rows.answers, index, targets, totals[1])
@@ -251,7 +252,7 @@ class Trainer:
         own = self._own(index)
         if not bool(own.all()):
             answers, index = answers[own], index[own]
-            answer = Answer(answer.logits[own], {layer: z[own] for layer, z in answer.z.items()})
+            answer = answer.rows(own)
         student = Student(answer, answers, index, totals)
         losses = {}
         for name, (term, model), asked in zip(self.names(), self.active(), targets, strict=True):

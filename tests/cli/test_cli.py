@@ -419,3 +419,20 @@ def test_bench_has_its_own_defaults_whatever_else_is_given():
 
     options = SuiteTrainOptions(steps=10)
     assert (options.lr, options.batch_size, options.decay) == (1e-3, 32, "constant")
+
+
+def test_the_choices_of_commands_are_those_of_the_library():
+    """They are written once more in the commands, so that help needs no torch."""
+    from typing import get_args, get_type_hints
+
+    from ivlens.cli._options import MeasureOptions
+    from ivlens.effects import METHODS
+    from ivlens.forward.scoring import SCORES
+    from ivlens.prompts import CORRUPTIONS
+
+    hints = get_type_hints(MeasureOptions)
+    choices = {
+        name: {*get_args(get_args(hints[name])[0] if type(None) in get_args(hints[name]) else hints[name])}
+        for name in ("corruption", "score", "method")
+    }
+    assert choices == {"corruption": {*CORRUPTIONS}, "score": {*SCORES}, "method": {*METHODS}}

@@ -1,6 +1,7 @@
 """The recipe: one way to say how prompts are made, its defaults, its file, and the same prompts for whoever asks."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from ivlens import load_model, load_task
 from ivlens.prompts import CORRUPTIONS, TASK, PromptRecipe, PromptTemplate, build_prompts
+from ivlens.prompts.corruptions import check_corruption
 from ivlens.prompts.templates import TEMPLATES
 
 MINE = PromptTemplate("mine", "{instruction} {input} =", "{input} =", "{input} = {answer}\n")
@@ -144,14 +146,13 @@ def test_a_corruption_takes_away_what_tells_the_task_and_nothing_else(
     task = load_task(name)
     recipe = PromptRecipe(template, instruction, n_shots, seed)
     examples = task.split("select", seed)[:3]
-    takes_away = corruption not in (None, "none")
-    refused = (
-        (takes_away and not n_shots and instruction is None)
-        or (corruption == "shuffle" and n_shots < 2)
-        or (corruption == "counterfactual_inputs" and not n_shots)
-    )
-    if refused:
+    if not n_shots and instruction is None and corruption not in (None, "none"):
         with pytest.raises(ValueError):
+            check_corruption(corruption, task, 0, 0)
+    try:
+        check_corruption(corruption, task, len(recipe.texts(task)), n_shots)
+    except ValueError as error:
+        with pytest.raises(ValueError, match=re.escape(str(error))):
             build_prompts(pocket.tokenizer, task, examples, recipe, corruption=corruption)
         return
     clean = build_prompts(pocket.tokenizer, task, examples, recipe)

@@ -33,6 +33,7 @@ from ivlens.tuning.builder import term_kinds
 from ivlens.tuning.terms.mean_difference import MeanDifferenceKL
 from ivlens.tuning.terms.rehearsal_prompts import RehearsalOptions, instruction_rehearsal
 from ivlens.tuning.terms.term import unique_names
+from ivlens.tuning.training.asking import InTraining
 from ivlens.tuning.training.data import training_set
 
 QUICK = TuneOptions(steps=2, batch_size=4, lr=1e-2)
@@ -112,7 +113,7 @@ def test_a_vector_is_held_in_mixed_precision_too(llama, data):
 
 def test_options_of_the_command_line_are_those_of_the_terms():
     flags = {flag for kind in term_kinds() for flag in kind.flags}
-    assert flags == {option.name for option in fields(GuidanceOptions)} - OF_THE_VECTOR
+    assert flags == {option.name for option in fields(GuidanceOptions)} - OF_THE_VECTOR - {"set_option"}
     for kind in term_kinds():
         assert not kind.flags or kind.lacks, f"{kind.__name__} has no words for a guidance without it"
 
@@ -128,10 +129,32 @@ def test_every_term_and_recipe_is_documented():
     assert handed_on and not [name for name in handed_on if f"   {name}\n" not in api]
 
 
-def test_the_command_lists_every_recipe(capsys):
-    assert main(["tune", "--help"]) == 0
-    shown = capsys.readouterr().out
+def test_an_unknown_name_lists_every_recipe(tmp_path, capsys):
+    assert main(["tune", "--task", "antonym", "--out", str(tmp_path), "--guidance", "nosuch"]) == 2
+    shown = capsys.readouterr().err
     assert not [name for name in RECIPES if not re.search(rf"\b{name}\b", shown)]
+    assert main(["tune", "--help"]) == 0 and "for an unknown name lists all" in " ".join(
+        capsys.readouterr().out.split()
+    )
+
+
+def test_every_option_of_a_term_can_be_set():
+    """Also of terms that have no option of their own in the command."""
+    asked = GuidanceOptions(kl_weight=0.5, set_option=("kl.top_n=512", "heads.weight=0.25", "kl.direction=reverse"))
+    kl, heads = (next(t for t in asked.plan("iv")[0].terms if t.name == name) for name in ("kl", "heads"))
+    assert (kl.weight, kl.top_n, kl.direction, heads.weight) == (0.5, 512, "reverse", 0.25)
+    for name, text, message in (
+        ("kl", "kl.weight=a", "kl.weight is 'a', expected a finite number"),
+        ("kl", "kl.weight=-1.0", "weight is -1.0"),
+        ("kl", "kl.weight", "expected TERM.OPTION=VALUE with one of kl.weight, kl.direction"),
+        ("kl", "heads.weight=1", "--set got 'heads.weight=1', expected TERM.OPTION=VALUE with one of kl"),
+        ("kl", "weight=1", "expected TERM.OPTION=VALUE"),
+        ("heads", "heads.heads=[[0, 1]]", "expected TERM.OPTION=VALUE with one of heads.weight"),
+        ("kl", "kl.direction=sideways", "kl.direction is 'sideways'"),
+        ("none", "kl.weight=1", "--set is given, but --guidance is none"),
+    ):
+        with pytest.raises((ValueError, TypeError), match=re.escape(message)):
+            GuidanceOptions(set_option=(text,)).plan(name)
 
 
 def test_costs_follow_from_the_terms():
@@ -169,3 +192,60 @@ def test_the_difference_of_means_is_what_the_prompt_adds_to_the_stream(llama):
     assert log.mean_kl.tolist() == pytest.approx(other.kl.tolist(), rel=1e-5) and log.mean_kl[0] > 1e-4
     (zero,) = control(made, "zero_vector", llama).terms
     assert not zero.shifted.delta.any()
+
+
+@dataclass(frozen=True)
+class StreamNorm(Term):
+    """A term of one's own that reads the residual stream: its norm after one layer."""
+
+    name: ClassVar[str] = "stream_norm"
+    layer: int = 1
+    weight: float = 1.0
+
+    @property
+    def streams_read(self):
+        return [self.layer]
+
+    def norms(self, answer):
+        return answer.stream[self.layer].norm(dim=-1)
+
+    def ask(self, frozen):
+        return Rows(torch.cat(frozen.ask(frozen.own, self.norms, streams=self.streams_read)))
+
+    def loss(self, student, asked, model):
+        apart = self.norms(student.answer) - asked.rows(student.index).values
+        return self.weight * apart.square().sum() / student.totals.rows
+
+
+@dataclass(frozen=True)
+class Rows:
+    values: torch.Tensor
+
+    def rows(self, index):
+        return Rows(self.values[index])
+
+    @property
+    def n_bytes(self):
+        return self.values.nbytes
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_term_of_ones_own_can_hold_the_residual_stream(llama, data, checkpointing):
+    """Against the bridge's own stream; it is in the log, it holds what it says, and weight 0 changes nothing."""
+    options = TuneOptions(steps=20, batch_size=4, accumulate=2, lr=1e-2, gradient_checkpointing=checkpointing)
+    apart, logs = {}, {}
+    for weight in (None, 0.0, 100.0):
+        learner, term = Learner(llama, "full"), StreamNorm()
+        model = InTraining(learner.trained, learner.sites, QUICK, data)
+        before = term.ask(model).values
+        with captured_residual(llama, 1) as kept, torch.no_grad():
+            llama(data.tokens, attention_mask=data.attention_mask)
+        torch.testing.assert_close(before, kept[1][:, -1].norm(dim=-1), atol=1e-4, rtol=1e-4)
+        guidance = None if weight is None else Guidance((StreamNorm(weight=weight),))
+        logs[weight] = learner.learn(data, options, guidance)
+        apart[weight] = float((term.ask(model).values - before).square().mean())
+    assert logs[None].lm.tolist() == logs[0.0].lm.tolist() and not logs[0.0].stream_norm.any()
+    held = logs[100.0]
+    assert held.stream_norm[0] == pytest.approx(0, abs=1e-6) and held.stream_norm[1] > 0
+    assert held.loss.tolist() == pytest.approx((held.lm + held.stream_norm).tolist(), rel=1e-5)
+    assert apart[100.0] < 0.1 * apart[None]

@@ -121,6 +121,11 @@ class Term:
         """Layers whose head outputs the term reads on the task's own prompts."""
         return ()
 
+    @property
+    def streams_read(self) -> Sequence[int]:
+        """Layers after which the term reads the residual stream on the task's own prompts."""
+        return ()
+
     def loss(self, student: Student, asked: Any, model: InTraining) -> Float[Tensor, ""] | None:
         """The term's weighted loss on the task's own examples of one pass; None where it has no such loss.
 

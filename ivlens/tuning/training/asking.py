@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ivlens.forward.hooks import Site
@@ -44,10 +44,17 @@ class Answer:
     Attributes:
         logits: Logits at the positions that predict the answers.
         z: By layer, the outputs of all its heads at the last prompt token, for the layers that were asked for.
+        stream: By layer, the residual stream after it at the last prompt token, for the layers that were asked for.
     """
 
     logits: Float[Tensor, "rows answer_len d_vocab"]
     z: Mapping[int, Float[Tensor, "rows n_heads d_head"]]
+    stream: Mapping[int, Float[Tensor, "rows d_model"]]
+
+    def rows(self, index: Bool[Tensor, " rows"]) -> "Answer":
+        """The outputs for some of the prompts."""
+        z, stream = ({layer: each[index] for layer, each in kept.items()} for kept in (self.z, self.stream))
+        return Answer(self.logits[index], z, stream)
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +76,13 @@ class InTraining:
     seed: int = 0
 
     def answer(
-        self, prompts: TrainingSet, stack: ExitStack, *, shift: Shift | None = None, layers: Sequence[int] = ()
+        self,
+        prompts: TrainingSet,
+        stack: ExitStack,
+        *,
+        shift: Shift | None = None,
+        layers: Sequence[int] = (),
+        streams: Sequence[int] = (),
     ) -> Answer:
         """Run the model on these prompts, with gradients.
 
@@ -79,10 +92,11 @@ class InTraining:
         column = last_column(prompts)
         if shift is not None:
             stack.enter_context(self.sites.shifted(self.plain, shift.layer, shift.site, column, shift.delta))
-        # a dictionary that the pass below fills
+        # dictionaries that the pass below fills
         z = stack.enter_context(self.sites.head_outputs(self.plain, layers, column))
+        stream = stack.enter_context(self.sites.streams(self.plain, streams, column))
         with self.options.autocast(prompts.tokens.device):
-            return Answer(answer_logits(self.plain, prompts), z)
+            return Answer(answer_logits(self.plain, prompts), z, stream)
 
     def ask(
         self,
@@ -91,6 +105,7 @@ class InTraining:
         *,
         shift: Shift | None = None,
         layers: Sequence[int] = (),
+        streams: Sequence[int] = (),
         batch_size: int = 32,
     ) -> list[T]:
         """Run the model on a few prompts at a time, without gradients or dropout; the result of `read` for each answer.
@@ -102,7 +117,7 @@ class InTraining:
             for index, rows in prompts.portions(batch_size):
                 with ExitStack() as stack:
                     moved = None if shift is None else shift.rows(index)
-                    found.append(read(self.answer(rows, stack, shift=moved, layers=layers)))
+                    found.append(read(self.answer(rows, stack, shift=moved, layers=layers, streams=streams)))
         return found
 
 

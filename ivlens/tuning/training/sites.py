@@ -87,6 +87,28 @@ class Sites:
             for handle in handles:
                 handle.remove()
 
+    @contextmanager
+    def streams(
+        self, plain: nn.Module, layers: Iterable[int], column: int
+    ) -> Iterator[dict[int, Float[Tensor, "batch d_model"]]]:
+        """Collect the residual stream after these layers, in one column; each pass of the body fills the dictionary."""
+        kept: dict[int, Tensor] = {}
+
+        def keeping(layer: int) -> Callable[[nn.Module, object, Any], None]:
+            def keep(_: nn.Module, given: object, out: Any) -> None:
+                kept[layer] = (out[0] if isinstance(out, tuple) else out)[:, column]
+
+            return keep
+
+        base, handles = base_model(plain), []
+        try:
+            for layer in layers:
+                handles.append(base.get_submodule(self.paths.blocks[layer]).register_forward_hook(keeping(layer)))
+            yield kept
+        finally:
+            for handle in handles:
+                handle.remove()
+
     def held(
         self,
         plain: nn.Module,
