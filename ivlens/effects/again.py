@@ -38,8 +38,8 @@ def measure_again(
         >>> effects.again.to_frame()
 
     The largest of many noisy numbers is, on average, too large on the prompts on which it was chosen. Here only the
-    chosen heads are patched, with the same means, into prompts of another split that are made in the same way. There
-    are as many of them as before, or as many as the split has.
+    chosen heads are patched, with the same means, into prompts of another split that are made in the same way, as many
+    as before or as many as the split has.
 
     Args:
         effects: From `head_effects`.
@@ -48,12 +48,12 @@ def measure_again(
         heads: The number of strongest heads, at most as many as were measured; or the heads, as `(layer, head)`.
         split: The split that the prompts come from: another one than the split that chose the heads.
         others: Tasks that counterfactual prompts come from, as they were given to `head_effects`.
-        progress: True shows a bar. A function is called with the work done and the work there is in all.
+        progress: True shows a bar. A function is called with (done, total).
 
     Raises:
         TypeError: a model that `load_model` did not return.
-        ValueError: another model or task than the effects are of, other tasks for counterfactuals, the split that chose
-            the heads, one without prompts of the same kind, or heads that were not measured.
+        ValueError: a model or task that the effects are not of, other tasks for counterfactuals, the split that chose
+            the heads, a split without prompts of the same kind, or heads that were not measured.
         RuntimeError: inside a `steer` context.
 
     Source: docs/method.md, 13 Intervals.
@@ -136,7 +136,7 @@ def _chosen(
 
 
 def _prompts(model: TransformerBridge, effects: HeadEffects, plan: Plan, split: SplitName) -> PromptBatch:
-    """Prompts corrupted as those of the effects were: as many as these, or as many as the split has.
+    """Prompts of the split, corrupted like those of the effects, and as many of them if the split has so many.
 
     Raises:
         ValueError: the split has no such prompt.

@@ -107,7 +107,7 @@ class ChosenHeads:
         return MapInterval.of(self.cie[:, None], level)
 
     def to_frame(self, level: float = LEVEL) -> "pd.DataFrame":
-        """One row for each head: `layer`, `head`, and `aie_again`, `low_again`, `high_again`, and so on.
+        """One row for each head: `layer`, `head`, `aie_again`, `low_again`, `high_again`, `interval_again`, `n_again`.
 
         The names end in `_again`, so that the columns can stand beside those of the first measurement.
         """

@@ -116,8 +116,8 @@ def head_effects(
             where the answers share their first tokens (numbers after a lone space); see `fitting_score`.
         n_prompts: Number of corrupted prompts; fewer where the split has fewer.
         options: How effects are measured otherwise.
-        progress: True shows a bar. A function is called with the work done and the work there is in all; an error that
-            it raises ends the measurement.
+        progress: True shows a bar. A function is called with (done, total); an error that it raises ends the
+            measurement.
 
     Raises:
         TypeError: a model that `load_model` did not return, or one without a tokenizer.

@@ -53,7 +53,7 @@ def model_lock(model: TransformerBridge) -> OwnedLock:
 
 @contextmanager
 def steering(model: TransformerBridge) -> Iterator[Hold]:
-    """Mark the body as steered: an edit is made at the end of each prompt that runs in it. Marks nest."""
+    """Mark the body as steered, while hooks of the caller edit the end of each prompt. Marks nest."""
     with model_lock(model).held("steer") as hold:
         yield hold
 
@@ -64,7 +64,7 @@ def is_steered(model: TransformerBridge) -> bool:
 
 
 def check_unsteered(model: TransformerBridge) -> None:
-    """Refuse passes with answer tokens inside `steering`, which would take the last of them for the prompt's end.
+    """Refuse passes with answer tokens inside `steering`: the last of them would be taken for the prompt's end.
 
     Raises:
         RuntimeError: this thread has a `steering` context open on the model, in this asyncio task or in another one. A
@@ -136,7 +136,7 @@ class _Firing:
         self.runner = Runner(lock, _SECOND_THREAD)
 
     def watched(self, name: str, hook: Callable[[Tensor], Tensor | None]) -> Callable[..., Tensor | None]:
-        """The hook, which now also records that it was reached."""
+        """A hook that does the same, and records that it was reached."""
 
         # TransformerLens passes its hook point as `hook`, so our own function comes in as a default value
         def call(tensor: Tensor, hook: object, fn: Callable[[Tensor], Tensor | None] = hook) -> Tensor | None:

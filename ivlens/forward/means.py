@@ -169,7 +169,7 @@ class _ScaleMean:
         for layer in self._layers:
             projected, written = self._projected[layer].cpu().double(), self._written[layer].cpu().double()
             scale, off = _scale(projected, written, self._weights[layer])
-            # `_scale` ends at what the hook shows; from there to the stream it is `WriteFactors`
+            # `_scale` leads to what the hook shows, and `WriteFactors` from there to the stream
             self._total[layer] += scale.sum(0) * (torch.nan if off else self._factors[layer])
             if off and self.fault is None:
                 self.fault = (
@@ -193,6 +193,7 @@ def _last_of_first(tensor: Tensor) -> Tensor:
 def _passes(
     model: TransformerBridge, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"], batch_size: int
 ) -> Iterator[Inputs]:
+    """The prompts, `batch_size` of them at a time, while a bar counts the passes."""
     check_length(model, mask)
     for rows in ticking(list(row_slices(len(tokens), batch_size)), "mean head outputs", "pass"):
         yield Inputs(tokens[rows], mask[rows], last=tokens.shape[1] - 1, n_answer=1)
@@ -222,6 +223,6 @@ def _scale(
     factor = (written * basis).sum(-1, keepdim=True) / basis.square().sum(-1, keepdim=True).clamp_min(1e-30)
     off = float((basis * factor - written).abs().max())
     if weight is None and bool(((factor - 1).abs() < 1e-3).all()):
-        factor = torch.ones_like(factor)  # the hooks show one tensor twice, so what is left is rounding of the fit
+        factor = torch.ones_like(factor)  # both hooks show the same tensor, and the rest is rounding of the fit
     within = off <= 3e-2 * max(float(written.abs().max()), 1e-30)  # False for NaN
     return factor.expand_as(projected) if weight is None else factor * weight, 0.0 if within else off

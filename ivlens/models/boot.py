@@ -16,7 +16,7 @@ from ivlens.models.selfcheck import PlainLogits, difference, plain_logits
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
-else:  # importing transformer_lens takes seconds, so that signatures are checked against the base class at run time
+else:  # importing transformer_lens takes seconds; at run time, signatures are checked against its base class
     TransformerBridge = nn.Module
 
 
@@ -184,7 +184,7 @@ def _n_words(model: TransformerBridge) -> int:
 
 
 def _check_heads(model: TransformerBridge, label: str) -> None:
-    """Refuse a bridge in which a layer's output projection is not one matrix for each head of the model's size."""
+    """Refuse a bridge unless every layer's output projection splits into one matrix of the right shape per head."""
     cfg = model.cfg
     want = (cfg.n_heads, cfg.d_head, cfg.d_model)
     for layer, block in enumerate(getattr(model, "blocks", [None])):

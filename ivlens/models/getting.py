@@ -252,7 +252,7 @@ def _check_room(known: KnownModel, packaged: Packaged) -> None:
 
 @contextmanager
 def _locked(home: Path) -> Iterator[None]:
-    """In the body, no other process makes a model in `home`; waits until those at work have ended."""
+    """In the body, no other process makes a model in `home`; waits until running ones have ended."""
     told = False
     while True:
         try:

@@ -34,7 +34,8 @@ _TOKENIZERS: WeakKeyDictionary[Any, tuple[str, str]] = WeakKeyDictionary()
 def config_facts(config: Any) -> dict[str, Any]:
     """The entries of a configuration that logits depend on and that differ from the defaults of its class.
 
-    Defaults are left out, so that neither saving and opening nor a newer transformers with more options changes it.
+    Defaults are left out, so that the result stays the same after saving and opening, and in a newer transformers with
+    more options.
     """
     try:
         default = type(config)().to_dict()
@@ -62,7 +63,7 @@ def _differences(values: dict[str, Any], default: dict[str, Any]) -> dict[str, A
 
 
 def plain_name(name: str) -> str:
-    """The name in the plain model of a parameter, buffer or module with this name in the bridge."""
+    """The plain model's name for a parameter, buffer or module, made from its name in the bridge."""
     return name.replace("._original_component", "")
 
 

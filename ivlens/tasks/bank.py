@@ -116,7 +116,7 @@ def _bank_task(name: str) -> Task:
 
 
 def _build(source: Source) -> Task:
-    """Make a task of records: merge those with one input, leave out incomplete ones, and log both in one line."""
+    """Make a task of records: merge records with the same input, leave out incomplete ones, and log how many."""
     merged: dict[str, Record] = {}
     answers: dict[str, dict[str, None]] = {}  # a dict as an ordered set, since an input may have thousands of answers
     skipped: list[str] = []
@@ -127,7 +127,7 @@ def _build(source: Source) -> Task:
             skipped.append(f"{record.where}: no {lacks} ({(record.input or str(record.answers))[:60]!r})")
             continue
         n_merged += record.input in merged
-        merged.setdefault(record.input, record)  # of records with one input the first gives the part
+        merged.setdefault(record.input, record)  # of records with the same input, the first gives the part
         answers.setdefault(record.input, {}).update(dict.fromkeys(record.answers))
     if not merged:
         raise ValueError(
@@ -136,7 +136,7 @@ def _build(source: Source) -> Task:
         )
     if skipped or n_merged:
         logger.warning(
-            "Task %r: %d of %d records left out for want of an answer or an input%s, %d repeated inputs merged.",
+            "Task %r: %d of %d records left out because they lack an answer or an input%s, %d repeated inputs merged.",
             source.name, len(skipped), len(source.records), f" (first: {skipped[0]})" if skipped else "", n_merged,
         )  # fmt: skip
     return Task(
