@@ -117,7 +117,8 @@ def briefly(value: Any) -> str:
 
 def said(hint: Any) -> str:
     """What an annotation expects, in words: `int | None` is "a whole number or None"."""
-    members = [one for one in sides(hint) if not (one is str and Path in sides(hint))]  # `str | Path` is a path
+    # `str | Path` is called "a path"
+    members = [one for one in sides(hint) if not (one is str and Path in sides(hint))]
     if len(members) > 1:
         # "a finite number" includes whole numbers
         if set(members) & {int, SupportsIndex} and float in members:

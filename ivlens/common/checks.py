@@ -60,7 +60,7 @@ def as_items(name: str, given: Any, kind: type | tuple[type, ...] = str, *, mean
         name: What the error calls `given`.
         given: An item, or any iterable of items.
         kind: The type of an item, or several types.
-        meant: Remedy for the error: how to make an item, where callers may have given its name.
+        meant: The error's remedy: how to make an item, for callers who gave its name instead.
 
     Raises:
         TypeError: `given` is neither an item nor an iterable, or one of its items is something else.

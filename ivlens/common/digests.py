@@ -16,7 +16,7 @@ _KNOWN: dict[str, str] = {}
 
 
 def stamp(path: Path) -> list[int]:
-    """Numbers of which one differs after any change of a file: device, inode, size, mtime (ns) and ctime (ns).
+    """The state of a file, in numbers that differ after any change: device, inode, size, mtime (ns), ctime (ns).
 
     The system itself sets ctime. A program can set back mtime, but not ctime.
     """
@@ -40,7 +40,7 @@ def content_digest(path: Path) -> str:
             with open(path, "rb") as file:
                 found = file_digest(file, "sha256").hexdigest()
             if stamp(path) != before or time.time_ns() - max(before[3:]) < _TICK:
-                return found  # it changed while it was read, or so recently that its times may not show a next change
+                return found  # changed during the reading, or so recently that a further change may not show
             _remember(name, found)
         _KNOWN[name] = found
     return _KNOWN[name]

@@ -72,11 +72,11 @@ def writing(place: str | Path) -> Iterator[None]:
 
 def refusal(number: int, place: str | Path) -> DiskError:
     """The error for a path that cannot be written to, for the reason that the system's error number gives."""
-    remedy = "free some room, or name another place" if number in _FULL else "mend that, or name another place"
+    remedy = "free some room, or name another place" if number in _FULL else "remove the cause, or name another place"
     return DiskError(
         number,
-        f"{str(place)!r} cannot be written to ({os.strerror(number)}), expected room for results; {remedy}, and give "
-        "the same command again: what was there before is whole.",
+        f"{str(place)!r} cannot be written to ({os.strerror(number)}), expected a place for results; {remedy}, and "
+        "give the same command again: what was there before is whole.",
         place,
     )
 
@@ -140,7 +140,8 @@ def _check_kind(path: Path, what: str, is_it: Callable[[int], bool]) -> None:
 
 def _is_about(error: BaseException, place: Path) -> bool:
     """Whether an error is about `place` or something inside it; an error that names no file counts, too."""
-    if isinstance(error, DiskError):  # a whole sentence, replaced only by one about a folder above its path
+    # the message is a whole sentence, and is replaced only where `place` is a folder above its path
+    if isinstance(error, DiskError):
         return error.place != place and error.place.absolute().is_relative_to(place.absolute())
     named = getattr(error, "filename", None)
     if not isinstance(named, str | bytes | os.PathLike):

@@ -18,7 +18,7 @@ _LISTS = (tuple, list, Sequence, Iterable)
 
 
 class _Named(type):
-    """A stand-in for a class that is imported for type checkers only; its instances are told by the class's name."""
+    """Stands for a class that is imported for type checkers only; instances are recognised by their class's name."""
 
     def __instancecheck__(cls, value: object) -> bool:
         return any(one.__name__ == cls.__name__ for one in type(value).__mro__)

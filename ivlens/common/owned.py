@@ -62,7 +62,7 @@ class Hold:
             self.is_over = True
 
     def abandon(self) -> None:
-        """Leave the lock in the place of a flow that cannot do so any more, and clear what that flow may have left."""
+        """Leave the lock for a flow that cannot do so itself any more, and clear what that flow may have left."""
         if self.is_over:
             return
         with suppress(Exception):  # undoing may fail where a fork interrupted the flow; the sweep clears the rest
@@ -209,7 +209,7 @@ class OwnedLock:
 class Runner:
     """Decides which thread may run the model inside a hold.
 
-    Threads of the holding flow may, one at a time, or else one other thread that was started inside the hold.
+    It may be any thread of the holding flow, one at a time, or else one other thread that was started inside the hold.
 
     Args:
         lock: The model's lock, which the thread that makes this object holds.

@@ -1,8 +1,8 @@
 """Saves of several files in one step: readers find the old save or the new one, whenever a process is killed.
 
 The files of a new save are written into a scratch folder and flushed to the disk. One rename calls this folder
-`.saved`: from then on the save is made. Next the old files are removed, so that none ever stands beside a new one; each
-new file gets its place, as a hard link to its content; and `.saved` is removed last. If the process is killed
+`.saved`: from then on the save counts as made. Next the old files are removed, so that none ever stands beside a new
+one; each new file gets its place, as a hard link to its content; and `.saved` is removed last. If the process is killed
 meanwhile, `whole` finds the files in `.saved`, and the next save into the folder first finishes the one before.
 """
 
@@ -32,7 +32,7 @@ _WAIT = 0.05  # seconds between two looks at a lock
 def filling(folder: Path) -> Iterator[Path]:
     """A scratch folder; when the body ends, its files are put into `folder` (made if need be).
 
-    After an exception none of them does. Files of other names in `folder` stay.
+    After an exception nothing is put there. Files of other names in `folder` stay.
 
     Raises:
         OSError: a link or a folder stands in the place of a file.
@@ -180,7 +180,7 @@ def _digest(path: Path) -> str:
 
 
 def _put(folder: Path, new: Path, old: Mapping[str, str]) -> None:
-    """Make the files in `new` those of `folder`, and remove the `old` ones."""
+    """Put the files in `new` into `folder`, and remove the `old` ones."""
     names = _names(new)
     for name in names:
         _check_way(folder, name)

@@ -52,8 +52,8 @@ def measure_again(
 
     Raises:
         TypeError: a model that `load_model` did not return.
-        ValueError: a model or task that the effects are not of, other tasks for counterfactuals, the split that chose
-            the heads, a split without prompts of the same kind, or heads that were not measured.
+        ValueError: another model or task than that of the effects, other tasks for counterfactuals, the split that
+            chose the heads, a split without prompts of the same kind, or heads that were not measured.
         RuntimeError: inside a `steer` context.
 
     Source: docs/method.md, 13 Intervals.
@@ -129,7 +129,7 @@ def _chosen(
     n_layers, n_heads = measured.shape
     for layer, head in chosen:
         if not (0 <= layer < n_layers and 0 <= head < n_heads and measured[layer, head]):
-            raise ValueError(f"heads has L{layer}H{head}, which was not measured; expected some of those that were.")
+            raise ValueError(f"heads has L{layer}H{head}, which was not measured; expected heads that were.")
     if not chosen:
         raise ValueError("heads is empty, expected a number of heads, or some (layer, head).")
     return chosen

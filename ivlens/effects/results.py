@@ -37,7 +37,7 @@ class HeadEffects:
         cie: Effect of each head on each corrupted prompt, in the unit of the score; NaN where it was not measured.
         mean_z: `z̄`, mean head outputs over clean prompts, at their last token.
         mean_z_corrupted: The same over the corrupted versions of those prompts; None where no contrast was asked for.
-        write_scale: Mean scale of a head's write into the residual stream; 1 except on post-norm families.
+        write_scale: Mean scale of a head's write into the residual stream; 1 in most families, see `mean_write_scale`.
         base_scores: Score of each corrupted prompt without a patch.
         clean_scores: Score of the clean version of each prompt; None in files of older versions, which lack it.
         corruptions: How each prompt was corrupted.
@@ -119,7 +119,7 @@ class HeadEffects:
 
     @property
     def live_model(self) -> TransformerBridge | None:
-        """The bridge these effects were measured on, while it is in memory; None after `load`."""
+        """The bridge these effects were measured on, while it is in memory; None after `load` without a model."""
         return self.model_ref() if self.model_ref is not None else None
 
     def check_task(self, task: Task) -> None:
@@ -261,7 +261,8 @@ class HeadEffects:
 
         Args:
             model: The model to use the effects with, which becomes `live_model`, so that vectors can be built from
-                them; a model with other weights is refused. None: any file is read, and later use checks the model.
+                them. It must have the weights, configuration and tokenizer that were measured. None: any file is read,
+                and later use checks the model.
 
         Raises:
             FileNotFoundError: no such file.

@@ -56,8 +56,8 @@ class Borders:
     """Decides whether the token after an answer continues or ends it, for one tokenizer.
 
     Args:
-        tokenizer: The model's. Without one (None) tokens have no text: no answer is then seen to go on or to end, and
-            accuracy is that of the answer's tokens alone.
+        tokenizer: The model's tokenizer. Without one (None) tokens have no text: no answer is then seen to go on or to
+            end, and accuracy is that of the answer's tokens alone.
     """
 
     def __init__(self, tokenizer: Any | None) -> None:

@@ -284,8 +284,8 @@ def output_projection(
 ) -> Float[Tensor, "*n_layers n_heads d_head d_model"]:
     """`W_O` of every head of one layer: the projection's output is `z @ W_O` summed over heads, plus a bias.
 
-    Adapters on the projection are in it, merged or not. The bias belongs to no head, so no vector contains it. Without
-    a layer: the matrices of all layers in one tensor, which is a copy, and needs them all on one device.
+    Adapters on the projection are included, merged or not. The bias belongs to no head, so no vector contains it.
+    Without a layer: the matrices of all layers in one tensor, which is a copy, and needs them all on one device.
     """
     if layer is None:
         return torch.stack([output_projection(model, each) for each in range(check_model(model).cfg.n_layers)])

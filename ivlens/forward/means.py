@@ -217,7 +217,7 @@ def _scale(
     written: Float[Tensor, "batch d_model"],
     weight: Float[Tensor, " d_model"] | None,
 ) -> tuple[Float[Tensor, "batch d_model"], float]:
-    """The factor of each prompt between projection and write, and how far it is off (0 where that is rounding)."""
+    """The factor of each prompt between projection and write, and its largest error (0 where that is rounding)."""
     # least squares instead of a division: entries near 0, and the epsilon inside a norm, then do no harm
     basis = projected if weight is None else projected * weight
     factor = (written * basis).sum(-1, keepdim=True) / basis.square().sum(-1, keepdim=True).clamp_min(1e-30)

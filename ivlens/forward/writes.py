@@ -35,7 +35,7 @@ from ivlens.models.selfcheck import probe_prompts
 
 _HELD = ("ln2", "ln2_post")  # the norms before and after the MLP; the norm after attention is part of a head's write
 _SHARE = 2e-2  # error allowed in half precision, as a share of the largest write: sums round there
-_ROUNDINGS = 8  # further error allowed, in last places of the stream: a write is the difference of two large streams
+_ROUNDINGS = 8  # further error allowed, in ulp of the stream's numbers: a write is the difference of two large streams
 
 
 @dataclass(frozen=True)

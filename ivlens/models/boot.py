@@ -100,7 +100,7 @@ def check_supported(hf_model: Any, label: str) -> None:
 
 
 def boot(hf_model: Any, tokenizer: Any, label: str) -> TransformerBridge:
-    """`hf_model` wrapped as a bridge, in eval mode and without gradients; `tokenizer` is not changed.
+    """`hf_model` wrapped as a bridge, in eval mode and without gradients; `tokenizer` gets a padding token if need be.
 
     Raises:
         ValueError: no attention heads, an architecture that transformer_lens does not know, or logits that wrapping
@@ -240,7 +240,7 @@ def check_model(model: Any) -> TransformerBridge:
     Raises:
         TypeError: anything else, such as the Hugging Face model itself.
     """
-    # told by its attributes: the class cannot be asked without importing transformer_lens, see the top of the file
+    # recognised by its attributes: asking for the class would import transformer_lens, see the top of the file
     if not all(hasattr(model, name) for name in ("original_model", "blocks", "cfg")):
         raise TypeError(
             f"model is {type(model).__name__}, expected the TransformerBridge that ivlens.load_model returns; "

@@ -154,7 +154,7 @@ def _fit_vocabulary(plain: Any, adapters: list[dict[str, tuple[int, ...]]]) -> N
         ValueError: the adapters have different numbers of words, or more words than they have weights for.
     """
     names = {name for name, weight in plain.named_parameters(remove_duplicate=False) if _is_end(plain, weight)}
-    # the numbers of words of all embeddings in the files; adapters of one model agree in it
+    # how many words each embedding in the files has; adapters of one model must agree
     rows = {shapes[key][0] for shapes in adapters for key in shapes if _stripped(key) in names}
     n_words = plain.get_input_embeddings().weight.shape[0]
     if not rows - {n_words}:

@@ -20,7 +20,7 @@ _IRRELEVANT = {
     "unk_token_id", "use_cache",
 }  # fmt: skip
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "cls_token", "mask_token")
-# options that transformers' wrapper holds beside the tokenizer proper
+# options that transformers' wrapper holds beside the tokenizer itself
 _PLAIN = ("add_bos_token", "add_eos_token", "clean_up_tokenization_spaces", "split_special_tokens", "chat_template")
 _PARTS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 # a text whose tokens differ after almost any change of a tokenizer: blanks, line break, digits, accents, ligature
@@ -118,7 +118,7 @@ def _tokenizer_hash(tokenizer: Any) -> str:
 
 
 def _special_options(tokenizer: Any) -> dict[str, Any]:
-    """Special tokens, chat template and options, which transformers holds beside the tokenizer proper."""
+    """Special tokens, chat template and options, which transformers holds beside the tokenizer itself."""
     return {name: found for name in (*_SPECIAL, *_PLAIN) if (found := getattr(tokenizer, name, None)) is not None}
 
 

@@ -66,7 +66,7 @@ def build_prompts(
             - `none`: the clean prompt.
         others: Tasks that counterfactuals are taken from; None: the built-in ones. If the built-in model was trained
             on `task`, the built-in tasks of that training are tried first, as this model does not understand the
-            instructions of others.
+            instructions of other tasks.
 
     Raises:
         TypeError: no usable tokenizer.

@@ -45,7 +45,7 @@ class Chat:
     Args:
         name: The name of the prompt template, for errors.
         tokenizer: The tokenizer, which has the chat template.
-        date: The date for chat templates that ask for today's, such as `2024-07-26`.
+        date: The date that chat templates get as today's date, such as `2024-07-26`.
 
     Attributes:
         gap: The text between a prompt and its answer.

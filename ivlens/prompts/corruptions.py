@@ -78,7 +78,7 @@ def _counterfactual(case: Case) -> Told:
     """Another task's instruction, and its answers to the same demonstration inputs.
 
     The task is the first whose answer to the same input begins with another token. Where there is none because answers
-    begin with a token of white space (numbers, with some tokenizers), a task with another whole answer is taken. It
+    begin with a token of white space (numbers, with some tokenizers), a task whose whole answer differs is taken. It
     gives no foil, as the first tokens are the same. See docs/method.md, 2 Prompts and corruptions.
     """
     random = case.draw("counterfactual")

@@ -32,7 +32,7 @@ class PromptTemplate:
             tokenizer's chat template writes by default.
         answer_start: The beginning of every answer in a chat, also in demonstrations ("Answer:"). The prompt ends with
             it, and the model goes on from there; `separator` follows it.
-        date: The date for chat templates that ask for today's, so that prompts are the same every day.
+        date: The date that chat templates get as today's date, so that prompts are the same every day.
 
     Raises:
         ValueError: a text that lacks one of its fields or has others, two different cues, a system text or

@@ -21,8 +21,8 @@ from ivlens.common.names import shown
 INPUT_NAMES = ("input", "inputs", "prompt", "sentence", "text", "question", "query", "source", "word", "x")
 OUTPUT_NAMES = ("output", "outputs", "answer", "answers", "label", "target", "targets", "completion", "response", "y")
 INSTRUCTION_NAMES = ("instruction", "instructions", "definition")
-# If there are more distinct instructions than this, and than half as many as rows, they are no paraphrases: each row
-# has an instruction of its own.
+# If there are more distinct instructions than this, and more than half as many as rows, they are no paraphrases: each
+# row has an instruction of its own.
 MAX_PARAPHRASES = 20
 _N_NAMED = 12  # names in an error
 
