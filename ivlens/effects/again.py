@@ -136,7 +136,7 @@ def _chosen(
 
 
 def _prompts(model: TransformerBridge, effects: HeadEffects, plan: Plan, split: SplitName) -> PromptBatch:
-    """Prompts of the split, corrupted like those of the effects, and as many of them if the split has so many.
+    """Prompts of the split, corrupted like those of the effects, and as many if the split has enough.
 
     Raises:
         ValueError: the split has no such prompt.

@@ -109,7 +109,7 @@ class Unsuitable(Exception):
     """Raised by an engine that does not suit a model, or cannot be checked on it; another engine takes over.
 
     Attributes:
-        known: Whether this was found before, so that the log has said it already.
+        known: Whether this was found before, and so is in the log already.
     """
 
     def __init__(self, reason: str, *, known: bool = False) -> None:

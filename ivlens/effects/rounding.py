@@ -45,6 +45,7 @@ def rounding_noise(
     draw = torch.Generator().manual_seed(seed)  # on the CPU, so that every device gets the same draws
 
     def rounded(stream: Tensor) -> Tensor:
+        """The stream, with some numbers drawn at random and moved up or down by 1 ulp."""
         chance = torch.rand(stream.shape, generator=draw).to(stream.device)
         moved = (chance < _MOVED / 2).float() - (chance > 1 - _MOVED / 2).float()
         _, exponent = torch.frexp(stream.float())  # a mantissa from 0.5 to 1, hence `exponent - 1` for the last place

@@ -151,7 +151,8 @@ class _Firing:
         """Hook of the wrapped model, called whether the pass ended well or not."""
         self.runner.done()
 
-    def check(self) -> None:  # a hook that never ran edited nothing, and the numbers would be wrong in silence
+    def check(self) -> None:
+        """Refuse a context in which a hook never ran: it edited nothing, and the numbers would be silently wrong."""
         if self.silent:
             raise RuntimeError(
                 f"no forward pass reached {', '.join(sorted(self.silent))}: nothing was read or edited there; "

@@ -125,11 +125,13 @@ class _OutputMean:
             yield
 
     def add(self) -> None:
+        """Add the outputs of the latest pass to the sum."""
         found = torch.stack([self._z[layer].cpu().double().sum(0) for layer in range(len(self._total))])
         self._total += found
         self._n += len(self._z[0])
 
     def mean(self) -> Float[Tensor, "n_layers n_heads d_head"]:
+        """The mean over all prompts, on the model's device."""
         parameter = next(self._model.parameters())
         # first to another dtype, then to the device: some devices have no float64
         dtype = torch.promote_types(parameter.dtype, torch.float32)
@@ -164,6 +166,7 @@ class _ScaleMean:
             yield
 
     def add(self) -> None:
+        """Add the scales of the latest pass to the sum, NaN for a layer whose writes no scale explains."""
         if self.is_constant and self._n:
             return
         for layer in self._layers:

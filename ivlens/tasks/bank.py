@@ -73,8 +73,8 @@ def load_task(
         config: The configuration of a Hub dataset.
 
     Returns:
-        The task. Records without an answer are left out and listed in `Task.skipped`. Records with the same input are
-        merged: the later answers become alternatives. Numbers become texts, spelled as in the source.
+        The task. Records without an input or an answer are left out and listed in `Task.skipped`. Records with the same
+        input are merged: the later answers become alternatives. Numbers become texts, spelled as in the source.
 
     Raises:
         FileNotFoundError: No such file, folder or dataset.

@@ -214,7 +214,7 @@ def _read_folder(path: Path, columns: Columns, part: str | None) -> Source:
 
 
 def _with_labels(source: Source, others: Sequence[Path]) -> Source:
-    """The source; where it has no instruction and another file lists the labels, it gets one that names the labels."""
+    """The source; if it has no instruction and another file lists the labels, they become its instruction."""
     small = [file for file in others if file.suffix.lower() == ".json" and file.stat().st_size <= _LARGEST_LABELS]
     contents = [parse_json(read_text(file), file) for file in small]
     lists = [
