@@ -166,7 +166,7 @@ class _ScaleMean:
             yield
 
     def add(self) -> None:
-        """Add the scales of the latest pass to the sum, NaN for a layer whose writes no scale explains."""
+        """Add the scales of the latest pass to the sum; NaN for a layer that has no scale."""
         if self.is_constant and self._n:
             return
         for layer in self._layers:
