@@ -54,7 +54,7 @@ def test_other_tasks_are_told_apart(llama, byte_level):
     assert true_others([iv], iv, TASK) == []
     with pytest.raises(ValueError, match="other_vectors has one of another task called 'antonym'"):
         true_others([other], iv, TASK)
-    with pytest.raises(ValueError, match="effects of 'antonym' are of another task of that name"):
+    with pytest.raises(ValueError, match="effects of 'antonym' were measured on another task of that name"):
         iv_guidance(llama, tiny_task("new", shift=3), earlier=[TASK], effects={"antonym": theirs})
     theirs.check_task(OTHER)
 
@@ -93,7 +93,7 @@ def test_engines_of_the_lab_refuse_effects_of_another_task(llama):
     from ivlens.show.lab.engine import Engine, EngineOptions
 
     effects = head_effects(llama, OTHER, n_prompts=2, corruption="drop", options=EffectOptions(n_check_prompts=0))
-    with pytest.raises(ValueError, match="effects of 'antonym' are of another task of that name"):
+    with pytest.raises(ValueError, match="effects of 'antonym' were measured on another task of that name"):
         Engine(llama, {"antonym": TASK}, EngineOptions(2, 0, 0), [effects])
     Engine(llama, {"antonym": OTHER}, EngineOptions(2, 0, 0), [effects])
 

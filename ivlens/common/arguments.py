@@ -36,9 +36,9 @@ _CLASS_WORDS = {  # by the name of the class: rooms below this one define them, 
 
 
 def checked(what: What) -> What:
-    """The given function or class, which from now on checks the arguments of calls against its annotations.
+    """Decorate a function or class, so that calls check their arguments against its annotations.
 
-    Of a class, these are the calls of its public methods and of `__init__`.
+    In a class, calls of `__init__` and of the public methods are checked.
 
     Raises:
         TypeError, ValueError: raised by the new function, for an argument that does not fit; the message names the
@@ -56,7 +56,7 @@ def checked(what: What) -> What:
 
     @wraps(what)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        # read when it is called: annotations may name classes that are defined further down in the module
+        # read at the call: annotations may name classes that are defined further down in the module
         hints = hints_of(what)
         given = [fitted(name, value, hints.get(name, Any)) for name, value in zip(names, args, strict=False)]
         named = {name: fitted(name, value, hints.get(name, Any)) for name, value in kwargs.items()}
@@ -103,7 +103,7 @@ def fitted(name: str, value: Any, hint: Any) -> Any:
 
 
 def briefly(value: Any) -> str:
-    """A value as an error shows it, in one short line; for anything but numbers, texts and paths only its type."""
+    """A value in one short line for an error: functions and classes by name, objects and filled lists by type."""
     if isinstance(value, type) or callable(value):
         return f"{getattr(value, '__name__', type(value).__name__):.40}"
     plain = value is None or isinstance(value, str | bytes | bool | int | float | complex | Path)
@@ -117,7 +117,8 @@ def briefly(value: Any) -> str:
 
 def said(hint: Any) -> str:
     """What an annotation expects, in words: `int | None` is "a whole number or None"."""
-    members = [one for one in sides(hint) if not (one is str and Path in sides(hint))]  # `str | Path` is a path
+    # `str | Path` is called "a path"
+    members = [one for one in sides(hint) if not (one is str and Path in sides(hint))]
     if len(members) > 1:
         # "a finite number" includes whole numbers
         if set(members) & {int, SupportsIndex} and float in members:
@@ -142,7 +143,7 @@ def said(hint: Any) -> str:
 
 
 def _inner(name: str, value: Any, hint: Any) -> tuple[str, Any, Any]:
-    """Name, value and annotation of the first item that does not fit; where there is no such item, those given."""
+    """Name, value and annotation of the first item that does not fit; the arguments as given if there is none."""
     if isinstance(value, list | tuple):
         for member in sides(hint):
             if hasattr(member, "_fields") and len(value) == len(member._fields):

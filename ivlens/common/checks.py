@@ -11,7 +11,7 @@ from ivlens.common.fitting import NOT_FITTING, fit
 
 if TYPE_CHECKING:
     Texts = tuple[str, ...]
-else:  # when the program runs: what callers may give, of which `set_items` makes a tuple
+else:  # at run time: what callers may give; `set_items` turns it into a tuple
     Texts = str | Iterable[str]
 
 MOST = 2**53  # above it a float, and so a number in JSON, cannot hold every whole number
@@ -60,7 +60,7 @@ def as_items(name: str, given: Any, kind: type | tuple[type, ...] = str, *, mean
         name: What the error calls `given`.
         given: An item, or any iterable of items.
         kind: The type of an item, or several types.
-        meant: For the error: how to make an item, where people tend to give a text instead.
+        meant: The error's remedy: how to make an item, for callers who gave its name instead.
 
     Raises:
         TypeError: `given` is neither an item nor an iterable, or one of its items is something else.
@@ -81,7 +81,7 @@ def as_items(name: str, given: Any, kind: type | tuple[type, ...] = str, *, mean
 
 
 def set_items(options: Any, *names: str, kind: type | tuple[type, ...] = str, meant: str = "") -> None:
-    """Make tuples (`as_items`) of fields of a frozen dataclass while it is created; a field that is None stays."""
+    """Turn fields of a frozen dataclass into tuples (`as_items`) while it is created; None stays None."""
     for name in names:
         if (value := getattr(options, name)) is not None:
             object.__setattr__(options, name, as_items(f"{type(options).__name__}.{name}", value, kind, meant=meant))

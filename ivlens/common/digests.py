@@ -1,4 +1,4 @@
-"""The content of large files as one hash, read once for as long as a file stays as it is."""
+"""Hashes of the content of files; a large file is read again only after it has changed."""
 
 import json
 import time
@@ -9,23 +9,23 @@ from ivlens.common.cache import cache_folder
 from ivlens.common.files import read_small, write_whole
 
 FOLDER = "digests"
-_SMALL = 2**20  # bytes: reading such a file costs no more than looking up what is known of it
-_TICK = 2 * 10**9  # ns: within so short a time some file systems give two changes the same time
+_SMALL = 2**20  # bytes; a file up to this size is read about as fast as its remembered hash
+_TICK = 2 * 10**9  # ns; on some file systems two changes within this time get the same time stamp
 
 _KNOWN: dict[str, str] = {}
 
 
 def stamp(path: Path) -> list[int]:
-    """Numbers that differ after any change of a file's content: place, size, time, and the time of its last change.
+    """The state of a file, in numbers that differ after any change: device, inode, size, mtime (ns), ctime (ns).
 
-    The last one is the system's own; no program can set it back, as it can the other time.
+    The system itself sets ctime. A program can set back mtime, but not ctime.
     """
     about = path.stat()
     return [about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns]
 
 
 def content_digest(path: Path) -> str:
-    """SHA-256 (hex) of a file's content; that of a large one is remembered in the user's cache.
+    """SHA-256 (hex) of a file's content; the hash of a large file is remembered in the user's cache.
 
     Raises:
         OSError: it cannot be read.
@@ -40,13 +40,14 @@ def content_digest(path: Path) -> str:
             with open(path, "rb") as file:
                 found = file_digest(file, "sha256").hexdigest()
             if stamp(path) != before or time.time_ns() - max(before[3:]) < _TICK:
-                return found  # it may change, or has, without a sign
+                return found  # changed during the reading, or so recently that a further change may not show
             _remember(name, found)
         _KNOWN[name] = found
     return _KNOWN[name]
 
 
 def _remembered(name: str) -> str | None:
+    """The hash that the cache keeps under a name; None where there is none."""
     try:
         found = read_small(cache_folder() / FOLDER / name, 64).decode()
     except (OSError, ValueError):
@@ -55,6 +56,7 @@ def _remembered(name: str) -> str | None:
 
 
 def _remember(name: str, digest: str) -> None:
+    """Keep a hash in the cache under a name."""
     try:
         write_whole(cache_folder() / FOLDER / name, lambda partial: partial.write_text(digest, encoding="utf-8"))
     except OSError:  # it is read again next time

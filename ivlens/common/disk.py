@@ -36,7 +36,7 @@ class DiskError(OSError):
         return str(self.strerror)  # without the number that OSError puts before it
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # errors of worker processes arrive as copies, which OSError would make without `place`
+        # errors of worker processes arrive as copies; OSError's own copy would lack `place`
         return type(self), (self.errno, self.strerror, self.place)
 
 
@@ -71,18 +71,18 @@ def writing(place: str | Path) -> Iterator[None]:
 
 
 def refusal(number: int, place: str | Path) -> DiskError:
-    """The error to raise for one of the system's error numbers."""
-    remedy = "free some room, or name another place" if number in _FULL else "mend that, or name another place"
+    """The error for a path that cannot be written to, for the reason that the system's error number gives."""
+    remedy = "free some room, or name another place" if number in _FULL else "remove the cause, or name another place"
     return DiskError(
         number,
-        f"{str(place)!r} cannot be written to ({os.strerror(number)}), expected room for results; {remedy}, and give "
-        "the same command again: what was there before is whole.",
+        f"{str(place)!r} cannot be written to ({os.strerror(number)}), expected a place for results; {remedy}, and "
+        "give the same command again: what was there before is whole.",
         place,
     )
 
 
 def check_file(path: Path, suffixes: tuple[str, ...]) -> None:
-    """Refuse, before the work, a path at which no file can be written; nothing is left there.
+    """Refuse a path at which no file can be written, before work begins; the check leaves nothing there.
 
     Args:
         path: Where the file will be.
@@ -100,7 +100,7 @@ def check_file(path: Path, suffixes: tuple[str, ...]) -> None:
 
 
 def check_folder(path: Path) -> None:
-    """Refuse, before the work, a path at which no folder can be made and filled; nothing is left there.
+    """Refuse a path at which no folder can be made and filled, before work begins; the check leaves nothing there.
 
     Raises:
         DiskError: something else than a folder stands there, or the folder can neither be made nor written to.
@@ -113,14 +113,14 @@ def try_writing(folder: Path, place: Path | None = None) -> None:
     """Write a small file into `folder`, or into the nearest existing folder above it, and remove the file again.
 
     Raises:
-        DiskError: the file cannot be written; the message names `place`, or the folder without it.
+        DiskError: the file cannot be written; the message names `place`, or `folder` if `place` is None.
     """
     try:
         # a link that leads nowhere counts as existing, and is refused as no folder
         there = next(one for one in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(one))
         if not there.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(there))
-        with TemporaryFile(dir=there, buffering=0) as file:  # without a buffer the error comes here
+        with TemporaryFile(dir=there, buffering=0) as file:  # unbuffered, so that the error comes at the next line
             file.write(_PROBE)
     except OSError as error:
         raise refusal(error.errno or errno.EIO, place or folder) from error
@@ -139,8 +139,9 @@ def _check_kind(path: Path, what: str, is_it: Callable[[int], bool]) -> None:
 
 
 def _is_about(error: BaseException, place: Path) -> bool:
-    """Whether an error is about `place` or something inside it; an error that names no file counts as one about it."""
-    if isinstance(error, DiskError):  # a whole sentence already, replaced only where `place` is the folder around it
+    """Whether an error is about `place` or something inside it; an error that names no file counts, too."""
+    # the message is a whole sentence, and is replaced only where `place` is a folder above its path
+    if isinstance(error, DiskError):
         return error.place != place and error.place.absolute().is_relative_to(place.absolute())
     named = getattr(error, "filename", None)
     if not isinstance(named, str | bytes | os.PathLike):

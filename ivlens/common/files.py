@@ -24,7 +24,7 @@ UNFINISHED = ".writing-"  # the beginning of the names of scratch folders
 STATE = "state.safetensors"  # the saved state of a training, from which it can go on
 _IN_USE = (EAGAIN, EACCES, EDEADLK)  # what systems answer where another process holds the lock
 _LONGEST_WRITE = 86_400  # seconds; on a file system without locks an older scratch folder counts as left over
-_LONGEST_NAME = 100  # bytes of 255 that most systems allow, so that suffixes fit as well
+_LONGEST_NAME = 100  # bytes; most systems allow 255, which leaves room for a hash and suffixes
 
 if sys.platform == "win32":
     import msvcrt
@@ -73,7 +73,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
     with writing(path), scratch_in(path.parent) as scratch:
         write(scratch / path.name)
         flush(scratch / path.name)  # first the content: after a power cut the new name must not lead to an empty file
-        (scratch / path.name).replace(path)  # one step on every system
+        (scratch / path.name).replace(path)  # atomic on every system
         flush(path.parent)
     return path
 
@@ -143,7 +143,7 @@ def held(folder: Path, what: str) -> Iterator[bool]:
 
     Args:
         folder: The folder that nobody else shall use.
-        what: What another holder is, such as "a training", for the error.
+        what: For the error: what the other holder is, such as "a training".
 
     Raises:
         BlockingIOError: another process holds the lock.

@@ -13,12 +13,12 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, SupportsIndex, TypeVar, Union, get_args, get_origin, get_type_hints
 
 LARGEST = 2**63  # the whole numbers of torch and numpy lie below it
-NOT_FITTING = object()  # the answer where a value does not fit, as None may be a value that does
+NOT_FITTING = object()  # returned where a value does not fit; None would not do, as it can be a valid value
 _LISTS = (tuple, list, Sequence, Iterable)
 
 
 class _Named(type):
-    """A stand-in for a class that is imported for type checkers only; it is recognised by its name."""
+    """Stands for a class that is imported for type checkers only; instances are recognised by their class's name."""
 
     def __instancecheck__(cls, value: object) -> bool:
         return any(one.__name__ == cls.__name__ for one in type(value).__mro__)
@@ -158,7 +158,7 @@ def _listed(values: list[Any] | tuple[Any, ...], hint: Any) -> Any:
             return NOT_FITTING
         items = [fit(one, each) for one, each in zip(values, inner, strict=True)]
     elif inner and isinstance(inner[0], type) and get_origin(inner[0]) is None and inner[0] not in (int, float, bool):
-        # plain classes: nothing is converted, and lists of examples are long
+        # plain classes: nothing can be converted, and this quick check is enough for long lists of examples
         if not all(isinstance(one, inner[0]) for one in values):
             return NOT_FITTING
         items = values

@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-_NO_WAITING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # or opening a pipe waits for its other end
+# without O_NONBLOCK, opening a pipe waits for its other end
+_NO_WAITING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _LONGEST_HEADER = 2**25  # bytes of names and shapes; the largest models need a twentieth of it
 _MOST_VALUES = 2**21  # in one column of a table
 _MOST_TABLE_BYTES = 2**27  # of a table whose repeated values are written out
@@ -75,7 +76,7 @@ def opened_tensors(path: Path) -> Iterator[Any]:
     if not path.is_file():
         raise OSError(f"{str(path)!r:.200} is no regular file, expected one; remove it.")
     with open(path, "rb") as file:
-        # the length of the header, of which a small file can claim anything
+        # the header's length as the file states it; even a small file can state any number
         n_bytes = int.from_bytes(file.read(8), "little")
     try:
         if n_bytes > _LONGEST_HEADER:
@@ -123,7 +124,7 @@ def read_pickled(path: Path) -> dict[str, Any]:
         # a tensor with stride 0 repeats one stored number as often as its shape says
         is_whole = tensor.layout == torch.strided and not tensor.is_meta
         if not is_whole or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-            raise ValueError(f"holds {name!r:.80}, which stands for more numbers than it has")
+            raise ValueError(f"holds {name!r:.80}, which stands for more numbers than are stored")
     return {str(name): tensor for name, tensor in tensors.items()}
 
 

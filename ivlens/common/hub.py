@@ -10,11 +10,11 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 _GUARD = threading.Lock()
-_ENTERED: list[bool] = []  # for every open block of `without_retries` the setting that the user had
+_ENTERED: list[bool] = []  # the user's setting of the switch, once for every open block of `without_retries`
 
 
 def hub_answers(timeout: float = 3.0) -> bool:
-    """Whether a connection to the Hub can be opened; True where a proxy is set, which reports failures itself."""
+    """Whether a connection to the Hub can be opened; True behind a proxy, which reports failures itself."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:

@@ -16,13 +16,13 @@ from scipy.special import stdtrit
 N_RESAMPLES = 2000
 LEVEL = 0.95
 FEWEST = 6  # groups or prompts; an interval over fewer is called "descriptive"
-WIDEST = 1.5  # times Bonferroni's t interval; a wider max-T interval hangs on few prompts, and is not given
+WIDEST = 1.5  # times Bonferroni's t interval; a wider max-T interval depends on few prompts, and is not given
 DESCRIPTIVE = "descriptive"
-# max-T allows only this part of the misses (3.5 of 5 %): samples that happen to lack a map's rare prompts look too good
+# max-T aims at this share of the allowed misses (3.5 of 5 %), as samples that lack rare prompts by chance look too good
 _MISSES_ALLOWED = 0.7
 _FEWEST_CORRECTED = 24  # rows; with fewer, max-T keeps its extra width, which skewed effects need
 _CHUNK = 256  # means whose resamples are in memory at once
-_SAME = 1e-10  # of the sample's variance; a resample's variance below it is rounding, as all its values are equal
+_SAME = 1e-10  # share of the sample's variance; below it all values of a resample are equal up to rounding
 
 
 def named(what: str, level: float = LEVEL) -> str:
@@ -62,7 +62,7 @@ def wilson(k: float | int, n: int, level: float = LEVEL) -> tuple[float, float]:
 def t_reach(n: int, level: float = LEVEL, n_means: int = 1) -> float:
     """How many standard errors a t interval over `n` values reaches from its mean.
 
-    With `n_means`, Bonferroni's correction for so many intervals at once.
+    With `n_means`, the reach has Bonferroni's correction for so many intervals at once.
     """
     return float(stdtrit(n - 1, 1 - (1 - level) / 2 / n_means))
 
@@ -70,7 +70,7 @@ def t_reach(n: int, level: float = LEVEL, n_means: int = 1) -> float:
 def t_interval(values: Sequence[float] | np.ndarray, level: float = LEVEL) -> tuple[float, float, float]:
     """Mean, low end and high end of a t interval over independent values; NaN values are left out.
 
-    The ends are NaN for fewer than two values, and so is the mean for none.
+    The ends are NaN for fewer than two values; without any value the mean is NaN, too.
     """
     known = np.asarray(values, float)
     known = known[~np.isnan(known)]
@@ -86,9 +86,9 @@ def t_interval(values: Sequence[float] | np.ndarray, level: float = LEVEL) -> tu
 def grouped_interval(groups: Sequence[Sequence[float] | np.ndarray]) -> tuple[float, float, float]:
     """Mean of the means of several groups (tasks, runs), and its 95 % t interval over the groups.
 
-    Members of one group are not independent, so `n` is the number of groups; how much members vary already shows in
-    the groups' means. With a single group, `n` is the number of its members. NaN members are left out, and so are
-    groups that have no others.
+    Members of one group are not independent, so `n` is the number of groups; the variation between members is already
+    part of the variation between the groups' means. With a single group, `n` is the number of its members. NaN members
+    are left out, and so are groups that have no others.
 
     Returns:
         Mean, low end, high end; NaN where there are too few values for them.
@@ -106,7 +106,7 @@ def grouped_name(groups: Sequence[Sequence[float] | np.ndarray]) -> str:
 def clustered_difference(
     a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray, inputs: Sequence[str], level: float = LEVEL
 ) -> tuple[float, float, float]:
-    """Mean of the paired differences `a - b`, and its t interval over inputs: prompts of one input count once.
+    """Mean of the paired differences `a - b`, and its t interval over inputs: the prompts of one input are averaged.
 
     Args:
         a, b: Two scores of each prompt; prompts of several seeds follow one another.
@@ -137,8 +137,8 @@ class Reach:
     Attributes:
         times: Half the width of an interval, in standard errors of its mean.
         kind: "simultaneous 95 %", "pointwise 95 %", or "descriptive" for fewer than six values.
-        ratio: Width of the max-T intervals over that of Bonferroni's t intervals, also where max-T was not used for
-            being too wide; NaN where it was not computed.
+        ratio: Width of the max-T intervals divided by the width of Bonferroni's t intervals, also where max-T intervals
+            were too wide to be used; NaN where none were computed.
     """
 
     times: float
@@ -154,7 +154,7 @@ def pointwise_reach(n: int, level: float = LEVEL) -> Reach:
 def max_t_reach(
     values: Float[np.ndarray, "n n_means"], *, level: float = LEVEL, n_resamples: int = N_RESAMPLES, seed: int = 0
 ) -> Reach:
-    """The reach of intervals that hold for all columns at once with probability `level`, or of pointwise ones.
+    """The reach of intervals that hold for all columns at once with probability `level`; otherwise of pointwise ones.
 
     Rows are resampled, all columns together, and every resample is divided by its own standard errors::
 
@@ -163,7 +163,7 @@ def max_t_reach(
     The reach is a quantile of T* (0.965 for 95 %). On normal noise that is too far, because resamples repeat rows; from
     24 rows on it is divided by the factor by which it is too far.
 
-    A column whose mean hangs on one or two rows gives resamples without these rows, and so without spread: the quantile
+    If a column's mean depends on one or two rows, resamples without these rows have no spread, and the quantile
     explodes. Where the reach is more than 1.5 times Bonferroni's t, where a column does not vary, or where there are
     fewer than six rows, no interval can be claimed for all columns at once: the reach is that of pointwise t intervals.
 

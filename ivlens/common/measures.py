@@ -1,4 +1,4 @@
-"""Measures under the names they have today, whatever older tables call them."""
+"""The present names of measures, for tables that older versions wrote."""
 
 from typing import TYPE_CHECKING
 
@@ -9,6 +9,6 @@ RENAMED = {"greedy": "accuracy"}  # old name, new name
 
 
 def renamed(table: "pd.DataFrame") -> "pd.DataFrame":
-    """A table whose measures have today's names, be they columns or values in a column `measure`."""
+    """The table with the present names of measures, both as columns and as values of a column `measure`."""
     found = table.rename(columns=RENAMED)
     return found.assign(measure=found["measure"].replace(RENAMED)) if "measure" in found else found

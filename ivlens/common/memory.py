@@ -10,7 +10,7 @@ from ivlens.common.disk import is_short_of_disk
 if TYPE_CHECKING:
     import torch
 
-# messages of libraries that have no error class of their own for it
+# parts of messages of libraries that have no error class of their own for a lack of memory
 _MESSAGES = re.compile(
     "can't allocate memory|cannot allocate memory|out of memory|bad_alloc|ALLOC_FAILED|can't start new thread", re.I
 )

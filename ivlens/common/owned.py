@@ -19,11 +19,12 @@ from typing import Any
 from weakref import WeakSet, ref
 
 logger = logging.getLogger(__name__)
-_KEYS: ContextVar[frozenset[int]] = ContextVar("ivlens_keys", default=frozenset())  # of the holds of this flow
+# keys of the holds that the present flow is inside
+_KEYS: ContextVar[frozenset[int]] = ContextVar("ivlens_keys", default=frozenset())
 _NEXT_KEY = count()
 _OWN_OF_THREAD = threading.local()
 _LOCKS: WeakSet["OwnedLock"] = WeakSet()
-_PATIENCE = 60.0  # seconds of waiting before a warning says so
+_PATIENCE = 60.0  # seconds of waiting before a warning is logged
 
 ANOTHER_TASK = (
     "another task of this thread is inside steer or has the model hooked, expected one at a time: waiting here would "
@@ -36,10 +37,10 @@ class Hold:
 
     Attributes:
         lock: The lock.
-        purpose: What the lock is held for, which others may ask.
+        purpose: What the lock is held for, for other flows to read.
         key: The number of this hold, which is in the context variable of every flow that is inside.
         thread: The thread that entered; `thread_name` is its name.
-        undo: Is closed when the stay ends, also where its thread ends or is lost in a fork.
+        undo: Callbacks that run when the stay ends, also where its thread ends or is lost in a fork.
         is_over: Whether the stay has ended.
     """
 
@@ -61,10 +62,10 @@ class Hold:
             self.is_over = True
 
     def abandon(self) -> None:
-        """Leave the lock in the place of a flow that cannot do so any more, and clear what that flow may have left."""
+        """Leave the lock for a flow that cannot do so itself any more, and clear what that flow may have left."""
         if self.is_over:
             return
-        with suppress(Exception):  # undoing may fail after a fork cut something off half-way; the sweep clears the rest
+        with suppress(Exception):  # undoing may fail where a fork interrupted the flow; the sweep clears the rest
             self.end()
         self.lock._sweep_if_free()
 
@@ -141,7 +142,7 @@ class OwnedLock:
         """Hold the lock while the body runs.
 
         Args:
-            purpose: What it is held for, which others may ask (`Hold.purpose`).
+            purpose: What it is held for, for other flows to read (`Hold.purpose`).
 
         Raises:
             RuntimeError: another task of this thread is inside.
@@ -155,7 +156,7 @@ class OwnedLock:
 
     @property
     def guard(self) -> threading.Condition:
-        """Guards this object's lists, for a moment at a time.
+        """The condition that guards this object's lists; it is held for a moment only.
 
         A forked process gets a new one: the old one may have been locked by a thread that does not exist there.
         """
@@ -173,7 +174,7 @@ class OwnedLock:
         return [hold.key in keys for hold in self.holds()]
 
     def _take(self, hold: Hold, seconds: float | None) -> bool:
-        """Wait until no other flow is inside, and enter; False if `seconds` were over first (None: no limit)."""
+        """Wait until no other flow is inside, and enter; False if `seconds` pass before that (None: no limit)."""
         began, is_told = monotonic(), False
         with self.guard:
             while others := [other for other in self.holds() if other.key not in _KEYS.get()]:
@@ -206,7 +207,9 @@ class OwnedLock:
 
 
 class Runner:
-    """Decides who may run the model inside a hold: its flow, from one thread at a time, or one thread started inside.
+    """Decides which thread may run the model inside a hold.
+
+    It may be any thread of the holding flow, one at a time, or else one other thread that was started inside the hold.
 
     Args:
         lock: The model's lock, which the thread that makes this object holds.
@@ -237,6 +240,7 @@ class Runner:
         with self.lock.guard:
             inside = self.lock.keys_here()
             is_stranger = not any(inside)
+            # another task of the opening thread, or a flow that is outside an inner hold
             if not all(inside) and (me == self.opener or not is_stranger):
                 raise RuntimeError(ANOTHER_TASK)
             # text streamers generate in a thread that is started inside; a thread from before is somebody else's

@@ -7,6 +7,6 @@ FULL = (torch.float32, torch.float64)
 
 
 def rounding_share(dtype: torch.dtype, single: float = 1e-3) -> float:
-    """Rounding error of a whole pass, as a share of the largest number: `single`, or 0.05 in half precision."""
+    """Rounding error of a whole pass, as a share of the largest number: `single` in full precision, 0.05 in half."""
     # bfloat16 keeps 8 bits of a number, and every layer rounds again
     return single if dtype in FULL else 5e-2

@@ -49,11 +49,11 @@ def showing_progress(shown: bool = True) -> Iterator[None]:
 
 @contextmanager
 def bar(what: str, total: int | None = None, unit: str = "it") -> Iterator[Progress]:
-    """Show a bar while the body runs; the body calls the function that it is given with (done, total).
+    """Show a bar while the body runs; yields the function that the body calls with (done, total).
 
     Args:
         what: What the bar is called.
-        total: All steps; None: not known.
+        total: The number of steps; None: not known.
         unit: What the steps are called.
     """
     if not _shown.get():
@@ -87,7 +87,7 @@ def say(text: str) -> None:
 
 
 class _Bar:
-    """A bar that appears after `DELAY` seconds even within its first step, and is drawn again after every `DELAY`."""
+    """A bar that appears after `DELAY` seconds even within its first step, and is redrawn every `DELAY` seconds."""
 
     def __init__(self, what: str, total: int | None, unit: str) -> None:
         self._started, self._done, self._total = time.time(), 0, total
@@ -133,7 +133,7 @@ class _Bar:
         # plain text in notebooks as well: a widget made in a thread may end up in another cell
         from tqdm import tqdm
 
-        size = get_terminal_size((100, 30))  # the numbers for logs, which have no size
+        size = get_terminal_size((100, 30))  # (100, 30) where stderr is a file, which has no size
         drawn = tqdm(
             desc=self._what,
             total=self._total,
@@ -150,7 +150,7 @@ class _Bar:
         return drawn
 
     def _format(self) -> str:
-        """What a line shows, in tqdm's names."""
+        """The format of the bar's line, in tqdm's placeholders."""
         if self._total is None:
             return "{desc} [{elapsed}]"
         return "{l_bar}{bar:30}| {n_fmt}/{total_fmt} {unit} [{elapsed}<{remaining}]"

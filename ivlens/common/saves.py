@@ -1,8 +1,8 @@
 """Saves of several files in one step: readers find the old save or the new one, whenever a process is killed.
 
 The files of a new save are written into a scratch folder and flushed to the disk. One rename calls this folder
-`.saved`: from then on the save is made. Next the old files are removed, so that none ever stands beside a new one; each
-new file gets its place, as a second name of the same content; and `.saved` is removed last. If the process is killed
+`.saved`: from then on the save counts as made. Next the old files are removed, so that none ever stands beside a new
+one; each new file gets its place, as a hard link to its content; and `.saved` is removed last. If the process is killed
 meanwhile, `whole` finds the files in `.saved`, and the next save into the folder first finishes the one before.
 """
 
@@ -30,9 +30,9 @@ _WAIT = 0.05  # seconds between two looks at a lock
 
 @contextmanager
 def filling(folder: Path) -> Iterator[Path]:
-    """A scratch folder, whose files come into `folder` (made if need be) when the body ends.
+    """A scratch folder; when the body ends, its files are put into `folder` (made if need be).
 
-    After an exception none of them does. Files of other names in `folder` stay.
+    After an exception nothing is put there. Files of other names in `folder` stay.
 
     Raises:
         OSError: a link or a folder stands in the place of a file.
@@ -47,7 +47,7 @@ def filling(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """As `filling`, but the files of the last save into `folder` are removed.
+    """A scratch folder like that of `filling`; the files of the last save into `folder` are removed as well.
 
     A list (`ivlens.json`) with a checksum of each file is saved beside the files. A file that somebody changed since is
     never removed.
@@ -94,7 +94,7 @@ def _check_unchanged(folder: Path, ready: Path) -> None:
     for name in _names(ready):
         place = folder / name
         if os.path.lexists(place) and place.lstat().st_mtime_ns > made and not _is_same(place, ready / name):
-            if _digest(place) == _digest(ready / name):  # the copy of a file system without second names
+            if _digest(place) == _digest(ready / name):  # a copy, made on a file system without hard links
                 continue
             raise ValueError(
                 f"{str(place)!r} was changed after a save into its folder had been cut short, expected files of "
@@ -132,7 +132,7 @@ def listed(folder: Path) -> dict[str, str]:
 
 
 def _is_own(folder: Path, name: str, digest: object) -> bool:
-    """Whether a listed name leads, through no link, to a regular file inside the folder or to no file at all.
+    """Whether a listed name is that of a regular file inside the folder, reached through no link, or of no file.
 
     Without a checksum, the file must lie directly in the folder.
     """
@@ -180,7 +180,7 @@ def _digest(path: Path) -> str:
 
 
 def _put(folder: Path, new: Path, old: Mapping[str, str]) -> None:
-    """Make the files in `new` those of `folder`, and remove the `old` ones."""
+    """Put the files in `new` into `folder`, and remove the `old` ones."""
     names = _names(new)
     for name in names:
         _check_way(folder, name)
@@ -271,7 +271,7 @@ def _settle(folder: Path, ready: Path) -> None:
 
 
 def _give_name(source: Path, place: Path) -> None:
-    """Give a file a second name; copy it on a file system where files have one name only."""
+    """Make a hard link to a file, or copy the file on a file system without hard links."""
     try:
         os.link(source, place)
     except OSError:

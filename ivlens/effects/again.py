@@ -38,8 +38,8 @@ def measure_again(
         >>> effects.again.to_frame()
 
     The largest of many noisy numbers is, on average, too large on the prompts on which it was chosen. Here only the
-    chosen heads are patched, with the same means, into prompts of another split that are made in the same way. There
-    are as many of them as before, or as many as the split has.
+    chosen heads are patched, with the same means, into prompts of another split that are made in the same way, as many
+    as before or as many as the split has.
 
     Args:
         effects: From `head_effects`.
@@ -48,12 +48,12 @@ def measure_again(
         heads: The number of strongest heads, at most as many as were measured; or the heads, as `(layer, head)`.
         split: The split that the prompts come from: another one than the split that chose the heads.
         others: Tasks that counterfactual prompts come from, as they were given to `head_effects`.
-        progress: True shows a bar. A function is called with the work done and the work there is in all.
+        progress: True shows a bar. A function is called with (done, total).
 
     Raises:
         TypeError: a model that `load_model` did not return.
-        ValueError: another model or task than the effects are of, other tasks for counterfactuals, the split that chose
-            the heads, one without prompts of the same kind, or heads that were not measured.
+        ValueError: another model or task than that of the effects, other tasks for counterfactuals, the split that
+            chose the heads, a split without prompts of the same kind, or heads that were not measured.
         RuntimeError: inside a `steer` context.
 
     Source: docs/method.md, 13 Intervals.
@@ -129,14 +129,14 @@ def _chosen(
     n_layers, n_heads = measured.shape
     for layer, head in chosen:
         if not (0 <= layer < n_layers and 0 <= head < n_heads and measured[layer, head]):
-            raise ValueError(f"heads has L{layer}H{head}, which was not measured; expected some of those that were.")
+            raise ValueError(f"heads has L{layer}H{head}, which was not measured; expected heads that were.")
     if not chosen:
         raise ValueError("heads is empty, expected a number of heads, or some (layer, head).")
     return chosen
 
 
 def _prompts(model: TransformerBridge, effects: HeadEffects, plan: Plan, split: SplitName) -> PromptBatch:
-    """Prompts corrupted as those of the effects were: as many as these, or as many as the split has.
+    """Prompts of the split, corrupted like those of the effects, and as many if the split has enough.
 
     Raises:
         ValueError: the split has no such prompt.

@@ -56,7 +56,7 @@ def _slopes(
 
     def nudged(z: Tensor, layer: int) -> Tensor:
         outputs[layer] = z[:, inputs.last].detach()
-        # a zero is added: it changes nothing, and its gradient is that of the head's output. So no weight needs one.
+        # adding a zero changes nothing, and its gradient is that of the head's output: no weight needs a gradient
         nudges[layer] = torch.zeros_like(outputs[layer], requires_grad=True)
         z = z.clone()
         z[:, inputs.last] += nudges[layer]

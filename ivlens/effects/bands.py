@@ -57,7 +57,7 @@ class MapInterval:
             cie: Effects of each head on each prompt; NaN in heads that were not measured.
             level: Coverage, between 0 and 1.
             simultaneous: Whether the interval shall hold for all heads at once; `kind` says whether that was possible.
-            n_resamples, seed: Number of resamples of the prompts for that, and the seed that draws them.
+            n_resamples, seed: With `simultaneous`, the number of resamples of the prompts and the seed that draws them.
 
         Raises:
             ValueError: the level is not between 0 and 1.
@@ -85,7 +85,7 @@ class ChosenHeads:
     """The effects of a few chosen heads on prompts that had no part in choosing them.
 
     Attributes:
-        heads: The heads as `(layer, head)`, in the order of their effects on the prompts that chose them.
+        heads: The heads as `(layer, head)`, in the order in which they were chosen or given.
         cie: Effect of each head on each prompt, in the unit of the score.
         inputs: The input that each prompt asks about.
         split: The split that the prompts come from.
@@ -107,7 +107,7 @@ class ChosenHeads:
         return MapInterval.of(self.cie[:, None], level)
 
     def to_frame(self, level: float = LEVEL) -> "pd.DataFrame":
-        """One row for each head: `layer`, `head`, and `aie_again`, `low_again`, `high_again`, and so on.
+        """One row for each head: `layer`, `head`, `aie_again`, `low_again`, `high_again`, `interval_again`, `n_again`.
 
         The names end in `_again`, so that the columns can stand beside those of the first measurement.
         """

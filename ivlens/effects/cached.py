@@ -25,7 +25,7 @@ _MOST_PROMPTS = 64  # whose caches are held at once, however much memory there i
 def measure(model: TransformerBridge, request: EffectRequest) -> Measured:
     """CIE of each asked head on each prompt, and the scores of the unpatched prompts.
 
-    Progress is counted in layers, of every prompt.
+    Progress is counted in layers times prompts.
 
     Raises:
         Unsuitable: a model with hooks of its own, or one that gives other logits with a cache than without.
@@ -47,7 +47,7 @@ def measure(model: TransformerBridge, request: EffectRequest) -> Measured:
 
 
 class _Portion:
-    """As many prompts as have their caches in memory at once."""
+    """The prompts whose caches are in memory at the same time."""
 
     def __init__(self, model: TransformerBridge, request: EffectRequest, rows: slice, n_rows: int) -> None:
         self._model, self._request, self._rows, self._n_rows = model, request, rows, n_rows

@@ -69,7 +69,7 @@ def prompt_bytes(model: TransformerBridge, request: EffectRequest, n_heads: int 
     n_copied = len(request.layers) * n_heads * n_answer
     # the prompt: activations, three times its attention scores (before and after mask and softmax), two sets of logits
     own = n_columns * (_linear(model) + 3 * cfg.n_heads * n_columns) + 2 * n_answer * cfg.d_vocab
-    # the copies: activations, scores and one row of the mask; then the shared keys and values, joined with their own
+    # the copies: activations, scores, one row of the mask; then the shared keys and values, joined with the copies' own
     attended = n_columns + n_copied
     copied = n_copied * (_linear(model) + 3 * cfg.n_heads * attended + attended)
     copied += 4 * cfg.n_heads * cfg.d_head * attended if n_heads else 0

@@ -81,10 +81,10 @@ class BlockArguments:
         self._masks: dict[int, tuple[Tensor, Tensor]] = {}
 
     def for_copies(self, given: Mapping[str, Any], n_copies: int) -> dict[str, Any]:
-        """The arguments, but for the hidden states, of a call on this many copies.
+        """The arguments of a call on this many copies, without the hidden states.
 
         Raises:
-            Unsuitable: a tensor among them of a kind that is not known here.
+            Unsuitable: an argument with a tensor whose axes are not known here.
         """
         n_positions = n_copies * self._n_answer
         return {name: self._adapted(name, value, n_positions) for name, value in given.items()}
@@ -125,17 +125,17 @@ class BlockArguments:
 
 
 def _of_queries(value: Tensor, queries: Int[Tensor, " queries"], keys: Int[Tensor, " keys"]) -> Tensor:
-    """From a tensor with one entry for each query position."""
+    """The copies' part of a tensor with one entry for each query position."""
     return value[:, queries]
 
 
 def _of_keys(value: Tensor, queries: Int[Tensor, " queries"], keys: Int[Tensor, " keys"]) -> Tensor:
-    """From a tensor with the keys as its last axis."""
+    """The copies' part of a tensor with the keys as its last axis."""
     return value[..., keys]
 
 
 def _of_last_keys(value: Tensor, queries: Int[Tensor, " queries"], keys: Int[Tensor, " keys"]) -> Tensor:
-    """From a tensor whose last axis is longer than the prompt; attention reads its last columns."""
+    """The copies' part of a tensor whose last axis is longer than the prompt; attention reads its last columns."""
     n_columns = int(queries[-1]) + 1
     return value[..., value.shape[-1] - n_columns :][..., keys]
 

@@ -52,7 +52,7 @@ from ivlens.models.boot import TransformerBridge
 def measure(model: TransformerBridge, request: EffectRequest) -> Measured:
     """CIE of each asked head on each prompt, and the scores of the unpatched prompts.
 
-    Progress is counted in blocks, of every prompt.
+    Progress is counted in blocks times prompts.
 
     Raises:
         Unsuitable: a model with hooks of its own; or a family whose blocks cannot take copies, or give other logits for

@@ -26,7 +26,7 @@ _SHAPES = {
 }
 TENSORS = tuple(_SHAPES)
 AGAIN = "again_cie"  # name of the tensor with the effects of heads that were measured again
-_OPTIONAL = {"mean_z_corrupted", "clean_scores"}  # without a contrast; in files of older versions
+_OPTIONAL = {"mean_z_corrupted", "clean_scores"}  # missing without a contrast, and in files of older versions
 
 
 def read_effects(path: str | Path) -> dict[str, Any]:

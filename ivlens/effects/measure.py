@@ -52,10 +52,10 @@ class EffectOptions:
         split: The split that all prompts come from.
         n_mean_prompts: Number of clean prompts for the mean, from the other end of the (shuffled) split.
         correct_only: Whether only clean prompts that the model answers correctly enter the mean.
-        contrast: Whether to measure also the means over corrupted versions of the clean prompts, for vectors made with
-            `contrast`.
+        contrast: Whether the means over corrupted versions of the clean prompts are measured as well, for vectors that
+            are made with `contrast`.
         others: Tasks that counterfactual prompts come from; by default the built-in ones, see `build_prompts`.
-        layers, heads: The layers and the heads in each of them to measure; None: all.
+        layers, heads: The layers to measure, and the heads in each of them; None: all.
         batch_size: Prompts in each pass without patches.
         max_memory: As in `causal_indirect_effect`.
         n_check_prompts: Number of *select* prompts for the check whether the model can do the task; 0: no check.
@@ -116,8 +116,8 @@ def head_effects(
             where the answers share their first tokens (numbers after a lone space); see `fitting_score`.
         n_prompts: Number of corrupted prompts; fewer where the split has fewer.
         options: How effects are measured otherwise.
-        progress: True shows a bar. A function is called with the work done and the work there is in all; an error that
-            it raises ends the measurement.
+        progress: True shows a bar. A function is called with (done, total); an error that it raises ends the
+            measurement.
 
     Raises:
         TypeError: a model that `load_model` did not return, or one without a tokenizer.

@@ -99,7 +99,7 @@ def measured_prompts(
     # the kind of most prompts; among equals by name, so that it does not depend on the order of the examples
     wanted = "counterfactual" if score == "logit_diff" else max(kinds, key=lambda kind: (kinds[kind], kind))
     if len(usable_rows(batch, wanted, score)) < len(batch):
-        # some have to be left out: build the whole split, to have as many prompts all the same
+        # some have to be left out: build the whole split, so that enough prompts remain
         batch = plan.prompts(model, examples, corrupted=True)
         usable = usable_rows(batch, wanted, score)
         if not usable:

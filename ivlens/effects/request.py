@@ -32,7 +32,7 @@ class EffectRequest:
         score: The name of the score.
         layers, heads: What to measure: these heads in each of these layers, both in ascending order.
         max_memory: Bytes of activations that one pass may use.
-        progress: Called with the work done and the work there is in all, in a unit of the engine's own.
+        progress: Called with (done, total), in a unit that each engine chooses.
     """
 
     tokens: Int[Tensor, "batch pos"]
@@ -106,10 +106,10 @@ class Measured:
 
 
 class Unsuitable(Exception):
-    """Raised by an engine that does not suit a model, or that could not show that it does: another one takes over.
+    """Raised by an engine that does not suit a model, or cannot be checked on it; another engine takes over.
 
     Attributes:
-        known: Whether this was found, and said in the log, before.
+        known: Whether this was found before, and so is in the log already.
     """
 
     def __init__(self, reason: str, *, known: bool = False) -> None:

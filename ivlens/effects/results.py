@@ -37,7 +37,7 @@ class HeadEffects:
         cie: Effect of each head on each corrupted prompt, in the unit of the score; NaN where it was not measured.
         mean_z: `z̄`, mean head outputs over clean prompts, at their last token.
         mean_z_corrupted: The same over the corrupted versions of those prompts; None where no contrast was asked for.
-        write_scale: Mean scale of a head's write into the residual stream; 1 except on post-norm families.
+        write_scale: Mean scale of a head's write into the residual stream; 1 in most families, see `mean_write_scale`.
         base_scores: Score of each corrupted prompt without a patch.
         clean_scores: Score of the clean version of each prompt; None in files of older versions, which lack it.
         corruptions: How each prompt was corrupted.
@@ -119,7 +119,7 @@ class HeadEffects:
 
     @property
     def live_model(self) -> TransformerBridge | None:
-        """The bridge these effects were measured on, while it is in memory; None after `load`."""
+        """The bridge these effects were measured on, while it is in memory; None after `load` without a model."""
         return self.model_ref() if self.model_ref is not None else None
 
     def check_task(self, task: Task) -> None:
@@ -130,8 +130,8 @@ class HeadEffects:
         """
         if self.settings.get("task_hash", task.content_hash()) != task.content_hash():
             raise ValueError(
-                f"the effects of {self.task!r} are of another task of that name, expected those of the task that is "
-                "meant; call one of the two something else (dataclasses.replace(task, name=...)) and measure it."
+                f"the effects of {self.task!r} were measured on another task of that name, expected effects of the "
+                "given task; rename one of the two (dataclasses.replace(task, name=...)) and measure it."
             )
 
     @property
@@ -173,8 +173,8 @@ class HeadEffects:
             level: Coverage for each head alone (t), or with `simultaneous` for all heads of the map at once.
             simultaneous: max-T with studentised resamples, see `max_t_reach` and docs/method.md, 13 Intervals. For
                 reading a whole map, where some of hundreds of separate intervals miss by chance. Where the prompts are
-                too few for the map, or some heads' effects hang on one or two of them, the interval is pointwise all
-                the same, and `kind` says so.
+                too few for the map, or some heads' effects depend on one or two of them, the interval is pointwise
+                instead, and `kind` says so.
             n_resamples: Number of resamples of the prompts, for max-T.
             seed: Draws the resamples.
 
@@ -232,7 +232,7 @@ class HeadEffects:
         return frame if self.again is None else frame.merge(self.again.to_frame(level), "left", ["layer", "head"])
 
     def plot(self, top: int = 10) -> "go.Figure":
-        """A figure of the map of all heads, in which the `top` strongest carry their rank."""
+        """A figure of the map of all heads; the `top` strongest are marked with their rank."""
         from ivlens.show.figures.heads import head_heatmap  # late: `show` is a room below, and brings plotly
 
         check_count("top", top, 0)
@@ -261,7 +261,8 @@ class HeadEffects:
 
         Args:
             model: The model to use the effects with, which becomes `live_model`, so that vectors can be built from
-                them; a model with other weights is refused. None: any file is read, and later use checks the model.
+                them. It must have the weights, configuration and tokenizer that were measured. None: any file is read,
+                and later use checks the model.
 
         Raises:
             FileNotFoundError: no such file.
@@ -285,7 +286,7 @@ class HeadEffects:
 
 
 def interval_over(effects: Sequence[HeadEffects], level: float = LEVEL) -> MapInterval:
-    """Interval of the mean map of several seeds or tasks, over whole maps instead of prompts.
+    """Interval of the mean of several maps, such as those of several seeds or tasks; each map counts as one value.
 
     Two to five maps give a t interval, called descriptive; six and more a simultaneous one where that is possible.
 

@@ -15,8 +15,8 @@ from ivlens.prompts.batch import PromptBatch
 
 logger = logging.getLogger(__name__)
 
-# Chance that a number is moved by one last place. Rounding once has a variance of 1/12 (in last places squared), and so
-# has a move by one place with a chance of 1/12; a block rounds twice.
+# Chance that a number is moved by one unit in the last place (ulp). The error of one rounding has a variance of 1/12
+# ulp², and so has a move by 1 ulp that happens with a chance of 1/12; a block rounds twice.
 _MOVED = 2 / 12
 
 
@@ -26,9 +26,9 @@ def rounding_noise(
     """The error that rounding makes in the effect of one head on one prompt, in the unit of the score.
 
     The prompts' scores are computed once more with every block's output moved as two more roundings would move it (a
-    block adds to its stream twice). The result is the root mean square of the change. It stands for an effect, too: an
-    effect is the difference of two scores, each with that error, but with the roundings below the patched layer in
-    common, which are half of them on average.
+    block adds to its stream twice). The result is the root mean square of the change. It holds for an effect, too: an
+    effect is the difference of two scores with this error each, but the roundings below the patched layer, on average
+    half of all, are the same in both and cancel.
 
     Args:
         base: The scores of these prompts as they are.
@@ -45,6 +45,7 @@ def rounding_noise(
     draw = torch.Generator().manual_seed(seed)  # on the CPU, so that every device gets the same draws
 
     def rounded(stream: Tensor) -> Tensor:
+        """The stream, with some numbers drawn at random and moved up or down by 1 ulp."""
         chance = torch.rand(stream.shape, generator=draw).to(stream.device)
         moved = (chance < _MOVED / 2).float() - (chance > 1 - _MOVED / 2).float()
         _, exponent = torch.frexp(stream.float())  # a mantissa from 0.5 to 1, hence `exponent - 1` for the last place

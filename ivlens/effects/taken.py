@@ -42,7 +42,7 @@ class Taken:
     def __str__(self) -> str:
         share = "" if self.share != self.share else f", {100 * self.share:.0f} % of the clean score"
         between = "" if self.low != self.low else f" ({self.low:+.3g} to {self.high:+.3g})"
-        return f"clean less corrupted score {self.mean:+.3g}{between}{share}"
+        return f"clean minus corrupted score {self.mean:+.3g}{between}{share}"
 
     @classmethod
     def of(cls, clean: Float[Tensor, " batch"], corrupted: Float[Tensor, " batch"], score: str) -> "Taken":

@@ -1,4 +1,4 @@
-"""Prompts built for one model; those too long for it are refused, with the number of demonstrations that would fit."""
+"""Builds prompts for one model; an error for too long ones says how many demonstrations would fit."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace

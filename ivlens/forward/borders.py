@@ -56,8 +56,8 @@ class Borders:
     """Decides whether the token after an answer continues or ends it, for one tokenizer.
 
     Args:
-        tokenizer: The model's. Without one (None) tokens have no text: no answer is then seen to go on or to end, and
-            accuracy is that of the answer's tokens alone.
+        tokenizer: The model's tokenizer. Without one (None) tokens have no text: no answer is then seen to go on or to
+            end, and accuracy is that of the answer's tokens alone.
     """
 
     def __init__(self, tokenizer: Any | None) -> None:
@@ -96,7 +96,7 @@ class Borders:
             return ""  # embedding matrices are padded with rows that stand for no token
         # decoded together: a token alone may lose its leading space, or hold half a character
         whole = self._text((*answer, following))
-        # some decoders show a whole run of bytes as unfinished while its last character is: then `alone` is gone
+        # some decoders show a whole run of bytes as unfinished if its last character is; `alone` is then not in it
         return whole[len(alone) :] if whole.startswith(alone) else _UNFINISHED
 
     def _text(self, tokens: tuple[int, ...]) -> str:
@@ -104,7 +104,7 @@ class Borders:
 
 
 def _ending_tokens(tokenizer: Any | None) -> frozenset[int]:
-    """The special tokens: each ends a text, except the one for unknown text, unless it is also BOS or EOS."""
+    """The special tokens, each of which ends a text; without the unknown token, unless it is also BOS or EOS."""
     added: dict[int, Any] = getattr(tokenizer, "added_tokens_decoder", {})
     special = set(getattr(tokenizer, "all_special_ids", ()))
     special |= {token for token, about in added.items() if about.special}  # such as those of chat templates

@@ -51,7 +51,7 @@ def complete(model: TransformerBridge, prompts: str | Sequence[str], *, max_new_
             attention_mask=mask,
             max_new_tokens=min(max_new_tokens, model.cfg.n_ctx - width),
             do_sample=False,
-            stop_at_eos=eos is not None,  # the bridge raises where it should stop and there is no such token
+            stop_at_eos=eos is not None,  # with True, the bridge raises an error for a tokenizer without such a token
             return_type="tokens",
             verbose=False,
         )

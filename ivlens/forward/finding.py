@@ -1,7 +1,7 @@
 """`find_prompts` finds the form of a prompt in which a model can answer a task.
 
-A model may know a task and not answer it: after an instruction it writes a sentence, after ten demonstrations the word.
-No vector carries what the model does not do, so the form is looked for first.
+A model may know a task and still answer it in some forms only: after an instruction it writes a sentence, after ten
+demonstrations the expected word. No vector carries what the model does not do, so the form is searched for first.
 """
 
 from collections.abc import Callable, Iterable, Sequence

@@ -44,7 +44,7 @@ def _hooks_of(module: nn.Module) -> tuple[MutableMapping[int, Any], ...]:
 
 
 def remove_left_hooks(model: "ref[TransformerBridge]") -> None:
-    """Remove the hooks of reading and steering contexts that nobody is left to end, e.g. of a thread that died."""
+    """Remove the hooks of contexts of ivlens that cannot end any more, such as those of a thread that died."""
     bridge = model()
     if bridge is None:
         return

@@ -53,7 +53,7 @@ def model_lock(model: TransformerBridge) -> OwnedLock:
 
 @contextmanager
 def steering(model: TransformerBridge) -> Iterator[Hold]:
-    """Mark the body as steered: an edit is made at the end of each prompt that runs in it. Marks nest."""
+    """Mark the body as steered, while hooks of the caller edit the end of each prompt. Marks nest."""
     with model_lock(model).held("steer") as hold:
         yield hold
 
@@ -64,7 +64,7 @@ def is_steered(model: TransformerBridge) -> bool:
 
 
 def check_unsteered(model: TransformerBridge) -> None:
-    """Refuse passes with answer tokens inside `steering`, which would take the last of them for the prompt's end.
+    """Refuse passes with answer tokens inside `steering`: the last of them would be taken for the prompt's end.
 
     Raises:
         RuntimeError: this thread has a `steering` context open on the model, in this asyncio task or in another one. A
@@ -136,7 +136,7 @@ class _Firing:
         self.runner = Runner(lock, _SECOND_THREAD)
 
     def watched(self, name: str, hook: Callable[[Tensor], Tensor | None]) -> Callable[..., Tensor | None]:
-        """The hook, which now also records that it was reached."""
+        """A hook that does the same, and records that it was reached."""
 
         # TransformerLens passes its hook point as `hook`, so our own function comes in as a default value
         def call(tensor: Tensor, hook: object, fn: Callable[[Tensor], Tensor | None] = hook) -> Tensor | None:
@@ -151,7 +151,8 @@ class _Firing:
         """Hook of the wrapped model, called whether the pass ended well or not."""
         self.runner.done()
 
-    def check(self) -> None:  # a hook that never ran edited nothing, and the numbers would be wrong in silence
+    def check(self) -> None:
+        """Refuse a context in which a hook never ran: it edited nothing, and the numbers would be silently wrong."""
         if self.silent:
             raise RuntimeError(
                 f"no forward pass reached {', '.join(sorted(self.silent))}: nothing was read or edited there; "
@@ -284,8 +285,8 @@ def output_projection(
 ) -> Float[Tensor, "*n_layers n_heads d_head d_model"]:
     """`W_O` of every head of one layer: the projection's output is `z @ W_O` summed over heads, plus a bias.
 
-    Adapters on the projection are in it, merged or not. The bias belongs to no head, so no vector contains it. Without
-    a layer: the matrices of all layers in one tensor, which is a copy, and needs them all on one device.
+    Adapters on the projection are included, merged or not. The bias belongs to no head, so no vector contains it.
+    Without a layer: the matrices of all layers in one tensor, which is a copy, and needs them all on one device.
     """
     if layer is None:
         return torch.stack([output_projection(model, each) for each in range(check_model(model).cfg.n_layers)])

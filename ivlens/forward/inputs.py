@@ -69,11 +69,11 @@ def check_prompts(model: TransformerBridge, tokens: Any, attention_mask: Any) ->
 
 
 def _check_eval(model: TransformerBridge) -> None:
-    """Refuse dropout, which would be in every number."""
+    """Refuse a model in train mode: dropout would change every number."""
     # every part is asked: a training loop switches the wrapped model, and the bridge's own flag does not follow
     if any(part.training for part in model.modules()):
         raise ValueError(
-            "the model, or a part of it, is in train mode, expected eval mode: dropout would be in every number; "
+            "the model, or a part of it, is in train mode, expected eval mode: dropout would change every number; "
             "model.eval()."
         )
 

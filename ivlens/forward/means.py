@@ -125,11 +125,13 @@ class _OutputMean:
             yield
 
     def add(self) -> None:
+        """Add the outputs of the latest pass to the sum."""
         found = torch.stack([self._z[layer].cpu().double().sum(0) for layer in range(len(self._total))])
         self._total += found
         self._n += len(self._z[0])
 
     def mean(self) -> Float[Tensor, "n_layers n_heads d_head"]:
+        """The mean over all prompts, on the model's device."""
         parameter = next(self._model.parameters())
         # first to another dtype, then to the device: some devices have no float64
         dtype = torch.promote_types(parameter.dtype, torch.float32)
@@ -164,12 +166,13 @@ class _ScaleMean:
             yield
 
     def add(self) -> None:
+        """Add the scales of the latest pass to the sum; NaN for a layer that has no scale."""
         if self.is_constant and self._n:
             return
         for layer in self._layers:
             projected, written = self._projected[layer].cpu().double(), self._written[layer].cpu().double()
             scale, off = _scale(projected, written, self._weights[layer])
-            # `_scale` ends at what the hook shows; from there to the stream it is `WriteFactors`
+            # `_scale` leads to what the hook shows, and `WriteFactors` from there to the stream
             self._total[layer] += scale.sum(0) * (torch.nan if off else self._factors[layer])
             if off and self.fault is None:
                 self.fault = (
@@ -193,6 +196,7 @@ def _last_of_first(tensor: Tensor) -> Tensor:
 def _passes(
     model: TransformerBridge, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch pos"], batch_size: int
 ) -> Iterator[Inputs]:
+    """The prompts, `batch_size` of them at a time, while a bar counts the passes."""
     check_length(model, mask)
     for rows in ticking(list(row_slices(len(tokens), batch_size)), "mean head outputs", "pass"):
         yield Inputs(tokens[rows], mask[rows], last=tokens.shape[1] - 1, n_answer=1)
@@ -216,12 +220,12 @@ def _scale(
     written: Float[Tensor, "batch d_model"],
     weight: Float[Tensor, " d_model"] | None,
 ) -> tuple[Float[Tensor, "batch d_model"], float]:
-    """The factor of each prompt between projection and write, and how far it is off (0 where that is rounding)."""
+    """The factor of each prompt between projection and write, and its largest error (0 where that is rounding)."""
     # least squares instead of a division: entries near 0, and the epsilon inside a norm, then do no harm
     basis = projected if weight is None else projected * weight
     factor = (written * basis).sum(-1, keepdim=True) / basis.square().sum(-1, keepdim=True).clamp_min(1e-30)
     off = float((basis * factor - written).abs().max())
     if weight is None and bool(((factor - 1).abs() < 1e-3).all()):
-        factor = torch.ones_like(factor)  # the hooks show one tensor twice, so what is left is rounding of the fit
+        factor = torch.ones_like(factor)  # both hooks show the same tensor, and the rest is rounding of the fit
     within = off <= 3e-2 * max(float(written.abs().max()), 1e-30)  # False for NaN
     return factor.expand_as(projected) if weight is None else factor * weight, 0.0 if within else off

@@ -1,4 +1,4 @@
-"""Prompts run once up to their last token, so that the last token can be run many times, each time edited otherwise."""
+"""Prompts run once up to their last token, so that the last token can be run many times with different edits."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext

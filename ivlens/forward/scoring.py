@@ -98,7 +98,7 @@ def score_answers(
 def fitting_score(answers: Int[Tensor, "batch answer_len"]) -> Score:
     """The score that suits these answers: `prob`, or `logprob` where many answers share their first token.
 
-    "Many": there are at least twice as many answers as first tokens, as of numbers whose first token is a lone space.
+    "Many" means: at least twice as many answers as first tokens, for example numbers whose first token is a lone space.
     `prob` would then measure a space or an article, not the answer.
     """
     n_answers, n_firsts = len(answers.unique(dim=0)), len(answers[:, 0].unique())
@@ -153,9 +153,9 @@ class Correct(NamedTuple):
     """For each row whether greedy decoding gets it right, by two definitions.
 
     Attributes:
-        accuracy: Its text begins with an accepted answer and does not go on inside the answer's last word: "12" is not
-            "1", "small dog" is "small".
-        exact: Its text is an accepted answer, and then the text or the line ends.
+        accuracy: The decoded text begins with an accepted answer and does not go on inside the answer's last word: "12"
+            is not "1", "small dog" is "small".
+        exact: The decoded text is an accepted answer, and then the text or the line ends.
     """
 
     accuracy: Bool[Tensor, " rows"]

@@ -50,7 +50,7 @@ def rest(model: TransformerBridge) -> None:
 
 
 def give_way(model: TransformerBridge) -> None:
-    """Let short passes go first, for a caller that holds the model's lock while nothing is hooked (see `rest`)."""
+    """Release the model's lock for a moment, so that short passes go first (see `rest`); nothing may be hooked now."""
     lock = model_lock(model)
     lock.release()
     try:

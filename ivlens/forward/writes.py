@@ -35,7 +35,7 @@ from ivlens.models.selfcheck import probe_prompts
 
 _HELD = ("ln2", "ln2_post")  # the norms before and after the MLP; the norm after attention is part of a head's write
 _SHARE = 2e-2  # error allowed in half precision, as a share of the largest write: sums round there
-_ROUNDINGS = 8  # further error allowed, in last places of the stream: a write is the difference of two large streams
+_ROUNDINGS = 8  # further error allowed, in ulp of the stream's numbers: a write is the difference of two large streams
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,7 @@ def _measured(model: TransformerBridge, tokens: Tensor, mask: Tensor) -> WriteFa
         norms = [stack.enter_context(_held(block)) for block in model.blocks]
 
         def after(layer: int, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
+            """Hook of a block that has just run: run it again with all head outputs at 0, and find its factor."""
             # taken now: the second run goes through the same hooks, and fills these dicts anew
             clean, heads = (z[layer], projected[layer], written[layer], _stream(out)), z[layer]
             norms[layer].is_held = True

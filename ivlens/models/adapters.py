@@ -20,7 +20,7 @@ CONFIG, WEIGHTS, PICKLED = "adapter_config.json", "adapter_model.safetensors", "
 _LONGEST_CONFIG = 2**20  # bytes of a description
 # entries of a description that peft keeps as sets, so that their order differs from save to save
 _SETS = {"target_modules", "modules_to_save", "exclude_modules", "target_parameters"}
-# ends of names of tensors that say where an adapter changes something; all other weights have to be fractions
+# ends of names of tensors that hold indices; all other tensors must hold floating-point numbers
 _WHOLE_NUMBERS = ("indices", "index")
 # kinds of adapters that add to the prompt, so that they cannot be merged into weights
 _PROMPT_KINDS = {"PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING", "CPT", "CARTRIDGE"}
@@ -73,7 +73,7 @@ def _parts(root: Path) -> list[Path]:
     try:
         saved = {Path(name).parent for name in listed(root)}
     except ValueError:
-        saved = None  # a damaged list: take every subfolder without a list of its own, as those with one are models
+        saved = None  # a damaged list: take every subfolder except those with their own list, which are other models
     found = [path for path in _beside(root) if not (path / LIST).exists()]
     return [path for path in found if saved is None or Path(path.name) in saved]
 
@@ -116,7 +116,7 @@ def _check_no_circle(folder: str | Path, name: str) -> None:
         place = Path(name).expanduser().resolve()
         if place in seen:
             raise ValueError(
-                f"the adapters in {str(folder)!r} belong to themselves, expected a model; name it with base=."
+                f"the adapters in {str(folder)!r} name each other as their model, expected a model; name it with base=."
             )
         seen.add(place)
         name = _described(next(iter(found.values())) / CONFIG)
@@ -190,8 +190,8 @@ def _tensors(folder: Path) -> dict[str, torch.Tensor]:
         raise unusable(path, f"{error!s:.200}", "tensors by name") from None
     for name, tensor in tensors.items():
         if not tensor.isfinite().all() or not (tensor.is_floating_point() or name.endswith(_WHOLE_NUMBERS)):
-            what = f"has values in {name!r:.100} that are NaN, infinite or whole numbers"
-            raise unusable(path, what, "fractions")
+            what = f"has values in {name!r:.100} that are NaN, infinite or integers"
+            raise unusable(path, what, "finite floating-point numbers")
     return tensors
 
 

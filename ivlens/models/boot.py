@@ -16,7 +16,7 @@ from ivlens.models.selfcheck import PlainLogits, difference, plain_logits
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
-else:  # importing transformer_lens takes seconds, so that signatures are checked against the base class at run time
+else:  # importing transformer_lens takes seconds; at run time, signatures are checked against its base class
     TransformerBridge = nn.Module
 
 
@@ -100,7 +100,7 @@ def check_supported(hf_model: Any, label: str) -> None:
 
 
 def boot(hf_model: Any, tokenizer: Any, label: str) -> TransformerBridge:
-    """`hf_model` wrapped as a bridge, in eval mode and without gradients; `tokenizer` is not changed.
+    """`hf_model` wrapped as a bridge, in eval mode and without gradients; `tokenizer` gets a padding token if need be.
 
     Raises:
         ValueError: no attention heads, an architecture that transformer_lens does not know, or logits that wrapping
@@ -184,7 +184,7 @@ def _n_words(model: TransformerBridge) -> int:
 
 
 def _check_heads(model: TransformerBridge, label: str) -> None:
-    """Refuse a bridge in which a layer's output projection is not one matrix for each head of the model's size."""
+    """Refuse a bridge unless every layer's output projection splits into one matrix of the right shape per head."""
     cfg = model.cfg
     want = (cfg.n_heads, cfg.d_head, cfg.d_model)
     for layer, block in enumerate(getattr(model, "blocks", [None])):
@@ -240,7 +240,7 @@ def check_model(model: Any) -> TransformerBridge:
     Raises:
         TypeError: anything else, such as the Hugging Face model itself.
     """
-    # told by its attributes: the class cannot be asked without importing transformer_lens, see the top of the file
+    # recognised by its attributes: asking for the class would import transformer_lens, see the top of the file
     if not all(hasattr(model, name) for name in ("original_model", "blocks", "cfg")):
         raise TypeError(
             f"model is {type(model).__name__}, expected the TransformerBridge that ivlens.load_model returns; "

@@ -216,7 +216,7 @@ def _makes_the_model(path: Path) -> bool:
 
 
 def _name_of(source: Any, number: int) -> str:
-    """The name in the series of an item of a list, at place `number`."""
+    """The name that an item of a list gets in the series; `number` is its place in the list."""
     if isinstance(source, str | Path):
         return Path(source).name or str(source)
     return f"{number}: {model_identity(source).name}"

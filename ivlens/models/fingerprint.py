@@ -20,7 +20,7 @@ from ivlens.models.settings import config_facts, lasting_buffers, plain_name, to
 
 logger = logging.getLogger("ivlens")
 
-# with up to this many parameters, hashing all is cheaper than finding out whether something has changed
+# with up to this many parameters, hashing all of them is cheaper than finding out whether one has changed
 _ALWAYS_HASHED = 2**26
 _CHUNK = 2**22  # words of a tensor that are summed in one go; more would need as many factors in memory
 _SAMPLED = 2**10  # words of each tensor that are looked at to find changes

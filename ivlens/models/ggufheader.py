@@ -153,7 +153,7 @@ class _HeaderReader:
         return Header(fields, tensors, start, len(self._content))
 
     def _next(self, kind: str) -> Any:
-        """The next single value, of a kind as `struct` calls it."""
+        """The next single value; `kind` is its format for `struct`."""
         (value,) = struct.unpack_from(self._order + kind, self._content, self._at)
         self._at += struct.calcsize(self._order + kind)
         return value

@@ -12,7 +12,7 @@ class LiveAdapters:
     """The adapters of a model before it is wrapped, to be compared with those that the bridge uses."""
 
     def __init__(self, hf_model: nn.Module) -> None:
-        # told by its module's name, so that peft, which is optional, need not be imported
+        # recognised by its module's name, so that peft, which is optional, need not be imported
         self._layers = {
             module: name for name, module in hf_model.named_modules() if type(module).__module__.startswith("peft.")
         }

@@ -50,9 +50,9 @@ def load_model(
     """Open a decoder-only language model as a bridge, ready for hooks.
 
     The bridge is in eval mode and without gradients. Its logits were compared with those of the Hugging Face model
-    before wrapping. `model.tokenizer` is the given tokenizer itself, or else the checkpoint's; one without a padding
-    token pads with its end-of-text token. Text given to the model gets a BOS token exactly where the tokenizer adds
-    one. Adapters inside a given model (`peft_model.get_base_model()`) stay trainable if they were.
+    before wrapping. `model.tokenizer` is the given tokenizer itself, or else the checkpoint's; a tokenizer without a
+    padding token pads with its end-of-text token. Text given to the model gets a BOS token exactly where the tokenizer
+    adds one. Adapters inside a given model (`peft_model.get_base_model()`) stay trainable if they were.
 
     Args:
         name: `"pocket"` (the built-in model), `"smollm2"` (a real one; `ivlens get smollm2` fetches it), a folder, a
@@ -171,7 +171,7 @@ def _dtype(dtype: str | torch.dtype) -> torch.dtype | None:
     """The dtype of that name; None for `"auto"`.
 
     Raises:
-        ValueError: no dtype of fractions has that name.
+        ValueError: no floating-point dtype has that name.
     """
     if dtype == "auto" or isinstance(dtype, torch.dtype):
         return None if dtype == "auto" else dtype

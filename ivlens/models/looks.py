@@ -24,8 +24,8 @@ _NAMES_CODE = {
 }  # fmt: skip
 # Quantisations that need fetched code: those of _UNDONE can be undone when weights are read, the others are refused.
 _UNDONE, _FETCHED = {"fp8", "mxfp4"}, {"metal", "fp_quant", "sinq", "four_over_six"}
-# Names of counts of which transformers makes lists before there is a model. Names that match _SHAPES are excepted:
-# they become shapes, which are compared with the weights, or tell of the training.
+# Names of counts: transformers makes lists of these lengths before a model exists. Names that match _SHAPES are
+# excepted: they are shapes, which are compared with the weights, or describe the training.
 _COUNTS = re.compile(r"^(num|n)_|labels?$|layer|depth|expert|block|repeat")
 _SHAPES = re.compile(
     r"position|ctx|embd|inner|size|dim|vocab|token|param|theta|hidden$|_(steps|samples|sequences|epochs)$"

@@ -1,7 +1,7 @@
 """Corrects a wrapped model where the attention of transformer_lens differs from that of the model's family.
 
-`mend` is applied only to a model that the self-check refuses, which then checks again. `bound_masks` is applied to
-every model, and only prevents NaN.
+`mend` is applied only to a model that the self-check refuses; the model is then checked again. `bound_masks` is
+applied to every model, and only prevents NaN.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,7 @@ def mend(model: nn.Module) -> None:
 
 
 def bound_masks(model: nn.Module) -> None:
-    """Keep masked attention scores finite in every block, in place, where the softmax has another dtype than these.
+    """Keep masked attention scores finite in every block, in place, where the softmax uses another dtype.
 
     A query at a padding token sees no key: all its scores are the lowest finite number, and the softmax gives an
     average. In float64, and under autocast, this number is minus infinity in the softmax, which then gives NaN, and NaN
@@ -73,5 +73,5 @@ def _with_causal_mask(apply: Callable[..., Tensor], **given: Any) -> Tensor:
 
 
 def _in_dtype(dtype: torch.dtype, rotated: Tensor) -> Tensor:
-    """Rotated queries or keys in the model's dtype: OLMo's rotary tables turn those of half precision into float32."""
+    """Rotated queries or keys in the model's dtype: OLMo's rotary tables turn half precision into float32."""
     return rotated.to(dtype)

@@ -115,7 +115,7 @@ def _innermost(module: Any) -> Any:
 
 
 def _weight(module: Any) -> Tensor | None:
-    """A module's weight; None where it has none, or is None itself."""
+    """A module's weight; None for a module without one, and for None."""
     return getattr(module, "weight", None)
 
 
@@ -154,7 +154,7 @@ def _fit_vocabulary(plain: Any, adapters: list[dict[str, tuple[int, ...]]]) -> N
         ValueError: the adapters have different numbers of words, or more words than they have weights for.
     """
     names = {name for name, weight in plain.named_parameters(remove_duplicate=False) if _is_end(plain, weight)}
-    # how many words the embeddings in the files have; more than one number cannot be one model
+    # how many words each embedding in the files has; adapters of one model must agree
     rows = {shapes[key][0] for shapes in adapters for key in shapes if _stripped(key) in names}
     n_words = plain.get_input_embeddings().weight.shape[0]
     if not rows - {n_words}:
@@ -166,7 +166,7 @@ def _fit_vocabulary(plain: Any, adapters: list[dict[str, tuple[int, ...]]]) -> N
     if max(rows) > n_words and not (names & held if tied else names <= held):
         lacking = ", ".join(sorted(names - held))
         raise ValueError(f"their vocabulary has {rows.pop()} words, the model's {n_words}, and no file has {lacking}")
-    with torch.random.fork_rng(devices=[]):  # new rows are drawn, and then overwritten
+    with torch.random.fork_rng(devices=[]):  # new rows are drawn at random, and later overwritten
         plain.resize_token_embeddings(rows.pop(), mean_resizing=False)
 
 

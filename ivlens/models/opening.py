@@ -111,7 +111,7 @@ def check_fits(hf_model: Any, about: Mapping[str, Any], label: str, shapes: Mapp
         hf_model: The model as transformers loaded it.
         about: The record of missing and unexpected weights that transformers returned with it.
         label: The model, as the error names it.
-        shapes: Shapes of the tensors in the files, by name; None: tables are told by their names alone.
+        shapes: Shapes of the tensors in the files, by name; None: tables are recognised by their names alone.
 
     Raises:
         ValueError: a parameter is missing, or the checkpoint holds a weight that is no parameter.

@@ -69,7 +69,7 @@ def plain_model(model: TransformerBridge) -> Any:
     try:
         # clones, because from_pretrained may use tensors as they are: training the copy would change the bridge
         state = {name: tensor.detach().clone() for name, tensor in origin.state.items()}
-        with torch.random.fork_rng(devices=[]):  # building a model draws, and must not change the caller's draws
+        with torch.random.fork_rng(devices=[]):  # building a model draws random numbers
             made: Any = origin.kind
             plain = made.from_pretrained(
                 None, config=copy.deepcopy(origin.config), state_dict=state, dtype=parameter.dtype

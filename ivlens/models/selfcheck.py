@@ -39,7 +39,7 @@ def plain_logits(hf_model: Any, label: str) -> PlainLogits:
     places = _positions(hf_model, mask)
     with torch.no_grad(), opened_by("transformers", f"model {label!r}", "expected one that runs; check its config"):
         first, cache = _first(hf_model, tokens[:, :-1], mask[:, :-1], _cut(places, slice(0, -1)))
-    if not bool(torch.isfinite(first[0]).all()):  # of padding some families make NaN in float64
+    if not bool(torch.isfinite(first[0]).all()):  # [0]: in float64 some families give NaN at padding
         raise ValueError(f"model {label!r} gives logits that are not finite; load it with dtype='float32'.")
     last = None
     if cache is not None:
@@ -102,7 +102,7 @@ def off_by(
     single: float = 1e-3,
     dtype: torch.dtype | None = None,
 ) -> tuple[float, float]:
-    """The largest error of logits, and the largest that rounding explains, a share of the largest logit.
+    """The largest error of logits, and the largest that rounding explains (a share of the largest logit).
 
     Args:
         got: The logits to judge.

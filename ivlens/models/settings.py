@@ -20,7 +20,7 @@ _IRRELEVANT = {
     "unk_token_id", "use_cache",
 }  # fmt: skip
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "cls_token", "mask_token")
-# options that transformers' wrapper holds beside the tokenizer proper
+# options that transformers' wrapper holds beside the tokenizer itself
 _PLAIN = ("add_bos_token", "add_eos_token", "clean_up_tokenization_spaces", "split_special_tokens", "chat_template")
 _PARTS = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 # a text whose tokens differ after almost any change of a tokenizer: blanks, line break, digits, accents, ligature
@@ -34,7 +34,8 @@ _TOKENIZERS: WeakKeyDictionary[Any, tuple[str, str]] = WeakKeyDictionary()
 def config_facts(config: Any) -> dict[str, Any]:
     """The entries of a configuration that logits depend on and that differ from the defaults of its class.
 
-    Defaults are left out, so that neither saving and opening nor a newer transformers with more options changes it.
+    Defaults are left out, so that the result stays the same after saving and opening, and in a newer transformers with
+    more options.
     """
     try:
         default = type(config)().to_dict()
@@ -62,7 +63,7 @@ def _differences(values: dict[str, Any], default: dict[str, Any]) -> dict[str, A
 
 
 def plain_name(name: str) -> str:
-    """The name in the plain model of a parameter, buffer or module with this name in the bridge."""
+    """The plain model's name for a parameter, buffer or module, made from its name in the bridge."""
     return name.replace("._original_component", "")
 
 
@@ -117,7 +118,7 @@ def _tokenizer_hash(tokenizer: Any) -> str:
 
 
 def _special_options(tokenizer: Any) -> dict[str, Any]:
-    """Special tokens, chat template and options, which transformers holds beside the tokenizer proper."""
+    """Special tokens, chat template and options, which transformers holds beside the tokenizer itself."""
     return {name: found for name in (*_SPECIAL, *_PLAIN) if (found := getattr(tokenizer, name, None)) is not None}
 
 

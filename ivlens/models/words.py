@@ -130,7 +130,7 @@ def _patterns(part: Any) -> Iterator[str]:
 
 def _is_suspicious(pattern: str) -> bool:
     """Whether a pattern can be slow, so that it has to be tried."""
-    # character classes are harmless and may contain any sign: each becomes one letter before the look
+    # character classes are harmless and may contain any sign: each is replaced by one letter first
     without_classes = re.sub(r"(\\.)|\[(?:\\.|[^\]\\])*\]", lambda found: found[1] or "c", pattern)
     if _SUSPICIOUS.search(without_classes) or len(pattern) > 2**12:
         return True

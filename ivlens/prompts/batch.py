@@ -58,14 +58,14 @@ class PromptBatch:
         chosen = list(range(len(self))[index] if isinstance(index, slice) else index)
         at = torch.tensor(chosen, dtype=torch.long, device=self.tokens.device)
         names = ("alternatives", "texts", "examples", "corruptions", "instructions", "counterfactuals", "kept_answers")
-        # the optional lists stay empty where they are
+        # optional lists that are empty stay empty
         listed = {name: tuple(each[row] for row in chosen) for name in names if (each := getattr(self, name))}
         return replace(self._with_tensors(lambda tensor: tensor[at]), **listed)
 
     def rows_of_one_kind(self, kind: str | None = None) -> list[int]:
         """The numbers of the rows with the corruption `kind`; None: with the most frequent one."""
         counts = Counter(self.corruptions)
-        # of two that are equally frequent the last by name, so that the choice never depends on the order of rows
+        # between equally frequent kinds the name decides, so that the choice never depends on the order of rows
         wanted = kind or max(counts, key=lambda each: (counts[each], each))
         return [row for row, each in enumerate(self.corruptions) if each == wanted]
 
@@ -76,7 +76,7 @@ class PromptBatch:
         return replace(self, **tensors)
 
     def expanded(self) -> tuple["PromptBatch", Int[Tensor, " rows"]]:
-        """A batch with one row for every accepted answer, and for each of its rows the number of the row here."""
+        """A batch with one row for every accepted answer, and for each new row the number of its row in this batch."""
         source = [row for row, answers in enumerate(self.alternatives) for _ in answers]
         answers = [answer for row in self.alternatives for answer in row]
         wide = replace(

@@ -57,16 +57,16 @@ def build_prompts(
         corruption: What is taken away from the prompts; None for clean prompts.
 
             - `counterfactual`: the prompt has the instruction of another task, and that task's answers to the same
-              demonstration inputs. The other task's answer begins with another token or, where all answers begin with
-              a lone space, is another one. Where no task fits, the row is made as `counterfactual_inputs` if it has
-              demonstrations, otherwise as `drop`; each row records how it was made.
+              demonstration inputs. The other task's answer to the input begins with another token; where answers
+              begin with a token of white space, the whole answer differs. Where no task fits, the row is made as
+              `counterfactual_inputs` if it has demonstrations, otherwise as `drop`; each row records how it was made.
             - `counterfactual_inputs`: the prompt has another task's instruction, and that task's demonstrations.
             - `shuffle`: the demonstrations have permuted answers, and there is no instruction.
             - `drop`: the prompt has neither an instruction nor demonstrations.
             - `none`: the clean prompt.
-        others: Tasks that counterfactuals are taken from; None: the built-in ones. For a task that the built-in model
-            was trained on, other tasks of its training then come first, as it does not understand the others'
-            instructions.
+        others: Tasks that counterfactuals are taken from; None: the built-in ones. If the built-in model was trained
+            on `task`, the built-in tasks of that training are tried first, as this model does not understand the
+            instructions of other tasks.
 
     Raises:
         TypeError: no usable tokenizer.
@@ -228,7 +228,7 @@ class _Maker:
         return prompt, [answers[0], *(answer for answer in answers[1:] if not self.encoder.unknown(answer))]
 
     def _case(self, example: TaskExample, told: Told) -> Case:
-        """One clean prompt, and what a corruption may ask about it."""
+        """One clean prompt, and what a corruption needs to change it."""
         text, separator = self.render(told.instruction, told.shots, example.input)
         prompt, answers = self._answers(example, text, separator)
 

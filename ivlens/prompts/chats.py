@@ -29,10 +29,10 @@ _TAG = re.compile(r"[<\[◁](/?)([^\W\d][\w:|-]*)[>\]▷]")
 _THOUGHT = re.compile("think|thought|reason|reflect|analy|deliberat|monolog|scratch", re.IGNORECASE)
 # The function that tells templates the time, and its directives; those with `-` write no leading zero on Linux.
 _CLOCK, _DIRECTIVES = "strftime_now", (*"aAwdbBmyYHIMSpfzZjUWcxXGuVeFTDR", *(f"-{each}" for each in "dmHIMSj"))
-# what a template writes that takes a list of parts for a text, and prints it
+# what is written by a template that expects a text, and prints a list of parts as it is
 _PRINTED_LIST = re.compile(r"""['"]type['"]: ['"]text['"]""")
 _REASON_LENGTH = 60
-_N_TIMES = 4  # a template that draws at random may write the same text twice by chance
+_N_TIMES = 4  # renderings that are compared: a template that draws may write the same text twice by chance
 
 
 class ChatRefused(ValueError):
@@ -45,7 +45,7 @@ class Chat:
     Args:
         name: The name of the prompt template, for errors.
         tokenizer: The tokenizer, which has the chat template.
-        date: The day that templates are told which ask for it, such as `2024-07-26`.
+        date: The date that chat templates get as today's date, such as `2024-07-26`.
 
     Attributes:
         gap: The text between a prompt and its answer.
@@ -108,7 +108,7 @@ class Chat:
         self._takes_turns = True
 
     def _on_the_day(self, day: datetime) -> str:
-        """The source of the chat template; one that asks for the time is always told this day."""
+        """The source of the chat template; a template that asks for the time always gets this day."""
         try:
             source: str = self.tokenizer.get_chat_template()
         except Exception as error:  # a tokenizer with several templates and no default
@@ -125,7 +125,7 @@ class Chat:
     def _tried(self) -> tuple[frozenset[str], str, str]:
         """How the template can be used: roles whose turns are lists of parts, the prompt's end, the gap to the answer.
 
-        A turn is a text where the template takes texts, otherwise a list of parts: of all roles, or of the user alone.
+        Turns are texts if the template takes texts; otherwise the turns of all roles, or of the user alone, are lists.
         """
         reasons = []
         for in_parts in (frozenset[str](), frozenset(_MARKERS), frozenset({"user"})):
@@ -169,7 +169,7 @@ class Chat:
         ]
         try:
             text = self._rendered(said, cue)
-        except Exception as error:  # raised by the template, or by its language
+        except Exception as error:  # raised by the template, or by jinja
             pass_on_shortage(error)
             raise _Failed(one_line(error, _REASON_LENGTH)) from None
         if self._in_parts and _PRINTED_LIST.search(text):
@@ -218,12 +218,12 @@ def _end_and_gap(cue: str, whole: str) -> tuple[str, str]:
             return gap + closed, ""
         # white space stands between prompt and answer; anything else, such as an empty thought, belongs to the prompt
         return ("", gap) if not gap.strip() else (gap, "")
-    # the cue has a text that does not stand before a written answer; it may be a thought, which must be closed
+    # the cue ends in a text that is missing before a written answer: perhaps a thought, which must be closed
     more = cue[n_shared(cue, whole) :]
     if closed := _closed(more):
         return closed, ""
     if more.strip() and not _is_over(more):
-        raise _Failed(f"begins an answer with a text that it does not write before one ({more[-30:]!r})")
+        raise _Failed(f"ends its cue with a text that it leaves out before a given answer ({more[-30:]!r})")
     return "", ""
 
 

@@ -1,6 +1,6 @@
-"""Corruptions: each takes away what tells a prompt its task, and leaves the input and the cue.
+"""Corruptions: each removes from a prompt what tells the model its task, and leaves the input and the cue.
 
-To add a corruption, add a name to `Corruption`, and to `CORRUPT` a function that says what a prompt is told instead.
+To add a corruption, add a name to `Corruption`, and to `CORRUPT` a function that makes the `Told` of such prompts.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +19,7 @@ NO_FOIL = -100  # no token has this number
 
 @dataclass(frozen=True)
 class Told:
-    """What tells one prompt its task: an instruction, demonstrations, or both.
+    """What one prompt tells the model about its task: an instruction, demonstrations, or both.
 
     Attributes:
         instruction: The instruction; None: the prompt has none.
@@ -42,12 +42,12 @@ class Told:
 
 @dataclass(frozen=True)
 class Case:
-    """One clean prompt, and what a corruption may ask about it.
+    """One clean prompt, and what a corruption needs to change it.
 
     Attributes:
         task: The task that is asked.
         example: The example that is asked about.
-        told: What tells the clean prompt its task.
+        told: The instruction and the demonstrations of the clean prompt.
         others: Tasks that another instruction or other answers may be taken from.
         prefers_trained: Whether tasks that the built-in model was trained on come first among the others.
         draw: Gives a random generator for a purpose, the same for the same seed, task, input and purpose.
@@ -78,8 +78,8 @@ def _counterfactual(case: Case) -> Told:
     """Another task's instruction, and its answers to the same demonstration inputs.
 
     The task is the first whose answer to the same input begins with another token. Where there is none because answers
-    begin with a token of white space (numbers, with some tokenizers), a task with another answer will do. It gives no
-    foil, since only the whole answer tells the two apart. See docs/method.md, 2 Prompts and corruptions.
+    begin with a token of white space (numbers, with some tokenizers), a task whose whole answer differs is taken. It
+    gives no foil, as the first tokens are the same. See docs/method.md, 2 Prompts and corruptions.
     """
     random = case.draw("counterfactual")
     firsts = {answer[0] for answer in case.answers}

@@ -47,7 +47,7 @@ def rendered(source: str, values: Mapping[str, Any]) -> str:
 
     Raises:
         TooMuch: the template takes more steps, or makes longer texts, than any chat needs.
-        Exception: any error that the template raises, or its language.
+        Exception: any error that the template or jinja raises.
     """
     token = _BUDGET.set(_Budget())
     try:
@@ -114,6 +114,7 @@ def _environment() -> Any:
 
         @staticmethod
         def weighed(value: Any) -> Any:
+            """The value, after a check of its size."""
             return sized(value)
 
         @staticmethod
@@ -150,7 +151,7 @@ def _environment() -> Any:
             return _call("join_texts", node.nodes).set_lineno(node.lineno).set_environment(owner)
         return node
 
-    # a copy of the environment of transformers with another class, for which no constructor is run
+    # a copy of transformers' environment with another class; running no constructor keeps all its settings
     made: Any = object.__new__(Guarded)
     made.__dict__.update(plain.__dict__)
     made.cache = None  # the plain environment's cache holds templates without guards
@@ -168,7 +169,7 @@ def _guarded(made_filter: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(made_filter)  # keeps the marks by which jinja knows what to pass
     def call(*args: Any, **kwargs: Any) -> Any:
         spend(1)
-        # jinja passes objects of its own to marked filters, before the template's
+        # to marked filters jinja passes objects of its own, before the template's arguments
         given = [value for value in (*args, *kwargs.values()) if not _is_own(value)]
         if given:
             sized(given)
@@ -249,7 +250,7 @@ def check_given(subject: Any, others: Iterable[Any]) -> None:
     for other in others:
         if isinstance(other, int | float) and not isinstance(other, bool) and abs(other) > _LARGEST_NUMBER:
             raise TooMuch(f"it counts to {other:.3g}")
-        # at worst the subject is repeated so many times, or once for every letter
+        # at worst the subject is repeated as often as a number says, or once for every letter of a text
         by = abs(int(other)) if isinstance(other, int) else size_of(other)
         if own * max(1, by) > 16 * _MOST_LETTERS:
             raise TooMuch("it makes a text that is longer than a chat can be")

@@ -31,8 +31,8 @@ TASK: Final = _FromTask.TASK
 class PromptRecipe:
     """How prompts are made: the template, what tells the model its task, and the seed of every draw.
 
-    A prompt is told its task by an instruction, by demonstrations, or by both. Effects and vectors carry the recipe of
-    their prompts, and functions that use a vector follow it.
+    A prompt tells the model its task by an instruction, by demonstrations, or by both. Effects and vectors carry the
+    recipe of their prompts, and functions that use a vector follow it.
 
         >>> PromptRecipe(n_shots=10, instruction=None)          # demonstrations alone
         >>> PromptRecipe("qa", instruction="Give the plural.")  # this instruction, in another form
@@ -106,11 +106,11 @@ class PromptRecipe:
         return n_shots
 
     def resolved(self, task: Task) -> "PromptRecipe":
-        """The same recipe with `n_shots` as a number, the one that `task` gets."""
+        """The same recipe, with `n_shots` as the number of demonstrations that prompts of `task` have."""
         return replace(self, n_shots=self.shots(task))
 
     def corruption(self, task: Task) -> str:
-        """The corruption of prompts of `task` where none is named.
+        """The default corruption for prompts of `task`.
 
         It is `counterfactual` where there is an instruction, `shuffle` where there are demonstrations alone, `none`
         where instruction and input are one text.
@@ -147,7 +147,7 @@ class PromptRecipe:
         """The recipe in plain JSON values, which `from_dict` reads."""
         given = self.instruction
         texts = {"task": True} if given is TASK else [given] if isinstance(given, str) else given and list(given)
-        # a chat template with all its fields, as prompts depend on the day that it is told
+        # a chat template with all its fields, because prompts depend on its `date`
         found = find_template(self.template)
         template = asdict(found) if found.chat or not isinstance(self.template, str) else self.template
         return {"template": template, "instruction": texts, "n_shots": self.n_shots, "seed": self.seed}
@@ -172,7 +172,7 @@ class PromptRecipe:
     def recorded(cls, settings: Mapping[str, Any]) -> "PromptRecipe | None":
         """The recipe that the settings of effects record, or None.
 
-        Settings of older versions have no recipe, but options that mean one.
+        Settings of older versions have no recipe, but single options from which one is made.
 
         Raises:
             ValueError, TypeError: the values are no recipe.

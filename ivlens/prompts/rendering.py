@@ -27,7 +27,7 @@ class Renderer:
             self._chat = Chat(template.name, tokenizer, template.date)
             self._system = self._system_turn(self._chat)
             self._start = template.answer_start.format()
-            # after `answer_start` its own separator, otherwise what the chat template writes before an answer
+            # the template's separator after `answer_start`; otherwise what the chat template writes before an answer
             self._separator = template.separator if self._start else self._chat.gap
 
     def __call__(self, instruction: str | None, shots: Sequence[tuple[str, str]], input: str) -> tuple[str, str]:

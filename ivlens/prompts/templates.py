@@ -9,7 +9,7 @@ from ivlens.common.arguments import checked
 from ivlens.common.foreign import foreign_json
 from ivlens.common.names import set_shown
 
-_LONGEST, _MOST_FIELDS = 2**16, 16  # letters and fields of one text; every field repeats what is filled in
+_LONGEST, _MOST_FIELDS = 2**16, 16  # letters and fields of one text: many fields would repeat a long input many times
 
 
 @checked
@@ -32,7 +32,7 @@ class PromptTemplate:
             tokenizer's chat template writes by default.
         answer_start: The beginning of every answer in a chat, also in demonstrations ("Answer:"). The prompt ends with
             it, and the model goes on from there; `separator` follows it.
-        date: The day that chat templates are told which ask for it, so that prompts are the same every day.
+        date: The date that chat templates get as today's date, so that prompts are the same every day.
 
     Raises:
         ValueError: a text that lacks one of its fields or has others, two different cues, a system text or
@@ -54,11 +54,11 @@ class PromptTemplate:
     def __post_init__(self) -> None:
         set_shown(self, "name")
         wanted = {"instructed": {"instruction", "input"}, "bare": {"input"}, "system": set(), "answer_start": set()}
-        if not self.chat and self.demonstration:  # a chat's is not used
+        if not self.chat and self.demonstration:  # a chat does not use the text
             wanted["demonstration"] = {"input", "answer"}
         for part, names in wanted.items():
             text = getattr(self, part)
-            # (name, format, conversion) of every field, such as `{input:>9}` or `{input!r}`, which are refused below
+            # (name, format, conversion) of every field; `{input:>9}` and `{input!r}`, for example, are refused below
             fields_of = [(name, spec, kind) for _, name, spec, kind in Formatter().parse(text) if name is not None]
             found = {name for name, _, _ in fields_of}
             if found != names:

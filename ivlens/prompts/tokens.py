@@ -27,7 +27,7 @@ class Encoder:
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer: Any = check_tokenizer(tokenizer)
-        self._tokens_of: dict[str, list[int]] = {}  # the same prompt is asked for with many continuations
+        self._tokens_of: dict[str, list[int]] = {}  # by text: the same texts are asked for again and again
         self._start = self._special_start()
 
     def _plain(self, text: str) -> list[int]:
@@ -44,7 +44,7 @@ class Encoder:
                 f"{text!r:.60} is no whole text ({error.reason}), expected valid Unicode; correct it."
             ) from None
         except BaseException as error:
-            if type(error).__name__ != "PanicException":  # of a library in Rust, no subclass of Exception
+            if type(error).__name__ != "PanicException":  # raised by libraries in Rust; it is no subclass of Exception
                 raise
             said = " ".join(str(error).split())
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Readers of what the library `datasets` opens: datasets on the Hub, folders of `save_to_disk`, Parquet files."""
+"""Readers for data that the library `datasets` opens: datasets on the Hub, folders of `save_to_disk`, Parquet files."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -47,7 +47,7 @@ def read_saved(path: Path, columns: Columns, part: str | None) -> Source:
     """Read a folder that `save_to_disk` wrote; `part` chooses one of its parts."""
     import datasets
 
-    _check_saved(path)  # before it is opened, since `datasets` would follow the paths
+    _check_saved(path)  # first, because `datasets` would follow paths out of the folder
     try:
         loaded = datasets.load_from_disk(str(path))
     except Exception as error:  # errors of Arrow, JSON and the system have no common class
@@ -102,14 +102,14 @@ def _read_as_parquet(path: Path) -> Iterator[None]:
 
 
 def _from_datasets(loaded: Any, columns: Columns, path: Path | str, part: str) -> Source:
-    """The records of an opened dataset, or of all parts of one that has parts."""
+    """The records of an opened dataset; the parts of a dataset with parts are joined."""
     parts = dict(loaded) if isinstance(loaded, Mapping) else {part: loaded}
     sources = [in_part(_from_dataset(dataset, columns, path), str(name), str(name)) for name, dataset in parts.items()]
     return joined(sources, path)
 
 
 def _from_dataset(dataset: Any, columns: Columns, path: Path | str) -> Source:
-    """The records of one part; numbers of classes become their names, and -1 (no label) becomes no answer."""
+    """The records of one part; class numbers become class names, and -1 (no label) becomes no answer."""
     picked = pick_columns(columns, dataset.column_names, path)
     if not len(dataset):
         raise wrong(path, "holds no records", "at least one", "choose another part=")

@@ -72,8 +72,8 @@ def load_task(
         config: The configuration of a Hub dataset.
 
     Returns:
-        The task. Records without an answer are left out and listed in `Task.skipped`. Records with the same input are
-        merged: the later answers become alternatives. Numbers become texts, spelled as in the source.
+        The task. Records without an input or an answer are left out and listed in `Task.skipped`. Records with the same
+        input are merged: the later answers become alternatives. Numbers become texts, spelled as in the source.
 
     Raises:
         FileNotFoundError: No such file, folder or dataset.
@@ -115,7 +115,7 @@ def _bank_task(name: str) -> Task:
 
 
 def _build(source: Source) -> Task:
-    """Make a task of records: merge those with one input, leave out incomplete ones, and log both in one line."""
+    """Make a task of records: merge records with the same input, leave out incomplete ones, and log how many."""
     merged: dict[str, Record] = {}
     answers: dict[str, dict[str, None]] = {}  # a dict as an ordered set, since an input may have thousands of answers
     skipped: list[str] = []
@@ -126,7 +126,7 @@ def _build(source: Source) -> Task:
             skipped.append(f"{record.where}: no {lacks} ({(record.input or str(record.answers))[:60]!r})")
             continue
         n_merged += record.input in merged
-        merged.setdefault(record.input, record)  # of records with one input the first gives the part
+        merged.setdefault(record.input, record)  # of records with the same input, the first gives the part
         answers.setdefault(record.input, {}).update(dict.fromkeys(record.answers))
     if not merged:
         raise ValueError(
@@ -135,7 +135,7 @@ def _build(source: Source) -> Task:
         )
     if skipped or n_merged:
         logger.warning(
-            "Task %r: %d of %d records left out for want of an answer or an input%s, %d repeated inputs merged.",
+            "Task %r: %d of %d records left out because they lack an answer or an input%s, %d repeated inputs merged.",
             source.name, len(skipped), len(source.records), f" (first: {skipped[0]})" if skipped else "", n_merged,
         )  # fmt: skip
     return Task(

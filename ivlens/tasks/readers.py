@@ -138,7 +138,7 @@ def _from_json(value: Any, columns: Columns, path: Path) -> Source:
     if isinstance(value, list):
         return from_rows([(f"record {index}", record) for index, record in enumerate(value)], columns, path)
     is_table = guess_column(value, columns.input, INPUT_NAMES) and guess_column(value, columns.output, OUTPUT_NAMES)
-    if is_table and len(value) <= 4:  # more keys: a dict of answers in which "input" and "output" are inputs
+    if is_table and len(value) <= 4:  # with more, it is a dict of answers with an input called "input"
         return from_rows([("record 0", value)], columns, path)
     if any(columns):
         found = ", ".join(map(repr, list(value)[:8]))
@@ -214,7 +214,7 @@ def _read_folder(path: Path, columns: Columns, part: str | None) -> Source:
 
 
 def _with_labels(source: Source, others: Sequence[Path]) -> Source:
-    """The source, with an instruction that lists the labels if it has none and another file lists them."""
+    """The source; if it has no instruction and another file lists the labels, they become its instruction."""
     small = [file for file in others if file.suffix.lower() == ".json" and file.stat().st_size <= _LARGEST_LABELS]
     contents = [parse_json(read_text(file), file) for file in small]
     lists = [

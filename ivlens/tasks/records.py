@@ -1,4 +1,4 @@
-"""From the text of a file to records: decoding, JSON and CSV, the choice of columns, answers as text.
+"""Turns the text of a file into records: decoding, JSON and CSV, the choice of columns, answers as text.
 
 The lowest layer of the task readers: it knows no benchmark's format. For bad content every function here raises a
 ValueError of one clear sentence (`wrong`).
@@ -17,17 +17,18 @@ from typing import Any, NamedTuple
 from ivlens.common.foreign import read_foreign
 from ivlens.common.names import shown
 
-# Usual names of columns. The first name of a row is taken if a column has it; another one if only one column fits.
+# Usual names of columns. The first name is taken if a column has it, another name only if no other column fits.
 INPUT_NAMES = ("input", "inputs", "prompt", "sentence", "text", "question", "query", "source", "word", "x")
 OUTPUT_NAMES = ("output", "outputs", "answer", "answers", "label", "target", "targets", "completion", "response", "y")
 INSTRUCTION_NAMES = ("instruction", "instructions", "definition")
-# More different instructions than this, and than half of the rows, are no paraphrases: every row has its own.
+# If there are more distinct instructions than this, and more than half as many as rows, they are no paraphrases: each
+# row has an instruction of its own.
 MAX_PARAPHRASES = 20
 _N_NAMED = 12  # names in an error
 
 LARGEST_FILE = 2**27  # bytes
 MOST_RECORDS = 700_000  # each takes about 15 microseconds to read
-# Marks that stand for objects in memory, and how many of them a file may have; plain text has far fewer.
+# Characters that become objects in memory, and how many of them a file may have; plain text has far fewer.
 MOST = {
     "lists and records": ("[{", 2 * MOST_RECORDS),
     "fields": (":", 4 * MOST_RECORDS),
@@ -118,7 +119,7 @@ def parse_json(text: str, path: Path, line: int | None = None) -> Any:
     Args:
         text: The JSON text.
         path: The file, for errors.
-        line: The number of the line that `text` is, where it is one line of the file.
+        line: The line's number, where `text` is one line of the file.
     """
     try:
         return json.loads(
@@ -143,11 +144,12 @@ def _collect_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _flat(parts: list[Any]) -> list[Any]:
+    """All values, with a list among them replaced by its items."""
     return [item for part in parts for item in (part if isinstance(part, list) else [part])]
 
 
 def listed(names: Iterable[object]) -> str:
-    """The first names of any number of them, for an error."""
+    """The first twelve names in one line, for an error."""
     first = [f"{name!r:.60}" for name in islice(names, _N_NAMED + 1)]
     return ", ".join([*first[:_N_NAMED], *["..."] * (len(first) > _N_NAMED)])
 
@@ -244,7 +246,7 @@ def pick_columns(columns: Columns, found: Sequence[str], subject: object) -> Col
 
 
 def from_rows(rows: Rows, columns: Columns, path: Path | str) -> Source:
-    """The records in some rows, each of which must have the columns that are read."""
+    """The records in rows; every row must have the columns that are read."""
     if not rows:
         raise wrong(path, "holds no records", "at least one", "check how it was written")
     for where, row in rows:
@@ -262,7 +264,7 @@ def from_rows(rows: Rows, columns: Columns, path: Path | str) -> Source:
 
 
 def from_columns(rows: Rows, picked: Columns, path: Path | str) -> Source:
-    """The records in some rows, whose columns are known; decides whether instruction and input are one text."""
+    """The records in rows, with columns that are already picked; decides whether instruction and input are one text."""
     given = [text_of(row[picked.instruction], f"{path}, {where}") if picked.instruction else "" for where, row in rows]
     instructions = tuple(dict.fromkeys(filter(None, given)))
     own = len(instructions) > max(MAX_PARAPHRASES, len(rows) // 2)  # most rows have their own

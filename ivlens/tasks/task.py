@@ -33,7 +33,7 @@ class TaskExample:
     def __post_init__(self) -> None:
         if type(self.answers) is not tuple or set(map(type, (self.input, self.part, *self.answers))) != {str}:
             set_items(self, "answers")
-            check_fields(self)  # slow, so not for the thousands of examples of a file, which are right
+            check_fields(self)  # slow, so left out where all types are right, as in files of thousands of examples
         if not self.answers or not all(answer.strip() for answer in self.answers):
             raise ValueError(
                 f"TaskExample {self.input!r:.60} has answers {self.answers!r:.60}, expected one or more texts that "
@@ -48,7 +48,7 @@ class TaskExample:
 
 if TYPE_CHECKING:
     Examples = tuple[TaskExample, ...]
-else:  # when the program runs: what callers may give, of which a tuple is made
+else:  # at run time: what callers may give; it is turned into a tuple
     Examples = TaskExample | Iterable[TaskExample]
 
 
@@ -58,12 +58,12 @@ class Task:
     """A named set of examples, with the instructions that ask for their answers and what else is known about them.
 
     Attributes:
-        name: A short name; that of the file or folder, where the source has none.
-        examples: The examples, each with another input, in the order of the source.
+        name: A short name; where the source has none, the name of the file or folder.
+        examples: The examples in the order of the source; no two have the same input.
         instructions: Paraphrases of the instruction, any of which may stand in a prompt; empty where none is known.
         held_out_instructions: Paraphrases that the built-in model has never seen.
         clozes: Beginnings of sentences with `{x}` for the input, which ask for the answer without an instruction.
-        prose: Sentences with `{x}` for the input and `{y}` for the answer, which state the same content.
+        prose: Sentences with `{x}` for the input and `{y}` for the answer, which state the answer as a fact.
         kind: lexical, rule, fact, morphology, sequence or choice; empty outside the bank.
         inputs: The name of the group of tasks that share exactly these inputs; empty outside the bank.
         in_training: Whether the built-in model was trained on the task.
@@ -148,7 +148,7 @@ class Task:
         return chosen
 
     def content_hash(self) -> str:
-        """SHA-256 (hex) of what enters prompts and scores: examples, instructions, and whether these are one text.
+        """SHA-256 (hex) of what enters prompts and scores: examples, instructions, and `fused`.
 
         The name, the source, clozes and prose do not change it.
         """
@@ -171,9 +171,9 @@ def split_of(input: str, seed: int = 0) -> SplitName:
 
 
 def hash_of_tasks(tasks: Iterable[Task]) -> str:
-    """SHA-256 (hex) of what decides from which of these tasks a prompt gets its counterfactual.
+    """SHA-256 (hex) of all properties of these tasks on which the choice of a counterfactual depends.
 
-    That is their names, their contents, and whether the built-in model was trained on them.
+    They are the name, the content, and whether the built-in model was trained on the task.
     """
     each = sorted((task.name, task.content_hash(), task.in_training) for task in tasks)
     return hashlib.sha256(json.dumps(each).encode()).hexdigest()
@@ -187,7 +187,7 @@ def tasks_of(
     Args:
         name: What the error calls them.
         given: A task or several.
-        beside: Tasks that are there already, and are left out of the answer.
+        beside: Tasks that the caller has already; they are checked as well, but not returned.
 
     Raises:
         TypeError: something else than tasks.

@@ -18,7 +18,7 @@ def test_accuracies_come_first_and_are_in_json(capsys):
     assert main(["effects", "--task", "antonym", "--n-prompts", "4"]) == 0
     out, err = capsys.readouterr()
     assert err.startswith("ivlens: antonym: clean accuracy 1.00") and len(err.splitlines()) == 1
-    assert "clean accuracy 1.00" in out and "clean less corrupted score" in out
+    assert "clean accuracy 1.00" in out and "clean minus corrupted score" in out
     assert main(["effects", "--task", "antonym", "--n-prompts", "4", "--json"]) == 0
     out, err = capsys.readouterr()
     found = json.loads(out)

@@ -161,7 +161,7 @@ def test_full_disk(store: Store, monkeypatch, code: int):
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(ivlens.common.store.entries, "flush", full)
-    with pytest.raises(StoreError, match="^store .* cannot be written to .*(free some room|mend that)"):
+    with pytest.raises(StoreError, match="^store .* cannot be written to .*(free some room|remove the cause)"):
         store.put(WHAT, fill_with())
     monkeypatch.undo()
     assert verify(store) == (1, []) and store.find(kept.what) is not None

@@ -1,4 +1,4 @@
-"""A corruption has to take something away: clean less corrupted score stands beside every map, with a warning."""
+"""A corruption has to take something away: clean minus corrupted score stands beside every map, with a warning."""
 
 import logging
 
@@ -46,7 +46,7 @@ def test_accuracies_and_scores_survive_the_file(effects, pocket, tmp_path):
     assert effects.clean_accuracy == 1.0 and effects.bare_accuracy < 0.3
     back = HeadEffects.load(effects.save(tmp_path / "effects.safetensors"), pocket)
     assert (back.ability, back.taken, back.warnings) == (effects.ability, effects.taken, ())
-    assert "clean less corrupted score" in repr(back) and str(back) == repr(back)
+    assert "clean minus corrupted score" in repr(back) and str(back) == repr(back)
 
 
 def test_older_files_have_neither(effects, tmp_path):
@@ -90,7 +90,7 @@ def test_one_prompt_has_no_interval():
     assert (
         taken.low != taken.low
         and taken.is_enough
-        and str(taken) == "clean less corrupted score +0.8, 89 % of the clean score"
+        and str(taken) == "clean minus corrupted score +0.8, 89 % of the clean score"
     )
 
 

@@ -275,7 +275,7 @@ def test_adapters_on_adapters(base, tmp_path):
     want = peft.PeftModel.from_pretrained(plain_model(load_model(first)), second)(PROBE).logits
     torch.testing.assert_close(logits(load_model(second)), want, atol=2e-4, rtol=1e-4)
     (second / "adapter_config.json").write_text(json.dumps(about | {"base_model_name_or_path": str(second)}))
-    with pytest.raises(ValueError, match="belong to themselves"):
+    with pytest.raises(ValueError, match="name each other as their model"):
         load_model(second)
 
 

@@ -191,8 +191,8 @@ def test_adapters_that_are_not_whole(llama, adapters):
     for change, message in (
         ({first: None}, "1 weights are missing and 0 belong nowhere"),
         ({first: None, first + "s": weights[first]}, "1 weights are missing and 1 belong nowhere"),
-        ({first: weights[first] * float("nan")}, "are NaN, infinite or whole numbers"),
-        ({first: weights[first].to(torch.int32)}, "are NaN, infinite or whole numbers"),
+        ({first: weights[first] * float("nan")}, "are NaN, infinite or integers"),
+        ({first: weights[first].to(torch.int32)}, "are NaN, infinite or integers"),
     ):
         save_file({name: one for name, one in {**weights, **change}.items() if one is not None}, path)
         with pytest.raises(ValueError, match=message):

@@ -131,7 +131,7 @@ NO_SECOND = "{% if messages|length > 2 %}{{ raise_exception('one question') }}{%
         ("{% for %}", "cannot be used (Expected an expression"),
         ("{{ nobody.knows.it }}" + TURNS, "cannot be used ('nobody' is undefined)"),
         ("{{ range(100)|random }}" + TURNS + CUE, "writes different texts for the same chat"),
-        (thinking("Well, "), "begins an answer with a text that it does not write before one ('Well, ')"),
+        (thinking("Well, "), "ends its cue with a text that it leaves out before a given answer ('Well, ')"),
         ({"tool_use": TURNS}, "cannot be used (This model has multiple chat templates"),
     ],
 )

@@ -431,7 +431,7 @@ def test_whether_the_model_can_do_the_task_is_shown_before_its_heads_are_measure
     assert said["text"].startswith("clean accuracy 1.00") and "bare accuracy" in said["text"] and said["warning"] == ""
     channels = [channel for channel, _ in screen.history]
     assert channels.index("ability") < channels.index("task")
-    assert "clean less corrupted score" in screen["task"]["maps"][0]["taken"]
+    assert "clean minus corrupted score" in screen["task"]["maps"][0]["taken"]
     direct = ivlens.head_effects(pocket, tasks["antonym"], n_prompts=2)
     assert fresh.effects(session.state).ability == direct.ability == fresh.ability(session.state)
     session.change(told="Qqq.")
