@@ -130,6 +130,7 @@ def _checked(option: str, key: str, make: "Callable[[], GuidanceRecipe | None]")
 
 
 def _lacks(option: str, name: str, what: str) -> ValueError:
+    """The error for an option that no part of the named guidance has."""
     return ValueError(
         f"{_flag(option)} is given, but --guidance {name} has {what} that it could change; leave it out, or "
         "use another guidance."

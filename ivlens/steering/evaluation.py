@@ -89,7 +89,7 @@ class Evaluation:
 
     def plot(self) -> "go.Figure":
         """A figure of the accuracy under every condition, with intervals."""
-        # imported late: `show` is a room below, and brings plotly
+        # imported late: `show` is a lower room, and plotly loads slowly
         from ivlens.show.figures.conditions import condition_plot
 
         return condition_plot(self.table.assign(task=self.settings.get("task", "")))

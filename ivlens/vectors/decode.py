@@ -1,4 +1,4 @@
-"""The tokens that a vector points to: its logits after the final norm and the unembedding."""
+"""The tokens that a vector points to: those of largest logit when it alone is normed and unembedded."""
 
 import torch
 from jaxtyping import Float

@@ -1,4 +1,4 @@
-"""Prompts of a rehearsal: inputs of the new task, asked for earlier tasks by vector, instruction or demonstrations."""
+"""Prompts of a rehearsal: inputs of the new task, with the vector, instruction or demonstrations of an earlier one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -127,7 +127,7 @@ def instruction_rehearsal(
     sets, bare = [], []
     for number, one in enumerate(earlier):
         drawn = [examples[i] for i in torch.randint(len(examples), (share,), generator=generator).tolist()]
-        # under the new task's name, on which all draws depend: they are made as for the new task's own prompts
+        # renamed, since draws depend on the task's name: so they are the draws of the new task's own prompts
         asked = replace(one, name=task.name, fused=one.fused and task.fused)
         told = options.recipe.for_other_tasks()
         batch = sampled_prompts(model.tokenizer, asked, drawn, told, n=share, seed=seed + number)
