@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @Parameter(name="*")
 @dataclass(frozen=True)
 class GuidanceOptions:
-    """Options that change parts of a named guidance; parts without an option are as the name says.
+    """Options that change parts of a named guidance; an option that is not given changes nothing.
 
     Attributes:
         schedule: How the strength of the vector in the student falls along the training.

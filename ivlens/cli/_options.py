@@ -124,8 +124,8 @@ class MeasureOptions(PromptOptions):
         n_prompts: Number of corrupted prompts to measure on.
         corruption: What is taken away from prompts; by default the corruption that suits the task.
         score: The score whose gain is the effect; by default prob, or logprob where answers share their first tokens.
-        method: exact (where it is not right for the model: the next slower method), cached, reference (one pass for
-            every head), or attribution (an estimate from one gradient).
+        method: exact (or the next slower method, if a check finds exact wrong for the model), cached, reference (one
+            pass for every head), or attribution (an estimate from one gradient).
     """
 
     n_prompts: int = 32

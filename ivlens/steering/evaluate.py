@@ -49,9 +49,9 @@ class JudgeOptions:
             recipe's seed.
         corruption: What the judged prompts lack. `drop`: instruction and demonstrations; None: nothing, the vector is
             added to clean prompts.
-        other_vectors: Vectors of other tasks on the same inputs. None: `n_draws` built-in tasks are drawn and their
-            vectors made, at the cost of one `head_effects` each; where no built-in task has these inputs, a line in
-            the log says that the control is missing. `()`: this control is left out.
+        other_vectors: Vectors of other tasks on the same inputs. None: up to `n_draws` built-in tasks are drawn, and
+            their vectors made at the cost of one `head_effects` each; where no built-in task has these inputs, a line
+            in the log says that the control is missing. `()`: this control is left out.
         means: Mean outputs of all heads, for `random_heads`; best are the effects from which the vector was made. None:
             the means are measured on up to 100 `fit` prompts.
         per_vector: Whether the table has a row for each control vector, instead of one for each condition.
@@ -94,7 +94,7 @@ def evaluate_intervention(
     given to every prompt).
 
     An answer is right (`accuracy`) where greedy decoding begins with it and does not go on inside its last word: "12"
-    is not "1", "small dog" is "small". It is `exact` where the text or the line ends with it.
+    is not "1", "small dog" is "small". It is also `exact` where the text or the line then ends.
 
     Args:
         recipe: How clean prompts are made; None: as those of the vector were.

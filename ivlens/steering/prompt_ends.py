@@ -263,7 +263,7 @@ _METHODS: tuple[tuple[str, str, Callable[..., Callable[..., Any]]], ...] = (
 
 @contextmanager
 def _replaced(owner: torch.nn.Module, name: str, method: Callable[..., Any]) -> Iterator[None]:
-    """Give an object another method in the body, through `__dict__`: the bridge's own setattr would pass it on."""
+    """Give an object another method in the body, through `__dict__`; afterwards that of its class counts again."""
     before = owner.__dict__.get(name)
     owner.__dict__[name] = method
     try:

@@ -79,7 +79,7 @@ class Trainer:
         optimizer = torch.optim.AdamW(trained.values(), lr=self.options.lr, weight_decay=self.options.weight_decay)
         state = TrainingState(self.folder, fingerprint, trained, optimizer)
         rows, best = state.restore()
-        processes.check_same(digest_of(rows), "states to go on from: put the folder on a disk all share", device)
+        processes.check_same(digest_of(rows), "saved states (put the folder on a disk that all share)", device)
         self._prepare()
         # the first process decides for all: one that stopped alone would leave the others waiting for its gradients
         is_over = processes.agreed(self._is_over(rows), device)

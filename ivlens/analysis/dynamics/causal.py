@@ -66,7 +66,7 @@ class CausalTest:
     Attributes:
         test: Name of the test, a key of `TESTS`.
         task: Name of the task.
-        conditions: Judged prompts by the name of their condition, with one row for each vector: `clean` (prompts as the
+        conditions: The scores under each condition, by its name, with a row for each vector: `clean` (prompts as the
             recipe makes them), `baseline` (the prompts that vectors are added to), `iv`, `own` (in re-injection, the
             tuned model's own vector), the controls, `constant`.
         strongest: The kind of control whose vectors do best on *select*, on average; None without controls.

@@ -285,7 +285,7 @@ def _unit(rows: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"
 
 
 def _split_half(source: PromptSets, found: HeadEffects, heads: Heads) -> Float[Tensor, ""]:
-    """Cosine between the vectors of the same heads on the even and on the odd prompts: 1, if nothing were noise."""
+    """Cosine between the vectors of the same heads on the even and on the odd prompts: 1 without any noise."""
     batch = source.batch("fit", corrupted=False)
     if len(batch) < 2:
         return torch.tensor(torch.nan)

@@ -1,4 +1,4 @@
-"""What the demo measures on each model: the tasks, their prompts, where vectors are tried, how many draws."""
+"""What the demo measures on each model: the tasks, their prompts, where vectors are tried, and how many draws."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

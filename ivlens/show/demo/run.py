@@ -205,7 +205,7 @@ def _measured(model: TransformerBridge, tasks: Sequence[Task], options: DemoOpti
 def _few_threads(model: TransformerBridge) -> Iterator[None]:
     """Run the body on one thread if the model is small.
 
-    A second thread saves a quarter of the time on an idle machine. On a busy one the demo takes three times as long.
+    With a second thread the demo takes a quarter less time on an idle machine, and three times as long on a busy one.
     """
     before = torch.get_num_threads()
     is_small = sum(parameter.numel() for parameter in model.parameters()) < SMALL

@@ -112,7 +112,7 @@ def forgetting_against_learning(
             line = _line(points, _look(kind, rank))
             figure.add_trace(line.update(showlegend=kind not in drawn), row=1, col=column)
             drawn.add(kind)
-    note = "one training each" if once else "best of all trainings and moments"
+    note = "one training each" if once else "best of all trainings and judged steps"
     styled(figure, theme, "Forgetting against learning", f"{note}, select inputs", height=380)
     for column, method in enumerate(panels, start=1):
         title = "accuracy on the new task" + (f" · {method}" if method else "")

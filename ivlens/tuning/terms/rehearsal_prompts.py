@@ -109,7 +109,7 @@ def instruction_rehearsal(
         earlier: Tasks that the model should not forget.
         deltas: The vector `α θ_j` of every earlier task, which the frozen model gets in place of the instruction. None:
             the frozen model gets the instruction, as the student does.
-        options: Options of the rehearsal; `n` is rounded up so that every earlier task has as many prompts.
+        options: Options of the rehearsal; `n` is rounded up so that all earlier tasks have equally many prompts.
         seed: Draws the pairs of input and earlier task, and the instructions.
 
     Raises:

@@ -58,7 +58,7 @@ class InTraining:
         plain: The Hugging Face model, with its adapters.
         own: The task's own examples; guidance acts on no others.
         shift: The vector that the terms of one guidance share, and its place; None where they have no vector.
-        seed: Seed of a term's draws; those of a step depend on the step as well.
+        seed: Seed of the term's draws, which also depend on the number of the step.
     """
 
     plain: nn.Module
