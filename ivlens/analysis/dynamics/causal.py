@@ -136,7 +136,7 @@ def causal_tests(
     tests: str | Sequence[str] = tuple(TESTS),
     options: CausalOptions | None = None,
 ) -> list[CausalTest]:
-    """Add vectors of the first or the tuned model in either, and judge them beside controls, for each task and test.
+    """Add vectors in the first or the tuned model, and judge them beside controls: one result for each task and test.
 
     - **write**: `θ^t` (heads as chosen in the first model) in the first model, without instruction;
     - **read**: `θ^0` in the tuned model, without instruction;

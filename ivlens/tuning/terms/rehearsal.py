@@ -1,4 +1,4 @@
-"""Rehearsal: in prompts of earlier tasks with inputs of the new one, the student must answer as the frozen model does.
+"""Rehearsal: told to do an earlier task on inputs of the new one, the student must answer as the frozen model does.
 
 No example of an earlier task is needed. The models are told the earlier task in one of three ways:
 
@@ -47,7 +47,7 @@ class Rehearsal(Term):
     """A rehearsal with its prompts: the student is compared with the frozen model on some of them in every step.
 
     Attributes:
-        prompts: Prompts of earlier tasks with inputs of the new task. Their answers are never read.
+        prompts: Prompts with inputs of the new task, each for one earlier task. Their answers are never read.
         deltas: For each prompt the vector `α θ_j` that is added at its last token; None: no vectors.
         teacher: Other prompts for the frozen model, one for each of `prompts`; `deltas` are then added in the frozen
             model only. None: both models get `prompts` and `deltas`.
