@@ -37,12 +37,12 @@ def with_links(app: object, name: str, source: list[str]) -> None:
 
 
 def with_bridge(app: object, what: str, name: str, of: object, options: object, arguments: Any, returned: Any) -> Any:
-    """Signatures say TransformerBridge, which is nn.Module until the class is needed (its import takes seconds)."""
+    """Let signatures say `TransformerBridge`; its import is slow, and until then `nn.Module` stands in its place."""
     return tuple(text and re.sub(r"\bModule\b", "TransformerBridge", text) for text in (arguments, returned))
 
 
 def setup(app: Any) -> None:
-    """Called by Sphinx."""
+    """Connect the functions above to Sphinx, which calls this at its start."""
     app.connect("source-read", with_links)
     app.connect("autodoc-process-signature", with_bridge)
 
@@ -61,7 +61,7 @@ extensions = [
 ]
 exclude_patterns = ["_build"]
 templates_path = ["_templates"]
-source_suffix = {".rst": "restructuredtext", ".md": "myst-nb", ".ipynb": "myst-nb"}  # stubs are the first kind
+source_suffix = {".rst": "restructuredtext", ".md": "myst-nb", ".ipynb": "myst-nb"}  # .rst: from autosummary
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"

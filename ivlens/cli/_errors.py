@@ -13,7 +13,7 @@ from ivlens.common.disk import is_short_of_disk, refusal, trouble
 from ivlens.common.memory import is_out_of_memory
 from ivlens.common.version import __version__
 
-# as argparse; as EX_SOFTWARE of sysexits.h; as shells report a program that SIGPIPE has ended
+# the first as argparse has it, the second as sysexits.h (EX_SOFTWARE), the third as shells report an end by SIGPIPE
 EXIT_ERROR, EXIT_BUG, EXIT_BROKEN_PIPE = 2, 70, 141
 _PACKAGE = Path(__file__).parents[1]
 _MEMORY = (

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @Parameter(name="*")
 @dataclass(frozen=True)
 class GuidanceOptions:
-    """Options that change parts of a named guidance; parts without an option are as the name says.
+    """Options that change parts of a named guidance; an option that is not given changes nothing.
 
     Attributes:
         schedule: How the strength of the vector in the student falls along the training.
@@ -172,6 +172,7 @@ def _checked(option: str, key: str, make: "Callable[[], GuidanceRecipe | None]")
 
 
 def _lacks(option: str, name: str, what: str) -> ValueError:
+    """The error for an option that no part of the named guidance has."""
     return ValueError(
         f"{_flag(option)} is given, but --guidance {name} has {what} that it could change; leave it out, or "
         "use another guidance."

@@ -48,8 +48,8 @@ class PromptOptions:
     Attributes:
         template: plain, after (instruction after the input), qa, chat, or a JSON file with the fields of a template.
             Without template, n_shots and instruction the command looks for the form of prompt in which the model
-            answers best (as `ivlens prompts` does), and remembers it. The built-in model is then asked by the task's
-            instruction in plain. A file of effects or of a vector brings its own form.
+            answers best (as `ivlens prompts` does), and remembers it. For the built-in model nothing is looked for: its
+            prompts have the task's instruction in plain. A file of effects or of a vector brings its own form.
         n_shots: Demonstrations in each prompt. By default, if the template or the instruction is given: 5 without an
             instruction, none with one.
         instruction: task (one of the task's own), none (demonstrations alone), or the text of an instruction. By
@@ -124,8 +124,8 @@ class MeasureOptions(PromptOptions):
         n_prompts: Number of corrupted prompts to measure on.
         corruption: What is taken away from prompts; by default the corruption that suits the task.
         score: The score whose gain is the effect; by default prob, or logprob where answers share their first tokens.
-        method: exact (where it is not right for the model: the next slower method), cached, reference (one pass for
-            every head), or attribution (an estimate from one gradient).
+        method: exact (or the next slower method, if a check finds exact wrong for the model), cached, reference (one
+            pass for every head), or attribution (an estimate from one gradient).
     """
 
     n_prompts: int = 32

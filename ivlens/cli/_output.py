@@ -85,11 +85,13 @@ def p_note(n_draws: int, n_tasks: int = 1) -> str:
     least = f"{1 / (1 + n_draws):.3g}"  # even if no draw reaches the vector
     holm = f", times the correction for {n_tasks} tasks (Holm)" if n_tasks > 1 else ""
     too_few = ": too few to show p < 0.05" if n_draws < 20 else ""
-    return f"p: (1 + draws that reach the vector) / (1 + draws){holm}; of {n_draws} draws never below {least}{too_few}"
+    return (
+        f"p: (1 + draws that reach the vector) / (1 + draws){holm}; with {n_draws} draws never below {least}{too_few}"
+    )
 
 
 def told(trouble: str) -> int:
-    """The exit status of a command that has written figures: 1, with a line on stderr, if some are no images."""
+    """The exit status after writing figures: 1, and a line on stderr, if HTML was written in place of images."""
     if trouble:
         print(f"ivlens: {trouble} HTML was written instead.", file=sys.stderr)
     return 1 if trouble else 0

@@ -1,4 +1,4 @@
-"""stdin, stdout and stderr made safe: the caller may have closed them, and their encoding or disk may lack room."""
+"""stdin, stdout and stderr made safe: they may be closed, lack characters in their encoding, or lead to a full disk."""
 
 import os
 import sys

@@ -33,7 +33,7 @@ def converted(kind: Any, tokens: Sequence[Any]) -> Any:
 
 
 def _expected(kinds: set[Any], name: str, value: str) -> str:
-    """What an option expects, if the value is something else; empty if the value is right as far as its type says."""
+    """What an option expects, if the value is something else; empty if the value fits the option's type."""
     if Path in kinds and not can_be_path(value):
         return "a path"
     if int in kinds:

@@ -107,5 +107,5 @@ def _print_tuning(result: "DemoResult") -> None:
         return
     guided = {"none": "plain LoRA", "instructions_lighter": "guided LoRA"}
     names = {"task": "task", "role": "role", "before": "before", **guided}
-    print(f"\nTaught one more task in {result.tuning.steps} steps; guided: asked for earlier tasks meanwhile\n")
+    print(f"\nTaught one more task in {result.tuning.steps} steps; guided: earlier tasks are rehearsed meanwhile\n")
     print_table([*names.values()], [[row[name] for name in names] for row in result.tuning.scores.to_dict("records")])

@@ -20,7 +20,7 @@ _REMEDIES = {
     "transformer-lens": "pip install 'transformer-lens>=4.3,<5'",
     "transformers": "pip install transformers",
     "pocket": "ivlens pocket train, or reinstall ivlens: the wheel contains the checkpoint",
-    "smollm2": "ivlens get smollm2; only needed for what is to run on a real model",
+    "smollm2": "ivlens get smollm2; only needed to run ivlens on this real model",
     "gguf": "pip install 'ivlens[gguf]'; only needed for ivlens get and GGUF files",
     "panel": "pip install 'ivlens[lab]'; only needed for ivlens.lab and ivlens lab",
     "kaleido": "pip install 'ivlens[export]'; only needed for PNG, SVG and PDF figures",

@@ -31,7 +31,7 @@ def get(
     """
     if listed == (name is not None):
         raise ValueError(
-            f"ivlens get was given {'a name and --list' if listed else 'no name'}, expected one of both: "
+            f"ivlens get was given {'a name and --list' if listed else 'no name'}, expected one of the two: "
             "ivlens get smollm2, or ivlens get --list."
         )
     if name is None:
@@ -75,7 +75,7 @@ def _get(name: str, as_json: bool) -> None:
     if as_json:
         print_json(_facts(known))
         return
-    print(f"it lies in {folder}")
+    print(f"stored in {folder}")
     print(f"next: ivlens prompts --model {known.name} --task third_person")
 
 

@@ -59,8 +59,8 @@ def lab(
 
     Only this machine can open the page, and only with the printed address. To use it from another machine: there run
     `ssh -L 5006:127.0.0.1:5006 machine` and, on `machine`, `ivlens lab --port 5006 --no-browser`; then open the printed
-    address. Ctrl-C ends the lab. Demonstrations are in the prompts on which heads are measured; the input on the page
-    has none until its box *Bare* is cleared.
+    address. Ctrl-C ends the lab. If prompts have demonstrations, heads are measured on these prompts; the input on
+    the page has none until its box *Bare* is cleared.
 
     Args:
         port: Port to listen on; 0: any free port.

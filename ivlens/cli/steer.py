@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Flag = Annotated[bool, Parameter(negative="")]
 N_SEARCH_PROMPTS = 48
-LEAST_GAIN = 0.1  # in accuracy over the bare prompt, below which a vector is said to do nothing
+LEAST_GAIN = 0.1  # in accuracy, over the bare prompt; a vector that gains less is said to do nothing
 
 
 @Parameter(name="*")

@@ -210,8 +210,8 @@ def _measures(judged: pd.DataFrame, interventions: pd.DataFrame) -> pd.DataFrame
 def mean_over_tasks(rows: pd.DataFrame) -> tuple[float, float, float]:
     """Mean accuracy over tasks, with the ends of Wilson's 95 % interval over distinct inputs.
 
-    All answers to one input count as one observation, because they are not independent. The interval is that of the
-    number of inputs with which a simple mean would vary as much as this mean over groups of tasks does.
+    All answers to one input count as one observation, because they are not independent. The number of inputs in the
+    interval is an effective one: a plain mean over so many inputs varies as much as this mean does.
     """
     total, n_tasks, variance = 0.0, len(set(rows["task"])), 0.0
     for _, group in rows.groupby("group"):

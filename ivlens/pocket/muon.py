@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-# of the source: they lift small singular values fast and let the others waver around 1, which is close enough
+# as in the source: small singular values rise fast, and the others waver around 1, which is close enough
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 

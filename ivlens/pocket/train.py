@@ -40,7 +40,7 @@ class TrainConfig:
         rows, length: rows of a batch, and tokens in a row.
         lr, muon_lr: peak learning rates of AdamW and Muon.
         warmup: steps until the learning rates reach their peak.
-        weight_decay: of the matrices alone under Muon, of all weights under `adamw`.
+        weight_decay: weight decay, with `muon` of the blocks' matrices alone, with `adamw` of all weights.
         head_dropout: chance of each head to be left out at each token.
         routed: share of texts in which instruction and input meet only at the cue, see `packing.py`.
         optimizer: `muon`, or `adamw` for all weights.

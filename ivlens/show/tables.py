@@ -98,7 +98,7 @@ def search_html(search: PromptSearch) -> str:
     head = ("template", "demonstrations", "instruction", "clean (95 %)", "bare (95 %)", "inputs", "tokens")
     facts = {"model": search.model, "best": search.best, "warning": search.warning}
     about = _facts({name: value for name, value in facts.items() if value})
-    return _titled(f"Forms to ask {search.task} in", about + _table(head, rows))
+    return _titled(f"Forms of prompt for {search.task}", about + _table(head, rows))
 
 
 def _some(texts: tuple[str, ...]) -> str:

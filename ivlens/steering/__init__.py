@@ -1,1 +1,1 @@
-"""A vector at work in a live model: added, searched for, judged beside its controls."""
+"""Using a vector in a live model: adding it, searching its best setting, judging it beside its controls."""

@@ -24,7 +24,7 @@ class Rows:
 class AnswerRows(Rows):
     """The rows of all answers of one length, and the tokens that would be right in each row.
 
-    Answers of one prompt that differ in their last token only share a row, as that token is predicted and not given.
+    Answers of one prompt share a row if only their last tokens differ, since the last token is predicted, not given.
 
     Attributes:
         targets: All tokens of the answers in each row; -1 where a row has fewer answers than the widest one.
@@ -39,7 +39,7 @@ class AnswerRows(Rows):
 
     @cached_property
     def whole(self) -> Rows:
-        """One row for every answer that has room behind it, all its tokens given, to predict the token after it."""
+        """One row for every answer with room behind it: the whole answer is given, and the next token is predicted."""
         rows, answers = self.has_next.nonzero(as_tuple=True)
         return Rows(self.prompts[rows], self.targets[rows, answers])
 
@@ -57,7 +57,7 @@ def answer_rows(alternatives: Sequence[Sequence[tuple[int, ...]]], places: Int[T
         alternatives: For each prompt its accepted answers, the first one first.
         places: The number of tokens that fit behind each prompt.
     """
-    # by prompt and all tokens but the last; most answers are one token long, and all those of a prompt share one row
+    # keys: a prompt and an answer without its last token; so all answers of one token share one row of their prompt
     by_length: dict[int, dict[tuple[int, tuple[int, ...]], list[tuple[int, ...]]]] = defaultdict(dict)
     for prompt, answers in enumerate(alternatives):
         for answer in answers:
@@ -88,7 +88,7 @@ def enter(
     Args:
         chosen: For each row the number of its intervention, a row of `scores`.
         rows: The rows of `group`.
-        logits: Overwritten.
+        logits: The logits of these rows; they are overwritten, to save memory.
 
     Returns:
         For each row the number of the answer among its targets; -1 where greedy decoding writes none of them.

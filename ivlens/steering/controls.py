@@ -82,7 +82,7 @@ def random_head_vectors(
 
 
 def measured_again(prompts: PromptSets, iv: InstructionVector) -> HeadMeans:
-    """Head means on up to 100 *fit* prompts, made as those of the vector were, as far as it records that."""
+    """Head means on up to 100 *fit* prompts, made like the vector's own prompts as far as the vector records how."""
     recipe = replace(iv.recipe or prompts.recipe, seed=prompts.recipe.seed)
     recorded = iv.settings.get("effects") or {}
     source = replace(prompts, recipe=recipe, n_prompts=100, corruption=recorded.get("corruption", prompts.corruption))
@@ -119,9 +119,9 @@ def other_task_vectors(
         task: The task on which `iv` is judged.
         tasks: The other tasks; None: built-in tasks that have at least half of this task's inputs.
         n: The largest number of tasks, drawn with the seed of `iv`; None: all.
-        options: Options of `head_effects`, such as `n_prompts`. By default the recipe, the score and what
-            `EffectOptions` says of prompts are those of `iv`, if it records them, with each task's own instruction. The
-            corruption is each task's default one (`counterfactual` for the score `logit_diff`).
+        options: Options of `head_effects`. By default `n_prompts`, score, recipe, mode and split, and how clean prompts
+            are counted and chosen, are those of `iv` where it records them. Each task has its own instruction, and its
+            default corruption (`counterfactual` for the score `logit_diff`).
 
     Raises:
         ValueError: no built-in task has these inputs, or two different tasks have one name.

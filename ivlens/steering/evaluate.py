@@ -49,11 +49,11 @@ class JudgeOptions:
             recipe's seed.
         corruption: What the judged prompts lack. `drop`: instruction and demonstrations; None: nothing, the vector is
             added to clean prompts.
-        other_vectors: Vectors of other tasks on the same inputs. None: `n_draws` built-in tasks are drawn and their
-            vectors made, at the cost of one `head_effects` each; where no built-in task has these inputs, a line in
-            the log says that the control is missing. `()`: this control is left out.
-        means: Mean outputs of all heads, for `random_heads`, best the effects that the vector was made from. None: they
-            are measured on up to 100 `fit` prompts.
+        other_vectors: Vectors of other tasks on the same inputs. None: up to `n_draws` built-in tasks are drawn, and
+            their vectors made at the cost of one `head_effects` each; where no built-in task has these inputs, a line
+            in the log says that the control is missing. `()`: this control is left out.
+        means: Mean outputs of all heads, for `random_heads`; best are the effects from which the vector was made. None:
+            the means are measured on up to 100 `fit` prompts.
         per_vector: Whether the table has a row for each control vector, instead of one for each condition.
         progress: Whether to show bars for the vectors of other tasks, the search and the judgement.
     """
@@ -94,13 +94,13 @@ def evaluate_intervention(
     given to every prompt).
 
     An answer is right (`accuracy`) where greedy decoding begins with it and does not go on inside its last word: "12"
-    is not "1", "small dog" is "small". It is `exact` where the text or the line ends with it.
+    is not "1", "small dog" is "small". It is also `exact` where the text or the line then ends.
 
     Args:
         recipe: How clean prompts are made; None: as those of the vector were.
         at: The grid that is searched. None: `Grid()`, with up to twelve layers, both sites and strengths 0.5 to 8. Or
-            one setting: nothing is searched then, and all conditions have this setting. Beware of one that was found
-            for this vector: it compares a searched vector with controls that were not searched.
+            one setting: nothing is searched then, and all conditions have this setting. It should not be one that was
+            found for this vector: its controls, for which nothing was searched, would look too weak.
         n_prompts: The largest number of prompts from each split, drawn with the seed; None: all.
         n_draws: Draws of each random control; 19 or more for a table, 5 for a quick look.
         options: How the vector is judged otherwise.
@@ -148,10 +148,10 @@ def _evaluated(
     grid = Grid.only(Setting(*at)) if isinstance(at, tuple) else at or Grid()
     settings = grid.settings(model)
     chosen = followed_recipe([iv, *others], recipe, task, options.split, options.seed)
-    # two splits see the vectors, that of the search and that of the judgement: neither may have made one of them
+    # vectors are used on two splits, to search and to judge, and no vector may have been made on either of these
     searched_on = _searched_on(settings, options.split)
     if searched_on is not None and searched_on != options.split:
-        split_seed([iv, *others], searched_on, chosen.seed)  # called only to refuse
+        split_seed([iv, *others], searched_on, chosen.seed)  # called only for its errors
     prompts = PromptSets(model, task, chosen, options.corruption, n_prompts, options.seed, **grid.passes)
     judge = prompts.trials(options.split)
     vectors = {

@@ -22,9 +22,10 @@ class Evaluation:
 
     Attributes:
         table: One row for each condition. `condition` is `clean`, `bare`, `iv`, `random`, `random_heads`,
-            `other_tasks`, `iv_heads` or `constant`. `vector` is the name of its vector, where it has one; `n_vectors`
-            their number, 0 for a control that could not be made (no heads left, no other vectors). `layer`, `alpha` and
-            `site` are empty where its vectors have different ones. `n` is the number of prompts.
+            `other_tasks`, `iv_heads` or `constant`. `vector` is the name of its vector, if it has only one.
+            `n_vectors` is the number of its vectors, 0 for a control that could not be made (no heads left, no other
+            tasks). `layer`, `alpha` and `site` are empty where its vectors have different ones. `n` is the number of
+            prompts.
             `accuracy`, `exact`, `prob` (first answer token) and `logprob` (whole answer, nats) are means over prompts
             and vectors, with 95 % intervals over prompts (`accuracy_lo`, `accuracy_hi`, ...): Wilson's for the first
             two, as `interval` says, t for the others. `accuracy_best` is the accuracy of its best vector;
@@ -89,7 +90,7 @@ class Evaluation:
 
     def plot(self) -> "go.Figure":
         """A figure of the accuracy under every condition, with intervals."""
-        # imported late: `show` is a room below, and brings plotly
+        # imported late: `show` is a lower room, and plotly loads slowly
         from ivlens.show.figures.conditions import condition_plot
 
         return condition_plot(self.table.assign(task=self.settings.get("task", "")))

@@ -151,7 +151,7 @@ _REFUSED: tuple[tuple[str, tuple[Any, ...], str], ...] = (
 
 
 def _check_options(model: Any, named: dict[str, Any]) -> None:
-    """Refuse options with which the text would not be the steered one, or with which transformers fails itself."""
+    """Refuse options that would give a text that is not steered, or with which transformers itself fails."""
     for name, off, reason in _REFUSED:
         value = _option(name, named, model)
         # numbers by value, as 1.0 means 1; others by identity, as a tensor has no truth value

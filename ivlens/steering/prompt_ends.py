@@ -229,7 +229,7 @@ def _refuse_batching(*_: Any) -> Callable[..., Any]:
 
 
 def _eager(*_: Any) -> Callable[..., bool]:
-    """A method that says no when Hugging Face asks whether to compile: it wants one graph, which hooks break."""
+    """A method that says no when Hugging Face asks whether to compile the model: hooks break a compiled graph."""
     return lambda *args, **kwargs: False
 
 
@@ -247,14 +247,14 @@ def _expect_watched(method: Callable[..., Any], ends: PromptEnds, _: torch.nn.Mo
     return watched
 
 
-# methods that are replaced while a context is open: of the bridge or the wrapped model, and by what
+# methods that are replaced while a context is open: whose method it is, its name, and what makes the new one
 _METHODS: tuple[tuple[str, str, Callable[..., Callable[..., Any]]], ...] = (
     ("bridge", "generate", _watch_call),
     ("bridge", "generate_stream", _watch_stream),
     ("wrapped", "generate", _watch_hf_call),
     ("wrapped", "generate_batch", _refuse_batching),
     ("wrapped", "init_continuous_batching", _refuse_batching),
-    # private methods of the libraries; a version that lacks one loses the check it stands for, and nothing else
+    # private methods of the libraries: if a version lacks one of them, only what is done at this method is left out
     ("bridge", "_generate_tokens", _expect_watched),
     ("wrapped", "_prepare_cache_for_generation", _expect_watched),
     ("wrapped", "_valid_auto_compile_criteria", _eager),
@@ -263,7 +263,7 @@ _METHODS: tuple[tuple[str, str, Callable[..., Callable[..., Any]]], ...] = (
 
 @contextmanager
 def _replaced(owner: torch.nn.Module, name: str, method: Callable[..., Any]) -> Iterator[None]:
-    """Give an object another method in the body, through `__dict__`: the bridge's own setattr would pass it on."""
+    """Give an object another method in the body, through `__dict__`; afterwards that of its class counts again."""
     before = owner.__dict__.get(name)
     owner.__dict__[name] = method
     try:
@@ -297,4 +297,4 @@ def _last_token(given: Tensor, mask: Any, pad_token: int | None) -> Int[Tensor, 
     real = checked_mask(mask)[:, -pos:] != 0  # a mask also covers cached columns, which come first
     if not bool(real.any(1).all()):
         raise ValueError("attention_mask has a row without a single token, expected at least one; leave the row out.")
-    return cast(Tensor, pos - 1 - real.flip(1).int().argmax(1))  # argmax gives the first of equals: from the right
+    return cast(Tensor, pos - 1 - real.flip(1).int().argmax(1))  # argmax gives the first 1 of the flipped row

@@ -81,7 +81,7 @@ def followed_recipe(
     """The recipe of the prompts on which these vectors are judged: the given one, else that of the first vector.
 
     Its seed is always the seed of the splits that the vectors were made on, so that no prompt that made a vector judges
-    it. Of a vector of another task only the form is followed; `task` keeps its own instruction.
+    it. If the first vector is of another task, `task` keeps its own instruction, and only the form is taken over.
 
     Raises:
         ValueError: two vectors with different seeds, or one that was made on `split`.

@@ -36,7 +36,7 @@ class Grid:
     """The settings (layer, strength, site) that are tried, and how they are tried.
 
     Attributes:
-        layers: The layers. None: all, but in a model of more than twelve layers twelve of them (see `tried_layers`).
+        layers: The layers. None: all layers, or twelve of them if the model has more (see `tried_layers`).
         alphas: The strengths.
         sites: The places in a block, `resid_post` and `attn_out`.
         positions: `prompt` or `every`, as in `steer`.

@@ -38,7 +38,7 @@ def steer(
         ...     model.generate("Input: big\\nOutput:", do_sample=False)
 
     Generations: the vector is added in `generate`, `hf_generate`, `generate_stream` and Hugging Face's own `generate`.
-    The prompt ends where the tokens end that the call was given. It does not matter whether they are read at once or in
+    The prompt is all tokens that the call was given. It does not matter whether these tokens are read at once or in
     chunks, whether they continue a cache, or which model drafts tokens. Ways of decoding that cannot be followed are
     refused before a token is written (a table is in `docs/guide/production.md`). Batches are padded on the left.
 

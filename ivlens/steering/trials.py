@@ -34,10 +34,10 @@ _log = logging.getLogger("ivlens")
 class Trials:
     """Prompts to be run under many interventions; what no intervention changes is computed once.
 
-    Nothing is generated: every accepted answer is given to the model, and greedy decoding writes it exactly where each
-    of its tokens is the likeliest one. Then a second pass over the whole answer gives the next token, which decides
-    whether the word goes on (see `Correct`). Where prompt and answer fill the context, the answer counts as ended.
-    Without a tokenizer there is no second pass: `accuracy` is that of the answer's tokens alone, and `exact` is 0.
+    Nothing is generated: every accepted answer is given to the model, and greedy decoding writes an answer if each of
+    its tokens is the likeliest one. A second pass over the whole answer gives the next token, which decides whether the
+    word goes on (see `Correct`). Where prompt and answer fill the context, the answer counts as ended. Without a
+    tokenizer there is no second pass: `accuracy` is that of the answer's tokens alone, and `exact` is 0.
 
     Prompts whose caches do not fit in memory together run in portions; each call then computes their caches anew.
 
@@ -201,7 +201,7 @@ class _Portion:
     def _run(
         self, scores: Scores, group: AnswerRows, flat: Int[Tensor, " rows"], edit: "_Edit"
     ) -> Int[Tensor, " rows"]:
-        """Enter the probabilities of these (intervention, row) pairs; for each, the answer it writes, or -1."""
+        """Enter the probabilities of these (intervention, row) pairs; return the answer that each writes, or -1."""
         written = [torch.zeros(0, dtype=torch.long)]
         for part in flat.split(self._rows_per_pass) if len(flat) else ():
             chosen, rows = part // len(group.prompts), part % len(group.prompts)
@@ -266,7 +266,7 @@ class _Portion:
         return self._streams_of[id(group)]
 
     def _prefix_of(self, group: Rows) -> SharedPrefix:
-        """The prefix of all prompts, or of those that leave room for the group's answers if the longest does not."""
+        """The prefix of all prompts or, if some have no room for the group's answers, of those that have."""
         n_given = group.given.shape[1]
         if self._tokens.shape[1] + n_given <= self.model.cfg.n_ctx:
             return self._prefix

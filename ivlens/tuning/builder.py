@@ -64,7 +64,7 @@ class GuidanceRecipe:
 
 
 def _rehearsed(kl: float | None, n_tokens: int = 1, heads: HeadConsistency | None = None) -> GuidanceRecipe:
-    """A recipe that rehearses earlier instructions: the answers to them with weight `kl`, or `heads`, or both."""
+    """A recipe that rehearses earlier instructions, and compares answers with weight `kl`, or `heads`, or both."""
     answers = None if kl is None else replace(REHEARSED, weight=kl, answers=float(n_tokens > 1))
     return GuidanceRecipe((Rehearse("instructions", answers, heads, n_tokens),))
 
@@ -186,7 +186,7 @@ def iv_guidance(
 
 
 def control(guidance: Guidance, kind: Control | str, model: TransformerBridge, *, seed: int = 0) -> Guidance:
-    """The same guidance with its vectors or its heads replaced; if it works as well, they are not what helps.
+    """The same guidance with its vectors or heads replaced; if this works as well, vectors or heads are not what helps.
 
     Args:
         kind: `zero_vector`: zeros for vectors. `random_vector`: random directions of the same norms. `random_heads`: as

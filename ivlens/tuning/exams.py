@@ -98,7 +98,7 @@ def make_exam(
 
 
 def _open_ended(data: TrainingSet, end: int | None) -> TrainingSet:
-    """The same with a free column after each answer, in place of the end-of-text token that training puts there."""
+    """These examples with a free column after each answer, in place of the end-of-text token of training examples."""
     if end is None:
         return replace(data, answers=nn.functional.pad(data.answers, (0, 1), value=IGNORED))
     last = (data.answers != IGNORED).sum(1, keepdim=True) - 1

@@ -126,7 +126,8 @@ def _finetuned(
     watch: Sequence[Task],
     along: Along,
 ) -> TuneResult:
-    # everything that can be refused is checked before minutes of training, not after
+    """The training and its judgements, once the arguments are checked."""
+    # everything else that can be refused is checked before minutes of training, not after
     others = tasks_of("watch", watch, beside=[task])
     folder = None if along.folder is None else ready_folder(along.folder)  # made, and tried for writing
     if folder is not None:

@@ -70,7 +70,7 @@ class Trainer:
         """
         if self.options.patience is not None and self.judge is None:
             raise self._no_score("nothing judges the training")
-        # both describe the model before the task, so they come before `restore`, which overwrites its weights
+        # fingerprint and targets are of the model before the task, so they come before `restore` changes the model
         fingerprint, processes, device = self._fingerprint(), current(), self.data.tokens.device
         self._check_shares(processes.size)
         processes.check_same(digest_of(fingerprint), "models, data or options", device)
@@ -79,7 +79,7 @@ class Trainer:
         optimizer = torch.optim.AdamW(trained.values(), lr=self.options.lr, weight_decay=self.options.weight_decay)
         state = TrainingState(self.folder, fingerprint, trained, optimizer)
         rows, best = state.restore()
-        processes.check_same(digest_of(rows), "states to go on from: put the folder on a disk all share", device)
+        processes.check_same(digest_of(rows), "saved states (put the folder on a disk that all share)", device)
         self._prepare()
         # the first process decides for all: one that stopped alone would leave the others waiting for its gradients
         is_over = processes.agreed(self._is_over(rows), device)
@@ -158,13 +158,14 @@ class Trainer:
         return bool(self.stop(rows[-1])) or (self.options.patience is not None and n_worse >= self.options.patience)
 
     def _best(self, rows: Sequence[Row]) -> int:
-        """The step, counted from 1, with the best judgement so far; 0 where the last weights are kept, or none yet."""
+        """The step, counted from 1, with the best judgement so far; 0 without patience or before any judgement."""
         if self.options.patience is None:
             return 0
         judged = [row for row in rows if "judged" in row]
         return int(max(judged, key=lambda row: row.get("merit", row["new"]))["step"]) if judged else 0
 
     def _no_score(self, why: str) -> ValueError:
+        """The error for patience without a score by which to judge."""
         return ValueError(
             f"patience is {self.options.patience}, but {why}, expected judge= with a score `new`; pass one, or leave "
             "patience out."
@@ -290,8 +291,7 @@ class Trainer:
             "seed": self.seed,
             "data": digest_of_tensors(content),
             "start": digest_of_tensors(self.model.state_dict().values()),
-            # dropout draws by process, so another number of them is another training
-            # dropout draws by process, so another number of them is another training
+            # dropout draws by process, so another number of processes is another training
             **({} if current().size == 1 else {"processes": current().size}),
             **self.about,
         }

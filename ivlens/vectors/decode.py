@@ -1,4 +1,4 @@
-"""The tokens that a vector points to: its logits after the final norm and the unembedding."""
+"""The tokens that a vector points to: those of largest logit if the residual stream holds only the vector."""
 
 import torch
 from jaxtyping import Float

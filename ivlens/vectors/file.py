@@ -50,7 +50,7 @@ def read_vector(path: str | Path) -> tuple[Float[Tensor, " d_model"], Float[Tens
 def check_weights(
     name: str | Path, vector: ModelIdentity, model: ModelIdentity, allow_other_weights: bool
 ) -> dict[str, Any] | None:
-    """Check that a vector belongs to a model; return the model's identity for the record if it only fits by permission.
+    """Check that a vector belongs to a model, or may be used with it because the user has allowed that.
 
     Equal parameters under another configuration, tokenizer or chat template count as other weights too.
 

@@ -34,7 +34,7 @@ def test_licence_and_size_come_before_the_download(monkeypatch, capsys):
     assert main(["get", "smollm2"]) == 0
     assert "Apache-2.0" in said[0] and "93 MB to download, 542 MB on the disk" in said[0]
     after = capsys.readouterr().out
-    assert f"it lies in {KNOWN['smollm2'].folder}" in after
+    assert f"stored in {KNOWN['smollm2'].folder}" in after
     assert "next: ivlens prompts --model smollm2 --task third_person" in after
     assert main(["get", "smollm2"]) == 0
     assert "to download" not in "".join(said[1:]) and "Apache-2.0" in said[1]

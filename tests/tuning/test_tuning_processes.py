@@ -104,7 +104,7 @@ def test_processes_with_different_models_are_refused(script: str, tmp_path: Path
 def test_processes_that_do_not_see_one_folder_are_refused(script: str, tmp_path: Path):
     assert started(script, str(tmp_path), "lora", "own_die", n=2).returncode != 0
     job = started(script, str(tmp_path), "lora", "own", n=2)
-    assert job.returncode != 0 and "different states to go on from: put the folder on a disk all share" in job.stderr
+    assert job.returncode != 0 and "different saved states (put the folder on a disk that all share)" in job.stderr
     assert not (tmp_path / "process0" / "model").exists()
 
 

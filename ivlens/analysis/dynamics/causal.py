@@ -41,7 +41,7 @@ class CausalOptions:
     """How the vectors of causal tests are judged.
 
     Attributes:
-        grid: Layers, strengths and sites among which every vector, each control too, finds its best on *select*.
+        grid: The layers, strengths and sites that are searched on *select*, for each vector and control on its own.
         split: The split whose inputs the vectors are judged on.
         n_prompts: At most so many prompts of each split; None: all.
         n_draws: Number of random vectors, and of sets of random heads; 19 or more for a table.
@@ -66,11 +66,11 @@ class CausalTest:
     Attributes:
         test: Name of the test, a key of `TESTS`.
         task: Name of the task.
-        conditions: Judged prompts by the name of their condition, with one row for each vector: `clean` (prompts as the
+        conditions: The scores under each condition, by its name, with a row for each vector: `clean` (prompts as the
             recipe makes them), `baseline` (the prompts that vectors are added to), `iv`, `own` (in re-injection, the
             tuned model's own vector), the controls, `constant`.
         strongest: The kind of control whose vectors do best on *select*, on average; None without controls.
-        best_draw: The single control vector that does best on *select*: its kind, and its row there.
+        best_draw: The single control vector that does best on *select*: its kind, and its row in that kind's scores.
     """
 
     test: str
@@ -89,7 +89,7 @@ class CausalTest:
         if condition == "best_draw" and self.best_draw is not None:
             name, row = self.best_draw
             return self.conditions[name].scores.accuracy[row].numpy()
-        if condition in ("control", "best_draw"):  # without any control: nothing added
+        if condition in ("control", "best_draw"):  # without controls, the prompts with nothing added
             condition = self.strongest or "baseline"
         return self.conditions[condition].scores.accuracy.mean(0).numpy()
 
@@ -136,7 +136,7 @@ def causal_tests(
     tests: str | Sequence[str] = tuple(TESTS),
     options: CausalOptions | None = None,
 ) -> list[CausalTest]:
-    """Add vectors of two models in one of them, and judge them beside controls: one result for each task and test.
+    """Add vectors in the first or the tuned model, and judge them beside controls: one result for each task and test.
 
     - **write**: `θ^t` (heads as chosen in the first model) in the first model, without instruction;
     - **read**: `θ^0` in the tuned model, without instruction;
@@ -177,7 +177,7 @@ def causal_tests(
         _check_tasks(stage, tasks)
     found = []
     for task in ticking(tasks, "causal tests", "tasks"):
-        # the first model's heads in both models: otherwise a change of the choice would look like one of the vector
+        # the first model's heads in both models: a new choice of heads would look like a change of the vector
         heads = first.tasks[task.name].top_heads(int(first.settings["k"]))
         old, own = first.vector(task.name), last.vector(task.name, heads)
         # for each test: the model that runs, what its prompts lack, and the vectors that are added

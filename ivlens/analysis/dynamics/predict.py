@@ -26,7 +26,8 @@ def predictors(
     Args:
         tasks: `Dynamics.tasks` of one or several trainings; best without the first model, whose cosine is always 1.
         outcome: The measure of performance: `prob`, `accuracy` or `logprob`.
-        leave_out: Column whose values are the groups that are left out in turn: `task`, or the column of a training.
+        leave_out: Column by which points are grouped, to leave out one group after the other: `task`, or a column that
+            names trainings.
         names: Columns that are tried as predictors.
 
     Returns:
@@ -88,7 +89,7 @@ def _share(error: np.ndarray, spread: np.ndarray) -> float:
 
 
 def _interval(error: np.ndarray, spread: np.ndarray, group: np.ndarray) -> tuple[float, float]:
-    """A t interval of R² over groups: from how far each group's sums are off the common ratio (linearised)."""
+    """A t interval of R² over groups; R² is a ratio of sums over groups, and the ratio is linearised."""
     names = sorted(set(group))
     share = _share(error, spread)
     off = np.array([error[group == one].sum() - (1 - share) * spread[group == one].sum() for one in names])

@@ -122,7 +122,7 @@ class Stage:
         return InstructionVector(found.theta(heads), heads, found.mean_z[layers, numbers], task, self.model, settings)
 
     def save(self, path: str | Path) -> Path:
-        """Write all measurements of this checkpoint to one safetensors file; its path."""
+        """Write all measurements of this checkpoint to one safetensors file, and return its path."""
         tensors = {f"{task}/{name}": value for task, found in self.tasks.items() for name, value in vars(found).items()}
         content = {name: getattr(self, name) for name in ("name", "step", "model", "distance")}
         return FILE.write(path, tensors, content | {"settings": dict(self.settings)})
@@ -285,7 +285,7 @@ def _unit(rows: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"
 
 
 def _split_half(source: PromptSets, found: HeadEffects, heads: Heads) -> Float[Tensor, ""]:
-    """Cosine between the vectors of the same heads on the even and on the odd prompts: the noise of one vector."""
+    """Cosine between the vectors of the same heads on the even and on the odd prompts: 1 without any noise."""
     batch = source.batch("fit", corrupted=False)
     if len(batch) < 2:
         return torch.tensor(torch.nan)

@@ -90,7 +90,7 @@ def check_same_shape(before: str | None, after: str | None, what: str) -> None:
 
     Args:
         before, after: The models' shapes in words; None: not known, and nothing is refused.
-        what: What `after` is the shape of, for the error.
+        what: How the error calls the second model.
 
     Raises:
         ValueError: the shapes differ.

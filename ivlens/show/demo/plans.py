@@ -1,4 +1,4 @@
-"""What the demo measures on which model: tasks, how they are asked, where a vector is tried, and how much of it."""
+"""What the demo measures on each model: the tasks, their prompts, where vectors are tried, and how many draws."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -205,7 +205,7 @@ def _measured(model: TransformerBridge, tasks: Sequence[Task], options: DemoOpti
 def _few_threads(model: TransformerBridge) -> Iterator[None]:
     """Run the body on one thread if the model is small.
 
-    A second thread saves a quarter of the time on an idle machine, but on a busy one it takes three times as long.
+    With a second thread the demo takes a quarter less time on an idle machine, and three times as long on a busy one.
     """
     before = torch.get_num_threads()
     is_small = sum(parameter.numel() for parameter in model.parameters()) < SMALL
@@ -262,7 +262,7 @@ def _examples(
 
 
 def _tasks_first(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """One table of all these, `task` as its first column, the settings of each (`attrs`) kept in a list."""
+    """One table of all rows, with `task` as its first column; its `attrs` list the settings of each table."""
     frame = pd.concat(frames, ignore_index=True)
     frame.insert(0, "task", frame.pop("task"))
     frame.attrs = {"tasks": [one.attrs for one in frames]}

@@ -97,7 +97,7 @@ def _files(folder: Path) -> dict[tuple[str, ...], Path]:
     older files that they were about to replace.
     """
     found: dict[tuple[str, ...], Path] = {}
-    # what commands keep for going on is no result: the tables beside it say the same for all of it
+    # a command goes on from the single results in its store; the tables beside the store already hold all of them
     stores = [mark.parent for mark in folder.rglob(f"{KEPT}/{MARK}")]
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts

@@ -12,7 +12,7 @@ Width = Literal["column", "page"]
 
 PX_PER_INCH = 96
 INCHES: dict[Width, float] = {"column": 3.3, "page": 6.8}
-# look alike, and every Chromium finds at least one of them
+# these fonts look alike, and every Chromium finds at least one of them
 PAPER_FONT = "Helvetica, Arial, 'Liberation Sans', 'DejaVu Sans', sans-serif"
 SMALLEST = 9.3  # px: 7 points
 FONTS, MARKS, LINES = 0.8, 0.7, 0.75  # sizes on paper, as shares of those on the screen

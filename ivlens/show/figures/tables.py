@@ -18,9 +18,9 @@ _SPECIAL = {char: f"\\{char}" for char in "&%$#_{}"} | {
 def condition_table(conditions: pd.DataFrame) -> str:
     """A LaTeX table of accuracy: a row per task, a column per condition, an interval for the Instruction Vector."""
     rows = condition_rows(conditions)
+    # in the order of `LOOKS`, as in the figure
     names = [name for name in LOOKS if any(row["condition"] == name for row in rows)]
     tasks = grouped(rows, lambda row: row.get("task", "accuracy"))
-    # `LOOKS` gives the order of the columns, the same as in the figure
     lines = []
     for task, group in tasks.items():
         by_condition = grouped(group, lambda row: row["condition"])

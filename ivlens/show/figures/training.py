@@ -100,7 +100,7 @@ def forgetting_against_learning(
     wanted = shown_kinds(row["guidance"] for row in rows) if kinds is None else as_items("kinds", kinds)
     rows = [row for row in rows if row["guidance"] in wanted]
     if not rows:
-        raise ValueError(f"the curves have no judged moments of {', '.join(wanted) or 'any guidance'}; choose others.")
+        raise ValueError(f"the curves have no judged steps of {', '.join(wanted) or 'any guidance'}; choose others.")
     once = trained_once(rows)
     panels = grouped(rows, lambda row: row.get("method", ""))
     figure = make_subplots(rows=1, cols=len(panels), shared_yaxes=True, horizontal_spacing=0.04)
@@ -112,7 +112,7 @@ def forgetting_against_learning(
             line = _line(points, _look(kind, rank))
             figure.add_trace(line.update(showlegend=kind not in drawn), row=1, col=column)
             drawn.add(kind)
-    note = "one training each" if once else "best of all trainings and moments"
+    note = "one training each" if once else "best of all trainings and judged steps"
     styled(figure, theme, "Forgetting against learning", f"{note}, select inputs", height=380)
     for column, method in enumerate(panels, start=1):
         title = "accuracy on the new task" + (f" · {method}" if method else "")

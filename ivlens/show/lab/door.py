@@ -88,7 +88,7 @@ class Door:
         _limit(server)
 
     def _fits(self, given: str | None) -> bool:
-        """Whether this is the token; the time of the comparison does not tell how much of it is right."""
+        """Whether this is the token; the comparison takes equally long however many letters are right."""
         return given is not None and hmac.compare_digest(given.encode(), self.token.encode())
 
 

@@ -105,7 +105,7 @@ class Engine:
         try:
             recipe = recipe.resolved(self.tasks[task])
         except ValueError:
-            pass  # the task has too few examples, which measuring will say
+            pass  # the task has too few examples: measuring refuses it with a clear error
         return task, replace(recipe, seed=0)  # so that given effects are used whatever their seed
 
     def needs(self, state: LabState) -> Key:

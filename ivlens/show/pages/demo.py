@@ -31,7 +31,7 @@ from ivlens.vectors.vector import InstructionVector
 TABLE_CONDITIONS = ("bare", "iv", "iv_heads", "random", "other_tasks", "random_heads", "constant", "clean")
 SEVERAL = ("random", "random_heads", "other_tasks")  # conditions that are means over several vectors
 RIGHT = (
-    '<p class="note below">✓ exactly one of the accepted answers; otherwise the expected one in brackets. '
+    '<p class="note below">✓ begins with an accepted answer; otherwise the expected one in brackets. '
     "Greedy decoding, first line.</p>"
 )
 # conditions that are shown as large numbers on top of the page
@@ -196,7 +196,8 @@ def _table_note(result: DemoResult) -> str:
     counts = {row["condition"]: row["n_vectors"] for row in rows}
     several = [f"{counts[name]} {LOOKS[name].label}" for name in SEVERAL if name in counts]
     return (
-        f"{prompts} test prompts per task; an output is right if it begins with an accepted answer, token by token. "
+        f"{prompts} test prompts per task; an output is right if it begins with an accepted answer and does not go on "
+        "inside its last word. "
         f"Columns of controls are means over {', '.join(several)}: a quick look, not a verdict."
     )
 

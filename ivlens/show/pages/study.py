@@ -86,7 +86,7 @@ def page(result: StudyResult) -> str:
         causal_text=_verdict(numbers["reinjection"]) + " " + _verdict(numbers["overlaid"]),
         guidance_text="The same training again, guided. <b>iv</b> is the method of the papers (progressive "
         "intervention, IV-based KL, head consistency); its control has a zero vector in the place of the Instruction "
-        "Vector; rehearsal asks earlier instructions on new inputs. "
+        "Vector; rehearsal gives earlier instructions on new inputs. "
         f"{_verdict(numbers['guidance'])} {_verdict(numbers['vector'])}",
         scores_head=head,
         scores=body,

@@ -101,7 +101,7 @@ class HeadConsistency(Term):
 
 @dataclass(frozen=True, eq=False)
 class HeldOutputs:
-    """The outputs of the frozen model's heads for every example; an example takes `4 |S| d_head` bytes."""
+    """The outputs of the frozen model's heads for every example, `4 · parts · width` bytes each in float32."""
 
     z: Float[Tensor, "n parts width"]
 

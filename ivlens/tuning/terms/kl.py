@@ -34,7 +34,7 @@ class IVKL(Term):
         last: Weight of the last prompt token.
         answers: Weight of the answer tokens.
         top_n: Number of the teacher's likeliest tokens that are stored at each position; all other tokens count as one.
-            None: all tokens are stored, as in any vocabulary that is not larger.
+            All tokens are stored with None, or if the vocabulary has no more.
     """
 
     name: ClassVar[str] = "kl"

@@ -25,7 +25,7 @@ class MeanDifferenceKL(IVKL):
     """KL divergence between the student and the frozen model with `α Δ` added: `IVKL` with `Δ` in place of `θ`.
 
     `Δ = mean of h_l(x, c) - mean of h_l(x)` at the last prompt token: the mean residual stream over inputs `x` of the
-    *fit* split, with the instruction or demonstrations `c` less without them. See docs/method.md, section 9 Guided
+    *fit* split with the instruction or demonstrations `c`, minus that without `c`. See docs/method.md, section 9 Guided
     fine-tuning.
 
     Attributes:

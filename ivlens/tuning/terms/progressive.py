@@ -1,4 +1,4 @@
-"""Progressive intervention: the student runs with the vector added, with less of it as the training goes on.
+"""Progressive intervention: the student runs with the vector added, whose strength falls during the training.
 
 Source: arXiv 2406.12227; docs/method.md, section 9 Guided fine-tuning, names the choices that the paper leaves open.
 """

@@ -1,6 +1,6 @@
-"""Rehearsal: inputs of the new task are asked for earlier tasks, and the student must answer as the frozen model does.
+"""Rehearsal: told to do an earlier task on inputs of the new one, the student must answer as the frozen model does.
 
-No example of an earlier task is needed. An input is asked for an earlier task in one of three ways:
+No example of an earlier task is needed. The models are told the earlier task in one of three ways:
 
 - `vectors`: the prompt has no instruction, and the earlier task's Instruction Vector is added in both models;
 - `instructions`: both models get the earlier task's instruction, or demonstrations of a task without instruction;
@@ -47,7 +47,7 @@ class Rehearsal(Term):
     """A rehearsal with its prompts: the student is compared with the frozen model on some of them in every step.
 
     Attributes:
-        prompts: Inputs of the new task, asked for earlier tasks. Their answers are never read.
+        prompts: Prompts with inputs of the new task, each for one earlier task. Their answers are never read.
         deltas: For each prompt the vector `α θ_j` that is added at its last token; None: no vectors.
         teacher: Other prompts for the frozen model, one for each of `prompts`; `deltas` are then added in the frozen
             model only. None: both models get `prompts` and `deltas`.
@@ -148,7 +148,7 @@ class Rehearsal(Term):
         for index in processes.share(parts):
             # hooks stay until the next pass is asked for: gradient checkpointing runs blocks again during backward
             with ExitStack() as stack:
-                # with prompts of its own for the frozen model, the student gets an instruction instead of the vector
+                # where the frozen model has other prompts, it got the vector there, and the student gets an instruction
                 shift = None if self.teacher is not None or self.deltas is None else self._shift(self.deltas[index])
                 now = model.answer(known.prompts.rows(index), stack, shift=shift, layers=self.layers_held)
                 terms = []

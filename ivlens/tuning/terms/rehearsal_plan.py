@@ -76,7 +76,7 @@ class Rehearse(Term):
         return self if self.heads is None else replace(self, heads=change(self.heads))
 
     def made(self, before: Before) -> Rehearsal:
-        """The rehearsal with its prompts: inputs of the new task, asked for the earlier tasks.
+        """The rehearsal with its prompts, which have inputs of the new task, each for one earlier task.
 
         Raises:
             ValueError: there are no earlier tasks.

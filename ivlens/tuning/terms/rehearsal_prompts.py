@@ -1,4 +1,4 @@
-"""Prompts of a rehearsal: inputs of the new task, asked for earlier tasks by vector, instruction or demonstrations."""
+"""Prompts of a rehearsal: inputs of the new task, with the vector, instruction or demonstrations of an earlier one."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -109,7 +109,7 @@ def instruction_rehearsal(
         earlier: Tasks that the model should not forget.
         deltas: The vector `α θ_j` of every earlier task, which the frozen model gets in place of the instruction. None:
             the frozen model gets the instruction, as the student does.
-        options: Options of the rehearsal; `n` is rounded up so that every earlier task has as many prompts.
+        options: Options of the rehearsal; `n` is rounded up so that all earlier tasks have equally many prompts.
         seed: Draws the pairs of input and earlier task, and the instructions.
 
     Raises:
@@ -127,7 +127,7 @@ def instruction_rehearsal(
     sets, bare = [], []
     for number, one in enumerate(earlier):
         drawn = [examples[i] for i in torch.randint(len(examples), (share,), generator=generator).tolist()]
-        # under the new task's name, on which all draws depend: they are made as for the new task's own prompts
+        # renamed, since draws depend on the task's name: so they are the draws of the new task's own prompts
         asked = replace(one, name=task.name, fused=one.fused and task.fused)
         told = options.recipe.for_other_tasks()
         batch = sampled_prompts(model.tokenizer, asked, drawn, told, n=share, seed=seed + number)

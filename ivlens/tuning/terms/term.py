@@ -43,7 +43,7 @@ class Term:
         name: The term's column in the log; a second term with the same name gets the column `NAME_2`.
         needs_vector: Whether the term uses the vector of the task in training.
         flags: Options of `ivlens tune` that change the term: the option's name, and the field that it sets.
-        lacks: What a guidance without this term does not have, such as `no heads to hold`; for the error about `flags`.
+        lacks: What the error about `flags` says that a guidance without this term has, such as `no heads to hold`.
     """
 
     name: ClassVar[str]

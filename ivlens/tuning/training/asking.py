@@ -65,7 +65,7 @@ class InTraining:
         plain: The Hugging Face model, with its adapters.
         own: The task's own examples; guidance acts on no others.
         shift: The vector that the terms of one guidance share, and its place; None where they have no vector.
-        seed: Seed of the draws of a term, together with the step.
+        seed: Seed of the term's draws, which also depend on the number of the step.
     """
 
     plain: nn.Module
@@ -108,7 +108,7 @@ class InTraining:
         streams: Sequence[int] = (),
         batch_size: int = 32,
     ) -> list[T]:
-        """Run the model on a few prompts at a time, without gradients or dropout; the result of `read` for each answer.
+        """Run the model on a few prompts at a time, without gradients or dropout; return `read(answer)` of each pass.
 
         `read` takes what is needed from the answer, so the logits of all prompts are never in memory together.
         """
