@@ -1,4 +1,4 @@
-"""Measures under the names they have today, whatever older tables call them."""
+"""Names of measures in tables: older tables have older names, which are replaced when they are read."""
 
 from typing import TYPE_CHECKING
 
@@ -9,6 +9,6 @@ RENAMED = {"greedy": "accuracy"}  # old name, new name
 
 
 def renamed(table: "pd.DataFrame") -> "pd.DataFrame":
-    """A table whose measures have today's names, be they columns or values in a column `measure`."""
+    """The table with today's names of measures, in the names of columns and in the column `measure`."""
     found = table.rename(columns=RENAMED)
     return found.assign(measure=found["measure"].replace(RENAMED)) if "measure" in found else found

@@ -105,7 +105,7 @@ class Store:
         return self.folder / "entries" / key[:2] / key
 
     def find(self, what: Mapping[str, Any] | str) -> Entry | None:
-        """The result of a description or key, or None; a damaged one is set aside with a warning, and counts as absent."""
+        """The result of a description or key, or None. A damaged one is set aside with a warning and counts as none."""
         folder = self.place(what if isinstance(what, str) else content_key(what))
         if not os.path.lexists(folder):
             return None
