@@ -49,8 +49,8 @@ class CellResult:
         scores: One row before any training and one after each task; column `j` is the score of task `j` on *test*.
         gp, ip: Zero-shot (`gp`) and few-shot (`ip`) scores of the general tasks by their names, before training and
             after the last task; empty where they were not measured.
-        curves: For every task the judged rows of its training: `step`, and the scores `new` (of this task) and `old`
-            (mean of all tasks before it) on *select*.
+        curves: For every task the judged rows of its training: `step`, and mean scores on *select*, `new` of this
+            task and `old` of general tasks and tasks before it.
         seconds: How long the cell took.
     """
 
