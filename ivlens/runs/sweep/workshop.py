@@ -214,7 +214,7 @@ def _same_bits(cell: Cell) -> Iterator[None]:
 
 
 def _is_fixed(spec: ModelSpec) -> bool:
-    """Whether facts about a model may be remembered: it lies in files here, or its revision is a commit, not a branch."""
+    """Whether facts about a model may be kept: it lies in files here, or its revision is a commit, not a branch."""
     return all(isinstance(source, Path) for source in _sources(spec.name)) or len(spec.revision or "") == 40
 
 
@@ -226,7 +226,7 @@ def _sources(name: str) -> list[Path | str]:
 
 
 def _files_of(spec: ModelSpec, setting: Setting, device: str) -> dict[str, Any]:
-    """The description under which facts about a model are kept: its files, with sizes and times, and options.
+    """The description under which facts about a model are kept: options, and its files with sizes and times.
 
     The model is not opened for it. A file that was changed has another `stamp`, even if its old time was set again.
     """
