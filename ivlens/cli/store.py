@@ -126,8 +126,8 @@ def _opened(folder: Path) -> "Store":
     # `Store` would make a new store in any folder
     if not (folder / MARK).is_file():
         raise FileNotFoundError(
-            f"{str(folder)!r} is no store, expected the --store folder of `ivlens sweep`, or store/ in the --out folder "
-            "of another command; check the path."
+            f"{str(folder)!r} is no store, expected the --store folder of `ivlens sweep`, or store/ in the --out "
+            "folder of another command; check the path."
         )
     return Store(folder)
 

@@ -121,7 +121,7 @@ def test_the_grid_of_the_docs(tmp_path: Path):
     grid = read_grid(write_grid(tmp_path, text))
     names = [Path(spec.name).name for spec in grid.models]
     assert names == ["pocket", "step-2", "step-9", "step-10", "Llama-2-7b-hf"] and len(grid.models[-1].revision) == 40
-    assert len(grid.cells) == 5 * 3 * 3 * (2 + 3) + 3 * 2 * 4 * 3
+    assert len(grid.cells) == 5 * 3 * 3 * (2 + 3) + 3 * 2 * 4 * 3 + 5 * 3 * 3 * 2
     with pytest.raises(FileNotFoundError, match="no folder is 'runs/end-.'"):
         read_grid(write_grid(tmp_path, text.replace("step-*", "end-*")))
 
