@@ -64,8 +64,8 @@ def track(
         if store is None:
             stages.append(measure())
         else:
-            what = _what(recording, checkpoint.key(), checkpoint.name, checkpoint.step)
-            stages.append(_kept(store, what, measure))
+            what = _description(recording, checkpoint.key(), checkpoint.name, checkpoint.step)
+            stages.append(_measured_once(store, what, measure))
     return compare(stages)
 
 
@@ -145,8 +145,8 @@ class Recorder:
         if self._store is None:
             self.stages[name] = measure()
         else:
-            what = _what(self._recording, Checkpoint(name, model).key(), name, step)
-            self.stages[name] = _kept(self._store, what, measure)
+            what = _description(self._recording, Checkpoint(name, model).key(), name, step)
+            self.stages[name] = _measured_once(self._store, what, measure)
 
     def _records(self) -> list[Entry]:
         """The store's measurements with the same first model, tasks, options and versions."""
@@ -161,12 +161,12 @@ def _recording(first: Mapping[str, Any], tasks: Sequence[Task], options: TrackOp
     return json.loads(canonical(found))  # lists in place of tuples, as descriptions read from a store have
 
 
-def _what(recording: Mapping[str, Any], model: Mapping[str, Any], name: str, step: int | None) -> dict[str, Any]:
+def _description(recording: Mapping[str, Any], model: Mapping[str, Any], name: str, step: int | None) -> dict[str, Any]:
     """The description in a store of one measurement: everything that it depends on."""
     return {"kind": KIND, "recording": dict(recording), "model": dict(model), "name": name, "step": step}
 
 
-def _kept(store: Store, what: Mapping[str, Any], measure: Callable[[], Stage]) -> Stage:
+def _measured_once(store: Store, what: Mapping[str, Any], measure: Callable[[], Stage]) -> Stage:
     """The measurement of this description in the store; where there is none, it is made and kept."""
     kept = store.read(what, _stage_of)
     if kept is not None:

@@ -167,11 +167,11 @@ class _Run:
                 recorder.offset = number * options.steps
 
             # the recorder opens the model as a bridge, which is slow, so only at steps that it records
-            def look(row: dict[str, float | int]) -> None:
+            def record(row: dict[str, float | int]) -> None:
                 if recorder is not None and int(row["step"]) % every == 0:
                     recorder(int(row["step"]), learner.bridge())
 
-            learner.learn(data, options.tune, guidance, on_step=look, folder=self._state(name, number))
+            learner.learn(data, options.tune, guidance, on_step=record, folder=self._state(name, number))
         asked = [(for_training(task), split_examples(task, "test")) for task in self.new]
         exam = make_exam(self.model, asked, recipe=options.recipe, n_prompts=64, seed=options.recipe.seed)
         return learner.bridge(), {name: exam.sit(learner.trained)}

@@ -107,10 +107,10 @@ class _Dispatch:
             if not workers:
                 self._wait_for_workers()
                 continue
-            yield from self._lost(workers)
+            yield from self._from_dead(workers)
             if not stop():
                 self._send(sorted(workers - {address for _, address in self._running.values()}))
-            yield from self._landed()
+            yield from self._finished()
 
     def _send(self, free: Sequence[str]) -> None:
         """Send a cell to each of these workers, which have none."""
@@ -145,7 +145,7 @@ class _Dispatch:
         self._queue.remove(job)
         return job
 
-    def _landed(self) -> Iterator[tuple[Job, Report]]:
+    def _finished(self) -> Iterator[tuple[Job, Report]]:
         """Reports of the calls that have ended."""
         from distributed import wait
 
@@ -161,7 +161,7 @@ class _Dispatch:
                 report = Report(**json.loads(call.result()))
             except Exception as error:  # an error of the cluster: errors of cells come as reports
                 if address not in self._client.nthreads():
-                    yield from self._died(job, address)
+                    yield from self._put_back(job, address)
                     continue
                 report = Report("failed", 0.0, f"{type(error).__name__}: {one_line(error)}")
             if report.status == "busy":
@@ -170,15 +170,15 @@ class _Dispatch:
             else:
                 yield job, report
 
-    def _lost(self, workers: set[str]) -> Iterator[tuple[Job, Report]]:
+    def _from_dead(self, workers: set[str]) -> Iterator[tuple[Job, Report]]:
         """Put the cells of dead workers back into the queue; yields a report for each cell that is given up."""
         for call, (job, address) in list(self._running.items()):
             if address not in workers and not call.done():
                 call.cancel()
                 del self._running[call]
-                yield from self._died(job, address)
+                yield from self._put_back(job, address)
 
-    def _died(self, job: Job, address: str) -> Iterator[tuple[Job, Report]]:
+    def _put_back(self, job: Job, address: str) -> Iterator[tuple[Job, Report]]:
         """Put the cell of a dead worker back into the queue, or give it up after the third worker."""
         self._warm.pop(address, None)
         name = job[0].to_json()
