@@ -83,15 +83,16 @@ def bench(
 ) -> int:
     """Train a model on a suite's tasks in turn, by every method with every guidance, and measure what it forgets.
 
-    The table has, with 95 % t intervals where there are several runs (descriptive below six): AP and FP, the mean score
-    on each task right after it was learned and after the last one; Forget, AP less FP; BWT, the mean change of the
-    tasks before the last; GP and IP change, what general tasks gained or lost, zero-shot and few-shot; and whether
-    guidance at least halved what the method forgets (`half of Forget`) and loses on general tasks (`half of GP back`).
+    The table shows: AP, the mean score on each task right after it was learned; FP, the mean score on the same tasks
+    after the last one; Forget, which is AP minus FP; BWT, the mean change of all tasks but the last; GP change and IP
+    change, the zero-shot and few-shot change on general tasks; and whether guidance at least halved what the method
+    forgets (`half of Forget`) and what it loses on general tasks (`half of GP back`). With several runs there are 95 %
+    t intervals, which with fewer than six runs only describe these runs.
 
-    Prompts are made as the options say, by default by each task's instruction: no form is looked for, because the
-    suites' scores are defined by how they ask (GP without demonstrations, IP by demonstrations).
+    Prompts are made as the options say, by default with each task's instruction. No form is looked for, because the
+    suites' scores depend on how they ask: GP without demonstrations, IP with demonstrations.
 
-    Every finished cell (one method, one guidance, one order, one seed) is kept in `--out`; the same command goes on
+    Every finished cell (one method, one guidance, one order, one seed) is kept in `--out`. The same command goes on
     where it was interrupted.
 
     Example: `ivlens bench --suite pocket --methods lora,ewc --guidance none,instructions --seeds 3 --out out/bench`

@@ -105,7 +105,7 @@ class Store:
         return self.folder / "entries" / key[:2] / key
 
     def find(self, what: Mapping[str, Any] | str) -> Entry | None:
-        """The result of a description or key, or None. A damaged one is set aside with a warning and counts as none."""
+        """The result of a description or key, or None. A damaged one is set aside, with a warning, as if absent."""
         folder = self.place(what if isinstance(what, str) else content_key(what))
         if not os.path.lexists(folder):
             return None
@@ -290,7 +290,7 @@ class Store:
         found = self.entries(kind)
         latest = latest_of_each(found)
         if len(latest) < len(found):
-            what = "of models, tasks or packages as they were before, and stand in no table"
+            what = "of models, tasks or packages that have changed since; no table shows them"
             logger.warning("store %s: %d results are %s.", self.folder, len(found) - len(latest), what)
         tables = []
         for entry in latest:

@@ -167,7 +167,7 @@ def _row(claim: Claim, values: Mapping[str, Mapping[str, Mapping[str, float]]]) 
 
 
 def _verdict(parts: Sequence[tuple[float, float, float]], margin: float) -> str:
-    """The verdict on parts, each a mean with its interval: one that is surely below the margin decides alone."""
+    """Not seen if the interval of any part lies below the margin, seen if all lie at or above it, else undecided."""
     if any(high < margin for _, _, high in parts):
         return NOT_SEEN
     return SEEN if all(low >= margin for _, low, _ in parts) else UNDECIDED

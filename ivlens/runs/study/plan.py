@@ -29,8 +29,8 @@ class StudyOptions:
         earlier: Tasks that the model knows, by name or path. They are measured during training, their forgetting is
             taken apart, and guidance keeps them.
         new: Tasks that the model is trained on, one after the other.
-        guidance: Names of guidance (`ivlens.tuning.RECIPES`). The first is `none`; vectors and causal tests are
-            measured on its training alone.
+        guidance: Names of guidance (`ivlens.tuning.RECIPES`). The first is `none`: only in this training are
+            vectors measured, and only its model has causal tests.
         method: Name of the training method.
         steps: Steps for each new task. After the default the built-in model has lost most of its accuracy on earlier
             tasks, and something can still be restored; after twice as many steps less can.

@@ -95,7 +95,7 @@ class CellResult:
         }
         faults = [name for name, is_whole in whole.items() if not is_whole]
         if faults:
-            raise ValueError(f"no cell comes to such {' and '.join(faults)}")
+            raise ValueError(f"no cell can have such {' and '.join(faults)}")
         return found
 
 

@@ -22,7 +22,7 @@ class Kind:
 
     Attributes:
         options: Dataclass of the options that a grid can vary, all with defaults.
-        format: A number that is part of every key. Raise it when cells are made in another way: results of before then
+        format: A number that is part of every key. Raise it when cells are made in another way: then older results
             count as absent.
         made_from: Kinds whose results the cells are made from, directly or through another kind.
         uses_others: Whether the cells depend on the grid's other tasks with the same inputs.

@@ -178,7 +178,7 @@ def _forgetting(making: Making, folder: Path) -> None:
     cell, asked = making.cell, making.cell.options
     options = ProbeOptions(n_prompts=asked.n_prompts, n_clozes=asked.n_clozes, recipe=cell.recipe)
     found = probe(making.model, [making.open_task(making.cell.task)], options)
-    # `kind` and `n_prompts` are labels of the cell as well, which would be lost in the store's table
+    # `kind` and `n_prompts` are labels of the cell too, which columns of these names would hide in the store's table
     renamed = found.drop(columns="task").rename(columns={"kind": "probe", "n_prompts": "n_asked"})
     renamed.to_parquet(folder / TABLE, index=False)
 
