@@ -203,7 +203,7 @@ class _Run:
 def _merit(row: Mapping[str, float], target: float) -> float:
     """How good a judged state is: the score on old tasks if the new task has reached the target, else less than 0.
 
-    Below the target it is the missing score, so that training moves towards the target first.
+    Below the target it is minus the missing score, so that among such states the one nearest to the target is best.
     """
     # a score unlike itself is NaN: there are no old tasks, and all states at the target are equally good
     return row["new"] - target if row["new"] < target else row["old"] if row["old"] == row["old"] else 0.0

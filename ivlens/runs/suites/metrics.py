@@ -143,7 +143,7 @@ def paired_interval(
 
 
 def verdict(interval: Interval, margin: float) -> Answer:
-    """Whether a difference is at most `margin`: yes if its interval ends there or below, no if it begins above."""
+    """Whether a difference is at most `margin`: decided if its interval ends there or below, or begins above."""
     if interval.high <= margin + _ROUNDING:
         return "holds"
     return "does not hold" if interval.low > margin + _ROUNDING else "undecided"

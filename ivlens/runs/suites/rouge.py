@@ -14,7 +14,7 @@ from ivlens.tasks.records import wrong
 from ivlens.tasks.task import Task
 
 Metric = Literal["suite_accuracy", "rouge_l"]
-# a task has labels if it has at most so many different answers, none of more letters, each given twice on average
+# a task has labels if it has at most 20 different answers, each of at most 40 letters and on average given twice
 MAX_LABELS, MAX_LABEL_LENGTH = 20, 40
 
 # ideographs, kana and hangul syllables: scripts without spaces, or (hangul) whose words are too long to match as one
