@@ -157,7 +157,7 @@ def test_whatever_matters_is_in_the_key(tmp_path: Path, monkeypatch):
         replace(cell, options=replace(cell.options, n_prompts=31)).what(model),
         cell.needs("effects").what(model) | {"kind": "vectors"},
     ]
-    monkeypatch.setattr("ivlens.runs.sweep.cells.__version__", "99")
+    monkeypatch.setattr("ivlens.common.store.keys.__version__", "99")
     others.append(cell.what(model))
     monkeypatch.undo()
     data.write_text(json.dumps([{"input": f"w{n}", "output": "y"} for n in range(40)]))
