@@ -1,4 +1,4 @@
-"""`ivlens bench`: sequences of tasks, methods with and without guidance, and what they forget."""
+"""`ivlens bench`: train on sequences of tasks by several methods, with and without guidance, and measure forgetting."""
 
 import sys
 from dataclasses import dataclass, replace
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from ivlens.runs.suites.results import Cell
     from ivlens.runs.suites.suite import Suite
 
-MOST_SEEDS = 10_000  # every cell is listed before the first is run
+MOST_SEEDS = 10_000  # all cells are listed before the first one is run
 
 
 @Parameter(name="*")
 @dataclass(frozen=True)
 class SuiteTrainOptions(TrainOptions):
-    """How each task is trained: as for one task, with other defaults."""
+    """How each task is trained: the options of `ivlens tune`, with other defaults."""
 
     lr: float = 1e-3
     batch_size: int = 32
@@ -33,14 +33,14 @@ class SuiteTrainOptions(TrainOptions):
 @Parameter(name="*")
 @dataclass(frozen=True)
 class SuiteOptions:
-    """Which tasks, in which order.
+    """The suite, its tasks and their orders.
 
     Attributes:
         suite: pocket, trace, func, long, ni-c1, ni-g1 or ni-m1.
-        data: Folder with the suite's files; none for pocket.
+        data: Folder with the suite's files; not for pocket, which is built in.
         orders: Numbers of the suite's orders, separated by commas, or all.
         tasks: Only these tasks of the suite, separated by commas, in this order.
-        partial: Take what there is where files of the suite are missing.
+        partial: Leave out tasks whose files are missing. Without this option they are an error.
     """
 
     suite: str = "pocket"
@@ -53,15 +53,15 @@ class SuiteOptions:
 @Parameter(name="*")
 @dataclass(frozen=True)
 class CellOptions:
-    """What each order is run with.
+    """The cells that each order of tasks is run with.
 
     Attributes:
-        methods: Separated by commas: full, lora, inclora, ewc, olora, lwf, replay.
-        guidance: Separated by commas: none, or names as in `ivlens tune`; with a control behind a slash
-            (iv/zero_vector, heads/random_heads).
-        seeds: So many seeds of trainings, from 0.
-        target: End a task's training as soon as its score on *select* reaches this.
-        quick: Two tasks, 60 steps, one seed, few test prompts: to see it work.
+        methods: Methods of training, separated by commas: full, lora, inclora, ewc, olora, lwf, replay.
+        guidance: Kinds of guidance, separated by commas: none, or names as in `ivlens tune`; a control follows a
+            slash (iv/zero_vector, heads/random_heads).
+        seeds: Number of seeds of the trainings, from 0.
+        target: End a task's training as soon as its score on *select* reaches this value.
+        quick: Run two tasks with 60 steps, one seed and few prompts, to try the command.
     """
 
     methods: str = "lora,ewc"
@@ -81,17 +81,18 @@ def bench(
     prompts: PromptOptions | None = None,
     as_json: AsJson = False,
 ) -> int:
-    """Lead a model through a suite's tasks, by every method with every guidance, and say what it forgets.
+    """Train a model on a suite's tasks in turn, by every method with every guidance, and measure what it forgets.
 
-    The table has, with 95 % t intervals where there are several runs (descriptive below six): AP and FP, the mean score
-    on each task right after it was learned and after the last one; Forget, AP less FP; BWT, the mean change of the
-    tasks before the last; GP and IP change, what general tasks gained or lost, zero-shot and few-shot; and whether
-    guidance at least halved what the method forgets (`half of Forget`) and loses on general tasks (`half of GP back`).
+    The table shows: AP, the mean score on each task right after it was learned; FP, the mean score on the same tasks
+    after the last one; Forget, which is AP minus FP; BWT, the mean change of all tasks but the last; GP change and IP
+    change, the zero-shot and few-shot change on general tasks; and whether guidance at least halved what the method
+    forgets (`half of Forget`) and what it loses on general tasks (`half of GP back`). With several runs there are 95 %
+    t intervals, which with fewer than six runs only describe these runs.
 
-    Prompts are made as the options say, by default by each task's instruction: no form is looked for, because the
-    suites' scores are defined by how they ask (GP without demonstrations, IP by demonstrations).
+    Prompts are made as the options say, by default with each task's instruction. No form is looked for, because the
+    suites' scores depend on how they ask: GP without demonstrations, IP with demonstrations.
 
-    Every finished cell (one method, one guidance, one order, one seed) is kept in `--out`; the same command goes on
+    Every finished cell (one method, one guidance, one order, one seed) is kept in `--out`. The same command goes on
     where it was interrupted.
 
     Example: `ivlens bench --suite pocket --methods lora,ewc --guidance none,instructions --seeds 3 --out out/bench`
@@ -114,7 +115,7 @@ def bench(
     suites = _Suites(which, 2 if asked.quick else None)
     todo = all_cells(wanted, kinds, suites.orders(), range(1 if asked.quick else asked.seeds))
     for cell in todo:
-        suites(cell.order)  # whatever is missing is said before anything is trained
+        suites(cell.order)  # missing files are an error before anything is trained
     recipe = (prompts or PromptOptions()).recipe()
     options = BenchOptions(tune=train.options(), target=asked.target, recipe=recipe)
     if asked.quick:
@@ -141,6 +142,7 @@ def bench(
 
 
 def _known_methods(text: str) -> list[str]:
+    """The names in `--methods`; an unknown one is an error."""
     from ivlens.tuning.methods import METHODS
 
     wanted = _listed("methods", text)
@@ -151,6 +153,7 @@ def _known_methods(text: str) -> list[str]:
 
 
 def _known_guidance(text: str) -> list[str]:
+    """The names in `--guidance`; an unknown one is an error."""
     from ivlens.tuning.builder import find_guidance
 
     kinds = _listed("guidance", text)
@@ -160,6 +163,7 @@ def _known_guidance(text: str) -> list[str]:
 
 
 def _listed(name: str, text: str) -> list[str]:
+    """The parts of a value that are separated by commas; one that is given twice is an error."""
     listed = [part.strip() for part in text.split(",") if part.strip()]
     if not listed or len(set(listed)) < len(listed):
         raise ValueError(f"--{name} is {text!r}, expected different names separated by commas.")
@@ -167,7 +171,7 @@ def _listed(name: str, text: str) -> list[str]:
 
 
 class _Suites:
-    """The suite in any of its orders, read once each."""
+    """Gives the suite in the order with a number; each order is read once."""
 
     def __init__(self, which: SuiteOptions, n: int | None) -> None:
         self._which, self._n = which, n
@@ -186,7 +190,7 @@ class _Suites:
         return self._read[order]
 
     def orders(self) -> list[int]:
-        """`all`, or numbers separated by commas."""
+        """The numbers in `--orders`; 0 alone where `--tasks` gives the order."""
         text = self._which.orders
         if self._tasks is not None:
             return [0]
@@ -201,7 +205,7 @@ class _Suites:
 
 
 class _Bar:
-    """One bar for all cells, in training steps."""
+    """One progress bar for all cells together, in training steps."""
 
     def __init__(self, cells: "list[Cell]", suite: "Suite", steps: int, shown: bool) -> None:
         from tqdm import tqdm
@@ -225,6 +229,7 @@ class _Bar:
     def cell_done(self, cell: "Cell") -> None:
         from ivlens.common.progress import say
 
+        # a cell may have fewer steps than planned, or be in the store: the bar moves to where this cell ends
         self._done += 1
         if not self._shown:
             say(f"ivlens: {self._done} of {self._n_cells} cells done ({cell.name})")

@@ -1,4 +1,4 @@
-"""`ivlens dynamics`: over a folder of checkpoints, what Instruction Vectors do."""
+"""`ivlens dynamics`: measure how Instruction Vectors change over a folder of checkpoints."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ivlens.models.checkpoints import CheckpointSeries
     from ivlens.tasks.task import Task
 
+# columns of the printed table, and their headings
 SHOWN = {
     "checkpoint": "checkpoint",
     "task": "task",
@@ -35,12 +36,12 @@ SHOWN = {
 @Parameter(name="*")
 @dataclass(frozen=True)
 class TrackedOptions(SeriesOptions):
-    """Which models and tasks are followed, and how much is measured.
+    """The models and tasks that are measured, and on how many prompts.
 
     Attributes:
-        k: Heads in a vector.
-        n_prompts: Corrupted prompts of each task to measure effects on.
-        n_judge_prompts: At most so many prompts of each task to judge accuracy on.
+        k: Number of heads in a vector.
+        n_prompts: Number of corrupted prompts of each task for the effects.
+        n_judge_prompts: At most so many prompts of each task for accuracy.
     """
 
     k: int = 10
@@ -51,13 +52,13 @@ class TrackedOptions(SeriesOptions):
 @Parameter(name="*")
 @dataclass(frozen=True)
 class CausalTests:
-    """Whether vectors of one checkpoint do their work in another.
+    """Tests of whether the vectors of one checkpoint still work in another.
 
     Attributes:
-        causal: Also put vectors of the first model into the last and the other way round, beside their controls
-            (causal.parquet): write test, read test, re-injection.
-        new: The task that was trained: with `--causal`, its vector is also taken away from the last model.
-        n_draws: Random vectors, and sets of random heads, beside every vector.
+        causal: Also add vectors of the first model to the last one and vectors of the last model to the first one,
+            beside their controls (causal.parquet): write test, read test, re-injection.
+        new: The task that was trained: with `--causal`, its vector is also subtracted in the last model.
+        n_draws: Number of random vectors, and of sets of random heads, beside every vector.
     """
 
     causal: Annotated[bool, Parameter(negative="")] = False
@@ -75,13 +76,13 @@ def dynamics(
     figures: FigureSuffix = "html",
     as_json: AsJson = False,
 ) -> int:
-    """Follow the Instruction Vectors of earlier tasks through checkpoints: do they stay, and are they written and read?
+    """Measure Instruction Vectors of earlier tasks in every checkpoint: do they stay, and are they written and read?
 
-    All tasks and checkpoints are asked in one form; where no option says in which, it is the one in which the first
-    model answers these tasks best on average.
+    All tasks and checkpoints are asked in one form of prompt. If no option gives a form, it is the one in which the
+    first model answers these tasks best on average.
 
-    Every checkpoint's measurements are kept in `--out`; the same command goes on where it was interrupted, and measures
-    checkpoints that have come since.
+    The measurements of every checkpoint are kept in `--out`. The same command goes on where it was interrupted, and
+    measures new checkpoints.
 
     Example: `ivlens dynamics out/second_letter --task antonym --task english_french --causal --out out/dynamics`
 
@@ -93,7 +94,7 @@ def dynamics(
         figures: Suffix of the figures.
     """
     chosen, asked, how = which or TrackedOptions(), tests or CausalTests(), prompts or PromptOptions()
-    how.recipe()  # what is wrong with it is said before any model is loaded
+    how.recipe()  # wrong options are an error before any model is loaded
     if asked.new is not None and not asked.causal:
         raise ValueError(f"--new is {asked.new!r} without --causal, expected both: only causal tests use it; add it.")
     quiet_libraries()
@@ -111,6 +112,7 @@ def dynamics(
     for name, count in (("--n-prompts", chosen.n_prompts), ("--n-judge-prompts", judged), ("--k", chosen.k)):
         check_count(name, count, 1)
     check_count("n_draws", asked.n_draws, 1)
+    # opened before the long work, so that an unknown task is an error now
     taught = None if asked.new is None else load_task(asked.new)
     recipe = how.chosen(series.first.open, tasks)
     options = TrackOptions(n_prompts=chosen.n_prompts, k=chosen.k, n_judge_prompts=judged, recipe=recipe)
@@ -139,7 +141,7 @@ def dynamics(
 
 
 def _write(found: "Dynamics", tests: "pd.DataFrame | None", out: Path, suffix: str) -> str:
-    """All tables, and a figure of each; what kept figures from being images."""
+    """Write all tables and figures; returns why figures could not be written as images, or an empty text."""
     from ivlens.analysis.dynamics.cosines import similarity
     from ivlens.common.saves import filling
     from ivlens.show.figures.causal import causal_plot
@@ -176,7 +178,7 @@ def _causal(
     tracked: "TrackOptions",
     store: "Store",
 ) -> "pd.DataFrame":
-    """All causal tests between the first and the last model, measured once."""
+    """The table of all causal tests between the first and the last model, from the store if it is there."""
     import pandas as pd
 
     from ivlens.analysis.dynamics.causal import causal_tests
@@ -190,6 +192,7 @@ def _causal(
     def measured() -> "pd.DataFrame":
         before, after, vector = series.first.open(), last.open(), None
         if new is not None:
+            # the new task is asked by the same form, with demonstrations or an instruction of its own
             alike = replace(tracked, recipe=tracked.recipe.for_other_tasks(), n_judge_prompts=None)
             vector = measure_stage(after, [new], alike, first=before).vector(new.name)
         tests = causal_tests(before, after, (found.stages[0], found.stages[-1]), tasks, new=vector, options=options)

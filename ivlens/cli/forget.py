@@ -1,4 +1,4 @@
-"""`ivlens forget`: over a folder of checkpoints, what became of the instruction and what of the knowledge."""
+"""`ivlens forget`: measure how instruction and knowledge probability change over a folder of checkpoints."""
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 @Parameter(name="*")
 @dataclass(frozen=True)
 class SeriesOptions:
-    """Which models and tasks.
+    """The series of models, and the tasks that are measured in each.
 
     Attributes:
-        before: The model to compare with: "pocket", a folder or a Hub name. By default the one that adapters name, or
-            else the first checkpoint.
-        task: A task the first model knows, built in or a path; give it several times. By default, for the built-in
-            model, six of those it was trained on.
+        before: The model to compare with: "pocket", a folder or a Hub name. By default the model that adapters were
+            trained on, or else the first checkpoint.
+        task: A task that the first model knows: a built-in name or a path; may be given several times. By default six
+            tasks that the built-in model was trained on.
         device: auto, cpu, cuda, cuda:1 ...
         dtype: auto (as stored), float32, bfloat16 or float16.
     """
@@ -35,13 +35,13 @@ class SeriesOptions:
     dtype: str = "auto"
 
     def series(self, checkpoints: Path) -> "CheckpointSeries":
-        """In order."""
+        """The checkpoints in the order of their steps, after the model to compare with."""
         from ivlens.models.checkpoints import checkpoint_series
 
         return checkpoint_series(checkpoints, first=self.before, device=self.device, dtype=self.dtype)
 
     def tasks(self) -> "list[Task]":
-        """Opened."""
+        """The chosen tasks, opened."""
         from ivlens.runs.study.plan import EARLIER_TASKS
         from ivlens.tasks.bank import load_task
 
@@ -51,7 +51,7 @@ class SeriesOptions:
 @Parameter(name="*")
 @dataclass(frozen=True)
 class ProbedOptions(SeriesOptions):
-    """Which models and tasks are probed.
+    """The models and tasks that are measured, and on how many prompts.
 
     Attributes:
         n_prompts: At most so many prompts of each task.
@@ -61,7 +61,7 @@ class ProbedOptions(SeriesOptions):
 
 
 def said(checkpoint: "Checkpoint") -> None:
-    """A line for each checkpoint."""
+    """Print a line that names the checkpoint which is measured now."""
     from ivlens.common.progress import say
 
     say(f"ivlens: {checkpoint.name}")
@@ -78,13 +78,13 @@ def forget(
     figures: FigureSuffix = "html",
     as_json: AsJson = False,
 ) -> int:
-    """Take apart what checkpoints have forgotten: instruction probability and knowledge probability of tasks they knew.
+    """Measure what checkpoints have forgotten of tasks: the instruction, or the knowledge.
 
-    All tasks and checkpoints are asked in one form; where no option says in which, it is the one in which the first
-    model answers these tasks best on average.
+    All tasks and checkpoints are asked in one form of prompt. If no option gives a form, it is the one in which the
+    first model answers these tasks best on average.
 
-    Every checkpoint's measurements are kept in `--out`; the same command goes on where it was interrupted, and measures
-    checkpoints that have come since.
+    The measurements of every checkpoint are kept in `--out`. The same command goes on where it was interrupted, and
+    measures new checkpoints.
 
     Example: `ivlens forget out/second_letter --task antonym --task country_capital --out out/forget`
 
@@ -93,9 +93,10 @@ def forget(
             writes it; or one checkpoint.
         out: Folder for probes.parquet (every example at every checkpoint), forgetting.parquet (both drops, with
             intervals) and the figure, and for store/, which keeps the measurements of every checkpoint.
-        split: Inputs to judge on.
-        measure: What the table and the figure show: probability of the first token or of the whole answer, accuracy
-            (exact: the answer and nothing behind it), or ranked, the accuracy among the task's answers.
+        split: The split whose inputs are asked.
+        measure: What the table and the figure show: prob (probability of the answer's first token), seq_prob (of the
+            whole answer), accuracy, exact (the answer, and then the end of the text or line), or ranked (accuracy when
+            only the task's answers are compared).
         figures: Suffix of the figure.
     """
     quiet_libraries()
@@ -111,7 +112,7 @@ def forget(
     from ivlens.show.figures.forgetting import forgetting_plot
 
     chosen, how = which or ProbedOptions(), prompts or PromptOptions()
-    how.recipe()  # what is wrong with it is said before any model is loaded
+    how.recipe()  # wrong options are an error before any model is loaded
     check_folder(out)
     tasks, series = chosen.tasks(), chosen.series(checkpoints)
     recipe = how.chosen(series.first.open, tasks)
@@ -136,6 +137,7 @@ def forget(
 
 
 def _print(rows: list[dict[Hashable, Any]], measure: str, figure: Path) -> None:
+    """Print the table, and below it the unit and the path of the figure."""
     names = ("checkpoint", "task", "instruction_before", "instruction_after", "knowledge_before", "knowledge_after")
     head = [
         "checkpoint",
@@ -150,9 +152,10 @@ def _print(rows: list[dict[Hashable, Any]], measure: str, figure: Path) -> None:
     ]
     print_table(head, [[*(row[name] for name in names), row["excess"], _between(row), row["interval"]] for row in rows])
     unit = "nats of log-odds" if measure.endswith("prob") else "points"
-    print(f"\n{measure}; excess: by how much more the instruction's falls, in {unit}; figure: {figure}")
+    print(f"\n{measure}; excess: how much more the instruction falls than the knowledge, in {unit}; figure: {figure}")
 
 
 def _between(row: Mapping[Hashable, Any]) -> str:
+    """The interval of the excess, as text; a dash where there is none (NaN)."""
     low, high = row["excess_lo"], row["excess_hi"]
     return "–" if low != low else f"{low:.2f} to {high:.2f}"

@@ -120,17 +120,20 @@ def export(store: Folder, /, *, out: Path, kind: str | None = None, as_json: AsJ
 
 
 def _opened(folder: Path) -> "Store":
-    """The store in a folder; a folder that is none is refused."""
+    """The store in a folder; any other folder is an error."""
     from ivlens.common.store.store import MARK, Store
 
     # `Store` would make a new store in any folder
     if not (folder / MARK).is_file():
-        raise FileNotFoundError(f"{str(folder)!r} is no store, expected a folder that `ivlens sweep --store` made.")
+        raise FileNotFoundError(
+            f"{str(folder)!r} is no store, expected the --store folder of `ivlens sweep`, or store/ in the --out "
+            "folder of another command; check the path."
+        )
     return Store(folder)
 
 
 def _varied(found: "list[Entry]") -> set[tuple[str, str]]:
-    """Pairs of kind and label that have more than one value; other labels do not help to tell results apart."""
+    """Pairs of a kind and a label with more than one value; other labels do not help to tell results apart."""
     values: dict[tuple[str, str], set[object]] = {}
     for entry in found:
         for name, value in entry.labels.items():
@@ -153,5 +156,6 @@ def _plain(findings: "list[Finding]") -> list[dict[str, object]]:
 
 
 def _print(findings: "list[Finding]") -> None:
+    """Print a line for each finding."""
     for finding in findings:
         print(f"{finding.path}: {finding.what}")

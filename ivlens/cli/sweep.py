@@ -1,4 +1,4 @@
-"""`ivlens sweep`: a grid of results, kept one by one."""
+"""`ivlens sweep`: make every result of a grid; a store keeps each at once."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @Parameter(name="*")
 @dataclass(frozen=True)
 class GridOptions:
-    """In the place of what the grid says.
+    """Options that replace those in the grid.
 
     Attributes:
         device: auto, cpu, cuda, cuda:1 ...
@@ -34,7 +34,8 @@ class GridOptions:
     instruction: str | None = None
 
     def given(self) -> dict[str, Any]:
-        """Those that were given; a template's file by its whole path, as paths in a grid are relative to the grid."""
+        """The options that were given, by name."""
+        # a template's file gets its whole path here: a relative one would be taken as relative to the grid's file
         found = {name: value for name, value in asdict(self).items() if value is not None}
         if str(found.get("template", "")).lower().endswith(".json"):
             found["template"] = str(Path(found["template"]).expanduser().absolute())
@@ -54,20 +55,20 @@ def sweep(
 ) -> int:
     """Make every result of a grid, models x tasks x options x seeds, and keep each as soon as it is done.
 
-    The same command goes on where it was interrupted, and finds what is there: results are kept by the key of their
-    content. How prompts are made stands in the grid, or in options here; no form is looked for. Ctrl-C ends it after
-    the cells under way. A cell that fails is written down with its traceback, and the others go on. Status: 0 all done,
-    1 some cells failed, 2 the grid or the disk is wrong, 130 interrupted.
+    The same command goes on where it was interrupted: results that are in the store are not made again. How prompts are
+    made is said by the grid, or by options here; no form is looked for. Ctrl-C ends the sweep after the cells that were
+    begun. The error of a cell that fails is kept with its traceback, and the other cells are made. Exit status: 0 all
+    done, 1 some cells failed, 2 an error in the grid or of the disk, 130 interrupted.
 
     Example: `ivlens sweep grid.toml --store out/store`, with this `grid.toml`:
     `tasks = ["antonym", "synonym"]`, `[interventions]`, `k = [5, 10]`
 
     Args:
-        grid: What is multiplied with what, in TOML; see docs/cluster.md.
-        store: Folder of the results; `ivlens store` looks into it.
-        dry_run: Say what there is to do and what it costs; no weights are loaded.
-        scheduler: Address of a dask scheduler (tcp://host:8786): its workers make the cells.
-        workers: Start so many worker processes here, one GPU each where there are GPUs.
+        grid: File in TOML with the lists of models, tasks, seeds and options; see docs/cluster.md.
+        store: Folder for the results, which `ivlens store` lists and exports.
+        dry_run: Print which cells would be made and what they cost; no weights are loaded.
+        scheduler: Address of a dask scheduler (tcp://host:8786), whose workers make the cells.
+        workers: Number of worker processes to start on this machine; each gets a GPU, if there are any.
     """
     from ivlens.common.disk import check_folder
     from ivlens.common.store.store import Store
@@ -94,6 +95,7 @@ def sweep(
 
 
 def _executor(store: "Store", scheduler: str | None, workers: int | None) -> Any:
+    """The object that makes cells: in this process, or on workers."""
     from ivlens.runs.sweep.cluster import ClusterExecutor
     from ivlens.runs.sweep.local import LocalExecutor
 
@@ -103,6 +105,7 @@ def _executor(store: "Store", scheduler: str | None, workers: int | None) -> Any
 
 
 def _say(progress: "Progress") -> None:
+    """Print a line about a finished cell."""
     from ivlens.common.progress import say
 
     report, left = progress.report, "" if progress.left is None else f", about {_duration(progress.left)} left"
@@ -111,6 +114,7 @@ def _say(progress: "Progress") -> None:
 
 
 def _duration(seconds: float) -> str:
+    """Seconds as text in the largest unit of which there are at least one and a half."""
     for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
         if seconds >= 1.5 * size:
             return f"{seconds / size:.1f} {unit}"
@@ -118,6 +122,7 @@ def _duration(seconds: float) -> str:
 
 
 def _print_plan(plan: "Plan", as_json: bool) -> None:
+    """Print what a sweep would do: for each kind and model the number of cells and their cost."""
     if as_json:
         rows = [asdict(estimate) for estimate in plan.estimates]
         print_json({"cells": len(plan.todo) + plan.n_done, "done": plan.n_done, "seconds": plan.seconds, "kinds": rows})
@@ -139,6 +144,7 @@ def _print_plan(plan: "Plan", as_json: bool) -> None:
 
 
 def _print_outcome(outcome: "Outcome", store: "Store", as_json: bool) -> None:
+    """Print how a sweep ended, with the first twenty failures."""
     if as_json:
         failed = [{"cell": cell.name, "error": error} for cell, error in outcome.failed]
         facts = {name: getattr(outcome, name) for name in ("n_done", "n_made", "n_left", "interrupted")}

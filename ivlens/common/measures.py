@@ -1,4 +1,4 @@
-"""The present names of measures, for tables that older versions wrote."""
+"""Names of measures in tables: older tables have older names, which are replaced when they are read."""
 
 from typing import TYPE_CHECKING
 
@@ -9,6 +9,6 @@ RENAMED = {"greedy": "accuracy"}  # old name, new name
 
 
 def renamed(table: "pd.DataFrame") -> "pd.DataFrame":
-    """The table with the present names of measures, both as columns and as values of a column `measure`."""
+    """The table with today's names of measures, in the names of columns and in the column `measure`."""
     found = table.rename(columns=RENAMED)
     return found.assign(measure=found["measure"].replace(RENAMED)) if "measure" in found else found

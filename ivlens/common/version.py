@@ -7,14 +7,14 @@ __version__ = "0.1.0"
 
 
 def check_version(path: Path, found: Any) -> None:
-    """Refuse a file that another version of ivlens began: going on from it would mix two kinds of numbers.
+    """Refuse a file that another version of ivlens began: numbers of two versions would be mixed.
 
     Args:
-        path: The file.
-        found: The version that it names; empty where it names none.
+        path: The file, for the error.
+        found: The version that the file names; empty where it names none.
 
     Raises:
-        ValueError: it names another version, or none.
+        ValueError: the file names another version, or none.
     """
     if found != __version__:
         made_by = f"ivlens {found!s:.40}" if found else "an older ivlens"

@@ -1,1 +1,1 @@
-"""Many measurements at once: suites of tasks, sweeps, the study."""
+"""Many measurements together: suites of tasks, sweeps over a grid of options, and the study of the paper's claims."""

@@ -334,7 +334,7 @@ def test_interrupt_finishes_the_cell(whole: Path, tmp_path: Path):
         line = job.stderr.readline()
     job.send_signal(signal.SIGINT)
     out, err = job.communicate(timeout=60)
-    assert job.returncode == 130 and "stopping after the cells under way" in err, err
+    assert job.returncode == 130 and "stopping after the cells that were begun" in err, err
     n_made = int(out.split(" made")[0])
     assert 1 <= n_made < 8 and f"{8 - n_made} left" in out
     assert verify(Store(store))[1] == [] and digests(store).items() <= digests(whole).items()

@@ -1,4 +1,4 @@
-"""Measuring a series of checkpoints, one at a time, each kept as soon as it is done."""
+"""Measure Instruction Vectors in checkpoints, or in a model in training; a store keeps each measurement at once."""
 
 import json
 import logging
@@ -33,26 +33,28 @@ def track(
     folder: str | Path | None = None,
     on_checkpoint: Callable[[Checkpoint], None] = lambda checkpoint: None,
 ) -> Dynamics:
-    """Measure every checkpoint of a series and compare it with the first.
+    """Measure every checkpoint of a series, and compare each with the first.
 
-    The first model stays open; of the others one at a time.
+    At most two models are open at a time: the first one, and the one that is measured.
 
     Args:
-        folder: A store (`ivlens.common.store`) for the measurements of each checkpoint: the same call goes on where it
-            stopped, and opens no model whose measurements are there. None: nothing is kept.
-        on_checkpoint: Told of each checkpoint before it is measured.
+        folder: A store (`ivlens.common.store`) that keeps the measurement of each checkpoint as soon as it is made. The
+            same call goes on where it stopped, and opens no model whose measurement is there. None: nothing is kept.
+        on_checkpoint: Called with each checkpoint before it is measured.
 
     Raises:
-        ValueError: tasks that cannot be measured, models of another shape, or a folder with other things in it.
+        ValueError: a task cannot be measured, a model has another shape than the first, or the folder holds other
+            things.
     """
     options = options or TrackOptions()
     store = None if folder is None else Store(folder)
     recording = {} if store is None else _recording(series.first.key(), tasks, options)
-    first: TransformerBridge | None = None
+    first: TransformerBridge | None = None  # opened by the first measurement that needs it: often all are in the store
     stages = []
     for number, checkpoint in enumerate(ticking(list(series), "checkpoints", "checkpoints")):
         on_checkpoint(checkpoint)
 
+        # the defaults keep this round's values; without them a function made in a loop uses the latest ones
         def measure(checkpoint: Checkpoint = checkpoint, number: int = number) -> Stage:
             nonlocal first
             first = series.first.open() if first is None else first
@@ -62,32 +64,33 @@ def track(
         if store is None:
             stages.append(measure())
         else:
-            what = _what(recording, checkpoint.key(), checkpoint.name, checkpoint.step)
-            stages.append(_kept(store, what, measure))
+            what = _description(recording, checkpoint.key(), checkpoint.name, checkpoint.step)
+            stages.append(_measured_once(store, what, measure))
     return compare(stages)
 
 
 @dataclass
 class Recorder:
-    """Measures a model while it is trained, without saving it: `finetune(..., along=Along(record=recorder))`.
+    """Measures a model during training, without saving checkpoints: `finetune(..., along=Along(record=recorder))`.
 
         >>> recorder = Recorder(model, earlier_tasks)
         >>> finetune(model, new_task, along=Along(record=recorder, record_every=50))
         >>> recorder.dynamics().tasks
 
-    Called with a step and a bridge, it can be used in any other training loop as well. The model it begins with is
-    measured when the first record is made, or by the first call of `dynamics`.
+    Another training loop can call it, too, with the number of a step and a bridge. The model before training is
+    measured with the first record, or by the first call of `dynamics`.
 
     Attributes:
         model: The model before training.
-        tasks: What is watched.
-        options: What is measured.
-        folder: A store (`ivlens.common.store`) for the records, so that a training that is interrupted and goes on has
-            all of them; it may hold other results too. None: nothing is kept.
-        offset: Added to the steps of what is recorded: steps of earlier trainings of the same model.
+        tasks: Tasks that are measured in every record.
+        options: How they are measured.
+        folder: A store (`ivlens.common.store`) that keeps the records, so that a training that was interrupted and goes
+            on has all of them. It may hold other results too. None: nothing is kept.
+        offset: Added to the step of every record: the number of steps of earlier trainings of the same model.
+        stages: The measurements that were made or read since the recorder was made, by name (`step-000050`).
 
     Raises:
-        ValueError: the options ask for more heads than the model has, or the folder has other things in it.
+        ValueError: the options ask for more heads than the model has, or the folder holds other things.
     """
 
     model: TransformerBridge
@@ -98,36 +101,38 @@ class Recorder:
     stages: dict[str, Stage] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        # here and not at the first record, after so many steps of training
+        # checked here, and not at the first record, which comes after many steps of training
         check_k(self.model, self.options.k)
         self._store = None if self.folder is None else Store(self.folder)
         if self._store is None:
             return
         self._recording = _recording(Checkpoint("first", self.model).key(), self.tasks, self.options)
         n_others = len(self._store.entries(KIND)) - len(self._records())
-        if n_others:  # they do no harm, but whoever expects to go on from them should know
+        if n_others:  # no error, but the user may have expected to go on from these records
             what = "of another model, other tasks, options or versions, which are not used"
             logger.warning("store %s has %d records %s.", self.folder, n_others, what)
 
     def __call__(self, step: int, model: TransformerBridge) -> None:
-        """Measure the model after `step` steps; a step that is in the store is not measured again."""
+        """Measure the model after `step` steps; a measurement of the same model in the store is read instead."""
         self._begin()
         self._measure(step + self.offset, model)
 
     def dynamics(self) -> Dynamics:
-        """All that was recorded, in order, compared with the first model.
+        """All records in the order of their steps, compared with the model before training.
 
         Raises:
             ValueError: nothing was recorded.
         """
         self._begin()
         found = dict(self.stages)
+        # steps before an interruption were measured by another process, and are only in the store
         for entry in self._records():
             if entry.labels["name"] not in found:
                 found[str(entry.labels["name"])] = _stage_of(entry)
         return compare(sorted(found.values(), key=lambda stage: stage.step))
 
     def _begin(self) -> None:
+        """Measure the model before training, if that has not been done."""
         if not any(stage.step == 0 for stage in self.stages.values()):
             self._measure(0, self.model)
 
@@ -140,29 +145,29 @@ class Recorder:
         if self._store is None:
             self.stages[name] = measure()
         else:
-            what = _what(self._recording, Checkpoint(name, model).key(), name, step)
-            self.stages[name] = _kept(self._store, what, measure)
+            what = _description(self._recording, Checkpoint(name, model).key(), name, step)
+            self.stages[name] = _measured_once(self._store, what, measure)
 
     def _records(self) -> list[Entry]:
-        """What the store has of this very recording."""
+        """The store's measurements with the same first model, tasks, options and versions."""
         found = [] if self._store is None else self._store.entries(KIND)
         return [entry for entry in found if entry.what.get("recording") == self._recording]
 
 
 def _recording(first: Mapping[str, Any], tasks: Sequence[Task], options: TrackOptions) -> dict[str, Any]:
-    """What all measurements of one series have in common; the first weights, as distances are measured from them."""
+    """What all measurements of one series depend on: the first model, as distances start there, tasks and options."""
     hashes = [task.full_hash() for task in tasks]
     found = {"first": dict(first), "tasks": hashes, "options": plain_options(options), **versions()}
-    return json.loads(canonical(found))  # as a store has it, to be compared with what is there
+    return json.loads(canonical(found))  # lists in place of tuples, as descriptions read from a store have
 
 
-def _what(recording: Mapping[str, Any], model: Mapping[str, Any], name: str, step: int | None) -> dict[str, Any]:
-    """Everything that one measurement depends on."""
+def _description(recording: Mapping[str, Any], model: Mapping[str, Any], name: str, step: int | None) -> dict[str, Any]:
+    """The description in a store of one measurement: everything that it depends on."""
     return {"kind": KIND, "recording": dict(recording), "model": dict(model), "name": name, "step": step}
 
 
-def _kept(store: Store, what: Mapping[str, Any], measure: Callable[[], Stage]) -> Stage:
-    """The measurement in the store; where there is none, it is made and kept."""
+def _measured_once(store: Store, what: Mapping[str, Any], measure: Callable[[], Stage]) -> Stage:
+    """The measurement of this description in the store; where there is none, it is made and kept."""
     kept = store.read(what, _stage_of)
     if kept is not None:
         return kept
@@ -171,11 +176,12 @@ def _kept(store: Store, what: Mapping[str, Any], measure: Callable[[], Stage]) -
 
 
 def _stage_of(entry: Entry) -> Stage:
+    """The measurement that a store's result holds."""
     return Stage.load(entry.path(STAGE_FILE))
 
 
 def write_stage(stage: Stage, folder: Path) -> None:
-    """Put a measurement into the folder of a result: all of it, and a table of each task's means."""
+    """Write a measurement into the folder of a result: all of it as safetensors, and each task's means as a table."""
     stage.save(folder / STAGE_FILE)
     rows = [
         {"task": task, **{name: float(getattr(found, name).mean()) for name in ("accuracy", "prob", "logprob")}}

@@ -1,4 +1,4 @@
-"""Instruction and knowledge probability of every checkpoint of a series, each kept as soon as it is measured."""
+"""Instruction and knowledge probability in every checkpoint of a series; a store keeps the table of each."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,15 +25,17 @@ def probe_series(
     folder: str | Path | None = None,
     on_checkpoint: Callable[[Checkpoint], None] = lambda checkpoint: None,
 ) -> "dict[str, pd.DataFrame]":
-    """`probe` of every checkpoint, one model in memory at a time: tables by the checkpoint's name, for `decomposition`.
+    """`probe` every checkpoint of a series; returns the tables by the checkpoints' names, for `decomposition`.
+
+    One model is open at a time.
 
     Args:
-        folder: A store (`ivlens.common.store`) for the table of each checkpoint: the same call goes on where it
-            stopped, and opens no model whose table is there. None: nothing is kept.
-        on_checkpoint: Told of each checkpoint before it is measured.
+        folder: A store (`ivlens.common.store`) that keeps the table of each checkpoint as soon as it is made. The same
+            call goes on where it stopped, and opens no model whose table is there. None: nothing is kept.
+        on_checkpoint: Called with each checkpoint before it is measured.
 
     Raises:
-        ValueError: as `probe`; a checkpoint of another shape than the first; a folder with other things in it.
+        ValueError: as for `probe`; a checkpoint has another shape than the first; the folder holds other things.
     """
     options = options or ProbeOptions()
     store = None if folder is None else Store(folder)
@@ -42,6 +44,7 @@ def probe_series(
         on_checkpoint(checkpoint)
         first = found[series.first.name].attrs.get(SHAPE) if found else None
 
+        # the defaults keep this round's values; without them a function made in a loop uses the latest ones
         def measure(checkpoint: Checkpoint = checkpoint, first: str | None = first) -> "pd.DataFrame":
             model = checkpoint.open()
             check_same_shape(first, shape_of(model), f"checkpoint {checkpoint.name!r}")
@@ -56,10 +59,10 @@ def probe_series(
 
 
 def probed(model: Mapping[str, Any], tasks: Sequence[Task], options: ProbeOptions) -> dict[str, Any]:
-    """Everything that a table of `probe` depends on: its description in a store.
+    """The description in a store of a table of `probe`: everything that the table depends on.
 
     Args:
-        model: What tells the model apart (`Checkpoint.key`).
+        model: What tells this model from others (`Checkpoint.key`).
     """
     hashes = [task.full_hash() for task in tasks]
     return {"kind": "probe", "model": dict(model), "tasks": hashes, "options": plain_options(options), **versions()}

@@ -1,4 +1,4 @@
-"""Results on disk: by the key of their content, written whole, checked when read, one table."""
+"""A store keeps results on disk: found by what they were made from, written whole, checked whenever they are read."""
 
 from ivlens.common.store.care import collect_garbage, export, verify
 from ivlens.common.store.entries import DamagedEntry, Entry

@@ -1,4 +1,4 @@
-"""Looking after a store: what is damaged, what can go."""
+"""Care of a store: find and remove what is damaged or left over, and export all results as one table."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from ivlens.common.version import __version__
 
 
 def verify(store: Store) -> tuple[int, list[Finding]]:
-    """How many results are whole, and everything that is not. Nothing is changed."""
+    """The number of whole results, and a finding for everything damaged or left over. Nothing is changed."""
     whole, findings = 0, []
     for place in store.places():
         try:
@@ -30,12 +30,15 @@ def verify(store: Store) -> tuple[int, list[Finding]]:
 
 
 def collect_garbage(store: Store, *, other_versions: bool = False, dry_run: bool = False) -> list[Finding]:
-    """Remove what no one will read any more, and say what that was.
+    """Remove damaged results, leftovers of killed processes and free locks; returns a finding for each of them.
 
-    That is: results that are damaged, what killed processes left in `scratch/`, locks that no one holds; with
-    `other_versions` also results of other versions of ivlens, which no sweep of this one asks for. Never the state of
-    unfinished trainings, nor the tracebacks of cells that failed.
+    The states of unfinished trainings and the tracebacks of failed cells always stay.
+
+    Args:
+        other_versions: Also remove the results of other versions of ivlens, which this version never asks for.
+        dry_run: Return the findings, and remove nothing.
     """
+    # a link inside the store may lead to a folder outside of it, where nothing is removed
     found = [finding for finding in verify(store)[1] if is_inside(finding.path, store.folder)]
     found += [Finding("lock", place, 0) for place in _inside(store.folder / "locks") if _is_free(place)]
     if other_versions:
@@ -51,12 +54,12 @@ def collect_garbage(store: Store, *, other_versions: bool = False, dry_run: bool
 
 
 def is_inside(path: Path, folder: Path) -> bool:
-    """Whether a path lies in a folder, by its real place and not by its name."""
+    """Whether a path really lies in a folder, after all links on the way to it are followed."""
     return path.parent.resolve().is_relative_to(folder.resolve())
 
 
 def remove(path: Path) -> None:
-    """A file, a folder with all that is in it, or a link (and not what it leads to)."""
+    """Remove a file, a folder with all its content, or a link; what the link leads to stays."""
     if path.is_symlink() or not path.is_dir():
         path.unlink(missing_ok=True)
     else:
@@ -64,17 +67,19 @@ def remove(path: Path) -> None:
 
 
 def _inside(folder: Path) -> list[Path]:
+    """Everything directly in a folder, sorted; nothing for a link, as its target is not the store's."""
     return sorted(folder.iterdir()) if folder.is_dir() and not folder.is_symlink() else []
 
 
 def _abandoned(store: Store) -> Iterator[Path]:
+    """Scratch folders whose processes have ended."""
     for place in _inside(store.folder / "scratch"):
         if _is_free(place):
             yield place
 
 
 def _is_free(folder: Path) -> bool:
-    """Whether no process holds it: the system takes a lock back when its owner dies."""
+    """Whether no process holds the lock of a folder; the system releases a lock when its process ends."""
     if not folder.is_dir() or folder.is_symlink() or not (folder / LOCK).is_file():
         return True
     try:
@@ -85,6 +90,7 @@ def _is_free(folder: Path) -> bool:
 
 
 def _size(place: Path) -> int:
+    """Bytes of a file, or of all files in a folder."""
     if place.is_symlink() or not place.is_dir():
         return place.lstat().st_size
     inner = (Path(top) / name for top, _, names in os.walk(place) for name in names)
@@ -92,16 +98,21 @@ def _size(place: Path) -> int:
 
 
 def export(store: Store, path: Path, kind: str | None = None) -> int:
-    """Write all rows as one table (.parquet, .csv or .json, a list of records); the number of rows.
+    """Write the rows of all results into one table, and return their number.
+
+    Args:
+        path: The file to write: .parquet, .csv, or .json (a list of records).
+        kind: Only results of this kind; None: all.
 
     Raises:
-        ValueError: another suffix, or no results.
+        ValueError: the path has another suffix, or there are no results.
     """
     from ivlens.common.files import write_whole
 
     writers = {
         ".parquet": lambda frame, partial: frame.to_parquet(partial, index=False),
         ".csv": lambda frame, partial: frame.to_csv(partial, index=False),
+        # through pandas' own JSON, which turns NaN and numpy's types into plain JSON, and back for the line breaks
         ".json": lambda frame, partial: partial.write_text(
             json.dumps(json.loads(frame.to_json(orient="records")), indent=1), encoding="utf-8"
         ),

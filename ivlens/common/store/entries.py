@@ -1,4 +1,4 @@
-"""One result on disk: a folder of files and a manifest with their checksums, whole or not served."""
+"""One result on disk: a folder of files, and a manifest with the checksum of each; read only if all of them fit."""
 
 import json
 import os
@@ -23,29 +23,30 @@ if TYPE_CHECKING:
 
 FORMAT = "ivlens.common.store/1"
 MANIFEST, TABLE = "manifest.json", "table.parquet"
-_MAX_MANIFEST = 2**24  # bytes; a real one has some thousands
+_MAX_MANIFEST = 2**24  # bytes; a real manifest has some thousands
 
-# what the labels of a result only name
+# parts of a description that say what a name in the labels stood for: two results that differ only in these have the
+# same labels, and only one of them can stand in a table
 _NAMED = {"model", "task", "others", "bank", "format", "ivlens", "torch", "transformers"}
 
 Scalar = str | int | float | bool | None
 
 
 class DamagedEntry(ValueError):
-    """A result that is not whole: cut off, changed, or no result at all."""
+    """The files of a result are not what was written: cut off, changed, missing, or not a result at all."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A whole result.
+    """A whole result in a store.
 
     Attributes:
         folder: Where its files are.
-        key: `content_key(what)`.
-        what: Everything the result depends on.
-        labels: What people call it, one value for each column of the store's table.
-        files: Name, checksum and size of each file.
-        made: When, where and in how many seconds it was made; not part of what it is.
+        key: The key of its description: `content_key(what)`.
+        what: Its description: everything that the result depends on.
+        labels: Names for people, such as model and task: each is a column of the store's table.
+        files: Checksum and size (bytes) of each file, by name.
+        made: When, where and in how many seconds it was made. The key does not depend on these.
     """
 
     folder: Path
@@ -57,41 +58,41 @@ class Entry:
 
     @property
     def kind(self) -> str:
-        """What sort of result it is."""
+        """The kind of the result, such as `effects`; empty where its description names none."""
         return str(self.what.get("kind", ""))
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hex) of all files: equal where two results are the same to the byte."""
+        """SHA-256 (hex) of all checksums: equal if and only if two results have the same files, byte for byte."""
         return sha256(canonical(self.files).encode()).hexdigest()
 
     @property
     def n_bytes(self) -> int:
-        """Size of all files."""
+        """Size of all files together, in bytes."""
         return sum(size for _, size in self.files.values())
 
     def path(self, name: str) -> Path:
-        """One of its files.
+        """The path of one of the result's files.
 
         Raises:
-            ValueError: it has no such file.
+            ValueError: the result has no such file.
         """
         if name not in self.files:
             raise ValueError(f"entry {self.key:.12} has no {name!r}, expected one of {', '.join(self.files)}.")
         return self.folder / name
 
     def table(self) -> "pd.DataFrame":
-        """Its rows.
+        """The table of the result, with today's names of measures.
 
         Raises:
-            DamagedEntry: the table is no table.
+            DamagedEntry: the file is no parquet table.
         """
         import pandas as pd
 
         try:
             check_parquet(self.path(TABLE))
             return renamed(pd.read_parquet(self.path(TABLE)))
-        except Exception as error:  # Arrow's and the system's own, in great variety
+        except Exception as error:  # Arrow raises errors of many kinds
             pass_on_shortage(error)
             raise DamagedEntry(f"{self.folder}: {TABLE} cannot be read ({one_line(error, 200)})") from None
 
@@ -99,11 +100,11 @@ class Entry:
 def write_entry(
     folder: Path, what: Mapping[str, Any], labels: Mapping[str, Scalar], fill: Callable[[Path], object]
 ) -> Entry:
-    """Let `fill` put files into the new folder, and list them in a manifest; all of it is on the disk at the end.
+    """Make a folder, let `fill` put the files of a result into it, and add their manifest; all is flushed to the disk.
 
     Raises:
-        ValueError: no table among the files, or a description that JSON cannot hold.
-        OSError: the disk.
+        ValueError: there is no table among the files, or the description holds what JSON cannot.
+        OSError: the disk is full, read-only or broken.
     """
     folder.mkdir()
     started = time.perf_counter()
@@ -116,8 +117,9 @@ def write_entry(
     listed = {name: list(facts) for name, facts in files.items()}
     about = {"format": FORMAT, "ivlens": __version__, "what": what, "labels": labels, "files": listed}
     about["made"] = made
-    about["seal"] = _seal(about)
+    about["seal"] = _seal(about)  # the checksum of the manifest itself
     (folder / MANIFEST).write_text(json.dumps(about, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    # all of it reaches the disk before the caller renames the folder: after a power cut a result has all its files
     for name in (*files, MANIFEST):
         flush(folder / name)
     for inner in sorted({(folder / name).parent for name in files}):
@@ -126,10 +128,10 @@ def write_entry(
 
 
 def read_entry(folder: Path) -> Entry:
-    """A result, after every checksum has been compared.
+    """Read a result, comparing the checksum of every file.
 
     Raises:
-        DamagedEntry: it is not whole; the message says what is wrong.
+        DamagedEntry: the result is not whole; the message says what is wrong.
     """
     try:
         if folder.is_symlink() or not folder.is_dir():
@@ -142,12 +144,17 @@ def read_entry(folder: Path) -> Entry:
             if (folder / name).stat().st_size != size or _digest(folder / name) != (checksum, size):
                 raise DamagedEntry(f"{folder}: the content of {name} is not what was written")
     except OSError as error:
-        pass_on_shortage(error)  # which says nothing of the result
+        pass_on_shortage(error)  # too little memory or too many open files do not make a result damaged
         raise DamagedEntry(f"{folder} cannot be read ({error.strerror or type(error).__name__})") from None
     return entry
 
 
 def _described(folder: Path) -> Entry:
+    """A result as its manifest describes it; the other files are not looked at yet.
+
+    Raises:
+        DamagedEntry: there is no manifest, or it is not what was written.
+    """
     try:
         text = read_small(folder / MANIFEST, _MAX_MANIFEST)
     except OSError:
@@ -165,6 +172,7 @@ def _described(folder: Path) -> Entry:
         raise DamagedEntry(f"{folder}: its manifest is damaged ({type(error).__name__})") from None
     if not all(isinstance(value, Scalar) for value in labels.values()):
         raise DamagedEntry(f"{folder}: its labels are no plain values")
+    # a result that was copied to another key must not be served as that key's result
     key = content_key(what)
     if folder.name != key:
         raise DamagedEntry(f"{folder} holds the result {key:.12}, not the one of its name")
@@ -172,6 +180,7 @@ def _described(folder: Path) -> Entry:
 
 
 def _plain_name(name: str) -> str:
+    """The name of a file, if it is a plain path inside of the result's folder; otherwise a `ValueError`."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or str(path) != name or not name or "\\" in name:
         raise ValueError("a file outside of the entry")
@@ -179,10 +188,10 @@ def _plain_name(name: str) -> str:
 
 
 def _names(folder: Path) -> list[str]:
-    """All files of a folder, sorted; a link is no file of it.
+    """Names of all files in a folder and its subfolders, sorted.
 
     Raises:
-        DamagedEntry: there is something else than files and folders.
+        DamagedEntry: the folder holds a link, a pipe or another thing that is neither a file nor a folder.
     """
     names = []
     for place, inner, files in os.walk(folder, followlinks=False):
@@ -195,18 +204,21 @@ def _names(folder: Path) -> list[str]:
 
 
 def _digest(path: Path) -> tuple[str, int]:
+    """SHA-256 (hex) and size of a file."""
     with open(path, "rb") as file:
         return file_digest(file, "sha256").hexdigest(), path.stat().st_size
 
 
 def _seal(about: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) of a manifest's content, without the seal itself."""
     return sha256(canonical(about).encode()).hexdigest()
 
 
 def latest_of_each(entries: Sequence[Entry]) -> list[Entry]:
-    """One result for each set of labels: the one asked for last, where others differ only in what the names stood for.
+    """Of results that only differ in what their labels' names stood for, the one that was asked for last.
 
-    The labels of a sweep name a model and a task; their weights, configuration or examples may have changed since.
+    The labels of a result name a model and a task. When the weights or examples behind such a name have changed, the
+    store has two results with the same labels, and a table should show one of them. All other results are returned.
     """
     latest: dict[str, Entry] = {}
     for entry in entries:
@@ -219,6 +231,7 @@ def latest_of_each(entries: Sequence[Entry]) -> list[Entry]:
 
 
 def _asked_at(entry: Entry) -> int:
+    """When a result was written or last asked for (`Store.ask_for`): the time of its folder, in ns."""
     try:
         return entry.folder.stat().st_mtime_ns
     except OSError:  # removed meanwhile
@@ -226,5 +239,5 @@ def _asked_at(entry: Entry) -> int:
 
 
 def is_key(name: str) -> bool:
-    """Whether a folder's name can be that of a result."""
+    """Whether a name has the form of a key, which is the name of every result's folder."""
     return KEY.fullmatch(name) is not None

@@ -1,4 +1,4 @@
-"""What a store says when the disk refuses to take a result."""
+"""The error of a store whose disk is full, read-only or broken."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,12 +8,12 @@ from ivlens.common.disk import DiskError, writing
 
 
 class StoreError(DiskError):
-    """The disk refuses: full, read-only, broken. Nothing can be kept until that is mended."""
+    """The disk is full, read-only or broken: no result can be kept until that is mended."""
 
 
 @contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
-    """Raise errors of the disk as `StoreError`, which ends a sweep; all other errors concern one result only."""
+    """In the body, raise errors of the disk as `StoreError`: it ends a sweep, any other error only costs one cell."""
     try:
         with writing(folder):
             yield

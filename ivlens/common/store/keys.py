@@ -1,4 +1,4 @@
-"""What a result is made of, as one key: the same content, the same key, on any machine."""
+"""The key of a result, made from everything that the result depends on; it is the same on any machine."""
 
 import json
 import re
@@ -14,20 +14,20 @@ KEY = re.compile(r"[0-9a-f]{64}")
 
 
 def versions() -> dict[str, str]:
-    """Versions of ivlens, torch and transformers, which every result depends on."""
+    """Versions of ivlens, torch and transformers: every result depends on them."""
     return {"ivlens": __version__, "torch": _version_of("torch"), "transformers": _version_of("transformers")}
 
 
 @lru_cache(maxsize=2)
 def _version_of(package: str) -> str:
-    return version(package)  # reads a file, and a sweep has thousands of cells
+    return version(package)  # cached, because it reads a file, and a sweep asks for every one of thousands of cells
 
 
 def canonical(value: Any) -> str:
-    """JSON that is the same text for the same content.
+    """A value as JSON text; equal values give the same text, whatever the order of their dicts.
 
     Raises:
-        ValueError: something that JSON cannot hold, NaN included.
+        ValueError: the value holds something that JSON cannot, NaN included.
     """
     try:
         return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -39,5 +39,5 @@ def canonical(value: Any) -> str:
 
 
 def content_key(what: Mapping[str, Any]) -> str:
-    """SHA-256 (hex) of everything that a result depends on."""
+    """SHA-256 (hex) of the description of a result, which names everything that the result depends on."""
     return sha256(canonical(what).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""`Store`: results by their content, on one disk, for any number of processes."""
+"""`Store` keeps results in a folder, each found by what it was made from; any number of processes may share one."""
 
 import errno
 import json
@@ -33,16 +33,16 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ivlens")
 
-MARK = "store.json"
-SURVEYS = "surveys"  # a store inside the store of a sweep: what is known of its models
-KEPT = "store"  # what commands call the store in the folder of their results
+MARK = "store.json"  # the file that makes a folder a store
+SURVEYS = "surveys"  # a second store inside the store of a sweep: facts about its models, which are no results
+KEPT = "store"  # name of the store in a command's --out folder
 _PARTS = ("entries", "failed", "work", "damaged", "scratch", "locks", SURVEYS)
 Fill = Callable[[Path], object]
 T = TypeVar("T")
 
 
 class Finding(NamedTuple):
-    """What `verify` or `gc` found at a place."""
+    """Something damaged or left over: what it is, where it lies, and its size."""
 
     what: str
     path: Path
@@ -50,18 +50,20 @@ class Finding(NamedTuple):
 
 
 def _holds_other_things(folder: Path) -> bool:
+    """Whether a folder holds anything but scratch folders of processes that are making a store there."""
     return folder.is_dir() and any(not path.name.startswith(UNFINISHED) for path in folder.iterdir())
 
 
 class Store:
-    """Results in a folder (made if need be).
+    """Results in a folder (made if need be), each found by its description: a dict of everything that it depends on.
 
-    Layout: `entries/ab/abcd…/` with a manifest each; `failed/` with tracebacks; `work/` with the state of unfinished
-    trainings; `damaged/` with what was set aside; `scratch/` and `locks/` for the moment of writing.
+    In the folder: `entries/ab/abcd…/`, each result with its manifest; `failed/`, tracebacks of results that could not
+    be made; `work/`, states of unfinished trainings; `damaged/`, results that were set aside; `scratch/`, results that
+    are being written; `locks/`, locks of results that are being made.
 
     Raises:
-        ValueError: a folder that holds something else.
-        OSError: a folder that cannot be written to.
+        ValueError: the folder holds other things, or is not a folder.
+        OSError: the folder cannot be written to.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -69,14 +71,14 @@ class Store:
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"store {str(folder)!r} is a file, expected a folder; name another one.")
         mark = self.folder / MARK
-        # another process may be making this store, or was killed over it: the mark is the first thing that is there
+        # asked twice: another process may make this store meanwhile, and writes the mark before anything else
         if not mark.exists() and _holds_other_things(self.folder) and not mark.exists():
             raise ValueError(
                 f"store {str(folder)!r} is a folder with other things in it, expected an empty one, or a store; name "
                 "another one."
             )
         linked = [name for name in _PARTS if (self.folder / name).is_symlink()]
-        if linked:  # results are moved and removed in them
+        if linked:  # results are moved and removed there, which must not happen outside of the store
             raise ValueError(
                 f"store {str(folder)!r} has a link for {linked[0]!r}, expected a folder of its own; put the whole "
                 "store where the link leads."
@@ -88,6 +90,7 @@ class Store:
         self._check_mark(mark)
 
     def _check_mark(self, mark: Path) -> None:
+        """Refuse a store in another format."""
         try:
             found = json.loads(read_small(mark, 1000))["format"]
         except (OSError, ValueError, TypeError, KeyError, RecursionError):
@@ -98,15 +101,15 @@ class Store:
     # --- one result --------------------------------------------------------------------------------------------------
 
     def place(self, key: str) -> Path:
-        """Where a result is, or would be."""
+        """The folder in which the result of a key is, or would be."""
         return self.folder / "entries" / key[:2] / key
 
     def find(self, what: Mapping[str, Any] | str) -> Entry | None:
-        """The result of a description or key. A damaged one is set aside, with a warning, and counts as absent."""
+        """The result of a description or key, or None. A damaged one is set aside, with a warning, as if absent."""
         folder = self.place(what if isinstance(what, str) else content_key(what))
         if not os.path.lexists(folder):
             return None
-        if folder.parent.is_symlink():  # what lies there is not the store's
+        if folder.parent.is_symlink():  # the results behind a link are not this store's
             self._set_aside(folder.parent)
             return None
         try:
@@ -117,9 +120,9 @@ class Store:
             return None
 
     def read(self, what: Mapping[str, Any] | str, read: Callable[[Entry], T]) -> T | None:
-        """What `read` makes of the result of a description or key; None where there is none.
+        """What `read` returns for the result of a description or key; None where there is no such result.
 
-        A result that `read` refuses with a `ValueError` is set aside, with a warning, and counts as absent.
+        A result for which `read` raises a `ValueError` is set aside, with a warning, and counts as absent.
         """
         found = self.find(what)
         if found is None:
@@ -134,25 +137,25 @@ class Store:
     def table(
         self, what: Mapping[str, Any], make: "Callable[[], pd.DataFrame]", labels: Mapping[str, Scalar] | None = None
     ) -> "pd.DataFrame":
-        """The table kept under a description; where there is none, the one that `make` makes, which is then kept."""
+        """The table of the result with this description; where there is none, `make` makes it, and it is kept."""
         kept = self.read(what, Entry.table)
         if kept is not None:
             return kept
         return self.obtain(what, lambda folder: make().to_parquet(folder / TABLE), labels).table()
 
     def put(self, what: Mapping[str, Any], fill: Fill, labels: Mapping[str, Scalar] | None = None) -> Entry:
-        """Let `fill` put the files of a result (`table.parquet` among them) into a scratch folder, and keep them.
+        """Keep a new result: `fill` puts its files, `table.parquet` among them, into the folder it is called with.
 
-        Where another process was quicker, its result is returned: one key, one result.
+        If another process has kept a result of the same key meanwhile, that one stays and is returned.
 
         Raises:
-            ValueError: no table, or a description that JSON cannot hold.
-            StoreError: the disk is full, or refuses; what was in the store is as it was.
+            ValueError: `fill` wrote no table, or the description holds what JSON cannot.
+            StoreError: the disk is full, read-only or broken; the results in the store stay whole.
         """
         key = content_key(what)
         with disk_errors(self.folder), self._scratch(key) as scratch:
             made = write_entry(scratch / key, what, labels or {}, fill)
-            while True:
+            while True:  # a second time where a damaged result stood at the place
                 found = self._move(made.folder, self.place(key))
                 if found is not None:
                     break
@@ -160,7 +163,7 @@ class Store:
         return found
 
     def obtain(self, what: Mapping[str, Any], fill: Fill, labels: Mapping[str, Scalar] | None = None) -> Entry:
-        """`find`, or else `put`, one process at a time: the others wait for its result."""
+        """The result of a description; where there is none, one process makes it by `put`, and others wait for it."""
         key = content_key(what)
         while True:
             found = self.find(key)
@@ -168,22 +171,22 @@ class Store:
                 return found
             try:
                 with self.alone(key):
-                    return self.find(key) or self.put(what, fill, labels)
+                    return self.find(key) or self.put(what, fill, labels)  # another process may have made it by now
             except BlockingIOError:
                 time.sleep(0.2)
 
     @contextmanager
     def alone(self, key: str) -> Iterator[None]:
-        """Keep other processes from making the same result.
+        """In the body, no other process makes the result of this key.
 
         Raises:
-            BlockingIOError: one of them is at it.
+            BlockingIOError: another process is making it.
         """
         with held(self.folder / "locks" / key, "a process that makes the same result"):
             yield
 
     def _move(self, new: Path, place: Path) -> Entry | None:
-        """The result at its place; None where a damaged one was in the way, and is no more."""
+        """The result at `place`: `new`, or one that was there before; None if a damaged one there was set aside."""
         place.parent.mkdir(parents=True, exist_ok=True)
         try:
             os.rename(new, place)
@@ -196,6 +199,7 @@ class Store:
 
     @contextmanager
     def _scratch(self, key: str) -> Iterator[Path]:
+        """A new scratch folder, removed after the body; its lock tells `collect_garbage` that it is in use."""
         folder = self.folder / "scratch" / f"{key[:12]}-{uuid.uuid4().hex[:12]}"
         with held(folder, "a process that writes a result"):
             try:
@@ -204,35 +208,37 @@ class Store:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _set_aside(self, folder: Path) -> None:
+        """Move a damaged result to `damaged/`, where a person can look at it."""
         target = self.folder / "damaged" / f"{folder.name:.64}-{uuid.uuid4().hex[:12]}"
         target.parent.mkdir(exist_ok=True)
         try:
             os.rename(folder, target)
         except FileNotFoundError:
-            return  # another process did it
+            return  # another process has moved it
 
     def remove(self, key: str) -> None:
-        """Remove a result that no longer says what is so."""
-        with self._scratch(key) as scratch, suppress(FileNotFoundError):  # another process did it
+        """Remove the result of a key, if there is one."""
+        # renamed first, so that no reader meets a result of which only some files are left
+        with self._scratch(key) as scratch, suppress(FileNotFoundError):
             os.rename(self.place(key), scratch / key)
 
     def clear(self) -> None:
-        """Remove the whole store, and its folder if nothing else lies in it."""
-        # the mark goes last: a store of which only a part is removed can still be opened, and cleared
+        """Remove all that the store holds, and its folder if nothing else lies in it."""
+        # the mark goes last: if the process is killed here, the rest can still be opened as a store, and cleared
         for name in _PARTS:
             shutil.rmtree(self.folder / name, ignore_errors=True)
         (self.folder / MARK).unlink(missing_ok=True)
-        with suppress(OSError):  # someone keeps other things in it
+        with suppress(OSError):  # the folder holds other things
             self.folder.rmdir()
 
-    # --- what went wrong, and what is under way ----------------------------------------------------------------------
+    # --- unfinished and failed results -------------------------------------------------------------------------------
 
     def work(self, key: str) -> Path:
-        """A folder for the state of an unfinished result, for a process that is `alone` with it."""
+        """The folder for the state of an unfinished result; only the process that holds its lock may use the folder."""
         return self.folder / "work" / key
 
     def fail(self, key: str, about: Mapping[str, Any]) -> Path:
-        """Write down why a result could not be made."""
+        """Write down why a result could not be made, and return the path of that file."""
         text = json.dumps(about, indent=1, default=str)
         with disk_errors(self.folder):
             return write_whole(
@@ -240,51 +246,51 @@ class Store:
             )
 
     def failures(self) -> dict[str, dict[str, Any]]:
-        """What could not be made, by key."""
+        """What was written down about each result that could not be made, by key."""
         found = {}
         for path in sorted((self.folder / "failed").glob("*.json")):
             try:
                 about = json.loads(read_small(path))
             except (OSError, ValueError, RecursionError):
-                about = {}
+                about = {}  # a damaged note: the failure is still listed, without its reason
             found[path.stem] = about if isinstance(about, dict) else {}
         return found
 
     def forgive(self, key: str) -> None:
-        """The result is there: its failure and the state of its making are of no more use."""
+        """Remove the failure and the unfinished state of a result that is there by now."""
         (self.folder / "failed" / f"{key}.json").unlink(missing_ok=True)
         shutil.rmtree(self.work(key), ignore_errors=True)
 
     # --- all results -------------------------------------------------------------------------------------------------
 
     def places(self) -> list[Path]:
-        """Folders of all results, whole or not."""
+        """Folders of all results, damaged ones included, sorted."""
         return sorted(folder for folder in (self.folder / "entries").glob("*/*") if not folder.name.startswith("."))
 
     def entries(self, kind: str | None = None) -> list[Entry]:
-        """All whole results, in an order that depends on their content alone."""
+        """All whole results, or those of one kind, in an order that depends on their content alone."""
         found = [entry for place in self.places() if is_key(place.name) and (entry := self.find(place.name))]
         chosen = [entry for entry in found if kind in (None, entry.kind)]
         return sorted(chosen, key=lambda entry: (entry.kind, [*map(str, entry.labels.values())], entry.key))
 
     def ask_for(self, key: str) -> None:
-        """Note that a result is the one that its labels mean now: its model or task may have been another meanwhile."""
+        """Note that a result was asked for now; of several results with the same labels, `frame` shows the latest."""
         try:
             os.utime(self.place(key))
-        except OSError:  # a store that is only read
+        except OSError:  # a store on a read-only disk
             pass
 
     def frame(self, kind: str | None = None) -> "pd.DataFrame":
-        """The rows of all results as one table, each with the labels of its result before them.
+        """The rows of all results as one table, with the labels of its result before each row.
 
-        Where a model, a task or a package has changed under its name, the result that was asked for last counts.
+        Where the model, task or package behind a label has changed, only the result that was asked for last is shown.
         """
         import pandas as pd
 
         found = self.entries(kind)
         latest = latest_of_each(found)
         if len(latest) < len(found):
-            what = "of models, tasks or packages as they were before, and stand in no table"
+            what = "of models, tasks or packages that have changed since; no table shows them"
             logger.warning("store %s: %d results are %s.", self.folder, len(found) - len(latest), what)
         tables = []
         for entry in latest:

@@ -1,4 +1,4 @@
-"""The argument of the Instruction Vector paper on one model and one sequence of new tasks, with all controls."""
+"""The study: every claim of the Instruction Vector paper, measured on one model with all controls."""
 
 from ivlens.runs.study.claims import CLAIMS, Claim, claim_table
 from ivlens.runs.study.plan import EARLIER_TASKS, NEW_TASKS, StudyOptions

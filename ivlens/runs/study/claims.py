@@ -1,4 +1,7 @@
-"""The claims of the paper, each with its number, its margin (fixed before measuring) and a verdict."""
+"""The claims of the paper, and the table that gives each one a number, an interval and a verdict.
+
+Margins were fixed before anything was measured. See docs/method.md, 9 Guided fine-tuning, for the table of claims.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,28 +13,30 @@ from ivlens.common.intervals import grouped_interval, grouped_name
 from ivlens.runs.study.plan import CONTROL, PAPER, PLAIN, REHEARSAL
 
 SEEN, NOT_SEEN, UNDECIDED, NOT_TESTABLE = "seen in pocket", "not seen", "undecided", "not testable here"
-LEAD = 0.05  # accuracy by which a vector must lead the strongest kind of control
+LEAD = 0.05  # accuracy by which a vector must be better than the strongest kind of control
 NATS = 0.5  # log-odds by which one probability must fall further, or be kept better, than another
 COSINE = 0.9
 R2 = 0.5
-FORGOTTEN = 0.2  # accuracy that must be lost before "while performance falls" means anything
+FORGOTTEN = 0.2  # accuracy that must be lost before claims about forgetting can be tested
+# predictors that the similarity of the vector must beat
 RIVALS = ("step", "distance")
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim.
+    """One claim of the paper, and how it is tested.
 
     Attributes:
-        name: Short.
-        text: In words.
-        paper: The paper's number, as far as it is known.
-        parts: Quantities of the evidence that it is about; the verdict needs all of them beyond the margin.
-        margin: The border between seen and not seen; undecided is what has it inside its interval.
-        unit: Of the number.
-        beside: Quantities that are shown beside the number.
-        needs: Quantity and least value without which there is nothing to see.
-        command: That measures it alone, on models of one's own.
+        name: A short name.
+        text: The claim in words.
+        paper: The number in the paper, as far as it is known.
+        parts: Names of the quantities in the evidence that decide it; all of them must reach the margin.
+        margin: The claim is seen if a quantity's interval lies at or above this value, not seen if it lies below, and
+            undecided if it contains the value.
+        unit: Unit of the number and the margin.
+        beside: Names of quantities that are shown beside the number.
+        needs: A quantity and the least value that it must have; otherwise the claim cannot be tested.
+        command: The command that measures this claim alone, on the user's own models.
     """
 
     name: str
@@ -46,6 +51,7 @@ class Claim:
 
 
 def _beside(test: str, *more: str) -> tuple[str, ...]:
+    """Names of the accuracies that are shown beside the lead in a causal test."""
     return tuple(f"{test}_{what}" for what in (*more, "iv", "control", "best_draw"))
 
 
@@ -98,11 +104,12 @@ LARGE = "The same holds in models of 7B parameters."
 
 
 def claim_table(runs: Mapping[str, pd.DataFrame], predictors: pd.DataFrame) -> pd.DataFrame:
-    """One row for each claim: its number with an interval, and the verdict.
+    """A table with one row for each claim: its number with an interval, and the verdict.
 
     Args:
-        runs: `StudyResult.evidence` by run. Of one run the interval is over its tasks, of several over runs.
-        predictors: `ivlens.analysis.dynamics.predictors` of all runs.
+        runs: The evidence (`StudyResult.evidence`) of each run, by the run's name. With one run the interval is over
+            its tasks, with several it is over runs.
+        predictors: The table of `ivlens.analysis.dynamics.predictors` for all runs together.
 
     Returns:
         `claim`, `text`, `paper`, `value`, `low`, `high`, `interval` (its kind), `unit`, `margin`, `beside` (other
@@ -111,6 +118,7 @@ def claim_table(runs: Mapping[str, pd.DataFrame], predictors: pd.DataFrame) -> p
     values = {run: _quantities(table) for run, table in runs.items()}
     rows = [_row(claim, values) for claim in CLAIMS]
     fell = grouped_interval([list(found["accuracy_drop"].values()) for found in values.values()])[0]
+    # after the claims about forgetting and before those about guidance
     rows.insert(5, _prediction(predictors) | ({} if fell >= FORGOTTEN else {"verdict": NOT_TESTABLE}))
     rows.append(
         _plain_row("large", LARGE, "LLaMA2-7B, Llama3-8B, Mistral-7B", NOT_TESTABLE, "ivlens study --model NAME")
@@ -119,7 +127,7 @@ def claim_table(runs: Mapping[str, pd.DataFrame], predictors: pd.DataFrame) -> p
 
 
 def _quantities(table: pd.DataFrame) -> dict[str, dict[str, float]]:
-    """By quantity and task, with what is a difference of two."""
+    """The evidence of one run as numbers by quantity and task; adds the lead of the vector over a zero vector."""
     found: dict[str, dict[str, float]] = {}
     for row in table.to_dict("records"):
         found.setdefault(row["name"], {})[row["task"]] = row["value"]
@@ -130,6 +138,8 @@ def _quantities(table: pd.DataFrame) -> dict[str, dict[str, float]]:
 
 
 def _row(claim: Claim, values: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, Any]:
+    """The row of one claim."""
+
     def groups(name: str) -> list[list[float]]:
         return [list(found[name].values()) for found in values.values() if name in found]
 
@@ -137,12 +147,13 @@ def _row(claim: Claim, values: Mapping[str, Mapping[str, Mapping[str, float]]]) 
         return grouped_interval(groups(name))
 
     parts = {name: interval(name) for name in claim.parts}
-    # the weakest part is the claim's number: it needs all of them
+    # the smallest part is the number of the claim, which holds only if all parts do
     weakest = min(parts, key=lambda name: parts[name][0])
     mean, low, high = parts[weakest]
     verdict = _verdict(list(parts.values()), claim.margin)
-    if any(part[0] != part[0] for part in parts.values()):
+    if any(part[0] != part[0] for part in parts.values()):  # NaN: nothing was measured
         verdict = NOT_TESTABLE
+    # "not >=", so that NaN counts as too small
     if claim.needs is not None and not interval(claim.needs[0])[0] >= claim.needs[1]:
         verdict = NOT_TESTABLE
     shown = [*(claim.parts if len(claim.parts) > 1 else ()), *claim.beside]
@@ -156,12 +167,14 @@ def _row(claim: Claim, values: Mapping[str, Mapping[str, Mapping[str, float]]]) 
 
 
 def _verdict(parts: Sequence[tuple[float, float, float]], margin: float) -> str:
+    """Not seen if the interval of any part lies below the margin, seen if all lie at or above it, else undecided."""
     if any(high < margin for _, _, high in parts):
         return NOT_SEEN
     return SEEN if all(low >= margin for _, low, _ in parts) else UNDECIDED
 
 
 def _prediction(predictors: pd.DataFrame) -> dict[str, Any]:
+    """The row of the claim that similarity of the vector predicts performance."""
     found = {row["predictor"]: row for row in predictors.to_dict("records")}
     own = found["activation_cosine"]
     verdict = _verdict([(own["r2"], own["r2_lo"], own["r2_hi"])], R2)
@@ -174,6 +187,7 @@ def _prediction(predictors: pd.DataFrame) -> dict[str, Any]:
 
 
 def _plain_row(name: str, text: str, paper: str, verdict: str, command: str) -> dict[str, Any]:
+    """The row of a claim without numbers."""
     nan = float("nan")
     return {
         "claim": name, "text": text, "paper": paper, "value": nan, "low": nan, "high": nan, "interval": "", "unit": "",
@@ -182,7 +196,7 @@ def _plain_row(name: str, text: str, paper: str, verdict: str, command: str) -> 
 
 
 def interval_text(row: Mapping[str, Any]) -> str:
-    """A claim's number with its interval, the kind of that, and the unit."""
+    """The number of a claim as text, with its interval, the kind of interval and the unit."""
     if row["value"] != row["value"]:
         return "–"
     kind = f"; {row['interval']}" if row.get("interval") else ""
@@ -190,5 +204,5 @@ def interval_text(row: Mapping[str, Any]) -> str:
 
 
 def _two(value: float) -> str:
-    """Two decimals, and no "-0.00"."""
+    """A number with two decimals; never "-0.00"."""
     return f"{round(value, 2) + 0.0:.2f}"

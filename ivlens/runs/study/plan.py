@@ -1,4 +1,4 @@
-"""What a study trains, watches and asks."""
+"""The options of a study: its tasks, its trainings, and how everything is measured."""
 
 from dataclasses import dataclass, field
 
@@ -12,35 +12,38 @@ from ivlens.tuning.builder import find_guidance
 from ivlens.tuning.methods import new_method
 from ivlens.tuning.training.options import Decay, TuneOptions
 
-# known to the built-in model, and things to know: every one has clozes, so that both kinds of probability are defined
+# tasks that the built-in model knows. All have clozes, which knowledge probability needs
 EARLIER_TASKS = ("antonym", "english_french", "comparative", "country_capital", "present_past", "singular_plural")
-NEW_TASKS = ("middle_of_three", "second_letter")  # what the built-in model was not trained on
+NEW_TASKS = ("middle_of_three", "second_letter")  # tasks that the built-in model was not trained on
+# kinds of guidance: none, that of the paper, the same with a zero vector, and rehearsal of instructions
 PLAIN, PAPER, CONTROL, REHEARSAL = "none", "iv", "iv/zero_vector", "instructions_lighter"
 GUIDANCE = (PLAIN, PAPER, CONTROL, REHEARSAL)
 
 
 @dataclass(frozen=True)
 class StudyOptions:
-    """What a study does.
+    """Options of a study.
 
     Attributes:
-        model: Name or folder, as for `load_model`.
-        earlier: Tasks the model knows, by name or path: they are watched, taken apart, and kept by guidance.
-        new: Tasks it is trained on, one after the other.
-        guidance: Kinds of guidance (`ivlens.tuning.RECIPES`); the first is `none`, whose model is taken apart.
-        method: Of training.
-        steps: For each new task. After the default the built-in model has lost most of its accuracy on earlier tasks,
-            and keeps something to restore; after twice as many steps there is less.
-        lr, batch_size, decay, n_samples: Of each training.
-        n_records: Checkpoints that are measured during each new task.
-        n_prompts: Corrupted prompts of each task that effects are measured on.
-        n_judge_prompts: Test and select prompts of each earlier task in every judgement.
-        n_draws: Random vectors, and sets of random heads, beside every causal test.
-        k: Heads in a vector.
-        recipe: How prompts of all tasks are made, with the seed of all that is measured, and of the splits of earlier
-            tasks; new ones are divided as a suite divides them.
-        seed: Of the trainings: samples, their order, new adapters.
-        grid: Settings that every vector searches in the causal tests.
+        model: Name or folder of the model, as for `load_model`.
+        earlier: Tasks that the model knows, by name or path. They are measured during training, their forgetting is
+            taken apart, and guidance keeps them.
+        new: Tasks that the model is trained on, one after the other.
+        guidance: Names of guidance (`ivlens.tuning.RECIPES`). The first is `none`: only in this training are
+            vectors measured, and only its model has causal tests.
+        method: Name of the training method.
+        steps: Steps for each new task. After the default the built-in model has lost most of its accuracy on earlier
+            tasks, and something can still be restored; after twice as many steps less can.
+        lr, batch_size, decay, n_samples: As in `TuneOptions`, for each training.
+        n_records: Number of checkpoints that are measured during each new task.
+        n_prompts: Number of corrupted prompts of each task for the effects.
+        n_judge_prompts: At most so many prompts of each earlier task in every judgement.
+        n_draws: Number of random vectors, and of sets of random heads, beside every causal test.
+        k: Number of heads in a vector.
+        recipe: How prompts of all tasks are made. Its seed is that of everything that is measured, and of the splits of
+            earlier tasks; new tasks are divided as a suite divides them.
+        seed: Seed of the trainings: samples, their order, new adapters.
+        grid: The settings that are tried for every vector in the causal tests.
     """
 
     model: str = "pocket"
@@ -77,7 +80,7 @@ class StudyOptions:
             find_guidance(name)
         new_method(self.method)
         check_counts(self, n_prompts=1, n_judge_prompts=1, n_draws=1, k=1, n_samples=1, n_records=1)
-        _ = self.tune  # which checks its own, here and not after the first measurements
+        _ = self.tune  # which checks its options: an error comes here, and not after the first measurements
         if not 1 <= self.n_records <= self.steps:
             raise ValueError(
                 f"steps is {self.steps} and n_records {self.n_records}, expected no more records than steps, and 1 "
@@ -86,13 +89,13 @@ class StudyOptions:
 
     @property
     def tune(self) -> TuneOptions:
-        """Options of each training."""
+        """Options of each training, which is judged at its end."""
         names = ("lr", "steps", "batch_size", "decay", "n_samples", "seed")
         return TuneOptions(judge_every=self.steps, **{name: getattr(self, name) for name in names})
 
     @property
     def track(self) -> TrackOptions:
-        """Options of what is measured during training, on *select*."""
+        """Options of the measurements during training, on *select*."""
         return TrackOptions(self.n_prompts, self.k, n_judge_prompts=self.n_judge_prompts, recipe=self.recipe)
 
     @property

@@ -1,4 +1,4 @@
-"""What a study found: tables, the evidence for every claim, and the files that hold them."""
+"""The result of a study: its tables, the evidence for every claim, and how all of it is written."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,16 +23,20 @@ TABLES = ("evidence", "forgetting", "probes", "causal", "predictors", "new_score
 
 @dataclass(frozen=True, eq=False)
 class StudyResult:
-    """What a study found.
+    """The result of a study.
 
     Attributes:
-        dynamics: Vectors, heads and performance along the training without guidance, on *select*.
-        probes: Instruction and knowledge probability of every test example: `run` is `before` or a kind of guidance.
-        forgetting: `decomposition` of before and after the training without guidance.
-        causal: One row for each test, task and condition, on *test*.
-        predictors: What predicts performance along the training, one task left out in turn.
-        new_scores: Accuracy on each new task after each kind of guidance, on *test*.
-        evidence: One value for each claim's quantity and earlier task: `name`, `task`, `value`.
+        options: The options of the study.
+        model: The identity of the model before training.
+        dynamics: Vectors, heads and performance during the training without guidance, on *select*.
+        probes: Instruction and knowledge probability of every test example; the column `run` is `before` or a kind of
+            guidance.
+        forgetting: `decomposition` of the model before and after the training without guidance.
+        causal: One row for each causal test, task and condition, on *test*.
+        predictors: How well step, weight distance and similarities predict performance during training; each task is
+            predicted from the others.
+        new_scores: Accuracy on each new task after training with each kind of guidance, on *test*.
+        evidence: One number for each quantity and earlier task: `name`, `task`, `value`; see `evidence`.
         seconds: Wall time.
     """
 
@@ -48,7 +52,7 @@ class StudyResult:
     seconds: float
 
     def about(self) -> dict[str, Any]:
-        """Model, options and time, as plain values."""
+        """Model, options and time, as plain values for JSON."""
         return {"model": asdict(self.model), "options": plain_options(self.options), "seconds": round(self.seconds, 1)}
 
 
@@ -58,14 +62,16 @@ def evidence(
     tests: Sequence[CausalTest],
     guidance: Sequence[str],
 ) -> pd.DataFrame:
-    """For each quantity that a claim is about, its mean over prompts for every earlier task.
+    """The numbers that decide the claims: each quantity as a mean over prompts, for every earlier task.
 
-    - `instruction_drop`, `knowledge_drop` (of `seq_prob`), `excess` (log-odds, nats);
-    - `iv_cosine`, `accuracy_drop`: at the end of the training, on *select*;
-    - `<test>_baseline`, `<test>_iv`, `<test>_control`, `<test>_best_draw`, `<test>_clean`: accuracies on *test*;
-      `<test>_lead`: of the IV over the strongest kind of control; `reinjection_own_lead`: over the tuned model's own;
-    - `kept_<guidance>`: log-odds of the instruction probability less those after training without guidance;
-      `instruction_<guidance>`: the probability.
+    - `instruction_drop`, `knowledge_drop`: by how much the two probabilities (`seq_prob`) fall in the training without
+      guidance; `excess`: by how much more the instruction's log-odds fall, in nats.
+    - `iv_cosine`, `accuracy_drop`: at the end of that training, on *select*.
+    - `<test>_baseline`, `<test>_iv`, `<test>_control`, `<test>_best_draw`, `<test>_clean`: accuracies in a causal test,
+      on *test*; `<test>_lead`: accuracy with the IV minus that of the strongest kind of control;
+      `reinjection_own_lead`: minus that of the tuned model's own vector.
+    - `instruction_<guidance>`: instruction probability after training with this guidance; `kept_<guidance>`: its
+      log-odds minus those after training without guidance, in nats.
     """
     rows: list[dict[str, Any]] = []
 
@@ -77,7 +83,7 @@ def evidence(
         lost = {kind: (before, after[PLAIN][task][kind]) for kind, before in kinds.items()}
         for kind, (before, now) in lost.items():
             add(f"{kind}_drop", task, before - now)
-        if len(lost) == 2:
+        if len(lost) == 2:  # a task without clozes has no knowledge probability
             (one, other) = (log_odds(lost[kind][0]) - log_odds(lost[kind][1]) for kind in ("instruction", "knowledge"))
             add("excess", task, one - other)
         for name in guidance:
@@ -93,13 +99,13 @@ def evidence(
         for what in ("clean", "baseline", "iv", "control", "best_draw"):
             add(f"{test.test}_{what}", test.task, test.accuracy(what))
         add(f"{test.test}_lead", test.task, test.accuracy("iv") - test.accuracy("control"))
-        if "own" in test.conditions:
+        if "own" in test.conditions:  # in re-injection alone
             add(f"{test.test}_own_lead", test.task, test.accuracy("iv") - test.accuracy("own"))
     return pd.DataFrame(rows)
 
 
 def _by_task(table: pd.DataFrame) -> dict[str, dict[str, np.ndarray]]:
-    """`seq_prob` of every example, by task and kind; examples are in one order in all tables."""
+    """`seq_prob` of every example by task and kind, in the order of the table, which is the same in all tables."""
     found: dict[str, dict[str, list[float]]] = {}
     for row in table.to_dict("records"):
         found.setdefault(row["task"], {}).setdefault(row["kind"], []).append(row["seq_prob"])
@@ -107,12 +113,12 @@ def _by_task(table: pd.DataFrame) -> dict[str, dict[str, np.ndarray]]:
 
 
 def write_study(result: StudyResult, folder: str | Path, *, also: Callable[[Path], object] | None = None) -> list[Path]:
-    """Write all tables as parquet, and the first and last stage as safetensors; the paths.
+    """Write all tables as parquet, and the first and last stage as safetensors; returns the paths.
 
-    What `run_study` kept in the folder for going on is removed.
+    The store of `run_study` in the folder, which an interrupted study would go on from, is removed.
 
     Args:
-        also: Called with the folder that is being filled, to add files of its own (the page).
+        also: Called with a scratch folder, to add more files (the page); they are written together with the others.
 
     Raises:
         OSError: the folder cannot be made or written to.
@@ -128,6 +134,7 @@ def write_study(result: StudyResult, folder: str | Path, *, also: Callable[[Path
         if also is not None:
             also(scratch)
         files = sorted(path.relative_to(scratch) for path in scratch.rglob("*") if path.is_file())
+    # only now that the result is whole
     if (root / KEPT / MARK).is_file():
         Store(root / KEPT).clear()
     return [root / file for file in files]

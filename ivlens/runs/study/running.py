@@ -1,4 +1,4 @@
-"""`run_study`: train, watch, take apart, intervene, train again with guidance."""
+"""`run_study` measures every claim: training, forgetting, causal tests, and training again with guidance."""
 
 import time
 from collections.abc import Callable
@@ -42,21 +42,22 @@ def run_study(
     folder: str | Path | None = None,
     say: Say = lambda text: None,
 ) -> StudyResult:
-    """The whole argument on one model and one sequence of new tasks.
+    """Measure every claim of the paper on one model and one sequence of new tasks.
 
-    1. Train on the new tasks, without guidance; measure vectors, heads, performance of the earlier ones on the way.
-    2. Take apart what was forgotten: instruction or knowledge.
-    3. Causal tests between the first model and the last: write, read, re-injection, subtraction of the new task.
-    4. Train again with each kind of guidance, and see what that keeps.
+    1. Train on the new tasks without guidance; on the way measure vectors, heads and performance of the earlier tasks.
+    2. Measure what was forgotten: the instruction or the knowledge.
+    3. Run the causal tests between the first model and the last one: write, read, re-injection, and subtraction of the
+       new task's vector.
+    4. Train again with each kind of guidance, and measure what it keeps.
 
     Args:
-        model: One that is open already; None: `options.model` is loaded.
-        folder: Trainings and measurements are kept in a store in it until `write_study` has written the result there:
-            an interrupted study of the same model and options goes on from them. None: nowhere.
-        say: Told what is being done.
+        model: A model that is open; None: `options.model` is loaded.
+        folder: A store in this folder keeps trainings and measurements until `write_study` has written the result
+            there. An interrupted study of the same model and options goes on from them. None: nothing is kept.
+        say: Called with one line of text when a part of the work begins.
 
     Raises:
-        ValueError: tasks that are unknown or cannot be measured, an option that does not suit the model.
+        ValueError: a task is unknown or cannot be measured, or an option does not suit the model.
     """
     start = time.perf_counter()
     options = options or StudyOptions()
@@ -64,7 +65,7 @@ def run_study(
     store = None if folder is None else Store(path_of(folder, "folder") / KEPT)
     earlier = tasks_of("earlier", map(load_task, options.earlier))
     new_tasks = tasks_of("new", _new_tasks(options))
-    tasks_of("new", new_tasks, beside=earlier)  # results are told apart by name
+    tasks_of("new", new_tasks, beside=earlier)  # no two tasks of one name: tables tell tasks apart by it
     run = _Run(first, list(earlier), list(new_tasks), options, store)
     say("the model before training")
     recorder = Recorder(first, run.earlier, options.track, folder=None if store is None else store.folder)
@@ -96,12 +97,12 @@ def run_study(
 
 
 def _after_the_start(tasks: pd.DataFrame) -> pd.DataFrame:
-    """Without the first model, which is at cosine 1 and full performance by construction."""
+    """Rows of all checkpoints but the first model, which has cosine 1 and full performance by construction."""
     return tasks.loc[tasks["step"].to_numpy() > 0]
 
 
 def _new_tasks(options: StudyOptions) -> list[Task]:
-    """The pocket suite's tasks have more to train on than the bank's; others are what `load_task` opens."""
+    """The new tasks; those of the pocket suite come from it, as it has more training inputs than the bank."""
     suite = {task.name for task in load_suite("pocket").tasks}
     drilled = {
         task.name: task for task in load_suite("pocket", order=[n for n in options.new if n in suite] or 0).tasks
@@ -111,7 +112,7 @@ def _new_tasks(options: StudyOptions) -> list[Task]:
 
 @dataclass
 class _Run:
-    """One model, led through the new tasks as often as there are kinds of guidance."""
+    """Trains and measures one model: a training on all new tasks for each kind of guidance."""
 
     model: TransformerBridge
     earlier: list[Task]
@@ -120,7 +121,7 @@ class _Run:
     store: Store | None
 
     def probed(self, model: TransformerBridge) -> pd.DataFrame:
-        """Instruction and knowledge probability of the earlier tasks in a model."""
+        """Instruction and knowledge probability of the earlier tasks in a model, from the store if they are there."""
         asked = self.options.probe
         if self.store is None:
             return probe(model, self.earlier, asked)
@@ -128,7 +129,10 @@ class _Run:
         return self.store.table(what, lambda: probe(model, self.earlier, asked))
 
     def _state(self, name: str, number: int) -> Path | None:
-        """Where the training on a new task keeps its state; it depends on all that was trained before it."""
+        """The folder for the state of the training on one new task; None without a store.
+
+        Its key has all options, as the training depends on all trainings before it.
+        """
         if self.store is None:
             return None
         what = {"kind": "study", "model": model_identity(self.model).key, "options": plain_options(self.options)}
@@ -137,11 +141,11 @@ class _Run:
     def train(
         self, name: str, recorder: Recorder | None, say: Say
     ) -> tuple[TransformerBridge, dict[str, dict[str, float]]]:
-        """The model after all new tasks, and its accuracy on each of them on *test*."""
+        """Train on all new tasks with one guidance; returns the model, and its accuracy on each new task on *test*."""
         options = self.options
         learner = Learner(self.model, options.method)
-        every = max(1, options.steps // options.n_records)
-        effects: dict[str, HeadEffects] = {}
+        every = max(1, options.steps // options.n_records)  # steps between two records
+        effects: dict[str, HeadEffects] = {}  # of earlier tasks, measured once and used for all new tasks
         for number, task in enumerate(self.new):
             say(f"training on {task.name}, guidance {name}")
             guidance = None
@@ -162,11 +166,12 @@ class _Run:
             if recorder is not None:
                 recorder.offset = number * options.steps
 
-            def look(row: dict[str, float | int]) -> None:
+            # the recorder opens the model as a bridge, which is slow, so only at steps that it records
+            def record(row: dict[str, float | int]) -> None:
                 if recorder is not None and int(row["step"]) % every == 0:
                     recorder(int(row["step"]), learner.bridge())
 
-            learner.learn(data, options.tune, guidance, on_step=look, folder=self._state(name, number))
+            learner.learn(data, options.tune, guidance, on_step=record, folder=self._state(name, number))
         asked = [(for_training(task), split_examples(task, "test")) for task in self.new]
         exam = make_exam(self.model, asked, recipe=options.recipe, n_prompts=64, seed=options.recipe.seed)
         return learner.bridge(), {name: exam.sit(learner.trained)}

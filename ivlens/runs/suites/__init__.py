@@ -1,4 +1,4 @@
-"""Benchmarks of continual learning: the suites of tasks, how answers are scored, what a whole sequence comes to."""
+"""Benchmarks of continual learning: suites of tasks, scores of answers, and what training on a sequence forgets."""
 
 from ivlens.runs.suites.cells import BenchOptions, run_cell
 from ivlens.runs.suites.drills import drilled

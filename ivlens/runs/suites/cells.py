@@ -1,4 +1,4 @@
-"""One cell of a benchmark: a model led through a suite's tasks by one method, one kind of guidance, one seed."""
+"""Run one cell of a benchmark: train a model on a suite's tasks in turn, and judge it before and after each."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -26,20 +26,20 @@ from ivlens.tuning.training.options import TuneOptions
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """What all cells have in common.
+    """Options that all cells of a benchmark share.
 
     Attributes:
-        tune: How each task is trained, on how many samples (None: one for every training input), `patience` on *select*
-            included; and how many prompts of it each judgement has. Its seed is that of each cell.
-        target: A task's training ends as soon as its score on *select* reaches this; None: after all steps. With
-            `patience`, which only begins there, it goes on instead, and of the judgements at this score or above, the
-            one with the highest score on old tasks is kept: methods are compared at one score on the new task, each
-            where it forgets least.
-        n_general: Prompts of each general task.
-        n_earlier: General tasks whose heads guidance keeps.
-        few_shots: Demonstrations in the prompts for IP; 0 leaves IP out.
-        recipe: How prompts are made, and the seed of those that judge. A task without an instruction is told by
-            demonstrations. How a suite divides its examples, no seed changes.
+        tune: How each task is trained; `n_prompts` is the number of its prompts in every judgement. The seed in it is
+            replaced by the cell's.
+        target: A score on *select*. Without `patience` in `tune`, a task's training ends as soon as its score reaches
+            the target. With `patience` the training goes on, and among the judgements at or above the target the one
+            with the highest score on old tasks is kept: so methods are compared at one score on the new task, each
+            where it forgets least. None: a training takes all its steps, or ends by `patience` alone.
+        n_general: Number of prompts of each general task.
+        n_earlier: Number of general tasks that guidance keeps.
+        few_shots: Number of demonstrations in the prompts for IP; with 0 IP is not measured.
+        recipe: How prompts are made; its seed draws the prompts of judgements. A task without an instruction is asked
+            with demonstrations. No seed changes how a suite divides its examples.
     """
 
     tune: TuneOptions = field(default_factory=lambda: TuneOptions(n_samples=400, n_prompts=64))
@@ -54,11 +54,11 @@ class BenchOptions:
 
     @property
     def few_shot_recipe(self) -> PromptRecipe:
-        """How prompts for IP are made: demonstrations alone."""
+        """How prompts for IP are made: with demonstrations alone, and no instruction."""
         return replace(self.recipe, instruction=None, n_shots=self.few_shots)
 
     def ends_at(self, new: float) -> bool:
-        """Whether a score on the new task ends its training."""
+        """Whether this score on the new task ends its training."""
         return self.target is not None and self.tune.patience is None and bool(new >= self.target)
 
 
@@ -71,17 +71,20 @@ def run_cell(
     effects: dict[str, HeadEffects] | None = None,
     on_step: Callable[[Row], None] = lambda row: None,
 ) -> CellResult:
-    """Train on every task of the suite in turn, and judge after each.
+    """Train a copy of the model on every task of the suite in turn, and judge all tasks before and after each.
+
+    See docs/method.md, 10 Sequences of tasks.
 
     Args:
-        effects: Of general tasks in `model` with the cell's seed, by name; those that are missing are measured where
-            guidance needs them, and added.
+        effects: Effects of general tasks in `model`, measured with the cell's seed, by the tasks' names. If guidance
+            needs others, they are measured and added to this dict.
+        on_step: Called with the log's row after every training step.
 
     Raises:
         ValueError: a method, guidance or option that does not exist or does not suit the model.
     """
     options = options or BenchOptions()
-    find_guidance(cell.guidance)
+    find_guidance(cell.guidance)  # a wrong name is an error before anything is measured
     started = time.perf_counter()
     run = _Run(model, suite, cell, options, {} if effects is None else effects)
     scores, gp, ip = [run.scores()], [run.gp()], [run.ip()]
@@ -91,14 +94,14 @@ def run_cell(
         scores.append(run.scores())
     gp.append(run.gp())
     ip.append(run.ip())
-    kept_gp, kept_ip = (rows if all(rows) else [] for rows in (gp, ip))
+    kept_gp, kept_ip = (rows if all(rows) else [] for rows in (gp, ip))  # empty dicts where nothing was asked
     names = tuple(task.name for task in suite.tasks)
     rows = [[row[name] for name in names] for row in scores]
     return CellResult(cell, names, rows, kept_gp, kept_ip, curves, time.perf_counter() - started)
 
 
 class _Run:
-    """A cell on its way."""
+    """A cell that is being run: its learner, its judges and the effects that were measured so far."""
 
     def __init__(
         self,
@@ -117,16 +120,19 @@ class _Run:
         self._effects, self._own_effects = effects, dict[str, HeadEffects]()
 
     def scores(self) -> dict[str, float]:
+        """Scores of all tasks of the suite on *test*, by name."""
         return self._test.scores(self._learner)
 
     def gp(self) -> dict[str, float]:
+        """Scores of the general tasks without demonstrations."""
         return self._general.scores(self._learner) if self._suite.general else {}
 
     def ip(self) -> dict[str, float]:
+        """Scores of the general tasks with demonstrations alone."""
         return self._few_shot.scores(self._learner) if self._suite.general and self._options.few_shots else {}
 
     def learn(self, number: int, task: Task, on_step: Callable[[Row], None]) -> list[Row]:
-        """Train on one task; the judged rows of its log."""
+        """Train on one task, and return the judged rows of the log."""
         options, cell = self._options, self._cell
         tune = replace(options.tune, seed=cell.seed, lr=options.tune.lr if cell.lr is None else cell.lr)
         own = for_training(task)
@@ -146,7 +152,7 @@ class _Run:
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
     def _judge(self, number: int, task: Task) -> Callable[[nn.Module], dict[str, float]]:
-        """Scores on *select* by the suite's metrics, of the new task and of all that came before it."""
+        """A function that gives mean scores on *select*: `new` of the task, `old` of general and earlier tasks."""
         earlier = [*self._suite.tasks[:number], *self._suite.general]
         options = self._options
         ask = {
@@ -156,15 +162,16 @@ class _Run:
 
         def judge(plain: nn.Module) -> dict[str, float]:
             scores = {name: scorer.scores(self._learner) for name, scorer in ask.items()}
+            # no general tasks and no earlier ones: nothing to forget
             row = {name: mean_score(found) if found else float("nan") for name, found in scores.items()}
             return row if options.target is None else row | {"merit": _merit(row, options.target)}
 
         return judge
 
     def _guidance(self, number: int, task: Task) -> Guidance | None:
-        """From the model as it is now; it keeps some general tasks, and all that were learned so far.
+        """Guidance by the model as it is now, which keeps `n_earlier` general tasks and all tasks learned so far.
 
-        Each of these counts for as much as half of the general ones together.
+        Each learned task counts as much as half of these general tasks together.
         """
         plan, _ = find_guidance(self._cell.guidance)
         if plan is None:
@@ -172,9 +179,12 @@ class _Run:
         recipe = replace(self._options.recipe, seed=self._cell.seed)  # effects on other prompts in every cell
         before = self._learner.bridge()
         general, n = self._suite.general, self._options.n_earlier
+        # spread over the list, in which similar tasks may stand side by side
         general = [for_training(one) for one in general[:: max(1, len(general) // n)][:n]]
         own = [for_training(one) for one in self._suite.tasks[:number]]
-        if any(term.needs_heads for term in plan.terms):  # measured once: in the first model, or when just learned
+        # effects of a task are measured once, in the model that knows it best: of a general task in the first model, of
+        # a learned one right after its training
+        if any(term.needs_heads for term in plan.terms):
             for known, tasks in ((self._effects, general), (self._own_effects, own)):
                 missing = [one for one in tasks if one.name not in known]
                 known |= {one.name: head_effects(before, one, recipe=recipe) for one in missing}
@@ -183,7 +193,7 @@ class _Run:
             before,
             for_training(task),
             recipe=recipe,
-            earlier=general + own * max(1, len(general) // 2),
+            earlier=general + own * max(1, len(general) // 2),  # listed several times: each entry counts the same
             examples=split_examples(task, "train"),
             effects=self._effects | self._own_effects,
             seed=self._cell.seed,
@@ -191,5 +201,9 @@ class _Run:
 
 
 def _merit(row: Mapping[str, float], target: float) -> float:
-    """The score on old tasks where that on the new one is at the target; else below 0, by what is missing."""
+    """How good a judged state is: the score on old tasks if the new task has reached the target, else less than 0.
+
+    Below the target it is minus the missing score, so that among such states the one nearest to the target is best.
+    """
+    # a score unlike itself is NaN: there are no old tasks, and all states at the target are equally good
     return row["new"] - target if row["new"] < target else row["old"] if row["old"] == row["old"] else 0.0

@@ -1,4 +1,4 @@
-"""The results of a benchmark's cells in a store: what each depends on, how it is written and read."""
+"""Results of a benchmark's cells in a store: everything that each depends on, and how it is written and read."""
 
 import json
 from dataclasses import asdict
@@ -17,11 +17,11 @@ from ivlens.tuning.builder import find_guidance
 from ivlens.tuning.methods import new_method
 
 KIND, RESULT_FILE = "sequences", "result.json"
-_LARGEST_CELL = 2**26  # bytes
+_LARGEST_CELL = 2**26  # bytes of a result's JSON; a larger file is none of a cell
 
 
 def suite_facts(suite: Suite) -> dict[str, Any]:
-    """What a result depends on of a suite: its tasks with their splits, in order, and how they are scored."""
+    """Everything about a suite that a result depends on: its tasks in order, with their splits, and their metrics."""
     return {
         "name": suite.name,
         "tasks": [[task.name, task.full_hash()] for task in suite.tasks],
@@ -33,7 +33,7 @@ def suite_facts(suite: Suite) -> dict[str, Any]:
 
 
 def cell_facts(suite: Suite, cell: Cell, options: BenchOptions) -> dict[str, Any]:
-    """What a cell's result depends on beside the model; method and guidance with all their own options."""
+    """Everything but the model that a cell's result depends on; method and guidance with all their own options."""
     plan, _ = find_guidance(cell.guidance)
     return {
         "suite": suite_facts(suite),
@@ -45,9 +45,9 @@ def cell_facts(suite: Suite, cell: Cell, options: BenchOptions) -> dict[str, Any
 
 
 def write_cell(result: CellResult, folder: Path) -> None:
-    """Put a cell's result into the folder of a store's entry: all of it as JSON, and its scores as a table.
+    """Write a cell's result into the folder of a store's result: all of it as JSON, and its scores as a table.
 
-    The time it took is left out: the store notes it beside the result, which is then the same bytes every time.
+    Its seconds are left out, so that the same cell always gives the same bytes; the store notes the time by itself.
     """
     values = {name: value for name, value in result.to_dict().items() if name != "seconds"}
     (folder / RESULT_FILE).write_text(json.dumps(values, indent=1), encoding="utf-8")
@@ -55,10 +55,10 @@ def write_cell(result: CellResult, folder: Path) -> None:
 
 
 def read_cell(entry: Entry) -> CellResult:
-    """The result of a cell that `write_cell` put into a store.
+    """The cell's result that `write_cell` put into a store.
 
     Raises:
-        DamagedEntry: values that no cell comes to.
+        DamagedEntry: the file holds values that no cell can have.
     """
     try:
         values = json.loads(read_small(entry.path(RESULT_FILE), _LARGEST_CELL))
@@ -69,7 +69,7 @@ def read_cell(entry: Entry) -> CellResult:
 
 
 def kept_cells(folder: Path) -> list[CellResult]:
-    """All results of cells in a store, by their content's order."""
+    """The results of all cells in a store, in an order that depends on their content alone."""
     store = Store(folder)
     found = [store.read(entry.key, read_cell) for entry in store.entries(KIND)]
     return [result for result in found if result is not None]

@@ -1,7 +1,7 @@
-"""What a sequence of tasks did to a model, in a few numbers, and whether a claim about it holds.
+"""Metrics of forgetting over a sequence of tasks, their intervals, and verdicts on claims about them.
 
-Scores are shares from 0 to 1. Intervals are over whole runs (one order of tasks with one seed is one run): the
-examples within a run share its training and do not vary independently.
+Scores are shares from 0 to 1. Intervals are over runs; a run is one order of tasks with one seed. They are not over
+examples: all examples of a run share its training, and do not vary independently.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from jaxtyping import Float
 from ivlens.common.intervals import LEVEL, t_interval
 from ivlens.tasks.records import wrong
 
-# Far below one example in any test set: keeps rounding from deciding a claim whose interval ends on the margin.
+# a share far below one example of any test set: rounding shall not decide where an interval ends exactly on the margin
 _ROUNDING = 1e-12
 
 Answer = Literal["holds", "does not hold", "undecided"]
@@ -21,17 +21,18 @@ Answer = Literal["holds", "does not hold", "undecided"]
 
 @dataclass(frozen=True)
 class SequenceMetrics:
-    """Summary of one run through a sequence of n tasks; see `sequence_metrics` for the formulas.
+    """Metrics of one run through a sequence of tasks; see `sequence_metrics` for the formulas.
 
     Attributes:
-        ap: Mean score on each task right after it was learned.
-        fp: Mean score on the same tasks after the last one.
+        ap: Mean over tasks of the score right after the task was learned.
+        fp: Mean over the same tasks of the score after the last task.
         forget: `ap - fp`: positive where scores were lost.
-        bwt: Mean change of the tasks before the last: negative where scores were lost. NaN for a single task.
+        bwt: Mean over all tasks but the last of the change after they were learned: negative where scores were lost.
+            NaN for a single task.
         gp: Mean zero-shot score on general tasks after the last task; None where not measured.
-        gp_change: `gp` less the same before training.
+        gp_change: `gp` minus the same mean before training.
         ip: Mean few-shot (in-context) score on general tasks after the last task; None where not measured.
-        ip_change: `ip` less the same before training.
+        ip_change: `ip` minus the same mean before training.
     """
 
     ap: float
@@ -54,16 +55,17 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a claim holds.
+    """Whether a claim holds, with the numbers that decide it.
 
     Attributes:
-        claim: What was claimed, in words.
-        estimate: Mean of the difference that decides it; the claim is that it is at most `margin`.
-        low: Lower end of the 95 % interval of that mean.
-        high: Upper end.
-        margin: The most that the difference may be.
-        verdict: `holds` (all of the interval is within the margin), `does not hold` (none is) or `undecided`.
-        n_runs: How many pairs of runs it rests on.
+        claim: The claim, in words.
+        estimate: Mean over runs of a difference; the claim is that this mean is at most `margin`.
+        low: Lower end of the 95 % interval of the mean.
+        high: Upper end of that interval.
+        margin: The largest mean for which the claim holds.
+        verdict: `holds` (the whole interval is at most the margin), `does not hold` (all of it is above) or
+            `undecided`.
+        n_runs: Number of pairs of runs.
     """
 
     claim: str
@@ -81,26 +83,28 @@ def sequence_metrics(
     gp: Float[np.ndarray, "gp_stages gp_tasks"] | None = None,
     ip: Float[np.ndarray, "ip_stages ip_tasks"] | None = None,
 ) -> SequenceMetrics:
-    """AP, FP, Forget and BWT of a score matrix, and GP and IP with their change.
+    """AP, FP, Forget and BWT of a matrix of scores, and GP and IP with their changes.
+
+    See docs/method.md, 10 Sequences of tasks.
 
     With `a[i, j]` the score on task `j` after training task `i`, and `n` tasks trained::
 
         AP     = mean over j < n of a[j, j]          FP  = mean over j < n of a[n-1, j]
         Forget = AP - FP                             BWT = mean over j < n-1 of a[n-1, j] - a[j, j]
 
-    Both say the same, for the last task has had no time to be forgotten: `Forget = -BWT · (n - 1) / n`. Forget averages
-    over all n tasks, BWT over the n - 1 that could change.
+    Forget and BWT differ by a factor: `Forget = -BWT · (n - 1) / n`. Forget is a mean over all n tasks, BWT over the
+    n - 1 tasks that can change: the last one has just been learned.
 
     Args:
-        scores: `a`. Tasks not yet trained (columns from n on) do not count, and above the diagonal NaN may stand for
-            what was not measured.
-        gp: Zero-shot scores on general tasks that are never trained: first row before training, last row after the
-            last task. Rows between, one for each task, may be there and are not read.
-        ip: The same with demonstrations in the prompt.
+        scores: The matrix `a`. Columns from n on (tasks not trained yet) are ignored. Above the diagonal NaN is
+            allowed, for scores that were not measured.
+        gp: Zero-shot scores on general tasks, which are never trained: the first row before training, the last row
+            after the last task. Rows between them are not read.
+        ip: Scores on the same tasks with demonstrations in the prompt, in the same form.
 
     Raises:
-        ValueError: no tasks, fewer columns than rows, NaN on or below the diagonal, scores outside 0 to 1, or `gp` or
-            `ip` without a row before and one after training.
+        ValueError: there are no tasks, or fewer columns than rows; NaN on or below the diagonal; scores outside of 0 to
+            1; `gp` or `ip` lacks the row before or the row after training.
 
     Source:
         Lopez-Paz and Ranzato (2017) for BWT; AP, FP, Forget, GP and IP as in the paper on function vectors in
@@ -120,11 +124,12 @@ def paired_interval(
 ) -> Interval:
     """Mean of `a - b` over paired runs, with its t interval over runs.
 
-    With one run nothing is known of how runs differ, and the interval is all numbers; below six it describes these runs
-    (`ivlens.common.intervals.named_of`).
+    One run says nothing about how runs differ, so its interval is from minus to plus infinity. An interval of two to
+    five runs only describes these runs (`ivlens.common.intervals.named_of`).
 
     Raises:
-        ValueError: no runs, not as many of one as of the other, values that are not finite, or a level outside (0, 1).
+        ValueError: there are no runs, or more of one kind than of the other; a value is not finite; the level is not
+            between 0 and 1.
     """
     a, b = np.asarray(values_a, dtype=float), np.asarray(values_b, dtype=float)
     if a.ndim != 1 or a.shape != b.shape or not len(a):
@@ -138,7 +143,7 @@ def paired_interval(
 
 
 def verdict(interval: Interval, margin: float) -> Answer:
-    """Whether a difference is at most `margin`: its interval ends there or before, starts beyond it, or holds it."""
+    """Whether a difference is at most `margin`: decided if its interval ends there or below, or begins above."""
     if interval.high <= margin + _ROUNDING:
         return "holds"
     return "does not hold" if interval.low > margin + _ROUNDING else "undecided"
@@ -151,20 +156,21 @@ def forget_verdict(
     halved_above: float = 0.05,
     margin: float = 0.02,
 ) -> Verdict:
-    """Whether guidance does what it should about forgetting, by a rule fixed before the runs.
+    """Whether guidance reduces forgetting as much as it should, by a rule that was fixed before the runs.
 
-    Where plain training forgets (the mean of `forget_plain` and the lower end of its interval exceed `halved_above`),
-    guidance should at least halve it: `guided - plain / 2` at most 0. Elsewhere there is little to gain, and guidance
-    should do no harm: `guided - plain` at most `margin`. See `verdict` for what the interval of the mean decides.
+    If plain training forgets (the mean of `forget_plain` and the lower end of its interval exceed `halved_above`),
+    guidance should at least halve that: `guided - plain / 2` is at most 0. Otherwise there is little to gain, and
+    guidance should do no harm: `guided - plain` is at most `margin`. The interval of this difference decides, as in
+    `verdict`.
 
     Args:
         forget_plain: Forget of each run without guidance, as a share.
         forget_guided: Forget of the same runs (order and seed) with guidance.
-        halved_above: How much plain training has to forget for the stronger claim.
-        margin: How much more guided training may forget where plain training hardly does.
+        halved_above: How much plain training must forget before guidance is asked to halve it.
+        margin: How much more than plain training guided training may forget, where plain training hardly forgets.
 
     Raises:
-        ValueError: as `paired_interval`, or values beyond -1 to 1.
+        ValueError: as for `paired_interval`, or a value outside of -1 to 1.
     """
     plain, guided = np.asarray(forget_plain, dtype=float), np.asarray(forget_guided, dtype=float)
     for name, values in (("forget_plain", plain), ("forget_guided", guided)):
@@ -181,11 +187,12 @@ def forget_verdict(
 
 
 def _checked_scores(scores: np.ndarray) -> np.ndarray:
-    """The square part that was trained, complete on and below its diagonal."""
+    """The square part of the matrix, with trained tasks alone; refused if it has gaps on or below its diagonal."""
     if scores.ndim != 2 or not len(scores) or scores.shape[1] < len(scores):
         expected = "(n_trained, n_tasks) with a column for each trained task"
         raise wrong("scores", f"has shape {scores.shape}", expected, "add the row of a task when it has been trained")
     learned = scores[:, : len(scores)]
+    # row i is after training task i, so entries above the diagonal are of tasks that were not trained yet
     gaps = np.argwhere(np.tril(~np.isfinite(learned)))
     if len(gaps):
         row, column = map(int, gaps[0])
@@ -196,7 +203,7 @@ def _checked_scores(scores: np.ndarray) -> np.ndarray:
 
 
 def _change(name: str, values: np.ndarray | None) -> tuple[float | None, float | None]:
-    """Mean of the last row, and how much it is above that of the first."""
+    """Mean of the last row, and that mean minus the mean of the first row; None for both without values."""
     if values is None:
         return None, None
     rows = np.asarray(values, dtype=float)
@@ -211,6 +218,7 @@ def _change(name: str, values: np.ndarray | None) -> tuple[float | None, float |
 
 
 def _check_shares(name: str, values: np.ndarray) -> None:
+    """Refuse values outside of 0 to 1; NaN passes."""
     known = values[~np.isnan(values)]
     if ((known < 0) | (known > 1)).any():
         got = f"goes from {known.min():g} to {known.max():g}"
@@ -218,6 +226,7 @@ def _check_shares(name: str, values: np.ndarray) -> None:
 
 
 def _interval(values: np.ndarray, level: float) -> Interval:
+    """Mean and t interval of values, one for each run."""
     if len(values) == 1:
         return Interval(float(values.mean()), -float("inf"), float("inf"))
     return Interval(*t_interval(values, level))

@@ -1,4 +1,4 @@
-"""Where the files of a suite's tasks are: a folder is listed, nothing in it is read."""
+"""Find the files of a suite's tasks in a folder; names are listed, and no file is read."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -8,10 +8,10 @@ from typing import NamedTuple
 from ivlens.tasks.bank import list_tasks
 from ivlens.tasks.readers import PART_FILE, SUFFIXES
 
-HELD_PARTS = ("eval", "dev", "valid", "validation")
-MAX_DEPTH = 3
+HELD_PARTS = ("eval", "dev", "valid", "validation")  # names of the part to choose settings on
+MAX_DEPTH = 3  # levels of folders below the one that is given
 
-# The tasks of each suite with other usual names of their folders; case, blanks and punctuation never matter.
+# tasks of each suite, each with other usual names of its folder; case, blanks and punctuation make no difference
 TASKS: dict[str, dict[str, str]] = {
     "trace": dict.fromkeys("C-STANCE FOMC MeetingBank Py150 ScienceQA NumGLUE-cm NumGLUE-ds 20Minuten".split(), ""),
     "long": {
@@ -24,6 +24,7 @@ TASKS: dict[str, dict[str, str]] = {
     "ni-g1": dict.fromkeys(("task618", "task1290", "task589", "task511", "task1357"), ""),
     "ni-m1": dict.fromkeys(("task360", "task363", "task1290", "task339", "task1510"), ""),
 }  # fmt: skip
+# how the files of each suite should lie, for errors
 LAYOUTS = {
     "trace": 'a folder for each task with train.json, eval.json and test.json, lists of {"prompt", "answer"}',
     "func": 'a JSON file for each task, a list of {"input", "output"}, in the folder, its abstractive or extractive',
@@ -34,9 +35,11 @@ LAYOUTS |= dict.fromkeys(("ni-c1", "ni-g1", "ni-m1"), "a Natural-Instructions fi
 
 
 def _key(text: str) -> str:
+    """The letters and digits of a name, without case."""
     return "".join(filter(str.isalnum, text.casefold()))
 
 
+# for each suite, the name of a task by the `_key` of every way to spell it
 _SPELLED = {
     suite: {_key(one): name for name, others in tasks.items() for one in (name, *others.split())}
     for suite, tasks in TASKS.items()
@@ -44,14 +47,14 @@ _SPELLED = {
 
 
 def canonical(suite: str, text: str) -> str | None:
-    """The suite's own name of a task, however it is spelled; None where the suite has no such task."""
-    if suite not in _SPELLED:
+    """The suite's own name of a task that is spelled in any usual way; None where the suite has no such task."""
+    if suite not in _SPELLED:  # pocket and func: names are taken as they are
         return text
     return _SPELLED[suite].get(_key(text.split("_")[0] if suite.startswith("ni-") else text))
 
 
 class Place(NamedTuple):
-    """Where a task may be, how far down, and which of its files are not there."""
+    """A path at which a task may be, how many folders down it lies, and which of the task's files are missing there."""
 
     path: Path | str
     depth: int = 0
@@ -59,7 +62,7 @@ class Place(NamedTuple):
 
 
 def found_places(suite: str, root: Path | None) -> dict[str, list[Place]]:
-    """Every place where a task of the suite may be."""
+    """All places at which each task of the suite may be, by the task's name."""
     if root is None:
         return {name: [Place(name)] for name in list_tasks(in_training=False)}
     places: dict[str, list[Place]] = {}
@@ -71,16 +74,17 @@ def found_places(suite: str, root: Path | None) -> dict[str, list[Place]]:
         here, depth = Path(place), len(Path(place).relative_to(root).parts)
         folders[:] = sorted(one for one in folders if not one.startswith(".")) if depth < MAX_DEPTH else []
         if suite in ("trace", "long"):
+            # the given folder itself is no task, whatever its name is
             listed = [(here.name, Place(here, depth, _lacks(suite, files)))] if depth else []
         else:
             listed = [(file[:-5], Place(here / file, depth)) for file in sorted(files) if file.endswith(".json")]
         for text, found in listed:
-            places.setdefault(canonical(suite, text) or "", []).append(found)
+            places.setdefault(canonical(suite, text) or "", []).append(found)  # "": no task of the suite
     return places
 
 
 def _lacks(suite: str, files: Sequence[str]) -> str:
-    """Which of the files that a task needs are not among these."""
+    """The files that a task needs and that are not among the given ones, as text; empty where none is missing."""
     needed = (("train",), HELD_PARTS, ("test",)) if suite == "trace" else (("train",), ("test", *HELD_PARTS))
     stems = [Path(file).stem.lower() for file in files if Path(file).suffix.lower() in SUFFIXES]
     parts = {match[1] for stem in stems if (match := PART_FILE.fullmatch(stem))}
@@ -88,7 +92,7 @@ def _lacks(suite: str, files: Sequence[str]) -> str:
 
 
 def picked_place(suite: str, name: str, places: Sequence[Place]) -> tuple[Path | str | None, str]:
-    """The nearest complete place of a task, or None and why there is none."""
+    """The place of a task that has all files and lies the fewest folders down; or None, and the reason."""
     whole = [place for place in places if not place.lacks]
     nearest = [place.path for place in whole if place.depth == min(one.depth for one in whole)]
     if len(nearest) == 1:
@@ -103,7 +107,9 @@ def picked_place(suite: str, name: str, places: Sequence[Place]) -> tuple[Path |
 
 
 def incomplete(suite: str, root: Path | None, missing: Mapping[str, str], n_tasks: int) -> FileNotFoundError:
+    """The error for missing tasks: each with the reason, where it was looked for, and how files should lie."""
     listed = ", ".join(f"{name:.80} ({why:.200})" for name, why in missing.items())
+    # names of folders may hold control characters, which a terminal would obey
     listed = "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in listed)
     got = f"{len(missing)} of {n_tasks} tasks are missing: {listed}" if missing else "no task is there"
     looked = f"looked in {root}" + ("" if suite == "func" else f" and {MAX_DEPTH} levels of folders below")

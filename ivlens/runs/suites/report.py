@@ -1,4 +1,4 @@
-"""What a grid came to: one row for each method and kind of guidance, with intervals and verdicts."""
+"""Tables of a benchmark's results: each cell, each score, and a summary with intervals and verdicts."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -12,17 +12,18 @@ from ivlens.common.saves import filling
 from ivlens.runs.suites.metrics import forget_verdict, paired_interval
 from ivlens.runs.suites.results import CellResult
 
+# columns of the summary, and their headings
 SHOWN = {"ap": "AP", "fp": "FP", "forget": "Forget", "bwt": "BWT", "gp_change": "GP change", "ip_change": "IP change"}
 
 
 def cell_frame(results: Sequence[CellResult]) -> pd.DataFrame:
-    """One row for each cell: what was varied, and its metrics."""
+    """A table with one row for each cell: its method, guidance, order, seed and rate, and its metrics."""
     rows = [{**asdict(one.cell), **asdict(one.metrics), "seconds": one.seconds} for one in results]
     return _frame(rows)
 
 
 def score_frame(results: Sequence[CellResult]) -> pd.DataFrame:
-    """The whole matrix `a[i, j]` of each cell, one row for each entry; stage 0 is before any training."""
+    """A table with one row for each score of each cell: every task after every stage; stage 0 is before training."""
     rows = [
         {
             **asdict(one.cell),
@@ -39,7 +40,7 @@ def score_frame(results: Sequence[CellResult]) -> pd.DataFrame:
 
 
 def curve_frame(results: Sequence[CellResult]) -> pd.DataFrame:
-    """Every judgement along training: `new` is the score on the task in training, `old` on all before it."""
+    """A table of all judgements in training: `new` scores the task in training, `old` general and earlier tasks."""
     rows = [
         {**asdict(one.cell), "stage": stage, "task": task, **row}
         for one in results
@@ -50,28 +51,30 @@ def curve_frame(results: Sequence[CellResult]) -> pd.DataFrame:
 
 
 def _frame(rows: list[dict[str, object]]) -> pd.DataFrame:
+    """Rows as a table whose rates are all numbers."""
     frame = pd.DataFrame(rows)
-    return frame.astype({"lr": float}) if rows else frame  # a rate that was not set is NaN, not an object
+    return frame.astype({"lr": float}) if rows else frame  # None becomes NaN: a column of objects is written otherwise
 
 
 def summary(results: Sequence[CellResult]) -> pd.DataFrame:
-    """`summary_of` these results."""
+    """The summary of cells, one row for each method and guidance; see `summary_of`."""
     return summary_of(cell_frame(results))
 
 
 def summary_of(cells: pd.DataFrame) -> pd.DataFrame:
-    """Means over runs with 95 % t intervals over runs (`interval` names them), and what guidance does for each method.
+    """One row for each method and guidance: means of metrics over runs, 95 % t intervals, and verdicts on guidance.
 
-    `forget_verdict`: see `ivlens.runs.suites.forget_verdict`. `gp_verdict`: the same rule for the points that are lost
-    on general tasks.
+    The column `interval` says what kind of interval it is. `forget_verdict` is by the rule of
+    `ivlens.runs.suites.forget_verdict`; `gp_verdict` is by the same rule, for the scores lost on general tasks.
 
     Args:
-        cells: As from `cell_frame`.
+        cells: A table from `cell_frame`.
 
     Raises:
-        ValueError: several learning rates for one method and guidance.
+        ValueError: there are several learning rates for one method and guidance.
     """
     rows = []
+    # NaN is unlike itself, so a rate that was not set would count as another one in every row
     rates = set(zip(cells["method"], cells["guidance"], cells["lr"].fillna(-1.0), strict=True))
     if len(rates) > len({rate[:2] for rate in rates}):
         raise ValueError("summary got cells of several learning rates for one method and guidance; choose one of each.")
@@ -93,7 +96,7 @@ def summary_of(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def _verdicts(plain: pd.DataFrame, guided: pd.DataFrame) -> dict[str, object]:
-    """Over the orders and seeds that both have."""
+    """The verdicts on guidance, from the orders and seeds that were run both with it and without it."""
     both = plain.merge(guided, on=["order", "seed"], suffixes=("_plain", "_guided"))
     if both.empty:
         return {}
@@ -106,14 +109,14 @@ def _verdicts(plain: pd.DataFrame, guided: pd.DataFrame) -> dict[str, object]:
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """The summary as a Markdown table."""
+    """A summary as a Markdown table."""
     head, rows = _text(table)
     lines = [head, ["---"] * len(head), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def latex(table: pd.DataFrame) -> str:
-    """The summary as a LaTeX table (package booktabs)."""
+    """A summary as a LaTeX table (package booktabs)."""
     head, rows = _text(table)
     body = "".join(" & ".join(_escaped(cell) for cell in row) + r" \\" + "\n" for row in rows)
     return (
@@ -123,7 +126,7 @@ def latex(table: pd.DataFrame) -> str:
 
 
 def write_report(results: Sequence[CellResult], folder: Path) -> pd.DataFrame:
-    """Write `cells.parquet`, `scores.parquet`, `curves.parquet`, `table.md` and `table.tex`; the summary."""
+    """Write `cells.parquet`, `scores.parquet`, `curves.parquet`, `table.md` and `table.tex`; returns the summary."""
     table = summary(results)
     with filling(folder) as scratch:
         cell_frame(results).to_parquet(scratch / "cells.parquet")
@@ -135,6 +138,7 @@ def write_report(results: Sequence[CellResult], folder: Path) -> pd.DataFrame:
 
 
 def _text(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows of a summary, as texts."""
     shown = {name: label for name, label in SHOWN.items() if name in table}
     verdicts = {"forget_verdict": "half of Forget", "gp_verdict": "half of GP back"}
     verdicts = {name: label for name, label in verdicts.items() if name in table}
@@ -148,7 +152,7 @@ def _text(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
 
 
 def _with_interval(mean: float, low: float, high: float) -> str:
-    if mean != mean:
+    if mean != mean:  # NaN
         return ""
     return f"{mean:.3f}" if not np.isfinite([low, high]).all() else f"{mean:.3f} [{low:.3f}, {high:.3f}]"
 

@@ -1,4 +1,4 @@
-"""Cells of a benchmark, and what they come to: as values, and to JSON and back with every value looked at."""
+"""Cells of a benchmark and their results, to JSON and back; values that come from a file are checked."""
 
 import math
 from collections.abc import Mapping
@@ -10,19 +10,19 @@ import numpy as np
 from ivlens.runs.suites.metrics import SequenceMetrics, sequence_metrics
 from ivlens.tuning.loop import Row
 
-_ONE = 1 + 1e-9  # a mean of shares may be off in its last digits
+_ONE = 1 + 1e-9  # a mean of scores from 0 to 1 may be above 1 in its last digits
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What is varied.
+    """One training through a suite of tasks: what differs from the other cells of the benchmark.
 
     Attributes:
-        method: Of `ivlens.tuning.METHODS`.
-        guidance: Of `ivlens.tuning.RECIPES`, with a control behind a slash: `iv/zero_vector`.
-        order: Number of the suite's order.
-        seed: Of everything that is drawn.
-        lr: Learning rate; None: that of the options.
+        method: Name of the training method, one of `ivlens.tuning.METHODS`.
+        guidance: Name of the guidance, one of `ivlens.tuning.RECIPES`, or with a control: `iv/zero_vector`.
+        order: Number of the suite's order of tasks.
+        seed: Seed of all draws.
+        lr: Learning rate; None: the one in the options.
     """
 
     method: str
@@ -33,7 +33,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Unique, and fit for a file."""
+        """A name that no other cell of the benchmark has, and that can be the name of a file."""
         guidance = self.guidance.replace("/", "~")
         rate = "" if self.lr is None else f"-lr{self.lr:g}"
         return f"{self.method}-{guidance}-order{self.order}-seed{self.seed}{rate}"
@@ -41,15 +41,17 @@ class Cell:
 
 @dataclass(frozen=True)
 class CellResult:
-    """What one cell came to.
+    """The result of one cell.
 
     Attributes:
-        cell: Which.
-        tasks: In the order in which they were learned.
-        scores: `a[i][j]`: score of task `j` after task `i`, on *test*; first row: before any training.
-        gp, ip: Scores of general tasks, before training and after the last task; empty where there are none.
-        curves: For every task the judged rows of its training: step, `new` and `old` on *select*, as the suite scores.
-        seconds: How long it took.
+        cell: The cell.
+        tasks: Names of the tasks in the order in which they were learned.
+        scores: One row before any training and one after each task; column `j` is the score of task `j` on *test*.
+        gp, ip: Zero-shot (`gp`) and few-shot (`ip`) scores of the general tasks by their names, before training and
+            after the last task; empty where they were not measured.
+        curves: For every task the judged rows of its training: `step`, and mean scores on *select*, `new` of this
+            task and `old` of general tasks and tasks before it.
+        seconds: How long the cell took.
     """
 
     cell: Cell
@@ -62,20 +64,21 @@ class CellResult:
 
     @property
     def metrics(self) -> SequenceMetrics:
-        """AP, FP, Forget, BWT, GP and IP."""
+        """AP, FP, Forget, BWT, GP and IP of the cell, as `sequence_metrics` defines them."""
         gp, ip = (np.array([list(row.values()) for row in rows]) if rows else None for rows in (self.gp, self.ip))
         return sequence_metrics(np.array(self.scores[1:]), gp=gp, ip=ip)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The result as plain values, for JSON."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "CellResult":
-        """Back from JSON, every value looked at.
+        """The result whose plain values `to_dict` gave; every value is checked.
 
         Raises:
-            ValueError: values that no cell comes to; TypeError, KeyError: some that are missing, or of other types.
+            ValueError: a value that no cell can have.
+            TypeError, KeyError: a value is missing, or of another type.
         """
         found = cls(**{**values, "cell": Cell(**values["cell"]), "tasks": tuple(values["tasks"])})
         cell, n = found.cell, len(found.tasks)
@@ -92,16 +95,17 @@ class CellResult:
         }
         faults = [name for name, is_whole in whole.items() if not is_whole]
         if faults:
-            raise ValueError(f"no cell comes to such {' and '.join(faults)}")
+            raise ValueError(f"no cell can have such {' and '.join(faults)}")
         return found
 
 
 def _are_shares(values: Any) -> bool:
+    """Whether a value is a list of numbers from 0 to 1; NaN is none."""
     return isinstance(values, list) and all(type(value) in (int, float) and 0 <= value <= _ONE for value in values)
 
 
 def _is_pair(rows: Any) -> bool:
-    """Scores by task, before and after; or none."""
+    """Whether a value is an empty list, or two dicts of scores with the same tasks: before training and after it."""
     return rows == [] or (
         isinstance(rows, list)
         and [type(row) for row in rows] == [dict, dict]
@@ -112,9 +116,10 @@ def _is_pair(rows: Any) -> bool:
 
 
 def _is_curve(rows: Any) -> bool:
+    """Whether a value is a list of judged rows of one training."""
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         return False
-    # `old` is NaN where there is nothing old
+    # `old` is NaN, which is unlike itself, where no task came before this one
     return all(
         row.keys() == {"step", "new", "old"}
         and type(row["step"]) in (int, float)

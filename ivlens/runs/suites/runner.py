@@ -1,4 +1,4 @@
-"""A grid of cells, each kept as soon as it is done, so that an interrupted grid goes on where it stopped."""
+"""Run many cells of a benchmark; a store keeps each result at once, so that an interrupted grid can go on."""
 
 import logging
 import traceback
@@ -29,19 +29,20 @@ OnStep = Callable[[Cell, dict[str, Any]], None]
 
 @dataclass
 class Grid:
-    """Cells of one suite on one model.
+    """Runs cells of one suite on one model, and keeps their results.
 
     Attributes:
-        model: From `load_model`.
-        suite_of: The suite in one of its orders.
-        options: What all cells have in common.
-        folder: Results are kept in the store `store/` in it, and so is what made cells fail (`ivlens store ls`).
-        on_step: Told of every training step.
-        on_cell: Told of every cell that is done, was done before, or failed.
-        failed: Cells that could not be run, each with its error in one line.
+        model: The model that every cell starts from, from `load_model`.
+        suite_of: Gives the suite in the order with a number.
+        options: Options that all cells share.
+        folder: The store `store/` in this folder keeps the results, and the errors of cells that failed
+            (`ivlens store ls`).
+        on_step: Called with the cell and the log's row after every training step.
+        on_cell: Called with every cell that is done, was done before, or failed.
+        failed: The cells that failed, each with its error in one line.
 
     Raises:
-        ValueError: the folder of the store holds something else.
+        ValueError: the folder of the store holds other things.
     """
 
     model: TransformerBridge
@@ -51,18 +52,19 @@ class Grid:
     on_step: OnStep = lambda cell, row: None
     on_cell: Callable[[Cell], None] = lambda cell: None
     failed: dict[Cell, str] = field(default_factory=dict)
-    _effects: dict[int, dict[str, HeadEffects]] = field(default_factory=dict)  # by seed
+    _effects: dict[int, dict[str, HeadEffects]] = field(default_factory=dict)  # of general tasks, by seed and name
 
     def __post_init__(self) -> None:
         self.store = Store(self.folder / KEPT)
 
     def run(self, cells: Iterable[Cell]) -> list[CellResult]:
-        """Results of all cells, those that are there and those that have to be run; failed ones are left out.
+        """Run all cells whose results the store lacks, and return all results but those of failed cells.
 
         Several processes may run the same grid: no cell is run twice.
 
         Raises:
-            StoreError: the disk is full, or refuses; what is in the store is as it was.
+            ValueError: called by several processes of one training (`data_parallel`).
+            StoreError: the disk is full, read-only or broken; the results in the store stay whole.
         """
         if current().size > 1:
             raise ValueError(
@@ -80,24 +82,26 @@ class Grid:
         return results
 
     def kept(self, cell: Cell) -> CellResult | None:
-        """The result in the store; None where there is none, or a damaged one, which is run again."""
+        """The cell's result in the store; None where there is none, or a damaged one."""
         try:
             what = self.what(cell)
-        except ValueError:  # no such method or guidance, which `run` writes down as the cell's failure
+        except ValueError:  # an unknown method or guidance: `run` notes it as the failure of this cell
             return None
         return self.store.read(what, read_cell)
 
     def what(self, cell: Cell) -> dict[str, Any]:
-        """Everything that the result of a cell depends on.
+        """The cell's description in the store: everything that its result depends on.
 
         Raises:
-            ValueError: a method or guidance that does not exist.
+            ValueError: an unknown method or guidance.
         """
         facts = cell_facts(self.suite_of(cell.order), cell, self.options)
         return {"kind": KIND, "model": model_identity(self.model).key, **facts, **versions()}
 
     def _run(self, cell: Cell) -> CellResult | None:
-        key = content_key({"kind": KIND, "cell": cell.name})  # of a cell that has no description
+        """Run one cell and keep its result; None if it fails, and its error is noted."""
+        # the failure of a cell with an unknown method, which has no description, is noted under a key of its name
+        key = content_key({"kind": KIND, "cell": cell.name})
         try:
             what = self.what(cell)
             key = content_key(what)
@@ -105,7 +109,7 @@ class Grid:
             return read_cell(entry)
         except StoreError:
             raise
-        except Exception as error:  # whatever it is, it is written down, and must not cost the other cells
+        except Exception as error:  # an error of any kind costs this cell alone
             self.failed[cell] = line = f"{type(error).__name__}: {one_line(error, 500)}"
             about = {"cell": cell.name, "error": line, "traceback": traceback.format_exc()}
             path = self.store.fail(key, about)
@@ -113,6 +117,7 @@ class Grid:
             return None
 
     def _made(self, cell: Cell) -> CellResult:
+        """The result of a cell that is run now."""
         return run_cell(
             self.model,
             self.suite_of(cell.order),
@@ -130,7 +135,7 @@ def all_cells(
     seeds: Sequence[int],
     lr: float | None = None,
 ) -> list[Cell]:
-    """Every combination; the first order and seed of all methods come first, so that a first table is there early."""
+    """Cells of all combinations; the first order and seed of every method come first, for an early first table."""
     return [
         Cell(method, kind, order, seed, lr)
         for order in orders

@@ -1,7 +1,7 @@
-"""Named sequences of tasks: what each benchmark holds, in which order, how it is scored, where its files are.
+"""Suites: the tasks of each benchmark, their orders, their metrics, and how their examples are divided.
 
-Only the pocket suite is built in; the others are read from a folder that the user has. Folders are listed to find
-the tasks, and a file is read only when all that was asked for has been found.
+Only the pocket suite is built in; the others are read from a folder of the user's. The folder is first listed to find
+all tasks that were asked for. Only when they are there is any file read.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,6 +20,7 @@ from ivlens.tasks.records import wrong
 from ivlens.tasks.task import Task, TaskExample, split_of
 
 SuiteSplit = Literal["train", "select", "test"]
+# tasks of TRACE whose answers are long texts, scored by Rouge-L
 _GENERATED = ("MeetingBank", "Py150", "20Minuten")
 # Task orders of O-LoRA (Wang et al., 2023); 4 to 6 come from Progressive Prompts (Razdaibiedina et al., 2023).
 _LONG_ORDERS = (
@@ -30,24 +31,24 @@ _LONG_ORDERS = (
     "MultiRC, BoolQ, WiC, MNLI, CB, COPA, QQP, RTE, IMDB, SST-2, DBpedia, AG News, Yelp, Amazon, Yahoo",
     "Yelp, Amazon, MNLI, CB, COPA, QQP, RTE, IMDB, SST-2, DBpedia, AG News, Yahoo, MultiRC, BoolQ, WiC",
 )
-# Each pocket order is this one shifted. In plain rotations a task would nearly always follow the same other one.
+# each order of the pocket suite is this one, shifted: in plain rotations a task would nearly always follow the same one
 _ZIGZAG = (0, 1, 3, 2, 4)
 
 
 @dataclass(frozen=True, eq=False)
 class Suite:
-    """A sequence of tasks to train on, and tasks to watch meanwhile.
+    """A sequence of tasks to train on, and general tasks that are judged beside them.
 
     Attributes:
         name: One of `suite_names()`.
-        tasks: To be trained on, in this order, under the suite's own names, however the folders are spelled.
-        metrics: How each task, general ones too, is scored, by the task's name.
+        tasks: The tasks to train on, in this order; they have the suite's own names, however folders are spelled.
+        metrics: The metric of each task, general tasks included, by the task's name.
         general: Tasks that are never trained on, for GP and IP.
-        order: Number of the order; None for one's own.
-        source: Folder the tasks were found under.
-        missing: Tasks of the sequence that were not found (`partial=True`), each with why.
-        keep_case: Tasks for whose `suite_accuracy` case counts (FUNC, the bank): at word level it can be the whole
-            answer.
+        order: Number of the order; None for an order of the user's own.
+        source: The folder in which the tasks were found.
+        missing: Tasks of the sequence that were not found (`partial=True`), by name, each with the reason.
+        keep_case: Names of tasks in whose `suite_accuracy` case counts (FUNC, the bank): in tasks about words, such as
+            capitalising, the case may be the whole answer.
     """
 
     name: str
@@ -63,7 +64,7 @@ class Suite:
         """Score of one prediction by the task's metric, from 0 to 1.
 
         Raises:
-            ValueError: no such task, or no answers.
+            ValueError: the suite has no such task, or there are no answers.
         """
         if task not in self.metrics:
             raise wrong(f"Suite {self.name!r}", f"got task {task!r}", f"one of {', '.join(self.metrics)}", "name one")
@@ -73,7 +74,7 @@ class Suite:
 
 
 def suite_names() -> list[str]:
-    """Names that `load_suite` takes."""
+    """The names of all suites."""
     return ["trace", "func", "long", "ni-c1", "ni-g1", "ni-m1", "pocket"]
 
 
@@ -92,29 +93,34 @@ def load_suite(
     partial: bool = False,
     general: str | Path | Sequence[str | Path] | None = None,
 ) -> Suite:
-    """A benchmark's sequence of tasks.
+    """Load a suite: the sequence of tasks of a benchmark.
 
     - trace: the 8 tasks of TRACE; order 0 is the paper's.
-    - func: every function-vectors file of the folder, or of its `abstractive` and `extractive`; order 0: by name.
-    - long: the 15 sets of the long-sequence benchmark; order 0: as here, 1 to 3 (4 sets) and 4 to 6 (15): O-LoRA's.
-    - ni-c1, ni-g1, ni-m1: five tasks of Natural Instructions each; order 0: as listed.
-    - pocket: five tasks the built-in model never saw, `drilled`; orders 0 to 4: each task once at each place.
+    - func: every file of function-vectors in the folder, or in its `abstractive` and `extractive`; order 0: by name.
+    - long: the 15 sets of the long-sequence benchmark; order 0 is that of `TASKS`, orders 1 to 3 (four sets) and 4 to
+      6 (15 sets) are those of O-LoRA.
+    - ni-c1, ni-g1, ni-m1: five tasks of Natural Instructions each; order 0 is that of `TASKS`.
+    - pocket: five tasks that the built-in model never saw, with more inputs (`drilled`); in its orders 0 to 4 each task
+      stands once at each place.
 
-    TRACE itself scores Py150 by edit similarity and 20Minuten by SARI; Rouge-L stands for both here, as for
-    MeetingBank. Natural-Instructions, and general tasks from files, are scored by `metric_of`, others by
-    `suite_accuracy`.
+    MeetingBank, Py150 and 20Minuten are scored by Rouge-L; TRACE itself scores Py150 by edit similarity and 20Minuten
+    by SARI. Tasks of Natural Instructions, and general tasks from files, are scored by `metric_of`, all others by
+    `suite_accuracy`. See docs/method.md, 10 Sequences of tasks.
 
     Args:
         name: One of `suite_names()`.
-        folder: Where the benchmark's files are, at most three levels down. None for pocket.
-        order: Number of one of the suite's orders, or names of tasks, all or some, in an order of one's own.
-        n: Only the first so many tasks of the order.
-        partial: Load what is there, in order, where tasks are missing, and say in `Suite.missing` what is not.
-        general: Tasks never trained on, as `load_task` takes them. None: what pocket's model was trained on, or none.
+        folder: The folder with the benchmark's files, which may lie up to three levels down. None for pocket.
+        order: Number of one of the suite's orders, or the names of some or all tasks in an order of your own.
+        n: Only the first so many tasks of the order; None: all.
+        partial: Where tasks are missing, load the others in order, and list the missing ones in `Suite.missing`.
+        general: General tasks, which are never trained, as for `load_task`. None: for pocket the tasks that its model
+            was trained on, for other suites none.
 
     Raises:
-        FileNotFoundError: missing tasks; the message lists each, where it was looked for, and how files should lie.
-        ValueError: an unknown suite, order or task, an impossible `n`, a general task that is trained, damaged files.
+        FileNotFoundError: tasks are missing; the message lists each of them, where it was looked for, and how the files
+            should lie.
+        ValueError: an unknown suite, order or task; an impossible `n`; a general task that is trained as well; damaged
+            files.
     """
     order = order if isinstance(order, int) else as_items("order", order)
     if name not in suite_names():
@@ -131,7 +137,7 @@ def load_suite(
     missing = {one: why for one, (place, why) in picked.items() if place is None}
     if len(missing) == len(names) or (missing and not partial):
         raise incomplete(name, root, missing, len(names))
-    # prompts depend on a task's name, and should not depend on how a folder is spelled
+    # the suite's own names: the draws of prompts depend on a task's name, and should not on how a folder is spelled
     tasks = tuple(replace(load_task(place), name=one) for one, (place, _) in picked.items() if place is not None)
     if name == "pocket":
         tasks = tuple(map(drilled, tasks))
@@ -144,12 +150,13 @@ def load_suite(
 
 
 def split_examples(task: Task, split: SuiteSplit | str, seed: int = 0) -> tuple[TaskExample, ...]:
-    """The examples to train on, to choose settings on (`select`), or to judge on (`test`).
+    """The examples of a task to train on (`train`), to choose settings on (`select`), or to judge on (`test`).
 
-    Where the source has a training part and others, they are kept: `train`; `eval`, `dev` or `validation` to select;
-    `test`. Where only one of the last two is there it is the test, and a quarter of the training part selects. Where
-    the source has no such parts, `Task.split` divides it, and `fit` is to train on. An input that is in several parts
-    counts for the first alone, so a test set that repeats the eval or training file shrinks rather than leaks.
+    A source may have parts of its own: `train`; `eval`, `dev`, `valid` or `validation`; `test`. If it has all three
+    kinds, these are the three splits. If it has `train` and one other kind, the other kind is the test, and a quarter
+    of the training part becomes *select*. If it has no such parts, `Task.split` divides the examples, and `fit` is the
+    training part. An input that stands in several parts belongs to the first of them, so a test set that repeats
+    training inputs becomes smaller, and none of its inputs is trained on.
 
     Raises:
         ValueError: an unknown split, or one without examples.
@@ -173,12 +180,12 @@ def split_examples(task: Task, split: SuiteSplit | str, seed: int = 0) -> tuple[
 
 
 def for_training(task: Task) -> Task:
-    """The task with its training examples alone: what means, heads, vectors and demonstrations may come from."""
+    """The task with its training examples alone, which means, heads, vectors and demonstrations may come from."""
     return replace(task, examples=split_examples(task, "train"))
 
 
 def _orders(suite: str, found: Sequence[str]) -> list[Sequence[str]]:
-    """All orders by number; `found` are the tasks of suites that are told by what is there."""
+    """All orders of a suite by number; `found` are the tasks that were found, for suites without a list of tasks."""
     if suite == "pocket":
         return [[found[(at + shift) % len(found)] for at in _ZIGZAG] for shift in range(len(found))]
     first = list(TASKS.get(suite, found))
@@ -186,7 +193,7 @@ def _orders(suite: str, found: Sequence[str]) -> list[Sequence[str]]:
 
 
 def _ordered(suite: str, order: int | Sequence[str], found: Sequence[str], n: int | None) -> Sequence[str]:
-    """The first `n` tasks of an order."""
+    """Names of the first `n` tasks of an order, which is a number or a list of names."""
     subject, orders = f"Suite {suite!r}", _orders(suite, found)
     if isinstance(order, int):
         if not 0 <= order < len(orders):
@@ -195,7 +202,7 @@ def _ordered(suite: str, order: int | Sequence[str], found: Sequence[str], n: in
         names = orders[order]
     else:
         names = [canonical(suite, text) or text for text in ([] if isinstance(order, str) else order)]
-        # what a folder of function vectors lacks is reported as missing, with the folder
+        # a func suite has no list of tasks: names without a file are reported later as missing, with the folder
         unknown = [one for one in names if suite != "func" and one not in orders[0]]
         if unknown or not names or len(set(names)) < len(names):
             got = f"got order={order!r:.200}" + (f" with {', '.join(unknown)}" if unknown else "")
@@ -206,6 +213,7 @@ def _ordered(suite: str, order: int | Sequence[str], found: Sequence[str], n: in
 
 
 def _metrics(suite: str, tasks: Sequence[Task], general: Sequence[Task]) -> dict[str, Metric]:
+    """The metric of every task by name; a name that two tasks have is an error."""
     names = [task.name for task in (*tasks, *general)]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:

@@ -1,4 +1,4 @@
-"""Grids of cells that survive: kept one by one, resumed, in this process or on a cluster."""
+"""Sweeps: make every result of a grid, in this process or on a cluster; an interrupted sweep goes on."""
 
 from ivlens.runs.sweep.cells import Cell, ModelSpec, Survey
 from ivlens.runs.sweep.cluster import ClusterExecutor

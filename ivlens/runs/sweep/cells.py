@@ -1,4 +1,4 @@
-"""`Cell`: one result of a sweep, described so that any process can make it and any other can find it."""
+"""`Cell`: the description of one result of a sweep, from which any process can make it or find it in the store."""
 
 import json
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from ivlens.runs.sweep.tasks import bank_hash, task_facts
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """Which model: what `load_model` takes."""
+    """A model as `load_model` takes it: name or folder, and revision."""
 
     name: str
     revision: str | None = None
@@ -22,13 +22,13 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class Survey:
-    """What is known of a model without running it.
+    """Facts about a model: its identity, for keys of results, and its size, for estimates.
 
     Attributes:
-        weights_hash, revision, architecture: What it is; all empty where it was not loaded yet.
-        device: Type of the device it runs on.
-        n_params, n_layers, n_heads, d_model, d_vocab: Its size, for estimates.
-        identity: Of everything that numbers depend on, configuration and tokenizer included (`ModelIdentity.key`).
+        weights_hash, revision, architecture: As in `ModelIdentity`; the hash is empty where the model was not loaded.
+        device: Type of the device that the model runs on.
+        n_params, n_layers, n_heads, d_model, d_vocab: Sizes of the model.
+        identity: `ModelIdentity.key`: a hash of weights, configuration and tokenizer; empty without `weights_hash`.
     """
 
     weights_hash: str
@@ -45,16 +45,16 @@ class Survey:
 
 @dataclass(frozen=True)
 class Cell:
-    """What is varied.
+    """One result of a sweep: its kind, model, task, seed and options.
 
     Attributes:
-        kind: Of `KINDS`.
-        model: Which model.
-        task: Built-in name or path of a task; for a kind that is over suites, the name of one.
-        seed: Of everything that is drawn.
-        options: Of the kind.
-        others: The grid's other tasks, for the kinds that use them.
-        setting: How the machine computes.
+        kind: One of `KINDS`.
+        model: The model that is measured or trained.
+        task: Built-in name or path of a task; for kinds that run over suites, the name of a suite.
+        seed: Seed of all draws.
+        options: Options of the kind, an object of its `Kind.options`.
+        others: The grid's other tasks with the same inputs, for kinds that use them.
+        setting: How the machine computes: device, dtype, threads, memory.
     """
 
     kind: str
@@ -67,21 +67,21 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """For people; not unique."""
+        """A name for messages; several cells may have the same."""
         return f"{self.kind} {self.model.name} {self.task} seed {self.seed}"
 
     @property
     def recipe(self) -> PromptRecipe:
-        """How its clean prompts are made."""
+        """How the cell's clean prompts are made."""
         return self.options.recipe(self.seed)
 
     def to_json(self) -> str:
-        """For another process."""
+        """The cell as JSON, for another process."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> "Cell":
-        """Back."""
+        """The cell whose JSON `to_json` gave."""
         values = json.loads(text)
         kind = values["kind"]
         given = {name: value for name, value in values["options"].items() if value is not None}
@@ -96,14 +96,14 @@ class Cell:
         )
 
     def needs(self, kind: str, task: str | None = None) -> "Cell":
-        """The cell of another kind, with the options that they share, that this one is made from."""
+        """The cell of another kind that this cell is made from; the options that both kinds have are the same."""
         made = KINDS[kind].options
         given = self.options if task in (None, self.task) else self.options.for_other_tasks()
         shared = {name: getattr(given, name) for name in made.__dataclass_fields__}
         return replace(self, kind=kind, task=task or self.task, options=made(**shared), others=())
 
     def labels(self) -> dict[str, Any]:
-        """Columns of the store's table."""
+        """Names and options for people, each a column of the store's table."""
         plain = {
             name: value if isinstance(value, str | int | float | bool | None) else " ".join(map(str, value))
             for name, value in asdict(self.options).items()
@@ -112,12 +112,12 @@ class Cell:
         return {"kind": self.kind, "model": self.model.name, **about, "seed": self.seed, **plain}
 
     def what(self, model: Survey) -> dict[str, Any]:
-        """Everything the result depends on: the description that the store makes its key from."""
+        """The description of the result in the store: everything that it depends on. Its key is a hash of this."""
         watched = [*self.others, *getattr(self.options, "watch", ())]
         options = asdict(self.options) | ({"watch": None} if hasattr(self.options, "watch") else {})
-        # a template's content, whatever its file is called
+        # the content of a template, in place of the name of its file
         options["template"] = self.recipe.to_dict()["template"]
-        options.pop("data", None)  # nor where a suite lies: its content is among the facts
+        options.pop("data", None)  # the folder of a suite; its content is in `Kind.facts`
         return {
             "kind": self.kind,
             "format": [KINDS[kind].format for kind in (self.kind, *KINDS[self.kind].made_from)],
@@ -135,10 +135,10 @@ class Cell:
 
 
 def survey_from(values: Mapping[str, Any]) -> Survey:
-    """Back from JSON.
+    """The survey whose values were written as JSON or as a table.
 
     Raises:
-        TypeError: not what a survey is made of.
+        TypeError: a value is missing, or of another type.
     """
     found = Survey(**values)
     sizes = (found.n_params, found.n_layers, found.n_heads, found.d_model, found.d_vocab)

@@ -1,6 +1,7 @@
-"""Cells on workers of dask.distributed: one cell and one warm model each; when one dies, another takes its cell.
+"""Make cells on workers of dask.distributed; when a worker dies, another one makes its cell.
 
-Cells and reports travel as JSON texts; results go to the store, which all workers must reach under the same path.
+Each worker makes one cell at a time and keeps its last model open. Cells and reports are sent as JSON. Results go into
+the store, which all workers must reach under the same path.
 """
 
 import json
@@ -25,21 +26,22 @@ from ivlens.runs.sweep.workshop import Report, Workshop
 
 logger = logging.getLogger("ivlens")
 
-MAX_DEATHS = 3  # of workers with the same cell
+MAX_DEATHS = 3  # workers that may die with the same cell before it counts as failed
 WAIT_FOR_WORKERS = 600.0  # seconds
-_SHOPS: dict[str, Workshop] = {}  # in a worker
+_SHOPS: dict[str, Workshop] = {}  # in a worker: its workshop, by the store's folder
 
 
 class ClusterExecutor:
-    """Workers of a scheduler that runs somewhere, or some of this machine, started here.
+    """Makes cells on the workers of a running scheduler, or on workers that it starts on this machine.
 
     Args:
-        store: On a file system that all workers see under the same path.
-        scheduler: Address, `tcp://host:8786` or `tls://...`.
-        n_workers: Start so many here instead, reachable from this machine alone, one GPU each as long as there are any.
+        store: A store on a file system that all workers see under the same path.
+        scheduler: Address of the scheduler: `tcp://host:8786` or `tls://...`.
+        n_workers: Without a scheduler, how many workers to start on this machine, which alone can reach them. Each
+            gets a GPU; if there are more workers than GPUs, several share one.
 
     Raises:
-        ConnectionError: no scheduler there.
+        ConnectionError: no scheduler answers at the address.
         ImportError: dask.distributed is not installed.
     """
 
@@ -61,22 +63,23 @@ class ClusterExecutor:
             self._client.register_plugin(_deaf_to_interrupts())
 
     def survey(self, spec: ModelSpec, setting: Setting, *, load: bool = True) -> Survey:
-        """What a model is, asked of a worker: it may have a device that this machine lacks."""
+        """The facts about a model (see `Workshop.survey`), from a worker, whose device this machine may lack."""
         self._wait_for_workers()
         call = self._client.submit(survey, self._store, asdict(spec), asdict(setting), load, pure=False)
         return survey_from(json.loads(call.result()))
 
     def run(self, jobs: Sequence[Job], stop: Callable[[], bool]) -> Iterator[tuple[Job, Report]]:
-        """Make all cells; after `stop` those that are under way are waited for."""
+        """Make all cells, and yield a report of each; after `stop` says so, only cells that were begun are finished."""
         yield from _Dispatch(self._client, self._store, jobs, self._wait_for_workers).run(stop)
 
     def close(self) -> None:
-        """Leave the scheduler; end the workers that were started here."""
+        """Leave the scheduler, and end the workers that this object started."""
         for one in (getattr(self, "_client", None), self._cluster):
             if one is not None:
                 one.close(timeout=10)
 
     def _wait_for_workers(self) -> None:
+        """Wait until there is a worker; after ten minutes without one, raise a `ConnectionError`."""
         try:
             self._client.wait_for_workers(1, timeout=WAIT_FOR_WORKERS)
         except TimeoutError:
@@ -87,28 +90,30 @@ class ClusterExecutor:
 
 
 class _Dispatch:
-    """Which worker has which cell."""
+    """Sends cells to workers and collects their reports: one cell for each worker at a time."""
 
     def __init__(self, client: Any, store: str, jobs: Sequence[Job], wait_for_workers: Callable[[], None]) -> None:
         self._client, self._store, self._wait_for_workers = client, store, wait_for_workers
         self._queue = deque(jobs)
-        self._flying: dict[Any, tuple[Job, str]] = {}
-        self._warm: dict[str, ModelSpec] = {}  # by worker
-        self._deaths: Counter[str] = Counter()
+        self._running: dict[Any, tuple[Job, str]] = {}  # for each call: its job, and the address of the worker
+        self._warm: dict[str, ModelSpec] = {}  # the model that each worker keeps open, by address
+        self._deaths: Counter[str] = Counter()  # workers that died with a cell, by the cell as JSON
         self._n_sent = 0
 
     def run(self, stop: Callable[[], bool]) -> Iterator[tuple[Job, Report]]:
-        while self._flying or (self._queue and not stop()):
+        """Make all cells, and yield a report of each."""
+        while self._running or (self._queue and not stop()):
             workers = set(self._client.nthreads())
             if not workers:
                 self._wait_for_workers()
                 continue
-            yield from self._lost(workers)
+            yield from self._from_dead(workers)
             if not stop():
-                self._send(sorted(workers - {address for _, address in self._flying.values()}))
-            yield from self._landed()
+                self._send(sorted(workers - {address for _, address in self._running.values()}))
+            yield from self._finished()
 
     def _send(self, free: Sequence[str]) -> None:
+        """Send a cell to each of these workers, which have none."""
         for address in free:
             if not self._queue:
                 return
@@ -122,13 +127,14 @@ class _Dispatch:
                 json.dumps(asdict(job[1])),
                 content_key(job[0].what(job[1])),
                 workers=[address],
+                # a key of its own: dask would answer a key that it knows with the earlier report
                 key=f"ivlens-{self._n_sent}-{os.getpid()}-{time.time_ns()}",
                 pure=False,
             )
-            self._flying[call] = job, address
+            self._running[call] = job, address
 
     def _pick(self, address: str) -> Job:
-        """A cell of the model that the worker has; else one of a model that no other worker has; else the next."""
+        """The next cell for a worker: of the model it has open, else of one that no other worker has open, else any."""
         mine = self._warm.get(address)
         taken = {spec for other, spec in self._warm.items() if other != address}
         by_wish = (
@@ -139,39 +145,41 @@ class _Dispatch:
         self._queue.remove(job)
         return job
 
-    def _landed(self) -> Iterator[tuple[Job, Report]]:
+    def _finished(self) -> Iterator[tuple[Job, Report]]:
+        """Reports of the calls that have ended."""
         from distributed import wait
 
-        if not self._flying:
+        if not self._running:
             return
         try:
-            finished: Any = wait(list(self._flying), timeout=0.5, return_when="FIRST_COMPLETED")
+            finished: Any = wait(list(self._running), timeout=0.5, return_when="FIRST_COMPLETED")
         except TimeoutError:
             return
         for call in finished.done:
-            job, address = self._flying.pop(call)
+            job, address = self._running.pop(call)
             try:
                 report = Report(**json.loads(call.result()))
-            except Exception as error:  # of the cluster, as a cell's own error is a report
+            except Exception as error:  # an error of the cluster: errors of cells come as reports
                 if address not in self._client.nthreads():
-                    yield from self._died(job, address)
+                    yield from self._put_back(job, address)
                     continue
                 report = Report("failed", 0.0, f"{type(error).__name__}: {one_line(error)}")
             if report.status == "busy":
                 self._queue.append(job)
-                time.sleep(0.2 if len(self._queue) == 1 else 0.0)
+                time.sleep(0.2 if len(self._queue) == 1 else 0.0)  # nothing else to do: ask again, but not at once
             else:
                 yield job, report
 
-    def _lost(self, workers: set[str]) -> Iterator[tuple[Job, Report]]:
-        """Cells whose workers are gone go back into the queue."""
-        for call, (job, address) in list(self._flying.items()):
+    def _from_dead(self, workers: set[str]) -> Iterator[tuple[Job, Report]]:
+        """Put the cells of dead workers back into the queue; yields a report for each cell that is given up."""
+        for call, (job, address) in list(self._running.items()):
             if address not in workers and not call.done():
                 call.cancel()
-                del self._flying[call]
-                yield from self._died(job, address)
+                del self._running[call]
+                yield from self._put_back(job, address)
 
-    def _died(self, job: Job, address: str) -> Iterator[tuple[Job, Report]]:
+    def _put_back(self, job: Job, address: str) -> Iterator[tuple[Job, Report]]:
+        """Put the cell of a dead worker back into the queue, or give it up after the third worker."""
         self._warm.pop(address, None)
         name = job[0].to_json()
         self._deaths[name] += 1
@@ -183,12 +191,13 @@ class _Dispatch:
 
 
 def survey(store: str, spec: Mapping[str, Any], setting: Mapping[str, Any], load: bool) -> str:
-    """In a worker: what a model is, as JSON."""
+    """Called in a worker: the facts about a model, as JSON."""
     return json.dumps(asdict(_shop(store).survey(ModelSpec(**spec), Setting(**setting), load=load)))
 
 
 def work(store: str, cell: str, model: str, key: str) -> str:
-    """In a worker: make one cell; the report as JSON."""
+    """Called in a worker: make one cell, and return the report as JSON."""
+    # the key of the one who asks: the worker may have another version of a package, or read a task before it changed
     made, known = Cell.from_json(cell), survey_from(json.loads(model))
     if content_key(made.what(known)) != key:
         forget_tasks()
@@ -200,23 +209,24 @@ def work(store: str, cell: str, model: str, key: str) -> str:
 
 
 def _shop(store: str) -> Workshop:
+    """The worker's workshop for a store."""
     if store not in _SHOPS:
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()
-        _SHOPS.clear()  # one warm model
+        _SHOPS.clear()  # each workshop keeps a model open, and there is memory for one
         _SHOPS[store] = Workshop(Store(Path(store)))
     return _SHOPS[store]
 
 
 def pins(n_workers: int, gpus: Sequence[str]) -> list[dict[str, str]]:
-    """Environment of each worker: one GPU each, in turn; none where there are none."""
+    """Environment variables of each worker: workers get the GPUs in turn, one each."""
     threads = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}  # deterministic products of matrices
     return [threads | ({"CUDA_VISIBLE_DEVICES": gpus[n % len(gpus)]} if gpus else {}) for n in range(n_workers)]
 
 
 def visible_gpus() -> list[str]:
-    """Names of the GPUs that this process may use, as CUDA_VISIBLE_DEVICES spells them."""
+    """Names or numbers of the GPUs that this process may use, as they stand in CUDA_VISIBLE_DEVICES."""
     import torch
 
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -226,7 +236,7 @@ def visible_gpus() -> list[str]:
 
 
 def _local_cluster(n_workers: int) -> Any:
-    """Workers of this machine, bound to 127.0.0.1, restarted when they die."""
+    """A scheduler and workers on this machine, reachable at 127.0.0.1 alone; a worker that dies is started again."""
     import dask
     from distributed import Nanny, Scheduler, SpecCluster
 
@@ -243,7 +253,7 @@ def _local_cluster(n_workers: int) -> Any:
 
 
 def _deaf_to_interrupts() -> Any:
-    """Ctrl-C reaches every process of a terminal; what a worker has begun shall be finished all the same."""
+    """A plugin that makes workers ignore Ctrl-C: a terminal sends it to all processes, but begun cells are finished."""
     from distributed import WorkerPlugin
 
     class Deaf(WorkerPlugin):
@@ -252,7 +262,7 @@ def _deaf_to_interrupts() -> Any:
         def setup(self, worker: Any) -> None:
             try:
                 signal.signal(signal.SIGINT, signal.SIG_IGN)
-            except ValueError:  # not in the main thread, which then hears nothing either
+            except ValueError:  # signals can only be set in the main thread; workers elsewhere get none
                 pass
 
     return Deaf()

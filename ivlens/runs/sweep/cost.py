@@ -1,7 +1,7 @@
-"""What a cell costs, by arithmetic: floating-point operations, two for each weight and token of a forward pass.
+"""Estimate the floating-point operations of a cell: two for each weight and token of a forward pass.
 
-Lower bounds: small models take longer, because starting an operation costs more than the operation. The time a cell
-takes is estimated from cells of the same kind that the store has, where it has any.
+The estimates are lower bounds: in small models starting an operation takes longer than the operation. Where the store
+has finished cells of the same kind and model, their time tells how fast the machine really is.
 """
 
 import time
@@ -17,24 +17,26 @@ from ivlens.tasks.task import Task, split_of
 from ivlens.tuning.builder import find_guidance
 
 CHARS_PER_TOKEN = 4
-BACKWARD = 2  # a backward pass in forward passes; adapters alone need no gradients of weights, but those of activations
+BACKWARD = 2  # forward passes that one backward pass costs
 
 
 def forward(model: Survey, n_tokens: float | int, n_unembedded: float | int | None = None) -> float:
-    """A pass over `n_tokens`, with logits at `n_unembedded` of them (None: at all)."""
+    """Operations of a forward pass over `n_tokens`, with logits at `n_unembedded` of them (None: at all)."""
     unembedding = model.d_model * model.d_vocab
     columns = n_tokens if n_unembedded is None else n_unembedded
+    # all other weights are used for every token, the unembedding only where logits are asked for
     return 2.0 * max(model.n_params - unembedding, unembedding) * n_tokens + 2.0 * unembedding * columns
 
 
 def all_heads(model: Survey, n_tokens: float | int) -> float:
-    """Effects of all heads on one prompt, exactly: a copy of the last token for each head, from its layer up."""
+    """Operations of the exact effects of all heads on one prompt: one copy of the last token for each head."""
     n_copies = model.n_layers * model.n_heads
+    # a copy begins at the layer of its head, so on average it passes half of the layers
     return forward(model, n_tokens + n_copies / 2, n_copies + 1)
 
 
 def effects(cell: Cell, model: Survey) -> float:
-    """Means of clean prompts, with `contrast` of corrupted ones too, and the effects."""
+    """Operations of mean head outputs on clean prompts (with `contrast` on corrupted ones too), and of the effects."""
     options, n_tokens = cell.options, _prompt(cell)
     means = (
         (2 if options.contrast else 1)
@@ -50,30 +52,31 @@ def effects(cell: Cell, model: Survey) -> float:
 
 
 def vectors(cell: Cell, model: Survey) -> float:
-    """One matrix product for each head."""
+    """Operations of one matrix product for each head, and one with the unembedding."""
     return 2.0 * cell.options.k * model.d_model**2 + 2.0 * model.d_model * model.d_vocab
 
 
 def interventions(cell: Cell, model: Survey) -> float:
-    """Every vector at every setting on some prompts, the best on all, from a shared prefix on; the judgement."""
+    """Operations of trying every vector at every setting, the best settings on more prompts, and of the judgement."""
     options = cell.options
     n_vectors = 1 + 2 * options.n_draws + len(cell.others)
     n_settings = len(options.layers or range(model.n_layers)) * len(options.alphas) * len(options.sites)
     n_select, n_test = (_n(cell.task, split, cell.seed, options.n_judge_prompts) for split in ("select", "test"))
     rows = n_vectors * (n_settings * min(16, n_select) + 6 * n_select + n_test)
+    # most of each prompt is run once, and only the rest for each vector and setting
     prefix = (n_select + 2 * n_test) * forward(model, _prompt(cell), 1)
     return prefix + rows * forward(model, 2)  # the last prompt token and the answer
 
 
 def forgetting(cell: Cell, model: Survey) -> float:
-    """Every prompt, instructed and by each cloze: once for its answer, once for greedy decoding."""
+    """Operations of every prompt, with the instruction and as each cloze: once for its answer, once for decoding."""
     options, task = cell.options, open_task(cell.task)
     n_forms = 1 + min(len(task.clozes), options.n_clozes or len(task.clozes))
     return 2 * n_forms * _n(cell.task, "test", cell.seed, options.n_prompts) * forward(model, _prompt(cell) + 2)
 
 
 def dynamics(cell: Cell, model: Survey) -> float:
-    """The effects, and means of two halves; instructed prompts for performance and hidden states."""
+    """Operations of effects, of mean head outputs on two halves, and of prompts for performance and hidden states."""
     n_tokens, n_fit = _prompt(cell), _n(cell.task, "fit", cell.seed)
     scored = 3 * _n(cell.task, "select", cell.seed, cell.options.n_judge_prompts) * forward(model, n_tokens)
     means = 2 * min(100, n_fit) * forward(model, n_tokens)
@@ -81,14 +84,14 @@ def dynamics(cell: Cell, model: Survey) -> float:
 
 
 def tuning(cell: Cell, model: Survey) -> float:
-    """Steps forward and backward on all prompts of a step; judgements; the effects that guidance needs."""
+    """Operations of the steps of a training, its judgements, and the effects that guidance needs."""
     options, n_tokens = cell.options, _prompt(cell) + 2
     n_judged = options.n_prompts * (1 + len(options.watch))
     return _training(options, model, n_tokens, n_judged, max(1, len(options.watch)))
 
 
 def sequences(cell: Cell, model: Survey) -> float:
-    """A training on every task of the suite, and a judgement of all tasks before the first and after each."""
+    """Operations of a training on every task of a suite, and of judging all tasks before the first and after each."""
     options = cell.options
     suite = suite_of_cell(cell.task, *options.suite).suite
     tasks = [*suite.tasks, *suite.general]
@@ -103,11 +106,16 @@ def sequences(cell: Cell, model: Survey) -> float:
 
 
 def _training(options: Any, model: Survey, n_tokens: float, n_judged: int, n_earlier: int) -> float:
-    """One training: its steps, its judgements of `n_judged` prompts, and the effects that guidance needs."""
+    """Operations of one training: its steps, judgements of `n_judged` prompts each, and effects for guidance.
+
+    Args:
+        n_earlier: Number of earlier tasks that guidance may measure.
+    """
     plan, _ = find_guidance(options.guidance)
     terms = () if plan is None else plan.terms
     n_rows = options.batch_size + sum(term.n_own_prompts for term in terms)
     step = (1 + BACKWARD) * n_rows * forward(model, n_tokens)
+    # + 2: before the training and after it
     judged = (options.steps / options.judge_every + 2) * n_judged * forward(model, n_tokens)
     n_measured = max((term.n_measured(n_earlier) for term in terms), default=0)
     measured = 0.0 if plan is None else n_measured * plan.n_prompts * all_heads(model, n_tokens)
@@ -115,23 +123,25 @@ def _training(options: Any, model: Survey, n_tokens: float, n_judged: int, n_ear
 
 
 def prompt_tokens(task: Task, recipe: PromptRecipe | None = None) -> float:
-    """Length of a clean prompt of a task, guessed from its letters."""
+    """Number of tokens of a task's clean prompts, estimated from the letters of some examples."""
     some, recipe = task.examples[:32], recipe or PromptRecipe()
     mean = sum(len(example.input) + len(example.answer) for example in some) / len(some)
     instruction = max((len(text) for text in recipe.texts(task)[:1]), default=0)
+    # 6: the tokens of a template
     return 6 + (instruction + mean * (1 + recipe.shots(task))) / CHARS_PER_TOKEN
 
 
 def _prompt(cell: Cell) -> float:
+    """Estimated number of tokens of the cell's prompts."""
     try:
         return prompt_tokens(open_task(cell.task), cell.recipe)
-    except ValueError:  # which the cell itself will raise, and cost no other
+    except ValueError:  # the recipe does not suit the task: the cell will fail with this error, and not the whole sweep
         return prompt_tokens(open_task(cell.task), PromptRecipe(n_shots=0))
 
 
 @lru_cache(maxsize=1)
 def machine_rate() -> float:
-    """Floating-point operations a second of this machine, by one product of matrices: more than any model gets."""
+    """Floating-point operations per second of this machine in a product of matrices; no model reaches more."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     one = torch.ones(1024, 1024, device=device)
     best = 0.0
@@ -143,5 +153,6 @@ def machine_rate() -> float:
 
 
 def _n(name: str, split: str, seed: int, at_most: int | None = None) -> int:
+    """Number of a task's examples in a split, or `at_most` if it has more."""
     found = sum(split_of(example.input, seed) == split for example in open_task(name).examples)
     return found if at_most is None else min(found, at_most)

@@ -1,4 +1,4 @@
-"""The file of a sweep: what is multiplied with what."""
+"""Read the file of a sweep: it lists models, tasks, seeds and options, and every combination is a cell."""
 
 import math
 import os
@@ -21,39 +21,39 @@ from ivlens.runs.sweep.tasks import forget_tasks, open_task, suite_of_cell
 from ivlens.tasks.bank import list_tasks
 
 MAX_CELLS = 100_000
-_MAX_BYTES = 2**20
+_MAX_BYTES = 2**20  # of a grid's file
 _AXES = ("models", "tasks", "suites", "seeds")
 _SETTING = ("device", "dtype", "threads", "max_memory")
 
 
 @dataclass(frozen=True)
 class SweepGrid:
-    """Cells in the order in which they are made: model by model, and of each what others are made from first."""
+    """The cells of a sweep in the order in which they are made: by model, and a cell after those it is made from."""
 
     cells: tuple[Cell, ...]
 
     @property
     def models(self) -> list[ModelSpec]:
-        """Each once, in order."""
+        """The models of all cells, each once, in the order in which they are needed."""
         return list(dict.fromkeys(cell.model for cell in self.cells))
 
 
 def read_grid(path: str | Path, *, instead: Mapping[str, Any] | None = None) -> SweepGrid:
-    """Read a grid from TOML.
+    """Read a grid from a TOML file.
 
-    At the top: `models`, `tasks`, `seeds` (lists), and `device`, `dtype`, `threads`, `max_memory`. Then a table, or
-    several, for each kind: `[effects]`, `[[tuning]]`; an option with a list of values is tried with each of them.
-    `models`, `tasks` and `seeds` in such a table stand in the place of those at the top. `[sequences]`, the cells of
-    benchmarks, has `suites` in the place of tasks. Paths are relative to the file; a model may be `name@revision`, or a
-    pattern such as `runs/step-*`.
+    At the top it has the lists `models`, `tasks` and `seeds`, and `device`, `dtype`, `threads`, `max_memory`. Then one
+    or several tables follow for each kind of cells: `[effects]`, `[[tuning]]`. If an option has a list of values, each
+    of them is tried. `models`, `tasks` and `seeds` in such a table replace those at the top. The table `[sequences]`,
+    for cells of benchmarks, has `suites` instead of `tasks`. Paths are relative to the file. A model may be
+    `name@revision`, or a pattern such as `runs/step-*`.
 
     Args:
-        instead: `device`, `dtype`, `template`, `n_shots` or `instruction` in the place of what the file says, in every
-            table that has it.
+        instead: Values of `device`, `dtype`, `template`, `n_shots` or `instruction` that replace those in the file, in
+            every table that has this option.
 
     Raises:
-        FileNotFoundError: no such file, task or checkpoint folder.
-        ValueError: not TOML, an unknown name, a value that does not fit, or more than 100,000 cells.
+        FileNotFoundError: the file, a task or a checkpoint folder does not exist.
+        ValueError: the file is not TOML, a name is unknown, a value does not fit, or there are more than 100,000 cells.
     """
     source = path_of(path)
     forget_tasks()
@@ -67,8 +67,8 @@ def read_grid(path: str | Path, *, instead: Mapping[str, Any] | None = None) -> 
     if not sections:
         raise ValueError(f"{source} has no table of cells, expected one of [{'], ['.join(KINDS)}]; add one.")
     setting = options_from(Setting, {name: values[name] for name in _SETTING if name in values}, str(source))
-    cells: dict[Cell, None] = {}
-    for kind in KINDS:  # in their order, which is that of what is made from what
+    cells: dict[Cell, None] = {}  # a set that keeps its order
+    for kind in KINDS:  # whose order puts a kind after those it is made from
         tables = sections.get(kind, [])
         for number, table in enumerate(tables if isinstance(tables, list) else [tables]):
             where = f"{source} [{kind}]" + (f" number {number + 1}" if isinstance(tables, list) else "")
@@ -80,11 +80,13 @@ def read_grid(path: str | Path, *, instead: Mapping[str, Any] | None = None) -> 
             cells.update(dict.fromkeys(_section(kind, table, setting, source, where)))
             if len(cells) > MAX_CELLS:
                 raise ValueError(f"{source} makes more than {MAX_CELLS:,} cells, expected fewer; split it.")
+    # by model, so that each is loaded once; the sort keeps the order of kinds within a model
     models = list(dict.fromkeys(cell.model for cell in cells))
     return SweepGrid(tuple(sorted(cells, key=lambda cell: models.index(cell.model))))
 
 
 def _parsed(source: Path) -> dict[str, Any]:
+    """The content of a grid's file."""
     if not source.is_file():
         raise FileNotFoundError(f"{str(source)!r:.300} is no file, expected a grid in TOML; check the path.")
     if source.stat().st_size > _MAX_BYTES:
@@ -98,17 +100,19 @@ def _parsed(source: Path) -> dict[str, Any]:
 
 
 def _axes_of(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The lists `models`, `tasks`, `suites` and `seeds` that stand at the top of a grid."""
     return {name: values[name] for name in _AXES if name in values}
 
 
 def _check_axes(kind: str, table: Mapping[str, Any], where: str) -> None:
-    """Refuse `tasks` for a kind that is over suites, and the other way round."""
+    """Refuse `tasks` in a table whose cells run through suites, and `suites` in all others."""
     for name in {"tasks", "suites"} - {KINDS[kind].over}:
         if name in table:
             raise ValueError(f"{where} has {name!r}, expected {KINDS[kind].over!r}; [{kind}] is about those.")
 
 
 def _section(kind: str, table: Mapping[str, Any], setting: Setting, source: Path, where: str) -> Iterator[Cell]:
+    """The cells of one table of a grid; everything in it is checked before the first one is given."""
     made = KINDS[kind].options
     models = [spec for name in _texts(table, "models", ["pocket"], where) for spec in _models(name, source)]
     over = KINDS[kind].over
@@ -126,13 +130,14 @@ def _section(kind: str, table: Mapping[str, Any], setting: Setting, source: Path
         folders = given["data"] if isinstance(given["data"], list) else [given["data"]]
         given["data"] = [_beside(one, source) if isinstance(one, str) else one for one in folders]
     varied = {name: _values(made, name, value) for name, value in given.items()}
+    # counted before they are made: a few long lists could fill the memory
     n_cells = math.prod(map(len, (models, tasks, seeds, *varied.values())))
     if not 0 < n_cells <= MAX_CELLS:
         raise ValueError(f"{where} makes {n_cells:,} cells, expected 1 to {MAX_CELLS:,}; lengthen or split its lists.")
     options = [
         options_from(made, dict(zip(varied, chosen, strict=True)), where) for chosen in product(*varied.values())
     ]
-    if over == "suites":  # what is missing is said before anything runs
+    if over == "suites":  # opened once, so that missing files are an error before any cell is made
         for one, suite in product(options, tasks):
             suite_of_cell(suite, *one.suite)
     rivals = {task: _rivals(task, tasks) for task in tasks} if KINDS[kind].uses_others else {}
@@ -142,12 +147,13 @@ def _section(kind: str, table: Mapping[str, Any], setting: Setting, source: Path
 
 
 def _rivals(task: str, tasks: Sequence[str]) -> set[str]:
-    """The other tasks with some of the same inputs: one about other things would only show that words differ."""
+    """The other tasks with some of the same inputs; the vector of a task about other words would be no fair control."""
     asked = {example.input for example in open_task(task).examples}
     return {other for other in tasks if other != task and any(one.input in asked for one in open_task(other).examples)}
 
 
 def _values(made: type[Any], name: str, value: Any) -> list[Any]:
+    """The values of an option to try. Where one value is itself a list, several values are a list of lists."""
     if not isinstance(value, list):
         return [value]
     if takes_list(made, name):
@@ -156,6 +162,7 @@ def _values(made: type[Any], name: str, value: Any) -> list[Any]:
 
 
 def _texts(table: Mapping[str, Any], name: str, default: list[str] | None, where: str) -> list[str]:
+    """A list of names in a table, each once; anything else is an error."""
     found = table.get(name, default)
     if not (isinstance(found, list) and found and all(isinstance(text, str) and text.strip() for text in found)):
         got = "is missing" if found is None else f"is {found!r:.80}"
@@ -164,20 +171,21 @@ def _texts(table: Mapping[str, Any], name: str, default: list[str] | None, where
 
 
 def _tasks_in(value: list[Any], source: Path) -> list[Any]:
+    """A list of tasks, or several such lists, with whole paths."""
     if value and all(isinstance(item, list) for item in value):
         return [_tasks_in(item, source) for item in value]
     return [_task(item, source) if isinstance(item, str) else item for item in value]
 
 
 def _templates(value: Any, source: Path) -> Any:
-    """Names as they are, paths made whole."""
+    """Names of templates as they are; paths of files as whole paths."""
     if isinstance(value, list):
         return [_templates(item, source) for item in value]
     return _beside(value, source) if isinstance(value, str) and value.lower().endswith(".json") else value
 
 
 def _models(name: str, source: Path) -> list[ModelSpec]:
-    """One model, or the folders that a pattern stands for, in the order of the numbers in their names."""
+    """One model, or all folders that a pattern matches; step-20 comes before step-100, as numbers are compared."""
     label, is_pinned, revision = name.partition("@")
     if is_pinned and not revision.strip():
         raise ValueError(f"{source}: model {name!r:.200} names no revision after '@', expected one; or leave '@' out.")
@@ -193,13 +201,14 @@ def _models(name: str, source: Path) -> list[ModelSpec]:
 
 
 def _task(name: str, source: Path) -> str:
-    """The name, or the path made whole; opened once, so that what is wrong with it is said before anything runs."""
+    """The name of a built-in task, or a whole path; opened once, so that a fault is found before any cell is made."""
     found = name if name in list_tasks() else _beside(name, source)
     open_task(found)
     return found
 
 
 def _beside(name: str, source: Path) -> str:
+    """A whole path where the name is a path relative to the grid's file; other names stay as they are."""
     if "\0" in name or len(name) > 4096:
         raise ValueError(f"{source} names {name!r:.80}, expected a name or a path; shorten it.")
     path = source.parent / os.path.expanduser(name)
@@ -207,7 +216,7 @@ def _beside(name: str, source: Path) -> str:
 
 
 def spread(cells: Sequence[Cell]) -> dict[str, int]:
-    """How many cells of each kind."""
+    """Number of cells of each kind."""
     counts: dict[str, int] = {}
     for cell in cells:
         counts[cell.kind] = counts.get(cell.kind, 0) + 1

@@ -1,4 +1,4 @@
-"""The kinds of cells: to add one, write its options, a line here, and what makes it in `making`."""
+"""The kinds of cells. To add a kind, write its options, a line in `KINDS`, and a function in `making.py`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,12 +21,13 @@ class Kind:
     """One kind of cells.
 
     Attributes:
-        options: Dataclass of what can be varied, all with defaults.
-        format: Part of every key: another number, and results made before it count as absent.
-        made_from: Kinds whose results its cells are made from, directly or not.
-        uses_others: Whether its cells depend on the grid's other tasks with the same inputs.
-        over: What its cells are about, as the grid's file lists it: `tasks`, or `suites` of tasks.
-        facts: What a result depends on of that: from its name and the options.
+        options: Dataclass of the options that a grid can vary, all with defaults.
+        format: A number that is part of every key. Raise it when cells are made in another way: then older results
+            count as absent.
+        made_from: Kinds whose results the cells are made from, directly or through another kind.
+        uses_others: Whether the cells depend on the grid's other tasks with the same inputs.
+        over: The list in the grid's file that the cells run through: `tasks`, or `suites` of tasks.
+        facts: For a name in that list and the options, everything about the task or suite that a result depends on.
     """
 
     options: type[Any]
@@ -37,7 +38,7 @@ class Kind:
     facts: Callable[[str, Any], Any] = lambda name, options: task_facts(name)
 
 
-# in the order in which they are made: what others are made from comes first
+# in the order in which cells are made: a kind comes after the kinds that it is made from
 KINDS: dict[str, Kind] = {
     "effects": Kind(EffectsOptions, format=2),
     "vectors": Kind(VectorOptions, format=2, made_from=("effects",)),

@@ -1,4 +1,4 @@
-"""Cells one after the other, in this process."""
+"""Make cells in this process, one after the other."""
 
 import time
 from collections import deque
@@ -9,23 +9,26 @@ from ivlens.runs.sweep.cells import Cell, ModelSpec, Survey
 from ivlens.runs.sweep.options import Setting
 from ivlens.runs.sweep.workshop import Report, Workshop
 
-Job = tuple[Cell, Survey]
+Job = tuple[Cell, Survey]  # a cell, and the facts about its model
 
 
 class LocalExecutor:
-    """This process."""
+    """Makes cells in this process, one after the other."""
 
     def __init__(self, store: Store) -> None:
         self._shop = Workshop(store)
 
     def survey(self, spec: ModelSpec, setting: Setting, *, load: bool = True) -> Survey:
-        """What a model is."""
+        """The facts about a model; see `Workshop.survey`."""
         return self._shop.survey(spec, setting, load=load)
 
     def run(self, jobs: Sequence[Job], stop: Callable[[], bool]) -> Iterator[tuple[Job, Report]]:
-        """Make all cells, those that another process is making last; `stop` is asked between two of them."""
+        """Make all cells, and yield a report of each; before each cell `stop` says whether to end.
+
+        A cell that another process is making is put off to the end.
+        """
         queue = deque(jobs)
-        n_busy = 0  # in a row
+        n_busy = 0  # cells in a row that other processes were making
         while queue and not stop():
             job = queue.popleft()
             report = self._shop.attempt(*job)
@@ -35,8 +38,8 @@ class LocalExecutor:
                 continue
             queue.append(job)
             n_busy += 1
-            if n_busy >= len(queue):  # all that is left is in other hands
+            if n_busy >= len(queue):  # other processes are making all that is left
                 time.sleep(0.2)
 
     def close(self) -> None:
-        """Nothing to close."""
+        """Do nothing: this process has no workers to end."""

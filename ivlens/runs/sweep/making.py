@@ -1,4 +1,4 @@
-"""What makes the files of a cell, and what that costs, for each kind: one line in `MAKERS` for each line in `KINDS`."""
+"""For each kind of cells, the function that makes a cell's files and the estimate of its cost: the table `MAKERS`."""
 
 import logging
 import math
@@ -34,14 +34,15 @@ EFFECTS_FILE, VECTOR_FILE, LOG_FILE = "effects.safetensors", "vector.safetensors
 
 @dataclass(frozen=True)
 class Making:
-    """What a kind is given to make one cell.
+    """Everything that is needed to make one cell.
 
     Attributes:
-        cell: Which.
-        model: Loaded and ready.
-        open_task: A task by its name in the grid.
-        entry: The result of another cell, made if it is not there.
-        work: A folder that outlives a killed process, for the state of something long; gone once the cell is done.
+        cell: The cell to make.
+        model: The cell's model, loaded.
+        open_task: Opens a task by its name in the grid.
+        entry: Gives the store's result of another cell, and makes it if it is not there.
+        work: A folder for the state of a long training. It stays when the process is killed, and is removed once the
+            cell is done.
     """
 
     cell: Cell
@@ -53,11 +54,12 @@ class Making:
 
 @dataclass(frozen=True)
 class Maker:
-    """How cells of one kind are made.
+    """How cells of one kind are made, and what they cost.
 
     Attributes:
-        run: Puts the files of a result into a folder, `table.parquet` among them; the same bytes for the same cell.
-        cost: Floating-point operations, for estimates.
+        run: Writes the files of a cell's result into a folder, `table.parquet` among them; the same cell always gives
+            the same bytes.
+        cost: Estimates the floating-point operations of a cell.
     """
 
     run: Callable[[Making, Path], None]
@@ -65,6 +67,7 @@ class Maker:
 
 
 def _effects(making: Making, folder: Path) -> None:
+    """Measure the effects of all heads."""
     cell, options = making.cell, making.cell.options
     found = head_effects(
         making.model,
@@ -80,6 +83,7 @@ def _effects(making: Making, folder: Path) -> None:
 
 
 def _vectors(making: Making, folder: Path) -> None:
+    """Make the Instruction Vector, from the effects of another cell."""
     import pandas as pd
 
     options = making.cell.options
@@ -91,15 +95,18 @@ def _vectors(making: Making, folder: Path) -> None:
 
 
 def _measured(making: Making) -> HeadEffects:
+    """The effects of the cell's own task."""
     return HeadEffects.load(making.entry(making.cell.needs("effects")).path(EFFECTS_FILE), making.model)
 
 
 def _vector(making: Making, task: str) -> InstructionVector:
+    """The vector of a task, the cell's own or another one of the grid."""
     entry = making.entry(making.cell.needs("vectors", task))
     return InstructionVector.load(entry.path(VECTOR_FILE), making.model)
 
 
 def _interventions(making: Making, folder: Path) -> None:
+    """Judge the vector beside its controls."""
     cell, options = making.cell, making.cell.options
     task = making.open_task(cell.task)
     judge = JudgeOptions(
@@ -122,6 +129,7 @@ def _interventions(making: Making, folder: Path) -> None:
 
 
 def _tuning(making: Making, folder: Path) -> None:
+    """Fine-tune, from the state of an interrupted training if it can be used; otherwise from the start."""
     state = making.work / STATE
     is_resumed = state.exists()
     try:
@@ -129,12 +137,13 @@ def _tuning(making: Making, folder: Path) -> None:
     except ValueError as error:
         if not is_resumed or not state.exists():
             raise
-        logger.warning("the state of %s cannot be gone on from (%s); it begins anew.", making.cell.name, error)
+        logger.warning("%s cannot go on from its saved state (%s); it begins anew.", making.cell.name, error)
         shutil.rmtree(making.work)
         _trained(making, folder)
 
 
 def _trained(making: Making, folder: Path) -> None:
+    """Fine-tune to the end, with the state of the training in `making.work`, and write log, scores and model."""
     cell, options = making.cell, making.cell.options
     task, watch = making.open_task(cell.task), [making.open_task(name) for name in options.watch]
     recipe, seed = cell.recipe, cell.seed
@@ -148,14 +157,16 @@ def _trained(making: Making, folder: Path) -> None:
         watch=watch,
         along=Along(making.work),
     )
+    # without seconds: the same cell gives the same bytes
     result.log.drop(columns="seconds").to_parquet(folder / LOG_FILE, index=False)
     result.scores.rename(columns={"task": "judged"}).to_parquet(folder / TABLE, index=False)
     if options.keep_model:
-        # a process that was killed while it wrote the model has left its scratch folder there
+        # without scratch folders, which a process that was killed while it wrote the model may have left there
         shutil.copytree(making.work / "model", folder / "model", ignore=shutil.ignore_patterns(".*"))
 
 
 def _sequences(making: Making, folder: Path) -> None:
+    """Run the cell of a benchmark."""
     cell, options = making.cell, making.cell.options
     suite = suite_of_cell(cell.task, *options.suite).suite
     own = SuiteCell(options.method, options.guidance, options.order, cell.seed)
@@ -163,19 +174,22 @@ def _sequences(making: Making, folder: Path) -> None:
 
 
 def _forgetting(making: Making, folder: Path) -> None:
+    """Measure instruction and knowledge probability."""
     cell, asked = making.cell, making.cell.options
     options = ProbeOptions(n_prompts=asked.n_prompts, n_clozes=asked.n_clozes, recipe=cell.recipe)
     found = probe(making.model, [making.open_task(making.cell.task)], options)
+    # `kind` and `n_prompts` are labels of the cell too, which columns of these names would hide in the store's table
     renamed = found.drop(columns="task").rename(columns={"kind": "probe", "n_prompts": "n_asked"})
     renamed.to_parquet(folder / TABLE, index=False)
 
 
 def _dynamics(making: Making, folder: Path) -> None:
+    """Measure all that comparisons with other checkpoints need."""
     import pandas as pd
 
     task, asked, recipe = making.open_task(making.cell.task), making.cell.options, making.cell.recipe
     options = TrackOptions(asked.n_prompts, asked.k, n_judge_prompts=asked.n_judge_prompts, recipe=recipe)
-    # a cell knows no first model, and 0 would say that this one is as near to it as can be
+    # NaN: the cell knows no first model, and a distance of 0 would say that its weights are those of the first model
     stage = replace(measure_stage(making.model, [task], options), distance=math.nan)
     stage.save(folder / STAGE_FILE)
     found = stage.tasks[task.name]

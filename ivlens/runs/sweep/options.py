@@ -1,4 +1,4 @@
-"""What can be varied in a cell of each kind, and the check of values that come from a file."""
+"""The options of each kind of cells, and the check of values that come from a grid's file."""
 
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
@@ -25,12 +25,12 @@ from ivlens.tuning.training.options import Decay, TuneOptions
 
 @dataclass(frozen=True)
 class PromptOptions:
-    """Of a `PromptRecipe`, whose seed is the cell's.
+    """How prompts are made: the options of a `PromptRecipe`, whose seed is that of the cell.
 
     Attributes:
-        template: As of the recipe; a path is relative to the grid's file.
-        instruction: `task`: one of the task's own; `none`; or a text.
-        n_shots: As of the recipe.
+        template: Name of a template, or a JSON file with its fields; a path is relative to the grid's file.
+        instruction: `task` (one of the task's own), `none`, or the text of an instruction.
+        n_shots: Demonstrations in each prompt; None: as in `PromptRecipe`.
     """
 
     template: str = "plain"
@@ -39,15 +39,15 @@ class PromptOptions:
 
     def __post_init__(self) -> None:
         check_counts(self, n_shots=0)
-        self.recipe(0)
+        self.recipe(0)  # which checks its own options; the seed makes no difference
 
     def recipe(self, seed: int) -> PromptRecipe:
-        """How clean prompts are made."""
+        """The recipe of clean prompts."""
         given = {"task": TASK, "none": None}.get(self.instruction, self.instruction)
         return PromptRecipe(self.template, given, self.n_shots, seed)
 
     def for_other_tasks(self) -> "PromptOptions":
-        """The same for other tasks, by the rule of `PromptRecipe.for_other_tasks`."""
+        """The options for prompts of other tasks, by the rule of `PromptRecipe.for_other_tasks`."""
         if self.instruction == "none":
             return self
         return replace(self, instruction="task", n_shots=self.n_shots or None)
@@ -55,7 +55,7 @@ class PromptOptions:
 
 @dataclass(frozen=True)
 class EffectsOptions(PromptOptions):
-    """Of `head_effects`."""
+    """Options of `head_effects`."""
 
     n_prompts: int = 32
     n_mean_prompts: int = 100
@@ -76,14 +76,14 @@ class EffectsOptions(PromptOptions):
         find_engine(self.method)
 
     def effects(self, max_memory: int) -> EffectOptions:
-        """As `head_effects` takes them."""
+        """The options in the form that `head_effects` takes."""
         names = ("mode", "method", "n_mean_prompts", "correct_only", "contrast")
         return EffectOptions(max_memory=max_memory, **{name: getattr(self, name) for name in names})
 
 
 @dataclass(frozen=True)
 class VectorOptions(EffectsOptions):
-    """Of the effects and of `InstructionVector.from_effects`; with `contrast` the effects are measured for it."""
+    """Options of `InstructionVector.from_effects`, and of the effects that the vector is made from."""
 
     k: int = 10
 
@@ -94,7 +94,7 @@ class VectorOptions(EffectsOptions):
 
 @dataclass(frozen=True)
 class InterventionOptions(VectorOptions):
-    """Of the vector and of `evaluate_intervention`; the control *other tasks* takes the vectors of the grid's tasks."""
+    """Options of `evaluate_intervention`, and of the vectors: the task's own, and those of the grid's other tasks."""
 
     n_draws: int = 19
     judged_on: str = "drop"
@@ -117,14 +117,14 @@ class InterventionOptions(VectorOptions):
 
     @property
     def grid(self) -> SettingsGrid:
-        """What every vector searches."""
+        """The settings that are tried for every vector."""
         names = ("layers", "alphas", "sites", "positions")
         return SettingsGrid(**{name: getattr(self, name) for name in names})
 
 
 @dataclass(frozen=True)
 class TuningOptions(PromptOptions):
-    """Of `finetune` and the guidance in it, which keeps the tasks in `watch`."""
+    """Options of `finetune`; guidance keeps the tasks in `watch`, and the result has their scores."""
 
     method: str = "lora"
     guidance: str = "none"
@@ -146,23 +146,23 @@ class TuningOptions(PromptOptions):
         _check_choice("method", self.method, tuple(METHODS))
         find_guidance(self.guidance)
         _check_choice("decay", self.decay, get_args(Decay))
-        self.training(0)
+        self.training(0)  # which checks its own options
 
     def training(self, seed: int) -> TuneOptions:
-        """As `finetune` takes them."""
+        """The options in the form that `finetune` takes."""
         names = ("lr", "steps", "batch_size", "decay", "judge_every", "save_every", "n_samples", "n_prompts")
         return TuneOptions(seed=seed, **{name: getattr(self, name) for name in names})
 
 
 @dataclass(frozen=True)
 class SequenceOptions(PromptOptions):
-    """Of a benchmark's cell: `run_cell` with `BenchOptions`, on one of the suites that the grid names.
+    """Options of a benchmark's cell (`run_cell`), on a suite that the grid names.
 
     Attributes:
-        data: Folder with the suite's files; a path is relative to the grid's file. None for pocket.
-        order: Number of the suite's order.
-        n_tasks: Only the first so many tasks of it.
-        target, n_general, n_earlier, few_shots: As of `BenchOptions`; the others are those of each training.
+        data: Folder with the suite's files, relative to the grid's file. None for pocket.
+        order: Number of the suite's order of tasks.
+        n_tasks: Only the first so many tasks of the order; None: all.
+        target, n_general, n_earlier, few_shots: As in `BenchOptions`. All other options are those of each training.
     """
 
     data: str | None = None
@@ -189,15 +189,15 @@ class SequenceOptions(PromptOptions):
         _check_choice("method", self.method, tuple(METHODS))
         find_guidance(self.guidance)
         _check_choice("decay", self.decay, get_args(Decay))
-        self.bench(0)
+        self.bench(0)  # which checks its own options
 
     @property
     def suite(self) -> tuple[str | None, int, int | None]:
-        """Which part of a suite: folder, order, number of tasks."""
+        """The arguments that say which part of a suite is meant: folder, order, number of tasks."""
         return self.data, self.order, self.n_tasks
 
     def bench(self, seed: int) -> BenchOptions:
-        """As `run_cell` takes them."""
+        """The options in the form that `run_cell` takes."""
         names = ("lr", "steps", "batch_size", "decay", "n_samples", "n_prompts", "judge_every", "patience")
         tune = TuneOptions(seed=seed, **{name: getattr(self, name) for name in names})
         others = {name: getattr(self, name) for name in ("target", "n_general", "n_earlier", "few_shots")}
@@ -206,7 +206,7 @@ class SequenceOptions(PromptOptions):
 
 @dataclass(frozen=True)
 class ForgettingOptions(PromptOptions):
-    """Of `probe`: what a model does under the instruction, and what it knows without."""
+    """Options of `probe`: instruction and knowledge probability."""
 
     n_prompts: int | None = None
     n_clozes: int | None = 4
@@ -218,7 +218,7 @@ class ForgettingOptions(PromptOptions):
 
 @dataclass(frozen=True)
 class DynamicsOptions(PromptOptions):
-    """Of `measure_stage`: all that is kept of one checkpoint, to be compared with others without opening it again."""
+    """Options of `measure_stage`, which measures all that comparisons of a checkpoint with others need."""
 
     n_prompts: int = 24
     k: int = 10
@@ -231,13 +231,13 @@ class DynamicsOptions(PromptOptions):
 
 @dataclass(frozen=True)
 class Setting:
-    """What all cells of a sweep have in common: how the machine computes. All of it belongs to a result's key.
+    """How the machine computes; the same for all cells of a sweep, and part of every key, as it may change last digits.
 
     Attributes:
         device: auto, cpu, cuda ...; only its type is in the key.
-        dtype: As in `load_model`.
+        dtype: As in `load_model`; the key has it in the hash of the weights.
         threads: CPU threads of each process.
-        max_memory: Bytes of one pass of the effects; decides the portions they are measured in.
+        max_memory: Bytes that one pass of the effects may use: decides how many prompts are measured together.
     """
 
     device: str = "auto"
@@ -250,10 +250,13 @@ class Setting:
 
 
 def options_from(made: type[Any], values: Mapping[str, Any], where: str) -> Any:
-    """An options object from plain values, such as a file holds.
+    """An object of the class `made`, from plain values such as a file holds.
+
+    Args:
+        where: Where the values stand, for errors.
 
     Raises:
-        ValueError: an unknown name, a value of another type, or one that does not exist.
+        ValueError: a name is unknown, or a value does not fit the option.
     """
     hints = hints_of(made)
     for name in values:
@@ -270,10 +273,11 @@ def options_from(made: type[Any], values: Mapping[str, Any], where: str) -> Any:
 
 
 def takes_list(made: type[Any], name: str) -> bool:
-    """Whether a list is one value of this option, rather than several."""
+    """Whether a single value of this option is a list."""
     return any(get_origin(one) is tuple for one in sides(hints_of(made).get(name, Any)))
 
 
 def _check_choice(name: str, value: object, known: tuple[object, ...]) -> None:
+    """Refuse a value that is not among the known ones."""
     if value not in known:
         raise ValueError(f"{name} is {value!r:.60}, expected one of {', '.join(map(str, filter(None, known)))}.")

@@ -1,4 +1,4 @@
-"""A sweep: which cells there are, what is left to do, and how far it is."""
+"""Plan and run a sweep: which cells the store lacks, what they cost, and how far the sweep is."""
 
 import logging
 import signal
@@ -26,7 +26,7 @@ logger = logging.getLogger("ivlens")
 
 @runtime_checkable
 class Executor(Protocol):
-    """Where cells are made."""
+    """Makes cells, in this process (`LocalExecutor`) or on a cluster (`ClusterExecutor`)."""
 
     def survey(self, spec: ModelSpec, setting: Setting, *, load: bool = True) -> Survey: ...
 
@@ -37,13 +37,15 @@ class Executor(Protocol):
 
 @dataclass(frozen=True)
 class Estimate:
-    """Cells of one kind on one model.
+    """What the cells of one kind on one model will cost.
 
     Attributes:
-        n_cells, n_done: How many, and how many of them the store has.
-        operations: Floating-point operations of what is left, by arithmetic.
-        seconds: Of what is left, on one worker; `measured` on cells of this kind and model in the store, or else by
-            arithmetic at the machine's own rate, which is a lower bound.
+        kind, model: The kind of the cells, and the name of the model.
+        n_cells, n_done: Number of cells, and how many of them are in the store.
+        operations: Estimated floating-point operations of the cells that are left.
+        seconds: Estimated seconds of the cells that are left, on one worker.
+        measured: Whether the seconds follow from cells of this kind and model in the store. Otherwise they follow from
+            the operations and this machine's speed, and are a lower bound.
     """
 
     kind: str
@@ -57,12 +59,12 @@ class Estimate:
 
 @dataclass
 class Plan:
-    """What a sweep comes to.
+    """What a sweep has to do.
 
     Attributes:
-        todo: Cells that the store does not have.
-        n_done: Cells that it has.
-        estimates: By kind and model.
+        todo: Cells that the store lacks, each with the facts about its model.
+        n_done: Number of cells that the store has.
+        estimates: The cost of the cells, for each kind and model.
         weights: Estimated seconds of each cell of `todo`.
     """
 
@@ -73,7 +75,7 @@ class Plan:
 
     @property
     def seconds(self) -> float:
-        """Of all that is left, on one worker."""
+        """Estimated seconds of all cells that are left, on one worker."""
         return sum((estimate.seconds for estimate in self.estimates), 0.0)
 
 
@@ -82,11 +84,11 @@ class Outcome:
     """How a sweep ended.
 
     Attributes:
-        n_done: Cells that were there before.
-        n_made: Cells made now, by this sweep or another one on the same store.
-        failed: Cells with their errors.
-        n_left: Cells that were not begun.
-        interrupted: Whether someone asked it to stop.
+        n_done: Number of cells that were in the store before.
+        n_made: Number of cells made meanwhile, by this sweep or by another one on the same store.
+        failed: The cells that failed, each with its error in one line.
+        n_left: Number of cells that were not begun.
+        interrupted: Whether a signal ended the sweep before all cells were made.
     """
 
     n_done: int
@@ -98,11 +100,12 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a sweep is.
+    """How far a sweep is after one more cell.
 
     Attributes:
-        n: Cells finished by now, of `total`.
-        left: Estimated seconds to the end; None before the first one.
+        cell, report: The cell, and the outcome of making it.
+        n, total: Number of cells finished by now, and of all cells to make.
+        left: Estimated seconds to the end; None where nothing can be estimated.
     """
 
     cell: Cell
@@ -113,11 +116,13 @@ class Progress:
 
 
 def make_plan(grid: SweepGrid, store: Store, executor: Executor, *, load: bool = True) -> Plan:
-    """Find out which cells are there and what the others cost.
+    """Find out which cells the store has, and estimate what the others cost.
 
     Args:
-        load: Load models that the store does not know yet. Without it their cells count as absent.
+        load: Load models that the store does not know yet, for the keys of their results. False: all their cells count
+            as absent.
     """
+    # each pair once; several cells with one key are one job
     surveys = {(cell.model, cell.setting): None for cell in grid.cells}
     known = {each: executor.survey(*each, load=load) for each in surveys}
     jobs: dict[str, Job] = {}
@@ -125,7 +130,7 @@ def make_plan(grid: SweepGrid, store: Store, executor: Executor, *, load: bool =
         survey = known[cell.model, cell.setting]
         jobs.setdefault(content_key(cell.what(survey)), (cell, survey))
     done = {key for key, (_, survey) in jobs.items() if survey.weights_hash and store.find(key) is not None}
-    for key in done:
+    for key in done:  # of results with the same labels, these are the ones that tables shall show
         store.ask_for(key)
     costs = {cell: MAKERS[cell.kind].cost(cell, survey) for cell, survey in jobs.values()}
     rates = _measured_rates(store, jobs.values(), costs, done)
@@ -147,6 +152,7 @@ def _estimate(
     costs: dict[Cell, float],
     rates: dict[tuple[str, str], float],
 ) -> Estimate:
+    """The cost of the cells of one kind and model, which have these keys."""
     left = [jobs[key][0] for key in keys if key not in done]
     operations = sum((costs[cell] for cell in left), 0.0)
     seconds = sum((costs[cell] / _rate(rates, cell) for cell in left), 0.0)
@@ -155,7 +161,7 @@ def _estimate(
 
 
 def _measured_rates(store: Store, jobs: Any, costs: dict[Cell, float], done: set[str]) -> dict[tuple[str, str], float]:
-    """Operations a second of finished cells, by kind and model."""
+    """Median of the operations per second of finished cells, for each kind and model."""
     found: dict[tuple[str, str], list[float]] = {}
     for cell, survey in jobs:
         key = content_key(cell.what(survey))
@@ -166,30 +172,32 @@ def _measured_rates(store: Store, jobs: Any, costs: dict[Cell, float], done: set
 
 
 def _rate(rates: dict[tuple[str, str], float], cell: Cell) -> float:
+    """Operations per second to expect for a cell: measured, or those of this machine."""
     return rates.get((cell.kind, cell.model.name)) or cost.machine_rate()
 
 
 def run_sweep(
     plan: Plan, executor: Executor, *, on_cell: Callable[[Progress], None] = lambda progress: None
 ) -> Outcome:
-    """Make what is left. SIGINT or SIGTERM ends it after the cells under way; a second one at once.
+    """Make the cells that are left. SIGINT or SIGTERM ends this after the cells that were begun, a second one at once.
 
     Raises:
-        StoreError: the disk refuses; what was made is kept.
-        KeyboardInterrupt: the second signal.
+        StoreError: the disk is full, read-only or broken; finished cells are kept.
+        KeyboardInterrupt: a second signal came.
     """
     outcome, started, spent = Outcome(plan.n_done, n_left=len(plan.todo)), time.monotonic(), 0.0
     whole = sum(plan.weights.values(), 0.0)
     with _asked_to_stop() as stop:
         for (cell, _), report in executor.run(plan.todo, stop):
             if report.status == "full":
-                raise StoreError(None, report.error, "")  # which names the place
+                raise StoreError(None, report.error, "")  # the text names the place already
             outcome.n_left -= 1
             if report.status == "failed":
                 outcome.failed.append((cell, report.error))
             else:
                 outcome.n_made += 1
             spent += plan.weights[cell]
+            # in proportion to the time so far, as there may be several workers, and estimates may be too low
             left = (time.monotonic() - started) / spent * (whole - spent) if spent else None
             on_cell(Progress(cell, report, len(plan.todo) - outcome.n_left, len(plan.todo), left))
         outcome.interrupted = stop() and outcome.n_left > 0
@@ -198,14 +206,17 @@ def run_sweep(
 
 @contextmanager
 def _asked_to_stop() -> Iterator[Callable[[], bool]]:
-    """Whether a signal has asked for the end; outside of the main thread none is heard."""
+    """In the body, SIGINT and SIGTERM only set a flag; yields a function that tells whether one has come.
+
+    Python delivers signals to the main thread alone, so in another thread nothing is changed.
+    """
     asked = threading.Event()
 
     def hear(number: int, frame: Any) -> None:
         if asked.is_set():
             raise KeyboardInterrupt
         asked.set()
-        logger.warning("stopping after the cells under way; once more to stop at once.")
+        logger.warning("stopping after the cells that were begun; press Ctrl-C again to stop at once.")
 
     if threading.current_thread() is not threading.main_thread():
         yield asked.is_set

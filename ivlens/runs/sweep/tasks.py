@@ -1,4 +1,4 @@
-"""The tasks and the suites of tasks that a grid names, each read once in a process."""
+"""Open the tasks and suites that a grid names; each is read once in a process."""
 
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -11,20 +11,20 @@ from ivlens.tasks.task import Task, hash_of_tasks
 
 @lru_cache(maxsize=256)
 def open_task(name: str) -> Task:
-    """A task, read once in a process."""
+    """The task with this name or path, read once in a process."""
     return load_task(name)
 
 
 @lru_cache(maxsize=4096)
 def task_facts(name: str) -> tuple[str, str, tuple[str, ...]]:
-    """Name, hash and parts of a task: what a result of it depends on."""
+    """Name, hash and parts of a task: everything about it that a result depends on."""
     task = open_task(name)
     parts = tuple(sorted({example.part for example in task.examples}))
     return task.name, task.full_hash(), parts
 
 
 class KnownSuite(NamedTuple):
-    """A suite in one of its orders, and what results depend on of it."""
+    """A suite in one of its orders, and everything about it that a result depends on."""
 
     suite: Suite
     facts: dict[str, Any]
@@ -32,13 +32,13 @@ class KnownSuite(NamedTuple):
 
 @lru_cache(maxsize=64)
 def suite_of_cell(name: str, folder: str | None, order: int, n: int | None) -> KnownSuite:
-    """The first `n` tasks of a suite, or all, read once in a process."""
+    """A suite with the first `n` tasks of an order, or all (None), read once in a process."""
     suite = load_suite(name, folder, order=order, n=n)
     return KnownSuite(suite, suite_facts(suite))
 
 
 def forget_tasks() -> None:
-    """Read the files of tasks and suites anew: they may have changed since this process began."""
+    """Let all tasks and suites be read again when they are next asked for: their files may have changed."""
     open_task.cache_clear()
     suite_of_cell.cache_clear()
     task_facts.cache_clear()
@@ -46,5 +46,5 @@ def forget_tasks() -> None:
 
 @lru_cache(maxsize=1)
 def bank_hash() -> str:
-    """Hash of the built-in tasks, from which counterfactual instructions are drawn."""
+    """Hash of all built-in tasks; results depend on them, as counterfactual instructions are drawn from them."""
     return hash_of_tasks(load_bank().values())

@@ -1,4 +1,4 @@
-"""`Workshop`: one process that makes cells, with one model kept warm."""
+"""`Workshop` makes the cells of a sweep in one process, and keeps the last model open for the next cell."""
 
 import gc
 import logging
@@ -34,17 +34,18 @@ from ivlens.runs.sweep.tasks import open_task
 
 logger = logging.getLogger("ivlens")
 
-Status = str  # "made", "there", "failed", "busy" (another process makes it), "full" (the disk refuses)
+Status = str  # "made", "there", "failed", "busy" or "full"; see `Report`
 
 
 @dataclass(frozen=True)
 class Report:
-    """What became of one cell.
+    """The outcome of one attempt to make a cell.
 
     Attributes:
-        status: `made`, `there` (it was done meanwhile), `failed`, `busy` (another process is at it) or `full`.
-        seconds: How long it took.
-        error: One line, where it failed.
+        status: `made`; `there` (the result is in the store already); `failed`; `busy` (another process is making it);
+            `full` (the disk takes no more results).
+        seconds: How long the attempt took.
+        error: The error in one line, if the status is `failed` or `full`.
     """
 
     status: Status
@@ -53,21 +54,23 @@ class Report:
 
 
 class Workshop:
-    """Makes cells and keeps them in a store.
+    """Makes cells and keeps their results in a store.
 
     Args:
-        store: Where.
+        store: The store that keeps the results.
     """
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        # the model that is open: how it was asked for, the bridge, the key of its identity, and its files at that time
         self._warm: tuple[ModelSpec, Setting, TransformerBridge, str, dict[str, Any]] | None = None
 
     def survey(self, spec: ModelSpec, setting: Setting, *, load: bool = True) -> Survey:
-        """What a model is. It is loaded once in the life of a store, as long as its files stay as they are.
+        """The facts about a model. The store remembers them: a model is loaded once, while its files stay the same.
 
         Args:
-            load: Where it was never loaded: load it. Otherwise only its size is found out, and its hash is empty.
+            load: Load the model if the store does not know it. False: read its sizes from its configuration, and leave
+                its hashes empty.
         """
         device = device_of(setting.device).type
         what = _files_of(spec, setting, device)
@@ -98,16 +101,16 @@ class Workshop:
 
     @cached_property
     def _surveys(self) -> Store:
-        # a store of its own, as what is known of a model is no result that tables should show
+        """The store of facts about models; it is apart from the results, so that no table of results shows them."""
         return Store(self._store.folder / SURVEYS)
 
     def attempt(self, cell: Cell, model: Survey) -> Report:
-        """Make a cell, or say why not; what it is made from is made as well. Never raises for the cell's own errors."""
+        """Make a cell, and the cells that it is made from; errors of the cell are in the report and never raised."""
         what = cell.what(model)
         key, started = content_key(what), time.perf_counter()
         try:
             if self._store.find(key) is not None:
-                self._store.forgive(key)
+                self._store.forgive(key)  # an earlier failure, or a state of a process that was killed after its `put`
                 return Report("there")
             with self._store.alone(key):
                 if self._store.find(key) is not None:
@@ -118,10 +121,11 @@ class Workshop:
             return Report("busy")
         except StoreError as error:
             return Report("full", time.perf_counter() - started, str(error))
-        except Exception as error:  # whatever it is, it is written down, and must not cost the other cells
+        except Exception as error:  # an error of any kind costs this cell alone
             return self._failed(cell, key, error, time.perf_counter() - started)
 
     def _failed(self, cell: Cell, key: str, error: Exception, seconds: float) -> Report:
+        """Write down the error of a cell with its traceback, and report it."""
         line = f"{type(error).__name__}: {one_line(error, 500)}"
         about = {"cell": cell.name, "error": line, "traceback": traceback.format_exc(), "description": cell.to_json()}
         try:
@@ -131,7 +135,7 @@ class Workshop:
         return Report("failed", seconds, line)
 
     def _entry(self, cell: Cell, model: Survey) -> Entry:
-        """A result that another one is made from; where another process is making it, wait."""
+        """The result that another cell is made from; it is made if it is not there, or waited for."""
         what = cell.what(model)
         key = content_key(what)
         while True:
@@ -145,6 +149,7 @@ class Workshop:
                 time.sleep(0.2)
 
     def _put(self, cell: Cell, what: dict[str, Any], model: Survey) -> Entry:
+        """Make a cell and keep its result."""
         bridge = self._model(cell.model, cell.setting, model.identity)
         making = Making(
             cell, bridge, open_task, lambda other: self._entry(other, model), self._store.work(content_key(what))
@@ -157,22 +162,27 @@ class Workshop:
         return self._store.put(what, fill, cell.labels())
 
     def _model(self, spec: ModelSpec, setting: Setting, identity: str | None = None) -> TransformerBridge:
-        """The model, warm if it was the last one and is as it was.
+        """The model, loaded, or the one that is open if it is the same and has not changed.
+
+        Args:
+            identity: Key of the identity that the model must have; None: any.
 
         Raises:
-            ValueError: it is not the one that was expected.
+            ValueError: the loaded model has another identity.
         """
         files = _files_of(spec, setting, setting.device)
         if self._warm is not None and self._warm[:2] == (spec, setting):
             model, first, before = self._warm[2:]
             is_meant = files == before if identity is None else first == identity
+            # hashed again: a cell before this one may have changed its weights in memory
             if is_meant and model_identity(model).key == first:
                 return model
         self._warm = None
-        gc.collect()
+        gc.collect()  # the old model must be gone before the new one needs its memory
         model = load_model(spec.name, revision=spec.revision, device=setting.device, dtype=setting.dtype)
         found = model_identity(model).key
         if identity is not None and found != identity:
+            # the remembered facts are of a model that is no longer there, and would fail every cell from now on
             self._surveys.remove(content_key(_files_of(spec, setting, device_of(setting.device).type)))
             raise ValueError(
                 f"model {spec.name!r} is {found:.12}, expected {identity:.12} as when the sweep began (weights, "
@@ -184,7 +194,7 @@ class Workshop:
 
 @contextmanager
 def _same_bits(cell: Cell) -> Iterator[None]:
-    """Nothing of what a process did before may be seen in a result: threads, random state, a GPU's freedom."""
+    """In the body, threads, random states and algorithms are as the cell says, whatever this process did before."""
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     states = random.getstate(), np.random.get_state()
     torch.set_num_threads(cell.setting.threads)
@@ -204,21 +214,21 @@ def _same_bits(cell: Cell) -> Iterator[None]:
 
 
 def _is_fixed(spec: ModelSpec) -> bool:
-    """Whether the name will mean the same weights tomorrow, as far as one can see: a branch of the Hub may move on."""
+    """Whether facts about a model may be kept: it lies in files here, or its revision is a commit, not a branch."""
     return all(isinstance(source, Path) for source in _sources(spec.name)) or len(spec.revision or "") == 40
 
 
 def _sources(name: str) -> list[Path | str]:
-    """Where the weights are: adapters first, then the model that they belong to."""
+    """Folders or Hub names that a model's weights come from: adapters first, then the model that they belong to."""
     if is_adapter(name):
         return [Path(name), *_sources(named_base(name))]
     return [source_of(name)]
 
 
 def _files_of(spec: ModelSpec, setting: Setting, device: str) -> dict[str, Any]:
-    """All that could change a model, without opening it: names, sizes and times of its files, how it is opened.
+    """The description under which facts about a model are kept: options, and its files with sizes and times.
 
-    Copying can set a file's time back, but not that of its last change, which the system keeps for itself.
+    The model is not opened for it. A file that was changed has another `stamp`, even if its old time was set again.
     """
     sources = _sources(spec.name)
     places = [source for source in sources if isinstance(source, Path)]
@@ -229,10 +239,10 @@ def _files_of(spec: ModelSpec, setting: Setting, device: str) -> dict[str, Any]:
 
 
 def _survey_of(entry: Entry) -> Survey:
-    """The survey that a store keeps.
+    """The facts about a model in a store's result.
 
     Raises:
-        DamagedEntry: the table is no survey.
+        DamagedEntry: the table holds other things.
     """
     rows = entry.table().to_dict("records")
     try:
@@ -242,11 +252,11 @@ def _survey_of(entry: Entry) -> Survey:
 
 
 def _sized(spec: ModelSpec, device: str) -> Survey:
-    """The size of a model from its configuration, without its weights."""
+    """Facts about a model from its configuration alone: its sizes, and empty hashes."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config: Any = AutoConfig.from_pretrained(_sources(spec.name)[-1], revision=spec.revision, trust_remote_code=False)
-    with torch.device("meta"):
+    with torch.device("meta"):  # parameters with shapes and no memory
         n_params = sum(parameter.numel() for parameter in AutoModelForCausalLM.from_config(config).parameters())
     text = config.get_text_config()
     sizes = (text.num_hidden_layers, text.num_attention_heads, text.hidden_size, text.vocab_size)
