@@ -148,20 +148,40 @@ def held(folder: Path, what: str) -> Iterator[bool]:
     Raises:
         BlockingIOError: another process holds the lock.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOCK, "a", encoding="utf-8") as file:
-        locked = True
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
         try:
-            _hold(file)
-        except OSError as error:
-            locked = False
-            if error.errno in _IN_USE:
-                raise BlockingIOError(
-                    f"{str(folder)!r} is in use by {what} that is still running, expected a folder of its own for "
-                    "each; wait until it has ended, or use another folder."
-                ) from error
-            logger.warning("%s cannot be locked (%s): see to it that only one program uses it.", folder, error.strerror)
-        yield locked
+            file = open(folder / LOCK, "a", encoding="utf-8")
+        except FileNotFoundError:
+            if (folder / LOCK).is_symlink():  # it leads nowhere, and will again
+                raise
+            continue  # the folder was removed at this moment
+        with file:
+            locked = True
+            try:
+                _hold(file)
+            except OSError as error:
+                locked = False
+                if error.errno in _IN_USE:
+                    raise BlockingIOError(
+                        f"{str(folder)!r} is in use by {what} that is still running, expected a folder of its own for "
+                        "each; wait until it has ended, or use another folder."
+                    ) from error
+                reason = error.strerror
+                logger.warning("%s cannot be locked (%s): see to it that only one program uses it.", folder, reason)
+            # whoever removes a folder holds its lock: the lock of a file that is gone keeps nobody out
+            if locked and not _is_same_file(folder / LOCK, file):
+                continue
+            yield locked
+            return
+
+
+def _is_same_file(path: Path, file: Any) -> bool:
+    """Whether a path still leads to an open file."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 def file_name(text: str, suffix: str = "") -> str:

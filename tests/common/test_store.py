@@ -14,11 +14,12 @@ import pandas as pd
 import pytest
 import torch
 
+import ivlens.common.files
 import ivlens.common.store.entries
 from ivlens.cli.main import main
 from ivlens.common.files import held
 from ivlens.common.measures import renamed
-from ivlens.common.store import Store, StoreError, collect_garbage, content_key, verify
+from ivlens.common.store import Store, StoreError, care, collect_garbage, content_key, verify
 from ivlens.common.store.entries import MANIFEST, TABLE, _seal
 
 WHAT = {"kind": "numbers", "n": 3}
@@ -327,9 +328,13 @@ def test_commands(store: Store, capsys, tmp_path: Path):
 
 
 def test_other_versions_go_when_asked(store: Store):
-    store.put(WHAT | {"ivlens": "0.0.1"}, fill_with())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ivlens.common.store.entries.__version__", "0.0.1")
+        store.put(WHAT, fill_with())
+    kept = store.put({**WHAT, "n": 4}, fill_with(4))
     assert collect_garbage(store) == []
     assert [finding.what for finding in collect_garbage(store, other_versions=True)] == ["of ivlens 0.0.1"]
+    assert [entry.key for entry in store.entries()] == [kept.key]
 
 
 @pytest.mark.parametrize("name", ["entries", "work", "failed", "damaged", "scratch", "locks", "surveys"])
@@ -412,3 +417,86 @@ def test_what_is_known_of_models_is_looked_after_too(store: Store):
     os.truncate(kept.path(TABLE), 3)
     assert [finding.path for finding in collect_garbage(store, dry_run=True)] == [kept.folder]
     assert collect_garbage(store) and not kept.folder.exists() and Store(store.folder).places() == []
+
+
+def test_garbage_that_was_made_anew_meanwhile_stays(store: Store, monkeypatch: pytest.MonkeyPatch):
+    """Another process asks for the result between the look at it and its removal."""
+    put = store.put(WHAT, fill_with())
+    os.truncate(put.path(TABLE), 3)
+    first = care.verify
+
+    def late(opened: Store):
+        found = first(opened)
+        store.obtain(WHAT, fill_with())
+        return found
+
+    monkeypatch.setattr(care, "verify", late)
+    collect_garbage(store)
+    assert store.find(WHAT).digest == put.digest
+
+
+def test_garbage_of_a_result_that_is_being_made_stays(store: Store):
+    put = store.put(WHAT, fill_with())
+    os.truncate(put.path(TABLE), 3)
+    with store.alone(put.key):
+        assert collect_garbage(store)
+        assert put.folder.exists() and (store.folder / "locks" / put.key).exists()
+    collect_garbage(store)
+    assert not put.folder.exists() and not (store.folder / "locks" / put.key).exists()
+
+
+def test_a_dry_run_changes_nothing(store: Store):
+    put, other = store.put(WHAT, fill_with()), store.put({**WHAT, "n": 4}, fill_with(4))
+    os.truncate(put.path(TABLE), 3)
+    before = sorted(store.folder.rglob("*"))
+    found = collect_garbage(store, other_versions=True, dry_run=True)
+    assert [finding.path for finding in found if finding.path.parent.parent.name == "entries"] == [put.folder]
+    assert sorted(store.folder.rglob("*")) == before and other.folder.exists()
+
+
+def test_a_lock_that_was_removed_keeps_nobody_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Whoever was about to lock it locks the new one."""
+    files, holding = ivlens.common.files, ivlens.common.files._hold
+    folder = tmp_path / "lock"
+
+    def late(file) -> None:
+        monkeypatch.setattr(files, "_hold", holding)
+        shutil.rmtree(folder)  # between the opening of the file and its lock
+        holding(file)
+
+    monkeypatch.setattr(files, "_hold", late)
+    with held(folder, "a test"):
+        assert (folder / ".lock").exists()
+        with pytest.raises(BlockingIOError), held(folder, "a test"):
+            pass
+
+
+def test_results_of_two_models_are_two_unless_labels_name_the_model(store: Store):
+    for model in ("a", "b"):
+        store.put({"kind": "cell", "model": model}, fill_with(1), {"method": "lora"})
+        store.put({"kind": "sweep", "model": model}, fill_with(1), {"model": "./mine"})
+    assert len(store.frame("cell")) == 2 and len(store.frame("sweep")) == 1
+
+
+def test_a_file_in_the_place_of_results_is_set_aside(store: Store):
+    place = store.place(content_key(WHAT)).parent
+    place.parent.mkdir()
+    place.write_text("")
+    assert store.find(WHAT) is None
+    assert store.obtain(WHAT, fill_with()).digest and verify(store)[0] == 1
+
+
+def test_kinds_are_told_by_manifests_alone(store: Store, monkeypatch: pytest.MonkeyPatch):
+    store.put(WHAT, fill_with())
+    other = store.put({"kind": "other"}, fill_with())
+    read = []
+    find = Store.find
+    monkeypatch.setattr(Store, "find", lambda self, key: read.append(key) or find(self, key))
+    assert [entry.kind for entry in store.entries("other")] == ["other"] and read == [other.key]
+    os.truncate(other.folder / MANIFEST, 3)
+    assert store.entries("numbers")[0].kind == "numbers" and not other.folder.exists(), "damaged ones are set aside"
+
+
+def test_what_is_read_is_what_was_put(store: Store):
+    put = store.put({"kind": "x", "list": (1, 2)}, fill_with(), {"n": 1})
+    assert store.find(put.key) == put

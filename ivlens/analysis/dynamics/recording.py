@@ -125,8 +125,14 @@ class Recorder:
         """
         self._begin()
         found = dict(self.stages)
+        records = self._records()
+        if len({entry.labels["name"] for entry in records}) < len(records):
+            # one step with two models: which of them belongs to this training, only this recorder's own steps tell
+            what = "of several trainings: only the steps that were recorded now are compared"
+            logger.warning("store %s has records %s; give each training a folder of its own.", self.folder, what)
+            records = []
         # steps before an interruption were measured by another process, and are only in the store
-        for entry in self._records():
+        for entry in records:
             if entry.labels["name"] not in found:
                 found[str(entry.labels["name"])] = _stage_of(entry)
         return compare(sorted(found.values(), key=lambda stage: stage.step))

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from ivlens.common.disk import check_file
@@ -40,17 +41,59 @@ def collect_garbage(store: Store, *, other_versions: bool = False, dry_run: bool
     """
     # a link inside the store may lead to a folder outside of it, where nothing is removed
     found = [finding for finding in verify(store)[1] if is_inside(finding.path, store.folder)]
-    found += [Finding("lock", place, 0) for place in _inside(store.folder / "locks") if _is_free(place)]
     if other_versions:
-        for entry in store.entries():
-            if entry.what.get("ivlens") != __version__:
-                version = str(entry.what.get("ivlens"))
-                found.append(Finding(f"of ivlens {version:.40}", entry.folder, entry.n_bytes))
-    if (store.folder / SURVEYS / MARK).is_file():
-        found += collect_garbage(Store(store.folder / SURVEYS), other_versions=other_versions, dry_run=True)
+        found += [finding for place in store.places() if (finding := _of_another_version(place)) is not None]
+    found += [Finding("lock", place, 0) for place in _inside(store.folder / "locks") if _is_free(place)]
     for finding in () if dry_run else found:
-        remove(finding.path)
+        _remove_found(store, finding)
+    if (store.folder / SURVEYS / MARK).is_file():
+        found += collect_garbage(Store(store.folder / SURVEYS), other_versions=other_versions, dry_run=dry_run)
     return found
+
+
+def _of_another_version(place: Path) -> Finding | None:
+    """A finding for a whole result of another version of ivlens; None for all other places."""
+    try:
+        entry = read_entry(place)
+    except DamagedEntry:  # which has a finding of its own
+        return None
+    return None if entry.version == __version__ else Finding(f"of ivlens {entry.version:.40}", place, entry.n_bytes)
+
+
+def _remove_found(store: Store, finding: Finding) -> None:
+    """Remove what was found, unless a process has begun to use it, or has made the result anew, since it was found."""
+    path, key = finding.path, finding.path.name
+    if path.parent.parent == store.folder / "entries" and is_key(key):
+        try:
+            with store.alone(key):
+                if _is_still_so(finding):
+                    remove(path)
+            _remove_free(store.folder / "locks" / key)
+        except BlockingIOError:  # it is being made anew
+            return
+    elif path.parent.name in ("locks", "scratch"):
+        _remove_free(path)
+    else:
+        remove(path)
+
+
+def _is_still_so(finding: Finding) -> bool:
+    """Whether a result is still damaged, or still of another version."""
+    try:
+        entry = read_entry(finding.path)
+        entry.table()
+    except DamagedEntry:
+        return True
+    return not finding.what.startswith("damaged") and entry.version != __version__
+
+
+def _remove_free(folder: Path) -> None:
+    """Remove a folder with a lock, if nobody holds the lock; nobody can take it meanwhile."""
+    if folder.is_symlink() or not folder.is_dir():
+        remove(folder)
+        return
+    with suppress(BlockingIOError), held(folder, "another process"):
+        remove(folder)
 
 
 def is_inside(path: Path, folder: Path) -> bool:

@@ -4,7 +4,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import file_digest, sha256
 from pathlib import Path, PurePosixPath
@@ -25,9 +25,6 @@ FORMAT = "ivlens.common.store/1"
 MANIFEST, TABLE = "manifest.json", "table.parquet"
 _MAX_MANIFEST = 2**24  # bytes; a real manifest has some thousands
 
-# parts of a description that say what a name in the labels stood for: two results that differ only in these have the
-# same labels, and only one of them can stand in a table
-_NAMED = {"model", "task", "others", "bank", "format", "ivlens", "torch", "transformers"}
 
 Scalar = str | int | float | bool | None
 
@@ -47,6 +44,7 @@ class Entry:
         labels: Names for people, such as model and task: each is a column of the store's table.
         files: Checksum and size (bytes) of each file, by name.
         made: When, where and in how many seconds it was made. The key does not depend on these.
+        version: The version of ivlens that made it.
     """
 
     folder: Path
@@ -55,6 +53,7 @@ class Entry:
     labels: Mapping[str, Scalar]
     files: Mapping[str, tuple[str, int]]
     made: Mapping[str, Any]
+    version: str
 
     @property
     def kind(self) -> str:
@@ -124,7 +123,8 @@ def write_entry(
         flush(folder / name)
     for inner in sorted({(folder / name).parent for name in files}):
         flush(inner)
-    return Entry(folder, content_key(what), dict(what), dict(labels), files, made)
+    plain = json.loads(canonical(what))  # as a reader gets it: tuples have become lists
+    return Entry(folder, content_key(what), plain, dict(labels), files, made, __version__)
 
 
 def read_entry(folder: Path) -> Entry:
@@ -136,7 +136,7 @@ def read_entry(folder: Path) -> Entry:
     try:
         if folder.is_symlink() or not folder.is_dir():
             raise DamagedEntry(f"{folder} is no folder")
-        entry = _described(folder)
+        entry = read_manifest(folder)
         names = _names(folder)
         if set(names) != {*entry.files, MANIFEST}:
             raise DamagedEntry(f"{folder} holds {', '.join(names)[:200]}, not the files that its manifest lists")
@@ -149,7 +149,7 @@ def read_entry(folder: Path) -> Entry:
     return entry
 
 
-def _described(folder: Path) -> Entry:
+def read_manifest(folder: Path) -> Entry:
     """A result as its manifest describes it; the other files are not looked at yet.
 
     Raises:
@@ -166,6 +166,7 @@ def _described(folder: Path) -> Entry:
             raise DamagedEntry(f"{folder}: its manifest is not what was written")
         files = {_plain_name(name): (str(checksum), int(size)) for name, (checksum, size) in about["files"].items()}
         labels, what, made = (dict(about[name]) for name in ("labels", "what", "made"))
+        version = str(about["ivlens"])
     except DamagedEntry:
         raise
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, MemoryError) as error:
@@ -176,7 +177,7 @@ def _described(folder: Path) -> Entry:
     key = content_key(what)
     if folder.name != key:
         raise DamagedEntry(f"{folder} holds the result {key:.12}, not the one of its name")
-    return Entry(folder, key, what, labels, files, made)
+    return Entry(folder, key, what, labels, files, made, version)
 
 
 def _plain_name(name: str) -> str:
@@ -212,30 +213,6 @@ def _digest(path: Path) -> tuple[str, int]:
 def _seal(about: Mapping[str, Any]) -> str:
     """SHA-256 (hex) of a manifest's content, without the seal itself."""
     return sha256(canonical(about).encode()).hexdigest()
-
-
-def latest_of_each(entries: Sequence[Entry]) -> list[Entry]:
-    """Of results that only differ in what their labels' names stood for, the one that was asked for last.
-
-    The labels of a result name a model and a task. When the weights or examples behind such a name have changed, the
-    store has two results with the same labels, and a table should show one of them. All other results are returned.
-    """
-    latest: dict[str, Entry] = {}
-    for entry in entries:
-        named = {name: value for name, value in entry.what.items() if name not in _NAMED}
-        alike = canonical([dict(entry.labels), named]) if entry.labels and "model" in entry.what else entry.key
-        if alike not in latest or _asked_at(latest[alike]) < _asked_at(entry):
-            latest[alike] = entry
-    kept = {entry.key for entry in latest.values()}
-    return [entry for entry in entries if entry.key in kept]
-
-
-def _asked_at(entry: Entry) -> int:
-    """When a result was written or last asked for (`Store.ask_for`): the time of its folder, in ns."""
-    try:
-        return entry.folder.stat().st_mtime_ns
-    except OSError:  # removed meanwhile
-        return 0
 
 
 def is_key(name: str) -> bool:

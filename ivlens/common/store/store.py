@@ -21,12 +21,13 @@ from ivlens.common.store.entries import (
     Entry,
     Scalar,
     is_key,
-    latest_of_each,
     read_entry,
+    read_manifest,
     write_entry,
 )
 from ivlens.common.store.errors import disk_errors
 from ivlens.common.store.keys import content_key
+from ivlens.common.store.tables import one_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -187,6 +188,8 @@ class Store:
 
     def _move(self, new: Path, place: Path) -> Entry | None:
         """The result at `place`: `new`, or one that was there before; None if a damaged one there was set aside."""
+        if os.path.lexists(place.parent) and not place.parent.is_dir():
+            self._set_aside(place.parent)  # a file where a folder of results belongs
         place.parent.mkdir(parents=True, exist_ok=True)
         try:
             os.rename(new, place)
@@ -210,11 +213,10 @@ class Store:
     def _set_aside(self, folder: Path) -> None:
         """Move a damaged result to `damaged/`, where a person can look at it."""
         target = self.folder / "damaged" / f"{folder.name:.64}-{uuid.uuid4().hex[:12]}"
-        target.parent.mkdir(exist_ok=True)
-        try:
+        # where the file is gone, another process has moved it
+        with disk_errors(self.folder), suppress(FileNotFoundError):
+            target.parent.mkdir(exist_ok=True)
             os.rename(folder, target)
-        except FileNotFoundError:
-            return  # another process has moved it
 
     def remove(self, key: str) -> None:
         """Remove the result of a key, if there is one."""
@@ -269,9 +271,11 @@ class Store:
 
     def entries(self, kind: str | None = None) -> list[Entry]:
         """All whole results, or those of one kind, in an order that depends on their content alone."""
-        found = [entry for place in self.places() if is_key(place.name) and (entry := self.find(place.name))]
-        chosen = [entry for entry in found if kind in (None, entry.kind)]
-        return sorted(chosen, key=lambda entry: (entry.kind, [*map(str, entry.labels.values())], entry.key))
+        keys = [place.name for place in self.places() if is_key(place.name)]
+        if kind is not None:  # by the manifests alone: checksums of other kinds take time for nothing
+            keys = [key for key in keys if _is_of_kind(self.place(key), kind)]
+        found = [entry for key in keys if (entry := self.find(key))]
+        return sorted(found, key=lambda entry: (entry.kind, [*map(str, entry.labels.values())], entry.key))
 
     def ask_for(self, key: str) -> None:
         """Note that a result was asked for now; of several results with the same labels, `frame` shows the latest."""
@@ -285,16 +289,12 @@ class Store:
 
         Where the model, task or package behind a label has changed, only the result that was asked for last is shown.
         """
-        import pandas as pd
+        return one_table(self.entries(kind), f"store {self.folder}")
 
-        found = self.entries(kind)
-        latest = latest_of_each(found)
-        if len(latest) < len(found):
-            what = "of models, tasks or packages that have changed since; no table shows them"
-            logger.warning("store %s: %d results are %s.", self.folder, len(found) - len(latest), what)
-        tables = []
-        for entry in latest:
-            table = entry.table()
-            labels = {name: value for name, value in entry.labels.items() if name not in table}
-            tables.append(table.assign(**labels, entry=entry.key[:12])[[*labels, "entry", *table]])
-        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+def _is_of_kind(place: Path, kind: str) -> bool:
+    """Whether a result is of this kind, or too damaged to tell: then reading it whole sets it aside."""
+    try:
+        return read_manifest(place).kind == kind
+    except DamagedEntry:
+        return True

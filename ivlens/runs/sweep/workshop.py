@@ -5,7 +5,7 @@ import logging
 import random
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -115,7 +115,7 @@ class Workshop:
             with self._store.alone(key):
                 if self._store.find(key) is not None:
                     return Report("there")
-                self._put(cell, what, model)
+                self._store.put(what, self._fill(cell, what, model), cell.labels())
             return Report("made", time.perf_counter() - started)
         except BlockingIOError:
             return Report("busy")
@@ -137,29 +137,19 @@ class Workshop:
     def _entry(self, cell: Cell, model: Survey) -> Entry:
         """The result that another cell is made from; it is made if it is not there, or waited for."""
         what = cell.what(model)
-        key = content_key(what)
-        while True:
-            found = self._store.find(key)
-            if found is not None:
-                return found
-            try:
-                with self._store.alone(key):
-                    return self._store.find(key) or self._put(cell, what, model)
-            except BlockingIOError:
-                time.sleep(0.2)
+        return self._store.obtain(what, self._fill(cell, what, model), cell.labels())
 
-    def _put(self, cell: Cell, what: dict[str, Any], model: Survey) -> Entry:
-        """Make a cell and keep its result."""
-        bridge = self._model(cell.model, cell.setting, model.identity)
-        making = Making(
-            cell, bridge, open_task, lambda other: self._entry(other, model), self._store.work(content_key(what))
-        )
+    def _fill(self, cell: Cell, what: dict[str, Any], model: Survey) -> Callable[[Path], None]:
+        """A function that makes a cell and puts its files into a folder."""
 
         def fill(folder: Path) -> None:
+            bridge = self._model(cell.model, cell.setting, model.identity)
+            work = self._store.work(content_key(what))
+            making = Making(cell, bridge, open_task, lambda other: self._entry(other, model), work)
             with _same_bits(cell):
                 MAKERS[cell.kind].run(making, folder)
 
-        return self._store.put(what, fill, cell.labels())
+        return fill
 
     def _model(self, spec: ModelSpec, setting: Setting, identity: str | None = None) -> TransformerBridge:
         """The model, loaded, or the one that is open if it is the same and has not changed.
