@@ -78,6 +78,14 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
     return path
 
 
+def give_name(source: Path, place: Path) -> None:
+    """Make a hard link to a file, or copy the file on a file system without hard links."""
+    try:
+        os.link(source, place)
+    except OSError:
+        write_whole(place, lambda partial: shutil.copyfile(source, partial))
+
+
 @contextmanager
 def scratch_in(folder: Path) -> Iterator[Path]:
     """A new scratch folder inside `folder` (made if need be), which is removed when the body ends.

@@ -20,7 +20,7 @@ from hashlib import file_digest
 from pathlib import Path, PurePosixPath
 
 from ivlens.common.disk import writing
-from ivlens.common.files import LOCK, UNFINISHED, flush, hold, read_small, scratch_in, write_whole
+from ivlens.common.files import LOCK, UNFINISHED, flush, give_name, hold, read_small, scratch_in
 
 READY, LIST = ".saved", "ivlens.json"
 _OLD = ".replaced.json"  # inside READY: names and checksums of the files that this save removes
@@ -86,6 +86,16 @@ def whole(folder: Path) -> Path:
 def _is_save(ready: Path) -> bool:
     """Whether a path is the folder of a save that is made but not finished."""
     return _is_folder(ready) and os.path.isfile(ready / _OLD) and not os.path.islink(ready / _OLD)
+
+
+def _is_foreign(ready: Path) -> bool:
+    """Whether a path is a folder that no save has made; a save that another process finishes meanwhile is none."""
+    try:
+        before = ready.lstat()
+        # one folder at both moments: a save's is renamed as a whole, before anything in it is removed
+        return _is_folder(ready) and not _is_save(ready) and os.path.samestat(before, ready.lstat())
+    except FileNotFoundError:
+        return False
 
 
 def _check_unchanged(folder: Path, ready: Path) -> None:
@@ -200,7 +210,7 @@ def _put(folder: Path, new: Path, old: Mapping[str, str]) -> None:
             os.rename(new, folder / READY)
             break
         except OSError as error:
-            if error.errno not in (ENOTEMPTY, EEXIST) or (_is_folder(folder / READY) and not _is_save(folder / READY)):
+            if error.errno not in (ENOTEMPTY, EEXIST) or _is_foreign(folder / READY):
                 raise
             settle(folder)  # another process has just made a save here
     flush(folder)
@@ -265,17 +275,9 @@ def _settle(folder: Path, ready: Path) -> None:
         place = folder / name
         if not place.exists():
             place.parent.mkdir(parents=True, exist_ok=True)
-            _give_name(ready / name, place)
+            give_name(ready / name, place)
     for parent in {(folder / name).parent for name in names}:
         flush(parent)
-
-
-def _give_name(source: Path, place: Path) -> None:
-    """Make a hard link to a file, or copy the file on a file system without hard links."""
-    try:
-        os.link(source, place)
-    except OSError:
-        write_whole(place, lambda partial: shutil.copyfile(source, partial))
 
 
 def _replaced(ready: Path) -> dict[str, str]:

@@ -177,3 +177,27 @@ def test_different_names_are_different_files():
     found = [file_name(name, ".parquet") for name in names]
     assert len(set(found)) == len(names) and file_name("step-000010", ".x") == "step-000010.x"
     assert all(Path(name).name == name and len(name) < 140 and not name.startswith(".") for name in found)
+
+
+def test_a_save_that_another_process_finishes_is_not_in_the_way(tmp_path, monkeypatch):
+    """It is there when the new save is made, and gone between two looks at it."""
+    import ivlens.common.saves as saves
+
+    ready = tmp_path / saves.READY
+    looked = []
+
+    def late(path):
+        looked.append(path)
+        if path == ready and path.is_dir() and len(looked) == 1:
+            ready.rename(tmp_path / "finished")  # by another process
+        return is_folder(path)
+
+    is_folder = saves._is_folder
+    ready.mkdir()
+    (ready / saves._OLD).write_text("{}")
+    monkeypatch.setattr(saves, "_is_folder", late)
+    assert not saves._is_foreign(ready) and looked
+    monkeypatch.undo()
+    assert not saves._is_foreign(ready), "nothing is there"
+    ready.mkdir()
+    assert saves._is_foreign(ready), "a folder that no save has made"

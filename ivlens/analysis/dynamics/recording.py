@@ -121,20 +121,22 @@ class Recorder:
         """All records in the order of their steps, compared with the model before training.
 
         Raises:
-            ValueError: nothing was recorded.
+            ValueError: nothing was recorded, or the folder has records of several trainings.
         """
         self._begin()
         found = dict(self.stages)
-        records = self._records()
-        if len({entry.labels["name"] for entry in records}) < len(records):
-            # one step with two models: which of them belongs to this training, only this recorder's own steps tell
-            what = "of several trainings: only the steps that were recorded now are compared"
-            logger.warning("store %s has records %s; give each training a folder of its own.", self.folder, what)
-            records = []
-        # steps before an interruption were measured by another process, and are only in the store
-        for entry in records:
-            if entry.labels["name"] not in found:
-                found[str(entry.labels["name"])] = _stage_of(entry)
+        # steps before an interruption were measured by another process, and are only in the store; later ones than the
+        # first that was measured now are of another training
+        begun = min((stage.step for stage in found.values() if stage.step > 0), default=None)
+        earlier = [entry for entry in self._records() if begun is None or entry.what["step"] < begun]
+        names = [str(entry.labels["name"]) for entry in earlier]
+        if len(set(names)) < len(names):
+            raise ValueError(
+                f"store {str(self.folder)!r} has records of several trainings of one model, expected those of one; give "
+                "each training a folder of its own."
+            )
+        for name, entry in zip(names, earlier, strict=True):
+            found.setdefault(name, _stage_of(entry))
         return compare(sorted(found.values(), key=lambda stage: stage.step))
 
     def _begin(self) -> None:
