@@ -132,7 +132,7 @@ class Recorder:
         names = [str(entry.labels["name"]) for entry in earlier]
         if len(set(names)) < len(names):
             raise ValueError(
-                f"store {str(self.folder)!r} has records of several trainings of one model, expected those of one; give "
+                f"store {str(self.folder)!r} has records of several trainings of one model, expected one; give "
                 "each training a folder of its own."
             )
         for name, entry in zip(names, earlier, strict=True):
