@@ -84,8 +84,8 @@ class Recorder:
         model: The model before training.
         tasks: Tasks that are measured in every record.
         options: How they are measured.
-        folder: A store (`ivlens.common.store`) that keeps the records, so that a training that was interrupted and goes
-            on has all of them. It may hold other results too. None: nothing is kept.
+        folder: The folder of a store (`ivlens.common.store`) for the records, one for each training: one that was
+            interrupted and goes on finds its earlier records there. None: nothing is kept.
         offset: Added to the step of every record: the number of steps of earlier trainings of the same model.
         stages: The measurements that were made or read since the recorder was made, by name (`step-000050`).
 
