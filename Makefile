@@ -91,8 +91,10 @@ notebooks: $(VENV)/.test smollm2  ## run all notebooks (two minutes each at most
 	@$(PIP) install --quiet -c constraints.txt -e '.[notebook,export,tune]'
 	@$(PY) notebooks/run.py $(ARGS)
 
-test: $(VENV)/.test  ## the tests; ARGS="-k name" chooses
-	@$(PY) -m pytest $(ARGS)
+# Python keeps what it compiled, even where the surroundings say no: compiling what checks every shape takes longer than
+# many tests. ARGS="-n 0" is one process.
+test: $(VENV)/.test  ## the tests, at most 10 minutes on two free cores; ARGS="-k name" chooses
+	@PYTHONDONTWRITEBYTECODE= $(PY) -m pytest -n auto --dist loadfile --durations=20 $(ARGS)
 
 real-test: $(VENV)/.test smollm2  ## the tests that ask the real model, at most 6 minutes on two free cores
 	@$(PY) -m pytest -m real --durations=0 $(ARGS)

@@ -1,15 +1,14 @@
 """A training that is killed, and goes on as if nothing had happened."""
 
-import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import safetensors.torch
 import torch
+from warm import Warm
 
 SCRIPT = """
 import sys
@@ -29,9 +28,8 @@ finetune(model, task, method="lora", along=Along(sys.argv[1]), options=options, 
 """
 
 
-def start(folder: Path) -> subprocess.Popen:
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
-    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder)], env=environment, stderr=subprocess.DEVNULL)
+def start(folder: Path) -> Warm:
+    return Warm(["-c", SCRIPT, str(folder)], stderr=subprocess.DEVNULL)
 
 
 def finish(folder: Path) -> dict[str, torch.Tensor]:

@@ -84,7 +84,7 @@ def test_help_is_quick_and_lists_every_command():
 GROUPS = ("pocket train", "pocket card", "store ls", "store verify", "store gc", "store export")
 
 
-@pytest.mark.parametrize("words", [*({*cli.COMMANDS} - {words.split()[0] for words in GROUPS}), *GROUPS])
+@pytest.mark.parametrize("words", [*(name for name in cli.COMMANDS if f"{name} " not in " ".join(GROUPS)), *GROUPS])
 def test_command_help_has_an_example(words: str, capsys: pytest.CaptureFixture[str]):
     assert cli.main([*words.split(), "--help"]) == 0
     usage, page = capsys.readouterr().out.split("\n", 1)

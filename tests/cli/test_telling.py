@@ -6,8 +6,10 @@ import subprocess
 import sys
 import time
 from functools import partial
+from subprocess import Popen
 
 import pytest
+from warm import Warm
 
 from ivlens.cli import _output
 from ivlens.cli.main import main
@@ -46,12 +48,12 @@ def test_bars_while_judging(capsys, monkeypatch):
     assert not progress.is_showing()
 
 
-@pytest.mark.parametrize("wait", [0.0, 0.7])
-def test_ctrl_c_while_measuring(wait):
+@pytest.mark.parametrize("wait, warm", [(0.0, False), (0.7, True)])
+def test_ctrl_c_while_measuring(wait, warm):
     hear = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     words = ["-m", "ivlens", "effects", "--task", "antonym", "--method", "reference", "--n-prompts", "4000"]
-    pipe = subprocess.PIPE
-    with subprocess.Popen([sys.executable, *words], stdout=pipe, stderr=pipe, text=True, preexec_fn=hear) as job:
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with Warm(words, **options) if warm else Popen([sys.executable, *words], preexec_fn=hear, **options) as job:
         assert job.stderr and "clean accuracy" in job.stderr.readline()  # measuring begins
         time.sleep(wait)
         start = time.monotonic()
