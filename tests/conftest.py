@@ -8,7 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import N_WORDS, hf_model
+import typed
+
+typed.install()
+
+from families import N_WORDS, hf_model  # noqa: E402
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 

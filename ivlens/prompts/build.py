@@ -7,6 +7,7 @@ corrupted prompt is the clean one with one thing changed.
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -203,13 +204,6 @@ class _Maker:
     def _case(self, example: TaskExample, told: Told) -> Case:
         text, separator = self.render(told.instruction, told.shots, example.input)
         prompt, answers = self._answers(example, text, separator)
-
-        def tokens(answer: str) -> tuple[int, ...] | None:
-            ids = self.encoder.ids(text + separator + answer)
-            # another answer may run into the cue where this one does not: its first token is not predicted here
-            begins_here = ids[: len(prompt)] == prompt and len(ids) > len(prompt)
-            return tuple(ids[len(prompt) :]) if begins_here and not self.encoder.unknown(ids[len(prompt) :]) else None
-
         return Case(
             self.task,
             example,
@@ -217,10 +211,17 @@ class _Maker:
             self.others,
             self.prefers_trained,
             lambda what: self._random(example.input, what),
-            tokens,
+            partial(self._tokens_of_another, text + separator, prompt),
             frozenset(map(tuple, answers)),
             frozenset(ids[0] for ids in answers if self.encoder.is_blank(ids[0])),
         )
+
+    def _tokens_of_another(self, text: str, prompt: list[int], answer: str) -> tuple[int, ...] | None:
+        """Tokens of an answer after `text`, whose own are `prompt`; None where it does not begin there."""
+        ids = self.encoder.ids(text + answer)
+        # another answer may run into the cue where this one does not: its first token is not predicted here
+        begins_here = ids[: len(prompt)] == prompt and len(ids) > len(prompt)
+        return tuple(ids[len(prompt) :]) if begins_here and not self.encoder.unknown(ids[len(prompt) :]) else None
 
     def _shots(self, input: str) -> tuple[tuple[str, str], ...]:
         if not self.n_shots:
