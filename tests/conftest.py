@@ -8,11 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-import typed
-
-typed.install()
-
-from families import N_WORDS, hf_model  # noqa: E402
+import typed  # noqa: F401 - before anything of ivlens is imported
+from families import N_WORDS, hf_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -27,7 +24,7 @@ CORPUS = [f"Instruction: Give the {a} of the word.\nInput: {a}\nOutput: {b}" for
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Of `-n auto`, as `make test` says: a process for each core and 3 GB, but none besides this one for a few tests."""
+    """Of `-n auto`, as `make test` has it: a process for each core and 3 GB; none besides this one for a few tests."""
     chosen = config.option.keyword or any(Path(one.split("::")[0]).is_file() for one in config.args)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

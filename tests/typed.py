@@ -2,7 +2,7 @@
 
 `jaxtyping.jaxtyped` binds the arguments of every call to its signature, which takes most of the time of all checks (a
 prompt is made six times slower). A function whose annotations name no array has no shape to compare: it gets the same
-check of beartype without that.
+check of beartype without that. To be imported before ivlens.
 """
 
 import inspect
@@ -17,7 +17,7 @@ whole = jaxtyping.jaxtyped
 
 
 def resolved(annotation: Any, known: Mapping[str, Any]) -> Any:
-    """An annotation that may be a text; `Any` for names that a module has for type checkers only, as `jaxtyped` does."""
+    """What an annotation means that may be a text; as `jaxtyped`, `Any` for names that only type checkers know."""
     try:
         return eval(annotation, dict(known)) if isinstance(annotation, str) else annotation
     except (NameError, AttributeError, TypeError, SyntaxError):
@@ -52,6 +52,4 @@ def jaxtyped(fn: Any = None, *, typechecker: Any = None) -> Any:
     return checked
 
 
-def install() -> None:
-    """Before ivlens is imported."""
-    jaxtyping.jaxtyped = jaxtyped
+jaxtyping.jaxtyped = jaxtyped

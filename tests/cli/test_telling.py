@@ -14,6 +14,8 @@ from warm import Warm
 from ivlens.cli import _output
 from ivlens.cli.main import main
 from ivlens.common import progress
+from ivlens.steering import evaluate
+from ivlens.steering.search import Grid
 
 
 def test_accuracies_come_first_and_are_in_json(capsys):
@@ -40,6 +42,9 @@ def test_one_warning_before_and_plain_words_after_where_nothing_can_work(capsys)
 def test_bars_while_judging(capsys, monkeypatch):
     monkeypatch.setattr(_output, "shows_progress", lambda as_json: True)
     monkeypatch.setattr(progress, "DELAY", 0.0)
+    few = partial(evaluate.evaluate_intervention, at=Grid(layers=[1], alphas=(1.0, 2.0)), n_prompts=4)
+    monkeypatch.setattr(evaluate, "evaluate_intervention", few)
+    monkeypatch.setattr("ivlens.cli.vector.N_DRAWS", 1)
     words = ["vector", "--task", "antonym", "--judge", "--n-prompts", "4"]
     assert main(words) == 0
     err = capsys.readouterr().err
