@@ -99,8 +99,8 @@ test: $(VENV)/.test  ## the tests, at most 10 minutes on two free cores; ARGS="-
 real-test: $(VENV)/.test smollm2  ## the tests that ask the real model, at most 6 minutes on two free cores
 	@$(PY) -m pytest -m real --durations=0 $(ARGS)
 
-slow: $(VENV)/.test  ## every parameter and every option with every wrong value; `make test` runs a sample
-	@$(PY) -m pytest -m slow --durations=0 $(ARGS)
+slow: $(VENV)/.test  ## what is too slow for `make test`, a part of all cases, drawn; ARGS=--all-cases tries them all
+	@PYTHONDONTWRITEBYTECODE= $(PY) -m pytest -m slow -n auto --dist worksteal --durations=0 $(ARGS)
 
 parity: $(VENV)/.test  ## all of the parity matrix; `make test` runs the most used families
 	@$(PY) -m pytest tests/effects/test_parity.py tests/forward/test_writes.py -m "not real" $(ARGS)

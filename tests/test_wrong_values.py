@@ -7,12 +7,14 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 HERE = Path(__file__).parent
+PARTS = 2  # one for each of two cores
 
 
 def tried(harness: str, *arguments: str, timeout: int = 900) -> dict[str, Any]:
@@ -25,20 +27,40 @@ def tried(harness: str, *arguments: str, timeout: int = 900) -> dict[str, Any]:
     return json.loads(last) | {"said": "\n".join(said)}
 
 
-@pytest.mark.parametrize("every", [41, pytest.param(1, marks=pytest.mark.slow)])
-def test_parameters(every: int):
-    found = tried("wrong_values.py", "--every", str(every))
+def parameters(every: int, start: int = 0) -> None:
+    found = tried("wrong_values.py", "--every", str(every), "--start", str(start))
     assert found["bad"] == 0, found["said"]
     assert sum(found["all"].values()) > 10_000 / every
     assert found["all"]["clear"] > 3 * found["all"]["result"] > 0
 
 
-@pytest.mark.parametrize("every", [61, pytest.param(1, marks=pytest.mark.slow)])
-def test_options(every: int):
-    found = tried("wrong_options.py", "--every", str(every))
+def options(every: int, start: int = 0) -> None:
+    found = tried("wrong_options.py", "--every", str(every), "--start", str(start))
     assert found["bad"] == 0, found["said"]
     assert sum(found["all"].values()) > 4_000 / every
     assert found["all"]["refused"] > 0 and found["all"]["result"] > 0
+
+
+def test_parameters():
+    parameters(41)
+
+
+def test_options():
+    options(61)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(PARTS))
+def test_more_parameters(part: int, share: Callable[[int], tuple[int, int]]):
+    every, start = share(4)
+    parameters(PARTS * every, start + every * part)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(PARTS))
+def test_more_options(part: int, share: Callable[[int], tuple[int, int]]):
+    every, start = share(4)
+    options(PARTS * every, start + every * part)
 
 
 def test_what_is_bad_is_seen():

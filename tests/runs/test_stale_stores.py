@@ -12,7 +12,6 @@ from ivlens.common.store import Store, verify
 from ivlens.models import pocket_path
 from ivlens.runs.sweep import LocalExecutor, make_plan, read_grid, run_sweep
 
-
 FEW = "[effects]\nn_prompts = 4\nn_mean_prompts = 8\n"
 
 
