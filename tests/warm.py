@@ -33,6 +33,9 @@ class Warm(subprocess.Popen):
         arguments: `["-m", module, ...]` or `["-c", code, ...]`.
         options: Those of `Popen`, but for `preexec_fn`, `pass_fds` and what only real processes can have. SIGINT is
             heard in any case.
+
+    Attributes:
+        seconds: Of computing, once the process has ended.
     """
 
     def __init__(self, arguments: list[str], **options: Any) -> None:
@@ -58,9 +61,13 @@ class Warm(subprocess.Popen):
     def _try_wait(self, wait_flags: int) -> tuple[int, int]:
         self._status.settimeout(0.0 if wait_flags & os.WNOHANG else None)
         try:
-            return self.pid, _number(self._status)
+            status = _number(self._status)
         except (BlockingIOError, TimeoutError):
             return 0, 0
+        self._status.settimeout(None)
+        self.seconds = _number(self._status) / 1000
+        self._status.close()
+        return self.pid, status
 
     def _internal_poll(self, *_: Any, **__: Any) -> int | None:
         if self.returncode is None:
@@ -120,7 +127,7 @@ def serve(asked: socket.socket) -> dict[str, Any]:
 
 
 def _fork_and_wait(told: int) -> None:
-    """Fork the child, in which alone this returns; tell its number, and when it has ended its status."""
+    """Fork the child, in which alone this returns; tell its number, and when it has ended its status and seconds."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     child = os.fork()
     if child == 0:
@@ -128,7 +135,9 @@ def _fork_and_wait(told: int) -> None:
         return
     os.setsid()  # what is sent to the group of the child is not meant for this process
     os.write(told, child.to_bytes(LENGTH, "big"))
-    os.write(told, os.waitpid(child, 0)[1].to_bytes(LENGTH, "big"))
+    _, status, used = os.wait4(child, 0)
+    for number in (status, round(1000 * (used.ru_utime + used.ru_stime))):
+        os.write(told, number.to_bytes(LENGTH, "big"))
     os._exit(0)
 
 

