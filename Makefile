@@ -99,7 +99,7 @@ test: $(VENV)/.test  ## the tests, at most 10 minutes on two free cores; ARGS="-
 real-test: $(VENV)/.test smollm2  ## the tests that ask the real model, at most 6 minutes on two free cores
 	@$(PY) -m pytest -m real --durations=0 $(ARGS)
 
-slow: $(VENV)/.test  ## what is too slow for `make test`, a part of all cases, drawn; ARGS=--all-cases tries them all
+slow: $(VENV)/.test  ## every parameter and option with every wrong value, and more of which `make test` runs a sample
 	@PYTHONDONTWRITEBYTECODE= $(PY) -m pytest -m slow -n auto --dist worksteal --durations=0 $(ARGS)
 
 parity: $(VENV)/.test  ## all of the parity matrix; `make test` runs the most used families

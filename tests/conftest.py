@@ -3,7 +3,6 @@
 import functools
 import json
 import os
-import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -32,33 +31,10 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return 0 if chosen else max(1, min(cores, memory // (3 * 2**30)))
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--all-cases", action="store_true", help="slow tests try all their cases: half an hour")
-    parser.addoption("--cases-seed", type=int, help="which of their cases slow tests try; drawn and printed otherwise")
-
-
 def pytest_configure(config: pytest.Config) -> None:
-    """Give each of several processes one thread, and all of them one seed.
-
-    Two processes of two threads each are far slower on two cores.
-    """
+    """Give each of several processes one thread: two processes of two threads each are far slower on two cores."""
     if getattr(config.option, "numprocesses", None):
         os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
-    if config.option.cases_seed is None:
-        config.option.cases_seed = random.randrange(1000)
-
-
-def pytest_report_header(config: pytest.Config) -> str:
-    if config.option.all_cases:
-        return "slow tests: all cases"
-    return f"slow tests: a part of their cases, --cases-seed {config.option.cases_seed} (--all-cases for all)"
-
-
-@pytest.fixture(scope="session")
-def share(request: pytest.FixtureRequest) -> Callable[[int], tuple[int, int]]:
-    """`share(n)`: try every so-manieth of all cases, from which on: `(n, start)`, or `(1, 0)` for all of them."""
-    option = request.config.option
-    return lambda n: (1, 0) if option.all_cases else (n, option.cases_seed % n)
 
 
 @pytest.fixture(autouse=True)

@@ -7,14 +7,12 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 HERE = Path(__file__).parent
-PARTS = 2  # one for each of two cores
 
 
 def tried(harness: str, *arguments: str, timeout: int = 900) -> dict[str, Any]:
@@ -50,17 +48,15 @@ def test_options():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", range(PARTS))
-def test_more_parameters(part: int, share: Callable[[int], tuple[int, int]]):
-    every, start = share(4)
-    parameters(PARTS * every, start + every * part)
+@pytest.mark.parametrize("part", range(2))
+def test_all_parameters(part: int):
+    parameters(2, part)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", range(PARTS))
-def test_more_options(part: int, share: Callable[[int], tuple[int, int]]):
-    every, start = share(4)
-    options(PARTS * every, start + every * part)
+@pytest.mark.parametrize("part", range(4))
+def test_all_options(part: int):
+    options(4, part)
 
 
 def test_what_is_bad_is_seen():
