@@ -111,7 +111,7 @@ def every_kind_in_every_place():
             yield pytest.param(name, kind, place, marks=marks, id=f"{name}-{kind}-{place}")
 
 
-@pytest.mark.parametrize(("base", "kind", "place"), every_kind_in_every_place(), indirect=["base"])
+@pytest.mark.parametrize(("base", "kind", "place"), [*every_kind_in_every_place()], indirect=["base"])
 def test_logits_are_those_of_peft(kind, base, place, tmp_path):
     if (kind, place) in LACKING:
         pytest.skip("peft has no such layer")
