@@ -2,7 +2,7 @@
 
 `jaxtyping.jaxtyped` binds the arguments of every call to its signature, which takes most of the time of all checks (a
 prompt is made six times slower). A function whose annotations name no array has no shape to compare: it gets the same
-check of beartype without that. To be imported before ivlens.
+check of beartype without that, and the same error. To be imported before ivlens.
 """
 
 import inspect
@@ -10,10 +10,21 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+import beartype
 import jaxtyping
 from jaxtyping import AbstractArray
 
 whole = jaxtyping.jaxtyped
+
+
+class Refused(jaxtyping.TypeCheckError):
+    """As `jaxtyped` raises it, a TypeError, and known by the same words."""
+
+    def __str__(self) -> str:
+        return f"Type-check error: {super().__str__()}"
+
+
+checked = beartype.beartype(conf=beartype.BeartypeConf(violation_type=Refused))
 
 
 def resolved(annotation: Any, known: Mapping[str, Any]) -> Any:
@@ -46,10 +57,10 @@ def jaxtyped(fn: Any = None, *, typechecker: Any = None) -> Any:
     if any(names_an_array(annotation, fn.__globals__) for annotation in found.values()):
         return whole(fn, typechecker=typechecker)
     fn.__annotations__ = found
-    checked = typechecker(fn)
+    made = checked(fn)
     fn.__annotations__ = spelled
-    checked.__annotations__ = spelled
-    return checked
+    made.__annotations__ = spelled
+    return made
 
 
 jaxtyping.jaxtyped = jaxtyped
