@@ -91,14 +91,16 @@ notebooks: $(VENV)/.test smollm2  ## run all notebooks (two minutes each at most
 	@$(PIP) install --quiet -c constraints.txt -e '.[notebook,export,tune]'
 	@$(PY) notebooks/run.py $(ARGS)
 
-test: $(VENV)/.test  ## the tests; ARGS="-k name" chooses
-	@$(PY) -m pytest $(ARGS)
+# Python keeps what it compiled, even where the surroundings say no: compiling what checks every shape takes longer than
+# many tests. ARGS="-n 0" is one process.
+test: $(VENV)/.test  ## the tests, at most 10 minutes on two free cores; ARGS="-k name" chooses
+	@PYTHONDONTWRITEBYTECODE= $(PY) -m pytest -n auto --dist loadfile --durations=20 $(ARGS)
 
 real-test: $(VENV)/.test smollm2  ## the tests that ask the real model, at most 6 minutes on two free cores
 	@$(PY) -m pytest -m real --durations=0 $(ARGS)
 
-slow: $(VENV)/.test  ## every parameter and every option with every wrong value; `make test` runs a sample
-	@$(PY) -m pytest -m slow --durations=0 $(ARGS)
+slow: $(VENV)/.test  ## every parameter and option with every wrong value, and more of which `make test` runs a sample
+	@PYTHONDONTWRITEBYTECODE= $(PY) -m pytest -m slow -n auto --dist worksteal --durations=0 $(ARGS)
 
 parity: $(VENV)/.test  ## all of the parity matrix; `make test` runs the most used families
 	@$(PY) -m pytest tests/effects/test_parity.py tests/forward/test_writes.py -m "not real" $(ARGS)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+from warm import Warm
 
 REQUIRED = "IVLENS_REQUIRE_BROWSER"
 REMEDY = (
@@ -37,10 +38,11 @@ def chromium() -> str:
 
 
 @contextmanager
-def running(*arguments: str, announce: str = r"ivlens lab: (http://\S+)") -> Iterator[str]:
-    """Run `python -m ...` and yield the address it announces."""
-    command = [sys.executable, "-m", *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as job:
+def running(*arguments: str, announce: str = r"ivlens lab: (http://\S+)", warm: bool = True) -> Iterator[str]:
+    """Run `python -m ...`, from a warm process if `warm`, and yield the address it announces."""
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    command = ["-m", *arguments]
+    with Warm(command, **options) if warm else subprocess.Popen([sys.executable, *command], **options) as job:
         try:
             assert job.stdout is not None
             said = []

@@ -1,11 +1,14 @@
 """Tiny random models of several families, and tokenizers of three kinds, made on the spot."""
 
+import functools
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+import typed  # noqa: F401 - before anything of ivlens is imported
 from families import N_WORDS, hf_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
@@ -18,6 +21,20 @@ FAMILIES = ("gpt2", "neox", "llama", "gemma2", "qwen3")
 # enough text for the tokenizers to learn words, pieces and spaces from
 WORDS = "big small happy sad hot cold red blue house tree walk walked Paris France New York light dark high low".split()
 CORPUS = [f"Instruction: Give the {a} of the word.\nInput: {a}\nOutput: {b}" for a in WORDS for b in WORDS]
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Of `-n auto`, as `make test` has it: a process for each core and 3 GB; none besides this one for a few tests."""
+    chosen = config.option.keyword or any(Path(one.split("::")[0]).is_file() for one in config.args)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return 0 if chosen else max(1, min(cores, memory // (3 * 2**30)))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give each of several processes one thread: two processes of two threads each are far slower on two cores."""
+    if getattr(config.option, "numprocesses", None):
+        os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
 
 
 @pytest.fixture(autouse=True)
@@ -112,10 +129,15 @@ def new_model() -> Callable[..., torch.nn.Module]:
     )
 
 
+@pytest.fixture(scope="session")
+def _models(new_model: Callable[..., torch.nn.Module]) -> Callable[[str], torch.nn.Module]:
+    return functools.cache(new_model)
+
+
 @pytest.fixture(scope="session", params=FAMILIES)
-def model(request: pytest.FixtureRequest, new_model: Callable[..., torch.nn.Module]) -> torch.nn.Module:
+def model(request: pytest.FixtureRequest, _models: Callable[[str], torch.nn.Module]) -> torch.nn.Module:
     """One bridge of every family; tests must leave it as it was."""
-    return new_model(request.param)
+    return _models(request.param)
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,9 @@ import time
 from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
+
+from warm import Warm
 
 from ivlens.cli.main import main
 from ivlens.common.store import Store
@@ -43,13 +46,13 @@ def write_grid(folder: Path, text: str = GRID) -> Path:
     return path
 
 
-def start(grid: Path, store: Path, *more: str) -> subprocess.Popen[str]:
-    """A sweep in a process of its own, in a session of its own, so that all of it can be killed."""
-    command = [sys.executable, "-m", "ivlens", "sweep", str(grid), "--store", str(store), *more]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, env=environment
-    )
+def start(grid: Path, store: Path, *more: str, warm: bool = True) -> subprocess.Popen[str]:
+    """A sweep in a process and session of its own, so that all of it can be killed; `warm`: see there."""
+    command = ["-m", "ivlens", "sweep", str(grid), "--store", str(store), *more]
+    options: dict[str, Any] = {"text": True, "start_new_session": True}
+    options |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    options["env"] = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    return Warm(command, **options) if warm else subprocess.Popen([sys.executable, *command], **options)
 
 
 class Forked:

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from fuzzing import safetensors_parts
 from pickles import assert_no_pickle
+from warm import Warm
 
 # Python orders sets of texts by its hash seed, and a second process has other addresses and other free memory.
 HASH_SEEDS = ("1", "3")
@@ -39,8 +40,10 @@ Trainer(type(TINY)(**{**TINY.__dict__, "seed": int(seed)}), out / "pocket", quie
 def made(folder: Path, hash_seed: str, seed: int = 0) -> subprocess.Popen[str]:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONHASHSEED": hash_seed}
     environment |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    command = [sys.executable, "-c", MAKE, str(folder), str(seed)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    command, options = ["-c", MAKE, str(folder), str(seed)], {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    if seed:  # nothing is the same as in the others, so that it may be a warm one, whatever its hash seed
+        return Warm(command, text=True, env=environment, **options)
+    return subprocess.Popen([sys.executable, *command], text=True, env=environment, **options)
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,8 @@
 """Whatever is killed goes on as if nothing had happened: a training, a series of checkpoints, a benchmark."""
 
-import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 from killed_stores import until_done
+from warm import Warm
 
 SCRIPT = """
 import sys
@@ -31,9 +30,8 @@ finetune(model, task, method="lora", along=Along(sys.argv[1]), options=options, 
 """
 
 
-def start(folder: Path) -> subprocess.Popen:
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
-    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder)], env=environment, stderr=subprocess.DEVNULL)
+def start(folder: Path) -> Warm:
+    return Warm(["-c", SCRIPT, str(folder)], stderr=subprocess.DEVNULL)
 
 
 def finish(folder: Path) -> dict[str, torch.Tensor]:

@@ -1,11 +1,10 @@
 """One recipe, the same prompts: effects, judgements, probes, exams, trainings and the lab ask a model in one way."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
+import warm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -143,7 +142,7 @@ def test_a_saved_vector_takes_its_recipe_along(pocket, tmp_path):
     effects = head_effects(pocket, task, recipe=recipe, n_prompts=4, options=EffectOptions(n_mean_prompts=4))
     vector = InstructionVector.from_effects(effects, k=3)
     path = vector.save(tmp_path / "iv.safetensors")
-    done = subprocess.run([sys.executable, "-c", ELSEWHERE, str(path)], capture_output=True, text=True, timeout=300)
+    done = warm.run(["-c", ELSEWHERE, str(path)], timeout=300)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["recipe"] == found["judged"] == recipe.to_dict()

@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 import tomllib
 import zipfile
 from functools import partial
@@ -27,17 +26,18 @@ def run(*command: str, **options) -> subprocess.CompletedProcess[str]:
 
 
 def fastest(*command: str, times: int = 4) -> float:
-    """Seconds of the fastest run: what the command costs, rather than what else the machine was doing."""
+    """Computing seconds of the fastest run: what the command costs, rather than what else the machine was doing."""
     seconds = []
     for _ in range(times):
-        start = time.perf_counter()
+        before = os.times()
         assert run(*command).returncode == 0
-        seconds.append(time.perf_counter() - start)
+        after = os.times()
+        seconds.append(sum(after[2:4]) - sum(before[2:4]))
     return min(seconds)
 
 
 def test_import_is_quick():
-    probe = "import time; start = time.perf_counter(); import ivlens; print(time.perf_counter() - start)"
+    probe = "import time; start = time.process_time(); import ivlens; print(time.process_time() - start)"
     assert min(float(run("-c", probe).stdout) for _ in range(4)) < 0.3
 
 
@@ -84,7 +84,7 @@ def test_help_is_quick_and_lists_every_command():
 GROUPS = ("pocket train", "pocket card", "store ls", "store verify", "store gc", "store export")
 
 
-@pytest.mark.parametrize("words", [*({*cli.COMMANDS} - {words.split()[0] for words in GROUPS}), *GROUPS])
+@pytest.mark.parametrize("words", [*(name for name in cli.COMMANDS if f"{name} " not in " ".join(GROUPS)), *GROUPS])
 def test_command_help_has_an_example(words: str, capsys: pytest.CaptureFixture[str]):
     assert cli.main([*words.split(), "--help"]) == 0
     usage, page = capsys.readouterr().out.split("\n", 1)

@@ -25,20 +25,38 @@ def tried(harness: str, *arguments: str, timeout: int = 900) -> dict[str, Any]:
     return json.loads(last) | {"said": "\n".join(said)}
 
 
-@pytest.mark.parametrize("every", [41, pytest.param(1, marks=pytest.mark.slow)])
-def test_parameters(every: int):
-    found = tried("wrong_values.py", "--every", str(every))
+def parameters(every: int, start: int = 0) -> None:
+    found = tried("wrong_values.py", "--every", str(every), "--start", str(start))
     assert found["bad"] == 0, found["said"]
     assert sum(found["all"].values()) > 10_000 / every
     assert found["all"]["clear"] > 3 * found["all"]["result"] > 0
 
 
-@pytest.mark.parametrize("every", [61, pytest.param(1, marks=pytest.mark.slow)])
-def test_options(every: int):
-    found = tried("wrong_options.py", "--every", str(every))
+def options(every: int, start: int = 0) -> None:
+    found = tried("wrong_options.py", "--every", str(every), "--start", str(start))
     assert found["bad"] == 0, found["said"]
     assert sum(found["all"].values()) > 4_000 / every
     assert found["all"]["refused"] > 0 and found["all"]["result"] > 0
+
+
+def test_parameters():
+    parameters(41)
+
+
+def test_options():
+    options(61)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(2))
+def test_all_parameters(part: int):
+    parameters(2, part)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", range(4))
+def test_all_options(part: int):
+    options(4, part)
 
 
 def test_what_is_bad_is_seen():

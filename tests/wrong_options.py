@@ -127,9 +127,11 @@ def ended(words: list[str]) -> Ended:
     return judged("refused" if status in (1, 2) and (len(ours) == 1 or boxed) else "unclear", said[-300:])
 
 
-def runs(the: Things, only: list[str], every: int = 1) -> Iterator[tuple[str, str, str, Callable[[], Ended]]]:
+def runs(
+    the: Things, only: list[str], every: int = 1, start: int = 0
+) -> Iterator[tuple[str, str, str, Callable[[], Ended]]]:
     """Yield command, option, value, and what runs it; of all of them each `every`-th."""
-    words, number = right(the), 0
+    words, number = right(the), start
     known = options()
     assert known.keys() - NOT_TRIED == words.keys(), known.keys() ^ words.keys()
     for command, names in known.items():
@@ -158,6 +160,7 @@ def count() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("commands", nargs="*")
     parser.add_argument("--every", type=int, default=1)
+    parser.add_argument("--start", type=int, default=0)
     parser.add_argument("--show", choices=["bad", "result", "all", "none"], default="bad")
     asked = parser.parse_args()
     torch.set_num_threads(1)
@@ -169,7 +172,7 @@ def count() -> None:
         for command, words in right(things).items():
             first = ended([*command.split(), *words])
             assert command in LONG or first.kind == "result", (command, first.said)
-        for command, option, value, run in runs(things, asked.commands, asked.every):
+        for command, option, value, run in runs(things, asked.commands, asked.every, asked.start):
             found = run()
             counts[found.kind] += 1
             n_bad += found.is_bad

@@ -7,6 +7,7 @@ corrupted form differs from the clean one in nothing but the corruption.
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -231,13 +232,6 @@ class _Maker:
         """One clean prompt, and what a corruption needs to change it."""
         text, separator = self.render(told.instruction, told.shots, example.input)
         prompt, answers = self._answers(example, text, separator)
-
-        def tokens(answer: str) -> tuple[int, ...] | None:
-            ids = self.encoder.ids(text + separator + answer)
-            # where another answer shares a token with the cue, its first token is not predicted at this position
-            begins_here = ids[: len(prompt)] == prompt and len(ids) > len(prompt)
-            return tuple(ids[len(prompt) :]) if begins_here and not self.encoder.unknown(ids[len(prompt) :]) else None
-
         return Case(
             self.task,
             example,
@@ -245,10 +239,17 @@ class _Maker:
             self.others,
             self.prefers_trained,
             lambda what: self._random(example.input, what),
-            tokens,
+            partial(self._tokens_of_another, text + separator, prompt),
             frozenset(map(tuple, answers)),
             frozenset(ids[0] for ids in answers if self.encoder.is_blank(ids[0])),
         )
+
+    def _tokens_of_another(self, text: str, prompt: list[int], answer: str) -> tuple[int, ...] | None:
+        """Tokens of an answer after `text`, whose own are `prompt`; None where it does not begin there."""
+        ids = self.encoder.ids(text + answer)
+        # where another answer shares a token with the cue, its first token is not predicted at this position
+        begins_here = ids[: len(prompt)] == prompt and len(ids) > len(prompt)
+        return tuple(ids[len(prompt) :]) if begins_here and not self.encoder.unknown(ids[len(prompt) :]) else None
 
     def _shots(self, input: str) -> tuple[tuple[str, str], ...]:
         """Inputs and answers of the demonstrations in the prompt for one input, never that input itself."""

@@ -403,6 +403,7 @@ def test_tune_trains_with_the_guidance_that_was_asked_for(tmp_path, capsys):
     import pandas as pd
 
     words = ["tune", "--task", "middle_of_three", "--steps", "2", "--batch-size", "8", "--guidance", "progressive"]
+    words += ["--n-samples", "16", "--n-prompts", "4"]
     logs = []
     for number, more in enumerate(([], ["--sign", "-1"], ["--layer", "3", "--alpha", "2"])):
         out = tmp_path / str(number)

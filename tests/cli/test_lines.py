@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import WORDS, hf_model
 from lines import DISK, STREAMS, Case, Lines, all_commands, options_of
+from warm import Warm
 
 from ivlens.cli.main import main
 from ivlens.common.disk import DiskError, check_file, check_folder, writing
@@ -30,6 +31,11 @@ TORCH = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 40000
 @pytest.fixture(scope="module")
 def tried(tmp_path_factory: pytest.TempPathFactory) -> Lines:
     return Lines(tmp_path_factory.mktemp("lines"))
+
+
+@pytest.fixture(scope="module")
+def cases(tried: Lines) -> list[Case]:
+    return [case for cases in tried.all().values() for case in cases]
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +71,11 @@ def test_some_of_every_kind(tried: Lines, kind: str):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", all_commands())
-def test_all_of_a_command(tried: Lines, command: str):
-    for cases in tried.all().values():
-        for case in cases:
-            if case.words[: len(command.split())] == tuple(command.split()):
-                tried.attempt(case)
+def test_all_of_a_command(tried: Lines, cases: list[Case], command: str):
+    words = tuple(command.split())
+    for case in cases:
+        if case.words[: len(words)] == words:
+            tried.attempt(case)
 
 
 def test_cases_are_counted():
@@ -127,18 +133,24 @@ C_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 @pytest.mark.parametrize("name, more", [("wörter", {"PYTHONIOENCODING": "ascii"}), ("words", C_LOCALE)])
 def test_letters_that_stdout_lacks(place: Path, tmp_path: Path, name: str, more: dict[str, str]):
+    """As a table and as JSON, by two commands in one process: its start takes longer than both."""
     (tmp_path / f"{name}.json").write_text(json.dumps({f"ä{n}": f"ß{n}" for n in range(20)}), encoding="utf-8")
-    words = f"ivlens vector --task {tmp_path}/w*.json --model {place / 'gpt2'} --n-prompts 2 --k 2 --n-shots 2"
-    done = shell(words, **more)
-    assert done.returncode == 0 and done.stdout.isascii() and "\\x" in done.stdout, done
-    done = shell(f"{words} --json", **more)
-    assert done.returncode == 0 and json.loads(done.stdout)["task"] == name and done.stdout.isascii(), done
+    words = f"vector --task {tmp_path}/w*.json --model {place / 'gpt2'} --n-prompts 2 --k 2 --n-shots 2"
+    code = "import sys; from ivlens.cli.main import main as run; words = sys.argv[1:]"
+    line = f"{sys.executable} -c \"{code}; sys.exit(run(words) or run([*words, '--json']))\" {words}"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=120, env={**os.environ, **more})
+    table, brace, found = done.stdout.partition("{\n")
+    assert done.returncode == 0 and done.stdout.isascii() and "\\x" in table, done
+    assert json.loads(brace + found)["task"] == name
 
 
 def test_work_goes_on_where_nobody_reads_stderr_any_more(place: Path, tmp_path: Path):
     words = f"--model {place / 'gpt2'} --task {place / 'next.json'} --n-prompts 2 --out {tmp_path / 'e.safetensors'}"
-    done = shell(f"ivlens effects {words} 2>&1 >/dev/null | true")
-    assert done.returncode == 0 and (tmp_path / "e.safetensors").is_file(), done
+    read, write = os.pipe()
+    os.close(read)
+    with Warm(["-m", "ivlens", "effects", *words.split()], stdout=subprocess.DEVNULL, stderr=write) as job:
+        os.close(write)
+        assert job.wait(timeout=60) == 0 and (tmp_path / "e.safetensors").is_file()
 
 
 # --- the disk --------------------------------------------------------------------------------------------------------

@@ -256,9 +256,9 @@ def test_rouge_l_is_quick() -> None:
         [" ".join(rng.choices("abcdefghij", k=2000)), "".join(rng.choices("天地玄黄宇宙洪荒", k=2000))] for _ in "ab"
     ]
     for a, b in zip(*long, strict=True):
-        start = time.perf_counter()
+        start = time.process_time()
         assert 0 < rouge_l(a, b) < 1
-        assert time.perf_counter() - start < 0.1
+        assert time.process_time() - start < 0.1
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ from ivlens.common.store import Store, verify
 from ivlens.models import pocket_path
 from ivlens.runs.sweep import LocalExecutor, make_plan, read_grid, run_sweep
 
+FEW = "[effects]\nn_prompts = 4\nn_mean_prompts = 8\n"
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
@@ -20,7 +22,7 @@ def folder(tmp_path: Path) -> Path:
 
 def swept(folder: Path, store: str, task: str = "antonym") -> tuple[int, list[float]]:
     """How many cells a sweep makes, and the effects that the store then shows."""
-    grid = write_grid(folder.parent, f'models = ["{folder}"]\ntasks = ["{task}"]\n[effects]\nn_prompts = 4\n')
+    grid = write_grid(folder.parent, f'models = ["{folder}"]\ntasks = ["{task}"]\n{FEW}')
     opened = Store(folder.parent / store)
     executor = LocalExecutor(opened)
     n_made = run_sweep(make_plan(read_grid(grid), opened, executor), executor).n_made
@@ -62,7 +64,7 @@ def test_a_changed_model_is_measured_anew(folder, name):
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
 def test_a_model_that_changed_while_it_was_warm_is_opened_anew(folder, name):
     """One process, one executor: as in a notebook."""
-    grid = write_grid(folder.parent, f'models = ["{folder}"]\ntasks = ["antonym"]\n[effects]\nn_prompts = 4\n')
+    grid = write_grid(folder.parent, f'models = ["{folder}"]\ntasks = ["antonym"]\n{FEW}')
     opened = Store(folder.parent / "store")
     executor = LocalExecutor(opened)
     made = []

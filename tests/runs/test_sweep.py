@@ -50,7 +50,7 @@ def swept(grid: Path, store: Path):
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with all of GRID, made without interruption in a process of its own."""
     folder = tmp_path_factory.mktemp("whole")
-    job = start(write_grid(folder), folder / "store")
+    job = start(write_grid(folder), folder / "store", warm=False)
     out, err = job.communicate(timeout=300)
     assert job.returncode == 0, err
     assert out.startswith("8 made")
@@ -198,12 +198,16 @@ def test_twice_the_same_bytes_whatever_the_order(whole: Path, tmp_path: Path):
     assert all(estimate.measured and estimate.seconds == 0 for estimate in again.estimates)
 
 
+@pytest.mark.slow
 def test_no_order_of_a_set_is_in_the_bytes(tmp_path: Path, monkeypatch):
-    """Python orders sets of texts differently in every process; peft keeps some in its description of adapters."""
+    """Python orders sets of texts differently in every process; peft keeps some in its description of adapters.
+
+    That of a training without a sweep is compared in test_determinism.py.
+    """
     text = GRID[GRID.index("[[tuning]]") :].replace("steps = 12", "steps = 1").replace('"none", "heads"', '"none"')
     for seed in ("1", "3"):  # with which the sets that matter are ordered differently
         monkeypatch.setenv("PYTHONHASHSEED", seed)
-        job = start(write_grid(tmp_path, text), tmp_path / seed)
+        job = start(write_grid(tmp_path, text), tmp_path / seed, warm=False)
         _, err = job.communicate(timeout=120)
         assert job.returncode == 0, err
     assert digests(tmp_path / "1") == digests(tmp_path / "3")
@@ -355,7 +359,7 @@ def test_a_worker_is_killed_and_nothing_is_lost(whole: Path, tmp_path: Path):
     import psutil
 
     grid, store = write_grid(tmp_path), tmp_path / "store"
-    job = start(grid, store, "--workers", "2")
+    job = start(grid, store, "--workers", "2", warm=False)
     me = psutil.Process(job.pid)
     limit = time.monotonic() + 300  # a busy machine takes a minute to import torch three times
     while job.poll() is None and len([p for p in fingerprints(store) if "/scratch/" in p]) == 0:
@@ -486,7 +490,7 @@ def test_a_contrast_is_measured_where_a_vector_needs_it(tmp_path: Path):
 def test_cells_of_tasks_that_demonstrations_tell(tmp_path: Path):
     """Every kind: effects, vectors, interventions, trainings, probes and stages."""
     (tmp_path / "mine.json").write_text(
-        json.dumps([{"input": one.input, "output": one.answer} for one in load_task("antonym").examples])
+        json.dumps([{"input": one.input, "output": one.answer} for one in load_task("antonym").examples[:60]])
     )
     few = "n_prompts = 2\nn_mean_prompts = 4"
     text = f"""

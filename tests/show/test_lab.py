@@ -265,7 +265,7 @@ def assert_code_prints_what_is_shown(screen: Screen) -> None:
     assert printed.getvalue().splitlines() == [str([text]) for texts in shown for text in texts.values()]
 
 
-@pytest.mark.parametrize("number", range(9))
+@pytest.mark.parametrize("number", [*range(4), *(pytest.param(n, marks=pytest.mark.slow) for n in range(4, 9))])
 def test_copied_code_gives_the_texts_of_any_state(engine, number, tmp_path, monkeypatch):
     draw = Random(number)
     monkeypatch.setattr(ivlens, "load_model", lambda name: engine.model)

@@ -367,7 +367,7 @@ def test_same_page_in_jupyterlab(browser, tmp_path: Path):
     notebook(tmp_path)
     options = ["--no-browser", "--allow-root", "--ip=127.0.0.1", "--port=0", f"--ServerApp.root_dir={tmp_path}"]
     options += ["--LabApp.news_url=", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
-    with running("jupyterlab", *options, announce=r"(http://127\.0\.0\.1:\d+/lab\?token=\w+)") as url:
+    with running("jupyterlab", *options, announce=r"(http://127\.0\.0\.1:\d+/lab\?token=\w+)", warm=False) as url:
         context = browser.new_context(viewport=WIDE)
         page = context.new_page()
         page.goto(url.replace("/lab?", "/lab/tree/lab.ipynb?"))

@@ -8,7 +8,6 @@ import signal
 import socket
 import stat
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -21,6 +20,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 from browser import running
+from warm import Warm
 
 pytest.importorskip("panel")
 
@@ -60,7 +60,7 @@ def lab() -> Iterator[Lab]:
     before = os.environ.get("BOKEH_ALLOW_WS_ORIGIN")
     os.environ["BOKEH_ALLOW_WS_ORIGIN"] = "*"  # bokeh would let every origin in
     try:
-        with running(*LAB) as url:
+        with running(*LAB, warm=False) as url:
             parts = urlsplit(url)
             found = Lab(
                 f"http://{parts.netloc}", parts.path.rstrip("/"), parts.query.removeprefix("token="), parts.port
@@ -244,9 +244,9 @@ def test_the_token_is_not_among_the_arguments_of_the_browser(tmp_path):
     lines = ["#!/bin/sh", f"echo $$ > {seen}.id", f'printf "%s" "$*" > {seen}.part', f"mv {seen}.part {seen}"]
     browser.write_text("\n".join([*lines, "exec sleep 600 >&- 2>&-", ""]))
     browser.chmod(0o755)
-    command = [sys.executable, "-m", *(word for word in LAB if word != "--no-browser")]
+    command = ["-m", *(word for word in LAB if word != "--no-browser")]
     given = os.environ | {"BROWSER": str(browser), "IVLENS_CACHE": str(cache)}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=given) as job:
+    with Warm(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=given) as job:
         try:
             url = next(found[1] for line in job.stdout if (found := re.search(r"ivlens lab: (http://\S+)", line)))
             token, until = url.split("token=")[1], time.monotonic() + 60

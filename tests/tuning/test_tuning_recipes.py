@@ -139,6 +139,7 @@ def test_watched_tasks_keep_their_own_instructions(llama, monkeypatch):
     assert {text.split("\n")[0] for text in texts} == {"Q: Say it.", "Q: Do the other.", "Q: Do the other. Now."}
 
 
+@pytest.mark.slow
 def test_pocket_learns_from_demonstrations_alone():
     """On inputs that were not trained on, and without a word of instruction."""
     torch.set_num_threads(1)
