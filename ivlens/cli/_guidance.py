@@ -149,7 +149,8 @@ def _set(plan: "GuidanceRecipe", text: str) -> "GuidanceRecipe":
     except ValueError:
         value = given  # a text needs no quotes
     try:
-        changed = replace(terms[name], **{option: fitted(place, value, known[place.strip()])})
+        term: Any = terms[name]  # a dataclass, like all of them
+        changed = replace(term, **{option: fitted(place, value, known[place.strip()])})
     except (TypeError, ValueError) as error:
         raise ValueError(f"--set {text:.80}: {error}") from None
     return replace(plan, terms=tuple(changed if term.name == name else term for term in plan.terms))
