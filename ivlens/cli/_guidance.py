@@ -146,7 +146,7 @@ def _set(plan: "GuidanceRecipe", text: str) -> "GuidanceRecipe":
         raise ValueError(f"--set got {text!r:.80}, expected TERM.OPTION=VALUE with one of {', '.join(plain)}.")
     try:
         value = json.loads(given)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = given  # a text needs no quotes
     try:
         term: Any = terms[name]  # a dataclass, like all of them
