@@ -28,22 +28,23 @@ checked = beartype.beartype(conf=beartype.BeartypeConf(violation_type=Refused))
 
 
 def resolved(annotation: Any, known: Mapping[str, Any]) -> Any:
-    """What an annotation means that may be a text; as `jaxtyped`, `Any` for names that only type checkers know."""
+    """An annotation without texts; as in `jaxtyped`, `Any` where it names what only type checkers know."""
+
+    def of(value: annotation) -> None: ...
+
     try:
-        return eval(annotation, dict(known)) if isinstance(annotation, str) else annotation
-    except (NameError, AttributeError, TypeError, SyntaxError):
+        return typing.get_type_hints(of, dict(known), include_extras=True)["value"]
+    except Exception:
         return Any
 
 
-def names_an_array(annotation: Any, known: Mapping[str, Any]) -> bool:
+def names_an_array(annotation: Any) -> bool:
     """Whether an annotation, or a part of it, is an array with a shape."""
-    if isinstance(annotation, typing.ForwardRef):
-        annotation = resolved(annotation.__forward_arg__, known)
     if isinstance(annotation, list | tuple):  # the arguments of a Callable
-        return any(names_an_array(part, known) for part in annotation)
+        return any(names_an_array(part) for part in annotation)
     if isinstance(annotation, type) and issubclass(annotation, AbstractArray):
         return True
-    return any(names_an_array(part, known) for part in typing.get_args(annotation))
+    return any(names_an_array(part) for part in typing.get_args(annotation))
 
 
 def jaxtyped(fn: Any = None, *, typechecker: Any = None) -> Any:
@@ -54,7 +55,7 @@ def jaxtyped(fn: Any = None, *, typechecker: Any = None) -> Any:
         return whole(fn, typechecker=typechecker)
     spelled = fn.__annotations__
     found = {name: resolved(annotation, fn.__globals__) for name, annotation in spelled.items()}
-    if any(names_an_array(annotation, fn.__globals__) for annotation in found.values()):
+    if any(names_an_array(annotation) for annotation in found.values()):
         return whole(fn, typechecker=typechecker)
     fn.__annotations__ = found
     made = checked(fn)

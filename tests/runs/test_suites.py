@@ -177,7 +177,7 @@ def test_two_copies_are_not_chosen_between(tmp_path: Path) -> None:
     both = f"{tmp_path / 'LLM-CL-Benchmark_500' / 'FOMC'} and {tmp_path / 'LLM-CL-Benchmark_5000' / 'FOMC'}"
     with pytest.raises(FileNotFoundError) as caught:
         load_suite("trace", tmp_path, partial=True)
-    assert f"FOMC (more than one: {both})" in str(caught.value)
+    assert f"FOMC ({f'more than one: {both}':.200})" in str(caught.value)
 
 
 def test_missing_folders(tmp_path: Path) -> None:
