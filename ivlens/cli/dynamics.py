@@ -200,5 +200,6 @@ def _causal(
 
     settings = [dict(stage.settings) for stage in (found.stages[0], found.stages[-1])]
     what = {"kind": "causal", "models": [series.first.key(), last.key()], "stages": settings, **versions()}
-    what |= {"options": plain_options(options), "new": None if new is None else new.full_hash()}
+    hashes = [task.full_hash() for task in tasks]  # the settings lack what divides inputs into splits
+    what |= {"options": plain_options(options), "tasks": hashes, "new": None if new is None else new.full_hash()}
     return store.table(what, measured)

@@ -7,6 +7,7 @@ from cyclopts import App, Parameter
 
 from ivlens.cli._options import AsJson
 from ivlens.cli._output import print_json, print_table
+from ivlens.common.names import shown
 
 if TYPE_CHECKING:
     from ivlens.common.store.entries import Entry
@@ -52,7 +53,8 @@ def list_entries(store: Folder, /, *, kind: str | None = None, as_json: AsJson =
     print_table(["entry", "kind", "labels", "size"], lines)
     print(f"\n{len(found)} results, {sum(entry.n_bytes for entry in found) / 1e6:.1f} MB")
     for key, about in failed.items():
-        print(f"failed: {key[:12]} {about.get('cell', '')}: {about.get('error', '')}"[:200])  # errors may be pages long
+        line = f"failed: {key[:12]} {about.get('cell', '')}: {about.get('error', '')}"
+        print(shown(line)[:200])  # errors may be pages long, and hold what terminals obey
 
 
 @app.command
@@ -158,4 +160,4 @@ def _plain(findings: "list[Finding]") -> list[dict[str, object]]:
 def _print(findings: "list[Finding]") -> None:
     """Print a line for each finding."""
     for finding in findings:
-        print(f"{finding.path}: {finding.what}")
+        print(shown(f"{finding.path}: {finding.what}"))

@@ -500,3 +500,50 @@ def test_kinds_are_told_by_manifests_alone(store: Store, monkeypatch: pytest.Mon
 def test_what_is_read_is_what_was_put(store: Store):
     put = store.put({"kind": "x", "list": (1, 2)}, fill_with(), {"n": 1})
     assert store.find(put.key) == put
+
+
+def test_labels_and_columns_of_any_name_stand_in_the_table(tmp_path):
+    store = Store(tmp_path / "store")
+    for n, labels in enumerate(({"self": 1, "entry": 2}, {"n": 3})):
+        table = pd.DataFrame({"entry": ["x"], "a": [n]})
+        store.put({"n": n}, lambda folder, table=table: table.to_parquet(folder / "table.parquet"), labels)
+    frame = store.frame()
+    assert sorted(frame["entry"]) == sorted(entry.key[:12] for entry in store.entries())
+    assert {*frame.columns} == {"self", "entry", "n", "a"} and sorted(frame["a"]) == [0, 1]
+
+
+def test_a_result_in_a_wrong_place_is_found_and_removed(tmp_path):
+    store = Store(tmp_path / "store")
+    entries = [store.put({"n": n}, fill_with()) for n in range(3)]
+    wrong = store.folder / "entries" / "00"
+    wrong.mkdir()
+    entries[0].folder.rename(wrong / entries[0].key)
+    behind = tmp_path / "behind"
+    entries[1].folder.parent.rename(behind)
+    entries[1].folder.parent.symlink_to(behind)
+    n_whole, findings = verify(store)
+    assert n_whole == 1 and all("lies where no result is looked for" in one.what for one in findings), findings
+    collect_garbage(store)
+    assert [one.path.parent.name for one in verify(store)[1]] == [entries[1].key[:2]]
+    assert [*behind.iterdir()], "what a link leads to stays"
+
+
+def test_a_lock_that_is_a_link_is_removed_and_not_followed(tmp_path):
+    store, outside = Store(tmp_path / "store"), tmp_path / "outside"
+    store.put({"n": 0}, fill_with())
+    for part in ("scratch", "locks"):
+        (store.folder / part / "left").mkdir(parents=True)
+        (store.folder / part / "left" / ".lock").symlink_to(outside)
+    assert {"left"} <= {finding.path.name for finding in collect_garbage(store)}
+    assert verify(store) == (1, []) and not outside.exists()
+    assert not (store.folder / "locks" / "left").exists()
+
+
+def test_no_terminal_obeys_what_a_store_lists(tmp_path, capsys):
+    store = Store(tmp_path / "store")
+    store.fail("\x1b[31m", {"cell": "a\nb\x1b[2J", "error": "\x07"})
+    (store.folder / "entries" / "ab" / "\x1b[2J\n").mkdir(parents=True)
+    for command in ("ls", "verify", "gc"):
+        main(["store", command, str(store.folder)])
+        printed = capsys.readouterr().out
+        assert not {"\x1b", "\x07"} & set(printed) and "\\x1b[" in printed

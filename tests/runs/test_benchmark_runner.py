@@ -73,6 +73,12 @@ def test_every_guidance_runs_and_changes_the_training(llama, suite, guidance):
     assert len(result.curves) == 2
 
 
+@pytest.mark.parametrize("target", [-0.1, 1.5, float("nan")])
+def test_a_target_that_is_no_score_is_refused(target):
+    with pytest.raises(ValueError, match=r"target is .*, expected a score from 0 to 1"):
+        BenchOptions(target=target)
+
+
 def test_training_ends_at_the_target(llama, suite):
     result = run_cell(llama, suite, Cell("full"), replace(OPTIONS, target=0.0))
     assert [len(curve) for curve in result.curves] == [1, 1]

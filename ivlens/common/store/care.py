@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ivlens.common.disk import check_file
 from ivlens.common.files import LOCK, held
-from ivlens.common.store.entries import DamagedEntry, is_key, read_entry
+from ivlens.common.store.entries import DamagedEntry, Entry, is_key, read_entry
 from ivlens.common.store.store import MARK, SURVEYS, Finding, Store
 from ivlens.common.version import __version__
 
@@ -19,15 +19,24 @@ def verify(store: Store) -> tuple[int, list[Finding]]:
     whole, findings = 0, []
     for place in store.places():
         try:
-            if not is_key(place.name):
-                raise DamagedEntry(f"{place} is no result")
-            read_entry(place).table()
+            _whole(store, place)
             whole += 1
         except DamagedEntry as error:
             findings.append(Finding(f"damaged: {error}", place, _size(place)))
     findings += [Finding("set aside as damaged", place, _size(place)) for place in _inside(store.folder / "damaged")]
     findings += [Finding("left by a killed process", place, _size(place)) for place in _abandoned(store)]
     return whole, findings
+
+
+def _whole(store: Store, place: Path) -> Entry:
+    """The result in a folder, if it is whole and lies where it is looked for; otherwise a `DamagedEntry`."""
+    if not is_key(place.name):
+        raise DamagedEntry(f"{place} is no result")
+    if place != store.place(place.name) or place.parent.is_symlink():
+        raise DamagedEntry(f"{place} lies where no result is looked for")
+    entry = read_entry(place)
+    entry.table()
+    return entry
 
 
 def collect_garbage(store: Store, *, other_versions: bool = False, dry_run: bool = False) -> list[Finding]:
@@ -66,7 +75,7 @@ def _remove_found(store: Store, finding: Finding) -> None:
     if path.parent.parent == store.folder / "entries" and is_key(key):
         try:
             with store.alone(key):
-                if _is_still_so(finding):
+                if _is_still_so(store, finding):
                     remove(path)
             _remove_free(store.folder / "locks" / key)
         except BlockingIOError:  # it is being made anew
@@ -77,11 +86,10 @@ def _remove_found(store: Store, finding: Finding) -> None:
         remove(path)
 
 
-def _is_still_so(finding: Finding) -> bool:
+def _is_still_so(store: Store, finding: Finding) -> bool:
     """Whether a result is still damaged, or still of another version."""
     try:
-        entry = read_entry(finding.path)
-        entry.table()
+        entry = _whole(store, finding.path)
     except DamagedEntry:
         return True
     return not finding.what.startswith("damaged") and entry.version != __version__
@@ -89,7 +97,7 @@ def _is_still_so(finding: Finding) -> bool:
 
 def _remove_free(folder: Path) -> None:
     """Remove a folder with a lock, if nobody holds the lock; nobody can take it meanwhile."""
-    if folder.is_symlink() or not folder.is_dir():
+    if folder.is_symlink() or not folder.is_dir() or (folder / LOCK).is_symlink():
         remove(folder)
         return
     with suppress(BlockingIOError), held(folder, "another process"):
@@ -123,7 +131,8 @@ def _abandoned(store: Store) -> Iterator[Path]:
 
 def _is_free(folder: Path) -> bool:
     """Whether no process holds the lock of a folder; the system releases a lock when its process ends."""
-    if not folder.is_dir() or folder.is_symlink() or not (folder / LOCK).is_file():
+    lock = folder / LOCK
+    if not folder.is_dir() or folder.is_symlink() or lock.is_symlink() or not lock.is_file():
         return True
     try:
         with held(folder, "another process"):

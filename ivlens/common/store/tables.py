@@ -33,8 +33,13 @@ def one_table(entries: Sequence[Entry], name: str) -> "pd.DataFrame":
     tables = []
     for entry in latest:
         table = entry.table()
+        table = table.drop(columns="entry", errors="ignore")  # a name that stands for the result itself
         labels = {name: value for name, value in entry.labels.items() if name not in table}
-        tables.append(table.assign(**labels, entry=entry.key[:12])[[*labels, "entry", *table]])
+        labels["entry"] = entry.key[:12]
+        names = [*labels, *table]
+        for name, value in labels.items():  # no keywords, as a label may have any name
+            table[name] = value
+        tables.append(table[names])
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 

@@ -51,6 +51,8 @@ class BenchOptions:
 
     def __post_init__(self) -> None:
         check_counts(self, n_general=1, n_earlier=1, few_shots=0)
+        if self.target is not None and not 0 <= self.target <= 1:  # NaN, too
+            raise ValueError(f"target is {self.target!r:.60}, expected a score from 0 to 1, or None.")
 
     @property
     def few_shot_recipe(self) -> PromptRecipe:
