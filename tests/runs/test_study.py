@@ -12,6 +12,7 @@ from ivlens.analysis.forgetting import ProbeOptions, decomposition, probe
 from ivlens.cli.main import main
 from ivlens.common.store import Store, verify
 from ivlens.runs.study import StudyOptions, claim_table, run_study, write_study
+from ivlens.runs.study.results import study_facts, training_key
 from ivlens.show.pages.study import about, page, write_page
 from ivlens.steering.search import Grid
 from ivlens.tuning import Along, TuneOptions, finetune
@@ -64,6 +65,30 @@ def test_every_part_is_there(result):
         "instruction_none",
     } <= names
     assert result.evidence.groupby("name").size().eq(2).all(), "one value for each old task"
+
+
+def test_a_study_leaves_what_others_keep_in_its_store(pocket, tmp_path, monkeypatch):
+    """Neither are records of an interrupted study with other options read, nor is anything else removed at the end."""
+    from ivlens.analysis.dynamics import Recorder
+
+    one = replace(TINY, guidance=("none",))
+    other, record = replace(one, n_records=1), Recorder.__call__
+
+    def interrupted(recorder, step, model):
+        record(recorder, step, model)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Recorder, "__call__", interrupted)
+        run_study(one, model=pocket, folder=tmp_path)
+    store = Store(tmp_path / "store")
+    store.put({"kind": "cell"}, lambda folder: pd.DataFrame({"x": [1]}).to_parquet(folder / "table.parquet"))
+    found = run_study(other, model=pocket, folder=tmp_path)
+    assert [stage.step for stage in found.dynamics.stages] == [0, 2]
+    write_study(found, tmp_path)
+    kept = [(entry.kind, entry.what.get("step")) for entry in store.entries()]
+    assert kept == [("cell", None), ("stage", 0), ("stage", 1)], "of the study with other options, and the cell"
+    assert not store.work(training_key(study_facts(found.model, other), "none")).exists()
 
 
 def test_an_interrupted_study_goes_on_to_the_same_result(pocket, result, tmp_path, monkeypatch):

@@ -88,6 +88,8 @@ class Recorder:
             interrupted and goes on finds its earlier records there. None: nothing is kept.
         offset: Added to the step of every record: the number of steps of earlier trainings of the same model.
         stages: The measurements that were made or read since the recorder was made, by name (`step-000050`).
+        training: What tells this training from others with records in the same folder, as plain values: only its own
+            records are read. None: the folder has records of one training alone.
 
     Raises:
         ValueError: the options ask for more heads than the model has, or the folder holds other things.
@@ -99,6 +101,7 @@ class Recorder:
     folder: str | Path | None = None
     offset: int = 0
     stages: dict[str, Stage] = field(default_factory=dict)
+    training: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         # checked here, and not at the first record, which comes after many steps of training
@@ -107,9 +110,11 @@ class Recorder:
         if self._store is None:
             return
         self._recording = _recording(Checkpoint("first", self.model).key(), self.tasks, self.options)
+        if self.training is not None:
+            self._recording["training"] = json.loads(canonical(self.training))
         n_others = len(self._store.entries(KIND)) - len(self._records())
         if n_others:  # no error, but the user may have expected to go on from these records
-            what = "of another model, other tasks, options or versions, which are not used"
+            what = "of another model or training, other tasks, options or versions, which are not used"
             logger.warning("store %s has %d records %s.", self.folder, n_others, what)
 
     def __call__(self, step: int, model: TransformerBridge) -> None:

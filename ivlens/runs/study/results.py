@@ -1,8 +1,10 @@
 """The result of a study: its tables, the evidence for every claim, and how all of it is written."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from ivlens.analysis.dynamics.comparison import Dynamics
 from ivlens.analysis.forgetting.drops import log_odds
 from ivlens.common.names import path_of
 from ivlens.common.saves import filling
+from ivlens.common.store.keys import canonical, content_key, versions
 from ivlens.common.store.store import KEPT, MARK, Store
 from ivlens.models.fingerprint import ModelIdentity
 from ivlens.prompts.recipe import plain_options
@@ -54,6 +57,36 @@ class StudyResult:
     def about(self) -> dict[str, Any]:
         """Model, options and time, as plain values for JSON."""
         return {"model": asdict(self.model), "options": plain_options(self.options), "seconds": round(self.seconds, 1)}
+
+
+def study_facts(model: ModelIdentity, options: StudyOptions) -> dict[str, Any]:
+    """Everything that a study depends on, for the keys of what a store keeps of it."""
+    found = {"kind": "study", "model": model.key, "options": plain_options(options), **versions()}
+    return json.loads(canonical(found))  # lists in place of tuples, as descriptions read from a store have
+
+
+def training_key(study: Mapping[str, Any], guidance: str) -> str:
+    """The key in a store of a study's trainings with one kind of guidance."""
+    return content_key({**study, "guidance": guidance})
+
+
+def label_of(study: Mapping[str, Any]) -> dict[str, str]:
+    """The label by which a study finds the results in a store that were made for it alone."""
+    return {"study": content_key(study)}
+
+
+def _forget(store: Store, study: Mapping[str, Any]) -> None:
+    """Remove what a store keeps of a study that is done, and the store if it has nothing else."""
+    trainings = [(one, one.what["recording"].get("training") or {}) for one in store.entries("stage")]
+    records = [one for one, training in trainings if training.get("study") == study]
+    probes = [one for one in store.entries("probe") if label_of(study).items() <= one.labels.items()]
+    for entry in records + probes:
+        store.remove(entry.key)
+    for guidance in study["options"]["guidance"]:
+        rmtree(store.work(training_key(study, guidance)), ignore_errors=True)
+    unfinished = store.work("")
+    if not (store.places() or store.failures() or (unfinished.is_dir() and any(unfinished.iterdir()))):
+        store.clear()
 
 
 def evidence(
@@ -115,7 +148,8 @@ def _by_task(table: pd.DataFrame) -> dict[str, dict[str, np.ndarray]]:
 def write_study(result: StudyResult, folder: str | Path, *, also: Callable[[Path], object] | None = None) -> list[Path]:
     """Write all tables as parquet, and the first and last stage as safetensors; returns the paths.
 
-    The store of `run_study` in the folder, which an interrupted study would go on from, is removed.
+    What `run_study` kept of this study in the folder's store, to go on from after an interruption, is removed, and the
+    store too if nothing else is in it.
 
     Args:
         also: Called with a scratch folder, to add more files (the page); they are written together with the others.
@@ -136,5 +170,5 @@ def write_study(result: StudyResult, folder: str | Path, *, also: Callable[[Path
         files = sorted(path.relative_to(scratch) for path in scratch.rglob("*") if path.is_file())
     # only now that the result is whole
     if (root / KEPT / MARK).is_file():
-        Store(root / KEPT).clear()
+        _forget(Store(root / KEPT), study_facts(result.model, result.options))
     return [root / file for file in files]

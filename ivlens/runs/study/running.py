@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -15,15 +16,13 @@ from ivlens.analysis.forgetting.drops import decomposition
 from ivlens.analysis.forgetting.probabilities import probe
 from ivlens.analysis.forgetting.series import probed
 from ivlens.common.names import path_of
-from ivlens.common.store.keys import content_key, versions
 from ivlens.common.store.store import KEPT, Store
 from ivlens.effects.results import HeadEffects
 from ivlens.models.boot import TransformerBridge
 from ivlens.models.fingerprint import model_identity
 from ivlens.models.load import load_model
-from ivlens.prompts.recipe import plain_options
 from ivlens.runs.study.plan import PLAIN, StudyOptions
-from ivlens.runs.study.results import StudyResult, evidence
+from ivlens.runs.study.results import StudyResult, evidence, label_of, study_facts, training_key
 from ivlens.runs.suites.suite import for_training, load_suite, split_examples
 from ivlens.tasks.bank import load_task
 from ivlens.tasks.task import Task, tasks_of
@@ -68,7 +67,9 @@ def run_study(
     tasks_of("new", new_tasks, beside=earlier)  # no two tasks of one name: tables tell tasks apart by it
     run = _Run(first, list(earlier), list(new_tasks), options, store)
     say("the model before training")
-    recorder = Recorder(first, run.earlier, options.track, folder=None if store is None else store.folder)
+    kept = None if store is None else store.folder
+    training = {"study": run.facts, "new": [task.full_hash() for task in run.new]}
+    recorder = Recorder(first, run.earlier, options.track, folder=kept, training=training)
     tuned, scores = run.train(PLAIN, recorder, say)
     dynamics = recorder.dynamics()
     say("instruction and knowledge")
@@ -120,13 +121,18 @@ class _Run:
     options: StudyOptions
     store: Store | None
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Everything that the study depends on."""
+        return study_facts(model_identity(self.model), self.options)
+
     def probed(self, model: TransformerBridge) -> pd.DataFrame:
         """Instruction and knowledge probability of the earlier tasks in a model, from the store if they are there."""
         asked = self.options.probe
         if self.store is None:
             return probe(model, self.earlier, asked)
         what = probed({"model": model_identity(model).key}, self.earlier, asked)
-        return self.store.table(what, lambda: probe(model, self.earlier, asked))
+        return self.store.table(what, lambda: probe(model, self.earlier, asked), label_of(self.facts))
 
     def _state(self, name: str, number: int) -> Path | None:
         """The folder for the state of the training on one new task; None without a store.
@@ -135,8 +141,7 @@ class _Run:
         """
         if self.store is None:
             return None
-        what = {"kind": "study", "model": model_identity(self.model).key, "options": plain_options(self.options)}
-        return self.store.work(content_key({**what, "guidance": name, **versions()})) / str(number)
+        return self.store.work(training_key(self.facts, name)) / str(number)
 
     def train(
         self, name: str, recorder: Recorder | None, say: Say
