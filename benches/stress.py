@@ -44,7 +44,7 @@ from fuzzing import run_cases  # noqa: E402
 from killed_saves import run as run_killed_saves  # noqa: E402
 from killed_stores import run as run_killed_stores  # noqa: E402
 from lines import run as run_lines  # noqa: E402
-from sweeping import Forked, digests, fingerprints, kill_in_the_middle, start, write_grid  # noqa: E402
+from sweeping import Forked, digests, kill_in_the_middle, of_cells, start, write_grid  # noqa: E402
 from test_hostile import make_targets  # noqa: E402
 from test_store import KILLED, fill_with  # noqa: E402
 
@@ -223,7 +223,7 @@ def killed_workers(n: int, seed: int) -> dict[str, Any]:
             store = Path(folder) / f"store-{number}"
             job = start(grid, store, "--workers", "2")
             limit = time.monotonic() + 200
-            while not any("/scratch/" in path for path in fingerprints(store)) and time.monotonic() < limit:
+            while not any("/scratch/" in path for path in of_cells(store)) and time.monotonic() < limit:
                 time.sleep(0.02)
             children = psutil.Process(job.pid).children(recursive=True)
             workers = [child for child in children if "spawn_main" in " ".join(child.cmdline())]

@@ -89,6 +89,8 @@ def _counterfactual(case: Case) -> Told:
         found = other.find(case.example.input)
         if found is None or shots is None:
             continue  # this task cannot be asked about all of these inputs
+        if case.told.instruction is None and shots == case.told.shots:
+            continue  # its answers are the same here: the prompt would stay as it is
         tokens = case.tokens(found.answer)
         if tokens is not None and tokens[0] not in firsts:
             return Told(_instruction_of(other, case, random), shots, "counterfactual", tokens[0], other.name)

@@ -174,3 +174,14 @@ def test_a_corruption_takes_away_what_tells_the_task_and_nothing_else(
             assert other.instructions[row] is None
     again = build_prompts(pocket.tokenizer, task, examples, recipe, corruption=corruption)
     assert again.texts == other.texts
+
+
+def test_a_counterfactual_is_never_the_clean_prompt(pocket):
+    """Another task may have the same answers to the demonstrations' inputs: then it is no counterfactual."""
+    task = load_task("first_of_three")
+    for seed in range(3):
+        recipe = PromptRecipe("plain", None, 1, seed)
+        examples = task.split("select", seed)[:8]
+        clean = build_prompts(pocket.tokenizer, task, examples, recipe)
+        other = build_prompts(pocket.tokenizer, task, examples, recipe, corruption="counterfactual")
+        assert not {*clean.texts} & {*other.texts}
