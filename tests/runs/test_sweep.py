@@ -16,7 +16,7 @@ import pytest
 import safetensors.torch
 import torch
 from pickles import assert_no_pickle, pickles_in
-from sweeping import GRID, digests, fingerprints, kill_in_the_middle, start, write_grid
+from sweeping import GRID, digests, kill_in_the_middle, of_cells, start, write_grid
 
 import ivlens.common.store.entries
 from ivlens.analysis.dynamics import Stage
@@ -362,7 +362,7 @@ def test_a_worker_is_killed_and_nothing_is_lost(whole: Path, tmp_path: Path):
     job = start(grid, store, "--workers", "2", warm=False)
     me = psutil.Process(job.pid)
     limit = time.monotonic() + 300  # a busy machine takes a minute to import torch three times
-    while job.poll() is None and len([p for p in fingerprints(store) if "/scratch/" in p]) == 0:
+    while job.poll() is None and len([p for p in of_cells(store) if "/scratch/" in p]) == 0:
         assert time.monotonic() < limit
         time.sleep(0.02)
     workers = [child for child in me.children(recursive=True) if "spawn_main" in " ".join(child.cmdline())]
