@@ -295,7 +295,10 @@ def test_recording_during_training(pocket, tmp_path, caplog):
         Recorder(pocket, TASKS[:2], OPTIONS, folder=tmp_path).dynamics()
     # a record of other tasks is no part of it, and that is said
     other = Recorder(pocket, TASKS[1:3], OPTIONS, folder=tmp_path)
-    assert "has 7 records of another model, other tasks, options or versions, which are not used" in caplog.text
+    assert (
+        "has 7 records of another model or training, other tasks, options or versions, which are not used"
+        in caplog.text
+    )
     with pytest.raises(ValueError, match="got 1 stages"):
         other.dynamics()
 

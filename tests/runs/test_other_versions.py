@@ -94,7 +94,7 @@ def test_a_series_begins_anew(pocket, tmp_path, earlier, monkeypatch, caplog):
     measured()
     earlier(measured)
     recorder = Recorder(pocket, tasks, options, folder=tmp_path)
-    assert "has 2 records of another model, other tasks, options or versions" in caplog.text
+    assert "has 2 records of another model or training, other tasks, options or versions" in caplog.text
     assert len(recorder._records()) == 2
 
 
