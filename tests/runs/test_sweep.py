@@ -354,6 +354,7 @@ def test_two_sweeps_share_one_store(whole: Path, tmp_path: Path):
     assert len(lines) == 8, "some cell was made twice"
 
 
+@pytest.mark.slow  # five processes begin
 def test_a_worker_is_killed_and_nothing_is_lost(whole: Path, tmp_path: Path):
     pytest.importorskip("distributed")
     import psutil
