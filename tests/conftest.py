@@ -37,6 +37,13 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files whose few tests take long come first, so that no process is left alone with one at the end."""
+    first = ("runs", "tuning", "analysis", "show", "cli", "tests")  # folders; the last is that of this file
+    rank = {name: number for number, name in enumerate(first)}
+    items.sort(key=lambda item: rank.get(item.path.parent.name, len(first)))
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)

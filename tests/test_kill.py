@@ -51,6 +51,7 @@ def kill_in_the_middle(folder: Path, delay: float) -> None:
     process.wait()
 
 
+@pytest.mark.slow
 def test_three_kills_change_no_bit_of_the_weights(tmp_path):
     draw = random.Random(0)
     for _ in range(3):

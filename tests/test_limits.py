@@ -47,7 +47,9 @@ def changed(folder: Path, **values) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "limits, patterns" else ()) for name in NAMES]
+)
 def test_files_that_exhaust(targets, name):
     assert list(targets.all()) == NAMES
     strategy, case = targets.all()[name]

@@ -44,7 +44,7 @@ def test_parameters():
 
 
 def test_options():
-    options(61)
+    options(97)
 
 
 @pytest.mark.slow

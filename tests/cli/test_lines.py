@@ -131,6 +131,7 @@ def test_streams_of_a_shell(command: str, status: int, err: str, unbuffered: str
 C_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, more", [("wörter", {"PYTHONIOENCODING": "ascii"}), ("words", C_LOCALE)])
 def test_letters_that_stdout_lacks(place: Path, tmp_path: Path, name: str, more: dict[str, str]):
     """As a table and as JSON, by two commands in one process: its start takes longer than both."""

@@ -98,6 +98,7 @@ def test_a_series_begins_anew(pocket, tmp_path, earlier, monkeypatch, caplog):
     assert len(recorder._records()) == 2
 
 
+@pytest.mark.slow
 def test_an_unfinished_study_of_another_version_begins_anew(pocket, tmp_path, earlier, monkeypatch):
     from ivlens.runs.study import running
     from ivlens.runs.study.plan import StudyOptions

@@ -48,7 +48,9 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "model.safetensors" else pytest.mark.slow) for name in CHANGES]
+)
 def test_a_changed_model_is_measured_anew(folder, name):
     n_made, before = swept(folder, "store")
     assert n_made == 1 and swept(folder, "store") == (0, before)

@@ -67,6 +67,7 @@ def test_every_part_is_there(result):
     assert result.evidence.groupby("name").size().eq(2).all(), "one value for each old task"
 
 
+@pytest.mark.slow
 def test_a_study_leaves_what_others_keep_in_its_store(pocket, tmp_path, monkeypatch):
     """Neither are records of an interrupted study with other options read, nor is anything else removed at the end."""
     from ivlens.analysis.dynamics import Recorder
@@ -91,6 +92,7 @@ def test_a_study_leaves_what_others_keep_in_its_store(pocket, tmp_path, monkeypa
     assert not store.work(training_key(study_facts(found.model, other), "none")).exists()
 
 
+@pytest.mark.slow
 def test_an_interrupted_study_goes_on_to_the_same_result(pocket, result, tmp_path, monkeypatch):
     """Interrupted before its last training, it repeats neither the others nor what was measured between them."""
     from ivlens.runs.study import running
@@ -289,6 +291,7 @@ def test_a_difference_between_two_models_is_no_forgetting(pocket, checkpoint, tm
         decomposition(*tables)
 
 
+@pytest.mark.slow
 def test_dynamics_command(checkpoints, tmp_path, capsys):
     command = ["dynamics", str(checkpoints), "--task", "antonym", "--task", "capitalize", "--n-prompts", "3"]
     command += ["--n-judge-prompts", "4", "--k", "4", "--causal", "--n-draws", "2", "--new", "second_letter", "--out"]

@@ -1,16 +1,20 @@
 """Sweeps: every cell once, the same bytes wherever it was made, and nothing lost whatever happens meanwhile."""
 
 import errno
+import io
 import json
+import logging
 import math
 import os
 import pickle
 import random
 import shutil
 import signal
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -21,6 +25,7 @@ from sweeping import GRID, digests, kill_in_the_middle, of_cells, start, write_g
 import ivlens.common.store.entries
 from ivlens.analysis.dynamics import Stage
 from ivlens.cli.main import main
+from ivlens.common.progress import say
 from ivlens.common.store import Store, StoreError, content_key, verify
 from ivlens.effects import HeadEffects
 from ivlens.models import load_model, pocket_path
@@ -28,6 +33,7 @@ from ivlens.prompts import TASK, PromptRecipe
 from ivlens.runs.sweep import KINDS, Cell, LocalExecutor, ModelSpec, Setting, Survey, make_plan, read_grid, run_sweep
 from ivlens.runs.sweep.cluster import ClusterExecutor, _Dispatch, pins, visible_gpus
 from ivlens.runs.sweep.making import MAKERS
+from ivlens.runs.sweep.runner import _asked_to_stop
 from ivlens.runs.sweep.tasks import forget_tasks
 from ivlens.tasks import load_task
 from ivlens.vectors import InstructionVector
@@ -312,6 +318,7 @@ def test_a_damaged_training_state_begins_anew(whole: Path, tmp_path: Path, monke
 # --- interruptions ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_three_kills_lose_nothing(whole: Path, tmp_path: Path):
     """Among effects, wherever it happens, and in a training."""
     grid, store, draw = write_grid(tmp_path), tmp_path / "store", random.Random(0)
@@ -342,6 +349,31 @@ def test_interrupt_finishes_the_cell(whole: Path, tmp_path: Path):
     n_made = int(out.split(" made")[0])
     assert 1 <= n_made < 8 and f"{8 - n_made} left" in out
     assert verify(Store(store))[1] == [] and digests(store).items() <= digests(whole).items()
+
+
+def test_an_interrupt_may_come_while_a_line_is_written(monkeypatch: pytest.MonkeyPatch):
+    written = []
+
+    class Interrupted(io.RawIOBase):
+        def writable(self) -> bool:
+            return True
+
+        def write(self, data: Any) -> int:
+            written.append(bytes(data))
+            if len(written) == 1:
+                signal.raise_signal(signal.SIGINT)
+            return len(data)
+
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(io.BufferedWriter(Interrupted())))
+    heard = logging.StreamHandler(sys.stderr)
+    logging.getLogger("ivlens").addHandler(heard)
+    try:
+        with _asked_to_stop() as stop:
+            say("a line")
+            assert stop()
+    finally:
+        logging.getLogger("ivlens").removeHandler(heard)
+    assert b"a line" in b"".join(written) and b"stopping after" in b"".join(written)
 
 
 def test_two_sweeps_share_one_store(whole: Path, tmp_path: Path):
@@ -488,6 +520,7 @@ def test_a_contrast_is_measured_where_a_vector_needs_it(tmp_path: Path):
     assert sorted(one.settings["contrast"] for one in vectors) == [False, True]
 
 
+@pytest.mark.slow
 def test_cells_of_tasks_that_demonstrations_tell(tmp_path: Path):
     """Every kind: effects, vectors, interventions, trainings, probes and stages."""
     (tmp_path / "mine.json").write_text(

@@ -180,6 +180,7 @@ def test_map_by_keyboard(new_tab):
     assert tab.page.evaluate(focused) == 1, "the map was drawn anew and lost the focus"
 
 
+@pytest.mark.slow
 def test_three_tabs_at_once(new_tab, monkeypatch):
     model = ivlens.load_model("pocket")
     monkeypatch.setattr(ivlens, "load_model", lambda name: model)  # the codes below need not load it three times
@@ -363,6 +364,7 @@ def notebook(folder: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_same_page_in_jupyterlab(browser, tmp_path: Path):
     notebook(tmp_path)
     options = ["--no-browser", "--allow-root", "--ip=127.0.0.1", "--port=0", f"--ServerApp.root_dir={tmp_path}"]

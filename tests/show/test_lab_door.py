@@ -171,6 +171,7 @@ def test_broken_requests_are_survived(lab):
     assert lab.status(lab.page, Cookie=lab.cookie) == 200
 
 
+@pytest.mark.slow
 def test_a_flood_of_connections_is_hung_up_on_and_ends_by_itself(lab):
     clients = []
     try:

@@ -109,6 +109,7 @@ def test_two_processes_make_the_steps_of_one(both):
     assert names[0] == names[1] and "step-000004" in names[0]
 
 
+@pytest.mark.slow
 def test_killed_and_resumed(both, tmp_path: Path):
     status, _, _ = started("-c", TRAIN, str(tmp_path), "lora", "die")
     assert status != 0 and (tmp_path / "state.safetensors").exists() and not (tmp_path / "model").exists()
@@ -123,6 +124,7 @@ def test_processes_with_different_models_are_refused(tmp_path: Path):
     assert status != 0 and "have different models, data or options, expected the same" in err
 
 
+@pytest.mark.slow
 def test_processes_that_do_not_see_one_folder_are_refused(tmp_path: Path):
     assert started("-c", TRAIN, str(tmp_path), "lora", "own_die")[0] != 0
     status, _, err = started("-c", TRAIN, str(tmp_path), "lora", "own")
@@ -130,6 +132,7 @@ def test_processes_that_do_not_see_one_folder_are_refused(tmp_path: Path):
     assert not (tmp_path / "process0" / "model").exists()
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path):
     command = ["-m", "ivlens", "tune", "--task", "second_letter", "--watch", "antonym", "--steps", "2"]
     few = [*command, "--n-samples", "8", "--batch-size"]

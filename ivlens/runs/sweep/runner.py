@@ -211,12 +211,15 @@ def _asked_to_stop() -> Iterator[Callable[[], bool]]:
     Python delivers signals to the main thread alone, so in another thread nothing is changed.
     """
     asked = threading.Event()
+    said = "stopping after the cells that were begun; press Ctrl-C again to stop at once."
+    # in a thread: the signal may come while a line is being written, and no stream can be written to within a write
+    telling = threading.Thread(target=logger.warning, args=(said,), daemon=True)
 
     def hear(number: int, frame: Any) -> None:
         if asked.is_set():
             raise KeyboardInterrupt
         asked.set()
-        logger.warning("stopping after the cells that were begun; press Ctrl-C again to stop at once.")
+        telling.start()
 
     if threading.current_thread() is not threading.main_thread():
         yield asked.is_set
@@ -227,3 +230,5 @@ def _asked_to_stop() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        if telling.ident is not None:
+            telling.join()
