@@ -38,21 +38,24 @@ class ChunkSize:
         return ChunkSize(max(1, self.n_prompts // 2), n_heads, max(1, self.n_logit_rows // 2))
 
 
-def chunk_size(model: TransformerBridge, request: EffectRequest) -> ChunkSize:
+def chunk_size(model: TransformerBridge, request: EffectRequest, *, is_split: bool) -> ChunkSize:
     """The largest sizes whose estimated activations stay within `request.max_memory`.
 
-    Attention scores grow with the square of a sequence's length. So a sequence of copies is limited to the length at
-    which its scores are as large as its other activations.
+    Where a mask keeps copies apart, attention scores grow with the square of a sequence's length. So a sequence of
+    copies is limited to the length at which its scores are as large as its other activations.
+
+    Args:
+        is_split: Whether copies attend to their own tokens alone, without a mask over all others.
     """
     n_layers, n_answer = len(request.layers), request.answers.shape[1]
     per_head = n_layers * n_answer  # positions that one head has in the sequence after the last layer
     at_most = max(1, _linear(model) // (3 * model.cfg.n_heads * per_head))
-    n_heads = _even(len(request.heads), at_most)
+    n_heads = len(request.heads) if is_split else _even(len(request.heads), at_most)
     # a quarter is slack, as sizes are estimates; the rest serves twice: logits are made when activations are freed
     usable = request.max_memory * 3 // 4
-    while n_heads > 1 and prompt_bytes(model, request, n_heads) > usable:
+    while n_heads > 1 and prompt_bytes(model, request, n_heads, is_split=is_split) > usable:
         n_heads //= 2
-    n_prompts = max(1, min(_MOST_PROMPTS, usable // prompt_bytes(model, request, n_heads)))
+    n_prompts = max(1, min(_MOST_PROMPTS, usable // prompt_bytes(model, request, n_heads, is_split=is_split)))
     n_logit_rows = usable // (_logit_bytes(model) * n_answer)
     return ChunkSize(_even(len(request.tokens), n_prompts), n_heads, max(1, n_logit_rows))
 
@@ -62,7 +65,7 @@ def _even(n: int, at_most: int) -> int:
     return -(-n // -(-n // at_most))
 
 
-def prompt_bytes(model: TransformerBridge, request: EffectRequest, n_heads: int = 0) -> int:
+def prompt_bytes(model: TransformerBridge, request: EffectRequest, n_heads: int = 0, *, is_split: bool = False) -> int:
     """Estimate of the bytes that one prompt needs in one block, with copies for `n_heads` heads of every layer."""
     cfg, n_answer = model.cfg, request.answers.shape[1]
     n_columns = request.tokens.shape[1] + n_answer - 1
@@ -70,7 +73,7 @@ def prompt_bytes(model: TransformerBridge, request: EffectRequest, n_heads: int 
     # the prompt: activations, three times its attention scores (before and after mask and softmax), two sets of logits
     own = n_columns * (_linear(model) + 3 * cfg.n_heads * n_columns) + 2 * n_answer * cfg.d_vocab
     # the copies: activations, scores, one row of the mask; then the shared keys and values, joined with the copies' own
-    attended = n_columns + n_copied
+    attended = n_columns + (n_answer if is_split else n_copied)
     copied = n_copied * (_linear(model) + 3 * cfg.n_heads * attended + attended)
     copied += 4 * cfg.n_heads * cfg.d_head * attended if n_heads else 0
     # streams of the other heads' copies, which wait between two blocks

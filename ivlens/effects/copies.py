@@ -15,14 +15,46 @@ padding and biases in them are the model's own. Every copy has the positions of 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache
 
 from ivlens.effects.request import Unsuitable
+
+
+@dataclass
+class Copies:
+    """The copies of every prompt's last token for some of the heads, in one sequence, from the lowest layer upward.
+
+    Attributes:
+        heads: The heads, the same ones in every layer.
+        witness: Whether one more copy, never patched, stands behind the others.
+        stream: The residual stream of the copies as it leaves the latest block; None before the first asked layer.
+    """
+
+    heads: tuple[int, ...]
+    witness: bool
+    stream: Float[Tensor, "batch copies answer_len d_model"] | None = None
+
+    @property
+    def n_patched(self) -> int:
+        """Number of copies without the witness."""
+        return 0 if self.stream is None else self.stream.shape[1] - self.witness
+
+    def join(self, token: Float[Tensor, "batch answer_len d_model"]) -> Int[Tensor, " heads"]:
+        """Add a copy of `token` for every head, not patched yet, and return the places of the new copies."""
+        first = self.n_patched
+        new = token[:, None].expand(-1, len(self.heads), -1, -1)
+        if self.stream is not None:
+            # in front of the witness, which has to stay last
+            self.stream = torch.cat([self.stream[:, :first], new, self.stream[:, first:]], 1)
+        else:
+            self.stream = torch.cat([new, token[:, None]], 1) if self.witness else new
+        return torch.arange(first, first + len(self.heads))
 
 
 class PromptKeys(DynamicCache):
@@ -33,10 +65,12 @@ class PromptKeys(DynamicCache):
 
     Args:
         n_shared: tokens that the copies share: all of the prompt but its last one.
+        is_split: copies get their own keys alone, and their attention reads the shared ones from `shared`.
     """
 
-    def __init__(self, n_shared: int) -> None:
+    def __init__(self, n_shared: int, is_split: bool) -> None:
         super().__init__()
+        self._is_split = is_split
         self._handing_on = False  # False: the block runs on prompts; True: on copies
         self._n_shared = n_shared
         self._kept: tuple[Tensor, Tensor] | None = None
@@ -47,10 +81,18 @@ class PromptKeys(DynamicCache):
             # only the latest block's: blocks run in order, and each meets its copies before the next one runs
             self._kept = key_states, value_states
             return self._kept
+        if self._is_split:
+            return key_states, value_states
+        keys, values = self.shared
+        return torch.cat([keys, key_states], -2), torch.cat([values, value_states], -2)
+
+    @property
+    def shared(self) -> tuple[Tensor, Tensor]:
+        """The keys and values before the last prompt token, of the block that ran last."""
         if self._kept is None:
             raise Unsuitable("its attention did not show its keys and values")
-        keys, values = (kept[..., : self._n_shared, :] for kept in self._kept)
-        return torch.cat([keys, key_states], -2), torch.cat([values, value_states], -2)
+        keys, values = self._kept
+        return keys[..., : self._n_shared, :], values[..., : self._n_shared, :]
 
     @contextmanager
     def handed_on(self) -> Iterator[None]:
@@ -70,10 +112,13 @@ class BlockArguments:
         n_answer: tokens of each copy.
         n_copies: the largest number of copies in a sequence.
         device: where indices are made.
+        is_split: the mask is that of a single copy, which sees the shared tokens and its own.
     """
 
-    def __init__(self, n_shared: int, n_answer: int, n_copies: int, device: torch.device) -> None:
-        self._n_shared, self._n_answer = n_shared, n_answer
+    def __init__(
+        self, n_shared: int, n_answer: int, n_copies: int, device: torch.device, *, is_split: bool = False
+    ) -> None:
+        self._n_shared, self._n_answer, self._is_split = n_shared, n_answer, is_split
         # for each position of the copies, and for each key they attend to, the column of the prompt that it repeats
         self._queries = torch.arange(n_shared, n_shared + n_answer, device=device).repeat(n_copies)
         self._keys = torch.cat([torch.arange(n_shared, device=device), self._queries])
@@ -95,6 +140,8 @@ class BlockArguments:
             return type(value)(self._adapted(name, part, n_positions) for part in value)
         if not isinstance(value, Tensor):
             return value
+        if name == "attention_mask" and self._is_split:
+            return value[..., self._n_shared :, :]
         if name == "attention_mask":
             return self._mask(value)[..., :n_positions, : self._n_shared + n_positions]
         if name not in _INDEXED:  # a guess at its axes could be wrong without an error

@@ -10,8 +10,9 @@ is enough, if copies of its last token travel along, one for every patched head,
 
 After the model has run block `l` on the prompt, the engine runs the same block once more, on all copies: those from
 below as they come, and `n_heads` new ones, equal to `t` as it entered the block, whose head outputs are replaced on
-the way. The copies are positions of one sequence. Each sees the prompt's keys and values and its own, see
-`ivlens.effects.copies`. With several answer tokens `t` is the last prompt token and the answer tokens that follow it.
+the way. The copies are positions of one sequence. Each sees the prompt's keys and values and its own: by an attention
+of their own (`ivlens.effects.own_attention`), or in families without a place for one by a mask
+(`ivlens.effects.copies`). With several answer tokens `t` is the last prompt token and the answer tokens that follow it.
 
 Cost, in forward passes over a prompt of T tokens with an answer of A:
 
@@ -26,10 +27,12 @@ the reference engine (see `ivlens.effects.checks`).
 Formulas: docs/method.md, 4 Causal indirect effects.
 """
 
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+import logging
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import asdict
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Int
@@ -38,15 +41,22 @@ from torch import Tensor, nn
 from ivlens.common.memory import is_out_of_memory
 from ivlens.effects.checks import Check, check_unhooked, refusals_explained
 from ivlens.effects.chunks import ChunkSize, chunk_size
-from ivlens.effects.copies import BlockArguments, PromptKeys, named_arguments
-from ivlens.effects.request import EffectRequest, Measured
+from ivlens.effects.copies import BlockArguments, Copies, PromptKeys, named_arguments
+from ivlens.effects.own_attention import own_attention
+from ivlens.effects.request import EffectRequest, Measured, Unsuitable
 from ivlens.effects.routers import RouterWatch
 from ivlens.forward.hooks import model_lock, patched_heads
 from ivlens.forward.inputs import forced, row_slices
 from ivlens.forward.prefix import blocks_left_out, output_form
 from ivlens.forward.sharing import give_way
 from ivlens.forward.unembedding import full_logits
+from ivlens.forward.vocabulary import keeping_stream, plain_unembedding
 from ivlens.models.boot import TransformerBridge
+
+_log = logging.getLogger("ivlens")
+
+# why the copies of a model need a mask; families without a place for an attention of their own need it every time
+_MASKED: WeakKeyDictionary[TransformerBridge, str] = WeakKeyDictionary()
 
 
 def measure(model: TransformerBridge, request: EffectRequest) -> Measured:
@@ -59,16 +69,29 @@ def measure(model: TransformerBridge, request: EffectRequest) -> Measured:
             copies than the reference does.
         MemoryError: one prompt with copies for one head does not fit in memory.
     """
+    check_unhooked(model)
+    if model not in _MASKED:
+        try:
+            return _measured(model, request, is_split=True)
+        except Unsuitable as why:
+            _MASKED[model] = str(why)
+            _log.debug("%s: copies are kept apart by a mask: %s.", model.cfg.architecture, why)
+    return _measured(model, request, is_split=False)
+
+
+def _measured(model: TransformerBridge, request: EffectRequest, *, is_split: bool) -> Measured:
+    """`measure` in one of two ways: with an attention of the copies' own, or with a mask over all of them."""
     found = Measured.nothing_yet(model, request, "exact")
+    found.record["copies"] = "own attention" if is_split else "one mask"
     watch = RouterWatch(model)
-    size, start = chunk_size(model, request), 0
+    size, start = chunk_size(model, request, is_split=is_split), 0
     with model_lock(model), torch.no_grad():
         check_unhooked(model)
         # `while`, not a list of slices: sizes are estimates, and get smaller where memory runs out on the way
         while start < len(request.tokens):
             rows = slice(start, min(start + size.n_prompts, len(request.tokens)))
             try:
-                _Pass(model, request, rows, size, watch).enter_into(found)
+                _Pass(model, request, rows, size, watch, is_split).enter_into(found)
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
@@ -83,55 +106,33 @@ def measure(model: TransformerBridge, request: EffectRequest) -> Measured:
     return found
 
 
-@dataclass
-class _Copies:
-    """The copies of every prompt's last token for some of the heads, in one sequence, from the lowest layer upward.
-
-    Attributes:
-        heads: The heads, the same ones in every layer.
-        witness: Whether one more copy, never patched, stands behind the others.
-        stream: The residual stream of the copies as it leaves the latest block; None before the first asked layer.
-    """
-
-    heads: tuple[int, ...]
-    witness: bool
-    stream: Float[Tensor, "batch copies answer_len d_model"] | None = None
-
-    @property
-    def n_patched(self) -> int:
-        """Number of copies without the witness."""
-        return 0 if self.stream is None else self.stream.shape[1] - self.witness
-
-    def join(self, token: Float[Tensor, "batch answer_len d_model"]) -> Int[Tensor, " heads"]:
-        """Add a copy of `token` for every head, not patched yet, and return the places of the new copies."""
-        first = self.n_patched
-        new = token[:, None].expand(-1, len(self.heads), -1, -1)
-        if self.stream is not None:
-            # in front of the witness, which has to stay last
-            self.stream = torch.cat([self.stream[:, :first], new, self.stream[:, first:]], 1)
-        else:
-            self.stream = torch.cat([new, token[:, None]], 1) if self.witness else new
-        return torch.arange(first, first + len(self.heads))
-
-
 class _Pass:
     """One plain pass over some prompts, with the patched copies of their last tokens travelling along."""
 
     def __init__(
-        self, model: TransformerBridge, request: EffectRequest, rows: slice, size: ChunkSize, watch: RouterWatch
+        self,
+        model: TransformerBridge,
+        request: EffectRequest,
+        rows: slice,
+        size: ChunkSize,
+        watch: RouterWatch,
+        is_split: bool,
     ) -> None:
+        self._is_split = is_split
         self._model, self._request, self._rows, self._size, self._watch = model, request, rows, size, watch
         self._inputs = forced(request.tokens[rows], request.attention_mask[rows], request.answers[rows])
-        self._check = Check(model, request, "exact", size.n_heads)
+        self._check = Check(model, request, "exact, split" if is_split else "exact", size.n_heads)
         self._is_due = self._check.is_due()
         # several short sequences of copies where one long one would need too much memory for its attention scores
         groups = [request.heads[part] for part in row_slices(len(request.heads), size.n_heads)]
         # a witness in the first sequence only: the others get their masks in the same way. It is in every pass, so that
         # a pass with the check gives the same bits as one without
-        self._groups = [_Copies(heads, witness=number == 0) for number, heads in enumerate(groups)]
-        self._keys = PromptKeys(self._inputs.last)
+        self._groups = [Copies(heads, witness=number == 0) for number, heads in enumerate(groups)]
+        self._keys = PromptKeys(self._inputs.last, is_split)
         most = len(request.layers) * size.n_heads + 1  # copies in a sequence after the last layer, and the witness
-        self._arguments = BlockArguments(self._inputs.last, self._inputs.n_answer, most, request.tokens.device)
+        self._arguments = BlockArguments(
+            self._inputs.last, self._inputs.n_answer, most, request.tokens.device, is_split=is_split
+        )
         self._form = 0  # the `output_form` of the blocks, seen in the first hook
 
     def enter_into(self, found: Measured) -> None:
@@ -182,7 +183,7 @@ class _Pass:
 
     def _advance(
         self,
-        copies: _Copies,
+        copies: Copies,
         layer: int,
         block: nn.Module,
         token: Float[Tensor, "batch answer_len d_model"],
@@ -201,11 +202,17 @@ class _Pass:
             assert copies.stream is not None
             stream = copies.stream.to(token.device)  # blocks may lie on several devices
             n_copies = stream.shape[1]
-            with refusals_explained(), self._keys.handed_on():
+            with refusals_explained(), self._keys.handed_on(), self._attention(layer):
                 # `forward`, not a call of the block: a call would run this hook again, on copies of copies
                 out = block.forward(stream.flatten(1, 2), **self._arguments.for_copies(given, n_copies))
         out = out[0] if isinstance(out, tuple) else out
         copies.stream = out.unflatten(1, (n_copies, -1))
+
+    def _attention(self, layer: int) -> AbstractContextManager[None]:
+        """The attention of copies in the body: their own, or that of the family."""
+        if not self._is_split:
+            return nullcontext()
+        return own_attention(self._model, layer, *self._keys.shared, self._inputs.n_answer)
 
     def _patch(self, places: Int[Tensor, " heads"], heads: tuple[int, ...]) -> Any:
         """An edit that patches, in each new copy, the head the copy stands for, at the last prompt token."""
@@ -220,7 +227,7 @@ class _Pass:
         return edit
 
     def _scores(
-        self, copies: _Copies, plain: Float[Tensor, "batch answer_len d_vocab"]
+        self, copies: Copies, plain: Float[Tensor, "batch answer_len d_vocab"]
     ) -> Float[Tensor, "batch n_layers n_heads"]:
         """Scores of every patched copy. The witness is unembedded among them, and must have the logits `plain`."""
         assert copies.stream is not None
@@ -231,9 +238,17 @@ class _Pass:
         scores = []
         # logits are the largest tensors, and only their scores are kept
         for part in row_slices(len(stream), self._size.n_logit_rows):
-            logits = self._logits(stream[part])
-            scores.append(self._request.scores(logits, prompts[part] + self._rows.start))
-            self._check_witness(logits[is_witness[part]], plain, prompts[part][is_witness[part]])
+            of, seen = prompts[part] + self._rows.start, is_witness[part]
+            if (linear := plain_unembedding(self._model)) is None:
+                logits = self._logits(stream[part])
+                scores.append(self._request.scores(logits, of))
+                unpatched = logits[seen]
+            else:
+                with keeping_stream(linear) as kept:
+                    self._logits(stream[part])
+                scores.append(self._request.scores_of_streams(kept[0], linear, of))
+                unpatched = self._logits(stream[part][seen]) if bool(seen.any()) else plain[:0]
+            self._check_witness(unpatched, plain, prompts[part][seen])
         # copies joined layer by layer, so the patched ones unfold into layers x heads
         kept = torch.cat(scores).reshape(batch, n_copies)[:, : copies.n_patched]
         return kept.reshape(batch, len(self._request.layers), len(copies.heads))

@@ -6,13 +6,13 @@ from typing import Any, Literal, SupportsIndex, get_args
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from ivlens.common.memory import memory_budget
 from ivlens.common.progress import Progress
 from ivlens.forward.hooks import check_layers, check_unsteered, whole_numbers
 from ivlens.forward.inputs import check_answers, check_length, check_prompts
-from ivlens.forward.scoring import check_score, score_answers, scored_columns
+from ivlens.forward.scoring import check_score, score_answers, score_streams, scored_columns
 from ivlens.models.boot import TransformerBridge, check_model
 
 Mode = Literal["replace", "add"]
@@ -60,18 +60,29 @@ class EffectRequest:
             ValueError: the model's logits are NaN.
         """
         foils = None if self.foils is None else self.foils[prompts]
-        found = score_answers(self.score, logits, self.answers[prompts], foils)
-        if bool(found.isnan().any()):
-            raise ValueError(
-                f"the model's logits are NaN on {int(found.isnan().sum())} of {len(found)} prompts, expected numbers; "
-                "some families do that on padded prompts in float64 or under autocast, and any may in float16: load "
-                "the model in float32 or bfloat16."
-            )
-        return found
+        return _numbers(score_answers(self.score, logits, self.answers[prompts], foils))
+
+    def scores_of_streams(
+        self, stream: Float[Tensor, "rows answer_len d_model"], linear: nn.Linear, prompts: Int[Tensor, " rows"]
+    ) -> Float[Tensor, " rows"]:
+        """`scores` of the logits that `linear` makes of each row's stream, without holding all of them."""
+        foils = None if self.foils is None else self.foils[prompts]
+        return _numbers(score_streams(self.score, stream, linear, self.answers[prompts], foils))
 
     def patched(self, z: Float[Tensor, "*rows d_head"], mean: Float[Tensor, "... d_head"]) -> Tensor:
         """The patched head outputs: the mean in the place of `z`, or added to it."""
         return mean.expand_as(z) if self.mode == "replace" else z + mean
+
+
+def _numbers(found: Float[Tensor, " rows"]) -> Float[Tensor, " rows"]:
+    """The scores themselves; ValueError where one is NaN."""
+    if bool(found.isnan().any()):
+        raise ValueError(
+            f"the model's logits are NaN on {int(found.isnan().sum())} of {len(found)} prompts, expected numbers; some "
+            "families do that on padded prompts in float64 or under autocast, and any may in float16: load the model "
+            "in float32 or bfloat16."
+        )
+    return found
 
 
 @dataclass(frozen=True)

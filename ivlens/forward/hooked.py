@@ -27,6 +27,15 @@ def is_hooked(model: TransformerBridge, *, by_ivlens: bool = True) -> bool:
     return not all(_is_of(libraries, hook) for hook in (*at_points, *at_modules))
 
 
+def is_unembedding_hooked(model: TransformerBridge) -> bool:
+    """Whether a hook, of others than ivlens, sees the logits or the stream that they are made of."""
+    modules = (*model.unembed.modules(), *whole_passes(model), model)
+    known = ("transformers.", "ivlens.")
+    points = (handle.user_hook for each in modules for handle in getattr(each, "fwd_hooks", ()))
+    at_modules = (hook for each in modules for hooks in _hooks_of(each) for hook in hooks.values())
+    return not all(_is_of((*known, "transformer_lens"), hook) for hook in at_modules) or any(True for _ in points)
+
+
 def whole_passes(model: TransformerBridge) -> set[nn.Module]:
     """The modules whose forward is a whole pass: the wrapped model, and the same model without its unembedding."""
     # the second one, because a decoding loop written by hand may call it and unembed on its own

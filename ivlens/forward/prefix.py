@@ -12,6 +12,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 
 from ivlens.common.memory import memory_budget, pass_on_shortage
 from ivlens.forward.hooks import captured_residual
+from ivlens.forward.joining import blocks_joined, entered_by
 from ivlens.forward.unembedding import full_logits, last_logits_only
 from ivlens.models.boot import TransformerBridge
 from ivlens.models.opening import first_line
@@ -25,6 +26,8 @@ _RESTORED = (DynamicLayer, DynamicSlidingWindowLayer)
 
 # for each shape of prompts: None where they can be continued from a cache, otherwise why they cannot
 _FOUND: WeakKeyDictionary[TransformerBridge, dict[tuple[object, ...], str | None]] = WeakKeyDictionary()
+# for each shape of prompts and answers: whether blocks can be left out, and whether each row can enter at its own
+_RESUMED: WeakKeyDictionary[TransformerBridge, dict[tuple[object, ...], tuple[bool, bool]]] = WeakKeyDictionary()
 
 
 def prompts_that_fit(model: TransformerBridge, n_columns: int, n_answer_tokens: int) -> int:
@@ -79,6 +82,7 @@ class SharedPrefix:
         fault: Why nothing is shared; None where the cache is shared.
         is_known: Whether the outcome was known already, from another prefix of this model and shape.
         n_before: Columns of every pass that stand before the last prompt token; hooks must not edit them.
+        joins: Whether the rows of a pass may enter at different blocks; known once `streams` was called.
     """
 
     def __init__(
@@ -93,10 +97,12 @@ class SharedPrefix:
         self._cache: Any = None
         self._kept: list[tuple[Tensor, Tensor, Any]] = []
         self.n_before = 0
+        self.joins = False
         # the witness, too, has to fit in the context
         n_given = max(0, min(n_given, model.cfg.n_ctx - tokens.shape[1]))
         at, parameter = tokens.device.type, next(model.parameters())
         key = (tokens.shape[1], n_given, bool(attention_mask.all()), parameter.dtype, torch.is_autocast_enabled(at))
+        self._key = key
         found = _FOUND.setdefault(model, {})
         self.is_known = key in found
         self.fault: str | None = found.get(key)
@@ -155,7 +161,7 @@ class SharedPrefix:
         prompts: Int[Tensor, " rows"],
         answers: Int[Tensor, "rows given"],
         stream: Float[Tensor, "rows given+1 d_model"] | None = None,
-        start: int = 0,
+        start: int | Int[Tensor, " rows"] = 0,
         *,
         last_only: bool = False,
     ) -> Float[Tensor, "rows kept d_vocab"]:
@@ -165,6 +171,7 @@ class SharedPrefix:
             prompts: the number of the prompt that each row continues.
             answers: the tokens that follow the prompt in each row; may have no columns.
             stream: the residual stream that enters block `start`; the blocks below `start` are left out.
+            start: one block for all rows, or the block of each row, in ascending order.
             last_only: logits at the last token alone.
         """
         prompts, answers = prompts.to(self._tokens.device), answers.to(self._tokens.device)
@@ -173,17 +180,29 @@ class SharedPrefix:
         following = torch.cat([self._tokens[prompts, -1:], answers], dim=1)
         mask = torch.cat([self._mask[prompts], torch.ones_like(answers)], dim=1)
         fewer = last_logits_only(self._model) if last_only else nullcontext()
-        with torch.no_grad(), blocks_left_out(self._model, start, stream, self._form), fewer, full_logits(self._model):
+        n_entered = self._n_entered(start, len(prompts))
+        if isinstance(start, int) or stream is None:
+            shorter = blocks_left_out(self._model, int(start), stream, self._form)
+        else:
+            shorter = blocks_joined(self._model, start, stream, self._form)
+        with torch.no_grad(), shorter, fewer, full_logits(self._model):
             if self._cache is None:
                 return self._model(following, attention_mask=mask, use_cache=False)
             # a pass lengthens the cache, so each one starts from the kept tensors; a block that is left out never reads
             # its keys, and only their length is asked for
-            for number, (layer, kept) in enumerate(zip(self._cache.layers, self._kept, strict=True)):
+            for n, layer, kept in zip(n_entered, self._cache.layers, self._kept, strict=True):
                 keys, values, length = kept
-                layer.keys, layer.values = (keys, values) if number < start else (keys[prompts], values[prompts])
+                layer.keys, layer.values = (keys[prompts[:n]], values[prompts[:n]]) if n else (keys, values)
                 if length is not None:
                     layer.cumulative_length = length
             return self._model(following, attention_mask=mask, past_key_values=self._cache)
+
+    def _n_entered(self, start: int | Int[Tensor, " rows"], n_rows: int) -> list[int]:
+        """How many rows each block runs on."""
+        n_layers = self._model.cfg.n_layers
+        if isinstance(start, int):
+            return [n_rows * (layer >= start) for layer in range(n_layers)]
+        return entered_by(n_layers, start)
 
     def _whole(
         self, prompts: Int[Tensor, " rows"], answers: Int[Tensor, "rows given"], n_kept: int
@@ -204,7 +223,7 @@ class SharedPrefix:
         for prompt_rows, answer_rows in zip(prompts.split(rows_per_pass), answers.split(rows_per_pass), strict=True):
             stacked, plain = self._captured(prompt_rows, answer_rows)
             # whether blocks can be left out depends on the model alone, so the first rows are enough to see it
-            if not parts and not self._resumes(prompt_rows, answer_rows, stacked, plain):
+            if not parts and not self._can_resume(prompt_rows, answer_rows, stacked, plain):
                 return None
             parts.append(stacked)
         return torch.cat(parts, 1)
@@ -222,11 +241,30 @@ class SharedPrefix:
         self._form = forms[-1]
         return torch.stack([kept[layer] for layer in layers]), plain
 
+    def _can_resume(self, prompts: Tensor, answers: Tensor, stacked: Tensor, plain: Tensor) -> bool:
+        """Whether blocks can be left out of passes of this shape; it is seen once, and `joins` with it."""
+        seen, key = _RESUMED.setdefault(self._model, {}), (self._key, answers.shape[1])
+        if key not in seen:
+            resumes = self._resumes(prompts, answers, stacked, plain)
+            seen[key] = resumes, resumes and self._joined(prompts, answers, stacked, plain)
+        resumes, self.joins = seen[key]
+        return resumes
+
     def _resumes(self, prompts: Tensor, answers: Tensor, stacked: Tensor, plain: Tensor) -> bool:
         """Whether a pass that starts at the middle block gives the logits of the whole pass."""
         middle = max(1, len(stacked) // 2)
+        return self._gives(plain, prompts, answers, stacked[middle - 1], middle)
+
+    def _joined(self, prompts: Tensor, answers: Tensor, stacked: Tensor, plain: Tensor) -> bool:
+        """Whether a pass whose rows enter at three different blocks gives the logits of the whole pass."""
+        rows, n_layers = [0, len(prompts) - 1, 0], len(stacked)
+        starts = torch.tensor([max(1, n_layers // 2), max(1, n_layers - 1), n_layers])
+        entered = torch.stack([stacked[start - 1, row] for start, row in zip(starts.tolist(), rows, strict=True)])
+        return self._gives(plain[rows], prompts[rows], answers[rows], entered, starts)
+
+    def _gives(self, plain: Tensor, prompts: Tensor, answers: Tensor, stream: Tensor, start: int | Tensor) -> bool:
         try:
-            resumed = self.logits(prompts, answers, stacked[middle - 1], middle)
+            resumed = self.logits(prompts, answers, stream, start)
         except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):
             return False  # a family whose blocks hand on more than the stream
         off = (resumed - plain).abs()  # NaN is within no bound

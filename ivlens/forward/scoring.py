@@ -9,12 +9,13 @@ from typing import Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from ivlens.common.progress import ticking
 from ivlens.forward.borders import Borders
 from ivlens.forward.hooks import check_unsteered, model_lock
 from ivlens.forward.inputs import check_answers, check_length, check_prompts, forced, row_slices
+from ivlens.forward.vocabulary import Read, logits_at
 from ivlens.models.boot import TransformerBridge
 from ivlens.prompts.batch import PromptBatch
 
@@ -93,6 +94,24 @@ def score_answers(
     if foils is None or score == "prob":
         return first_token_prob(logits[:, 0], answers[:, 0])
     return logit_diff(logits[:, 0], answers[:, 0], foils)
+
+
+def score_streams(
+    score: str,
+    stream: Float[Tensor, "batch answer_len d_model"],
+    linear: nn.Linear,
+    answers: Int[Tensor, "batch answer_len"],
+    foils: Int[Tensor, " batch"] | None = None,
+) -> Float[Tensor, " batch"]:
+    """`score_answers` of the logits that `linear` makes of each position's stream, without holding all of them."""
+    check_score(score, has_foils=foils is not None)
+    if score == "logit_diff" and foils is not None:  # no other token is read
+        pair = logits_at(stream[:, 0], linear, torch.stack([answers[:, 0], foils], -1))
+        return pair[:, 0] - pair[:, 1]
+    read = answers if score == "logprob" else answers[:, :1]
+    tokens = read.clamp(min=0).reshape(-1, 1)  # padding: as token 0, set to 0 below
+    each = Read.of_stream(stream[:, : read.shape[1]].flatten(0, 1), linear, tokens).logprobs.reshape(read.shape)
+    return each.masked_fill(read == -100, 0.0).sum(-1) if score == "logprob" else each[:, 0].exp()
 
 
 def fitting_score(answers: Int[Tensor, "batch answer_len"]) -> Score:

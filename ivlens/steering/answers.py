@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
+from ivlens.forward.vocabulary import Read
 from ivlens.steering.summary import Scores
 
 
@@ -76,33 +77,33 @@ def answer_rows(alternatives: Sequence[Sequence[tuple[int, ...]]], places: Int[T
     return groups
 
 
+def wanted_tokens(group: AnswerRows, rows: Int[Tensor, " rows"]) -> Int[Tensor, "positions 1"]:
+    """The tokens whose probabilities `enter` writes: those of each row's first answer, position by position."""
+    return group.targets[rows, 0].reshape(-1, 1)
+
+
 def enter(
     scores: Scores,
     group: AnswerRows,
     chosen: Int[Tensor, " rows"],
     rows: Int[Tensor, " rows"],
-    logits: Float[Tensor, "rows answer_len d_vocab"],
+    read: Read,
 ) -> Int[Tensor, " rows"]:
     """Write the probabilities of these rows into `scores`, and return the answer that greedy decoding gives in each.
 
     Args:
         chosen: For each row the number of its intervention, a row of `scores`.
         rows: The rows of `group`.
-        logits: The logits of these rows; they are overwritten, to save memory.
+        read: What `wanted_tokens` of these rows asked for, at each position of each row.
 
     Returns:
         For each row the number of the answer among its targets; -1 where greedy decoding writes none of them.
     """
     targets, prompts, first = group.targets[rows], group.prompts[rows], group.first[rows]
-    logits = logits.float()
-    top = logits.argmax(-1, keepdim=True)
-    wanted, peak = logits.gather(2, targets[:, :1].transpose(1, 2).to(logits.device)), logits.gather(2, top)
-    # among logits with a NaN, argmax gives that NaN; -2 is no token and no padding, so such a row has no answer
-    chosen_tokens = top.masked_fill(~peak.isfinite(), -2)[..., 0].cpu()
+    # among logits with a NaN, that is the largest; -2 is no token and no padding, so such a row has no answer
+    chosen_tokens = read.top.masked_fill(~read.peak.isfinite(), -2).reshape(len(rows), -1).cpu()
     is_written = (chosen_tokens[:, None] == targets).all(2)
-    # log-sum-exp in place: logits are by far the largest tensor here, and nobody else reads them
-    total = logits.sub_(peak).exp_().sum(2, keepdim=True).log_().add_(peak)
-    log_probs = (wanted - total)[..., 0].cpu()
+    log_probs = read.logprobs.float().reshape(len(rows), -1).cpu()
     scores.prob[chosen[first], prompts[first]] = log_probs[first, 0].exp()
     scores.logprob[chosen[first], prompts[first]] = log_probs[first].sum(1)
     return torch.where(is_written.any(1), is_written.int().argmax(1), -1)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ivlens.common.arguments import checked
@@ -40,8 +40,9 @@ class Grid:
         alphas: The strengths.
         sites: The places in a block, `resid_post` and `attn_out`.
         positions: `prompt` or `every`, as in `steer`.
-        n_screen, n_finalists: A search tries every setting on the first `n_screen` prompts, and then the `n_finalists`
-            best settings of each vector on all prompts. With 0 finalists it tries every setting on every prompt.
+        n_screen, n_finalists: A search tries every setting on half of the first `n_screen` prompts, the better half of
+            each vector's settings on the other half, and the best quarter on all prompts; never fewer than
+            `n_finalists`. With 0 finalists it tries every setting on every prompt.
         rows_per_pass: Upper bound on the rows (prompts x vectors x strengths) of one forward pass.
     """
 
@@ -166,40 +167,80 @@ def best_settings(
 ) -> list[Setting]:
     """The setting of each vector with the largest accuracy; ties are broken by mean probability, then by order.
 
-    All vectors, controls too, get the same two rounds: every setting on the first prompts, then the best settings on
-    all prompts (see `Grid`). A control that searched less would lose for that reason alone.
+    All vectors, controls too, get the same rounds: all settings on a few prompts, the better ones on more (successive
+    halving, see `Grid`). A control that searched less would lose for that reason alone. What was measured in one round
+    counts in the next.
     """
     if len(settings) == 1:
         return [settings[0]] * len(thetas)
-    candidates = [list(settings)] * len(thetas)
-    # with few settings or few prompts the first round would be the whole search, so it is left out
-    if 0 < grid.n_finalists < len(settings) and 0 < grid.n_screen < len(trials.batch):
-        candidates = _best(trials.first(grid.n_screen), thetas, candidates, grid.n_finalists)
-    return [best for (best,) in _best(trials, thetas, candidates, 1)]
+    race, start = _Race(trials, thetas, settings), 0
+    for stop, n_kept in _rounds(len(settings), len(trials.batch), grid):
+        race.run(slice(start, stop))
+        race.keep(n_kept, slice(stop))
+        start = stop
+    return [settings[number] for (number,) in race.left.tolist()]
 
 
-def _best(
-    trials: Trials, thetas: Float[Tensor, "n d_model"], candidates: Sequence[Sequence[Setting]], n_best: int
-) -> list[list[Setting]]:
-    """The `n_best` best candidates of each vector, best first.
+def _rounds(n_settings: int, n_prompts: int, grid: Grid) -> list[tuple[int, int]]:
+    """For each round the number of prompts, and the number of settings that go on."""
+    # with few settings or few prompts the first rounds would be the whole search, so they are left out
+    if not (0 < grid.n_finalists < n_settings and 0 < grid.n_screen < n_prompts):
+        return [(n_prompts, 1)]
+    half, quarter = (max(grid.n_finalists, -(-n_settings // part)) for part in (2, 4))
+    first = [(grid.n_screen // 2, half)] if grid.n_screen > 1 else []
+    return [*first, (grid.n_screen, quarter), (n_prompts, 1)]
 
-    Every candidate is first scored `loose`: the second pass, which sees whether an answer goes on, is left out, so the
-    score is never too low. Then only the candidates among the best are scored exactly, until all of the best are exact.
-    The result is that of scoring all candidates exactly, at a fraction of the passes.
+
+class _Race:
+    """The settings of each vector that are still tried, with their scores on all prompts so far.
+
+    Every setting is first scored `loose`: the second pass, which sees whether an answer goes on, is left out, so the
+    score is never too low. Then only those among the best are scored exactly, until all of the best are exact. The
+    result is that of scoring all of them exactly, at a fraction of the passes.
+
+    Attributes:
+        left: For each vector the numbers of its settings.
     """
-    width = len(candidates[0])
-    flat = [setting for own in candidates for setting in own]
-    scores = trials.at(flat, thetas.repeat_interleave(width, 0), loose=True)
-    # a candidate with no right answer at all can lose nothing: its loose score is exact
-    goodness, is_loose = scores.goodness(), scores.accuracy.any(1).reshape(len(thetas), width)
-    while True:
-        # stable: of equal candidates the earlier one, in every round
-        best = goodness.reshape(is_loose.shape).argsort(dim=1, descending=True, stable=True)[:, :n_best]
-        asked = (best + width * torch.arange(len(thetas))[:, None])[is_loose.gather(1, best)]
-        if not len(asked):
-            return [[own[at] for at in row] for own, row in zip(candidates, best.tolist(), strict=True)]
-        goodness[asked] = trials.at([flat[at] for at in asked], thetas[asked // width], brief=True).goodness()
-        is_loose.view(-1)[asked] = False
+
+    def __init__(self, trials: Trials, thetas: Float[Tensor, "n d_model"], settings: Sequence[Setting]) -> None:
+        self._trials, self._thetas, self._settings = trials, thetas, settings
+        self.left = torch.arange(len(settings)).repeat(len(thetas), 1)
+        # a row for each vector and each of its settings, vector by vector
+        self._scores: Scores | None = None
+        self._is_loose = torch.zeros(self.left.numel(), dtype=torch.bool)
+
+    def _scored(self, prompts: slice, rows: Int[Tensor, " rows"], **how: bool) -> Scores:
+        settings = [self._settings[number] for number in self.left.flatten()[rows].tolist()]
+        return self._trials.at(settings, self._thetas[rows // self.left.shape[1]], prompts=prompts, **how)
+
+    def run(self, prompts: slice) -> None:
+        """Score what is left on more prompts."""
+        more = self._scored(prompts, torch.arange(self.left.numel()), loose=True)
+        self._scores = more if self._scores is None else Scores.abreast([self._scores, more])
+        self._is_loose |= more.accuracy.any(1)  # without a right answer there is nothing to lose
+
+    def keep(self, n: int, prompts: slice) -> None:
+        """Leave the `n` best settings of each vector, in the order in which they were given.
+
+        Args:
+            prompts: All prompts so far.
+        """
+        assert self._scores is not None
+        first = self.left.shape[1] * torch.arange(len(self.left))[:, None]
+        while True:
+            # stable: of equal settings the earlier one
+            best = self._scores.goodness().reshape(self.left.shape).argsort(dim=1, descending=True, stable=True)[:, :n]
+            rows = (best + first).flatten()
+            asked = rows[self._is_loose[rows]]
+            if not len(asked):
+                break
+            exact = self._scored(prompts, asked, brief=True)
+            self._scores.accuracy[asked], self._scores.prob[asked] = exact.accuracy, exact.prob
+            self._is_loose[asked] = False
+        best = best.sort(1).values
+        rows = (best + first).flatten()
+        self.left, self._is_loose = self.left.gather(1, best), self._is_loose[rows]
+        self._scores = self._scores.chosen(rows.tolist())
 
 
 def name_vectors(

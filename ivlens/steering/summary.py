@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ivlens.common.checks import as_items
@@ -52,6 +52,10 @@ class Scores:
     def abreast(parts: "Sequence[Scores]") -> "Scores":
         """The scores of the same interventions on several batches of prompts, side by side."""
         return Scores(*(torch.cat([getattr(part, name) for part in parts], 1) for name in METRICS))
+
+    def of_prompts(self, asked: Bool[Tensor, " batch"]) -> "Scores":
+        """The scores on these prompts alone."""
+        return Scores(*(getattr(self, name)[:, asked] for name in METRICS))
 
     def chosen(self, rows: Sequence[int]) -> "Scores":
         """The scores of these interventions alone, in this order."""

@@ -11,7 +11,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ivlens.common import memory
-from ivlens.effects import EffectOptions, HeadEffects, causal_indirect_effect, copies, exact, head_effects
+from ivlens.effects import (
+    EffectOptions,
+    HeadEffects,
+    causal_indirect_effect,
+    copies,
+    exact,
+    head_effects,
+    own_attention,
+)
 from ivlens.effects.checks import Check
 from ivlens.effects.chunks import ChunkSize, chunk_size, prompt_bytes
 from ivlens.effects.engines import METHODS, run_engine
@@ -77,7 +85,7 @@ def test_the_sizes_of_portions_change_nothing_but_the_last_digits(model, score, 
     request = request_for(model, score=score, foil_tokens=torch.tensor([20, 21, 22, 23]))
     results = []
     for size in SIZES:
-        monkeypatch.setattr(exact, "chunk_size", lambda *_, size=size: size)
+        monkeypatch.setattr(exact, "chunk_size", lambda *_, size=size, **how: size)
         results.append(exact.measure(model, request))
         assert results[-1].record["chunk"] == dataclasses.asdict(size)
         again = exact.measure(model, request)
@@ -135,15 +143,17 @@ def test_the_peak_stays_within_the_budget(family, new_model):
     whole = peak_of(lambda: exact.measure(model, request))
     for budget in (one_head, 8 * one_head):
         small = dataclasses.replace(request, max_memory=budget)
-        size = chunk_size(model, small)
+        size = chunk_size(model, small, is_split=model not in exact._MASKED)
         assert size.n_prompts < 12 or size.n_heads < 4
         exact.measure(model, small)
         assert peak_of(lambda small=small: exact.measure(model, small)) <= min(budget, whole)
 
 
-def test_chunks_grow_with_the_budget(llama):
+@pytest.mark.parametrize("is_split", [True, False])
+def test_chunks_grow_with_the_budget(llama, is_split):
     request = request_for(llama, (9,) * 40)
-    sizes = [chunk_size(llama, dataclasses.replace(request, max_memory=4**power)) for power in range(1, 16)]
+    budgets = [dataclasses.replace(request, max_memory=4**power) for power in range(1, 16)]
+    sizes = [chunk_size(llama, budget, is_split=is_split) for budget in budgets]
     assert sizes[0] == ChunkSize(1, 1, 1) and sizes[-1].n_prompts == 40 and sizes[-1].n_heads == 4
     for less, more in zip(sizes, sizes[1:], strict=False):
         assert less.n_prompts * less.n_heads <= more.n_prompts * more.n_heads
@@ -211,8 +221,32 @@ def see_each_other(self, mask):
     return wide
 
 
+@pytest.mark.parametrize("fault", ["own keys", "shared keys", "mask"])
+def test_a_broken_attention_of_copies_is_refused_and_a_mask_takes_over(fresh, fault, monkeypatch):
+    """With an attention of their own, copies that miss a key or see one too many have other logits."""
+    request = request_for(fresh, score="logprob")
+    attend = own_attention._attend
+
+    def broken(module, query, key, value, attention_mask, **told):
+        if fault == "own keys":
+            key = key.roll(1, -2)
+        if fault == "shared keys":
+            own_attention._SHARED.get().keys[..., 1, :] = 0
+        if fault == "mask":
+            attention_mask = attention_mask * 0
+        return attend(module, query, key, value, attention_mask, **told)
+
+    monkeypatch.setitem(own_attention.AttentionInterface._global_mapping, own_attention._NAME, broken)
+    with pytest.raises(Unsuitable, match="an unpatched copy's logits are off by"):
+        exact._measured(fresh, request, is_split=True)
+    found = exact.measure(fresh, request)
+    assert found.record["copies"] == "one mask"
+    torch.testing.assert_close(found.cie, METHODS["reference"](fresh, request).cie, atol=1e-4, rtol=0)
+
+
 def test_a_broken_mask_is_refused_and_the_next_engine_takes_over(fresh, monkeypatch, caplog):
     monkeypatch.setattr(copies.BlockArguments, "_wide_mask", see_each_other)
+    exact._MASKED[fresh] = "asked for"
     request = request_for(fresh)
     with pytest.raises(Unsuitable, match="an unpatched copy's logits are off by"):
         exact.measure(fresh, request)
@@ -230,6 +264,7 @@ def test_a_broken_mask_is_refused_and_the_next_engine_takes_over(fresh, monkeypa
 def test_the_unpatched_row_alone_would_not_have_seen_it(fresh, monkeypatch):
     """Why the check's copy stands last: under a broken mask the first copy is right all the same."""
     monkeypatch.setattr(copies.BlockArguments, "_wide_mask", see_each_other)
+    exact._MASKED[fresh] = "asked for"
     monkeypatch.setattr(Check, "is_due", lambda self: False)
     monkeypatch.setattr(Check, "plain", lambda self, copied, plain: None)
     zeros = torch.zeros(3, 4, 12)
@@ -240,6 +275,7 @@ def test_the_unpatched_row_alone_would_not_have_seen_it(fresh, monkeypatch):
 
 def test_a_refusal_is_told_once(fresh, monkeypatch, caplog):
     monkeypatch.setattr(copies.BlockArguments, "_wide_mask", see_each_other)
+    exact._MASKED[fresh] = "asked for"
     request = request_for(fresh)
     with caplog.at_level(logging.WARNING, "ivlens"):
         assert run_engine(fresh, request, "exact").method == "cached"

@@ -198,7 +198,9 @@ def test_little_memory_means_portions_and_the_same_scores(llama, monkeypatch):
         few = trials.at(settings, thetas)
     finally:
         handle.remove()
-    assert len(trials._slices) == 4 and max(rows for rows, _ in seen) <= 2
+    assert (
+        len(trials._slices) == 4 and max(rows for rows, _ in seen) <= 3
+    )  # three where it is seen whether rows can enter at different blocks
     torch.testing.assert_close(few.logprob, whole.logprob, atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(few.prob, whole.prob, atol=1e-4, rtol=1e-2)
     assert torch.equal(few.accuracy, whole.accuracy)

@@ -11,8 +11,9 @@ from ivlens.effects import head_effects
 from ivlens.forward.completions import complete
 from ivlens.forward.prefix import SharedPrefix
 from ivlens.forward.scoring import greedy_correct
+from ivlens.forward.vocabulary import Read
 from ivlens.prompts import PromptBatch, build_prompts
-from ivlens.steering.search import Grid, best_settings
+from ivlens.steering.search import Grid, _rounds, best_settings
 from ivlens.steering.steer import steer
 from ivlens.steering.summary import Setting
 from ivlens.steering.trials import Trials
@@ -245,25 +246,32 @@ def test_a_search_finds_what_the_whole_table_says(pocket, vector):
     thetas = torch.stack([vector.theta, vector.random_like(1).theta, -vector.theta])
     settings = Grid(layers=(0, 2, 4), alphas=(1.0, 4.0)).settings(pocket)
 
-    def table(trials):
-        return torch.stack([trials.at(settings, theta.repeat(len(settings), 1)).goodness() for theta in thetas])
+    def table(trials, prompts=slice(None)):
+        each = [trials.at(settings, theta.repeat(len(settings), 1), prompts=prompts) for theta in thetas]
+        return torch.stack([scores.goodness() for scores in each])
 
     assert best_settings(trials, thetas, settings, Grid(n_finalists=0)) == [
         settings[at] for at in table(trials).argsort(dim=1, descending=True, stable=True)[:, 0]
     ]
-    finalists = table(trials.first(4)).argsort(dim=1, descending=True, stable=True)[:, :3]
-    whole = table(trials).gather(1, finalists)
-    best = finalists.gather(1, whole.argsort(dim=1, descending=True, stable=True)[:, :1])[:, 0]
-    assert best_settings(trials, thetas, settings, Grid(n_screen=4, n_finalists=3)) == [settings[at] for at in best]
+
+    # rounds on the first two and four prompts, and on all nine
+    assert _rounds(len(settings), 9, Grid(n_screen=4, n_finalists=3)) == [(2, 6), (4, 3), (9, 1)]
+    left = [list(range(len(settings))) for _ in thetas]
+    for n, n_kept in ((2, 6), (4, 3), (9, 1)):
+        scores = table(trials, slice(n))
+        ranked = [sorted(own, key=lambda at: (-float(good[at]), at)) for own, good in zip(left, scores, strict=True)]
+        left = [sorted(own[:n_kept]) for own in ranked]
+    found = best_settings(trials, thetas, settings, Grid(n_screen=4, n_finalists=3))
+    assert found == [settings[own] for (own,) in left]
 
 
 def test_an_overflow_after_the_answer_is_no_right_answer(after_one, monkeypatch):
     model, tokens, (one, _), _ = after_one
-    trials, logits = Trials(model, batch_of(tokens, torch.ones_like(tokens), [((one,),)] * 2)), SharedPrefix.logits
+    trials, read = Trials(model, batch_of(tokens, torch.ones_like(tokens), [((one,),)] * 2)), Read.of_stream
 
-    def overflowing(self, *given, last_only=False):
-        return logits(self, *given) + (torch.nan if last_only else 0)
+    def overflowing(stream, linear, wanted):  # where no token is wanted, the next one is asked for
+        return read(stream if wanted.shape[1] else stream * torch.nan, linear, wanted)
 
-    monkeypatch.setattr(SharedPrefix, "logits", overflowing)
+    monkeypatch.setattr(Read, "of_stream", overflowing)
     scores = trials.unsteered()
     assert not scores.accuracy.any() and not scores.exact.any() and scores.prob.gt(0).all()

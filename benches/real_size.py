@@ -1,0 +1,186 @@
+"""What a real model costs on two cores: effects, a judgement with all its controls, each beside its arithmetic.
+
+    python benches/real_size.py [effects] [judgement] [--rounds N] [--json PATH] [--write]
+
+Arithmetic is counted while the code runs, by torch's FlopCounterMode: two operations for a multiplication and an
+addition, of matrix products alone. Its seconds are those of one large product of this machine, timed between the
+rounds. *Needed* is the arithmetic that the answer needs whatever way it is found: of `head_effects`, one pass over the
+prompts for the means, one over the clean and one over the corrupted prompts, and for each head one copy of the last
+token from its layer upward, with its score.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import machine_line, table, write_json, write_section
+from torch.utils.flop_counter import FlopCounterMode
+
+from ivlens import (
+    InstructionVector,
+    PromptRecipe,
+    build_prompts,
+    evaluate_intervention,
+    head_effects,
+    load_model,
+    load_task,
+)
+from ivlens.effects import EffectOptions
+from ivlens.steering.evaluate import JudgeOptions
+from ivlens.steering.search import Grid, tried_layers
+
+TASK, RECIPE, N_PROMPTS, N_MEANS = "third_person", PromptRecipe(n_shots=5, instruction=None), 16, 32
+N_JUDGED, ALPHAS, N_DRAWS, OTHERS = 32, (1.0, 2.0, 4.0), 3, ("present_past", "singular_plural", "first_of_three")
+SIDE = 1536  # of the square matrices by which the machine's rate is measured
+
+
+@dataclass
+class Way:
+    """Something that is timed.
+
+    Attributes:
+        run: What is timed.
+        needed: Operations that its answer needs; None: not known.
+        counted: Operations that it took, once they are counted.
+        seconds: The best of all rounds so far.
+    """
+
+    run: Callable[[], Any]
+    needed: int | None = None
+    counted: int = 0
+    seconds: float = float("inf")
+
+
+def rate() -> float:
+    """Operations in a second, of one large matrix product."""
+    left, right = torch.randn(SIDE, SIDE), torch.randn(SIDE, SIDE)
+    best = float("inf")
+    with torch.inference_mode():
+        for _ in range(5):
+            start = time.perf_counter()
+            left @ right
+            best = min(best, time.perf_counter() - start)
+    return 2 * SIDE**3 / best
+
+
+def per_token(model: Any) -> tuple[int, int]:
+    """Operations for one token: in one block, without attention scores, and in the unembedding."""
+    cfg, block = model.cfg, model.blocks[0]
+    weights = sum(p.numel() for p in block.parameters() if p.ndim == 2)
+    return 2 * weights, 2 * cfg.d_model * cfg.d_vocab
+
+
+def needed_for_effects(model: Any, n_columns: int) -> int:
+    """Operations of what `head_effects` cannot do without, for prompts of about this many tokens."""
+    cfg = model.cfg
+    block, logits = per_token(model)
+    score = 4 * cfg.n_heads * cfg.d_head * n_columns  # of a token's attention in one block: scores and their sum
+    prompt = n_columns * cfg.n_layers * (block + score)
+    copies = sum((layer + 1) * cfg.n_heads for layer in range(cfg.n_layers)) * (block + score)
+    scores = cfg.n_layers * cfg.n_heads * logits
+    return N_MEANS * prompt + 2 * N_PROMPTS * (prompt + logits) + N_PROMPTS * (copies + scores)
+
+
+def effects_way(model: Any) -> Way:
+    options = EffectOptions(n_mean_prompts=N_MEANS, n_check_prompts=0)
+    run = partial(head_effects, model, load_task(TASK), recipe=RECIPE, n_prompts=N_PROMPTS, options=options)
+    return Way(run, needed_for_effects(model, _columns(model)))
+
+
+def _columns(model: Any) -> int:
+    """Tokens of a prompt, on average."""
+    batch = build_prompts(model.tokenizer, load_task(TASK), load_task(TASK).split("fit")[:N_PROMPTS], RECIPE)
+    return round(float(batch.attention_mask.sum(1).float().mean()))
+
+
+def judgement_way(model: Any) -> Way:
+    few = EffectOptions(n_mean_prompts=N_MEANS, n_check_prompts=0)
+    found = {
+        name: head_effects(model, load_task(name), recipe=RECIPE, n_prompts=4, options=few) for name in (TASK, *OTHERS)
+    }
+    vectors = {name: InstructionVector.from_effects(effects, k=10) for name, effects in found.items()}
+    grid = Grid(layers=tried_layers(model.cfg.n_layers), alphas=ALPHAS, sites=("resid_post",))
+    options = JudgeOptions(other_vectors=[vectors[name] for name in OTHERS], means=found[TASK])
+    return Way(
+        partial(
+            evaluate_intervention, model, load_task(TASK), vectors[TASK],
+            recipe=RECIPE, at=grid, n_prompts=N_JUDGED, n_draws=N_DRAWS, options=options,
+        )
+    )  # fmt: skip
+
+
+WAYS: dict[str, Callable[[Any], Way]] = {"effects": effects_way, "judgement": judgement_way}
+
+
+def measure(ways: dict[str, Way], rounds: int) -> float:
+    """Count the operations of each way, and time them in turns; returns the machine's best rate."""
+    for way in ways.values():
+        way.run()  # what is checked once for each shape does not count
+        with FlopCounterMode(display=False) as counter:
+            way.run()
+        way.counted = counter.get_total_flops()
+    best = rate()
+    for _ in range(rounds):
+        for way in ways.values():
+            start = time.perf_counter()
+            way.run()
+            way.seconds = min(way.seconds, time.perf_counter() - start)
+        best = max(best, rate())
+    return best
+
+
+def rows(ways: dict[str, Way], per_second: float) -> list[list[str]]:
+    found = []
+    for name, way in ways.items():
+        shares = [each and way.seconds * per_second / each for each in (way.counted, way.needed)]
+        found.append(
+            [
+                name,
+                f"{way.seconds:.2f}",
+                f"{way.counted / 1e9:.0f}",
+                "" if way.needed is None else f"{way.needed / 1e9:.0f}",
+            ]
+            + ["" if share is None else f"{share:.2f}" for share in shares]
+        )
+    return found
+
+
+def report(ways: dict[str, Way], per_second: float) -> str:
+    head = ["", "seconds", "GFLOP counted", "GFLOP needed", "time ÷ counted", "time ÷ needed"]
+    return "\n".join(
+        [
+            "## A real model on two cores (`python benches/real_size.py --write`)\n",
+            machine_line()
+            + f" SmolLM2-135M-Instruct, float32, at {per_second / 1e9:.0f} GFLOP/s; best of all rounds.\n",
+            table(head, rows(ways, per_second)),
+        ]
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="*", metavar="|".join(WAYS), help="by default all")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="also write the numbers there")
+    parser.add_argument("--write", action="store_true", help="put the table into benches/RESULTS.md")
+    options = parser.parse_args()
+    if unknown := set(options.what) - set(WAYS):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(WAYS)}")
+    model = load_model("smollm2")
+    ways = {name: WAYS[name](model) for name in options.what or WAYS}
+    per_second = measure(ways, options.rounds)
+    print(report(ways, per_second))
+    write_json(
+        options.json, {"rate": per_second, "ways": {name: [w.seconds, w.counted, w.needed] for name, w in ways.items()}}
+    )
+    if options.write:
+        write_section("real_size", report(ways, per_second))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""Attention of copies to the tokens before them and to themselves alone, without a mask over all the other copies.
+
+In one sequence of copies a mask hides from each copy all others, so that scores are computed, masked and exponentiated
+that count for nothing: as many as there are copies, for each copy. Here the block's attention runs as Hugging Face
+wrote it, up to its attention function, which is this one:
+
+    softmax([q K_shared^T | q K_own^T] * scaling + mask) [V_shared ; V_own]
+
+`K_shared` are the keys before the last prompt token, the same for all copies of a prompt, and `K_own` the `answer_len`
+keys of one copy. Families whose attention does not call such a function, or gives it what is not known here, keep the
+mask over all copies.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from ivlens.effects.request import Unsuitable
+from ivlens.models.boot import TransformerBridge
+
+_NAME = "ivlens_copies"
+
+# what a family may tell its attention function, and which is no part of what it computes for copies: windows are in the
+# mask, dropout is 0 in eval mode, and the others are for kernels of other kinds
+_WITHOUT_EFFECT = frozenset(
+    "dropout sliding_window position_ids cache_position use_cache output_attentions output_hidden_states output_router_"
+    "logits is_causal position_embeddings past_key_values logits_to_keep return_dict token_type_ids".split()
+)
+
+
+@dataclass
+class _Shared:
+    """The keys and values that all copies of a prompt see, and whether an attention has read them."""
+
+    keys: Float[Tensor, "batch n_key_heads shared d_head"]
+    values: Float[Tensor, "batch n_key_heads shared d_value"]
+    n_own: int
+    was_read: bool = False
+
+
+_SHARED: ContextVar[_Shared | None] = ContextVar("ivlens_shared_keys", default=None)
+
+
+@contextmanager
+def own_attention(model: TransformerBridge, layer: int, keys: Tensor, values: Tensor, n_own: int) -> Iterator[None]:
+    """In the body, the attention of one block is that of copies with `n_own` tokens each, which see `keys` as well.
+
+    Raises:
+        Unsuitable: the family's attention takes no other attention function, or tells it what is not known here.
+    """
+    attention = model.blocks[layer].attn
+    original = getattr(attention, "original_component", None)
+    config = getattr(original, "config", None)
+    if original is None or config is None or getattr(config, "_attn_implementation", None) != "eager":
+        raise Unsuitable("its attention takes no other attention function")
+    shared = _Shared(keys, values, n_own)
+    token = _SHARED.set(shared)
+    # through `__dict__`: the bridge's own setattr would hand the name on to the module that it wraps
+    attention.__dict__["forward"] = original.forward
+    config._attn_implementation = _NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = "eager"
+        del attention.__dict__["forward"]
+        _SHARED.reset(token)
+    if not shared.was_read:
+        raise Unsuitable("its attention did not call the attention function that it was given")
+
+
+def _attend(
+    module: nn.Module,
+    query: Float[Tensor, "batch n_heads copied d_head"],
+    key: Float[Tensor, "batch n_key_heads copied d_head"],
+    value: Float[Tensor, "batch n_key_heads copied d_value"],
+    attention_mask: Float[Tensor, "batch 1 own seen"] | None,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: Float[Tensor, " n_heads"] | None = None,
+    **others: Any,
+) -> tuple[Float[Tensor, "batch copied n_heads d_value"], None]:
+    """What Hugging Face's eager attention gives for each copy (see the formula above)."""
+    shared = _SHARED.get()
+    unknown = [name for name, told in others.items() if told is not None and name not in _WITHOUT_EFFECT]
+    if shared is None or unknown or attention_mask is None or not attention_mask.is_floating_point():
+        raise Unsuitable(f"its attention function is told {', '.join(unknown) or 'no mask'}, which is not known here")
+    shared.was_read = True
+    batch, n_heads, n_copied, d_head = query.shape
+    n_keys, n_own = key.shape[1], shared.n_own
+    # heads that share keys stand side by side, as rows of one product; so keys are not repeated
+    grouped = query.reshape(batch, n_keys, -1, d_head) * (d_head**-0.5 if scaling is None else scaling)
+    before = (grouped @ shared.keys.mT).unflatten(2, (-1, n_copied // n_own, n_own))
+    copies, keys, values = (
+        each.unflatten(-2, (-1, n_own)) for each in (grouped.unflatten(2, (-1, n_copied)), key, value)
+    )
+    scores = torch.cat(
+        [before, _products(copies, keys.unsqueeze(2))], -1
+    )  # [batch, n_key_heads, group, copies, own, seen]
+    if softcap is not None:
+        scores = (scores / softcap).tanh() * softcap
+    scores += attention_mask[:, :, None, None]
+    if s_aux is not None:
+        sinks = s_aux.reshape(1, n_keys, -1, 1, 1, 1).expand(*scores.shape[:-1], 1)
+        scores = torch.cat([scores, sinks.to(scores)], -1)
+    weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
+    n_before = shared.keys.shape[2]
+    found = weights[..., :n_before].flatten(2, 4) @ shared.values
+    of_own = weights[..., n_before : n_before + n_own]
+    values = values.unsqueeze(2)
+    found = found + (of_own * values if n_own == 1 else of_own @ values).flatten(2, 4)
+    return found.reshape(batch, n_heads, n_copied, -1).transpose(1, 2), None
+
+
+def _products(queries: Float[Tensor, "*rows own d_head"], keys: Float[Tensor, "*same_rows own d_head"]) -> Tensor:
+    """`q . k` of each query with each key of its own copy."""
+    if queries.shape[-2] == 1:  # as one product of numbers: a matrix product for each copy takes far longer
+        return (queries * keys).sum(-1, keepdim=True)
+    return queries @ keys.mT
+
+
+AttentionInterface.register(_NAME, _attend)
