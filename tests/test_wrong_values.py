@@ -43,10 +43,6 @@ def test_parameters():
     parameters(41)
 
 
-def test_options():
-    options(97)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(2))
 def test_all_parameters(part: int):
