@@ -99,7 +99,7 @@ test: $(VENV)/.test  ## the tests, in one process for each core; ARGS="-k name" 
 real-test: $(VENV)/.test smollm2  ## the tests that ask the real model, at most 6 minutes on two free cores
 	@$(PY) -m pytest -m real --durations=0 $(ARGS)
 
-slow: $(VENV)/.test  ## every parameter and option with every wrong value, and more of which `make test` runs a sample
+slow: $(VENV)/.test  ## every parameter with every wrong value, a quarter of all options, and what takes long; ten minutes
 	@PYTHONDONTWRITEBYTECODE= $(PY) -m pytest -m slow -n auto --dist worksteal --durations=0 $(ARGS)
 
 parity: $(VENV)/.test  ## all of the parity matrix; `make test` runs the most used families

@@ -15,6 +15,8 @@ from fuzzing import safetensors_parts
 from pickles import assert_no_pickle
 from warm import Warm
 
+pytestmark = pytest.mark.slow  # two processes make every kind of result
+
 # Python orders sets of texts by its hash seed, and a second process has other addresses and other free memory.
 HASH_SEEDS = ("1", "3")
 MAKE = """

@@ -35,12 +35,12 @@ n_prompts = 2
 n_judge_prompts = 2
 """
 N = {
-    "command line": 150,
-    "store, bytes": 40,
-    "store, content": 40,
-    "store, tricks": 40,
-    "checkpoint": 40,
-    "adapters": 25,
+    "command line": 60,
+    "store, bytes": 15,
+    "store, content": 15,
+    "store, tricks": 15,
+    "checkpoint": 15,
+    "adapters": 10,
 }
 TARGETS = [
     "task file, bytes", "task file, content", "task table, bytes", "task folder", "task and model names",

@@ -589,6 +589,7 @@ few_shots = 0
 """
 
 
+@pytest.mark.slow
 def test_cells_of_a_benchmark(tmp_path: Path):
     """They are what `run_cell` gives, and are the same to the byte in another process."""
     from ivlens.runs.suites import Cell, load_suite, run_cell

@@ -12,6 +12,7 @@ import pytest
 from test_figures import effects, judged, swept, vector
 
 from ivlens.cli.main import main
+from ivlens.common.store.store import MARK
 from ivlens.show.figures.export import write_set
 from ivlens.show.figures.forgetting import forgetting_plot
 from ivlens.show.figures.found import find_results
@@ -167,6 +168,21 @@ def test_a_table_of_heads_is_left_out_beside_the_effects_themselves(folder: Path
     effects().to_frame().to_parquet(tmp_path / "effects.parquet")
     drawings, unknown = draw_all(find_results(tmp_path))
     assert [one.name for one in drawings] == ["heads"] and not unknown
+
+
+def test_a_whole_disk_is_no_folder_of_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("ivlens.show.figures.found._MOST_FILES", 30)
+    for hidden in (".git/objects", "store/entries"):
+        (tmp_path / hidden).mkdir(parents=True)
+        for number in range(40):
+            (tmp_path / hidden / f"{number}.csv").write_text("a\n1\n")
+    (tmp_path / "store" / MARK).touch()
+    (tmp_path / "seen.csv").write_text("a\n1\n")
+    assert [each.path.name for each in find_results(tmp_path)] == ["seen.csv"]
+    for number in range(40):
+        (tmp_path / f"{number}.csv").write_text("a\n1\n")
+    with pytest.raises(ValueError, match="has more than 30 files, expected the folder of a result; name that folder"):
+        find_results(tmp_path)
 
 
 def test_figures_are_the_same_every_time(folder: Path) -> None:

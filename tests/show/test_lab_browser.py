@@ -227,6 +227,7 @@ def test_random_vector_template_and_instruction(new_tab):
     assert tab.page.locator(".error").text_content() == ""
 
 
+@pytest.mark.slow
 def test_demonstrations_stand_in_the_shown_and_the_measured_prompts(new_tab):
     tab = new_tab()
     shown = tab.page.get_by_label("The prompt as the model gets it")
@@ -335,6 +336,7 @@ def test_only_this_machine_is_listened_to(address):
         assert client.connect_ex((other, port)) != 0
 
 
+@pytest.mark.slow
 def test_two_checkpoints_on_one_page(new_tab, tmp_path_factory):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -97,6 +97,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return folders
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_steps_of_one(both):
     logs = [pd.read_csv(folder / "log.csv") for folder in both]
     pd.testing.assert_frame_equal(*logs, rtol=1e-4)  # sums are rounded in another order
@@ -119,6 +120,7 @@ def test_killed_and_resumed(both, tmp_path: Path):
     assert resumed.read_bytes() == whole.read_bytes()
 
 
+@pytest.mark.slow
 def test_processes_with_different_models_are_refused(tmp_path: Path):
     status, _, err = started("-c", TRAIN, str(tmp_path), "lora", "differ")
     assert status != 0 and "have different models, data or options, expected the same" in err

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +20,7 @@ from ivlens.common.store.store import KEPT, MARK
 logger = logging.getLogger("ivlens")
 
 _LARGEST_CSV = 2**26  # bytes; tables of results are far smaller
+_MOST_FILES = 100_000  # under a folder of results, without hidden ones and those of stores
 INNER = ("effects", "vectors")  # subfolders that commands make; their files belong to the run of the folder above
 
 
@@ -97,19 +99,32 @@ def _files(folder: Path) -> dict[tuple[str, ...], Path]:
     older files that they were about to replace.
     """
     found: dict[tuple[str, ...], Path] = {}
-    # a command goes on from the single results in its store; the tables beside the store already hold all of them
-    stores = [mark.parent for mark in folder.rglob(f"{KEPT}/{MARK}")]
-    for path in sorted(folder.rglob("*")):
+    for path in sorted(_visible(folder)):
         parts = path.relative_to(folder).parts
         place = tuple(part for part in parts if part != READY)
-        if (
-            path.is_file()
-            and not any(part.startswith(".") for part in place)
-            and not any(path.is_relative_to(store) for store in stores)
-            and (READY in parts or place not in found)
-        ):
+        if path.is_file() and (READY in parts or place not in found):
             found[place] = path
     return dict(sorted(found.items()))
+
+
+def _visible(folder: Path) -> Iterator[Path]:
+    """The files under a folder, without hidden ones and those of stores.
+
+    Raises:
+        ValueError: too many to be those of a result.
+    """
+    n_seen = 0
+    for root, folders, names in os.walk(folder):
+        # a command goes on from the single results in its store; the tables beside the store already hold all of them
+        is_store = MARK in names and Path(root).name == KEPT and Path(root) != folder
+        folders[:] = [] if is_store else [name for name in folders if name == READY or not name.startswith(".")]
+        n_seen += len(names) + len(folders)
+        if n_seen > _MOST_FILES:
+            raise ValueError(
+                f"{folder} has more than {_MOST_FILES:,} files, expected the folder of a result; name that folder."
+            )
+        if not is_store:
+            yield from (Path(root, name) for name in names if not name.startswith("."))
 
 
 def _format(path: Path) -> str:
