@@ -1,15 +1,21 @@
 """What a real model costs on two cores: effects, a judgement with all its controls, each beside its arithmetic.
 
-    python benches/real_size.py [effects] [judgement] [--rounds N] [--json PATH] [--write]
+    python benches/real_size.py [effects] [judgement] [--against PATH] [--rounds N] [--json PATH] [--write]
 
 Arithmetic is counted while the code runs, by torch's FlopCounterMode: two operations for a multiplication and an
-addition, of matrix products alone. Its seconds are those of one large product of this machine, timed between the
-rounds. *Needed* is the arithmetic that the answer needs whatever way it is found: of `head_effects`, one pass over the
-prompts for the means, one over the clean and one over the corrupted prompts, and for each head one copy of the last
+addition, of matrix products alone. Its seconds are those of the bare matrix products of one pass over the prompts, with
+the weights of all layers in turn, timed between the rounds. `--against` runs an older checkout of ivlens in turns with
+this one. *Needed* is the arithmetic that the answer needs whatever way it is found: of `head_effects`, one pass over
+the prompts for the means, one over the clean and one over the corrupted prompts, and for each head one copy of the last
 token from its layer upward, with its score.
 """
 
 import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,7 +42,6 @@ from ivlens.steering.search import Grid, tried_layers
 
 TASK, RECIPE, N_PROMPTS, N_MEANS = "third_person", PromptRecipe(n_shots=5, instruction=None), 16, 32
 N_JUDGED, ALPHAS, N_DRAWS, OTHERS = 32, (1.0, 2.0, 4.0), 3, ("present_past", "singular_plural", "first_of_three")
-SIDE = 1536  # of the square matrices by which the machine's rate is measured
 
 
 @dataclass
@@ -56,16 +61,19 @@ class Way:
     seconds: float = float("inf")
 
 
-def rate() -> float:
-    """Operations in a second, of one large matrix product."""
-    left, right = torch.randn(SIDE, SIDE), torch.randn(SIDE, SIDE)
+def rate(model: Any) -> float:
+    """Operations in a second, of the matrix products of one pass over the prompts."""
+    weights = [p.detach() for block in model.blocks for p in block.parameters() if p.ndim == 2]
+    n_rows = N_PROMPTS * _columns(model)
+    inputs = {weight.shape[1]: torch.randn(n_rows, weight.shape[1]) for weight in weights}
     best = float("inf")
     with torch.inference_mode():
-        for _ in range(5):
+        for _ in range(3):
             start = time.perf_counter()
-            left @ right
+            for weight in weights:
+                torch.nn.functional.linear(inputs[weight.shape[1]], weight)
             best = min(best, time.perf_counter() - start)
-    return 2 * SIDE**3 / best
+    return sum(2 * n_rows * weight.numel() for weight in weights) / best
 
 
 def per_token(model: Any) -> tuple[int, int]:
@@ -117,20 +125,20 @@ def judgement_way(model: Any) -> Way:
 WAYS: dict[str, Callable[[Any], Way]] = {"effects": effects_way, "judgement": judgement_way}
 
 
-def measure(ways: dict[str, Way], rounds: int) -> float:
+def measure(model: Any, ways: dict[str, Way], rounds: int) -> float:
     """Count the operations of each way, and time them in turns; returns the machine's best rate."""
     for way in ways.values():
         way.run()  # what is checked once for each shape does not count
         with FlopCounterMode(display=False) as counter:
             way.run()
         way.counted = counter.get_total_flops()
-    best = rate()
+    best = rate(model)
     for _ in range(rounds):
         for way in ways.values():
             start = time.perf_counter()
             way.run()
             way.seconds = min(way.seconds, time.perf_counter() - start)
-        best = max(best, rate())
+        best = max(best, rate(model))
     return best
 
 
@@ -162,9 +170,34 @@ def report(ways: dict[str, Way], per_second: float) -> str:
     )
 
 
+def in_turns(what: list[str], trees: tuple[Path, Path], rounds: int) -> dict[str, list[list[float]]]:
+    """For each way its best seconds and its operations, of both checkouts, which take turns."""
+    found: dict[str, list[list[float]]] = {name: [[], []] for name in what}
+    for _ in range(rounds):
+        for number, tree in enumerate(trees):
+            with tempfile.TemporaryDirectory() as folder:
+                kept = Path(folder, "found.json")
+                command = [sys.executable, __file__, *what, "--rounds", "1", "--json", str(kept)]
+                paths = os.pathsep.join(map(str, (tree.resolve(), Path(__file__).parent)))
+                subprocess.run(command, check=True, capture_output=True, env=os.environ | {"PYTHONPATH": paths})
+                for name, (seconds, counted, _) in json.loads(kept.read_text())["ways"].items():
+                    best = found[name][number]
+                    found[name][number] = [min([seconds, *best[:1]]), counted]
+    return found
+
+
+def compared(found: dict[str, list[list[float]]]) -> str:
+    lines = [
+        [name, f"{old[0]:.2f}", f"{new[0]:.2f}", f"{old[0] / new[0]:.2f}", f"{old[1] / 1e9:.0f}", f"{new[1] / 1e9:.0f}"]
+        for name, (old, new) in found.items()
+    ]
+    return table(["in turns", "older, s", "now, s", "older ÷ now", "older, GFLOP", "now, GFLOP"], lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", metavar="|".join(WAYS), help="by default all")
+    parser.add_argument("--against", type=Path, help="an older checkout of ivlens")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, help="also write the numbers there")
     parser.add_argument("--write", action="store_true", help="put the table into benches/RESULTS.md")
@@ -173,7 +206,10 @@ def main() -> None:
         parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(WAYS)}")
     model = load_model("smollm2")
     ways = {name: WAYS[name](model) for name in options.what or WAYS}
-    per_second = measure(ways, options.rounds)
+    per_second = measure(model, ways, options.rounds)
+    if options.against:
+        found = in_turns(options.what or list(WAYS), (options.against, Path(__file__).parents[1]), options.rounds)
+        print(compared(found))
     print(report(ways, per_second))
     write_json(
         options.json, {"rate": per_second, "ways": {name: [w.seconds, w.counted, w.needed] for name, w in ways.items()}}

@@ -14,7 +14,7 @@ INTRODUCTION = f"""# Which engine every family of models takes
 
 An *engine* is a way to compute the causal effects of all heads. There are three, and they give the same numbers:
 `exact` (the fast one, asked for by `method="exact"`, the default), `cached`, and `reference` (one hooked forward pass
-for every head). `exact` needs blocks that accept the attention mask that it makes. If a model's blocks do not, `cached`
+for every head). `exact` needs blocks that accept copies of the last token. If a model's blocks do not, `cached`
 takes over, and if that does not work either, `reference`. One log line says so, and `HeadEffects.method` names the
 engine that ran.
 
