@@ -93,7 +93,7 @@ notebooks: $(VENV)/.test smollm2  ## run all notebooks (two minutes each at most
 
 # Python keeps what it compiled, even where the surroundings say no: compiling what checks every shape takes longer than
 # many tests. ARGS="-n 0" is one process.
-test: $(VENV)/.test  ## the tests, in one process for each core; ARGS="-k name" chooses
+test: $(VENV)/.test  ## the tests, in one process for each core, ten minutes on two free cores; ARGS="-k name" chooses
 	@PYTHONDONTWRITEBYTECODE= $(PY) -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations=20 $(ARGS)
 
 real-test: $(VENV)/.test smollm2  ## the tests that ask the real model, at most 6 minutes on two free cores

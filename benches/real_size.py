@@ -206,16 +206,17 @@ def main() -> None:
         parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(WAYS)}")
     model = load_model("smollm2")
     ways = {name: WAYS[name](model) for name in options.what or WAYS}
-    per_second = measure(model, ways, options.rounds)
+    beside = ""
     if options.against:
         found = in_turns(options.what or list(WAYS), (options.against, Path(__file__).parents[1]), options.rounds)
-        print(compared(found))
-    print(report(ways, per_second))
-    write_json(
-        options.json, {"rate": per_second, "ways": {name: [w.seconds, w.counted, w.needed] for name, w in ways.items()}}
-    )
+        beside = f"\n{compared(found)}"
+    per_second = measure(model, ways, options.rounds)
+    text = report(ways, per_second) + beside
+    print(text)
+    kept = {name: [way.seconds, way.counted, way.needed] for name, way in ways.items()}
+    write_json(options.json, {"rate": per_second, "ways": kept})
     if options.write:
-        write_section("real_size", report(ways, per_second))
+        write_section("real_size", text)
 
 
 if __name__ == "__main__":

@@ -55,8 +55,8 @@ from ivlens.models.boot import TransformerBridge
 
 _log = logging.getLogger("ivlens")
 
-# why the copies of a model need a mask; families without a place for an attention of their own need it every time
-_MASKED: WeakKeyDictionary[TransformerBridge, str] = WeakKeyDictionary()
+# the dtypes, with and without autocast, in which the copies of a model need a mask
+_MASKED: WeakKeyDictionary[TransformerBridge, set[tuple[torch.dtype, bool]]] = WeakKeyDictionary()
 
 
 def measure(model: TransformerBridge, request: EffectRequest) -> Measured:
@@ -70,11 +70,13 @@ def measure(model: TransformerBridge, request: EffectRequest) -> Measured:
         MemoryError: one prompt with copies for one head does not fit in memory.
     """
     check_unhooked(model)
-    if model not in _MASKED:
+    kind = request.mean_z.dtype, torch.is_autocast_enabled(request.tokens.device.type)
+    masked = _MASKED.setdefault(model, set())
+    if kind not in masked:
         try:
             return _measured(model, request, is_split=True)
         except Unsuitable as why:
-            _MASKED[model] = str(why)
+            masked.add(kind)
             _log.debug("%s: copies are kept apart by a mask: %s.", model.cfg.architecture, why)
     return _measured(model, request, is_split=False)
 

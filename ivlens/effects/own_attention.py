@@ -11,6 +11,7 @@ keys of one copy. Families whose attention does not call such a function, or giv
 mask over all copies.
 """
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -61,15 +62,18 @@ def own_attention(model: TransformerBridge, layer: int, keys: Tensor, values: Te
     if original is None or config is None or getattr(config, "_attn_implementation", None) != "eager":
         raise Unsuitable("its attention takes no other attention function")
     shared = _Shared(keys, values, n_own)
+    # a configuration of its own: other models, which run in other threads, may have the same object
+    own_config = copy.copy(config)
+    own_config._attn_implementation_internal = _NAME  # the property would change sub-configurations, which are shared
     token = _SHARED.set(shared)
-    # through `__dict__`: the bridge's own setattr would hand the name on to the module that it wraps
-    attention.__dict__["forward"] = original.forward
-    config._attn_implementation = _NAME
     try:
+        # through `__dict__`: the bridge's own setattr would hand the name on to the module that it wraps
+        attention.__dict__["forward"] = original.forward
+        original.config = own_config
         yield
     finally:
-        config._attn_implementation = "eager"
-        del attention.__dict__["forward"]
+        original.config = config
+        attention.__dict__.pop("forward", None)
         _SHARED.reset(token)
     if not shared.was_read:
         raise Unsuitable("its attention did not call the attention function that it was given")
@@ -91,6 +95,8 @@ def _attend(
     unknown = [name for name, told in others.items() if told is not None and name not in _WITHOUT_EFFECT]
     if shared is None or unknown or attention_mask is None or not attention_mask.is_floating_point():
         raise Unsuitable(f"its attention function is told {', '.join(unknown) or 'no mask'}, which is not known here")
+    if attention_mask.shape[-2:] != (shared.n_own, shared.keys.shape[-2] + shared.n_own):
+        raise Unsuitable(f"its attention is told a mask of shape {tuple(attention_mask.shape)}")
     shared.was_read = True
     batch, n_heads, n_copied, d_head = query.shape
     n_keys, n_own = key.shape[1], shared.n_own
@@ -103,6 +109,7 @@ def _attend(
     scores = torch.cat(
         [before, _products(copies, keys.unsqueeze(2))], -1
     )  # [batch, n_key_heads, group, copies, own, seen]
+    del before
     if softcap is not None:
         scores = (scores / softcap).tanh() * softcap
     scores += attention_mask[:, :, None, None]
@@ -110,6 +117,7 @@ def _attend(
         sinks = s_aux.reshape(1, n_keys, -1, 1, 1, 1).expand(*scores.shape[:-1], 1)
         scores = torch.cat([scores, sinks.to(scores)], -1)
     weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
+    del scores  # the largest tensors here
     n_before = shared.keys.shape[2]
     found = weights[..., :n_before].flatten(2, 4) @ shared.values
     of_own = weights[..., n_before : n_before + n_own]

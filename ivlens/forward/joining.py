@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ivlens.models.boot import TransformerBridge
 
-_OF_NO_ROW = frozenset({"cache_position"})  # arguments with an entry for each position, in all rows the same
+# arguments whose first axis is that of positions or heads, and which are the same for all rows
+_WITHOUT_ROWS = frozenset({"cache_position", "position_bias"})
 
 
 def entered_by(n_layers: int, starts: Int[Tensor, " rows"]) -> list[int]:
@@ -77,12 +78,13 @@ class _Entry:
             return self._formed(self.behind)
         entered = given.pop("hidden_states")[: self.n_before]
         stream = torch.cat([entered, self.entering.to(entered.device)]) if len(self.entering) else entered
-        given = {name: value if name in _OF_NO_ROW else self._first(value, n) for name, value in given.items()}
+        given = {name: value if name in _WITHOUT_ROWS else self._first(value, n) for name, value in given.items()}
         out = self.forward(stream, *(self._first(value, n) for value in args), **given)
         first = out[0] if isinstance(out, tuple) else out
         return self._formed(torch.cat([first, self.behind.to(first.device)]) if len(self.behind) else first)
 
     def _formed(self, stream: Tensor) -> Any:
+        """The stream as the block would return it."""
         return (stream, *[None] * (self.form - 1)) if self.form else stream
 
     def _first(self, value: Any, n: int) -> Any:

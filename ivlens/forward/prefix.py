@@ -20,6 +20,8 @@ from ivlens.models.selfcheck import off_by
 
 # numbers that the prompts of one prefix may hold at once: 1 GB in float32. On a GPU its free memory decides instead.
 _FLOATS_PER_PREFIX = 2**28
+_FLOATS_PER_PASS = 2**27  # logits that one pass may make
+_FEW = 4  # rows on which it is seen whether blocks can be left out
 
 # kinds of cache layers that hold nothing but keys, values and their length: putting these three back restores a layer
 _RESTORED = (DynamicLayer, DynamicSlidingWindowLayer)
@@ -220,6 +222,9 @@ class SharedPrefix:
         if self.fault is not None:
             return None
         parts: list[Tensor] = []
+        # these passes make all logits, at every position
+        most = _FLOATS_PER_PASS // (self._model.cfg.d_vocab * (answers.shape[1] + 1))
+        rows_per_pass = max(1, min(rows_per_pass, most))
         for prompt_rows, answer_rows in zip(prompts.split(rows_per_pass), answers.split(rows_per_pass), strict=True):
             stacked, plain = self._captured(prompt_rows, answer_rows)
             # whether blocks can be left out depends on the model alone, so the first rows are enough to see it
@@ -252,8 +257,8 @@ class SharedPrefix:
 
     def _resumes(self, prompts: Tensor, answers: Tensor, stacked: Tensor, plain: Tensor) -> bool:
         """Whether a pass that starts at the middle block gives the logits of the whole pass."""
-        middle = max(1, len(stacked) // 2)
-        return self._gives(plain, prompts, answers, stacked[middle - 1], middle)
+        middle, few = max(1, len(stacked) // 2), slice(_FEW)
+        return self._gives(plain[few], prompts[few], answers[few], stacked[middle - 1, few], middle)
 
     def _joined(self, prompts: Tensor, answers: Tensor, stacked: Tensor, plain: Tensor) -> bool:
         """Whether a pass whose rows enter at three different blocks gives the logits of the whole pass."""
@@ -265,7 +270,8 @@ class SharedPrefix:
     def _gives(self, plain: Tensor, prompts: Tensor, answers: Tensor, stream: Tensor, start: int | Tensor) -> bool:
         try:
             resumed = self.logits(prompts, answers, stream, start)
-        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError):
+        except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+            pass_on_shortage(error)
             return False  # a family whose blocks hand on more than the stream
         off = (resumed - plain).abs()  # NaN is within no bound
         return bool((off <= 1e-3 * (plain.abs() + plain.abs().max())).all())

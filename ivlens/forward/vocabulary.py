@@ -20,7 +20,8 @@ from ivlens.models.boot import TransformerBridge
 from ivlens.models.selfcheck import probe_prompts
 
 # logits at one time: 16 MB, which a processor's cache holds; a GPU has more, and counts the calls
-_LOGITS_AT_ONCE = {"cpu": 2**22, "cuda": 2**28}
+_LOGITS_AT_ONCE = {"cpu": 2**22, "cuda": 2**26}
+_WEIGHTS_AT_ONCE = 2**24  # numbers of a half-precision unembedding that are in float32 at one time (64 MB)
 _FEWEST_COLUMNS = 1024
 
 # whether a model's logits are what its linear layer gives, or are scaled or capped afterwards
@@ -48,7 +49,8 @@ class Read:
         """Of logits that are there; they are overwritten, to save memory."""
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         wanted, (peak, top) = logits.gather(1, tokens), logits.max(1, keepdim=True)
-        total = logits.sub_(peak).exp_().sum(1).log_().add_(peak[:, 0])
+        base = peak.clamp(min=torch.finfo(logits.dtype).min)  # where all are -inf; NaN stays NaN
+        total = logits.sub_(base).exp_().sum(1).log_().add_(base[:, 0])
         return cls(total, peak[:, 0], top[:, 0], wanted)
 
     @classmethod
@@ -62,6 +64,8 @@ class Read:
             bias = linear.bias.to(dtype)
         at_once = _LOGITS_AT_ONCE.get(stream.device.type, _LOGITS_AT_ONCE["cpu"])
         width = max(_FEWEST_COLUMNS, at_once // max(1, len(stream)))
+        if linear.weight.dtype != dtype:  # columns are converted first, so they count too
+            width = min(width, max(1, _WEIGHTS_AT_ONCE // linear.in_features))
         found: Read | None = None
         with torch.autocast(stream.device.type, enabled=False):
             for start in range(0, len(linear.weight), width):
@@ -86,7 +90,8 @@ class Read:
     @property
     def logprobs(self) -> Float[Tensor, "positions wanted"]:
         """Log-probabilities of the tokens that were asked for (nats)."""
-        return self.wanted - self.total[:, None]
+        # `wanted` and `total` are sums in different orders: rounding must not make a probability larger than 1
+        return (self.wanted - self.total[:, None]).clamp(max=0)
 
 
 def logits_at(
@@ -105,6 +110,8 @@ def plain_unembedding(model: TransformerBridge) -> nn.Linear | None:
     A family may scale or cap its logits afterwards; a layer may be adapted, quantised or fetched from elsewhere.
     """
     linear: Any = getattr(model.unembed, "original_component", None)
+    if torch.is_autocast_enabled(next(model.parameters()).device.type):
+        return None  # the model's own logits are rounded there, and all scores have to be of one kind
     # the exact type: a subclass, as of bitsandbytes, holds weights that cannot be read as they are. A `forward` of its
     # own is accelerate's, which fetches weights
     if type(linear) is not nn.Linear or linear.weight.device.type == "meta" or "forward" in linear.__dict__:
@@ -142,8 +149,8 @@ def keeping_stream(linear: nn.Linear) -> Iterator[list[Tensor]]:
         kept.append(stream)
         return stream.new_zeros((*stream.shape[:-1], 1))
 
-    linear.__dict__["forward"] = keep
     try:
+        linear.__dict__["forward"] = keep
         yield kept
     finally:
-        del linear.__dict__["forward"]
+        linear.__dict__.pop("forward", None)

@@ -24,7 +24,7 @@ from ivlens.steering.summary import METRICS, Scores, Setting
 # numbers that one pass may hold (0.5 GB in float32): for every row its share of the cache, and three times its logits
 _FLOATS_PER_PASS = 2**27
 _PASSES_TOGETHER = 4  # between them other threads may run the model, and the bar moves on
-_LOGITS_AT_ONCE = 2**14  # for each position, at most, where they are read for a part of the vocabulary at a time
+_LOGITS_OF_A_POSITION = 2**14  # for each position, at most, where they are read for a part of the vocabulary at a time
 
 _log = logging.getLogger("ivlens")
 
@@ -52,7 +52,9 @@ class Portion:
         )
         if (fault := self._prefix.fault) is not None and not self._prefix.is_known:
             _log.warning("%s: every vector runs over whole prompts, slowly: %s.", model.cfg.architecture, fault)
-        n_logits = model.cfg.d_vocab if plain_unembedding(model) is None else _LOGITS_AT_ONCE
+        n_logits = model.cfg.d_vocab
+        if plain_unembedding(model) is not None:
+            n_logits = min(n_logits, _LOGITS_OF_A_POSITION)
         floats = self._prefix.floats_per_row + 3 * longest * n_logits
         self._rows_per_pass = max(1, min(rows_per_pass, _FLOATS_PER_PASS // floats))
 
@@ -66,7 +68,9 @@ class Portion:
         more_done: Callable[[int], object],
     ) -> Scores:
         every = Additions.of(settings, thetas)
-        order = every.starts.argsort(stable=True)  # so that the rows of a pass enter at blocks in ascending order
+        order = (2 * every.starts + every.is_post).argsort(
+            stable=True
+        )  # so that the rows of a pass enter at blocks in ascending order
         parts = []
         for indices in self._together(every.starts[order], every.is_post[order], int(asked.sum())):
             chosen = order[indices]
@@ -195,12 +199,13 @@ class Portion:
                 return prefix.logits(*given, last_only=last_only)
         own, streams = edit.chosen(chosen), self._streams(group)
         # nothing below an edit changes, so a row starts there if it can, with the unedited stream
-        if streams is None or not int(own.starts.min()):
-            with own.in_passes(self.model, where, own.is_post | True):
+        is_mixed = len(own.starts.unique()) > 1
+        if streams is None or not int(own.starts.min()) or (is_mixed and not prefix.joins):
+            with own.in_passes(self.model, where, torch.ones_like(own.is_post)):
                 return prefix.logits(*given, last_only=last_only)
         entered = own.after_blocks(streams[own.starts.to(streams.device) - 1, rows.to(streams.device)], where)
         with own.in_passes(self.model, where, ~own.is_post):
-            start = own.starts if len(own.starts.unique()) > 1 else int(own.starts[0])
+            start = own.starts if is_mixed else int(own.starts[0])
             return prefix.logits(*given, entered, start, last_only=last_only)
 
     def _streams(self, group: Rows) -> Tensor | None:

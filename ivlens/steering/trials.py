@@ -68,12 +68,14 @@ class Trials:
 
     def edited(self, context: Callable[[Where], AbstractContextManager[None]]) -> Scores:
         """Scores with `context(where)` open around every pass, in one row."""
-        return self._all(lambda portion, rows: portion.scores(1, context), "asking the model")
+        return self._all(lambda number, rows: self._portion(number).scores(1, context), "asking the model")
 
     def added(self, deltas: Float[Tensor, "n d_model"], layer: int, site: str, *, brief: bool = False) -> Scores:
         """Scores with each of `deltas` added at one layer and site; with `brief`, `logprob` is left out (NaN)."""
         same = Additions.at_one_place(deltas, layer, site)
-        return self._all(lambda portion, rows: portion.scores(len(deltas), same, brief=brief), "trying vectors")
+        return self._all(
+            lambda number, rows: self._portion(number).scores(len(deltas), same, brief=brief), "trying vectors"
+        )
 
     def at(
         self,
@@ -93,7 +95,7 @@ class Trials:
         """
         asked = torch.zeros(len(self.batch), dtype=torch.bool)
         asked[prompts] = True
-        total, done = len(settings) * len(self._slices), 0
+        total, done = len(settings) * sum(bool(asked[rows].any()) for rows in self._slices), 0
         with bar("trying settings", total, "settings") as report:
 
             def more_done(n: int) -> None:
@@ -102,17 +104,21 @@ class Trials:
                 report(done, total)
                 give_way(self.model)
 
-            def run(portion: Portion, rows: slice) -> Scores:
-                return portion.at(settings, thetas, asked[rows], brief or loose, loose, more_done)
+            def run(number: int, rows: slice) -> Scores | None:
+                if not bool(asked[rows].any()):
+                    return None  # without it a portion's prefix is not even made
+                found = self._portion(number).at(settings, thetas, asked[rows], brief or loose, loose, more_done)
+                return found.of_prompts(asked[rows])
 
-            return self._all(run).of_prompts(asked)
+            return self._all(run)
 
-    def _all(self, run: "Callable[[Portion, slice], Scores]", what: str = "") -> Scores:
+    def _all(self, run: Callable[[int, slice], Scores | None], what: str = "") -> Scores:
         numbers = range(len(self._slices))
-        with model_lock(self.model):
+        with model_lock(self.model), torch.no_grad():
             check_unsteered(self.model)
             each = ticking(numbers, what, "portions") if what else numbers
-            return Scores.abreast([run(self._portion(number), self._slices[number]) for number in each])
+            found = [run(number, self._slices[number]) for number in each]
+            return Scores.abreast([scores for scores in found if scores is not None])
 
     def _portion(self, number: int) -> "Portion":
         if self._held is None or self._held[0] != number:

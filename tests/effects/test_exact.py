@@ -143,7 +143,7 @@ def test_the_peak_stays_within_the_budget(family, new_model):
     whole = peak_of(lambda: exact.measure(model, request))
     for budget in (one_head, 8 * one_head):
         small = dataclasses.replace(request, max_memory=budget)
-        size = chunk_size(model, small, is_split=model not in exact._MASKED)
+        size = chunk_size(model, small, is_split=not exact._MASKED[model])
         assert size.n_prompts < 12 or size.n_heads < 4
         exact.measure(model, small)
         assert peak_of(lambda small=small: exact.measure(model, small)) <= min(budget, whole)
@@ -246,7 +246,7 @@ def test_a_broken_attention_of_copies_is_refused_and_a_mask_takes_over(fresh, fa
 
 def test_a_broken_mask_is_refused_and_the_next_engine_takes_over(fresh, monkeypatch, caplog):
     monkeypatch.setattr(copies.BlockArguments, "_wide_mask", see_each_other)
-    exact._MASKED[fresh] = "asked for"
+    exact._MASKED[fresh] = {(torch.float32, False)}
     request = request_for(fresh)
     with pytest.raises(Unsuitable, match="an unpatched copy's logits are off by"):
         exact.measure(fresh, request)
@@ -264,7 +264,7 @@ def test_a_broken_mask_is_refused_and_the_next_engine_takes_over(fresh, monkeypa
 def test_the_unpatched_row_alone_would_not_have_seen_it(fresh, monkeypatch):
     """Why the check's copy stands last: under a broken mask the first copy is right all the same."""
     monkeypatch.setattr(copies.BlockArguments, "_wide_mask", see_each_other)
-    exact._MASKED[fresh] = "asked for"
+    exact._MASKED[fresh] = {(torch.float32, False)}
     monkeypatch.setattr(Check, "is_due", lambda self: False)
     monkeypatch.setattr(Check, "plain", lambda self, copied, plain: None)
     zeros = torch.zeros(3, 4, 12)
@@ -275,7 +275,7 @@ def test_the_unpatched_row_alone_would_not_have_seen_it(fresh, monkeypatch):
 
 def test_a_refusal_is_told_once(fresh, monkeypatch, caplog):
     monkeypatch.setattr(copies.BlockArguments, "_wide_mask", see_each_other)
-    exact._MASKED[fresh] = "asked for"
+    exact._MASKED[fresh] = {(torch.float32, False)}
     request = request_for(fresh)
     with caplog.at_level(logging.WARNING, "ivlens"):
         assert run_engine(fresh, request, "exact").method == "cached"
@@ -452,3 +452,24 @@ def test_hidden_states_that_were_collected_before_leave_the_engine_its_way(fresh
         fresh.original_model(TOKENS, output_hidden_states=True, output_attentions=True)
     after = run_engine(fresh, request_for(fresh), "exact")
     assert (before.method, after.method) == ("exact", "exact") and torch.equal(after.cie, before.cie)
+
+
+def test_under_autocast_nothing_has_no_effect(fresh):
+    """Base and patched scores are made of logits of one kind."""
+    request = dataclasses.replace(request_for(fresh), mode="add", mean_z=torch.zeros(3, 4, 12))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = exact.measure(fresh, request)
+    assert found.cie.abs().max() < 1e-6
+    assert exact.measure(fresh, request).record["copies"] == "own attention", "outside of it nothing was refused"
+
+
+def test_models_of_one_configuration_do_not_meet(new_model):
+    one, other = new_model("llama"), new_model("llama")
+    for block in other.blocks:
+        block.attn.original_component.config = one.blocks[0].attn.original_component.config
+    with own_attention.own_attention(one, 0, torch.zeros(1, 4, 1, 12), torch.zeros(1, 4, 1, 12), 1):
+        inside = one.blocks[0].attn.original_component.config._attn_implementation
+        assert inside == own_attention._NAME
+        assert other.blocks[0].attn.original_component.config._attn_implementation == "eager"
+        own_attention._SHARED.get().was_read = True
+    assert one.blocks[0].attn.original_component.config._attn_implementation == "eager"

@@ -203,7 +203,7 @@ def test_copies_that_see_each_other_are_refused(family, monkeypatch):
 
     model = load_model(hf_model=hf_model(family))
     monkeypatch.setattr(copies.BlockArguments, "_wide_mask", see_all_before)
-    exact._MASKED[model] = "asked for"
+    exact._MASKED[model] = {(torch.float32, False)}
     with pytest.raises(Unsuitable, match="an unpatched copy's logits are off by"):
         METHODS["exact"](model, request_on(model))
 
@@ -238,5 +238,5 @@ def test_copies_with_an_attention_of_their_own_and_behind_a_mask_agree(family):
     request = request_on(model)
     found = METHODS["exact"](model, request)
     assert found.record["copies"] == ("one mask" if family in MASKED else "own attention")
-    exact._MASKED[model] = "asked for"
+    exact._MASKED[model] = {(torch.float32, False)}
     check_equal(found.cie, METHODS["exact"](model, request).cie)

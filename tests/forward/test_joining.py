@@ -9,7 +9,7 @@ from ivlens.forward.joining import blocks_joined, entered_by
 from ivlens.forward.prefix import SharedPrefix
 from ivlens.models import load_model
 
-JOINING = ("gpt2", "neox", "llama", "mistral", "gemma2", "gemma3", "qwen3", "phi3", "opt", "olmo2")
+JOINING = ("gpt2", "neox", "llama", "mistral", "gemma2", "gemma3", "qwen3", "phi3", "opt", "olmo2", "mpt")
 
 
 def test_how_many_rows_have_entered():
@@ -18,16 +18,17 @@ def test_how_many_rows_have_entered():
 
 
 @pytest.mark.parametrize("family", JOINING)
-def test_each_row_is_as_in_a_pass_of_its_own(family):
+@pytest.mark.parametrize("n_rows", [6, 4])  # as many as heads, too
+def test_each_row_is_as_in_a_pass_of_its_own(family, n_rows):
     model = load_model(hf_model=hf_model(family))
     tokens, mask = random_prompts((5, 3, 6, 4))
-    prefix, prompts = SharedPrefix(model, tokens, mask, 1), torch.tensor([0, 1, 2, 3, 0, 2])
-    given = torch.randint(1, 200, (6, 1))
+    prefix, prompts = SharedPrefix(model, tokens, mask, 1), torch.tensor([0, 1, 2, 3, 0, 2])[:n_rows]
+    given = torch.randint(1, 200, (n_rows, 1))
     streams = prefix.streams(prompts, given, 512)
     assert streams is not None and prefix.joins
     n = model.cfg.n_layers
-    starts = torch.tensor([1, 1, 2, n - 1, n, n]).sort().values
-    changed = streams[starts - 1, torch.arange(6)] + torch.randn(6, 2, model.cfg.d_model)
+    starts = torch.tensor([1, 1, 2, n - 1, n, n]).sort().values[:n_rows]
+    changed = streams[starts - 1, torch.arange(n_rows)] + torch.randn(n_rows, 2, model.cfg.d_model)
     together = prefix.logits(prompts, given, changed, starts)
     for row, start in enumerate(starts.tolist()):
         one = [row]

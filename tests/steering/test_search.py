@@ -339,3 +339,9 @@ def test_a_deep_model_is_tried_at_twelve_layers_a_shallow_one_at_all():
 def test_a_grid_is_kept_in_plain_values():
     grid = Grid(layers=range(2, 6, 2), alphas=[1, 2.0], sites=["resid_post"])
     assert json.loads(json.dumps(asdict(grid)))["layers"] == [2, 4] and grid.sites == ("resid_post",)
+
+
+def test_weights_that_can_be_trained_make_no_graph(new_model):
+    model = new_model("llama").requires_grad_(True)
+    scores = Trials(model, batch_of(ANSWERS)).added(vector_for(model).theta[None], 1, "resid_post")
+    assert not scores.prob.requires_grad and not scores.logprob.requires_grad
