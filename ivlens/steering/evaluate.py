@@ -203,7 +203,7 @@ def judged_vectors(
         vectors: For each condition its vectors; all are searched and judged together.
         judge: The judged prompts.
     """
-    # in one call, since vectors at one layer and site share their passes
+    # in one call, since all vectors share their passes
     every = [vector for several in vectors.values() for vector in several]
     thetas, settings = torch.stack([vector.theta for vector in every]), grid.settings(prompts.model)
     if len(settings) == 1:  # nothing to search: *select* prompts are not even built

@@ -171,7 +171,7 @@ class Portion:
         *,
         last_only: bool = False,
     ) -> Read:
-        """What is read of the logits of `_logits`, with the logits of these tokens at each position."""
+        """The likeliest token at each position, and the log-probabilities of these tokens there."""
         tokens = tokens.to(self._tokens.device)
         # made now, by passes of their own, whose logits are compared
         self._streams(group) if isinstance(edit, Additions) else self._prefix_of(group)

@@ -168,8 +168,8 @@ def best_settings(
     """The setting of each vector with the largest accuracy; ties are broken by mean probability, then by order.
 
     All vectors, controls too, get the same rounds: all settings on a few prompts, the better ones on more (successive
-    halving, see `Grid`). A control that searched less would lose for that reason alone. What was measured in one round
-    counts in the next.
+    halving, see `Grid`). A control that searched less would lose for that reason alone. A first score counts in later
+    rounds; what decides is scored exactly in each.
     """
     if len(settings) == 1:
         return [settings[0]] * len(thetas)
