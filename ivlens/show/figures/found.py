@@ -20,7 +20,7 @@ from ivlens.common.store.store import KEPT, MARK
 logger = logging.getLogger("ivlens")
 
 _LARGEST_CSV = 2**26  # bytes; tables of results are far smaller
-_MOST_FILES = 100_000  # under a folder of results, without hidden ones and those of stores
+_MOST_FILES = 50_000  # under a folder of results, without hidden ones and those of stores
 INNER = ("effects", "vectors")  # subfolders that commands make; their files belong to the run of the folder above
 
 
