@@ -44,7 +44,7 @@ def compare(model: Any, request: Any, *, n_sampled: int, rounds: int) -> dict[st
     places = list(ways.all_places(model)) if n_sampled >= n_heads else ways.spread(model, n_sampled)
     layers = [model.cfg.n_layers // 2]
     one = _first(request)
-    limit = Limit(model, request, chunk_size(model, request).n_logit_rows)
+    limit = Limit(model, request, chunk_size(model, request, is_split=False).n_logit_rows)
     timed = seconds(
         {
             "plain": partial(ways.plain, model, request),
