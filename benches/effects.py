@@ -171,7 +171,7 @@ def report(result: dict[str, Any]) -> str:
             f"{shared}.\n",
             result.get(
                 "gpu",
-                "GPU (Llama-2-7B shape, bf16, 25 prompts of 64 tokens, bar 1.0 s): not measured yet; "
+                "GPU (Llama-2-7B shape, bf16, 25 prompts of 64 tokens, bar 1.0 s): not in this run, see *On one H200*; "
                 "`--gpu` measures it where there is one.",
             ),
         ]

@@ -29,7 +29,9 @@ from ivlens.tuning.training.data import TrainingSet, training_set
 BAR = 1.25  # of a guided step ÷ a plain one, for the parts of the paper
 PAPER = ("progressive", "kl", "heads", "iv")
 EPOCHS = (1, 3, 10)
-NO_GPU = "GPU (Llama-2-7B shape, bf16, LoRA r = 8, batch 8 × 256): not measured yet; `--gpu` measures it."
+NO_GPU = (
+    "GPU (Llama-2-7B shape, bf16, LoRA r = 8, batch 8 × 256): not in this run, see *On one H200*; `--gpu` measures it."
+)
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,19 @@
 """What a real model costs on two cores: effects, a judgement with all its controls, each beside its arithmetic.
 
-    python benches/real_size.py [effects] [judgement] [--against PATH] [--rounds N] [--json PATH] [--write]
+    python benches/real_size.py [effects] [judgement] [causal] [training] [--against PATH] [--rounds N] [--write]
 
 Arithmetic is counted while the code runs, by torch's FlopCounterMode: two operations for a multiplication and an
 addition, of matrix products alone. Its seconds are those of the bare matrix products of one pass over the prompts, with
 the weights of all layers in turn, timed between the rounds. `--against` runs an older checkout of ivlens in turns with
 this one. *Needed* is the arithmetic that the answer needs whatever way it is found: of `head_effects`, one pass over
 the prompts for the means, one over the clean and one over the corrupted prompts, and for each head one copy of the last
-token from its layer upward, with its score.
+token from its layer upward, with its score. A training step takes turns with the step of a loop of transformers and
+peft alone. The causal tests are those of a study for one of its tasks, with 3 draws of each control in place of 19.
 """
 
 import argparse
+import copy
+import itertools
 import json
 import os
 import subprocess
@@ -18,13 +21,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from common import machine_line, table, write_json, write_section
+from peft import LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 
 from ivlens import (
@@ -36,11 +40,19 @@ from ivlens import (
     load_model,
     load_task,
 )
+from ivlens.analysis.dynamics import causal_tests
+from ivlens.analysis.dynamics.stages import TrackOptions, measure_stage
 from ivlens.effects import EffectOptions
+from ivlens.models.plain import plain_model
+from ivlens.runs.study.plan import StudyOptions
 from ivlens.steering.evaluate import JudgeOptions
 from ivlens.steering.search import Grid, tried_layers
+from ivlens.tuning import Learner, TuneOptions
+from ivlens.tuning.training.data import IGNORED, training_set
+from ivlens.tuning.training.order import batch_of
 
 TASK, RECIPE, N_PROMPTS, N_MEANS = "third_person", PromptRecipe(n_shots=5, instruction=None), 16, 32
+N_CAUSAL_DRAWS = 3
 N_JUDGED, ALPHAS, N_DRAWS, OTHERS = 32, (1.0, 2.0, 4.0), 3, ("present_past", "singular_plural", "first_of_three")
 
 
@@ -53,12 +65,15 @@ class Way:
         needed: Operations that its answer needs; None: not known.
         counted: Operations that it took, once they are counted.
         seconds: The best of all rounds so far.
+        plain: The same without ivlens, where there is such a thing; and its best seconds.
     """
 
     run: Callable[[], Any]
     needed: int | None = None
     counted: int = 0
     seconds: float = float("inf")
+    plain: Callable[[], Any] | None = None
+    plain_seconds: float = float("inf")
 
 
 def rate(model: Any) -> float:
@@ -122,13 +137,71 @@ def judgement_way(model: Any) -> Way:
     )  # fmt: skip
 
 
-WAYS: dict[str, Callable[[Any], Way]] = {"effects": effects_way, "judgement": judgement_way}
+def causal_way(model: Any) -> Way:
+    """The four causal tests of one task, with a study's grid and prompts, for the model and itself."""
+    names = (TASK, *OTHERS[:2])
+    track = TrackOptions(n_prompts=4, n_judge_prompts=4, recipe=RECIPE)
+    stage = measure_stage(model, [load_task(name) for name in names], track)
+    options = replace(StudyOptions().causal, recipe=RECIPE, n_draws=N_CAUSAL_DRAWS)
+    asked = [load_task(TASK)]
+    return Way(partial(causal_tests, model, model, (stage, stage), asked, new=stage.vector(OTHERS[0]), options=options))
+
+
+def training_way(model: Any) -> Way:
+    """A step of LoRA on query and value projections, beside a loop of transformers and peft."""
+    task, options = load_task(TASK), TuneOptions(steps=10_000, batch_size=16, decay="constant")
+    data = training_set(model, task, task.split("fit"), recipe=RECIPE, n_samples=160)
+    trainer = Learner(model, "lora").trainer(data, options)
+    trained = [weight for weight in trainer.model.parameters() if weight.requires_grad]
+    optimizer, numbers = torch.optim.AdamW(trained, lr=options.lr), itertools.count()
+    known = trainer.ask_frozen()
+    trainer.model.train()
+
+    def step() -> None:
+        with torch.enable_grad():
+            trainer._step(next(numbers), optimizer, trained, known)
+
+    return Way(step, plain=plain_step(model, data, options))
+
+
+def plain_step(model: Any, data: Any, options: TuneOptions) -> Callable[[], None]:
+    """The same training step as one writes it with transformers and peft: labels, loss, backward, clip, AdamW."""
+    lora = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], lora_dropout=0.0, bias="none")
+    peft: Any = get_peft_model(copy.deepcopy(plain_model(model)), lora)
+    trained = [weight for weight in peft.parameters() if weight.requires_grad]
+    optimizer, numbers = torch.optim.AdamW(trained, lr=options.lr), itertools.count()
+    peft.train()
+
+    def step() -> None:
+        batch = data.rows(batch_of(next(numbers), options.batch_size, len(data), 0))
+        labels = torch.cat([torch.full_like(batch.tokens, IGNORED), batch.answers], 1)
+        tokens = torch.cat([batch.tokens, batch.answers.clamp_min(0)], 1)
+        mask = torch.cat([batch.attention_mask, (batch.answers != IGNORED).long()], 1)
+        kept = slice(int(mask.any(0).long().argmax()), None)  # as a collator pads: to the longest of the batch
+        with torch.enable_grad():
+            optimizer.zero_grad()
+            found = peft(input_ids=tokens[:, kept], attention_mask=mask[:, kept], labels=labels[:, kept])
+            found.loss.backward()
+            torch.nn.utils.clip_grad_norm_(trained, options.max_grad_norm)
+            optimizer.step()
+
+    return step
+
+
+WAYS: dict[str, Callable[[Any], Way]] = {
+    "effects": effects_way,
+    "judgement": judgement_way,
+    "causal": causal_way,
+    "training": training_way,
+}
 
 
 def measure(model: Any, ways: dict[str, Way], rounds: int) -> float:
     """Count the operations of each way, and time them in turns; returns the machine's best rate."""
     for way in ways.values():
         way.run()  # what is checked once for each shape does not count
+        if way.plain is not None:
+            way.plain()
         with FlopCounterMode(display=False) as counter:
             way.run()
         way.counted = counter.get_total_flops()
@@ -138,6 +211,10 @@ def measure(model: Any, ways: dict[str, Way], rounds: int) -> float:
             start = time.perf_counter()
             way.run()
             way.seconds = min(way.seconds, time.perf_counter() - start)
+            if way.plain is not None:
+                start = time.perf_counter()
+                way.plain()
+                way.plain_seconds = min(way.plain_seconds, time.perf_counter() - start)
         best = max(best, rate(model))
     return best
 
@@ -154,12 +231,13 @@ def rows(ways: dict[str, Way], per_second: float) -> list[list[str]]:
                 "" if way.needed is None else f"{way.needed / 1e9:.0f}",
             ]
             + ["" if share is None else f"{share:.2f}" for share in shares]
+            + ["" if way.plain is None else f"{way.seconds / way.plain_seconds:.2f}"]
         )
     return found
 
 
 def report(ways: dict[str, Way], per_second: float) -> str:
-    head = ["", "seconds", "GFLOP counted", "GFLOP needed", "time ÷ counted", "time ÷ needed"]
+    head = ["", "seconds", "GFLOP counted", "GFLOP needed", "time ÷ counted", "time ÷ needed", "÷ plain"]
     return "\n".join(
         [
             "## A real model on two cores (`python benches/real_size.py --write`)\n",

@@ -1,7 +1,7 @@
 """Prompts run once up to their last token, so that the last token can be run many times with different edits."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -84,7 +84,6 @@ class SharedPrefix:
         fault: Why nothing is shared; None where the cache is shared.
         is_known: Whether the outcome was known already, from another prefix of this model and shape.
         n_before: Columns of every pass that stand before the last prompt token; hooks must not edit them.
-        joins: Whether the rows of a pass may enter at different blocks; known once `streams` was called.
     """
 
     def __init__(
@@ -95,11 +94,10 @@ class SharedPrefix:
         n_given: int = 1,
     ) -> None:
         self._model, self._tokens, self._mask = model, tokens, attention_mask
-        self._form = 0  # the `output_form` of the model's blocks, once `streams` has seen it
+        self._form = 0  # the `output_form` of blocks, once `streams` has seen it
         self._cache: Any = None
         self._kept: list[tuple[Tensor, Tensor, Any]] = []
         self.n_before = 0
-        self.joins = False
         # the witness, too, has to fit in the context
         n_given = max(0, min(n_given, model.cfg.n_ctx - tokens.shape[1]))
         at, parameter = tokens.device.type, next(model.parameters())
@@ -142,7 +140,7 @@ class SharedPrefix:
         lengths = self._mask.sum(1)
         rows = torch.stack([lengths.argmax(), lengths.argmin()])
         given = self._tokens[rows, -1:].expand(-1, n_given)  # any tokens do: the prompt's last one, repeated
-        want = self._whole(rows, given, n_given + 1)
+        want = self._whole(rows, given)
         # a second time, with no token after the prompt: if the first pass changed the kept tensors, logits differ now
         for n, wanted in ((n_given, want), (0, want[:, :1])):
             # tolerance by the parameters' dtype: the logits of a model in half precision are float32 (`full_logits`)
@@ -164,9 +162,7 @@ class SharedPrefix:
         answers: Int[Tensor, "rows given"],
         stream: Float[Tensor, "rows given+1 d_model"] | None = None,
         start: int | Int[Tensor, " rows"] = 0,
-        *,
-        last_only: bool = False,
-    ) -> Float[Tensor, "rows kept d_vocab"]:
+    ) -> Float[Tensor, "rows given+1 d_vocab"]:
         """Logits at the last prompt token of every row, and at each token that follows it.
 
         Args:
@@ -174,46 +170,39 @@ class SharedPrefix:
             answers: the tokens that follow the prompt in each row; may have no columns.
             stream: the residual stream that enters block `start`; the blocks below `start` are left out.
             start: one block for all rows, or the block of each row, in ascending order.
-            last_only: logits at the last token alone.
         """
         prompts, answers = prompts.to(self._tokens.device), answers.to(self._tokens.device)
         if self.fault is not None:
-            return self._whole(prompts, answers, 1 if last_only else answers.shape[1] + 1)
+            return self._whole(prompts, answers)
         following = torch.cat([self._tokens[prompts, -1:], answers], dim=1)
         mask = torch.cat([self._mask[prompts], torch.ones_like(answers)], dim=1)
-        fewer = last_logits_only(self._model) if last_only else nullcontext()
-        n_entered = self._n_entered(start, len(prompts))
+        n_entered = entered_by(self._model.cfg.n_layers, torch.as_tensor(start).expand(len(prompts)))
         if isinstance(start, int) or stream is None:
             shorter = blocks_left_out(self._model, int(start), stream, self._form)
         else:
             shorter = blocks_joined(self._model, start, stream, self._form)
-        with torch.no_grad(), shorter, fewer, full_logits(self._model):
+        with torch.no_grad(), shorter, full_logits(self._model):
             if self._cache is None:
                 return self._model(following, attention_mask=mask, use_cache=False)
-            # a pass lengthens the cache, so each one starts from the kept tensors; a block that is left out never reads
-            # its keys, and only their length is asked for
+            # a pass lengthens the cache, so each one starts from the kept tensors; of blocks that are left out only the
+            # length of their keys is asked for
             for n, layer, kept in zip(n_entered, self._cache.layers, self._kept, strict=True):
                 keys, values, length = kept
-                layer.keys, layer.values = (keys[prompts[:n]], values[prompts[:n]]) if n else (keys, values)
+                if n:  # `index_select` takes a third of the time of brackets
+                    keys, values = (each.index_select(0, prompts[:n].to(each.device)) for each in (keys, values))
+                layer.keys, layer.values = keys, values
                 if length is not None:
                     layer.cumulative_length = length
             return self._model(following, attention_mask=mask, past_key_values=self._cache)
 
-    def _n_entered(self, start: int | Int[Tensor, " rows"], n_rows: int) -> list[int]:
-        """How many rows each block runs on."""
-        n_layers = self._model.cfg.n_layers
-        if isinstance(start, int):
-            return [n_rows * (layer >= start) for layer in range(n_layers)]
-        return entered_by(n_layers, start)
-
     def _whole(
-        self, prompts: Int[Tensor, " rows"], answers: Int[Tensor, "rows given"], n_kept: int
-    ) -> Float[Tensor, "rows kept d_vocab"]:
-        """The last `n_kept` logits of a pass over whole prompts and answers, without a cache."""
+        self, prompts: Int[Tensor, " rows"], answers: Int[Tensor, "rows given"]
+    ) -> Float[Tensor, "rows given+1 d_vocab"]:
+        """The same logits of a pass over whole prompts and answers, without a cache."""
         tokens = torch.cat([self._tokens[prompts], answers], dim=1)
         mask = torch.cat([self._mask[prompts], torch.ones_like(answers)], dim=1)
         with torch.no_grad(), full_logits(self._model):
-            return self._model(tokens, attention_mask=mask, use_cache=False, logits_to_keep=n_kept)
+            return self._model(tokens, attention_mask=mask, use_cache=False, logits_to_keep=answers.shape[1] + 1)
 
     def streams(
         self, prompts: Int[Tensor, " rows"], answers: Int[Tensor, "rows given"], rows_per_pass: int
@@ -228,7 +217,7 @@ class SharedPrefix:
         for prompt_rows, answer_rows in zip(prompts.split(rows_per_pass), answers.split(rows_per_pass), strict=True):
             stacked, plain = self._captured(prompt_rows, answer_rows)
             # whether blocks can be left out depends on the model alone, so the first rows are enough to see it
-            if not parts and not self._can_resume(prompt_rows, answer_rows, stacked, plain):
+            if not parts and not self.resumes(prompt_rows, answer_rows, stacked, plain):
                 return None
             parts.append(stacked)
         return torch.cat(parts, 1)
@@ -246,19 +235,30 @@ class SharedPrefix:
         self._form = forms[-1]
         return torch.stack([kept[layer] for layer in layers]), plain
 
-    def _can_resume(self, prompts: Tensor, answers: Tensor, stacked: Tensor, plain: Tensor) -> bool:
-        """Whether blocks can be left out of passes of this shape; it is seen once, and `joins` with it."""
+    def resumes(
+        self,
+        prompts: Int[Tensor, " rows"],
+        answers: Int[Tensor, "rows given"],
+        stacked: Float[Tensor, "n_layers rows given+1 d_model"],
+        plain: Float[Tensor, "rows given+1 d_vocab"] | None = None,
+    ) -> bool:
+        """Whether blocks can be left out of passes of this shape; it is tried once, and `joins` with it.
+
+        Args:
+            stacked, plain: the residual stream of these rows after every block, and their logits if they are known.
+        """
         seen, key = _RESUMED.setdefault(self._model, {}), (self._key, answers.shape[1])
         if key not in seen:
-            resumes = self._resumes(prompts, answers, stacked, plain)
+            plain = self.logits(prompts, answers) if plain is None else plain
+            # a pass that starts at the middle block
+            middle, few = max(1, len(stacked) // 2), slice(_FEW)
+            resumes = self._gives(plain[few], prompts[few], answers[few], stacked[middle - 1, few], middle)
             seen[key] = resumes, resumes and self._joined(prompts, answers, stacked, plain)
-        resumes, self.joins = seen[key]
-        return resumes
+        return seen[key][0]
 
-    def _resumes(self, prompts: Tensor, answers: Tensor, stacked: Tensor, plain: Tensor) -> bool:
-        """Whether a pass that starts at the middle block gives the logits of the whole pass."""
-        middle, few = max(1, len(stacked) // 2), slice(_FEW)
-        return self._gives(plain[few], prompts[few], answers[few], stacked[middle - 1, few], middle)
+    def joins(self, n_given: int) -> bool:
+        """Whether the rows of a pass with so many given tokens may enter at different blocks; `resumes` tries it."""
+        return _RESUMED.get(self._model, {}).get((self._key, n_given), (False, False))[1]
 
     def _joined(self, prompts: Tensor, answers: Tensor, stacked: Tensor, plain: Tensor) -> bool:
         """Whether a pass whose rows enter at three different blocks gives the logits of the whole pass."""

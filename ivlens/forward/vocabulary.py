@@ -19,10 +19,11 @@ from ivlens.forward.hooked import is_unembedding_hooked
 from ivlens.models.boot import TransformerBridge
 from ivlens.models.selfcheck import probe_prompts
 
-# logits at one time: 16 MB, which a processor's cache holds; a GPU has more, and counts the calls
-_LOGITS_AT_ONCE = {"cpu": 2**22, "cuda": 2**26}
+# logits at one time: 8 MB, which a processor's cache holds; a GPU has more, and counts the calls
+_LOGITS_AT_ONCE = {"cpu": 2**21, "cuda": 2**26}
 _WEIGHTS_AT_ONCE = 2**24  # numbers of a half-precision unembedding that are in float32 at one time (64 MB)
-_FEWEST_COLUMNS = 1024
+# columns of logits come in multiples of it: with an odd number a matrix product takes up to 1.6 times as long
+_COLUMNS = 512
 
 # whether a model's logits are what its linear layer gives, or are scaled or capped afterwards
 _IS_LAST: WeakKeyDictionary[TransformerBridge, bool] = WeakKeyDictionary()
@@ -63,9 +64,9 @@ class Read:
         if linear.bias is not None and bool(linear.bias.any()):  # TransformerLens adds a bias of zeros
             bias = linear.bias.to(dtype)
         at_once = _LOGITS_AT_ONCE.get(stream.device.type, _LOGITS_AT_ONCE["cpu"])
-        width = max(_FEWEST_COLUMNS, at_once // max(1, len(stream)))
+        width = max(1, at_once // max(1, len(stream)) // _COLUMNS) * _COLUMNS
         if linear.weight.dtype != dtype:  # columns are converted first, so they count too
-            width = min(width, max(1, _WEIGHTS_AT_ONCE // linear.in_features))
+            width = min(width, max(1, _WEIGHTS_AT_ONCE // linear.in_features // _COLUMNS) * _COLUMNS)
         found: Read | None = None
         with torch.autocast(stream.device.type, enabled=False):
             for start in range(0, len(linear.weight), width):

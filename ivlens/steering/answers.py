@@ -1,24 +1,32 @@
-"""The accepted answers of many prompts, grouped by length, so that each group runs without padding in one pass."""
+"""The accepted answers of many prompts, as rows of passes."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from ivlens.forward.borders import Borders
 from ivlens.forward.vocabulary import Read
 from ivlens.steering.summary import Scores
+
+Alternatives = Sequence[Sequence[tuple[int, ...]]]  # for each prompt its accepted answers, the first one first
+_NO_TOKEN = -2  # where logits are not finite: neither a token nor padding
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """Rows of a pass: for each the number of its prompt, and the tokens that are given after the prompt."""
+    """Rows of a pass: for each the number of its prompt, and the tokens that are given after the prompt.
+
+    Attributes:
+        number: The number of a whole answer of this prompt which begins with the given tokens, among all prompts'.
+    """
 
     prompts: Int[Tensor, " rows"]
     given: Int[Tensor, "rows given"]
+    number: Int[Tensor, " rows"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,50 +39,139 @@ class AnswerRows(Rows):
         targets: All tokens of the answers in each row; -1 where a row has fewer answers than the widest one.
         first: Whether the prompt's first accepted answer, by which `prob` and `logprob` are scored, is in this row; it
             then stands first among the targets.
-        has_next: Whether the context has room for one more token after the answer.
+        numbers: The number of each answer among the whole ones; -1 where there is none.
     """
 
     targets: Int[Tensor, "rows answers answer_len"]
     first: Bool[Tensor, " rows"]
-    has_next: Bool[Tensor, "rows answers"]
-
-    @cached_property
-    def whole(self) -> Rows:
-        """One row for every answer with room behind it: the whole answer is given, and the next token is predicted."""
-        rows, answers = self.has_next.nonzero(as_tuple=True)
-        return Rows(self.prompts[rows], self.targets[rows, answers])
-
-    @cached_property
-    def number(self) -> Int[Tensor, "rows answers"]:
-        """For each answer the number of its row in `whole`; -1 where it has none."""
-        rows = self.has_next.flatten().cumsum(0).reshape(self.has_next.shape) - 1
-        return rows.masked_fill(~self.has_next, -1)
+    numbers: Int[Tensor, "rows answers"]
 
 
-def answer_rows(alternatives: Sequence[Sequence[tuple[int, ...]]], places: Int[Tensor, " prompts"]) -> list[AnswerRows]:
-    """The answers of all prompts in groups, one group for each length in tokens.
+@dataclass(frozen=True, eq=False)
+class WholeAnswers(Rows):
+    """A row for each answer: all of it is given, and the token after it is predicted too.
 
-    Args:
-        alternatives: For each prompt its accepted answers, the first one first.
-        places: The number of tokens that fit behind each prompt.
+    Where the context has no room for that token, the answer's last one is not given, and nothing follows it.
+
+    Attributes:
+        answers: The tokens of each answer, padded with -1. `given` is padded too, with tokens that nothing looks at.
+        has_next: Whether the context has room for one more token after the answer.
     """
+
+    answers: Int[Tensor, "rows answer_len"]
+    has_next: Bool[Tensor, " rows"]
+
+    @property
+    def n_read(self) -> Int[Tensor, " rows"]:
+        """The number of positions that are read in each row, from the last prompt token on."""
+        return (self.answers >= 0).sum(1) + self.has_next
+
+
+@dataclass(frozen=True, eq=False)
+class AnswerTable:
+    """All rows that the answers of some prompts can need.
+
+    Attributes:
+        openings: The first tokens alone.
+        by_length: The answers without their last tokens, one group for each length, so that no row is padded.
+        whole: The whole answers; in one group, padded, if the context has room for the longest behind every prompt.
+    """
+
+    openings: AnswerRows
+    by_length: list[AnswerRows]
+    whole: list[WholeAnswers]
+
+    @classmethod
+    def of(cls, alternatives: Alternatives, places: Int[Tensor, " prompts"], room: int) -> "AnswerTable":
+        """The rows of these answers.
+
+        Args:
+            places: The number of tokens that fit behind each prompt.
+            room: The number of tokens that fit behind all of them, where they are padded to one length.
+        """
+        whole = _whole(alternatives, places.tolist(), room)
+        rows = [(prompt, answer) for group in whole for prompt, answer in _rows_of(group)]
+        numbers = {row: number for number, row in enumerate(rows)}
+        (openings,) = _by_length(alternatives, numbers, cut=1)
+        return cls(openings, _by_length(alternatives, numbers), whole)
+
+    @property
+    def most_given(self) -> int:
+        """The largest number of tokens that are given in a row."""
+        return max(group.given.shape[1] for group in self.whole)
+
+    def of_pairs(self, begun: Bool[Tensor, "n prompts"]) -> tuple[Int[Tensor, " pairs"], Int[Tensor, " pairs"]]:
+        """For all whole answers of these pairs of intervention and prompt, the intervention and the answer's number."""
+        prompts = torch.cat([group.prompts for group in self.whole])
+        chosen, numbers = begun[:, prompts].nonzero(as_tuple=True)
+        return chosen, numbers
+
+
+def _rows_of(group: WholeAnswers) -> Iterable[tuple[int, tuple[int, ...]]]:
+    for prompt, answer in zip(group.prompts.tolist(), group.answers.tolist(), strict=True):
+        yield prompt, tuple(token for token in answer if token >= 0)
+
+
+def _whole(alternatives: Alternatives, places: Sequence[int], room: int) -> list[WholeAnswers]:
+    """The whole answers, numbered through all groups."""
+    rows = {(prompt, answer): len(answer) < places[prompt] for prompt, own in enumerate(alternatives) for answer in own}
+    n_given = {row: len(row[1]) - (not has_next) for row, has_next in rows.items()}
+    is_one = max(n_given.values()) <= room
+    groups: dict[int, list[tuple[int, tuple[int, ...]]]] = defaultdict(list)
+    for row in rows:
+        groups[0 if is_one else n_given[row]].append(row)
+    found, n = [], 0
+    for _, own in sorted(groups.items()):
+        answers = _padded([answer for _, answer in own], -1)
+        given = _padded([answer[: n_given[prompt, answer]] for prompt, answer in own], 0)
+        prompts = torch.tensor([prompt for prompt, _ in own])
+        number, has_next = torch.arange(n, n + len(own)), torch.tensor([rows[row] for row in own])
+        found.append(WholeAnswers(prompts, given, number, answers, has_next))
+        n += len(own)
+    return found
+
+
+def _padded(answers: Sequence[tuple[int, ...]], fill: int) -> Int[Tensor, "rows answer_len"]:
+    padded = torch.full((len(answers), max(map(len, answers))), fill)
+    for row, answer in enumerate(answers):
+        padded[row, : len(answer)] = torch.tensor(answer, dtype=torch.long)
+    return padded
+
+
+def _by_length(
+    alternatives: Alternatives, numbers: dict[tuple[int, tuple[int, ...]], int], cut: int | None = None
+) -> list[AnswerRows]:
+    """The first `cut` tokens of all answers (None: all of them), in groups of one length."""
     # keys: a prompt and an answer without its last token; so all answers of one token share one row of their prompt
-    by_length: dict[int, dict[tuple[int, tuple[int, ...]], list[tuple[int, ...]]]] = defaultdict(dict)
+    found: dict[int, dict[tuple[int, tuple[int, ...]], dict[tuple[int, ...], int]]] = defaultdict(dict)
     for prompt, answers in enumerate(alternatives):
         for answer in answers:
-            by_length[len(answer)].setdefault((prompt, answer[:-1]), []).append(answer)  # keeps the order of answers
+            shown = answer[:cut]
+            row = found[len(shown)].setdefault((prompt, shown[:-1]), {})
+            row.setdefault(shown, numbers[prompt, answer])  # keeps the order of answers
     groups = []
-    for length, rows in sorted(by_length.items()):
-        most = max(map(len, rows.values()))
-        targets = torch.full((len(rows), most, length), -1)
+    for length, rows in sorted(found.items()):
+        size = len(rows), max(map(len, rows.values()))
+        targets, whole = torch.full((*size, length), -1), torch.full(size, -1)
         for row, answers in enumerate(rows.values()):
-            targets[row, : len(answers)] = torch.tensor(answers)
-        first = [alternatives[prompt][0] in answers for (prompt, _), answers in rows.items()]
+            targets[row, : len(answers)] = torch.tensor(list(answers))
+            whole[row, : len(answers)] = torch.tensor(list(answers.values()))
+        first = torch.tensor([alternatives[prompt][0][:cut] in answers for (prompt, _), answers in rows.items()])
         given = torch.tensor([prefix for _, prefix in rows], dtype=torch.long).reshape(len(rows), length - 1)
         prompts = torch.tensor([prompt for prompt, _ in rows])
-        has_next = (targets[..., 0] >= 0) & (length < places[prompts])[:, None]
-        groups.append(AnswerRows(prompts, given, targets, torch.tensor(first), has_next))
+        groups.append(AnswerRows(prompts, given, whole[:, 0], targets, first, whole))
     return groups
+
+
+def alike(lengths: Int[Tensor, " rows"], fewest: int = 64) -> list[Int[Tensor, " some"]]:
+    """The rows in parts of one length each; parts of fewer rows are joined with longer rows."""
+    parts: list[Tensor] = []
+    waiting = torch.zeros(0, dtype=torch.long)
+    for length in lengths.unique().tolist():
+        waiting = torch.cat([waiting, (lengths == length).nonzero()[:, 0]])
+        if len(waiting) >= fewest:
+            parts, waiting = [*parts, waiting], waiting[:0]
+    return [part.sort().values for part in [*parts, waiting] if len(part)]
 
 
 def wanted_tokens(group: AnswerRows, rows: Int[Tensor, " rows"]) -> Int[Tensor, "positions 1"]:
@@ -100,10 +197,43 @@ def enter(
         For each row the number of the answer among its targets; -1 where greedy decoding writes none of them.
     """
     targets, prompts, first = group.targets[rows], group.prompts[rows], group.first[rows]
-    # among logits with a NaN, that is the largest; -2 is no token and no padding, so such a row has no answer
-    chosen_tokens = read.top.masked_fill(~read.peak.isfinite(), -2).reshape(len(rows), -1).cpu()
-    is_written = (chosen_tokens[:, None] == targets).all(2)
+    is_written = (_likeliest(read).reshape(len(rows), -1)[:, None] == targets).all(2)
     log_probs = read.logprobs.float().reshape(len(rows), -1).cpu()
     scores.prob[chosen[first], prompts[first]] = log_probs[first, 0].exp()
     scores.logprob[chosen[first], prompts[first]] = log_probs[first].sum(1)
     return torch.where(is_written.any(1), is_written.int().argmax(1), -1)
+
+
+def enter_whole(
+    scores: Scores,
+    group: WholeAnswers,
+    chosen: Int[Tensor, " rows"],
+    rows: Int[Tensor, " rows"],
+    read: Read,
+    borders: Borders,
+) -> None:
+    """Write into `scores` which of these whole answers are right, and which of them end the text or the line.
+
+    Args:
+        chosen, rows: As of `enter`.
+        read: The likeliest tokens at the positions of `WholeAnswers.n_read`.
+    """
+    answers, n_read, has_next = group.answers[rows], group.n_read[rows], group.has_next[rows]
+    tops = torch.full((len(rows), answers.shape[1] + 1), -1)
+    tops[torch.arange(tops.shape[1]) < n_read[:, None]] = _likeliest(read)
+    is_written = ((tops[:, :-1] == answers) | (answers < 0)).all(1)
+    following = tops.gather(1, (n_read - 1)[:, None])[:, 0]
+    # a pass that overflows behind the answer has no next token, and its answer counts as wrong
+    for row in (is_written & ~(has_next & (following == _NO_TOKEN))).nonzero()[:, 0].tolist():
+        answer = tuple(token for token in answers[row].tolist() if token >= 0)
+        after = int(following[row]) if has_next[row] else None
+        place = chosen[row], group.prompts[rows[row]]
+        if not borders.goes_on(answer, after):
+            scores.accuracy[place] = 1.0
+            if borders.tokenizer is not None and borders.ends(answer, after):
+                scores.exact[place] = 1.0
+
+
+def _likeliest(read: Read) -> Int[Tensor, " positions"]:
+    """The likeliest token at each position; no token where a logit is NaN, which would be the largest one."""
+    return read.top.masked_fill(~read.peak.isfinite(), _NO_TOKEN).cpu()

@@ -29,7 +29,7 @@ from ivlens.steering.controls import (
 from ivlens.steering.edits import layers_of, replacement
 from ivlens.steering.evaluation import Evaluation
 from ivlens.steering.prompt_sets import PromptSets, followed_recipe, split_seed
-from ivlens.steering.search import Grid, best_settings
+from ivlens.steering.search import Grid, searched
 from ivlens.steering.summary import Judged, Setting, accuracy_only
 from ivlens.steering.trials import Trials
 from ivlens.tasks.task import SplitName, Task
@@ -207,15 +207,17 @@ def judged_vectors(
     every = [vector for several in vectors.values() for vector in several]
     thetas, settings = torch.stack([vector.theta for vector in every]), grid.settings(prompts.model)
     if len(settings) == 1:  # nothing to search: *select* prompts are not even built
-        best = settings * len(every)
+        best, on_select = settings * len(every), ()
     else:
-        best = best_settings(prompts.trials("select"), thetas, settings, grid)
+        found = searched(prompts.trials("select"), thetas, settings, grid)
+        best, on_select = [setting for setting, _ in found], tuple(goodness for _, goodness in found)
     scores = judge.at(best, thetas)
     judged, start = [], 0
     for condition, several in vectors.items():
         rows = range(start, start + len(several))
         names = tuple(vector.task for vector in several)
-        judged.append(Judged(condition, scores.chosen(rows), names, tuple(best[row] for row in rows)))
+        own = tuple(best[row] for row in rows)
+        judged.append(Judged(condition, scores.chosen(rows), names, own, on_select=on_select[start : rows.stop]))
         start += len(several)
     return judged
 

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,12 +13,11 @@ from torch import Tensor
 from ivlens.forward.borders import Borders
 from ivlens.forward.inputs import check_prompts
 from ivlens.forward.prefix import SharedPrefix
-from ivlens.forward.scoring import Correct
 from ivlens.forward.vocabulary import Read, keeping_stream, plain_unembedding
 from ivlens.models.boot import TransformerBridge
 from ivlens.prompts.batch import PromptBatch
 from ivlens.steering.additions import Additions
-from ivlens.steering.answers import AnswerRows, Rows, answer_rows, enter, wanted_tokens
+from ivlens.steering.answers import AnswerRows, AnswerTable, Rows, alike, enter, enter_whole, wanted_tokens
 from ivlens.steering.edits import Positions, Where
 from ivlens.steering.summary import METRICS, Scores, Setting
 
@@ -30,6 +30,10 @@ _log = logging.getLogger("ivlens")
 
 Edit = Additions | Callable[[Where], AbstractContextManager[None]]
 
+# what is scored: `all`; all but `logprob`, which is then NaN; the first tokens alone, with which whole answers count as
+# right; or the rest of answers, whose first tokens are known to be right
+Part = Literal["all", "no logprob", "first tokens", "rest"]
+
 
 class Portion:
     """As many prompts as fit in memory together, with their shared prefix."""
@@ -40,41 +44,37 @@ class Portion:
         self.model, self.batch, self._borders = model, batch, borders
         self.positions: Positions = positions
         self._tokens, self._mask = check_prompts(model, batch.tokens, batch.attention_mask)
-        self._places = model.cfg.n_ctx - self._mask.sum(1).cpu()  # tokens that fit behind each prompt
-        openings = [[answer[:1] for answer in answers] for answers in batch.alternatives]
-        self._groups = answer_rows(batch.alternatives, self._places)
-        (self._openings,) = answer_rows(openings, self._places)  # first tokens alone: all of one length, so one group
-        self._streams_of: dict[int, Tensor | None] = {}  # by the identity of a group
+        n_ctx = model.cfg.n_ctx
+        self._places = n_ctx - self._mask.sum(1).cpu()  # tokens that fit behind each prompt
+        self._answers = AnswerTable.of(batch.alternatives, self._places, n_ctx - self._tokens.shape[1])
+        self._streams_of: dict[tuple[int, int], Tensor | None] = {}  # by the identity of rows, and the tokens given
         self._narrow: dict[int, SharedPrefix] = {}  # by the number of tokens given after the prompt
-        longest = max(group.targets.shape[2] for group in self._groups)
-        self._prefix = SharedPrefix(
-            model, self._tokens, self._mask, max(group.given.shape[1] for group in self._groups)
-        )
+        self._prefix = SharedPrefix(model, self._tokens, self._mask, self._answers.most_given)
         if (fault := self._prefix.fault) is not None and not self._prefix.is_known:
             _log.warning("%s: every vector runs over whole prompts, slowly: %s.", model.cfg.architecture, fault)
         n_logits = model.cfg.d_vocab
         if plain_unembedding(model) is not None:
             n_logits = min(n_logits, _LOGITS_OF_A_POSITION)
-        floats = self._prefix.floats_per_row + 3 * longest * n_logits
+        floats = self._prefix.floats_per_row + 3 * (self._answers.most_given + 1) * n_logits
         self._rows_per_pass = max(1, min(rows_per_pass, _FLOATS_PER_PASS // floats))
 
     def at(
         self,
         settings: Sequence[Setting],
         thetas: Float[Tensor, "n d_model"],
-        asked: Bool[Tensor, " prompts"],
-        brief: bool,
-        loose: bool,
+        asked: Bool[Tensor, "n prompts"],
+        part: Part,
         more_done: Callable[[int], object],
     ) -> Scores:
+        """The scores of each vector at its own setting on the prompts that it is asked about; 0 on the others."""
         every = Additions.of(settings, thetas)
         order = (2 * every.starts + every.is_post).argsort(
             stable=True
         )  # so that the rows of a pass enter at blocks in ascending order
-        parts = []
-        for indices in self._together(every.starts[order], every.is_post[order], int(asked.sum())):
+        parts, n_prompts = [], int(asked.any(0).sum())
+        for indices in self._together(every.starts[order], every.is_post[order], n_prompts):
             chosen = order[indices]
-            parts.append(self.scores(len(chosen), every.chosen(chosen), asked, brief=brief, loose=loose))
+            parts.append(self.scores(len(chosen), every.chosen(chosen), part, asked[chosen]))
             more_done(len(chosen))
         return Scores.stacked(parts).chosen(order.argsort().tolist())
 
@@ -82,8 +82,8 @@ class Portion:
         self, starts: Int[Tensor, " n"], is_post: Bool[Tensor, " n"], n_prompts: int
     ) -> list[Int[Tensor, " some"]]:
         """The numbers of the interventions that share passes, in their order."""
-        self._streams(self._openings)
-        if self._prefix_of(self._openings).joins:
+        self._streams(self._answers.openings, 0)
+        if self._prefix.joins(0):
             # without the stream that enters block 0, what is edited there starts with the tokens
             apart = (starts == 0).long()
             most = max(1, _PASSES_TOGETHER * self._rows_per_pass // max(1, n_prompts))
@@ -92,42 +92,59 @@ class Portion:
         places = apart.unique_consecutive(return_counts=True)[1].tolist()
         return [part for place in torch.arange(len(starts)).split(places) for part in place.split(most)]
 
-    def scores(
-        self,
-        n: int,
-        edit: Edit,
-        asked: Bool[Tensor, " prompts"] | None = None,
-        *,
-        brief: bool = False,
-        loose: bool = False,
-    ) -> Scores:
-        """The scores of `n` interventions on all prompts of the portion; 0 on those that are not asked."""
+    def scores(self, n: int, edit: Edit, part: Part, asked: Bool[Tensor, "n prompts"] | None = None) -> Scores:
+        """The scores of `n` interventions on the prompts that each is asked about (None: all); 0 on the others."""
         size = (n, len(self.batch))
         scores = Scores(*(torch.zeros(size) for _ in METRICS))
-        begun = torch.ones(size, dtype=torch.bool) if asked is None else asked.expand(size)
-        if brief and len(self._groups) > 1:
-            # one short pass for all; only pairs whose first token is right can have a right answer, and few have
-            flat = begun.flatten().nonzero()[:, 0]
-            begun = torch.zeros(begun.numel(), dtype=torch.bool).index_fill(
-                0, flat[self._run(scores, self._openings, flat, edit) >= 0], True
-            )
-            begun = begun.reshape(size)
-        for group in self._groups:
-            n_rows = len(group.prompts)
-            flat = torch.arange(n * n_rows)  # number of the pair (intervention, row): intervention * n_rows + row
-            flat = flat[begun[flat // n_rows, group.prompts[flat % n_rows]]]
+        begun = torch.ones(size, dtype=torch.bool) if asked is None else asked
+        if part == "all":
+            self._finish(scores, *self._written(scores, begun, edit), edit)
+            return scores
+        if part != "rest":
+            begun = self._begun(scores, begun, edit)
+        if part == "first tokens":
+            scores.accuracy[begun] = 1.0
+        else:  # few first tokens are right, so few answers are looked at
+            self._finish(scores, *self._answers.of_pairs(begun), edit)
+        return replace(scores, logprob=torch.full(size, torch.nan))
+
+    def plain_streams(self) -> Float[Tensor, "n_layers prompts d_model"] | None:
+        """The unedited residual stream after each block at the last prompt token; None where it cannot be shared."""
+        found = self._streams(self._answers.openings, 0)  # one row for each prompt, in their order
+        return None if found is None else found[:, :, 0]
+
+    def _begun(self, scores: Scores, asked: Bool[Tensor, "n prompts"], edit: Edit) -> Bool[Tensor, "n prompts"]:
+        """Enter the probabilities of first tokens; returns for which of the asked pairs the likeliest one is right."""
+        flat = asked.flatten().nonzero()[:, 0]  # one row for each prompt, in their order
+        right = self._run(scores, self._answers.openings, flat, edit) >= 0
+        return torch.zeros(asked.numel(), dtype=torch.bool).index_fill(0, flat[right], True).reshape(asked.shape)
+
+    def _written(
+        self, scores: Scores, asked: Bool[Tensor, "n prompts"], edit: Edit
+    ) -> tuple[Int[Tensor, " pairs"], Int[Tensor, " pairs"]]:
+        """Enter the probabilities of all answers; returns those that are written, by intervention and number."""
+        found = []
+        for group in self._answers.by_length:
+            chosen, rows = asked[:, group.prompts].nonzero(as_tuple=True)
+            flat = chosen * len(group.prompts) + rows
             written = self._run(scores, group, flat, edit)
-            flat, written = flat[written >= 0], written[written >= 0]
-            chosen, rows = flat // n_rows, flat % n_rows
-            if loose or self._borders.tokenizer is None:
+            chosen, rows, written = (each[written >= 0] for each in (chosen, rows, written))
+            if self._borders.tokenizer is None:  # tokens without texts: no answer is seen to go on
                 scores.accuracy[chosen, group.prompts[rows]] = 1.0
-                continue
-            for name, found in self._judged(group, chosen, rows, written, edit)._asdict().items():
-                getattr(scores, name)[chosen[found], group.prompts[rows[found]]] = 1.0
-        return replace(scores, logprob=torch.full(size, torch.nan)) if brief else scores
+            else:
+                found.append((chosen, group.numbers[rows, written]))
+        nothing = torch.zeros(0, dtype=torch.long)
+        chosen, numbers = (torch.cat([nothing, *each]) for each in zip(*found, strict=True)) if found else [nothing] * 2
+        # interventions in their order: the rows of a pass have to enter at blocks in ascending order
+        order = chosen.argsort(stable=True)
+        return chosen[order], numbers[order]
 
     def _run(self, scores: Scores, group: AnswerRows, flat: Int[Tensor, " rows"], edit: Edit) -> Int[Tensor, " rows"]:
-        """Enter the probabilities of these (intervention, row) pairs; return the answer that each writes, or -1."""
+        """Enter the probabilities of (intervention, row) pairs; returns the answer that each writes, or -1.
+
+        Args:
+            flat: For each pair its number, `intervention * n_rows + row`.
+        """
         written = [torch.zeros(0, dtype=torch.long)]
         for part in flat.split(self._rows_per_pass) if len(flat) else ():
             chosen, rows = part // len(group.prompts), part % len(group.prompts)
@@ -135,31 +152,20 @@ class Portion:
             written.append(enter(scores, group, chosen, rows, read))
         return torch.cat(written)
 
-    def _judged(
-        self,
-        group: AnswerRows,
-        chosen: Int[Tensor, " rows"],
-        rows: Int[Tensor, " rows"],
-        written: Int[Tensor, " rows"],
-        edit: Edit,
-    ) -> Correct:
-        """For each of these written answers, whether its last word is not continued, and whether the text ends."""
-        accuracy = torch.ones(len(rows), dtype=torch.bool)
-        exact = torch.zeros_like(accuracy)
-        after: list[int | None] = [None] * len(rows)
-        whole = group.number[rows, written]
-        asked = (whole >= 0).nonzero()[:, 0]
-        for part in asked.split(self._rows_per_pass) if len(asked) else ():
-            nothing = torch.zeros((len(part), 0), dtype=torch.long)
-            read = self._read(group.whole, chosen[part], whole[part], edit, nothing, last_only=True)
-            accuracy[part] = read.peak.isfinite().cpu()  # a pass that overflows has no next token
-            for row, token in zip(part.tolist(), read.top.tolist(), strict=True):
-                after[row] = token
-        for row, answer in enumerate(map(tuple, group.targets[rows, written].tolist())):
-            if accuracy[row]:
-                accuracy[row] = not self._borders.goes_on(answer, after[row])
-                exact[row] = self._borders.ends(answer, after[row])
-        return Correct(accuracy, exact)
+    def _finish(
+        self, scores: Scores, chosen: Int[Tensor, " pairs"], numbers: Int[Tensor, " pairs"], edit: Edit
+    ) -> None:
+        """Enter which of these whole answers are right, with the tokens behind them, and which end the text."""
+        for group in self._answers.whole:
+            here = ((numbers >= group.number[0]) & (numbers <= group.number[-1])).nonzero()[:, 0]
+            n_read = group.n_read[numbers[here] - group.number[0]]
+            for some in alike(n_read):  # without the padding of longer answers, where there are enough of one length
+                for part in here[some].split(self._rows_per_pass):
+                    of, rows = chosen[part], numbers[part] - group.number[0]
+                    seen = torch.arange(int(group.n_read[rows].max())) < group.n_read[rows][:, None]
+                    nothing = torch.zeros((int(seen.sum()), 0), dtype=torch.long)
+                    read = self._read(group, of, rows, edit, nothing, seen)
+                    enter_whole(scores, group, of, rows, read, self._borders)
 
     def _read(
         self,
@@ -168,52 +174,64 @@ class Portion:
         rows: Int[Tensor, " rows"],
         edit: Edit,
         tokens: Int[Tensor, "positions wanted"],
-        *,
-        last_only: bool = False,
+        seen: Bool[Tensor, "rows kept"] | None = None,
     ) -> Read:
-        """The likeliest token at each position, and the log-probabilities of these tokens there."""
+        """The likeliest token at each position, and the log-probabilities of these tokens there.
+
+        Args:
+            seen: The positions that are read in each row; None: all of them.
+        """
         tokens = tokens.to(self._tokens.device)
+        n_given = group.given.shape[1] if seen is None else seen.shape[1] - 1
         # made now, by passes of their own, whose logits are compared
-        self._streams(group) if isinstance(edit, Additions) else self._prefix_of(group)
+        self._streams(group, n_given) if isinstance(edit, Additions) else self._prefix_of(group)
+
+        def positions(found: Float[Tensor, "rows kept some"]) -> Float[Tensor, "positions some"]:
+            return found.flatten(0, 1) if seen is None else found[seen.to(found.device)]
+
         if (linear := plain_unembedding(self.model)) is None:
-            logits = self._logits(group, chosen, rows, edit, last_only=last_only)
-            return Read.of_logits(logits.flatten(0, 1), tokens)
+            return Read.of_logits(positions(self._logits(group, chosen, rows, edit, n_given)), tokens)
         with keeping_stream(linear) as kept:
-            n_read = self._logits(group, chosen, rows, edit, last_only=last_only).shape[1]
-        return Read.of_stream(kept[-1][:, -n_read:].flatten(0, 1), linear, tokens)
+            n_read = self._logits(group, chosen, rows, edit, n_given).shape[1]
+        return Read.of_stream(positions(kept[-1][:, -n_read:]), linear, tokens)
 
     def _logits(
-        self,
-        group: Rows,
-        chosen: Int[Tensor, " rows"],
-        rows: Int[Tensor, " rows"],
-        edit: Edit,
-        *,
-        last_only: bool = False,
+        self, group: Rows, chosen: Int[Tensor, " rows"], rows: Int[Tensor, " rows"], edit: Edit, n_given: int
     ) -> Float[Tensor, "rows kept d_vocab"]:
         """Logits at the last prompt token and the tokens given after it, each row under its own intervention."""
-        where, prefix = self._where(group, rows), self._prefix_of(group)
-        given = group.prompts[rows], group.given[rows]
+        where, prefix = self._where(group, len(rows), n_given), self._prefix_of(group)
+        given = group.prompts[rows], group.given[rows, :n_given]
         if not isinstance(edit, Additions):
             with edit(where):
-                return prefix.logits(*given, last_only=last_only)
-        own, streams = edit.chosen(chosen), self._streams(group)
+                return prefix.logits(*given)
+        own, streams = edit.chosen(chosen), self._streams(group, n_given)
         # nothing below an edit changes, so a row starts there if it can, with the unedited stream
         is_mixed = len(own.starts.unique()) > 1
-        if streams is None or not int(own.starts.min()) or (is_mixed and not prefix.joins):
+        if streams is None or not int(own.starts.min()) or (is_mixed and not prefix.joins(n_given)):
             with own.in_passes(self.model, where, torch.ones_like(own.is_post)):
-                return prefix.logits(*given, last_only=last_only)
+                return prefix.logits(*given)
         entered = own.after_blocks(streams[own.starts.to(streams.device) - 1, rows.to(streams.device)], where)
         with own.in_passes(self.model, where, ~own.is_post):
             start = own.starts if is_mixed else int(own.starts[0])
-            return prefix.logits(*given, entered, start, last_only=last_only)
+            return prefix.logits(*given, entered, start)
 
-    def _streams(self, group: Rows) -> Tensor | None:
-        """The unedited residual stream of a group's rows after every block; computed once."""
-        if id(group) not in self._streams_of:
-            prefix = self._prefix_of(group)
-            self._streams_of[id(group)] = prefix.streams(group.prompts, group.given, self._rows_per_pass)
-        return self._streams_of[id(group)]
+    def _streams(self, group: Rows, n_given: int) -> Tensor | None:
+        """The unedited residual stream of a group's rows after every block, with so many given tokens; made once."""
+        key = id(group), n_given
+        if key not in self._streams_of:
+            self._streams_of[key] = self._made_streams(group, n_given)
+        return self._streams_of[key]
+
+    def _made_streams(self, group: Rows, n_given: int) -> Tensor | None:
+        prefix, (longest, *others) = self._prefix_of(group), self._answers.whole
+        n_most, given = longest.given.shape[1], group.given[:, :n_given]
+        if others or (group is longest and n_given == n_most):
+            return prefix.streams(group.prompts, given, self._rows_per_pass)
+        # nothing looks at tokens behind it, so the streams of whole answers begin with those of shorter ones
+        if (every := self._streams(longest, n_most)) is None:
+            return None
+        own = every[:, group.number.to(every.device), : n_given + 1]
+        return own if prefix.resumes(group.prompts, given, own) else None
 
     def _prefix_of(self, group: Rows) -> SharedPrefix:
         """The prefix of all prompts or, if some have no room for the group's answers, of those that have."""
@@ -228,11 +246,9 @@ class Portion:
             self._narrow[n_given] = SharedPrefix(self.model, *narrow, n_given)
         return self._narrow[n_given]
 
-    def _where(self, group: Rows, rows: Int[Tensor, " rows"]) -> Where:
-        """The positions to edit in a pass over these rows: known beforehand, so no hook has to find them."""
+    def _where(self, group: Rows, n_rows: int, n_given: int) -> Where:
+        """The positions to edit in a pass over some rows: known beforehand, so no hook has to find them."""
         n_before = self._prefix_of(group).n_before
-        where = torch.zeros(
-            len(rows), n_before + group.given.shape[1] + 1, dtype=torch.bool, device=self._tokens.device
-        )
+        where = torch.zeros(n_rows, n_before + n_given + 1, dtype=torch.bool, device=self._tokens.device)
         where[:, n_before : n_before + 1 if self.positions == "prompt" else None] = True
         return lambda: where

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -32,6 +32,7 @@ class PromptSets:
         n_prompts: The largest number of prompts from a split; None: all.
         seed: Draws the prompts and their order.
         positions, rows_per_pass: Passed on to `Trials`.
+        kept: Where trials are kept for later calls, which takes memory for the caches of their prompts; None: nowhere.
     """
 
     model: TransformerBridge
@@ -42,6 +43,7 @@ class PromptSets:
     seed: int = 0
     positions: Positions = "prompt"
     rows_per_pass: int = 512
+    kept: dict[tuple[SplitName, Corruption | None], Trials] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.n_prompts is not None and self.n_prompts < 1:
@@ -67,8 +69,14 @@ class PromptSets:
 
     def trials(self, split: SplitName, *, corrupted: bool = True) -> Trials:
         """The prompts of a split, ready to be run under many interventions."""
+        key = split, self.applied if corrupted else None
+        if self.kept is not None and key in self.kept:
+            return self.kept[key]
         batch = self.batch(split, corrupted=corrupted)
-        return Trials(self.model, batch, positions=self.positions, rows_per_pass=self.rows_per_pass)
+        trials = Trials(self.model, batch, positions=self.positions, rows_per_pass=self.rows_per_pass)
+        if self.kept is not None:
+            self.kept[key] = trials
+        return trials
 
 
 def followed_recipe(

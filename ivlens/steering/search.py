@@ -165,20 +165,28 @@ def grid_scores(trials: Trials, thetas: Float[Tensor, "n d_model"], settings: Se
 def best_settings(
     trials: Trials, thetas: Float[Tensor, "n d_model"], settings: Sequence[Setting], grid: Grid
 ) -> list[Setting]:
-    """The setting of each vector with the largest accuracy; ties are broken by mean probability, then by order.
+    """The setting of each vector that does best, see `searched`."""
+    return [setting for setting, _ in searched(trials, thetas, settings, grid)]
 
-    All vectors, controls too, get the same rounds: all settings on a few prompts, the better ones on more (successive
-    halving, see `Grid`). A control that searched less would lose for that reason alone. A first score counts in later
-    rounds; what decides is scored exactly in each.
+
+def searched(
+    trials: Trials, thetas: Float[Tensor, "n d_model"], settings: Sequence[Setting], grid: Grid
+) -> list[tuple[Setting, float]]:
+    """The setting of each vector with the largest accuracy, and its `goodness` on all prompts (NaN with one setting).
+
+    Ties are broken by mean probability, then by order. All vectors, controls too, get the same rounds: all settings on
+    a few prompts, the better ones on more (successive halving, see `Grid`). A control that searched less would lose for
+    that reason alone. A first score counts in later rounds; what decides is scored exactly in each.
     """
     if len(settings) == 1:
-        return [settings[0]] * len(thetas)
+        return [(settings[0], float("nan"))] * len(thetas)
     race, start = _Race(trials, thetas, settings), 0
     for stop, n_kept in _rounds(len(settings), len(trials.batch), grid):
         race.run(slice(start, stop))
         race.keep(n_kept, slice(stop))
         start = stop
-    return [settings[number] for (number,) in race.left.tolist()]
+    best = [settings[number] for (number,) in race.left.tolist()]
+    return list(zip(best, race.goodness().tolist(), strict=True))
 
 
 def _rounds(n_settings: int, n_prompts: int, grid: Grid) -> list[tuple[int, int]]:
@@ -194,9 +202,9 @@ def _rounds(n_settings: int, n_prompts: int, grid: Grid) -> list[tuple[int, int]
 class _Race:
     """The settings of each vector that are still tried, with their scores on all prompts so far.
 
-    Every setting is first scored `loose`: the second pass, which sees whether an answer goes on, is left out, so the
-    score is never too low. Then only those among the best are scored exactly, until all of the best are exact. The
-    result is that of scoring all of them exactly, at a fraction of the passes.
+    Every setting is first scored loosely, by the first tokens of answers alone, so the score is never too low. Then
+    only those among the best are scored exactly, until all of the best are exact. The result is that of scoring all of
+    them exactly, at a fraction of the passes.
 
     Attributes:
         left: For each vector the numbers of its settings.
@@ -207,17 +215,23 @@ class _Race:
         self.left = torch.arange(len(settings)).repeat(len(thetas), 1)
         # a row for each vector and each of its settings, vector by vector
         self._scores: Scores | None = None
-        self._is_loose = torch.zeros(self.left.numel(), dtype=torch.bool)
+        self._is_loose = torch.zeros(self.left.numel(), 0, dtype=torch.bool)  # for each of these rows and each prompt
 
-    def _scored(self, prompts: slice, rows: Int[Tensor, " rows"], **how: bool) -> Scores:
+    def _scored(self, prompts: slice, rows: Int[Tensor, " rows"], **part: Any) -> Scores:
         settings = [self._settings[number] for number in self.left.flatten()[rows].tolist()]
-        return self._trials.at(settings, self._thetas[rows // self.left.shape[1]], prompts=prompts, **how)
+        return self._trials.at(settings, self._thetas[rows // self.left.shape[1]], prompts=prompts, **part)
 
     def run(self, prompts: slice) -> None:
         """Score what is left on more prompts."""
-        more = self._scored(prompts, torch.arange(self.left.numel()), loose=True)
+        more = self._scored(prompts, torch.arange(self.left.numel()), part="first tokens")
         self._scores = more if self._scores is None else Scores.abreast([self._scores, more])
-        self._is_loose |= more.accuracy.any(1)  # without a right answer there is nothing to lose
+        # without a right answer there is nothing to lose
+        self._is_loose = torch.cat([self._is_loose, more.accuracy > 0], 1)
+
+    def goodness(self) -> Float[Tensor, " rows"]:
+        """The goodness of each setting that is left on all prompts so far, see `Scores.goodness`."""
+        assert self._scores is not None
+        return self._scores.goodness()
 
     def keep(self, n: int, prompts: slice) -> None:
         """Leave the `n` best settings of each vector, in the order in which they were given.
@@ -229,13 +243,14 @@ class _Race:
         first = self.left.shape[1] * torch.arange(len(self.left))[:, None]
         while True:
             # stable: of equal settings the earlier one
-            best = self._scores.goodness().reshape(self.left.shape).argsort(dim=1, descending=True, stable=True)[:, :n]
+            best = self.goodness().reshape(self.left.shape).argsort(dim=1, descending=True, stable=True)[:, :n]
             rows = (best + first).flatten()
-            asked = rows[self._is_loose[rows]]
+            asked = rows[self._is_loose[rows].any(1)]
             if not len(asked):
                 break
-            exact = self._scored(prompts, asked, brief=True)
-            self._scores.accuracy[asked], self._scores.prob[asked] = exact.accuracy, exact.prob
+            begun = self._is_loose[asked]
+            exact = self._scored(prompts, asked, part="rest", begun=begun).accuracy
+            self._scores.accuracy[asked] = torch.where(begun, exact, self._scores.accuracy[asked])
             self._is_loose[asked] = False
         best = best.sort(1).values
         rows = (best + first).flatten()

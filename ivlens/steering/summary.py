@@ -1,7 +1,7 @@
 """Scores of interventions on each prompt, and the table rows with means and intervals that are made from them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -81,6 +81,7 @@ class Judged:
         names: The name of each vector.
         settings: The setting of each vector.
         has_probs: False where no model answers, as for `constant`: then there are no probabilities.
+        on_select: The `Scores.goodness` of each vector at its setting in the search; empty where none was searched.
     """
 
     condition: str
@@ -88,13 +89,15 @@ class Judged:
     names: tuple[str, ...] = ()
     settings: tuple[Setting, ...] = ()
     has_probs: bool = True
+    on_select: tuple[float, ...] = ()
 
     def separate(self) -> "list[Judged]":
         """The condition split into one `Judged` for each vector; unchanged where it has no vectors."""
         if not self.settings:
             return [self]
+        lists = ("names", "settings", "on_select")
         return [
-            Judged(self.condition, self.scores.chosen([at]), self.names[at : at + 1], self.settings[at : at + 1])
+            replace(self, scores=self.scores.chosen([at]), **{name: getattr(self, name)[at : at + 1] for name in lists})
             for at in range(len(self.scores.accuracy))
         ]
 

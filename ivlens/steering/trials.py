@@ -4,12 +4,12 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ivlens.common.progress import bar, ticking
 from ivlens.forward.borders import Borders
-from ivlens.forward.hooks import check_unsteered, model_lock
+from ivlens.forward.hooks import captured_residual, check_unsteered, model_lock
 from ivlens.forward.inputs import check_length, check_prompts, row_slices
 from ivlens.forward.prefix import prompts_that_fit
 from ivlens.forward.sharing import give_way
@@ -17,7 +17,7 @@ from ivlens.models.boot import TransformerBridge
 from ivlens.prompts.batch import PromptBatch
 from ivlens.steering.additions import Additions
 from ivlens.steering.edits import Positions, Where
-from ivlens.steering.portions import Portion
+from ivlens.steering.portions import Part, Portion
 from ivlens.steering.summary import Scores, Setting
 
 
@@ -66,16 +66,35 @@ class Trials:
         """Scores of the prompts without an intervention, in one row."""
         return self.edited(lambda where: nullcontext())
 
+    def streams(self) -> Float[Tensor, "n_layers batch d_model"]:
+        """The residual stream after each block at the last prompt token."""
+        with model_lock(self.model), torch.no_grad():
+            check_unsteered(self.model)
+            numbers = ticking(range(len(self._slices)), "hidden states", "portions")
+            return torch.cat([self._streams(number) for number in numbers], 1)
+
+    def _streams(self, number: int) -> Float[Tensor, "n_layers rows d_model"]:
+        """The streams of one portion, by passes over its last tokens alone where the model allows it."""
+        if (shared := self._portion(number).plain_streams()) is not None:
+            return shared
+        layers, parts = range(self.model.cfg.n_layers), []
+        rows = self.batch.rows(self._slices[number])
+        for part in row_slices(len(rows), 32):
+            tokens, mask = check_prompts(self.model, rows.tokens[part], rows.attention_mask[part])
+            with captured_residual(self.model, layers, select=lambda one: one[:, -1]) as kept:
+                self.model(tokens, attention_mask=mask, use_cache=False)
+            parts.append(torch.stack([kept[layer] for layer in layers]))
+        return torch.cat(parts, 1)
+
     def edited(self, context: Callable[[Where], AbstractContextManager[None]]) -> Scores:
         """Scores with `context(where)` open around every pass, in one row."""
-        return self._all(lambda number, rows: self._portion(number).scores(1, context), "asking the model")
+        return self._all(lambda number, rows: self._portion(number).scores(1, context, "all"), "asking the model")
 
     def added(self, deltas: Float[Tensor, "n d_model"], layer: int, site: str, *, brief: bool = False) -> Scores:
         """Scores with each of `deltas` added at one layer and site; with `brief`, `logprob` is left out (NaN)."""
         same = Additions.at_one_place(deltas, layer, site)
-        return self._all(
-            lambda number, rows: self._portion(number).scores(len(deltas), same, brief=brief), "trying vectors"
-        )
+        part: Part = "no logprob" if brief else "all"
+        return self._all(lambda number, rows: self._portion(number).scores(len(deltas), same, part), "trying vectors")
 
     def at(
         self,
@@ -83,19 +102,23 @@ class Trials:
         thetas: Float[Tensor, "n d_model"],
         *,
         prompts: slice = slice(None),
-        brief: bool = False,
-        loose: bool = False,
+        part: Part = "all",
+        begun: Bool[Tensor, "n asked"] | None = None,
     ) -> Scores:
         """Scores of each vector at its own setting; all settings share their passes where the model allows it.
 
         Args:
             prompts: The prompts to run; the scores are of these alone.
-            brief: Leaves out `logprob`, which is then NaN.
-            loose: Leaves out the second pass too: answers whose word goes on count as right, and `exact` stays 0.
+            part: `no logprob` leaves out `logprob`, which is then NaN. `first tokens` takes an answer for right where
+                its first token is the likeliest: so accuracy is never too low, and `exact` is 0. `rest` looks only at
+                answers whose first tokens are right.
+            begun: Whether the first token of an answer is right, for each vector and prompt; `rest` needs it.
         """
-        asked = torch.zeros(len(self.batch), dtype=torch.bool)
-        asked[prompts] = True
-        total, done = len(settings) * sum(bool(asked[rows].any()) for rows in self._slices), 0
+        asked = torch.zeros(len(settings), len(self.batch), dtype=torch.bool)
+        asked[:, prompts] = True if begun is None else begun
+        wanted = torch.zeros(len(self.batch), dtype=torch.bool)
+        wanted[prompts] = True
+        total, done = len(settings) * sum(bool(wanted[rows].any()) for rows in self._slices), 0
         with bar("trying settings", total, "settings") as report:
 
             def more_done(n: int) -> None:
@@ -105,10 +128,10 @@ class Trials:
                 give_way(self.model)
 
             def run(number: int, rows: slice) -> Scores | None:
-                if not bool(asked[rows].any()):
+                if not bool(wanted[rows].any()):
                     return None  # without it a portion's prefix is not even made
-                found = self._portion(number).at(settings, thetas, asked[rows], brief or loose, loose, more_done)
-                return found.of_prompts(asked[rows])
+                found = self._portion(number).at(settings, thetas, asked[:, rows], part, more_done)
+                return found.of_prompts(wanted[rows])
 
             return self._all(run)
 

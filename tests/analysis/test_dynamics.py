@@ -27,6 +27,7 @@ from ivlens.common.store import Store, verify
 from ivlens.models import pocket_path
 from ivlens.models.checkpoints import checkpoint_series
 from ivlens.prompts import PromptRecipe
+from ivlens.steering import prompt_sets
 from ivlens.steering.prompt_sets import PromptSets
 from ivlens.steering.search import Grid
 from ivlens.tuning import Along, TuneOptions, finetune
@@ -214,6 +215,29 @@ def test_tables_of_causal_tests(pocket, first):
         causal_tests(pocket, pocket, (first, first), TASKS[:1], tests=["erase"])
     with pytest.raises(ValueError, match="lacks synonym, expected all tasks"):
         causal_tests(pocket, pocket, (first, first), [load_task("synonym")])
+
+
+def test_causal_tests_run_each_prompt_once_in_a_model(pocket, first, monkeypatch):
+    """The tests of a task share its prompts' caches; and each test alone gives the same scores."""
+    made = []
+
+    class Watched(prompt_sets.Trials):
+        def __init__(self, model, batch, **more):
+            made.append((id(model), batch.texts))
+            super().__init__(model, batch, **more)
+
+    monkeypatch.setattr(prompt_sets, "Trials", Watched)
+    grid = Grid(layers=(1, 2), alphas=(2.0,), sites=("resid_post",))
+    options = CausalOptions(grid=grid, n_prompts=12, n_draws=2)
+    tuned, new = without_heads([(2, 3)]), first.vector("capitalize")
+    found = causal_tests(pocket, tuned, (first, first), TASKS[:1], new=new, options=options)
+    # bare prompts of two splits in each model; clean ones of one split in the first, and of two in the tuned one
+    assert len(made) == 7 == len(set(made))
+    monkeypatch.undo()
+    for test in found:
+        (alone,) = causal_tests(pocket, tuned, (first, first), TASKS[:1], new=new, tests=[test.test], options=options)
+        pd.testing.assert_frame_equal(test.frame(), alone.frame())
+        assert (alone.strongest, alone.best_draw) == (test.strongest, test.best_draw)
 
 
 # ---- series, recorder, files

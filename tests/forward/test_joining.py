@@ -25,7 +25,7 @@ def test_each_row_is_as_in_a_pass_of_its_own(family, n_rows):
     prefix, prompts = SharedPrefix(model, tokens, mask, 1), torch.tensor([0, 1, 2, 3, 0, 2])[:n_rows]
     given = torch.randint(1, 200, (n_rows, 1))
     streams = prefix.streams(prompts, given, 512)
-    assert streams is not None and prefix.joins
+    assert streams is not None and prefix.joins(given.shape[1])
     n = model.cfg.n_layers
     starts = torch.tensor([1, 1, 2, n - 1, n, n]).sort().values[:n_rows]
     changed = streams[starts - 1, torch.arange(n_rows)] + torch.randn(n_rows, 2, model.cfg.d_model)

@@ -103,7 +103,8 @@ def check_rows(bridge):
     batch = batch_of([((17,),), ((8,), (9,)), ((40,),), ((12,),)])
     trials = Trials(bridge, batch, rows_per_pass=5)
     portion = trials._portion(0)
-    assert portion._streams(portion._groups[0]) is not None  # blocks can be left out in all these families
+    # blocks can be left out in all these families
+    assert portion._streams(portion._answers.by_length[0], 0) is not None
     vectors = [vector_for(bridge, seed, size=0.5) for seed in range(2)]
     settings = [Setting(*place) for place in product(range(3), (0.0, -2.0), SITES)]
     for vector in vectors:
@@ -130,7 +131,7 @@ def test_brief_scores_are_the_same_without_logprob(model):
     tops = [model(batch_of(ANSWERS).tokens[at : at + 1])[0, -1].argmax() for at in range(4)]
     answers = [*ANSWERS[:2], ((17, 30), (int(tops[2]),), (int(tops[2]), 9)), ((int(tops[3]), 14),)]
     for trials in (written, Trials(model, batch_of(answers))):
-        whole, brief = (trials.at(thrice, deltas, brief=brief) for brief in (False, True))
+        whole, brief = (trials.at(thrice, deltas, part=part) for part in ("all", "no logprob"))
         assert torch.equal(whole.accuracy, brief.accuracy) and bool(brief.logprob.isnan().all())
         torch.testing.assert_close(whole.prob, brief.prob, atol=1e-5, rtol=1e-3)
 
@@ -173,7 +174,7 @@ def test_a_family_that_cannot_leave_out_blocks_is_noticed(llama, monkeypatch):
     trials = Trials(llama, batch)
     monkeypatch.setattr("ivlens.forward.prefix.output_form", lambda out: 2)  # a tuple, where the model expects a tensor
     portion = trials._portion(0)
-    assert portion._streams(portion._groups[0]) is None
+    assert portion._streams(portion._answers.by_length[0], 0) is None
     scores = trials.added(vector_for(llama).theta[None], 1, "resid_post")
     monkeypatch.undo()
     torch.testing.assert_close(

@@ -9,11 +9,12 @@ from conftest import chained, random_prompts
 from ivlens import load_model, load_task
 from ivlens.effects import head_effects
 from ivlens.forward.completions import complete
+from ivlens.forward.hooks import captured_residual
 from ivlens.forward.prefix import SharedPrefix
 from ivlens.forward.scoring import greedy_correct
 from ivlens.forward.vocabulary import Read
 from ivlens.prompts import PromptBatch, build_prompts
-from ivlens.steering.search import Grid, _rounds, best_settings
+from ivlens.steering.search import Grid, _rounds, best_settings, searched
 from ivlens.steering.steer import steer
 from ivlens.steering.summary import Setting
 from ivlens.steering.trials import Trials
@@ -81,7 +82,7 @@ def test_scores_are_those_of_generated_texts(pocket, vector, positions, site):
         asked = together([build_prompts(pocket.tokenizer, one, one.examples, corruption="drop") for one in made])
         trials = Trials(pocket, asked, positions=positions)
         judged += check(trials.added(alpha * vector.theta[None], layer, site), texts * 4, asked)
-        check(trials.at([Setting(layer, alpha, site)], vector.theta[None], brief=True), texts * 4, asked)
+        check(trials.at([Setting(layer, alpha, site)], vector.theta[None], part="no logprob"), texts * 4, asked)
     assert len({*judged}) == 3, "not all verdicts were tried"
 
 
@@ -141,9 +142,9 @@ def test_twelve_is_not_one(after_one):
     model, tokens, (one, following), expected = after_one
     mask = torch.tensor([[1, 1, 1], [0, 1, 1]])
     both = [((one,), (399,), (399, one)), ((399,), (one,))]
-    for brief in (False, True):
+    for part in ("all", "no logprob"):
         scores = Trials(model, batch_of(tokens, mask, both)).at(
-            [Setting(0, 0.0, "resid_post")], torch.ones(1, model.cfg.d_model), brief=brief
+            [Setting(0, 0.0, "resid_post")], torch.ones(1, model.cfg.d_model), part=part
         )
         assert (scores.accuracy[0].tolist(), scores.exact[0].tolist()) == ([expected[0]] * 2, [expected[1]] * 2)
     longer = [((one,), (one, following)), ((one, following),)]
@@ -151,7 +152,7 @@ def test_twelve_is_not_one(after_one):
 
 
 def test_the_second_pass_is_small(after_one):
-    """Only rows whose whole answer was written are looked at again, and of these only the last column."""
+    """Only rows whose whole answer was written are looked at again, together, and no further than their answers go."""
     model, tokens, (one, _), expected = after_one
     batch = batch_of(tokens, torch.ones_like(tokens), [((one,),), ((399,), (398, 9))])
     Trials(model, batch).unsteered()  # the witness of the shared prefix runs once for a shape
@@ -162,8 +163,8 @@ def test_the_second_pass_is_small(after_one):
         scores = trials.unsteered()
     finally:
         handle.remove()
-    # without the last prompt token; answers of one token; what follows the one that was written; answers of two
-    assert passes == [(2, 1), (2, 1), (1, 1), (1, 2)]
+    # without the last prompt token; answers of one token; answers of two; what follows the one that was written
+    assert passes == [(2, 1), (2, 1), (1, 2), (1, 2)]
     assert scores.accuracy.tolist() == [[expected[0], 0]]
 
 
@@ -226,7 +227,7 @@ def test_a_search_does_not_fall_for_answers_that_go_on(new_model, byte_level, gr
     tokens, mask = random_prompts((5, 6, 4, 5))
     trials = Trials(model, batch_of(tokens.clamp(max=250), mask, [((one,), (five,))] * 4))
     settings = [Setting(1, alpha, "resid_post") for alpha in (30.0, 60.0, 0.0, -30.0)]
-    loose = trials.at(settings, theta.repeat(4, 1), loose=True)
+    loose = trials.at(settings, theta.repeat(4, 1), part="first tokens")
     assert loose.accuracy.mean(1).tolist() == [1, 1, 0, 1] and int(loose.goodness().argmax()) < 2
     assert not loose.exact.any() and loose.logprob.isnan().all()
     assert trials.at(settings, theta.repeat(4, 1)).accuracy.mean(1).tolist() == [0, 0, 0, 1]
@@ -275,3 +276,36 @@ def test_an_overflow_after_the_answer_is_no_right_answer(after_one, monkeypatch)
     monkeypatch.setattr(Read, "of_stream", overflowing)
     scores = trials.unsteered()
     assert not scores.accuracy.any() and not scores.exact.any() and scores.prob.gt(0).all()
+
+
+def test_streams_are_those_of_whole_passes(pocket, monkeypatch):
+    task = load_task("country_capital")
+    batch = build_prompts(pocket.tokenizer, task, task.split("test")[:7], corruption="drop")
+    shared = Trials(pocket, batch, rows_per_pass=3).streams()
+    with torch.no_grad(), captured_residual(pocket, range(pocket.cfg.n_layers)) as kept:
+        pocket(batch.tokens, attention_mask=batch.attention_mask)
+    want = torch.stack([kept[layer][:, -1] for layer in range(pocket.cfg.n_layers)])
+    torch.testing.assert_close(shared, want, atol=1e-5, rtol=1e-4)
+    monkeypatch.setattr(SharedPrefix, "streams", lambda *_: None)
+    torch.testing.assert_close(Trials(pocket, batch).streams(), want, atol=1e-5, rtol=1e-4)
+
+
+def test_a_search_looks_at_the_rest_of_an_answer_once(pocket, vector, monkeypatch):
+    task, asked = load_task("spell"), []
+    trials = Trials(pocket, build_prompts(pocket.tokenizer, task, task.split("select")[:9], corruption="drop"))
+    at = Trials.at
+
+    def watched(self, settings, thetas, *, prompts=slice(None), part="all", begun=None):
+        if part == "rest":
+            for row, setting in enumerate(settings):
+                places = [(setting, float(thetas[row].sum()), prompt) for prompt in begun[row].nonzero()[:, 0].tolist()]
+                asked.extend(places)
+        return at(self, settings, thetas, prompts=prompts, part=part, begun=begun)
+
+    monkeypatch.setattr(Trials, "at", watched)
+    settings = Grid(layers=(0, 2, 4), alphas=(1.0, 4.0)).settings(pocket)
+    thetas = torch.stack([vector.theta, vector.random_like(1).theta])
+    found = searched(trials, thetas, settings, Grid(n_screen=4, n_finalists=3))
+    assert asked and len(asked) == len(set(asked))
+    best = at(trials, [setting for setting, _ in found], thetas, part="no logprob").goodness()
+    assert [goodness for _, goodness in found] == pytest.approx(best.tolist(), abs=1e-7)

@@ -188,10 +188,13 @@ def causal_tests(
         }
         if new is not None:
             sources["subtraction"] = (after, None, _negated(_groups(after, last, task, new, options)))
+        asked = _Asked(before)
         for test in tests:
             if test in sources:
                 model, corruption, groups = sources[test]
-                found.append(_judged(test, model, task, groups, corruption, options))
+                # one model at a time: what is kept of its prompts takes memory
+                asked = asked if asked.model is model else _Asked(model)
+                found.append(_judged(test, asked, task, groups, corruption, options))
     return found
 
 
@@ -221,6 +224,15 @@ def leads(tests: Sequence[CausalTest], over: str = "control") -> dict[str, dict[
 _Groups = dict[str, list[InstructionVector]]  # vectors by condition
 
 
+@dataclass(eq=False)
+class _Asked:
+    """What the tests of one task share in one model: its prompts, run up to their last tokens, and clean scores."""
+
+    model: TransformerBridge
+    trials: dict[tuple[SplitName, Corruption | None], Trials] = field(default_factory=dict)
+    clean: Scores | None = None
+
+
 def _groups(
     model: TransformerBridge, stage: Stage, task: Task, iv: InstructionVector, options: CausalOptions
 ) -> _Groups:
@@ -247,24 +259,21 @@ def _negated(groups: _Groups) -> _Groups:
 
 
 def _judged(
-    test: str,
-    model: TransformerBridge,
-    task: Task,
-    groups: _Groups,
-    corruption: Corruption | None,
-    options: CausalOptions,
+    test: str, asked: _Asked, task: Task, groups: _Groups, corruption: Corruption | None, options: CausalOptions
 ) -> CausalTest:
     """Search for each vector's best setting, judge all vectors on the same prompts, and find the strongest control."""
+    model, seed = asked.model, _seed(options)
     groups = {name: [vector.for_model(model) for vector in vectors] for name, vectors in groups.items()}
-    every, seed = [vector for vectors in groups.values() for vector in vectors], _seed(options)
+    every = [vector for vectors in groups.values() for vector in vectors]
     recipe = followed_recipe(every, options.recipe, task, options.split, seed)
-    prompts = PromptSets(model, task, recipe, corruption, options.n_prompts, seed, **options.grid.passes)
+    passes = options.grid.passes
+    prompts = PromptSets(model, task, recipe, corruption, options.n_prompts, seed, **passes, kept=asked.trials)
     judge = prompts.trials(options.split)
+    if asked.clean is None:
+        asked.clean = prompts.trials(options.split, corrupted=False).unsteered()
     # with corruption None nothing is taken away, and clean prompts and baseline are the same
-    judged = {
-        "clean": Judged("clean", prompts.trials(options.split, corrupted=False).unsteered()),
-        "baseline": Judged("baseline", judge.unsteered()),
-    }
+    bare = judge.unsteered() if corruption else asked.clean
+    judged = {"clean": Judged("clean", asked.clean), "baseline": Judged("baseline", bare)}
     judged |= {one.condition: one for one in judged_vectors(groups, prompts, judge, options.grid)}
     judged = {name: one for name, one in judged.items() if name not in groups or groups[name]}
     judged["constant"] = judged_constant(prompts, judge)
@@ -279,10 +288,11 @@ def _strongest(
     places = [(name, row) for name in DRAWN for row in range(len(groups.get(name, [])))]
     if not places:
         return None, None
-    select: Trials = prompts.trials("select")
-    thetas = torch.stack([groups[name][row].theta for name, row in places])
-    scores: Scores = select.at([judged[name].settings[row] for name, row in places], thetas, brief=True)
-    goodness = scores.goodness().tolist()
+    goodness = [judged[name].on_select[row] for name, row in places if judged[name].on_select]
+    if not goodness:  # nothing was searched
+        thetas = torch.stack([groups[name][row].theta for name, row in places])
+        at = [judged[name].settings[row] for name, row in places]
+        goodness = prompts.trials("select").at(at, thetas, part="no logprob").goodness().tolist()
     each = {name: [value for (at, _), value in zip(places, goodness, strict=True) if at == name] for name in DRAWN}
     means = {name: sum(values) / len(values) for name, values in each.items() if values}
     return max(means, key=lambda name: means[name]), places[goodness.index(max(goodness))]

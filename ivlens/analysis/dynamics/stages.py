@@ -14,14 +14,14 @@ from ivlens.common.checks import as_items, check_counts
 from ivlens.common.progress import ticking
 from ivlens.effects.measure import EffectOptions, head_effects
 from ivlens.effects.results import HeadEffects
-from ivlens.forward.hooks import captured_residual, check_unsteered, model_lock
+from ivlens.forward.hooks import check_unsteered
 from ivlens.forward.means import mean_head_outputs
 from ivlens.models.artefacts import Artefact
 from ivlens.models.boot import TransformerBridge, check_model
 from ivlens.models.fingerprint import ModelIdentity, model_identity
-from ivlens.prompts.batch import PromptBatch
 from ivlens.prompts.recipe import PromptRecipe, plain_options
 from ivlens.steering.prompt_sets import PromptSets
+from ivlens.steering.trials import Trials
 from ivlens.tasks.task import SplitName, Task
 from ivlens.vectors.heads import Heads, head_writes
 from ivlens.vectors.vector import InstructionVector
@@ -251,7 +251,7 @@ def _task_stage(
         mean_z=found.mean_z.float().cpu(),
         writes=writes,
         write_scale=found.write_scale.float().cpu(),
-        directions=_directions(model, trials.batch),
+        directions=_directions(trials),
         accuracy=scores.accuracy[0],
         prob=scores.prob[0],
         logprob=scores.logprob[0],
@@ -262,22 +262,10 @@ def _task_stage(
     return replace(stage, split_half=_split_half(source, found, stage.top_heads(options.k)))
 
 
-def _directions(model: TransformerBridge, batch: PromptBatch) -> Float[Tensor, "n_layers d_model"]:
-    """For each layer, the mean of hidden states of length 1 at the last prompt token (the last column)."""
-    layers = range(model.cfg.n_layers)
-    device = next(model.parameters()).device
-    total = torch.zeros(model.cfg.n_layers, model.cfg.d_model, dtype=torch.float64)
-    for start in ticking(range(0, len(batch), 32), "hidden states", "pass"):
-        rows = batch.rows(slice(start, start + 32)).to(device)
-        with (
-            model_lock(model),
-            torch.no_grad(),
-            captured_residual(model, layers, select=lambda one: one[:, -1]) as kept,
-        ):
-            model(rows.tokens, attention_mask=rows.attention_mask, use_cache=False)
-        # at length 1 before the mean, so that prompts with long hidden states do not count more
-        total += torch.stack([_unit(kept[layer].double().cpu()).sum(0) for layer in layers])
-    return (total / len(batch)).float()
+def _directions(trials: Trials) -> Float[Tensor, "n_layers d_model"]:
+    """For each layer, the mean of hidden states of length 1 at the last prompt token."""
+    # at length 1 before the mean, so that prompts with long hidden states do not count more
+    return _unit(trials.streams().double().cpu()).mean(1).float()
 
 
 def _unit(rows: Float[Tensor, "*rows d_model"]) -> Float[Tensor, "*rows d_model"]:
