@@ -176,7 +176,7 @@ class SharedPrefix:
             return self._whole(prompts, answers)
         following = torch.cat([self._tokens[prompts, -1:], answers], dim=1)
         mask = torch.cat([self._mask[prompts], torch.ones_like(answers)], dim=1)
-        n_entered = entered_by(self._model.cfg.n_layers, torch.as_tensor(start).expand(len(prompts)))
+        n_entered = entered_by(self._model.cfg.n_layers, torch.as_tensor(start).expand(len(prompts)).contiguous())
         if isinstance(start, int) or stream is None:
             shorter = blocks_left_out(self._model, int(start), stream, self._form)
         else:

@@ -231,8 +231,7 @@ class InstructionVector:
 
         Args:
             model: the model that the vector will be used with; None: it is checked where the vector is used.
-            allow_other_weights: accept a model of the same shape with other weights, and record it in
-                `settings["used_with"]`; needed to use a vector on a tuned model.
+            allow_other_weights: accept a model of the same shape with other weights, as `for_model` does.
 
         Raises:
             FileNotFoundError: no such file.
@@ -246,16 +245,17 @@ class InstructionVector:
         settings = {**vector.settings, "used_with": used_with} if used_with else vector.settings
         return replace(vector, settings=settings, model_ref=ModelRef(model))
 
-    def for_model(self, model: TransformerBridge) -> "InstructionVector":
+    def for_model(self, model: TransformerBridge, identity: ModelIdentity | None = None) -> "InstructionVector":
         """The same vector, allowed for another checkpoint of the same shape; recorded in `settings["used_with"]`.
 
-        Without it, `steer` and `evaluate_intervention` refuse a model with other weights, such as a tuned one.
+        Without it, `steer` and `evaluate_intervention` refuse a model with other weights, such as a tuned one. To find
+        the model's `identity`, where it is not given, all weights are read.
 
         Raises:
             ValueError: a model of another shape.
         """
-        name = f"InstructionVector {self.task!r}"
-        used_with = check_weights(name, self.model, model_identity(model), allow_other_weights=True)
+        other = identity or model_identity(model)
+        used_with = check_weights(f"InstructionVector {self.task!r}", self.model, other, allow_other_weights=True)
         settings = {**self.settings, "used_with": used_with} if used_with else self.settings
         return replace(self, settings=settings, model_ref=ModelRef(model))
 

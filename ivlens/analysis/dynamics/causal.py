@@ -13,6 +13,7 @@ from ivlens.common.intervals import grouped_interval, p_of_draws
 from ivlens.common.progress import ticking
 from ivlens.forward.means import HeadMeans
 from ivlens.models.boot import TransformerBridge
+from ivlens.models.fingerprint import model_identity
 from ivlens.prompts.corruptions import Corruption
 from ivlens.prompts.recipe import PromptRecipe
 from ivlens.steering.controls import random_head_vectors, random_vectors
@@ -263,7 +264,8 @@ def _judged(
 ) -> CausalTest:
     """Search for each vector's best setting, judge all vectors on the same prompts, and find the strongest control."""
     model, seed = asked.model, _seed(options)
-    groups = {name: [vector.for_model(model) for vector in vectors] for name, vectors in groups.items()}
+    own = model_identity(model)
+    groups = {name: [vector.for_model(model, own) for vector in vectors] for name, vectors in groups.items()}
     every = [vector for vectors in groups.values() for vector in vectors]
     recipe = followed_recipe(every, options.recipe, task, options.split, seed)
     passes = options.grid.passes
