@@ -8,7 +8,7 @@ the weights of all layers in turn, timed between the rounds. `--against` runs an
 this one. *Needed* is the arithmetic that the answer needs whatever way it is found: of `head_effects`, one pass over
 the prompts for the means, one over the clean and one over the corrupted prompts, and for each head one copy of the last
 token from its layer upward, with its score. A training step takes turns with the step of a loop of transformers and
-peft alone. The causal tests are those of a study for one of its tasks, with 3 draws of each control in place of 19.
+peft alone. The causal tests are those of a study for one of its tasks, with one draw of each control in place of 19.
 """
 
 import argparse
@@ -52,7 +52,7 @@ from ivlens.tuning.training.data import IGNORED, training_set
 from ivlens.tuning.training.order import batch_of
 
 TASK, RECIPE, N_PROMPTS, N_MEANS = "third_person", PromptRecipe(n_shots=5, instruction=None), 16, 32
-N_CAUSAL_DRAWS = 3
+N_CAUSAL_DRAWS = 1
 N_JUDGED, ALPHAS, N_DRAWS, OTHERS = 32, (1.0, 2.0, 4.0), 3, ("present_past", "singular_plural", "first_of_three")
 
 

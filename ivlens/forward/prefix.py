@@ -249,10 +249,11 @@ class SharedPrefix:
         """
         seen, key = _RESUMED.setdefault(self._model, {}), (self._key, answers.shape[1])
         if key not in seen:
-            plain = self.logits(prompts, answers) if plain is None else plain
+            prompts, answers, stacked = prompts[:_FEW], answers[:_FEW], stacked[:, :_FEW]
+            plain = self.logits(prompts, answers) if plain is None else plain[:_FEW]
             # a pass that starts at the middle block
-            middle, few = max(1, len(stacked) // 2), slice(_FEW)
-            resumes = self._gives(plain[few], prompts[few], answers[few], stacked[middle - 1, few], middle)
+            middle = max(1, len(stacked) // 2)
+            resumes = self._gives(plain, prompts, answers, stacked[middle - 1], middle)
             seen[key] = resumes, resumes and self._joined(prompts, answers, stacked, plain)
         return seen[key][0]
 

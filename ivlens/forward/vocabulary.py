@@ -19,7 +19,7 @@ from ivlens.forward.hooked import is_unembedding_hooked
 from ivlens.models.boot import TransformerBridge
 from ivlens.models.selfcheck import probe_prompts
 
-# logits at one time: 8 MB, which a processor's cache holds; a GPU has more, and counts the calls
+# logits at one time: about 8 MB, which a processor's cache holds; a GPU has more, and counts the calls
 _LOGITS_AT_ONCE = {"cpu": 2**21, "cuda": 2**26}
 _WEIGHTS_AT_ONCE = 2**24  # numbers of a half-precision unembedding that are in float32 at one time (64 MB)
 # columns of logits come in multiples of it: with an odd number a matrix product takes up to 1.6 times as long

@@ -1,7 +1,7 @@
 """The accepted answers of many prompts, as rows of passes."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,12 +21,12 @@ class Rows:
     """Rows of a pass: for each the number of its prompt, and the tokens that are given after the prompt.
 
     Attributes:
-        number: The number of a whole answer of this prompt which begins with the given tokens, among all prompts'.
+        whole: A whole answer of this prompt which begins with the given tokens: its number in `AnswerTable.whole`.
     """
 
     prompts: Int[Tensor, " rows"]
     given: Int[Tensor, "rows given"]
-    number: Int[Tensor, " rows"]
+    whole: Int[Tensor, " rows"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,12 +39,12 @@ class AnswerRows(Rows):
         targets: All tokens of the answers in each row; -1 where a row has fewer answers than the widest one.
         first: Whether the prompt's first accepted answer, by which `prob` and `logprob` are scored, is in this row; it
             then stands first among the targets.
-        numbers: The number of each answer among the whole ones; -1 where there is none.
+        wholes: The number of each answer in `AnswerTable.whole`; -1 where there is none.
     """
 
     targets: Int[Tensor, "rows answers answer_len"]
     first: Bool[Tensor, " rows"]
-    numbers: Int[Tensor, "rows answers"]
+    wholes: Int[Tensor, "rows answers"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +74,8 @@ class AnswerTable:
     Attributes:
         openings: The first tokens alone.
         by_length: The answers without their last tokens, one group for each length, so that no row is padded.
-        whole: The whole answers; in one group, padded, if the context has room for the longest behind every prompt.
+        whole: The whole answers, numbered through all groups. They are one group, padded, if the context has room for
+            the longest answer behind every prompt; otherwise a group has one number of given tokens.
     """
 
     openings: AnswerRows
@@ -86,12 +87,10 @@ class AnswerTable:
         """The rows of these answers.
 
         Args:
-            places: The number of tokens that fit behind each prompt.
+            places: The number of tokens that fit behind each prompt; 0: nothing is asked behind its answers.
             room: The number of tokens that fit behind all of them, where they are padded to one length.
         """
-        whole = _whole(alternatives, places.tolist(), room)
-        rows = [(prompt, answer) for group in whole for prompt, answer in _rows_of(group)]
-        numbers = {row: number for number, row in enumerate(rows)}
+        whole, numbers = _whole(alternatives, places.tolist(), room)
         (openings,) = _by_length(alternatives, numbers, cut=1)
         return cls(openings, _by_length(alternatives, numbers), whole)
 
@@ -101,34 +100,33 @@ class AnswerTable:
         return max(group.given.shape[1] for group in self.whole)
 
     def of_pairs(self, begun: Bool[Tensor, "n prompts"]) -> tuple[Int[Tensor, " pairs"], Int[Tensor, " pairs"]]:
-        """For all whole answers of these pairs of intervention and prompt, the intervention and the answer's number."""
+        """All whole answers of the prompts that are begun under each intervention: its number, and the answer's."""
         prompts = torch.cat([group.prompts for group in self.whole])
         chosen, numbers = begun[:, prompts].nonzero(as_tuple=True)
         return chosen, numbers
 
 
-def _rows_of(group: WholeAnswers) -> Iterable[tuple[int, tuple[int, ...]]]:
-    for prompt, answer in zip(group.prompts.tolist(), group.answers.tolist(), strict=True):
-        yield prompt, tuple(token for token in answer if token >= 0)
+_Row = tuple[int, tuple[int, ...]]  # a prompt and one of its answers
 
 
-def _whole(alternatives: Alternatives, places: Sequence[int], room: int) -> list[WholeAnswers]:
-    """The whole answers, numbered through all groups."""
+def _whole(alternatives: Alternatives, places: Sequence[int], room: int) -> tuple[list[WholeAnswers], dict[_Row, int]]:
+    """The whole answers in their groups, and the number of each."""
     rows = {(prompt, answer): len(answer) < places[prompt] for prompt, own in enumerate(alternatives) for answer in own}
     n_given = {row: len(row[1]) - (not has_next) for row, has_next in rows.items()}
     is_one = max(n_given.values()) <= room
-    groups: dict[int, list[tuple[int, tuple[int, ...]]]] = defaultdict(list)
+    groups: dict[int, list[_Row]] = defaultdict(list)
     for row in rows:
         groups[0 if is_one else n_given[row]].append(row)
-    found, n = [], 0
+    found: list[WholeAnswers] = []
+    numbers: dict[_Row, int] = {}
     for _, own in sorted(groups.items()):
         answers = _padded([answer for _, answer in own], -1)
         given = _padded([answer[: n_given[prompt, answer]] for prompt, answer in own], 0)
-        prompts = torch.tensor([prompt for prompt, _ in own])
-        number, has_next = torch.arange(n, n + len(own)), torch.tensor([rows[row] for row in own])
-        found.append(WholeAnswers(prompts, given, number, answers, has_next))
-        n += len(own)
-    return found
+        prompts, has_next = torch.tensor([prompt for prompt, _ in own]), torch.tensor([rows[row] for row in own])
+        whole = torch.arange(len(numbers), len(numbers) + len(own))
+        numbers |= dict(zip(own, whole.tolist(), strict=True))
+        found.append(WholeAnswers(prompts, given, whole, answers, has_next))
+    return found, numbers
 
 
 def _padded(answers: Sequence[tuple[int, ...]], fill: int) -> Int[Tensor, "rows answer_len"]:
@@ -138,12 +136,10 @@ def _padded(answers: Sequence[tuple[int, ...]], fill: int) -> Int[Tensor, "rows 
     return padded
 
 
-def _by_length(
-    alternatives: Alternatives, numbers: dict[tuple[int, tuple[int, ...]], int], cut: int | None = None
-) -> list[AnswerRows]:
+def _by_length(alternatives: Alternatives, numbers: dict[_Row, int], cut: int | None = None) -> list[AnswerRows]:
     """The first `cut` tokens of all answers (None: all of them), in groups of one length."""
     # keys: a prompt and an answer without its last token; so all answers of one token share one row of their prompt
-    found: dict[int, dict[tuple[int, tuple[int, ...]], dict[tuple[int, ...], int]]] = defaultdict(dict)
+    found: dict[int, dict[_Row, dict[tuple[int, ...], int]]] = defaultdict(dict)
     for prompt, answers in enumerate(alternatives):
         for answer in answers:
             shown = answer[:cut]

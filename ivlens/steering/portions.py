@@ -46,7 +46,9 @@ class Portion:
         self._tokens, self._mask = check_prompts(model, batch.tokens, batch.attention_mask)
         n_ctx = model.cfg.n_ctx
         self._places = n_ctx - self._mask.sum(1).cpu()  # tokens that fit behind each prompt
-        self._answers = AnswerTable.of(batch.alternatives, self._places, n_ctx - self._tokens.shape[1])
+        # without texts nothing is asked behind an answer: no word is seen to go on
+        asked_behind = self._places * (borders.tokenizer is not None)
+        self._answers = AnswerTable.of(batch.alternatives, asked_behind, n_ctx - self._tokens.shape[1])
         self._streams_of: dict[tuple[int, int], Tensor | None] = {}  # by the identity of rows, and the tokens given
         self._narrow: dict[int, SharedPrefix] = {}  # by the number of tokens given after the prompt
         self._prefix = SharedPrefix(model, self._tokens, self._mask, self._answers.most_given)
@@ -106,18 +108,22 @@ class Portion:
             scores.accuracy[begun] = 1.0
         else:  # few first tokens are right, so few answers are looked at
             self._finish(scores, *self._answers.of_pairs(begun), edit)
-        return replace(scores, logprob=torch.full(size, torch.nan))
+        unknown = {name: torch.full(size, torch.nan) for name in ("logprob", "prob")[: 1 + (part == "rest")]}
+        return replace(scores, **unknown)
 
     def plain_streams(self) -> Float[Tensor, "n_layers prompts d_model"] | None:
         """The unedited residual stream after each block at the last prompt token; None where it cannot be shared."""
-        found = self._streams(self._answers.openings, 0)  # one row for each prompt, in their order
+        rows = self._answers.openings  # one row for each prompt, in their order
+        found = self._prefix.streams(rows.prompts, rows.given, self._rows_per_pass)
         return None if found is None else found[:, :, 0]
 
     def _begun(self, scores: Scores, asked: Bool[Tensor, "n prompts"], edit: Edit) -> Bool[Tensor, "n prompts"]:
         """Enter the probabilities of first tokens; returns for which of the asked pairs the likeliest one is right."""
-        flat = asked.flatten().nonzero()[:, 0]  # one row for each prompt, in their order
-        right = self._run(scores, self._answers.openings, flat, edit) >= 0
-        return torch.zeros(asked.numel(), dtype=torch.bool).index_fill(0, flat[right], True).reshape(asked.shape)
+        chosen, prompts = asked.nonzero(as_tuple=True)  # a prompt is its own row among the openings
+        right = self._run(scores, self._answers.openings, chosen, prompts, edit) >= 0
+        begun = torch.zeros_like(asked)
+        begun[chosen[right], prompts[right]] = True
+        return begun
 
     def _written(
         self, scores: Scores, asked: Bool[Tensor, "n prompts"], edit: Edit
@@ -126,30 +132,32 @@ class Portion:
         found = []
         for group in self._answers.by_length:
             chosen, rows = asked[:, group.prompts].nonzero(as_tuple=True)
-            flat = chosen * len(group.prompts) + rows
-            written = self._run(scores, group, flat, edit)
+            written = self._run(scores, group, chosen, rows, edit)
             chosen, rows, written = (each[written >= 0] for each in (chosen, rows, written))
             if self._borders.tokenizer is None:  # tokens without texts: no answer is seen to go on
                 scores.accuracy[chosen, group.prompts[rows]] = 1.0
             else:
-                found.append((chosen, group.numbers[rows, written]))
+                found.append((chosen, group.wholes[rows, written]))
         nothing = torch.zeros(0, dtype=torch.long)
         chosen, numbers = (torch.cat([nothing, *each]) for each in zip(*found, strict=True)) if found else [nothing] * 2
         # interventions in their order: the rows of a pass have to enter at blocks in ascending order
         order = chosen.argsort(stable=True)
         return chosen[order], numbers[order]
 
-    def _run(self, scores: Scores, group: AnswerRows, flat: Int[Tensor, " rows"], edit: Edit) -> Int[Tensor, " rows"]:
-        """Enter the probabilities of (intervention, row) pairs; returns the answer that each writes, or -1.
-
-        Args:
-            flat: For each pair its number, `intervention * n_rows + row`.
-        """
+    def _run(
+        self,
+        scores: Scores,
+        group: AnswerRows,
+        chosen: Int[Tensor, " pairs"],
+        rows: Int[Tensor, " pairs"],
+        edit: Edit,
+    ) -> Int[Tensor, " pairs"]:
+        """Enter the probabilities of pairs of intervention and row; returns the answer that each writes, or -1."""
         written = [torch.zeros(0, dtype=torch.long)]
-        for part in flat.split(self._rows_per_pass) if len(flat) else ():
-            chosen, rows = part // len(group.prompts), part % len(group.prompts)
-            read = self._read(group, chosen, rows, edit, wanted_tokens(group, rows))
-            written.append(enter(scores, group, chosen, rows, read))
+        parts = zip(chosen.split(self._rows_per_pass), rows.split(self._rows_per_pass), strict=True)
+        for of, some in parts if len(rows) else ():
+            read = self._read(group, of, some, edit, wanted_tokens(group, some))
+            written.append(enter(scores, group, of, some, read))
         return torch.cat(written)
 
     def _finish(
@@ -157,11 +165,11 @@ class Portion:
     ) -> None:
         """Enter which of these whole answers are right, with the tokens behind them, and which end the text."""
         for group in self._answers.whole:
-            here = ((numbers >= group.number[0]) & (numbers <= group.number[-1])).nonzero()[:, 0]
-            n_read = group.n_read[numbers[here] - group.number[0]]
+            here = ((numbers >= group.whole[0]) & (numbers <= group.whole[-1])).nonzero()[:, 0]
+            n_read = group.n_read[numbers[here] - group.whole[0]]
             for some in alike(n_read):  # without the padding of longer answers, where there are enough of one length
                 for part in here[some].split(self._rows_per_pass):
-                    of, rows = chosen[part], numbers[part] - group.number[0]
+                    of, rows = chosen[part], numbers[part] - group.whole[0]
                     seen = torch.arange(int(group.n_read[rows].max())) < group.n_read[rows][:, None]
                     nothing = torch.zeros((int(seen.sum()), 0), dtype=torch.long)
                     read = self._read(group, of, rows, edit, nothing, seen)
@@ -183,8 +191,9 @@ class Portion:
         """
         tokens = tokens.to(self._tokens.device)
         n_given = group.given.shape[1] if seen is None else seen.shape[1] - 1
-        # made now, by passes of their own, whose logits are compared
-        self._streams(group, n_given) if isinstance(edit, Additions) else self._prefix_of(group)
+        # made now: they take passes of their own, whose logits are compared
+        if isinstance(edit, Additions):
+            self._streams(group, n_given)
 
         def positions(found: Float[Tensor, "rows kept some"]) -> Float[Tensor, "positions some"]:
             return found.flatten(0, 1) if seen is None else found[seen.to(found.device)]
@@ -223,14 +232,16 @@ class Portion:
         return self._streams_of[key]
 
     def _made_streams(self, group: Rows, n_given: int) -> Tensor | None:
-        prefix, (longest, *others) = self._prefix_of(group), self._answers.whole
-        n_most, given = longest.given.shape[1], group.given[:, :n_given]
-        if others or (group is longest and n_given == n_most):
+        prefix, (first, *others) = self._prefix_of(group), self._answers.whole
+        given = group.given[:, :n_given]
+        if others or (group is first and n_given == first.given.shape[1]):
             return prefix.streams(group.prompts, given, self._rows_per_pass)
         # nothing looks at tokens behind it, so the streams of whole answers begin with those of shorter ones
-        if (every := self._streams(longest, n_most)) is None:
+        if (every := self._streams(first, first.given.shape[1])) is None:
             return None
-        own = every[:, group.number.to(every.device), : n_given + 1]
+        own = every[:, :, : n_given + 1]
+        if group is not first:
+            own = own[:, group.whole.to(every.device)]
         return own if prefix.resumes(group.prompts, given, own) else None
 
     def _prefix_of(self, group: Rows) -> SharedPrefix:

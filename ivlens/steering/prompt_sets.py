@@ -32,7 +32,8 @@ class PromptSets:
         n_prompts: The largest number of prompts from a split; None: all.
         seed: Draws the prompts and their order.
         positions, rows_per_pass: Passed on to `Trials`.
-        kept: Where trials are kept for later calls, which takes memory for the caches of their prompts; None: nowhere.
+        kept: Where trials are kept for later calls in the same model, which takes memory for the caches of their
+            prompts; None: nowhere.
     """
 
     model: TransformerBridge
@@ -43,7 +44,7 @@ class PromptSets:
     seed: int = 0
     positions: Positions = "prompt"
     rows_per_pass: int = 512
-    kept: dict[tuple[SplitName, Corruption | None], Trials] | None = field(default=None, compare=False, repr=False)
+    kept: dict[tuple[object, ...], Trials] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.n_prompts is not None and self.n_prompts < 1:
@@ -69,7 +70,7 @@ class PromptSets:
 
     def trials(self, split: SplitName, *, corrupted: bool = True) -> Trials:
         """The prompts of a split, ready to be run under many interventions."""
-        key = split, self.applied if corrupted else None
+        key = self.task.name, self.recipe, self.seed, self.n_prompts, split, self.applied if corrupted else None
         if self.kept is not None and key in self.kept:
             return self.kept[key]
         batch = self.batch(split, corrupted=corrupted)

@@ -240,14 +240,16 @@ class _Race:
             prompts: All prompts so far.
         """
         assert self._scores is not None
-        first = self.left.shape[1] * torch.arange(len(self.left))[:, None]
+        first, n_asked = self.left.shape[1] * torch.arange(len(self.left))[:, None], n
         while True:
             # stable: of equal settings the earlier one
-            best = self.goodness().reshape(self.left.shape).argsort(dim=1, descending=True, stable=True)[:, :n]
-            rows = (best + first).flatten()
-            asked = rows[self._is_loose[rows].any(1)]
-            if not len(asked):
+            order = self.goodness().reshape(self.left.shape).argsort(dim=1, descending=True, stable=True)
+            best = order[:, :n]
+            if not self._is_loose[(best + first).flatten()].any():
                 break
+            rows = (order[:, :n_asked] + first).flatten()
+            asked = rows[self._is_loose[rows].any(1)]
+            n_asked += n_asked - n + 1  # those that come next too, ever more: a pass of few rows takes almost as long
             begun = self._is_loose[asked]
             exact = self._scored(prompts, asked, part="rest", begun=begun).accuracy
             self._scores.accuracy[asked] = torch.where(begun, exact, self._scores.accuracy[asked])

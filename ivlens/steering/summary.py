@@ -44,6 +44,12 @@ class Scores:
     logprob: Float[Tensor, "n batch"]
 
     @staticmethod
+    def unknown(n: int, batch: int) -> "Scores":
+        """The scores of pairs about which nothing is asked: wrong, with probabilities that are not known (NaN)."""
+        wrong, nothing = torch.zeros(n, batch), torch.full((n, batch), torch.nan)
+        return Scores(wrong, wrong.clone(), nothing, nothing.clone())
+
+    @staticmethod
     def stacked(parts: "Sequence[Scores]") -> "Scores":
         """The scores of several sets of interventions on the same prompts, one below the other."""
         return Scores(*(torch.cat([getattr(part, name) for part in parts]) for name in METRICS))

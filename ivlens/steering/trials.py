@@ -24,10 +24,10 @@ from ivlens.steering.summary import Scores, Setting
 class Trials:
     """Prompts to be run under many interventions; what no intervention changes is computed once.
 
-    Nothing is generated: every accepted answer is given to the model, and greedy decoding writes an answer if each of
-    its tokens is the likeliest one. A second pass over the whole answer gives the next token, which decides whether the
-    word goes on (see `Correct`). Where prompt and answer fill the context, the answer counts as ended. Without a
-    tokenizer there is no second pass: `accuracy` is that of the answer's tokens alone, and `exact` is 0.
+    Nothing is generated: accepted answers are given to the model, and greedy decoding writes an answer if each of its
+    tokens is the likeliest one. The token behind the answer decides whether its word goes on (see `Correct`). Where
+    prompt and answer fill the context, the answer counts as ended. Without a tokenizer nothing is asked behind answers:
+    `accuracy` is that of the answer's tokens alone, and `exact` is 0.
 
     Prompts whose caches do not fit in memory together run in portions; each call then computes their caches anew.
 
@@ -54,11 +54,13 @@ class Trials:
         self._rows_per_pass = rows_per_pass
         self._borders = Borders(model.tokenizer)
         tokens, mask = check_prompts(model, batch.tokens, batch.attention_mask)
-        check_length(model, mask, max(len(answer) for answers in batch.alternatives for answer in answers))
+        longest = max(len(answer) for answers in batch.alternatives for answer in answers)
+        check_length(model, mask, longest)
         check_unsteered(model)
-        # for `prompts_that_fit`: every answer is run without its last token, and in the second pass with it
-        n_answer_tokens = max(sum(2 * len(answer) + 1 for answer in answers) for answers in batch.alternatives)
-        size = min(rows_per_pass, prompts_that_fit(model, tokens.shape[1], n_answer_tokens))
+        # for `prompts_that_fit`, the positions whose streams are kept: whole answers with the token behind them, padded
+        # to the longest of all, then answers without their last tokens, and the last prompt token
+        n_kept = max(len(own) * (longest + 1) + sum(map(len, own)) + 1 for own in batch.alternatives)
+        size = min(rows_per_pass, prompts_that_fit(model, tokens.shape[1], n_kept))
         self._slices = list(row_slices(len(batch), size))
         self._held: tuple[int, Portion] | None = None
 
@@ -109,10 +111,11 @@ class Trials:
 
         Args:
             prompts: The prompts to run; the scores are of these alone.
-            part: `no logprob` leaves out `logprob`, which is then NaN. `first tokens` takes an answer for right where
-                its first token is the likeliest: so accuracy is never too low, and `exact` is 0. `rest` looks only at
-                answers whose first tokens are right.
-            begun: Whether the first token of an answer is right, for each vector and prompt; `rest` needs it.
+            part: With `no logprob`, `logprob` is left out: it is NaN. With `first tokens`, an answer counts as right
+                where its first token is the likeliest one: `accuracy` is never too low, and `exact` is 0. `rest` finds
+                `accuracy` and `exact` alone, of the pairs in `begun`.
+            begun: For each vector and each of these prompts, whether the first token of an answer is right; None: all
+                pairs are looked at. The others get 0.
         """
         asked = torch.zeros(len(settings), len(self.batch), dtype=torch.bool)
         asked[:, prompts] = True if begun is None else begun
@@ -130,6 +133,9 @@ class Trials:
             def run(number: int, rows: slice) -> Scores | None:
                 if not bool(wanted[rows].any()):
                     return None  # without it a portion's prefix is not even made
+                if not bool(asked[:, rows].any()):
+                    more_done(len(settings))
+                    return Scores.unknown(len(settings), int(wanted[rows].sum()))
                 found = self._portion(number).at(settings, thetas, asked[:, rows], part, more_done)
                 return found.of_prompts(wanted[rows])
 

@@ -240,6 +240,22 @@ def test_causal_tests_run_each_prompt_once_in_a_model(pocket, first, monkeypatch
         assert (alone.strongest, alone.best_draw) == (test.strongest, test.best_draw)
 
 
+def test_each_test_asks_by_its_own_vectors_splits(pocket, monkeypatch):
+    """The new task's vector was made on the splits of another seed, where some inputs of the others are in *fit*."""
+    from ivlens.analysis.dynamics import causal
+
+    stage = measure_stage(pocket, TASKS[:1], replace(OPTIONS, n_prompts=3))
+    new = measure_stage(pocket, TASKS[2:], replace(OPTIONS, n_prompts=3, recipe=PromptRecipe(seed=5)))
+    asked, made = [], causal.judged_vectors
+    monkeypatch.setattr(causal, "judged_vectors", lambda groups, prompts, judge, grid: (
+        asked.append({one.input for one in judge.batch.examples}), made(groups, prompts, judge, grid))[1])  # fmt: skip
+    options = CausalOptions(grid=Grid(layers=(1,), alphas=(2.0,), sites=("resid_post",)), n_prompts=24, n_draws=1)
+    causal_tests(pocket, pocket, (stage, stage), TASKS[:1], new=new.vector("capitalize"), options=options)
+    *others, subtracted = asked
+    fits = {seed: {one.input for one in TASKS[0].split("fit", seed)} for seed in (0, 5)}
+    assert not subtracted & fits[5] and all(not one & fits[0] for one in others)
+
+
 # ---- series, recorder, files
 
 

@@ -9,7 +9,7 @@ ANSWERS = [((5,), (6, 7)), ((5, 8, 9),), ((4,), (4,))]  # the last prompt has th
 
 
 def rows(group):
-    return list(zip(group.number.tolist(), group.prompts.tolist(), group.given.tolist(), strict=True))
+    return list(zip(group.whole.tolist(), group.prompts.tolist(), group.given.tolist(), strict=True))
 
 
 def test_whole_answers_stand_in_one_padded_group_where_there_is_room():
@@ -24,7 +24,7 @@ def test_whole_answers_stand_in_one_padded_group_where_there_is_room():
         for number, prompt, given in rows(group):
             assert whole.prompts[number] == prompt and whole.given[number, : len(given)].tolist() == given
     named = [whole.answers[number][whole.answers[number] >= 0].tolist() for group in table.by_length
-             for number in group.numbers[group.numbers >= 0]]  # fmt: skip
+             for number in group.wholes[group.wholes >= 0]]  # fmt: skip
     assert sorted(named) == sorted([[5], [6, 7], [5, 8, 9], [4]])
 
 

@@ -309,3 +309,17 @@ def test_a_search_looks_at_the_rest_of_an_answer_once(pocket, vector, monkeypatc
     assert asked and len(asked) == len(set(asked))
     best = at(trials, [setting for setting, _ in found], thetas, part="no logprob").goodness()
     assert [goodness for _, goodness in found] == pytest.approx(best.tolist(), abs=1e-7)
+
+
+def test_prompts_that_nothing_is_asked_about_are_not_run(pocket, vector):
+    task = load_task("spell")
+    batch = build_prompts(pocket.tokenizer, task, task.split("select")[:6], corruption="drop")
+    trials, settings = Trials(pocket, batch, rows_per_pass=2), [Setting(1, 1.0, "resid_post")]  # three portions
+    begun = torch.zeros(1, 6, dtype=torch.bool)
+    scores = trials.at(settings, vector.theta[None], part="rest", begun=begun)
+    assert trials._held is None and not scores.accuracy.any() and scores.prob.isnan().all()
+    begun[0, 3] = True
+    found = trials.at(settings, vector.theta[None], part="rest", begun=begun)
+    assert trials._held[0] == 1
+    whole = trials.at(settings, vector.theta[None], part="no logprob")
+    assert torch.equal(found.accuracy, whole.accuracy * begun) and torch.equal(found.exact, whole.exact * begun)

@@ -230,8 +230,8 @@ class _Asked:
     """What the tests of one task share in one model: its prompts, run up to their last tokens, and clean scores."""
 
     model: TransformerBridge
-    trials: dict[tuple[SplitName, Corruption | None], Trials] = field(default_factory=dict)
-    clean: Scores | None = None
+    trials: dict[tuple[object, ...], Trials] = field(default_factory=dict)
+    clean: dict[Trials, Scores] = field(default_factory=dict)
 
 
 def _groups(
@@ -263,19 +263,19 @@ def _judged(
     test: str, asked: _Asked, task: Task, groups: _Groups, corruption: Corruption | None, options: CausalOptions
 ) -> CausalTest:
     """Search for each vector's best setting, judge all vectors on the same prompts, and find the strongest control."""
-    model, seed = asked.model, _seed(options)
-    own = model_identity(model)
+    model, own, seed = asked.model, model_identity(asked.model), _seed(options)
     groups = {name: [vector.for_model(model, own) for vector in vectors] for name, vectors in groups.items()}
     every = [vector for vectors in groups.values() for vector in vectors]
     recipe = followed_recipe(every, options.recipe, task, options.split, seed)
-    passes = options.grid.passes
-    prompts = PromptSets(model, task, recipe, corruption, options.n_prompts, seed, **passes, kept=asked.trials)
+    prompts = PromptSets(
+        model, task, recipe, corruption, options.n_prompts, seed, **options.grid.passes, kept=asked.trials
+    )
     judge = prompts.trials(options.split)
-    if asked.clean is None:
-        asked.clean = prompts.trials(options.split, corrupted=False).unsteered()
+    if (clean := prompts.trials(options.split, corrupted=False)) not in asked.clean:
+        asked.clean[clean] = clean.unsteered()
     # with corruption None nothing is taken away, and clean prompts and baseline are the same
-    bare = judge.unsteered() if corruption else asked.clean
-    judged = {"clean": Judged("clean", asked.clean), "baseline": Judged("baseline", bare)}
+    bare = asked.clean[clean] if judge is clean else judge.unsteered()
+    judged = {"clean": Judged("clean", asked.clean[clean]), "baseline": Judged("baseline", bare)}
     judged |= {one.condition: one for one in judged_vectors(groups, prompts, judge, options.grid)}
     judged = {name: one for name, one in judged.items() if name not in groups or groups[name]}
     judged["constant"] = judged_constant(prompts, judge)
