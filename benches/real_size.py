@@ -1,6 +1,7 @@
-"""What a real model costs on two cores: effects, a judgement with all its controls, each beside its arithmetic.
+"""What a real model costs on two cores: effects, a judgement, causal tests, a training step, beside their arithmetic.
 
-    python benches/real_size.py [effects] [judgement] [causal] [training] [--against PATH] [--rounds N] [--write]
+    python benches/real_size.py [effects] [judgement] [causal] [training] [--against PATH] [--rounds N]
+                               [--json PATH] [--write]
 
 Arithmetic is counted while the code runs, by torch's FlopCounterMode: two operations for a multiplication and an
 addition, of matrix products alone. Its seconds are those of the bare matrix products of one pass over the prompts, with
@@ -264,12 +265,17 @@ def in_turns(what: list[str], trees: tuple[Path, Path], rounds: int) -> dict[str
     return found
 
 
+def commit(tree: Path) -> str:
+    command = ["git", "-C", str(tree), "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
 def compared(found: dict[str, list[list[float]]]) -> str:
     lines = [
         [name, f"{old[0]:.2f}", f"{new[0]:.2f}", f"{old[0] / new[0]:.2f}", f"{old[1] / 1e9:.0f}", f"{new[1] / 1e9:.0f}"]
         for name, (old, new) in found.items()
     ]
-    return table(["in turns", "older, s", "now, s", "older ÷ now", "older, GFLOP", "now, GFLOP"], lines)
+    return table(["", "older, s", "now, s", "older ÷ now", "older, GFLOP", "now, GFLOP"], lines)
 
 
 def main() -> None:
@@ -287,7 +293,7 @@ def main() -> None:
     beside = ""
     if options.against:
         found = in_turns(options.what or list(WAYS), (options.against, Path(__file__).parents[1]), options.rounds)
-        beside = f"\n{compared(found)}"
+        beside = f"\nIn turns with an older checkout, {commit(options.against)} (`--against`):\n\n{compared(found)}"
     per_second = measure(model, ways, options.rounds)
     text = report(ways, per_second) + beside
     print(text)
