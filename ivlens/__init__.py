@@ -23,6 +23,7 @@ _MODULE_OF = {  # for each public name the module under `ivlens` that it is impo
     "HeadEffects": "effects",
     "InstructionVector": "vectors",
     "JudgeOptions": "steering.evaluate",
+    "MoreRows": "steering.more_rows",
     "PromptRecipe": "prompts",
     "PromptSearch": "forward.finding",
     "PromptTemplate": "prompts",
@@ -59,6 +60,7 @@ if TYPE_CHECKING:  # editors and type checkers read the names here; a running pr
     from ivlens.show.lab import lab
     from ivlens.steering.evaluate import JudgeOptions, evaluate_intervention
     from ivlens.steering.evaluation import Evaluation
+    from ivlens.steering.more_rows import MoreRows
     from ivlens.steering.search import Grid, sweep_settings
     from ivlens.steering.steer import steer
     from ivlens.steering.summary import Setting
@@ -73,6 +75,7 @@ __all__ = [
     "HeadEffects",
     "InstructionVector",
     "JudgeOptions",
+    "MoreRows",
     "PromptRecipe",
     "PromptSearch",
     "PromptTemplate",

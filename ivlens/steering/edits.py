@@ -1,20 +1,58 @@
-"""The two edits of a pass: a vector is added to the residual stream, or its head means replace head outputs.
+"""The edits of a pass: a vector is added to the residual stream, or given outputs replace those of heads or join them.
 
 Formulas: docs/method.md, 6 Intervention and its controls.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ivlens.vectors.heads import Heads
 from ivlens.vectors.vector import InstructionVector
 
 Where = Callable[[], Tensor]  # bool [batch, pos]: the positions of the current pass that are edited
 Positions = Literal["prompt", "every"]
 POSITIONS: tuple[Positions, ...] = ("prompt", "every")
+
+
+@dataclass(frozen=True, eq=False)
+class HeadOutputs:
+    """One output for each of several heads, which takes the place of the head's own output or is added to it.
+
+    Attributes:
+        heads: The heads, as `(layer, head)`.
+        values: The output of each, before the output projection.
+    """
+
+    heads: Heads
+    values: Float[Tensor, "k d_head"]
+
+    @classmethod
+    def of(cls, iv: InstructionVector) -> "HeadOutputs":
+        """The vector's heads with their means."""
+        return cls(iv.heads, iv.head_means)
+
+    @classmethod
+    def chosen(
+        cls, heads: Sequence[tuple[int, int]], values: Float[Tensor, "n_layers n_heads d_head"]
+    ) -> "HeadOutputs":
+        """These heads, with their outputs among those of all heads."""
+        layers, numbers = (list(part) for part in zip(*heads, strict=True))
+        return cls(tuple(heads), values[layers, numbers].detach().float().cpu())
+
+    @property
+    def layers(self) -> list[int]:
+        """The layers that hold these heads."""
+        return sorted({layer for layer, _ in self.heads})
+
+    def of_layer(self, layer: int, like: Tensor) -> tuple[list[int], Float[Tensor, "some d_head"]]:
+        """The heads of one layer with their outputs, on the device and in the precision of another tensor."""
+        rows = [row for row, (at, _) in enumerate(self.heads) if at == layer]
+        return [self.heads[row][1] for row in rows], self.values[rows].to(like.device, like.dtype)
 
 
 def addition(delta: Float[Tensor, "*rows d_model"], where: Where) -> Callable[[Tensor], Tensor]:
@@ -28,21 +66,26 @@ def addition(delta: Float[Tensor, "*rows d_model"], where: Where) -> Callable[[T
     return edit
 
 
-def replacement(iv: InstructionVector, alpha: float | int, where: Where) -> Callable[[Tensor, int], Tensor]:
-    """The edit `z -> z + alpha (z̄ - z)` for the heads of `iv` at the chosen positions; alpha 1 gives exactly `z̄`."""
+def replacement(outputs: HeadOutputs, alpha: float | int, where: Where) -> Callable[[Tensor, int], Tensor]:
+    """The edit `z -> z + alpha (v - z)` for these heads at the chosen positions; alpha 1 gives exactly `v`."""
 
     def edit(z: Tensor, layer: int) -> Tensor:
-        chosen = [index for index, (at, _) in enumerate(iv.heads) if at == layer]
-        heads = [iv.heads[index][1] for index in chosen]
-        means = iv.head_means[chosen].to(z.device, z.dtype)
+        heads, values = outputs.of_layer(layer, z)
         moved = z.clone()
-        # `lerp` is exact at both ends; z + 1 · (z̄ - z) would be off by rounding
-        moved[:, :, heads] = torch.lerp(z[:, :, heads], means.expand_as(z[:, :, heads]), alpha)
+        # `lerp` is exact at both ends; z + 1 · (v - z) would be off by rounding
+        moved[:, :, heads] = torch.lerp(z[:, :, heads], values.expand_as(z[:, :, heads]), alpha)
         return torch.where(where()[..., None, None].to(z.device), moved, z)
 
     return edit
 
 
-def layers_of(iv: InstructionVector) -> list[int]:
-    """The layers that hold heads of `iv`."""
-    return sorted({layer for layer, _ in iv.heads})
+def head_addition(outputs: HeadOutputs, alpha: float | int, where: Where) -> Callable[[Tensor, int], Tensor]:
+    """The edit `z -> z + alpha v` for these heads at the chosen positions."""
+
+    def edit(z: Tensor, layer: int) -> Tensor:
+        heads, values = outputs.of_layer(layer, z)
+        moved = z.clone()
+        moved[:, :, heads] += alpha * values
+        return torch.where(where()[..., None, None].to(z.device), moved, z)
+
+    return edit

@@ -5,33 +5,29 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
 from ivlens.common.arguments import checked
 from ivlens.common.checks import check_count
 from ivlens.common.progress import showing_progress
 from ivlens.effects.results import HeadEffects
-from ivlens.forward.hooks import patched_heads
 from ivlens.forward.means import HeadMeans
 from ivlens.models.boot import TransformerBridge
 from ivlens.models.fingerprint import model_identity
 from ivlens.prompts.corruptions import Corruption
 from ivlens.prompts.recipe import PromptRecipe
 from ivlens.steering.controls import (
-    best_constant,
-    constant_accuracy,
     measured_again,
     random_head_vectors,
     random_vectors,
     some_other_vectors,
     true_others,
 )
-from ivlens.steering.edits import layers_of, replacement
 from ivlens.steering.evaluation import Evaluation
+from ivlens.steering.judging import judged_constant, judged_heads, judged_vectors
+from ivlens.steering.making_rows import with_more_rows
+from ivlens.steering.more_rows import Asked, MoreRows
 from ivlens.steering.prompt_sets import PromptSets, followed_recipe, split_seed
-from ivlens.steering.search import Grid, searched
-from ivlens.steering.summary import Judged, Setting, accuracy_only
-from ivlens.steering.trials import Trials
+from ivlens.steering.search import Grid
+from ivlens.steering.summary import Judged, Setting
 from ivlens.tasks.task import SplitName, Task
 from ivlens.vectors.vector import InstructionVector, check_belongs
 
@@ -56,6 +52,7 @@ class JudgeOptions:
             the means are measured on up to 100 `fit` prompts.
         per_vector: Whether the table has a row for each control vector, instead of one for each condition.
         progress: Whether to show bars for the vectors of other tasks, the search and the judgement.
+        more: Further rows of the table; None: none.
     """
 
     split: SplitName = "test"
@@ -65,6 +62,7 @@ class JudgeOptions:
     means: HeadMeans | HeadEffects | None = None
     per_vector: bool = False
     progress: bool = False
+    more: MoreRows | None = None
 
 
 @checked
@@ -152,7 +150,9 @@ def _evaluated(
     searched_on = _searched_on(settings, options.split)
     if searched_on is not None and searched_on != options.split:
         split_seed([iv, *others], searched_on, chosen.seed)  # called only for its errors
-    prompts = PromptSets(model, task, chosen, options.corruption, n_prompts, options.seed, **grid.passes)
+    # further rows ask the same prompts again and again, so these are kept for them
+    kept = None if options.more is None else {}
+    prompts = PromptSets(model, task, chosen, options.corruption, n_prompts, options.seed, **grid.passes, kept=kept)
     judge = prompts.trials(options.split)
     vectors = {
         "iv": [iv],
@@ -164,10 +164,17 @@ def _evaluated(
         Judged("clean", prompts.trials(options.split, corrupted=False).unsteered()),
         Judged("bare", judge.unsteered()),
         *judged_vectors(vectors, prompts, judge, grid),
-        *_judged_heads(iv, judge),
+        *judged_heads(iv, judge),
         judged_constant(prompts, judge),
     ]
+    if options.more is not None:
+        best = next(one.settings[0] for one in judged if one.condition == "iv")
+        effects = options.means if isinstance(options.means, HeadEffects) else None
+        own = n_draws if options.more.n_draws is None else options.more.n_draws
+        asked = Asked(iv, best, prompts, judge, options.split, grid, own, options.more, effects)
+        judged = with_more_rows(asked, judged)
     made_by = _provenance(prompts, iv, options.split) | {"grid": asdict(grid), "searched_on": searched_on}
+    made_by |= {"more": None if options.more is None else options.more.recorded()}
     return Evaluation.of(judged, per_vector=options.per_vector, settings=made_by)
 
 
@@ -192,51 +199,6 @@ def _random_heads(
     if means is None:
         means = measured_again(prompts, iv)
     return random_head_vectors(prompts.model, iv, means, n_draws, prompts.seed)
-
-
-def judged_vectors(
-    vectors: dict[str, list[InstructionVector]], prompts: PromptSets, judge: Trials, grid: Grid
-) -> list[Judged]:
-    """The scores of every vector at its own best setting on *select*, one result for each condition.
-
-    Args:
-        vectors: For each condition its vectors; all are searched and judged together.
-        judge: The judged prompts.
-    """
-    # in one call, since all vectors share their passes
-    every = [vector for several in vectors.values() for vector in several]
-    thetas, settings = torch.stack([vector.theta for vector in every]), grid.settings(prompts.model)
-    if len(settings) == 1:  # nothing to search: *select* prompts are not even built
-        best, on_select = settings * len(every), ()
-    else:
-        found = searched(prompts.trials("select"), thetas, settings, grid)
-        best, on_select = [setting for setting, _ in found], tuple(goodness for _, goodness in found)
-    scores = judge.at(best, thetas)
-    judged, start = [], 0
-    for condition, several in vectors.items():
-        rows = range(start, start + len(several))
-        names = tuple(vector.task for vector in several)
-        own = tuple(best[row] for row in rows)
-        judged.append(Judged(condition, scores.chosen(rows), names, own, on_select=on_select[start : rows.stop]))
-        start += len(several)
-    return judged
-
-
-def _judged_heads(iv: InstructionVector, judge: Trials) -> list[Judged]:
-    """The condition `iv_heads`; none for a vector without heads."""
-    if not iv.heads:
-        return []
-    # strength 1 gives exactly the means: the patch by which effects were measured, with all heads at once
-    scores = judge.edited(lambda where: patched_heads(judge.model, replacement(iv, 1.0, where), layers_of(iv)))
-    return [Judged("iv_heads", scores)]
-
-
-def judged_constant(prompts: PromptSets, judge: Trials) -> Judged:
-    """The condition `constant`: the answer that is right most often on *select*, given to every judged prompt."""
-    answer = best_constant(prompts.examples("select"))
-    return Judged(
-        "constant", accuracy_only(constant_accuracy(answer, judge.batch.examples)), (answer,), has_probs=False
-    )
 
 
 def _provenance(prompts: PromptSets, iv: InstructionVector, split: SplitName) -> dict[str, Any]:

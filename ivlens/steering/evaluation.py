@@ -1,7 +1,7 @@
 """`Evaluation`: the result of a judgement, with a table, the best setting and a figure."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ivlens.common.arguments import checked
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
-_SHOWN = ("condition", "accuracy", "accuracy_lo", "accuracy_hi", "layer", "alpha", "site", "n_vectors", "n")
+_SHOWN = ("condition", "variant", "accuracy", "accuracy_lo", "accuracy_hi", "layer", "alpha", "site", "n_vectors", "n")
 
 
 @checked
@@ -30,6 +30,8 @@ class Evaluation:
             and vectors, with 95 % intervals over prompts (`accuracy_lo`, `accuracy_hi`, ...): Wilson's for the first
             two, as `interval` says, t for the others. `accuracy_best` is the accuracy of its best vector;
             `n_nonfinite` counts passes that overflowed (wrong, probability 0).
+            `variant` tells several rows of one condition apart, such as `k=5`; see `MoreRows`, whose rows have further
+            columns.
             `lead` is the accuracy of `iv` minus that of the condition on the same prompts (`lead_lo`, `lead_hi`: 95 %
             t). For drawn controls, `n_as_good` is the number of vectors that reach the accuracy of `iv`, and
             `p = (1 + n_as_good) / (1 + n_vectors)`, which with 19 draws is never below 0.05.
@@ -37,11 +39,13 @@ class Evaluation:
         best: The setting at which the vector was judged: the best one on *select*, or the one given.
         settings: Everything that made the table, in plain JSON values; among them the `recipe`, and the split that was
             `searched_on`, None where nothing was searched.
+        judged: The scores behind the table, on each prompt.
     """
 
     table: "pd.DataFrame"
     best: Setting
     settings: Mapping[str, Any]
+    judged: tuple[Judged, ...] = field(default=(), repr=False)
 
     @classmethod
     def of(
@@ -63,30 +67,41 @@ class Evaluation:
         if vector is None:
             raise ValueError("judged has no condition 'iv', expected one for the vector itself.")
         if per_vector:
-            rows = [summary(one) for many in judged for one in many.separate()]
+            table = _by_vector(judged)
         else:
-            rows = [summary(one) | beside(one, vector) for one in judged]
-        table = pd.DataFrame(rows)
+            named = {(one.condition, one.variant): one for one in judged}
+            # details come last: a row may have its own comparison
+            table = pd.DataFrame([summary(one) | _compared(one, named) | dict(one.details) for one in judged])
         table.attrs.update(settings or {})
         (best,) = vector.settings  # the condition has one vector, and so one setting
-        return cls(table, best, dict(settings or {}))
+        # without the edits, which hold the model
+        return cls(table, best, dict(settings or {}), tuple(replace(one, edits=()) for one in judged))
+
+    def by_vector(self) -> "pd.DataFrame":
+        """A table with a row for each vector of a condition, instead of one for each condition."""
+        return _by_vector(self.judged)
 
     @property
     def recipe(self) -> PromptRecipe:
         """How the clean prompts were made."""
         return PromptRecipe.from_dict(self.settings["recipe"])
 
-    def accuracy(self, condition: str = "iv") -> float:
-        """Mean accuracy under a condition.
+    def accuracy(self, condition: str = "iv", variant: str | None = None) -> float:
+        """Mean accuracy under a condition; of one with several variants, under this variant or on average.
 
         Raises:
-            KeyError: there is no such condition.
+            KeyError: there is no such condition or variant.
         """
-        found = self.table.loc[self.table["condition"] == condition, "accuracy"]
-        if found.empty:
+        chosen = self.table["condition"].to_numpy() == condition
+        if not chosen.any():
             known = ", ".join(self.table["condition"].unique())
             raise KeyError(f"condition is {condition!r:.60}, expected one of {known}.")
-        return float(found.mean())
+        if variant is not None:
+            known = ", ".join(map(repr, self.table.loc[chosen, "variant"]))
+            chosen = chosen & (self.table["variant"].to_numpy() == variant)
+            if not chosen.any():
+                raise KeyError(f"variant is {variant!r:.60}, expected one of {known} for {condition}.")
+        return float(self.table.loc[chosen, "accuracy"].mean())
 
     def plot(self) -> "go.Figure":
         """A figure of the accuracy under every condition, with intervals."""
@@ -97,7 +112,8 @@ class Evaluation:
 
     def _shown(self) -> "pd.DataFrame":
         """The columns that a reader wants first, rounded."""
-        return self.table.reindex(columns=list(_SHOWN)).round(2)
+        shown = [name for name in _SHOWN if name != "variant" or bool(self.table["variant"].any())]
+        return self.table.reindex(columns=shown).round(2)
 
     def __str__(self) -> str:
         return self._shown().to_string(index=False, na_rep="")
@@ -109,3 +125,15 @@ class Evaluation:
 
     def _repr_html_(self) -> str:
         return self._shown().to_html(index=False, border=0, na_rep="")
+
+
+def _compared(one: Judged, named: Mapping[tuple[str, str], Judged]) -> dict[str, Any]:
+    """The columns that compare a condition with the one that it names; none where it names none."""
+    other = named.get((one.against, one.variant)) or named.get((one.against, ""))
+    return {} if other is None else beside(one, other)
+
+
+def _by_vector(judged: Sequence[Judged]) -> "pd.DataFrame":
+    import pandas as pd
+
+    return pd.DataFrame([summary(one) for many in judged for one in many.separate()])

@@ -162,6 +162,13 @@ def grid_scores(trials: Trials, thetas: Float[Tensor, "n d_model"], settings: Se
     return [scores.chosen(range(at, at + len(settings))) for at in range(0, len(flat), len(settings))]
 
 
+def thetas_at(thetas: Float[Tensor, "n *n_layers d_model"], settings: Sequence[Setting]) -> Float[Tensor, "n d_model"]:
+    """The vector of each row at its setting: the row's only one, or its vector for the setting's layer."""
+    if thetas.ndim == 2:
+        return thetas
+    return thetas[torch.arange(len(thetas)), torch.tensor([setting.layer for setting in settings], dtype=torch.long)]
+
+
 def best_settings(
     trials: Trials, thetas: Float[Tensor, "n d_model"], settings: Sequence[Setting], grid: Grid
 ) -> list[Setting]:
@@ -170,9 +177,11 @@ def best_settings(
 
 
 def searched(
-    trials: Trials, thetas: Float[Tensor, "n d_model"], settings: Sequence[Setting], grid: Grid
+    trials: Trials, thetas: Float[Tensor, "n *n_layers d_model"], settings: Sequence[Setting], grid: Grid
 ) -> list[tuple[Setting, float]]:
     """The setting of each vector with the largest accuracy, and its `goodness` on all prompts (NaN with one setting).
+
+    A row of `thetas` is one vector, or a vector for each layer, of which the setting's layer chooses one.
 
     Ties are broken by mean probability, then by order. All vectors, controls too, get the same rounds: all settings on
     a few prompts, the better ones on more (successive halving, see `Grid`). A control that searched less would lose for
@@ -210,7 +219,9 @@ class _Race:
         left: For each vector the numbers of its settings.
     """
 
-    def __init__(self, trials: Trials, thetas: Float[Tensor, "n d_model"], settings: Sequence[Setting]) -> None:
+    def __init__(
+        self, trials: Trials, thetas: Float[Tensor, "n *n_layers d_model"], settings: Sequence[Setting]
+    ) -> None:
         self._trials, self._thetas, self._settings = trials, thetas, settings
         self.left = torch.arange(len(settings)).repeat(len(thetas), 1)
         # a row for each vector and each of its settings, vector by vector
@@ -219,7 +230,8 @@ class _Race:
 
     def _scored(self, prompts: slice, rows: Int[Tensor, " rows"], **part: Any) -> Scores:
         settings = [self._settings[number] for number in self.left.flatten()[rows].tolist()]
-        return self._trials.at(settings, self._thetas[rows // self.left.shape[1]], prompts=prompts, **part)
+        thetas = thetas_at(self._thetas[rows // self.left.shape[1]], settings)
+        return self._trials.at(settings, thetas, prompts=prompts, **part)
 
     def run(self, prompts: slice) -> None:
         """Score what is left on more prompts."""

@@ -11,7 +11,7 @@ from ivlens.common.arguments import checked
 from ivlens.forward.hooks import SITES, Site, check_layers, check_site, patched_heads
 from ivlens.forward.writes import added_to_stream
 from ivlens.models.boot import TransformerBridge
-from ivlens.steering.edits import POSITIONS, Positions, addition, layers_of, replacement
+from ivlens.steering.edits import POSITIONS, HeadOutputs, Positions, addition, replacement
 from ivlens.steering.prompt_ends import followed
 from ivlens.steering.summary import Setting
 from ivlens.vectors.vector import InstructionVector, check_belongs
@@ -77,9 +77,10 @@ def steer(
             raise ValueError(
                 f'steer got layer={layer} with mode="heads", whose heads have their own layers; leave layer out.'
             )
+        means = HeadOutputs.of(iv)
         with (
             followed(model) as ends,
-            patched_heads(model, replacement(iv, strength, lambda: ends.columns(positions)), layers_of(iv)),
+            patched_heads(model, replacement(means, strength, lambda: ends.columns(positions)), means.layers),
         ):
             yield
         return

@@ -1,7 +1,8 @@
 """Scores of interventions on each prompt, and the table rows with means and intervals that are made from them."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -16,6 +17,12 @@ if TYPE_CHECKING:
 
 METRICS = ("accuracy", "exact", "prob", "logprob")
 DRAWN = ("random", "random_heads", "other_tasks")  # conditions with several drawn vectors, which have a p value
+# further ones, of the rows that are made on request
+DRAWN_TOO = ("by_k_random_heads", "mean_difference_random", "distributed_random_heads")
+
+
+# opens what is done to passes; it is given the function that tells which positions of the current pass are edited
+Edit = Callable[[Callable[[], Tensor]], AbstractContextManager[None]]
 
 
 class Setting(NamedTuple):
@@ -88,6 +95,10 @@ class Judged:
         settings: The setting of each vector.
         has_probs: False where no model answers, as for `constant`: then there are no probabilities.
         on_select: The `Scores.goodness` of each vector at its setting in the search; empty where none was searched.
+        variant: Which of several rows of one condition this is, such as `k=5`; empty where there is one.
+        against: The condition that this one is compared with, in a row of the same variant or of none; empty: none.
+        details: Further columns of its row.
+        edits: What was done to passes under each of its vectors; empty where nothing was, or where nobody needs it.
     """
 
     condition: str
@@ -96,6 +107,10 @@ class Judged:
     settings: tuple[Setting, ...] = ()
     has_probs: bool = True
     on_select: tuple[float, ...] = ()
+    variant: str = ""
+    against: str = "iv"
+    details: Mapping[str, Any] = field(default_factory=dict)
+    edits: tuple[Edit, ...] = ()
 
     def separate(self) -> "list[Judged]":
         """The condition split into one `Judged` for each vector; unchanged where it has no vectors."""
@@ -121,6 +136,7 @@ def summary(judged: Judged) -> dict[str, Any]:
     shared = {key: _shared([getattr(at, key) for at in judged.settings]) for key in Setting._fields}
     row: dict[str, Any] = {
         "condition": judged.condition,
+        "variant": judged.variant,
         "vector": judged.names[0] if len(judged.names) == 1 else "",
         "n_vectors": len(judged.settings),
         **shared,
@@ -134,11 +150,11 @@ def summary(judged: Judged) -> dict[str, Any]:
         row[metric], row[f"{metric}_lo"], row[f"{metric}_hi"] = _interval(values)
     best = judged.scores.accuracy.mean(1)
     row["interval"] = named("Wilson")
-    return {**row, "accuracy_best": float(best.max()) if n_rows else float("nan")}
+    return {**row, "accuracy_best": float(best.max()) if n_rows else float("nan"), **judged.details}
 
 
 def beside(judged: Judged, vector: Judged) -> dict[str, Any]:
-    """Columns that compare a condition with the judged vector; none where there is nothing to compare.
+    """Columns that compare a condition with the vector that it is a control of; none where nothing can be compared.
 
     Returns:
         `lead`: the vector's accuracy minus the condition's on the same prompts, with a 95 % t interval over prompts
@@ -155,7 +171,7 @@ def beside(judged: Judged, vector: Judged) -> dict[str, Any]:
         most = wilson(0, len(prompts))[1]
         low, high = max(-1.0, lead - most), min(1.0, lead + most)
     found: dict[str, Any] = {"lead": lead, "lead_lo": low, "lead_hi": high}
-    if judged.condition in DRAWN:
+    if judged.condition in DRAWN + DRAWN_TOO:
         found["n_as_good"] = n_as_good(judged, float(own.double().mean()))
         found["p"] = p_of_draws(found["n_as_good"], len(other))
     return found

@@ -88,9 +88,9 @@ class Trials:
             parts.append(torch.stack([kept[layer] for layer in layers]))
         return torch.cat(parts, 1)
 
-    def edited(self, context: Callable[[Where], AbstractContextManager[None]]) -> Scores:
-        """Scores with `context(where)` open around every pass, in one row."""
-        return self._all(lambda number, rows: self._portion(number).scores(1, context, "all"), "asking the model")
+    def edited(self, context: Callable[[Where], AbstractContextManager[None]], *, part: Part = "all") -> Scores:
+        """Scores with `context(where)` open around every pass, in one row; `part` as in `at`."""
+        return self._all(lambda number, rows: self._portion(number).scores(1, context, part), "asking the model")
 
     def added(self, deltas: Float[Tensor, "n d_model"], layer: int, site: str, *, brief: bool = False) -> Scores:
         """Scores with each of `deltas` added at one layer and site; with `brief`, `logprob` is left out (NaN)."""

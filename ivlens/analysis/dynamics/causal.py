@@ -17,7 +17,7 @@ from ivlens.models.fingerprint import model_identity
 from ivlens.prompts.corruptions import Corruption
 from ivlens.prompts.recipe import PromptRecipe
 from ivlens.steering.controls import random_head_vectors, random_vectors
-from ivlens.steering.evaluate import judged_constant, judged_vectors
+from ivlens.steering.judging import judged_constant, judged_vectors
 from ivlens.steering.prompt_sets import PromptSets, followed_recipe
 from ivlens.steering.search import Grid
 from ivlens.steering.summary import DRAWN, Judged, Scores, n_as_good, summary
