@@ -23,6 +23,8 @@ class StudyAmounts:
         method: Training method: full, lora, inclora, ewc, olora, lwf or replay.
         steps: Optimiser steps for each new task.
         lr: Learning rate.
+        batch_size: Prompts in one optimiser step.
+        n_records: Checkpoints that are measured during each new task.
         n_prompts: Corrupted prompts of each task on which effects are measured.
         n_judge_prompts: Prompts of each earlier task in every judgement.
         n_draws: Number of random vectors, and of sets of random heads, as controls of every vector.
@@ -32,6 +34,8 @@ class StudyAmounts:
     method: str = "lora"
     steps: int = 50
     lr: float = 1e-3
+    batch_size: int = 32
+    n_records: int = 3
     n_prompts: int = 24
     n_judge_prompts: int = 32
     n_draws: int = 19
