@@ -29,6 +29,8 @@ _MODULE_OF = {  # for each public name the module under `ivlens` that it is impo
     "Setting": "steering.summary",
     "Task": "tasks",
     "TaskExample": "tasks",
+    "TrainedOptions": "steering.climb",
+    "TrainedVector": "steering.trained",
     "build_prompts": "prompts",
     "causal_indirect_effect": "effects",
     "evaluate_intervention": "steering.evaluate",
@@ -46,6 +48,7 @@ _MODULE_OF = {  # for each public name the module under `ivlens` that it is impo
     "showing_progress": "common.progress",
     "steer": "steering.steer",
     "sweep_settings": "steering.search",
+    "train_vector": "steering.trained",
 }
 
 if TYPE_CHECKING:  # editors and type checkers read the names here; a running program gets them by `__getattr__`
@@ -57,11 +60,13 @@ if TYPE_CHECKING:  # editors and type checkers read the names here; a running pr
     from ivlens.prompts import PromptRecipe, PromptTemplate, build_prompts
     from ivlens.runs.suites import load_suite
     from ivlens.show.lab import lab
+    from ivlens.steering.climb import TrainedOptions
     from ivlens.steering.evaluate import JudgeOptions, evaluate_intervention
     from ivlens.steering.evaluation import Evaluation
     from ivlens.steering.search import Grid, sweep_settings
     from ivlens.steering.steer import steer
     from ivlens.steering.summary import Setting
+    from ivlens.steering.trained import TrainedVector, train_vector
     from ivlens.tasks import Task, TaskExample, list_tasks, load_task
     from ivlens.tuning import finetune
     from ivlens.vectors import InstructionVector
@@ -79,6 +84,8 @@ __all__ = [
     "Setting",
     "Task",
     "TaskExample",
+    "TrainedOptions",
+    "TrainedVector",
     "__version__",
     "build_prompts",
     "causal_indirect_effect",
@@ -97,6 +104,7 @@ __all__ = [
     "showing_progress",
     "steer",
     "sweep_settings",
+    "train_vector",
 ]
 
 
