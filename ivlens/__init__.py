@@ -30,6 +30,8 @@ _MODULE_OF = {  # for each public name the module under `ivlens` that it is impo
     "Setting": "steering.summary",
     "Task": "tasks",
     "TaskExample": "tasks",
+    "TrainedOptions": "steering.climb",
+    "TrainedVector": "steering.trained",
     "build_prompts": "prompts",
     "causal_indirect_effect": "effects",
     "evaluate_intervention": "steering.evaluate",
@@ -47,6 +49,7 @@ _MODULE_OF = {  # for each public name the module under `ivlens` that it is impo
     "showing_progress": "common.progress",
     "steer": "steering.steer",
     "sweep_settings": "steering.search",
+    "train_vector": "steering.trained",
 }
 
 if TYPE_CHECKING:  # editors and type checkers read the names here; a running program gets them by `__getattr__`
@@ -58,12 +61,14 @@ if TYPE_CHECKING:  # editors and type checkers read the names here; a running pr
     from ivlens.prompts import PromptRecipe, PromptTemplate, build_prompts
     from ivlens.runs.suites import load_suite
     from ivlens.show.lab import lab
+    from ivlens.steering.climb import TrainedOptions
     from ivlens.steering.evaluate import JudgeOptions, evaluate_intervention
     from ivlens.steering.evaluation import Evaluation
     from ivlens.steering.more_rows import MoreRows
     from ivlens.steering.search import Grid, sweep_settings
     from ivlens.steering.steer import steer
     from ivlens.steering.summary import Setting
+    from ivlens.steering.trained import TrainedVector, train_vector
     from ivlens.tasks import Task, TaskExample, list_tasks, load_task
     from ivlens.tuning import finetune
     from ivlens.vectors import InstructionVector
@@ -82,6 +87,8 @@ __all__ = [
     "Setting",
     "Task",
     "TaskExample",
+    "TrainedOptions",
+    "TrainedVector",
     "__version__",
     "build_prompts",
     "causal_indirect_effect",
@@ -100,6 +107,7 @@ __all__ = [
     "showing_progress",
     "steer",
     "sweep_settings",
+    "train_vector",
 ]
 
 
