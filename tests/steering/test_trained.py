@@ -90,8 +90,9 @@ def test_the_same_in_more_families(family, caplog):
 
 
 def test_gradients_are_what_small_steps_change(model):
-    """Differences of log-probabilities, which `Trials.at` finds without any gradient."""
-    trials, settings = Trials(model, one_answer()), settings_of(model, "resid_post")
+    """Differences of log-probabilities, which `Trials.at` finds without any gradient; at three strengths."""
+    trials = Trials(model, one_answer())
+    settings = [Setting(layer, alpha, "resid_post") for layer, alpha in enumerate((1.0, 2.0, -0.5))]
     thetas = vectors_for(settings, model)
     _, slopes = trials.slopes(settings, thetas, torch.arange(4))
     along = slopes / slopes.norm(dim=1, keepdim=True)
@@ -235,6 +236,14 @@ def test_the_norm_is_never_exceeded(pocket, site):
         found.vector.settings["trained"]["best"]["length"], rel=1e-4
     )
     assert found.setting.site == site and found.setting.alpha == 1.0
+
+
+def test_the_norm_holds_where_no_step_follows(pocket):
+    """The steps are over when the lengths are tried: a vector that is too long for its ball is brought back."""
+    options = TrainedOptions(**QUICK | {"steps": 4}, norms=(0.01, 1.0))
+    rows = train_vector(pocket, load_task("antonym"), options=options).curve[1:]
+    assert rows["step"].tolist() == [2] * 6 + [4] * 4
+    assert rows["length"].iloc[-2] == pytest.approx(0.01, rel=1e-4) and rows["length"].iloc[-1] > 0.01
 
 
 def test_a_first_step_is_as_long_as_its_rate(pocket):
