@@ -291,6 +291,8 @@ def test_every_prompt_comes_once_in_a_round(pocket, monkeypatch):
     assert [len(part) for part in seen] == [9, 8, 8] * 2
     halves = [torch.cat(seen[:3]), torch.cat(seen[3:])]
     assert all(half.sort().values.tolist() == list(range(25)) for half in halves) and not torch.equal(*halves)
+    train_vector(pocket, load_task("antonym"), options=replace(options, seed=1))
+    assert not torch.equal(torch.cat(seen[6:9]), halves[0])
 
 
 def test_permuted_answers():
