@@ -36,6 +36,12 @@ def pocket():
 
 
 @pytest.fixture(scope="module")
+def llama(new_model, byte_level):
+    """Of this file alone: what is found out about a shape of prompts stays with a model."""
+    return new_model("llama", byte_level)
+
+
+@pytest.fixture(scope="module")
 def antonym(pocket):
     return train_vector(pocket, load_task("antonym"))
 
@@ -377,6 +383,16 @@ def test_wrong_inputs(pocket, llama, new_model, byte_level):
         llama(torch.tensor([[5, 6]]))  # a context in which no pass ran would be an error of its own
         with pytest.raises(RuntimeError, match="steer context open"):
             train_vector(llama, task, options=quick)
+
+
+def test_no_gradients_inside_steer(llama):
+    """What another vector does in the context would be taken for a part of the model."""
+    trials, settings = Trials(llama, one_answer()), settings_of(llama, "resid_post")
+    vector = InstructionVector(torch.ones(32), (), torch.zeros(0, 12), "x", ivlens.models.model_identity(llama), {})
+    with steer(llama, vector, layer=0):
+        llama(torch.tensor([[5, 6]]))
+        with pytest.raises(RuntimeError, match="steer context open"):
+            trials.slopes(settings, vectors_for(settings, llama), torch.arange(4))
 
 
 def test_a_model_that_overflows_is_refused(new_model, byte_level, monkeypatch):
