@@ -45,7 +45,7 @@ MOST_USED = {  # of README and the first pages of the documentation
     "finetune", "build_prompts", "sweep_settings", "mean_head_outputs", "list_tasks", "EffectOptions", "JudgeOptions",
     "Grid", "PromptRecipe", "PromptTemplate", "Task", "TaskExample", "Setting", "InstructionVector.from_effects",
     "InstructionVector.load", "InstructionVector.save", "HeadEffects.load", "HeadEffects.save", "HeadEffects.top_heads",
-    "TuneOptions", "probe", "measure_stage",
+    "TuneOptions", "probe", "measure_stage", "train_vector", "TrainedOptions",
 }  # fmt: skip
 
 
@@ -81,6 +81,8 @@ class Things:
         self.evaluation = ivlens.evaluate_intervention(
             self.model, self.task, self.iv, at=self.setting, n_prompts=2, n_draws=1, options=self.judge
         )
+        self.lesson: dict[str, Any] = {"steps": 1, "layers": (0,), "norms": (1.0,), "n_fit": 2, "n_select": 2}
+        self.trained = ivlens.train_vector(self.model, self.task, options=ivlens.TrainedOptions(**self.lesson))
         self.judged = Judged("iv", accuracy_only(torch.ones(3)), ("x",), (self.setting,), has_probs=False)
 
 
@@ -133,6 +135,9 @@ def calls(the: Things) -> dict[str, Call]:
     def searched_with(**options: Any) -> Any:
         grid = ivlens.Grid(**{"layers": [0], "alphas": (1.0,), "sites": ("resid_post",)} | options)
         return ivlens.sweep_settings(model, task, iv, grid=grid, n_prompts=2)
+
+    def trained_with(**options: Any) -> Any:
+        return ivlens.train_vector(model, task, options=ivlens.TrainedOptions(**the.lesson | options))
 
     def asked_with(**options: Any) -> Any:
         return ivlens.build_prompts(the.tokenizer, task, task.examples[:2], ivlens.PromptRecipe(**options))
@@ -188,6 +193,7 @@ def calls(the: Things) -> dict[str, Call]:
     of_effects = {name: getattr(effects, name) for name in inspect.signature(found).parameters}
     of_vector = {name: getattr(iv, name) for name in inspect.signature(vector).parameters}
     of_search = {name: getattr(the.search, name) for name in inspect.signature(ivlens.PromptSearch).parameters}
+    of_trained = {name: getattr(the.trained, name) for name in inspect.signature(ivlens.TrainedVector).parameters}
     recipe = ivlens.PromptRecipe()
 
     def used(made: Any) -> Any:
@@ -287,6 +293,10 @@ def calls(the: Things) -> dict[str, Call]:
         "Evaluation.of": (ivlens.Evaluation.of, lambda: {"judged": [the.judged], "settings": {}}),
         "Evaluation.accuracy": (the.evaluation.accuracy, dict),
         "Evaluation.plot": (the.evaluation.plot, dict),
+        "train_vector": (ivlens.train_vector, lambda: {**own, "options": ivlens.TrainedOptions(**the.lesson)}),
+        "TrainedOptions": (trained_with, dict),
+        "TrainedOptions.tried": (ivlens.TrainedOptions().tried, lambda: {"model": model}),
+        "TrainedVector": (lambda **values: used(ivlens.TrainedVector(**values)), lambda: dict(of_trained)),
         "PromptSearch": (lambda **values: used(ivlens.PromptSearch(**values)), lambda: dict(of_search)),
     }  # fmt: skip
 
@@ -359,7 +369,11 @@ def outcome(call: Callable[[], Any], parameter: str) -> Outcome:
 
 
 CALLED = {"progress", "on_step", "record"}  # functions of the caller's, whose errors are theirs
-WORK = {("TuneOptions", "steps"), ("TuneOptions", "warmup")}  # a thousand million steps are what was asked for
+WORK = {
+    ("TuneOptions", "steps"),
+    ("TuneOptions", "warmup"),
+    ("TrainedOptions", "steps"),
+}  # a thousand million steps are what was asked for
 LISTING = {"order", "name_or_path", "tasks", "general"}  # an error may name what is there, or all that is missing
 SUBJECTS = {  # other words for a parameter, which its error may use
     "name": ("model", "split"), "name_or_path": ("task", "one data file"), "path": ("file",),

@@ -164,7 +164,7 @@ def _judged(evaluation: "Evaluation | None") -> dict[str, Any]:
 def _print(made: "InstructionVector", facts: dict[str, Any], evaluation: "Evaluation | None") -> None:
     print(f"{made.task} on {made.model}")
     print(f"norm    {made.norm:.3f}")
-    print(f"heads   {' '.join(facts['heads']) or 'none: computed from other vectors'}")
+    print(f"heads   {' '.join(facts['heads']) or 'none: trained or computed'}")
     print(f"prompts {made.recipe or 'of several recipes, or not recorded'}")
     if facts["tokens"]:
         print(f"tokens  {' | '.join(one_line(token).strip() or repr(token) for token, _ in facts['tokens'])}")

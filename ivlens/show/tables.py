@@ -62,7 +62,7 @@ def vector_html(vector: InstructionVector) -> str:
     """An HTML table of a vector: its model, heads, norm and the prompts it was made from."""
     facts = {
         "model": vector.model,
-        "heads": " ".join(f"L{layer}H{head}" for layer, head in vector.heads) or "none: computed from other vectors",
+        "heads": " ".join(f"L{layer}H{head}" for layer, head in vector.heads) or "none: trained or computed",
         "norm": f"{vector.norm:.4g}",
         "prompts": vector.recipe or "not recorded, or of several recipes",
     }

@@ -177,7 +177,7 @@ class Climb:
             if not bool(values[-1].isfinite().any()):
                 raise ValueError(
                     f"model {self._lesson.model.cfg.model_name!r} gives the answers log-probabilities that are not "
-                    "finite, expected numbers; load it with dtype='float32'."
+                    "finite, expected numbers; use a smaller rate or smaller norms, or load it with dtype='float32'."
                 )
             self._done += len(ascent.settings)
             self._report(self._done, self._total)

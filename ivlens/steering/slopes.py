@@ -13,7 +13,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ivlens.common.memory import memory_budget
-from ivlens.forward.hooks import check_unsteered, model_lock
 from ivlens.forward.prefix import block_floats
 from ivlens.forward.scoring import sequence_logprob
 from ivlens.models.boot import TransformerBridge
@@ -39,6 +38,8 @@ def slopes(
 ) -> tuple[Float[Tensor, "n prompts"], Float[Tensor, "n d_model"]]:
     """The log-probability (nats) of each prompt's answer under each vector, and the gradients of the sums over prompts.
 
+    The caller holds the model's lock.
+
     Args:
         portion: Prompts with one answer each.
         every: The vectors, in ascending order of the blocks that they enter at.
@@ -47,16 +48,15 @@ def slopes(
     Returns:
         NaN for prompts that were not run.
     """
-    model, device = portion.model, next(portion.model.parameters()).device
+    model = portion.model
     values = torch.full((len(every.deltas), len(portion.batch)), torch.nan)
     total = torch.zeros_like(every.deltas)
-    with model_lock(model), torch.enable_grad():
-        check_unsteered(model)
+    with torch.enable_grad():
         # rows of different vectors do not influence each other: the gradient of one sum holds all of them
         tracked = replace(every, deltas=every.deltas.detach().clone().requires_grad_())
         passes = portion.answer_passes(tracked, prompts, lambda *size: _rows_per_pass(model, *size))
         for chosen, asked, answers, logits in passes:
-            found = sequence_logprob(logits, answers.to(device))
+            found = sequence_logprob(logits, answers.to(logits.device))
             total += torch.autograd.grad(found.sum(), tracked.deltas)[0]
             values[chosen, asked] = found.detach().float().cpu()
     return values, total

@@ -122,7 +122,9 @@ def _trained(
     lesson = replace(fit, alternatives=tuple(answers[:1] for answers in fit.alternatives))
     climb = Climb(Trials(model, lesson), Trials(model, select), layers, options)
     best = climb.run()
-    curve = pd.DataFrame([{"step": 0, **climb.bare}, *(one.row for one in climb.found)])
+    columns = ["step", "layer", "norm", "length", "loss", "accuracy", "logprob"]
+    curve = pd.DataFrame([{"step": 0, **climb.bare}, *(one.row for one in climb.found)], columns=columns)
+    curve = curve.astype({"layer": "Int64"})  # whole numbers, though the first row has none
     record = {
         "split": "fit",
         "task": task.name,
@@ -142,8 +144,7 @@ def _trained(
     vector = InstructionVector(
         best.theta, (), no_means, name, model_identity(model), {"trained": record}, ModelRef(model)
     )
-    columns = ["step", "layer", "norm", "length", "loss", "accuracy", "logprob"]
-    return TrainedVector(vector, best.setting, best.row["accuracy"], best.row["logprob"], curve[columns])
+    return TrainedVector(vector, best.setting, best.row["accuracy"], best.row["logprob"], curve)
 
 
 def _batch(prompts: PromptSets, split: SplitName, options: TrainedOptions) -> tuple[PromptBatch, float | None]:

@@ -101,9 +101,7 @@ class Trials:
     def slopes(
         self, settings: Sequence[Setting], thetas: Float[Tensor, "n d_model"], prompts: Int[Tensor, " some"]
     ) -> tuple[Float[Tensor, "n some"], Float[Tensor, "n d_model"]]:
-        """The log-probability (nats) of each prompt's answer under each vector, and the gradients of their sums.
-
-        The gradients are those with respect to the vectors, each times its strength.
+        """The log-probability (nats) of each prompt's answer under each vector, and the gradient of each vector's sum.
 
         Args:
             settings: The setting of each vector, in ascending order of layers, all at one site.
@@ -111,12 +109,14 @@ class Trials:
         """
         number = next(at for at, rows in enumerate(self._slices) if rows.start <= int(prompts[0]) < rows.stop)
         here = prompts - self._slices[number].start
+        assert int(prompts.max()) < self._slices[number].stop, "prompts of two portions"
         with model_lock(self.model):
             check_unsteered(self.model)
             with torch.no_grad():
                 portion = self._portion(number)
             values, found = slopes(portion, Additions.of(settings, thetas), here)
-        return values[:, here], found
+        alphas = torch.tensor([setting.alpha for setting in settings])
+        return values[:, here], alphas[:, None] * found
 
     def edited(self, context: Callable[[Where], AbstractContextManager[None]], *, part: Part = "all") -> Scores:
         """Scores with `context(where)` open around every pass, in one row; `part` as in `at`."""

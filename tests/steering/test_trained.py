@@ -36,6 +36,12 @@ def pocket():
 
 
 @pytest.fixture(scope="module")
+def llama(new_model, byte_level):
+    """Of this file alone: what is found out about a shape of prompts stays with a model."""
+    return new_model("llama", byte_level)
+
+
+@pytest.fixture(scope="module")
 def antonym(pocket):
     return train_vector(pocket, load_task("antonym"))
 
@@ -90,8 +96,9 @@ def test_the_same_in_more_families(family, caplog):
 
 
 def test_gradients_are_what_small_steps_change(model):
-    """Differences of log-probabilities, which `Trials.at` finds without any gradient."""
-    trials, settings = Trials(model, one_answer()), settings_of(model, "resid_post")
+    """Differences of log-probabilities, which `Trials.at` finds without any gradient; at three strengths."""
+    trials = Trials(model, one_answer())
+    settings = [Setting(layer, alpha, "resid_post") for layer, alpha in enumerate((1.0, 2.0, -0.5))]
     thetas = vectors_for(settings, model)
     _, slopes = trials.slopes(settings, thetas, torch.arange(4))
     along = slopes / slopes.norm(dim=1, keepdim=True)
@@ -237,6 +244,14 @@ def test_the_norm_is_never_exceeded(pocket, site):
     assert found.setting.site == site and found.setting.alpha == 1.0
 
 
+def test_the_norm_holds_where_no_step_follows(pocket):
+    """The steps are over when the lengths are tried: a vector that is too long for its ball is brought back."""
+    options = TrainedOptions(**QUICK | {"steps": 4}, norms=(0.01, 1.0))
+    rows = train_vector(pocket, load_task("antonym"), options=options).curve[1:]
+    assert rows["step"].tolist() == [2] * 6 + [4] * 4
+    assert rows["length"].iloc[-2] == pytest.approx(0.01, rel=1e-4) and rows["length"].iloc[-1] > 0.01
+
+
 def test_a_first_step_is_as_long_as_its_rate(pocket):
     options = TrainedOptions(layers=(2,), norms=(1.0,), steps=1, rate=0.03)
     assert train_vector(pocket, load_task("antonym"), options=options).curve["length"].iloc[1] == pytest.approx(
@@ -282,6 +297,8 @@ def test_every_prompt_comes_once_in_a_round(pocket, monkeypatch):
     assert [len(part) for part in seen] == [9, 8, 8] * 2
     halves = [torch.cat(seen[:3]), torch.cat(seen[3:])]
     assert all(half.sort().values.tolist() == list(range(25)) for half in halves) and not torch.equal(*halves)
+    train_vector(pocket, load_task("antonym"), options=replace(options, seed=1))
+    assert not torch.equal(torch.cat(seen[6:9]), halves[0])
 
 
 def test_permuted_answers():
@@ -366,6 +383,16 @@ def test_wrong_inputs(pocket, llama, new_model, byte_level):
         llama(torch.tensor([[5, 6]]))  # a context in which no pass ran would be an error of its own
         with pytest.raises(RuntimeError, match="steer context open"):
             train_vector(llama, task, options=quick)
+
+
+def test_no_gradients_inside_steer(llama):
+    """What another vector does in the context would be taken for a part of the model."""
+    trials, settings = Trials(llama, one_answer()), settings_of(llama, "resid_post")
+    vector = InstructionVector(torch.ones(32), (), torch.zeros(0, 12), "x", ivlens.models.model_identity(llama), {})
+    with steer(llama, vector, layer=0):
+        llama(torch.tensor([[5, 6]]))
+        with pytest.raises(RuntimeError, match="steer context open"):
+            trials.slopes(settings, vectors_for(settings, llama), torch.arange(4))
 
 
 def test_a_model_that_overflows_is_refused(new_model, byte_level, monkeypatch):
