@@ -64,8 +64,9 @@ def read(rows: Rows, used: dict[str, str], path: Path | str) -> Source:
         first = _exchange(turns)
         answers = (first.reply,) if first.reply and not first.why else ()
         found.append(Row(where, first.system, first.question, answers, first.why))
-        n_before, n_longer = n_before + bool(first.n_before), n_longer + bool(first.n_after)
-        n_turns += first.n_after
+        if not first.why:
+            n_before, n_longer = n_before + bool(first.n_before), n_longer + bool(first.n_after)
+            n_turns += first.n_after
     n_told = sum(bool(row.instruction) for row in found)
     # where some conversations have no system text, the text of others must not become their instruction
     source = source_of(found, path, prompts=True, own=0 < n_told < len(found))

@@ -5,10 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ivlens.tasks.formats.columns import INPUT_NAMES, OUTPUT_NAMES, guess_column
+from ivlens.tasks.formats import chat
 from ivlens.tasks.formats.passages import flattened
 from ivlens.tasks.formats.records import Columns, Source, in_part, joined, text_of, texts_of, wrong
-from ivlens.tasks.formats.rows import FORMATS, read_plain, read_rows
+from ivlens.tasks.formats.rows import PLAIN, read_plain, read_rows, recognised
 
 PARTS = ("train", "eval", "dev", "valid", "validation", "test")
 # of one record; with more it is a dict of answers with an input called "input", or one called "question" and so on
@@ -130,30 +130,36 @@ def _read_squad(value: Mapping[str, Any], columns: Columns, path: Path) -> Sourc
     return _said(read_rows(flattened(value, path), columns, path), "SQuAD's own JSON")
 
 
-def _is_record(value: Mapping[str, Any], columns: Columns) -> bool:
-    """Whether a dict is one record, as a file of JSON Lines with one line is."""
-    if len(value) <= _MOST_KEYS_OF_FORMATS and any(format.uses(value, columns) is not None for format in FORMATS):
-        return True
-    usual = guess_column(value, columns.input, INPUT_NAMES) and guess_column(value, columns.output, OUTPUT_NAMES)
-    return bool(usual) and len(value) <= _MOST_KEYS
-
-
-def _read_record(value: Mapping[str, Any], columns: Columns, path: Path) -> Source:
-    return _said(read_rows([("record 0", dict(value))], columns, path), "JSON: a single record")
+def _is_conversation(value: Mapping[str, Any], columns: Columns) -> bool:
+    return chat.uses(value, columns) is not None
 
 
 def _is_columnar(value: Mapping[str, Any], columns: Columns) -> bool:
-    """Whether a dict holds columns: lists of one length, among them one of inputs and one of answers."""
-    if not value or not all(isinstance(column, list) for column in value.values()):
+    """Whether a dict holds columns: lists of one length, of which the first items make a record."""
+    if not value or not all(isinstance(column, list) and column for column in value.values()):
         return False
-    usual = guess_column(value, columns.input, INPUT_NAMES) and guess_column(value, columns.output, OUTPUT_NAMES)
-    return bool(usual) and len({len(column) for column in value.values()}) == 1
+    first = {name: column[0] for name, column in value.items()}
+    return len({len(column) for column in value.values()}) == 1 and _is_record(first, columns)
 
 
 def _read_columnar(value: Mapping[str, Any], columns: Columns, path: Path) -> Source:
     cells = zip(*value.values(), strict=True)
     rows = [(f"record {index}", dict(zip(value, row, strict=True))) for index, row in enumerate(cells)]
     return _said(read_rows(rows, columns, path), "a JSON dict of columns")
+
+
+def _is_record(value: Mapping[str, Any], columns: Columns) -> bool:
+    """Whether a dict is one record, as a file of JSON Lines with one line is."""
+    try:
+        format, _ = recognised(value, columns, "")
+    except ValueError:
+        return False
+    # input and output alone may also be words in a dict of answers
+    return len(value) <= (_MOST_KEYS if format is PLAIN else _MOST_KEYS_OF_FORMATS)
+
+
+def _read_record(value: Mapping[str, Any], columns: Columns, path: Path) -> Source:
+    return _said(read_rows([("record 0", dict(value))], columns, path), "JSON: a single record")
 
 
 def _list_inside(value: Mapping[str, Any]) -> str | None:
@@ -182,6 +188,7 @@ _FORMS: tuple[Form, ...] = (  # the first that fits
     (_is_natural, _read_natural_instructions),
     (_is_bank, read_bank),
     (_is_squad, _read_squad),
+    (_is_conversation, _read_record),
     (_is_columnar, _read_columnar),
     (_is_record, _read_record),
     (_is_wrapped, _read_wrapped),
