@@ -141,6 +141,8 @@ class Lines:
         task = ["--task", str(at / "task.json")]
         return {
             "demo": ["demo", "--out", out],
+            "tasks show": ["tasks", "show", "antonym"],
+            "tasks check": ["tasks", "check", str(at / "task.json")],
             "prompts": ["prompts", *task],
             "effects": ["effects", *task],
             "vector": ["vector", *task],

@@ -46,6 +46,7 @@ def right(the: Things) -> dict[str, list[str]]:
     task, out = ["--task", str(root / "task.json")], ["--out", str(root / "out")]
     vector, tuned = str(root / "vector.safetensors"), ["--checkpoints", str(root / "series")]
     return {
+        "tasks show": ["antonym"], "tasks check": [str(root / "task.json")],
         "prompts": [*task, *model, *few, "--shots", "0", "--template", "plain"],
         "effects": [*task, *model, *few, "--corruption", "drop"],
         "vector": [*task, *model, *few, "--corruption", "drop", "--k", "2"],
