@@ -32,6 +32,7 @@ class PromptBatch:
             batch made by hand.
         kept_answers: The share of demonstration answers that `shuffle` left in their places, None for other rows. May
             be empty in a batch made by hand.
+        shots: Input and answer of each demonstration in each prompt. May be empty in a batch made by hand.
     """
 
     tokens: Int[Tensor, "batch pos"]
@@ -45,6 +46,7 @@ class PromptBatch:
     instructions: tuple[str | None, ...]
     counterfactuals: tuple[str | None, ...] = ()
     kept_answers: tuple[float | None, ...] = ()
+    shots: tuple[tuple[tuple[str, str], ...], ...] = ()
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -57,7 +59,8 @@ class PromptBatch:
         """A batch of some of the rows, in the given order; its width stays the same."""
         chosen = list(range(len(self))[index] if isinstance(index, slice) else index)
         at = torch.tensor(chosen, dtype=torch.long, device=self.tokens.device)
-        names = ("alternatives", "texts", "examples", "corruptions", "instructions", "counterfactuals", "kept_answers")
+        names = ("alternatives", "texts", "examples", "corruptions", "instructions", "counterfactuals", "kept_answers",
+                 "shots")  # fmt: skip
         # optional lists that are empty stay empty
         listed = {name: tuple(each[row] for row in chosen) for name in names if (each := getattr(self, name))}
         return replace(self._with_tensors(lambda tensor: tensor[at]), **listed)
