@@ -31,6 +31,7 @@ _MODULE_OF = {  # for each public name the module under `ivlens` that it is impo
     "TaskExample": "tasks",
     "build_prompts": "prompts",
     "causal_indirect_effect": "effects",
+    "compare_heads": "effects",
     "evaluate_intervention": "steering.evaluate",
     "find_prompts": "forward.finding",
     "finetune": "tuning",
@@ -50,7 +51,14 @@ _MODULE_OF = {  # for each public name the module under `ivlens` that it is impo
 
 if TYPE_CHECKING:  # editors and type checkers read the names here; a running program gets them by `__getattr__`
     from ivlens.common.progress import showing_progress
-    from ivlens.effects import EffectOptions, HeadEffects, causal_indirect_effect, head_effects, measure_again
+    from ivlens.effects import (
+        EffectOptions,
+        HeadEffects,
+        causal_indirect_effect,
+        compare_heads,
+        head_effects,
+        measure_again,
+    )
     from ivlens.forward.finding import PromptSearch, find_prompts
     from ivlens.forward.means import mean_head_outputs
     from ivlens.models import load_model, pocket_path
@@ -82,6 +90,7 @@ __all__ = [
     "__version__",
     "build_prompts",
     "causal_indirect_effect",
+    "compare_heads",
     "evaluate_intervention",
     "find_prompts",
     "finetune",

@@ -208,6 +208,7 @@ def calls(the: Things) -> dict[str, Call]:
             **own, "corruption": "drop", "n_prompts": 2, "options": ivlens.EffectOptions(**quick)
         }),
         "EffectOptions": (effects_with, dict),
+        "compare_heads": (ivlens.compare_heads, lambda: {"first": effects, "second": effects, "k": 2}),
         "measure_again": (ivlens.measure_again, lambda: {"effects": effects, "task": task, "model": model, "heads": 1}),
         "find_prompts": (ivlens.find_prompts, lambda: {
             **own, "templates": ["plain"], "shots": [0], "n_prompts": 2

@@ -8,6 +8,7 @@ from html import escape
 from typing import Any
 
 from ivlens.common.names import shown
+from ivlens.effects.compare import HeadComparison, labels
 from ivlens.effects.results import HeadEffects
 from ivlens.forward.finding import PromptSearch
 from ivlens.tasks.task import Task
@@ -99,6 +100,22 @@ def search_html(search: PromptSearch) -> str:
     facts = {"model": search.model, "best": search.best, "warning": search.warning}
     about = _facts({name: value for name, value in facts.items() if value})
     return _titled(f"Forms of prompt for {search.task}", about + _table(head, rows))
+
+
+def comparison_html(found: HeadComparison) -> str:
+    """An HTML table of which heads two measurements share."""
+    facts = {
+        "first": found.first,
+        "second": found.second,
+        f"shared, of {found.k}": f"{found.overlap} (by chance {found.expected:.2f}, p = {found.p:.2g})",
+        "rank correlation": f"{found.correlation:.2f} ({found.low:.2f} to {found.high:.2f})",
+        "of each with itself": " and ".join(f"{one:.2f}" for one in found.reliability),
+        "heads of both": labels(found.shared) or "none",
+        "of the first alone": labels(found.only_first) or "none",
+        "of the second alone": labels(found.only_second) or "none",
+    }
+    warnings = "".join(f"<p><b>Warning:</b> {escape(text)}</p>" for text in found.warnings)
+    return _titled("Strongest heads of two measurements", warnings + _facts(facts))
 
 
 def _some(texts: tuple[str, ...]) -> str:
