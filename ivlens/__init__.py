@@ -29,13 +29,16 @@ _MODULE_OF = {  # for each public name the module under `ivlens` that it is impo
     "Setting": "steering.summary",
     "Task": "tasks",
     "TaskExample": "tasks",
+    "ablate_heads": "analysis.attention",
     "build_prompts": "prompts",
     "causal_indirect_effect": "effects",
     "compare_heads": "effects",
     "evaluate_intervention": "steering.evaluate",
     "find_prompts": "forward.finding",
     "finetune": "tuning",
+    "head_attention": "analysis.attention",
     "head_effects": "effects",
+    "head_scores": "analysis.attention",
     "lab": "show.lab",
     "list_tasks": "tasks",
     "load_model": "models",
@@ -50,6 +53,7 @@ _MODULE_OF = {  # for each public name the module under `ivlens` that it is impo
 }
 
 if TYPE_CHECKING:  # editors and type checkers read the names here; a running program gets them by `__getattr__`
+    from ivlens.analysis.attention import ablate_heads, head_attention, head_scores
     from ivlens.common.progress import showing_progress
     from ivlens.effects import (
         EffectOptions,
@@ -88,13 +92,16 @@ __all__ = [
     "Task",
     "TaskExample",
     "__version__",
+    "ablate_heads",
     "build_prompts",
     "causal_indirect_effect",
     "compare_heads",
     "evaluate_intervention",
     "find_prompts",
     "finetune",
+    "head_attention",
     "head_effects",
+    "head_scores",
     "lab",
     "list_tasks",
     "load_model",

@@ -143,6 +143,7 @@ class Lines:
             "demo": ["demo", "--out", out],
             "prompts": ["prompts", *task],
             "effects": ["effects", *task],
+            "attention": ["attention", *task, "--out", out],
             "vector": ["vector", *task],
             "steer": ["steer", *task, "--text", "big"],
             "lab": ["lab", "--no-browser"],

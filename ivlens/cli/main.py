@@ -35,6 +35,7 @@ COMMANDS = {
     "demo": Command("ivlens.cli.demo:demo", "Measure, build, steer and judge on the built-in model; write a report."),
     "prompts": Command("ivlens.cli.prompts:prompts", "Find the form of prompt in which a model answers a task."),
     "effects": Command("ivlens.cli.effects:effects", "Measure the causal effect of every attention head on a task."),
+    "attention": Command("ivlens.cli.attention:attention", "Measure where heads look: which part of the prompt."),
     "vector": Command("ivlens.cli.vector:vector", "Build the Instruction Vector of a task and judge it."),
     "steer": Command("ivlens.cli.steer:steer_text", "Complete a text with and without an Instruction Vector."),
     "lab": Command("ivlens.cli.lab:lab", "Open a live page: click heads into the vector, read both completions."),

@@ -7,6 +7,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from ivlens.analysis.attention.results import HeadAttention
 from ivlens.common.names import shown
 from ivlens.effects.compare import HeadComparison, labels
 from ivlens.effects.results import HeadEffects
@@ -100,6 +101,20 @@ def search_html(search: PromptSearch) -> str:
     facts = {"model": search.model, "best": search.best, "warning": search.warning}
     about = _facts({name: value for name, value in facts.items() if value})
     return _titled(f"Forms of prompt for {search.task}", about + _table(head, rows))
+
+
+def attention_html(found: HeadAttention) -> str:
+    """An HTML table of where heads look, the first ones of many, below a table of what was measured."""
+    shares = found.table()
+    most = N_HEADS * len(found.prompts)
+    rows = [[*row[:2], *("–" if value != value else f"{value:.2f}" for value in row[2:])] for row in shares.to_numpy()]
+    facts: dict[str, Any] = {
+        "model": found.model,
+        "prompts": ", ".join(f"{len(one.inputs)} {kind}" for kind, one in found.looked.items()),
+        "recipe": found.recipe,
+        **({"heads": f"{len(found.heads)}, of which the first {N_HEADS} are shown"} if len(rows) > most else {}),
+    }
+    return _titled(f"Where heads look: {found.task}", _facts(facts) + _table(map(str, shares.columns), rows[:most]))
 
 
 def comparison_html(found: HeadComparison) -> str:
