@@ -32,12 +32,16 @@ _MODULE_OF = {  # for each public name the module under `ivlens` that it is impo
     "TaskExample": "tasks",
     "TrainedOptions": "steering.climb",
     "TrainedVector": "steering.trained",
+    "ablate_heads": "analysis.attention",
     "build_prompts": "prompts",
     "causal_indirect_effect": "effects",
+    "compare_heads": "effects",
     "evaluate_intervention": "steering.evaluate",
     "find_prompts": "forward.finding",
     "finetune": "tuning",
+    "head_attention": "analysis.attention",
     "head_effects": "effects",
+    "head_scores": "analysis.attention",
     "lab": "show.lab",
     "list_tasks": "tasks",
     "load_model": "models",
@@ -53,8 +57,16 @@ _MODULE_OF = {  # for each public name the module under `ivlens` that it is impo
 }
 
 if TYPE_CHECKING:  # editors and type checkers read the names here; a running program gets them by `__getattr__`
+    from ivlens.analysis.attention import ablate_heads, head_attention, head_scores
     from ivlens.common.progress import showing_progress
-    from ivlens.effects import EffectOptions, HeadEffects, causal_indirect_effect, head_effects, measure_again
+    from ivlens.effects import (
+        EffectOptions,
+        HeadEffects,
+        causal_indirect_effect,
+        compare_heads,
+        head_effects,
+        measure_again,
+    )
     from ivlens.forward.finding import PromptSearch, find_prompts
     from ivlens.forward.means import mean_head_outputs
     from ivlens.models import load_model, pocket_path
@@ -90,12 +102,16 @@ __all__ = [
     "TrainedOptions",
     "TrainedVector",
     "__version__",
+    "ablate_heads",
     "build_prompts",
     "causal_indirect_effect",
+    "compare_heads",
     "evaluate_intervention",
     "find_prompts",
     "finetune",
+    "head_attention",
     "head_effects",
+    "head_scores",
     "lab",
     "list_tasks",
     "load_model",

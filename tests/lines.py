@@ -145,6 +145,7 @@ class Lines:
             "tasks check": ["tasks", "check", str(at / "task.json")],
             "prompts": ["prompts", *task],
             "effects": ["effects", *task],
+            "attention": ["attention", *task, "--out", out],
             "vector": ["vector", *task],
             "steer": ["steer", *task, "--text", "big"],
             "lab": ["lab", "--no-browser"],

@@ -34,11 +34,14 @@ from fuzz_inputs import make_suite
 from fuzzing import PACKAGE, Hang, silence, time_limit
 
 import ivlens
+from ivlens.analysis.attention import AblationOptions, AttentionOptions, ScoreOptions
 from ivlens.analysis.dynamics import TrackOptions, measure_stage
 from ivlens.analysis.forgetting import ProbeOptions, probe
 from ivlens.steering.summary import Judged, accuracy_only
 from ivlens.tuning import Along, TuneOptions
 
+# options that are no names of `ivlens` itself
+OPTIONS = (Along, TuneOptions, ProbeOptions, TrackOptions, AttentionOptions, ScoreOptions, AblationOptions)
 LONGEST, SECONDS, GROWTH_GB = 250, 10.0, 2.0
 MOST_USED = {  # of README and the first pages of the documentation
     "load_model", "load_task", "head_effects", "measure_again", "find_prompts", "evaluate_intervention", "steer", "lab",
@@ -72,6 +75,7 @@ class Things:
         quick = ivlens.EffectOptions(n_mean_prompts=4, n_check_prompts=0)
         self.effects = ivlens.head_effects(self.model, self.task, n_prompts=4, corruption="drop", options=quick)
         self.iv = ivlens.InstructionVector.from_effects(self.effects, k=2)
+        self.scores = ivlens.head_scores(self.model, ScoreOptions(length=4, n_sequences=2))
         self.effects.save(self.root / "effects.safetensors")
         self.iv.save(self.root / "vector.safetensors")
         self.setting = ivlens.Setting(0, 1.0, "resid_post")
@@ -187,6 +191,19 @@ def calls(the: Things) -> dict[str, Call]:
     def tracked_with(**options: Any) -> Any:
         return measure_stage(model, [task], TrackOptions(**{"n_prompts": 2, "k": 1, "n_judge_prompts": 2} | options))
 
+    def watched_with(**options: Any) -> Any:
+        few: dict[str, Any] = {"scores": None, "corruptions": ()}
+        return ivlens.head_attention(model, task, [(0, 1)], n_prompts=2, options=AttentionOptions(**few | options))
+
+    def scored_with(**options: Any) -> Any:
+        return ivlens.head_scores(model, ScoreOptions(**{"length": 4, "n_sequences": 2} | options))
+
+    def ablated_with(**options: Any) -> Any:
+        few: dict[str, Any] = {"k": 2, "n_draws": 1, "n_mean_prompts": 2, "corruption": "drop"}
+        return ivlens.ablate_heads(
+            model, task, effects, scores=the.scores, n_prompts=2, options=AblationOptions(**few | options)
+        )
+
     own = {"model": model, "task": task}
     prompts = {"model": model, "tokens": the.batch.tokens, "attention_mask": the.batch.attention_mask}
     vector, found = ivlens.InstructionVector, ivlens.HeadEffects
@@ -214,6 +231,16 @@ def calls(the: Things) -> dict[str, Call]:
             **own, "corruption": "drop", "n_prompts": 2, "options": ivlens.EffectOptions(**quick)
         }),
         "EffectOptions": (effects_with, dict),
+        "head_attention": (ivlens.head_attention, lambda: {**own, "heads": ["L0H1"], "n_prompts": 2}),
+        "AttentionOptions": (watched_with, dict),
+        "head_scores": (ivlens.head_scores, lambda: {"model": model}),
+        "ScoreOptions": (scored_with, dict),
+        "ablate_heads": (ivlens.ablate_heads, lambda: {
+            **own, "heads": effects, "scores": the.scores, "n_prompts": 2,
+            "options": AblationOptions(k=2, n_draws=1, n_mean_prompts=2, corruption="drop"),
+        }),
+        "AblationOptions": (ablated_with, dict),
+        "compare_heads": (ivlens.compare_heads, lambda: {"first": effects, "second": effects, "k": 2}),
         "measure_again": (ivlens.measure_again, lambda: {"effects": effects, "task": task, "model": model, "heads": 1}),
         "find_prompts": (ivlens.find_prompts, lambda: {
             **own, "templates": ["plain"], "shots": [0], "n_prompts": 2
@@ -315,7 +342,7 @@ def public_calls() -> set[str]:
 
 def parameters(name: str, function: Callable[..., Any]) -> list[str]:
     """Names of the parameters of a public name (or of what stands beside it in `calls`)."""
-    value: Any = {each.__name__: each for each in (Along, TuneOptions, ProbeOptions, TrackOptions)}.get(name, ivlens)
+    value: Any = {each.__name__: each for each in OPTIONS}.get(name, ivlens)
     if value is ivlens:
         for part in name.partition(",")[0].split("."):
             value = getattr(value, part, None)

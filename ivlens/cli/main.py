@@ -36,6 +36,7 @@ COMMANDS = {
     "tasks": Command("ivlens.cli.tasks:app", "List the built-in tasks, or say how a task's file is read."),
     "prompts": Command("ivlens.cli.prompts:prompts", "Find the form of prompt in which a model answers a task."),
     "effects": Command("ivlens.cli.effects:effects", "Measure the causal effect of every attention head on a task."),
+    "attention": Command("ivlens.cli.attention:attention", "Measure where heads look: which part of the prompt."),
     "vector": Command("ivlens.cli.vector:vector", "Build the Instruction Vector of a task and judge it."),
     "steer": Command("ivlens.cli.steer:steer_text", "Complete a text with and without an Instruction Vector."),
     "lab": Command("ivlens.cli.lab:lab", "Open a live page: click heads into the vector, read both completions."),

@@ -33,6 +33,7 @@ class PromptBatch:
         kept_answers: The share of demonstration answers that `shuffle` left in their places, None for other rows. May
             be empty in a batch made by hand.
         n_too_long: How many examples were left out because their prompts did not fit the model's context.
+        shots: Input and answer of each demonstration in each prompt. May be empty in a batch made by hand.
     """
 
     tokens: Int[Tensor, "batch pos"]
@@ -47,6 +48,7 @@ class PromptBatch:
     counterfactuals: tuple[str | None, ...] = ()
     kept_answers: tuple[float | None, ...] = ()
     n_too_long: int = 0
+    shots: tuple[tuple[tuple[str, str], ...], ...] = ()
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -59,7 +61,8 @@ class PromptBatch:
         """A batch of some of the rows, in the given order; its width stays the same."""
         chosen = list(range(len(self))[index] if isinstance(index, slice) else index)
         at = torch.tensor(chosen, dtype=torch.long, device=self.tokens.device)
-        names = ("alternatives", "texts", "examples", "corruptions", "instructions", "counterfactuals", "kept_answers")
+        names = ("alternatives", "texts", "examples", "corruptions", "instructions", "counterfactuals", "kept_answers",
+                 "shots")  # fmt: skip
         # optional lists that are empty stay empty
         listed = {name: tuple(each[row] for row in chosen) for name in names if (each := getattr(self, name))}
         return replace(self._with_tensors(lambda tensor: tensor[at]), **listed)
