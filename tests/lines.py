@@ -144,6 +144,7 @@ class Lines:
             "prompts": ["prompts", *task],
             "effects": ["effects", *task],
             "vector": ["vector", *task],
+            "evaluate": ["evaluate", *task, "--out", out],
             "steer": ["steer", *task, "--text", "big"],
             "lab": ["lab", "--no-browser"],
             "tune": ["tune", *task, "--out", out, "--guidance", "iv"],
