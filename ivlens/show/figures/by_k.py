@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 
 from ivlens.show.figures.panels import LEVELS_NOTE, Look, Panels, mark, rows_by_task
 from ivlens.show.figures.rows import Row, interval_kinds
-from ivlens.show.figures.theme import LIGHT, Theme, styled, translucent, with_legend
+from ivlens.show.figures.theme import LIGHT, Theme, translucent
 
 LOOKS = {
     "by_k": Look("vector of the k strongest heads", "circle", "accent"),
@@ -37,17 +37,15 @@ def by_k_plot(table: pd.DataFrame, *, theme: Theme = LIGHT) -> go.Figure:
             if chosen:
                 panels.add(number, [trace.update(legendrank=rank) for trace in _traces(chosen, look, theme)])
         panels.levels(number, rows)
-    figure, shown = panels.titled(), [row for rows in tasks.values() for row in rows if row["condition"] in LOOKS]
-    alone = f": {next(iter(tasks))}" if len(tasks) == 1 and next(iter(tasks)) else ""
+    shown = [row for rows in tasks.values() for row in rows if row["condition"] in LOOKS]
     note = f"bands: {interval_kinds(shown)} over prompts · {LEVELS_NOTE}"
-    styled(figure, theme, f"How many heads{alone}", note, height=130 + 240 * panels.n_rows)
+    figure = panels.finished("How many heads", note, height=270, margin_t=96)
     figure.update_xaxes(
         title_text="heads in the vector, k", type="category", categoryorder="array",
         categoryarray=list(map(str, numbers)), range=[-0.3, len(numbers) - 0.7],
     )  # fmt: skip
     figure.update_yaxes(range=[-0.03, 1.03], dtick=0.2)
-    figure.update_yaxes(title_text="accuracy (share of prompts)", col=1)
-    return with_legend(figure, theme, 96 if len(tasks) == 1 else 112)
+    return figure.update_yaxes(title_text="accuracy (share of prompts)", col=1)
 
 
 def k_of(row: Row) -> int:

@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 
 from ivlens.show.figures.panels import NEEDED, Look, Panels, mark, reach, rows_by_task
 from ivlens.show.figures.rows import Row
-from ivlens.show.figures.theme import LIGHT, Theme, styled, with_legend
+from ivlens.show.figures.theme import LIGHT, Theme
 
 LOOKS = {
     "necessity": Look("the vector's heads", "circle", "accent"),
@@ -36,12 +36,8 @@ def necessity_plot(table: pd.DataFrame, *, theme: Theme = LIGHT) -> go.Figure:
     for number, rows in enumerate(shown.values()):
         panels.add(number, [_marks(rows, condition, sources, place, theme) for place, condition in enumerate(LOOKS)])
         panels.figure.add_vline(0, line={"width": 1, "color": theme.reference}, **panels.place(number))
-    figure = panels.titled()
-    alone = f": {next(iter(tasks))}" if len(tasks) == 1 and next(iter(tasks)) else ""
     note = "outputs at the last prompt token are replaced · bars: t 95 % over prompts"
-    styled(
-        figure, theme, f"Lost without these heads{alone}", note, height=110 + (60 + 62 * len(sources)) * panels.n_rows
-    )
+    figure = panels.finished("Lost without these heads", note, height=70 + 62 * len(sources), margin_t=96)
     # a loss below 0 is a gain, which is rare and small
     lows = [row["lost_lo"] for rows in shown.values() for row in rows if row["lost_lo"] == row["lost_lo"]]
     least = max(-1.0, min(0.0, *lows))
@@ -50,8 +46,7 @@ def necessity_plot(table: pd.DataFrame, *, theme: Theme = LIGHT) -> go.Figure:
         tickvals=list(range(len(sources))), ticktext=[SOURCES[name] for name in reversed(sources)], showgrid=False,
         range=[-0.5, len(sources) - 0.5], automargin=True, tickfont={"size": 12, "color": theme.text},
     )  # fmt: skip
-    figure.update_yaxes(title_text="replaced by means over", col=1)
-    return with_legend(figure, theme, 96 if len(tasks) == 1 else 112)
+    return figure.update_yaxes(title_text="replaced by means over", col=1)
 
 
 def _marks(rows: Sequence[Row], condition: str, sources: Sequence[str], place: int, theme: Theme) -> go.Scatter:

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from ivlens.show.figures.panels import LEVELS_NOTE, Look, Panels, mark, reach, rows_by_task
 from ivlens.show.figures.rows import Row, interval_kinds
-from ivlens.show.figures.theme import LIGHT, Theme, styled, with_legend
+from ivlens.show.figures.theme import LIGHT, Theme
 
 VECTOR = Look("the vector", "circle", "accent")
 DIRECTIONS = Look("random directions", "diamond", "control")
@@ -67,13 +67,9 @@ def other_vectors_plot(table: pd.DataFrame, *, theme: Theme = LIGHT) -> go.Figur
         shown += [row for _, _, row in found]
         panels.add(number, [_marks(look, found, theme) for look in LOOKS])
         panels.levels(number, rows, upright=True)
-    figure = panels.titled()
-    alone = f": {next(iter(tasks))}" if len(tasks) == 1 and next(iter(tasks)) else ""
     note = f"bars: {interval_kinds(shown)} over prompts · {LEVELS_NOTE}"
-    styled(
-        figure, theme, f"Other ways to a vector{alone}", note, height=170 + (30 + round(21 * height)) * panels.n_rows
-    )
-    figure.update_xaxes(title_text="accuracy on bare inputs (share of prompts)", range=[-0.03, 1.03], dtick=0.2)
+    figure = panels.finished("Other ways to a vector", note, height=60 + round(21 * height), margin_t=116)
+    figure.update_xaxes(title_text="accuracy on bare inputs", range=[-0.03, 1.03], dtick=0.2)
     middles = [top - (len(looks) - 1) / 2 for top, looks in zip(tops, ways.values(), strict=True)]
     figure.update_yaxes(
         tickvals=middles[::-1], ticktext=[way.label for way in ways][::-1], showgrid=False, automargin=True,
@@ -82,7 +78,7 @@ def other_vectors_plot(table: pd.DataFrame, *, theme: Theme = LIGHT) -> go.Figur
     for top, looks in list(zip(tops, ways.values(), strict=True))[:-1]:
         line: Any = {"width": 1, "color": theme.grid}
         figure.add_hline(top - len(looks) + 1 - GAP / 2 - 0.5, line=line)
-    return with_legend(figure, theme, 116)
+    return figure
 
 
 def _looks(way: Way, tables: Iterable[Sequence[Row]]) -> list[Look]:

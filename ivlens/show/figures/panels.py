@@ -9,9 +9,10 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from ivlens.show.figures.rows import Row, rows_of
-from ivlens.show.figures.theme import Theme
+from ivlens.show.figures.theme import Theme, styled, with_legend
 
 COLUMNS = 3  # panels side by side
+NAMES = 22  # px, the height of the names of tasks above their panels
 # the dash of the level without anything added, for each kind of prompt; figures say so in their notes
 LEVELS = {"bare": "dash", "clean": "dot"}
 LEVELS_NOTE = "dashed: bare input · dotted: clean prompt"
@@ -54,7 +55,7 @@ class Panels:
     """A figure with a panel for each task, at most three side by side."""
 
     def __init__(self, tasks: Sequence[str], theme: Theme) -> None:
-        self._theme = theme
+        self._tasks, self._theme = list(tasks), theme
         self.n_columns = min(COLUMNS, len(tasks))
         self.n_rows = math.ceil(len(tasks) / self.n_columns)
         self.figure: go.Figure = make_subplots(
@@ -82,9 +83,20 @@ class Panels:
                 draw = self.figure.add_vline if upright else self.figure.add_hline
                 draw(row["accuracy"], line=line, **self.place(number))
 
-    def titled(self) -> go.Figure:
-        """The figure, with the names of tasks in the theme's colour."""
-        return self.figure.update_annotations(font={"size": 12, "color": self._theme.text})
+    def finished(self, title: str, note: str, *, height: int, margin_t: int) -> go.Figure:
+        """The figure with title, note and a legend, which stands above the names of tasks.
+
+        Args:
+            height: Pixels of one panel, with what stands below it.
+            margin_t: Pixels above the plot, for title, note and legend.
+        """
+        several = len(self._tasks) > 1
+        named = f"{title}: {self._tasks[0]}" if not several and self._tasks[0] else title
+        figure = self.figure.update_annotations(font={"size": 12, "color": self._theme.text})
+        margin_t += NAMES if several else 0
+        styled(figure, self._theme, named, note, height=margin_t + height * self.n_rows)
+        above = NAMES / (height * self.n_rows - int(figure.layout.margin.b)) if several else 0.0
+        return with_legend(figure, self._theme, margin_t, y=1.0 + above)
 
 
 def reach(rows: Sequence[Row], value: str, colour: str) -> dict[str, Any]:
