@@ -30,12 +30,18 @@ _MODULE_OF = {  # for each public name the module under `ivlens` that it is impo
     "Setting": "steering.summary",
     "Task": "tasks",
     "TaskExample": "tasks",
+    "TrainedOptions": "steering.climb",
+    "TrainedVector": "steering.trained",
+    "ablate_heads": "analysis.attention",
     "build_prompts": "prompts",
     "causal_indirect_effect": "effects",
+    "compare_heads": "effects",
     "evaluate_intervention": "steering.evaluate",
     "find_prompts": "forward.finding",
     "finetune": "tuning",
+    "head_attention": "analysis.attention",
     "head_effects": "effects",
+    "head_scores": "analysis.attention",
     "lab": "show.lab",
     "list_tasks": "tasks",
     "load_model": "models",
@@ -47,23 +53,34 @@ _MODULE_OF = {  # for each public name the module under `ivlens` that it is impo
     "showing_progress": "common.progress",
     "steer": "steering.steer",
     "sweep_settings": "steering.search",
+    "train_vector": "steering.trained",
 }
 
 if TYPE_CHECKING:  # editors and type checkers read the names here; a running program gets them by `__getattr__`
+    from ivlens.analysis.attention import ablate_heads, head_attention, head_scores
     from ivlens.common.progress import showing_progress
-    from ivlens.effects import EffectOptions, HeadEffects, causal_indirect_effect, head_effects, measure_again
+    from ivlens.effects import (
+        EffectOptions,
+        HeadEffects,
+        causal_indirect_effect,
+        compare_heads,
+        head_effects,
+        measure_again,
+    )
     from ivlens.forward.finding import PromptSearch, find_prompts
     from ivlens.forward.means import mean_head_outputs
     from ivlens.models import load_model, pocket_path
     from ivlens.prompts import PromptRecipe, PromptTemplate, build_prompts
     from ivlens.runs.suites import load_suite
     from ivlens.show.lab import lab
+    from ivlens.steering.climb import TrainedOptions
     from ivlens.steering.evaluate import JudgeOptions, evaluate_intervention
     from ivlens.steering.evaluation import Evaluation
     from ivlens.steering.more_rows import MoreRows
     from ivlens.steering.search import Grid, sweep_settings
     from ivlens.steering.steer import steer
     from ivlens.steering.summary import Setting
+    from ivlens.steering.trained import TrainedVector, train_vector
     from ivlens.tasks import Task, TaskExample, list_tasks, load_task
     from ivlens.tuning import finetune
     from ivlens.vectors import InstructionVector
@@ -82,13 +99,19 @@ __all__ = [
     "Setting",
     "Task",
     "TaskExample",
+    "TrainedOptions",
+    "TrainedVector",
     "__version__",
+    "ablate_heads",
     "build_prompts",
     "causal_indirect_effect",
+    "compare_heads",
     "evaluate_intervention",
     "find_prompts",
     "finetune",
+    "head_attention",
     "head_effects",
+    "head_scores",
     "lab",
     "list_tasks",
     "load_model",
@@ -100,6 +123,7 @@ __all__ = [
     "showing_progress",
     "steer",
     "sweep_settings",
+    "train_vector",
 ]
 
 

@@ -37,7 +37,7 @@ COMMANDS = [
     ("steer", "--text", "big", "--vector", "vector.safetensors"), ("tune", "--task", "task.json", "--out", "tuned"),
     ("bench", "--out", "bench"), ("sweep", "grid.toml", "--store", "new", "--dry-run"), ("store", "ls", "store"),
     ("store", "verify", "store"), ("store", "gc", "store"), ("store", "export", "store", "--out", "all.csv"),
-    ("figures", "store"), ("pocket",), (),
+    ("figures", "store"), ("pocket",), ("tasks",), ("tasks", "check", "task.json"), ("tasks", "show", "antonym"), (),
 ]  # fmt: skip
 TRICKS = ["link", "folder", "gone", "name", "fifo"]
 

@@ -141,8 +141,11 @@ class Lines:
         task = ["--task", str(at / "task.json")]
         return {
             "demo": ["demo", "--out", out],
+            "tasks show": ["tasks", "show", "antonym"],
+            "tasks check": ["tasks", "check", str(at / "task.json")],
             "prompts": ["prompts", *task],
             "effects": ["effects", *task],
+            "attention": ["attention", *task, "--out", out],
             "vector": ["vector", *task],
             "evaluate": ["evaluate", *task, "--out", out],
             "steer": ["steer", *task, "--text", "big"],

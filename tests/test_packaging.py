@@ -81,7 +81,9 @@ def test_help_is_quick_and_lists_every_command():
     assert all(re.search(rf"\b{name}\b", page) for name in cli.COMMANDS)
 
 
-GROUPS = ("pocket train", "pocket card", "store ls", "store verify", "store gc", "store export")
+GROUPS = (
+    "pocket train", "pocket card", "store ls", "store verify", "store gc", "store export", "tasks show", "tasks check",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("words", [*(name for name in cli.COMMANDS if f"{name} " not in " ".join(GROUPS)), *GROUPS])

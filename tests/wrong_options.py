@@ -46,8 +46,10 @@ def right(the: Things) -> dict[str, list[str]]:
     task, out = ["--task", str(root / "task.json")], ["--out", str(root / "out")]
     vector, tuned = str(root / "vector.safetensors"), ["--checkpoints", str(root / "series")]
     return {
+        "tasks show": ["antonym"], "tasks check": [str(root / "task.json")],
         "prompts": [*task, *model, *few, "--shots", "0", "--template", "plain"],
         "effects": [*task, *model, *few, "--corruption", "drop"],
+        "attention": [*task, *model, *few, *out],
         "vector": [*task, *model, *few, "--corruption", "drop", "--k", "2"],
         "steer": ["--text", "big", *task, *model, "--vector", vector, "--layer", "0", "--alpha", "1"],
         "tune": [

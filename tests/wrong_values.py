@@ -34,18 +34,21 @@ from fuzz_inputs import make_suite
 from fuzzing import PACKAGE, Hang, silence, time_limit
 
 import ivlens
+from ivlens.analysis.attention import AblationOptions, AttentionOptions, ScoreOptions
 from ivlens.analysis.dynamics import TrackOptions, measure_stage
 from ivlens.analysis.forgetting import ProbeOptions, probe
 from ivlens.steering.summary import Judged, accuracy_only
 from ivlens.tuning import Along, TuneOptions
 
+# options that are no names of `ivlens` itself
+OPTIONS = (Along, TuneOptions, ProbeOptions, TrackOptions, AttentionOptions, ScoreOptions, AblationOptions)
 LONGEST, SECONDS, GROWTH_GB = 250, 10.0, 2.0
 MOST_USED = {  # of README and the first pages of the documentation
     "load_model", "load_task", "head_effects", "measure_again", "find_prompts", "evaluate_intervention", "steer", "lab",
     "finetune", "build_prompts", "sweep_settings", "mean_head_outputs", "list_tasks", "EffectOptions", "JudgeOptions",
     "Grid", "PromptRecipe", "PromptTemplate", "Task", "TaskExample", "Setting", "InstructionVector.from_effects",
     "InstructionVector.load", "InstructionVector.save", "HeadEffects.load", "HeadEffects.save", "HeadEffects.top_heads",
-    "TuneOptions", "probe", "measure_stage",
+    "TuneOptions", "probe", "measure_stage", "train_vector", "TrainedOptions",
 }  # fmt: skip
 
 
@@ -72,6 +75,7 @@ class Things:
         quick = ivlens.EffectOptions(n_mean_prompts=4, n_check_prompts=0)
         self.effects = ivlens.head_effects(self.model, self.task, n_prompts=4, corruption="drop", options=quick)
         self.iv = ivlens.InstructionVector.from_effects(self.effects, k=2)
+        self.scores = ivlens.head_scores(self.model, ScoreOptions(length=4, n_sequences=2))
         self.effects.save(self.root / "effects.safetensors")
         self.iv.save(self.root / "vector.safetensors")
         self.setting = ivlens.Setting(0, 1.0, "resid_post")
@@ -81,6 +85,8 @@ class Things:
         self.evaluation = ivlens.evaluate_intervention(
             self.model, self.task, self.iv, at=self.setting, n_prompts=2, n_draws=1, options=self.judge
         )
+        self.lesson: dict[str, Any] = {"steps": 1, "layers": (0,), "norms": (1.0,), "n_fit": 2, "n_select": 2}
+        self.trained = ivlens.train_vector(self.model, self.task, options=ivlens.TrainedOptions(**self.lesson))
         self.judged = Judged("iv", accuracy_only(torch.ones(3)), ("x",), (self.setting,), has_probs=False)
 
 
@@ -134,6 +140,9 @@ def calls(the: Things) -> dict[str, Call]:
         grid = ivlens.Grid(**{"layers": [0], "alphas": (1.0,), "sites": ("resid_post",)} | options)
         return ivlens.sweep_settings(model, task, iv, grid=grid, n_prompts=2)
 
+    def trained_with(**options: Any) -> Any:
+        return ivlens.train_vector(model, task, options=ivlens.TrainedOptions(**the.lesson | options))
+
     def asked_with(**options: Any) -> Any:
         return ivlens.build_prompts(the.tokenizer, task, task.examples[:2], ivlens.PromptRecipe(**options))
 
@@ -182,12 +191,26 @@ def calls(the: Things) -> dict[str, Call]:
     def tracked_with(**options: Any) -> Any:
         return measure_stage(model, [task], TrackOptions(**{"n_prompts": 2, "k": 1, "n_judge_prompts": 2} | options))
 
+    def watched_with(**options: Any) -> Any:
+        few: dict[str, Any] = {"scores": None, "corruptions": ()}
+        return ivlens.head_attention(model, task, [(0, 1)], n_prompts=2, options=AttentionOptions(**few | options))
+
+    def scored_with(**options: Any) -> Any:
+        return ivlens.head_scores(model, ScoreOptions(**{"length": 4, "n_sequences": 2} | options))
+
+    def ablated_with(**options: Any) -> Any:
+        few: dict[str, Any] = {"k": 2, "n_draws": 1, "n_mean_prompts": 2, "corruption": "drop"}
+        return ivlens.ablate_heads(
+            model, task, effects, scores=the.scores, n_prompts=2, options=AblationOptions(**few | options)
+        )
+
     own = {"model": model, "task": task}
     prompts = {"model": model, "tokens": the.batch.tokens, "attention_mask": the.batch.attention_mask}
     vector, found = ivlens.InstructionVector, ivlens.HeadEffects
     of_effects = {name: getattr(effects, name) for name in inspect.signature(found).parameters}
     of_vector = {name: getattr(iv, name) for name in inspect.signature(vector).parameters}
     of_search = {name: getattr(the.search, name) for name in inspect.signature(ivlens.PromptSearch).parameters}
+    of_trained = {name: getattr(the.trained, name) for name in inspect.signature(ivlens.TrainedVector).parameters}
     recipe = ivlens.PromptRecipe()
 
     def used(made: Any) -> Any:
@@ -208,6 +231,16 @@ def calls(the: Things) -> dict[str, Call]:
             **own, "corruption": "drop", "n_prompts": 2, "options": ivlens.EffectOptions(**quick)
         }),
         "EffectOptions": (effects_with, dict),
+        "head_attention": (ivlens.head_attention, lambda: {**own, "heads": ["L0H1"], "n_prompts": 2}),
+        "AttentionOptions": (watched_with, dict),
+        "head_scores": (ivlens.head_scores, lambda: {"model": model}),
+        "ScoreOptions": (scored_with, dict),
+        "ablate_heads": (ivlens.ablate_heads, lambda: {
+            **own, "heads": effects, "scores": the.scores, "n_prompts": 2,
+            "options": AblationOptions(k=2, n_draws=1, n_mean_prompts=2, corruption="drop"),
+        }),
+        "AblationOptions": (ablated_with, dict),
+        "compare_heads": (ivlens.compare_heads, lambda: {"first": effects, "second": effects, "k": 2}),
         "measure_again": (ivlens.measure_again, lambda: {"effects": effects, "task": task, "model": model, "heads": 1}),
         "find_prompts": (ivlens.find_prompts, lambda: {
             **own, "templates": ["plain"], "shots": [0], "n_prompts": 2
@@ -287,6 +320,10 @@ def calls(the: Things) -> dict[str, Call]:
         "Evaluation.of": (ivlens.Evaluation.of, lambda: {"judged": [the.judged], "settings": {}}),
         "Evaluation.accuracy": (the.evaluation.accuracy, dict),
         "Evaluation.plot": (the.evaluation.plot, dict),
+        "train_vector": (ivlens.train_vector, lambda: {**own, "options": ivlens.TrainedOptions(**the.lesson)}),
+        "TrainedOptions": (trained_with, dict),
+        "TrainedOptions.tried": (ivlens.TrainedOptions().tried, lambda: {"model": model}),
+        "TrainedVector": (lambda **values: used(ivlens.TrainedVector(**values)), lambda: dict(of_trained)),
         "PromptSearch": (lambda **values: used(ivlens.PromptSearch(**values)), lambda: dict(of_search)),
     }  # fmt: skip
 
@@ -305,7 +342,7 @@ def public_calls() -> set[str]:
 
 def parameters(name: str, function: Callable[..., Any]) -> list[str]:
     """Names of the parameters of a public name (or of what stands beside it in `calls`)."""
-    value: Any = {each.__name__: each for each in (Along, TuneOptions, ProbeOptions, TrackOptions)}.get(name, ivlens)
+    value: Any = {each.__name__: each for each in OPTIONS}.get(name, ivlens)
     if value is ivlens:
         for part in name.partition(",")[0].split("."):
             value = getattr(value, part, None)
@@ -359,7 +396,11 @@ def outcome(call: Callable[[], Any], parameter: str) -> Outcome:
 
 
 CALLED = {"progress", "on_step", "record"}  # functions of the caller's, whose errors are theirs
-WORK = {("TuneOptions", "steps"), ("TuneOptions", "warmup")}  # a thousand million steps are what was asked for
+WORK = {
+    ("TuneOptions", "steps"),
+    ("TuneOptions", "warmup"),
+    ("TrainedOptions", "steps"),
+}  # a thousand million steps are what was asked for
 LISTING = {"order", "name_or_path", "tasks", "general"}  # an error may name what is there, or all that is missing
 SUBJECTS = {  # other words for a parameter, which its error may use
     "name": ("model", "split"), "name_or_path": ("task", "one data file"), "path": ("file",),

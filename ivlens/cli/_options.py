@@ -42,6 +42,44 @@ class ModelOptions:
 
 @Parameter(name="*")
 @dataclass(frozen=True)
+class ColumnOptions:
+    """Which columns of a task's file are read.
+
+    Attributes:
+        input_column: Column or key of the inputs in the task's file; by default the one with a usual name.
+        answer_column: Column or key of the answers; by default the one with a usual name.
+        instruction_column: Column or key of instructions; by default the one with a usual name, if there is any.
+    """
+
+    input_column: str | None = None
+    answer_column: str | None = None
+    instruction_column: str | None = None
+
+    def names(self) -> dict[str, str | None]:
+        """The columns as `load_task` takes them."""
+        return {
+            "input_column": self.input_column,
+            "output_column": self.answer_column,
+            "instruction_column": self.instruction_column,
+        }
+
+    def load(self, task: str) -> "Task":
+        """Open a task by its name or path, with these columns."""
+        from ivlens.tasks.bank import load_task
+
+        return load_task(task, **self.names())
+
+    def load_if_given(self, task: str | None) -> "Task | None":
+        """As `load`; None where no task is given, which columns would need."""
+        if task is not None:
+            return self.load(task)
+        if any(self.names().values()):
+            raise ValueError("columns are named, but no task whose file has them, expected --task; add it.")
+        return None
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
 class PromptOptions:
     """How prompts are made.
 
@@ -150,6 +188,12 @@ class MeasureOptions(PromptOptions):
             n_prompts=self.n_prompts,
             options=EffectOptions(method=self.method, contrast=contrast),
         )
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class FileOptions(MeasureOptions, ColumnOptions):
+    """How effects are measured, and which columns of the task's file are read."""
 
 
 def quiet_libraries() -> None:

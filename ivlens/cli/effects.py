@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from ivlens.cli._options import AsJson, MeasureOptions, ModelOptions
+from ivlens.cli._options import AsJson, FileOptions, ModelOptions
 from ivlens.cli._output import print_json, print_table, told
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def effects(
     *,
     task: str,
     where: ModelOptions | None = None,
-    how: MeasureOptions | None = None,
+    how: FileOptions | None = None,
     contrast: Annotated[bool, Parameter(negative="")] = False,
     top: int = 10,
     again: int = 10,
@@ -45,13 +45,12 @@ def effects(
         out: File for all effects: .safetensors (to build vectors from), .csv or .parquet (a table), .html, .png, .svg
             or .pdf (a map of all heads).
     """
-    from ivlens.tasks.bank import load_task
-
     _check_out(out)
     for name, count in (("--top", top), ("--again", again)):
         if count < 0:
             raise ValueError(f"{name} is {count}, expected 0 or more.")
-    loaded, how = load_task(task), how or MeasureOptions()
+    how = how or FileOptions()
+    loaded = how.load(task)
     how.recipe()  # refuses wrong options before the model is loaded
     model = (where or ModelOptions()).load()
     found = how.measure(model, loaded, contrast=contrast)

@@ -33,8 +33,10 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "demo": Command("ivlens.cli.demo:demo", "Measure, build, steer and judge on the built-in model; write a report."),
+    "tasks": Command("ivlens.cli.tasks:app", "List the built-in tasks, or say how a task's file is read."),
     "prompts": Command("ivlens.cli.prompts:prompts", "Find the form of prompt in which a model answers a task."),
     "effects": Command("ivlens.cli.effects:effects", "Measure the causal effect of every attention head on a task."),
+    "attention": Command("ivlens.cli.attention:attention", "Measure where heads look: which part of the prompt."),
     "vector": Command("ivlens.cli.vector:vector", "Build the Instruction Vector of a task and judge it."),
     "evaluate": Command(
         "ivlens.cli.evaluate:evaluate", "Judge the vectors of several tasks with all controls; a report."

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from ivlens.cli._options import AsJson, ModelOptions
+from ivlens.cli._options import AsJson, ColumnOptions, ModelOptions
 from ivlens.cli._output import print_json, print_table
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ class SearchOptions:
 def prompts(
     *,
     task: str,
+    columns: ColumnOptions | None = None,
     where: ModelOptions | None = None,
     what: SearchOptions | None = None,
     as_json: AsJson = False,
@@ -53,12 +54,11 @@ def prompts(
     """
     from ivlens.forward.finding import find_prompts
     from ivlens.prompts.templates import find_template
-    from ivlens.tasks.bank import load_task
 
     asked, shots = what or SearchOptions(), _numbers((what or SearchOptions()).shots)
     # templates and task are opened first: what is wrong with them is refused before the model is loaded
     templates = [find_template(name) for name in asked.template] or None
-    loaded = load_task(task)
+    loaded = (columns or ColumnOptions()).load(task)
     model = (where or ModelOptions()).load()
     search = find_prompts(model, loaded, templates=templates, shots=shots, n_prompts=asked.n_prompts, seed=asked.seed)
     options = options_of(search, asked.template)

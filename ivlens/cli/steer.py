@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from ivlens.cli._options import AsJson, MeasureOptions, ModelOptions
+from ivlens.cli._options import AsJson, ColumnOptions, MeasureOptions, ModelOptions
 from ivlens.cli._output import one_line, print_json
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ LEAST_GAIN = 0.1  # in accuracy, over the bare prompt; a vector that gains less 
 
 @Parameter(name="*")
 @dataclass(frozen=True)
-class SteerOptions:
+class SteerOptions(ColumnOptions):
     """Which vector is added, and where.
 
     Attributes:
@@ -97,15 +97,13 @@ def steer_text(
 
 def _task(what: SteerOptions) -> "Task | None":
     """The task, if one is given; needed wherever a vector must be built or its place searched for."""
-    from ivlens.tasks.bank import load_task
-
     if what.task is None and what.vector is None:
         raise ValueError("ivlens steer got neither --task nor --vector, expected one; try --task antonym.")
     # mode "heads" has no layer to search for
     searched = what.mode == "vector" and None in (what.layer, what.alpha)
     if what.task is None and searched:
         raise ValueError("a vector from a file needs --layer and --alpha, or --task to find them with; add these.")
-    return load_task(what.task) if what.task else None
+    return what.load_if_given(what.task)
 
 
 def _vector(

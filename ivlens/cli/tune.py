@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from ivlens.cli._guidance import GuidanceOptions
-from ivlens.cli._options import AsJson, ModelOptions, PromptOptions
+from ivlens.cli._options import AsJson, ColumnOptions, ModelOptions, PromptOptions
 from ivlens.cli._output import print_json, print_table
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class TrainOptions:
 
 @Parameter(name="*")
 @dataclass(frozen=True)
-class TuneWays:
+class TuneWays(ColumnOptions):
     """The method, the guidance, and the tasks that are watched.
 
     Attributes:
@@ -137,7 +137,7 @@ def tune(
     asked = prompts or PromptOptions()
     recipe = asked.recipe()
     options = train.options(seed=recipe.seed)
-    loaded = load_task(task)
+    loaded = ways.load(task)
     chosen = where or ModelOptions()
     check_training(out)  # before minutes in which guidance is measured
     watched = [load_task(name) for name in (_default_watch(chosen) if ways.watch is None else ways.watch)]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from ivlens.cli._options import AsJson, MeasureOptions, ModelOptions
+from ivlens.cli._options import AsJson, ColumnOptions, MeasureOptions, ModelOptions
 from ivlens.cli._output import one_line, p_note, p_text, print_json, print_table
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ N_DRAWS = 19  # random controls of each kind: with fewer of them p could not rea
 
 @Parameter(name="*")
 @dataclass(frozen=True)
-class BuildOptions:
+class BuildOptions(ColumnOptions):
     """How the vector is built.
 
     Attributes:
@@ -62,11 +62,9 @@ def vector(
         judge: Judge the vector beside its controls; needs --task.
         out: File for the vector: .safetensors, with the settings that made it.
     """
-    from ivlens.tasks.bank import load_task
-
     build, where, how = build or BuildOptions(), where or ModelOptions(), how or MeasureOptions()
     _check(file, build, judge, out)
-    task = load_task(build.task) if build.task else None
+    task = build.load_if_given(build.task)
     how.recipe()  # refuses wrong options before the model is loaded
     model = where.load() if file is None or judge or where.model else None
     made, found = (_load(file, model), None) if file else _build(model, task, build, how)
@@ -164,7 +162,7 @@ def _judged(evaluation: "Evaluation | None") -> dict[str, Any]:
 def _print(made: "InstructionVector", facts: dict[str, Any], evaluation: "Evaluation | None") -> None:
     print(f"{made.task} on {made.model}")
     print(f"norm    {made.norm:.3f}")
-    print(f"heads   {' '.join(facts['heads']) or 'none: computed from other vectors'}")
+    print(f"heads   {' '.join(facts['heads']) or 'none: trained or computed'}")
     print(f"prompts {made.recipe or 'of several recipes, or not recorded'}")
     if facts["tokens"]:
         print(f"tokens  {' | '.join(one_line(token).strip() or repr(token) for token, _ in facts['tokens'])}")

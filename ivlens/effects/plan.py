@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ivlens.forward.asking import prompts_for
+from ivlens.forward.asking import Reads, prompts_for, same_examples
 from ivlens.forward.scoring import Score, fitting_score, greedy_accuracy
 from ivlens.models.boot import TransformerBridge
 from ivlens.prompts.batch import PromptBatch
@@ -48,17 +48,28 @@ class Plan:
         """The plan for a task, the recipe's defaults filled in; for `corruption=None` the recipe's usual corruption."""
         return cls(task, recipe.resolved(task), recipe.corruption(task) if corruption is None else corruption, others)
 
-    def prompts(self, model: TransformerBridge, examples: Sequence[TaskExample], *, corrupted: bool) -> PromptBatch:
-        """A clean or a corrupted prompt for each example.
+    def prompts(
+        self, model: TransformerBridge, examples: Sequence[TaskExample], *, corrupted: bool, reads: Reads = "first"
+    ) -> PromptBatch:
+        """A clean or a corrupted prompt for each example whose prompt fits the model with what is read behind it.
 
         Raises:
             TypeError, ValueError: as `prompts_for`.
         """
         corruption = self.corruption if corrupted else None
-        # room for one answer token; where a score reads more of them, the engine's request checks again
         return prompts_for(
-            model, self.task, examples, self.recipe, corruption=corruption, others=self.others, n_answer=1
+            model, self.task, examples, self.recipe, corruption=corruption, others=self.others, reads=reads
         )
+
+    def corrupted(self, model: TransformerBridge, examples: Sequence[TaskExample], score: str | None) -> PromptBatch:
+        """A corrupted prompt for each example of which it and the clean prompt fit, with what the score reads.
+
+        Raises:
+            TypeError, ValueError: as `prompts_for`.
+        """
+        reads: Reads = "answer" if score == "logprob" else "first"
+        clean = self.prompts(model, examples, corrupted=False, reads=reads)
+        return same_examples(clean, self.prompts(model, clean.examples, corrupted=True, reads=reads))[1]
 
     def settings(self) -> dict[str, Any]:
         """The plan as a result records it, in plain JSON values, with hashes in the place of the tasks' content."""
@@ -94,13 +105,15 @@ def measured_prompts(
     Raises:
         ValueError: the score is `logit_diff`, and no prompt has a foil.
     """
-    batch = plan.prompts(model, examples[:n_prompts], corrupted=True)
+    batch = plan.corrupted(model, examples[:n_prompts], score)
+    if score is None and fitting_score(batch.answer_tokens) == "logprob":
+        batch = plan.corrupted(model, examples[:n_prompts], score := "logprob")  # which reads the whole answer
     kinds = Counter(batch.corruptions)
     # the kind of most prompts; among equals by name, so that it does not depend on the order of the examples
     wanted = "counterfactual" if score == "logit_diff" else max(kinds, key=lambda kind: (kinds[kind], kind))
-    if len(usable_rows(batch, wanted, score)) < len(batch):
+    if len(usable_rows(batch, wanted, score)) < len(batch) or batch.n_too_long:
         # some have to be left out: build the whole split, so that enough prompts remain
-        batch = plan.prompts(model, examples, corrupted=True)
+        batch = plan.corrupted(model, examples, score)
         usable = usable_rows(batch, wanted, score)
         if not usable:
             raise ValueError(
@@ -109,7 +122,8 @@ def measured_prompts(
                 "score='prob'."
             )
         n_left = len(batch) - len(usable)
-        logger.info("%s: %d prompts that are not %r, or have no foil, left out.", plan.task.name, n_left, wanted)
+        if n_left:
+            logger.info("%s: %d prompts that are not %r, or have no foil, left out.", plan.task.name, n_left, wanted)
         batch = batch.rows(usable[:n_prompts])
     return batch
 
@@ -141,7 +155,7 @@ def mean_prompts(
     Raises:
         ValueError: `correct_only`, and the model answers none right; or no prompt can be corrupted as `kind`.
     """
-    clean = plan.prompts(model, examples, corrupted=False)
+    clean = plan.prompts(model, examples, corrupted=False, reads="all" if correct_only else "first")
     if correct_only:
         right = greedy_accuracy(model, clean, batch_size=batch_size).nonzero()[:, 0].tolist()
         if not right:
@@ -152,7 +166,7 @@ def mean_prompts(
         clean = clean.rows(right)
     if not contrast:
         return clean, None
-    counterpart = plan.prompts(model, clean.examples, corrupted=True)
+    clean, counterpart = same_examples(clean, plan.prompts(model, clean.examples, corrupted=True))
     alike = counterpart.rows_of_one_kind(kind)
     if not alike:
         raise ValueError(

@@ -12,7 +12,8 @@ from ivlens.prompts.batch import PromptBatch
 def provenance(model: TransformerBridge, corrupted: PromptBatch, clean: PromptBatch) -> dict[str, Any]:
     """Facts about the measured prompts and the prompts of the means, the model's dtype and the versions of packages.
 
-    `kept_answers` is the mean share of demonstrations whose answer `shuffle` left in its place.
+    `kept_answers` is the mean share of demonstrations whose answer `shuffle` left in its place; `n_too_long` and
+    `n_mean_too_long` count the examples whose prompts did not fit the model's context.
     """
     packages = ("ivlens", "torch", "transformers", "transformer-lens")
     kept = [share for share in corrupted.kept_answers if share is not None]
@@ -21,6 +22,8 @@ def provenance(model: TransformerBridge, corrupted: PromptBatch, clean: PromptBa
         **({"kept_answers": sum(kept) / len(kept)} if kept else {}),
         "n_prompts": len(corrupted),
         "n_mean_prompts": len(clean),
+        "n_too_long": corrupted.n_too_long,
+        "n_mean_too_long": clean.n_too_long,
         "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
         "versions": {package: _version(package) for package in packages},
     }

@@ -10,9 +10,9 @@ from random import Random
 from typing import Any
 
 from ivlens.common.intervals import wilson
+from ivlens.forward.asking import prompt_pairs
 from ivlens.forward.scoring import greedy_accuracy
 from ivlens.models.boot import TransformerBridge
-from ivlens.prompts.build import build_prompts
 from ivlens.prompts.recipe import PromptRecipe
 from ivlens.tasks.task import Task
 
@@ -108,9 +108,8 @@ def measure_ability(
         # a draw of its own, so that other draws of the same seed do not depend on whether this check is made
         Random(f"{recipe.seed}\0{task.name}\0ability").shuffle(examples)
         examples, has_bare = examples[:n_prompts], bool(recipe.shots(task)) or not task.fused
-        kinds = [None, "drop"] if has_bare else [None]
-        batches = [build_prompts(model.tokenizer, task, examples, recipe, corruption=kind) for kind in kinds]
-        right = [greedy_accuracy(model, batch, batch_size=batch_size) for batch in batches]
+        batches = prompt_pairs(model, task, examples, recipe, corruption="drop" if has_bare else None)
+        right = [greedy_accuracy(model, batch, batch_size=batch_size) for batch in batches[: 1 + has_bare]]
     except ValueError as error:  # no reason to stop: `head_effects` builds prompts of its own, and says what is wrong
         logger.debug("%s: clean and bare accuracy cannot be measured: %s", task.name, error)
         return None

@@ -1,7 +1,12 @@
-"""Builds prompts for one model; an error for too long ones says how many demonstrations would fit."""
+"""Builds prompts for one model: those that do not fit its context are left out, counted, and said in the log.
 
+Where none fits, the error says how many demonstrations would.
+"""
+
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Literal
 
 from ivlens.forward.inputs import check_length
 from ivlens.models.boot import TransformerBridge
@@ -9,6 +14,11 @@ from ivlens.prompts.batch import PromptBatch
 from ivlens.prompts.build import build_prompts
 from ivlens.prompts.recipe import PromptRecipe
 from ivlens.tasks.task import Task, TaskExample
+
+logger = logging.getLogger(__name__)
+
+# What is read behind a prompt, and so has to fit after it: one token, the answer that is scored, or every accepted one.
+Reads = Literal["first", "answer", "all"]
 
 
 def prompts_for(
@@ -19,42 +29,131 @@ def prompts_for(
     *,
     corruption: str | None = None,
     others: Sequence[Task] | Mapping[str, Task] | None = None,
-    n_answer: int | None = None,
+    reads: Reads = "all",
+    n_more: int = 0,
 ) -> PromptBatch:
-    """The prompts of `build_prompts`, checked to fit the model's context.
+    """The prompts of `build_prompts` that fit the model's context; `n_too_long` counts the others.
 
     Args:
-        n_answer: How many answer tokens have to fit after the prompt; None: those of the longest accepted answer.
+        reads: What has to fit after the prompt.
+        n_more: How many tokens more than that.
 
     Raises:
-        TypeError, ValueError: as `build_prompts`; or a prompt does not fit with its answer, and the message says how
-            many demonstrations would.
+        TypeError, ValueError: as `build_prompts`; or no prompt fits, and the message says how many demonstrations
+            would.
     """
     batch = build_prompts(model.tokenizer, task, examples, recipe, corruption=corruption, others=others)
-    check_fits(model, batch, task, recipe, n_answer)
-    return batch
+    return fitting(model, batch, task, recipe, reads=reads, n_more=n_more)
 
 
-def check_fits(
-    model: TransformerBridge, batch: PromptBatch, task: Task, recipe: PromptRecipe, n_answer: int | None = None
-) -> None:
-    """Refuse prompts of `task` that are, with their answers, longer than the model's context.
+def prompt_pairs(
+    model: TransformerBridge,
+    task: Task,
+    examples: Sequence[TaskExample],
+    recipe: PromptRecipe,
+    *,
+    corruption: str | None,
+    reads: Reads = "all",
+) -> tuple[PromptBatch, PromptBatch]:
+    """Clean prompts and their corrupted versions, in the same order, of the examples of which both fit.
 
     Raises:
-        ValueError: a prompt is too long; the message names the largest number of demonstrations that fits.
+        TypeError, ValueError: as `prompts_for`.
+    """
+    clean = prompts_for(model, task, examples, recipe, reads=reads)
+    changed = prompts_for(model, task, clean.examples, recipe, corruption=corruption, reads=reads)
+    return same_examples(clean, changed)
+
+
+def same_examples(clean: PromptBatch, changed: PromptBatch) -> tuple[PromptBatch, PromptBatch]:
+    """Two batches cut to the examples of the second one, which was made of the examples of the first.
+
+    Both then count the examples that either of them lacks.
+    """
+    n_too_long = clean.n_too_long + changed.n_too_long
+    place = {example.input: row for row, example in enumerate(clean.examples)}
+    clean = clean.rows([place[example.input] for example in changed.examples])
+    return replace(clean, n_too_long=n_too_long), replace(changed, n_too_long=n_too_long)
+
+
+def fitting(
+    model: TransformerBridge,
+    batch: PromptBatch,
+    task: Task,
+    recipe: PromptRecipe,
+    *,
+    reads: Reads = "all",
+    n_more: int = 0,
+) -> PromptBatch:
+    """The rows of a batch of `task` that fit the model's context, with one line in the log if others do not.
+
+    Raises:
+        ValueError: none fits; the message names the largest number of demonstrations that does.
+    """
+    rows = rows_that_fit(model, batch, reads, n_more)
+    if not rows:
+        refuse_all(model, batch, task, recipe, reads, n_more)
+    return without_long(model, batch, task, rows)
+
+
+def without_long(model: TransformerBridge, batch: PromptBatch, task: Task, rows: Sequence[int]) -> PromptBatch:
+    """The given rows of a batch; the others are counted as too long, and the log says how many there are."""
+    n_left = len(batch) - len(rows)
+    if not n_left:
+        return batch
+    logger.warning(
+        "%s: %d of %d prompts are left out: with their answers they are longer than the model's context (%d tokens).",
+        task.name, n_left, len(batch), model.cfg.n_ctx,
+    )  # fmt: skip
+    return replace(batch.rows(rows).narrowed(), n_too_long=batch.n_too_long + n_left)
+
+
+def rows_that_fit(model: TransformerBridge, batch: PromptBatch, reads: Reads = "all", n_more: int = 0) -> list[int]:
+    """The numbers of the rows that fit the model's context together: the longest prompt with the longest answer.
+
+    Each row is a row of a pass, and a pass is as wide as its longest prompt and its longest answer, which may be those
+    of two rows. Of all ways to leave rows out, one is taken that keeps as many as possible.
+    """
+    room = model.cfg.n_ctx + 1 - n_more  # the last answer token is predicted, and takes no position of its own
+    prompts, answers = batch.attention_mask.sum(1).tolist(), _answer_lengths(batch, reads)
+    if max(prompts) + max(answers) <= room:
+        return list(range(len(batch)))
+    sizes = list(zip(prompts, answers, strict=True))
+    found: list[int] = []
+    for most in sorted(set(answers), reverse=True):
+        rows = [row for row, (prompt, answer) in enumerate(sizes) if answer <= most and prompt + most <= room]
+        found = max(found, rows, key=len)  # of equally many the first: that with the longer answers
+    return found
+
+
+def refuse_all(
+    model: TransformerBridge,
+    batch: PromptBatch,
+    task: Task,
+    recipe: PromptRecipe,
+    reads: Reads = "all",
+    n_more: int = 0,
+) -> None:
+    """Raise the error for a batch of which no row fits.
+
+    Raises:
+        ValueError: always; the message names the largest number of demonstrations that fits.
     """
     n_shots = recipe.shots(task)
 
-    # a function: the search for the number builds prompts again, and is needed only where the check fails
+    # a function: the search for the number builds prompts again
     def remedy() -> str:
         if not n_shots:
             return "use shorter inputs, or another model"
-        most = most_shots(model, task, batch.examples, recipe, n_answer)
+        most = most_shots(model, task, batch.examples, recipe, reads, n_more)
         if most is None:
             return f"task {task.name!r} does not fit without demonstrations either; use another model"
         return f"n_shots is {n_shots}, and at most n_shots = {most} fits; ask for that, or use another model"
 
-    check_length(model, batch.attention_mask, n_answer or longest_answer(batch), remedy)
+    shortest = min(range(len(batch)), key=lambda row: int(batch.attention_mask[row].sum()))
+    longest = _answer_lengths(batch, reads)[shortest] + n_more
+    what = f"none of {len(batch)} prompts of task {task.name!r} fits; the shortest: "
+    check_length(model, batch.attention_mask[[shortest]], longest, remedy, what=f"{what}prompt {shortest}")
 
 
 def most_shots(
@@ -62,26 +161,34 @@ def most_shots(
     task: Task,
     examples: Sequence[TaskExample],
     recipe: PromptRecipe,
-    n_answer: int | None = None,
+    reads: Reads = "all",
+    n_more: int = 0,
 ) -> int | None:
-    """The largest number of demonstrations with which all clean prompts fit; None where not even 0 does.
+    """The largest number of demonstrations with which as many clean prompts fit as without any; None where none does.
 
     It is at most the recipe's own number.
     """
 
-    def fits(n_shots: int) -> bool:
+    def n_fitting(n_shots: int) -> int:
         batch = build_prompts(model.tokenizer, task, examples, replace(recipe, n_shots=n_shots))
-        return int(batch.attention_mask.sum(1).max()) + (n_answer or longest_answer(batch)) - 1 <= model.cfg.n_ctx
+        return len(rows_that_fit(model, batch, reads, n_more))
 
-    low, high = -1, recipe.shots(task) + 1  # the largest number known to fit, the smallest known not to
-    if fits(high - 1):
+    low, high = 0, recipe.shots(task) + 1  # the largest number known to fit, the smallest known not to
+    n_at_most = n_fitting(0)
+    if not n_at_most:
+        return None
+    if n_fitting(high - 1) >= n_at_most:
         return high - 1
     while high - low > 1:  # bisection: with more demonstrations a prompt only gets longer
         middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return None if low < 0 else low
+        low, high = (middle, high) if n_fitting(middle) >= n_at_most else (low, middle)
+    return low
 
 
-def longest_answer(batch: PromptBatch) -> int:
-    """Tokens of the longest accepted answer."""
-    return max(len(answer) for answers in batch.alternatives for answer in answers)
+def _answer_lengths(batch: PromptBatch, reads: Reads) -> list[int]:
+    """For each row the tokens of the longest answer that is read."""
+    if reads == "first":
+        return [1] * len(batch)
+    if reads == "answer":
+        return (batch.answer_tokens != -100).sum(1).tolist()
+    return [max(map(len, answers)) for answers in batch.alternatives]

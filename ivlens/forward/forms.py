@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import Any
 
-from ivlens.forward.asking import longest_answer, most_shots
+from ivlens.forward.asking import most_shots, rows_that_fit
 from ivlens.models.boot import TransformerBridge
 from ivlens.prompts.batch import PromptBatch
 from ivlens.prompts.build import build_prompts, sampled_prompts
@@ -96,14 +96,14 @@ def all_forms(
 ) -> list[Form]:
     """Every form that says what the task is, has enough examples and fits the model; the cheapest form first.
 
-    A form without instruction and demonstrations does not say what the task is, unless the inputs do (`fused`).
+    A form without instruction and demonstrations does not say what the task is, unless the inputs do (`fused`). All
+    forms have the same inputs: those of the form in which most fit the model's context. The log counts the others.
 
     Raises:
         ValueError: there is no such form; the message says what was left out, and why.
     """
-    # forms and bare prompts by what the model sees; reasons in a dict, which keeps order and drops repetitions
-    found: dict[Any, Form] = {}
-    bare: dict[Any, PromptBatch] = {}
+    # by what the model sees: the recipes that make it, and the prompts; reasons in a dict, which keeps order
+    made: dict[Any, tuple[list[PromptRecipe], PromptBatch]] = {}
     left_out: dict[str, None] = {}
     for recipe in _recipes(task, templates, shots, seed):
         if reason := _too_few(task, recipe):
@@ -114,23 +114,33 @@ def all_forms(
         except ChatRefused as refused:  # a chat template that cannot show demonstrations, or cannot be used at all
             left_out[str(refused).rstrip(".")] = None
             continue
-        if (same := found.get(_looks(clean))) is not None:
-            found[_looks(clean)] = replace(same, recipes=(*same.recipes, recipe))
-        elif reason := _too_long(model, task, clean, recipe):
+        made.setdefault(_looks(clean), ([], clean))[0].append(recipe)
+    rows: list[int] = max((rows_that_fit(model, clean) for _, clean in made.values()), key=len, default=[])
+    found: list[Form] = []
+    bare: dict[Any, PromptBatch] = {}
+    for recipes, clean in made.values():
+        some = clean.rows(rows).narrowed() if rows else clean
+        if reason := _too_long(model, task, some, recipes[0]):
             left_out[reason] = None
-        else:
-            # the same text as the corruption `drop` gives, but also for a fused task without demonstrations, for which
-            # `drop` is refused
-            nothing = build_prompts(model.tokenizer, task, examples, replace(recipe, instruction=None, n_shots=0))
-            nothing = bare.setdefault(_looks(nothing), nothing)
-            n_tokens = float(clean.attention_mask.sum(1).double().mean())
-            found[_looks(clean)] = Form((recipe,), clean, nothing, n_tokens)
+            continue
+        # the same text as the corruption `drop` gives, but also for a fused task without demonstrations, for which
+        # `drop` is refused
+        told = replace(recipes[0], instruction=None, n_shots=0)
+        nothing = build_prompts(model.tokenizer, task, some.examples, told)
+        nothing = bare.setdefault(_looks(nothing), nothing)
+        found.append(Form(tuple(recipes), some, nothing, float(some.attention_mask.sum(1).double().mean())))
     if not found:
         reasons = "; ".join(left_out) or "nothing tells the task: no instruction, and shots are all 0"
         raise ValueError(f"find_prompts has no form to ask task {task.name!r} in ({reasons}); give it other shots.")
+    if len(rows) < len(examples):
+        n_left = len(examples) - len(rows)
+        logger.warning(
+            "%s: %d of %d inputs are left out: their prompts are longer than the model's context, at least in the form "
+            "in which most inputs fit.", task.name, n_left, len(examples),
+        )  # fmt: skip
     for reason in left_out:
         logger.info("%s: left out.", reason)
-    return sorted(found.values(), key=lambda form: form.n_tokens)
+    return sorted(found, key=lambda form: form.n_tokens)
 
 
 def _recipes(task: Task, templates: Sequence[Template], shots: Sequence[int], seed: int) -> Iterator[PromptRecipe]:
@@ -159,9 +169,10 @@ def _too_few(task: Task, recipe: PromptRecipe) -> str:
 
 def _too_long(model: TransformerBridge, task: Task, clean: PromptBatch, recipe: PromptRecipe) -> str:
     """Why the prompts do not fit the model's context, in words; empty where they fit."""
-    n_longest = int(clean.attention_mask.sum(1).max()) + longest_answer(clean) - 1
-    if n_longest <= model.cfg.n_ctx:
+    if len(rows_that_fit(model, clean)) == len(clean):
         return ""
+    n_answer = max(len(answer) for answers in clean.alternatives for answer in answers)
+    n_longest = int(clean.attention_mask.sum(1).max()) + n_answer - 1
     most = most_shots(model, task, clean.examples, recipe)
     fitting = "not even 0 fit" if most is None else f"at most n_shots = {most} fits"
     return (

@@ -5,7 +5,7 @@ Head outputs `z` always have shape `[batch, pos, n_heads, d_head]`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from operator import index
 from typing import Any, Literal, SupportsIndex, cast
@@ -78,17 +78,18 @@ def check_unsteered(model: TransformerBridge) -> None:
             )
 
 
-def _head_name(layer: int) -> str:
-    return f"blocks.{layer}.attn.hook_z"
+# `hook_attn_out` shows what reaches the residual stream, after any post-norm; `attn.hook_out` is before that norm
+_PLACES = {
+    "heads": "attn.hook_z",
+    "patterns": "attn.hook_pattern",
+    "projection": "attn.o.hook_out",
+    "resid_post": "hook_out",
+    "attn_out": "hook_attn_out",
+}
 
 
-def _projection_name(layer: int) -> str:
-    return f"blocks.{layer}.attn.o.hook_out"
-
-
-def _site_name(layer: int, site: Site) -> str:
-    # `hook_attn_out` shows what reaches the residual stream, after any post-norm; `attn.hook_out` is before that norm
-    return {"resid_post": f"blocks.{layer}.hook_out", "attn_out": f"blocks.{layer}.hook_attn_out"}[site]
+def _name(layer: int, place: str) -> str:
+    return f"blocks.{layer}.{_PLACES[place]}"
 
 
 def whole_numbers(name: str, values: Iterable[Any]) -> tuple[int, ...]:
@@ -195,53 +196,57 @@ def _replace(name: str, edit: Edit) -> Callable[[Tensor], Tensor]:
 
 
 @contextmanager
+def _captured(
+    model: TransformerBridge, layers: Iterable[int] | None, place: str, select: Select | None
+) -> Iterator[dict[int, Tensor]]:
+    kept: dict[int, Tensor] = {}
+    chosen = range(model.cfg.n_layers) if layers is None else check_layers(model, layers)
+    with _hooked(model, {_name(layer, place): _keep(kept, layer, select) for layer in chosen}):
+        yield kept
+
+
 def captured_heads(
     model: TransformerBridge, layers: Iterable[int] | None = None, *, select: Select | None = None
-) -> Iterator[dict[int, Tensor]]:
+) -> AbstractContextManager[dict[int, Tensor]]:
     """Keep head outputs: `with captured_heads(model) as z: model(tokens)`, then `z[layer]`.
 
     Args:
         layers: the layers to read; all by default.
         select: applied to each `z` before it is kept, e.g. `lambda z: z[:, -1]`, so that a long prompt costs no memory.
 
-    Yields:
-        `layer -> z [batch, pos, n_heads, d_head]`, filled by the forward pass; of several passes the last one's.
+    Returns:
+        A context that gives `layer -> z [batch, pos, n_heads, d_head]`, filled by the forward pass; of several passes
+        the last one's.
 
     Raises:
         ValueError: no such layer.
         RuntimeError: no forward pass reached one of the layers.
     """
-    kept: dict[int, Tensor] = {}
-    chosen = range(model.cfg.n_layers) if layers is None else check_layers(model, layers)
-    with _hooked(model, {_head_name(layer): _keep(kept, layer, select) for layer in chosen}):
-        yield kept
+    return _captured(model, layers, "heads", select)
 
 
-@contextmanager
 def captured_residual(
-    model: TransformerBridge,
-    layers: int | Iterable[int],
-    site: str = "resid_post",
-    *,
-    select: Select | None = None,
-) -> Iterator[dict[int, Tensor]]:
+    model: TransformerBridge, layers: int | Iterable[int], site: str = "resid_post", *, select: Select | None = None
+) -> AbstractContextManager[dict[int, Tensor]]:
     """Keep the activations at a site, `layer -> [batch, pos, d_model]`; otherwise as `captured_heads`."""
-    kept: dict[int, Tensor] = {}
-    chosen = check_layers(model, [layers] if isinstance(layers, int) else layers)
-    place = check_site(site)
-    with _hooked(model, {_site_name(layer, place): _keep(kept, layer, select) for layer in chosen}):
-        yield kept
+    return _captured(model, [layers] if isinstance(layers, int) else layers, check_site(site), select)
 
 
-@contextmanager
 def captured_projection(
     model: TransformerBridge, layers: Iterable[int] | None = None, *, select: Select | None = None
-) -> Iterator[dict[int, Tensor]]:
+) -> AbstractContextManager[dict[int, Tensor]]:
     """Keep `sum_h z_h W_O^h + b_O`, before any post-norm, `[batch, pos, d_model]`; otherwise as `captured_heads`."""
-    kept: dict[int, Tensor] = {}
-    chosen = range(model.cfg.n_layers) if layers is None else check_layers(model, layers)
-    with _hooked(model, {_projection_name(layer): _keep(kept, layer, select) for layer in chosen}):
-        yield kept
+    return _captured(model, layers, "projection", select)
+
+
+def captured_patterns(
+    model: TransformerBridge, layers: Iterable[int] | None = None, *, select: Select | None = None
+) -> AbstractContextManager[dict[int, Tensor]]:
+    """Keep attention weights, `layer -> [batch, n_heads, pos, pos]` with a row of keys for each query.
+
+    Otherwise as `captured_heads`. A `select` that cuts rows out should clone them: a view keeps the whole pattern.
+    """
+    return _captured(model, layers, "patterns", select)
 
 
 @contextmanager
@@ -258,8 +263,8 @@ def patched_heads(
         RuntimeError: no forward pass reached one of the layers.
     """
     chosen = check_layers(model, layers)
-    hooks = {_head_name(layer): _replace(_head_name(layer), lambda z, layer=layer: edits(z, layer)) for layer in chosen}
-    with _hooked(model, hooks):
+    names = {layer: _name(layer, "heads") for layer in chosen}
+    with _hooked(model, {names[at]: _replace(names[at], lambda z, layer=at: edits(z, layer)) for at in chosen}):
         yield
 
 
@@ -275,7 +280,7 @@ def added(model: TransformerBridge, layer: int, site: str, edit: Edit) -> Iterat
         RuntimeError: no forward pass reached the layer.
     """
     (layer,) = check_layers(model, [layer])
-    name = _site_name(layer, check_site(site))
+    name = _name(layer, check_site(site))
     with _hooked(model, {name: _replace(name, edit)}):
         yield
 
@@ -292,9 +297,3 @@ def output_projection(
         return torch.stack([output_projection(model, each) for each in range(check_model(model).cfg.n_layers)])
     (layer,) = check_layers(model, [layer])
     return head_matrices(model, layer)
-
-
-def post_attention_norm(model: TransformerBridge, layer: int) -> torch.nn.Module | None:
-    """The norm between the output projection and the residual stream (Gemma 2 and 3, OLMo 2, GLM-4), or None."""
-    (layer,) = check_layers(model, [layer])
-    return getattr(model.blocks[layer], "ln1_post", None)

@@ -125,13 +125,19 @@ def check_length(
     mask: Int[Tensor, "batch pos"],
     n_answer: int = 1,
     remedy: Callable[[], str] = lambda: "use shorter inputs, fewer demonstrations, or another model",
+    what: str = "",
 ) -> None:
-    """Raise ValueError if a prompt with its answer does not fit the model's context; the text ends in the remedy."""
+    """Raise ValueError if a prompt with its answer does not fit the model's context; the text ends in the remedy.
+
+    Args:
+        what: What the error calls the longest prompt; empty: by its row.
+    """
     lengths = mask.sum(1)
     longest, n_ctx = int(lengths.max()), model.cfg.n_ctx
+    what = what or f"prompt {int(lengths.argmax())}"
     if longest + n_answer - 1 > n_ctx:  # the last answer token is predicted, and takes no position of its own
         raise ValueError(
-            f"prompt {int(lengths.argmax())} has {longest} tokens and its answer up to {n_answer}, expected at most "
+            f"{what} has {longest} tokens and its answer up to {n_answer}, expected at most "
             f"{n_ctx} together (the model's n_ctx); {remedy()}."
         )
 

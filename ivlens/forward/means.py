@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ivlens.common.arguments import checked
 from ivlens.common.progress import ticking
-from ivlens.forward.hooks import captured_heads, captured_projection, captured_residual, model_lock, post_attention_norm
+from ivlens.forward.hooks import captured_heads, captured_projection, captured_residual, model_lock
 from ivlens.forward.inputs import Inputs, check_length, check_prompts, row_slices
 from ivlens.forward.writes import WriteFactors, write_factors
 from ivlens.models.boot import TransformerBridge
@@ -203,8 +203,8 @@ def _passes(
 
 
 def _norm_weight(model: TransformerBridge, layer: int) -> Float[Tensor, " d_model"] | None:
-    """Weight of the post-attention RMS norm; None for a layer without one."""
-    norm = post_attention_norm(model, layer)
+    """Weight of the RMS norm between attention and the residual stream (Gemma 2 and 3, OLMo 2, GLM-4), or None."""
+    norm = getattr(model.blocks[layer], "ln1_post", None)
     if norm is None:
         return None
     parameter = next(model.parameters())

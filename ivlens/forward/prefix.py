@@ -46,10 +46,10 @@ def prompts_that_fit(model: TransformerBridge, n_columns: int, n_answer_tokens: 
     free = _FLOATS_PER_PREFIX
     if parameter.is_cuda:
         free = memory_budget("auto", parameter.device) // parameter.element_size()
-    return max(1, free // (cache + _block_floats(cfg, n_columns) + streams))
+    return max(1, free // (cache + block_floats(cfg, n_columns) + streams))
 
 
-def _block_floats(cfg: Any, n_columns: int) -> int:
+def block_floats(cfg: Any, n_columns: int) -> int:
     """Numbers that one block holds at once for one row: attention scores, and the activations between its parts."""
     # three times the scores: before the mask, after it, and after the softmax
     return 3 * cfg.n_heads * n_columns**2 + (4 * cfg.d_model + 3 * (cfg.d_mlp or 4 * cfg.d_model)) * n_columns
@@ -154,7 +154,7 @@ class SharedPrefix:
         """Numbers that one row of a pass needs: its share of the cache, or without one the activations of a block."""
         if self.fault is None:
             return sum(keys[0].numel() + values[0].numel() for keys, values, _ in self._kept)
-        return _block_floats(self._model.cfg, self._tokens.shape[1])
+        return block_floats(self._model.cfg, self._tokens.shape[1])
 
     def logits(
         self,
@@ -162,6 +162,7 @@ class SharedPrefix:
         answers: Int[Tensor, "rows given"],
         stream: Float[Tensor, "rows given+1 d_model"] | None = None,
         start: int | Int[Tensor, " rows"] = 0,
+        with_grad: bool = False,
     ) -> Float[Tensor, "rows given+1 d_vocab"]:
         """Logits at the last prompt token of every row, and at each token that follows it.
 
@@ -170,10 +171,11 @@ class SharedPrefix:
             answers: the tokens that follow the prompt in each row; may have no columns.
             stream: the residual stream that enters block `start`; the blocks below `start` are left out.
             start: one block for all rows, or the block of each row, in ascending order.
+            with_grad: whether gradients flow back to `stream`, and to what hooks add.
         """
         prompts, answers = prompts.to(self._tokens.device), answers.to(self._tokens.device)
         if self.fault is not None:
-            return self._whole(prompts, answers)
+            return self._whole(prompts, answers, with_grad)
         following = torch.cat([self._tokens[prompts, -1:], answers], dim=1)
         mask = torch.cat([self._mask[prompts], torch.ones_like(answers)], dim=1)
         n_entered = entered_by(self._model.cfg.n_layers, torch.as_tensor(start).expand(len(prompts)).contiguous())
@@ -181,7 +183,7 @@ class SharedPrefix:
             shorter = blocks_left_out(self._model, int(start), stream, self._form)
         else:
             shorter = blocks_joined(self._model, start, stream, self._form)
-        with torch.no_grad(), shorter, full_logits(self._model):
+        with torch.set_grad_enabled(with_grad), shorter, full_logits(self._model):
             if self._cache is None:
                 return self._model(following, attention_mask=mask, use_cache=False)
             # a pass lengthens the cache, so each one starts from the kept tensors; of blocks that are left out only the
@@ -196,12 +198,12 @@ class SharedPrefix:
             return self._model(following, attention_mask=mask, past_key_values=self._cache)
 
     def _whole(
-        self, prompts: Int[Tensor, " rows"], answers: Int[Tensor, "rows given"]
+        self, prompts: Int[Tensor, " rows"], answers: Int[Tensor, "rows given"], with_grad: bool = False
     ) -> Float[Tensor, "rows given+1 d_vocab"]:
         """The same logits of a pass over whole prompts and answers, without a cache."""
         tokens = torch.cat([self._tokens[prompts], answers], dim=1)
         mask = torch.cat([self._mask[prompts], torch.ones_like(answers)], dim=1)
-        with torch.no_grad(), full_logits(self._model):
+        with torch.set_grad_enabled(with_grad), full_logits(self._model):
             return self._model(tokens, attention_mask=mask, use_cache=False, logits_to_keep=answers.shape[1] + 1)
 
     def streams(

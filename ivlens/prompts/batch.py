@@ -32,6 +32,8 @@ class PromptBatch:
             batch made by hand.
         kept_answers: The share of demonstration answers that `shuffle` left in their places, None for other rows. May
             be empty in a batch made by hand.
+        n_too_long: How many examples were left out because their prompts did not fit the model's context.
+        shots: Input and answer of each demonstration in each prompt. May be empty in a batch made by hand.
     """
 
     tokens: Int[Tensor, "batch pos"]
@@ -45,6 +47,8 @@ class PromptBatch:
     instructions: tuple[str | None, ...]
     counterfactuals: tuple[str | None, ...] = ()
     kept_answers: tuple[float | None, ...] = ()
+    n_too_long: int = 0
+    shots: tuple[tuple[tuple[str, str], ...], ...] = ()
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -57,10 +61,22 @@ class PromptBatch:
         """A batch of some of the rows, in the given order; its width stays the same."""
         chosen = list(range(len(self))[index] if isinstance(index, slice) else index)
         at = torch.tensor(chosen, dtype=torch.long, device=self.tokens.device)
-        names = ("alternatives", "texts", "examples", "corruptions", "instructions", "counterfactuals", "kept_answers")
+        names = ("alternatives", "texts", "examples", "corruptions", "instructions", "counterfactuals", "kept_answers",
+                 "shots")  # fmt: skip
         # optional lists that are empty stay empty
         listed = {name: tuple(each[row] for row in chosen) for name in names if (each := getattr(self, name))}
         return replace(self._with_tensors(lambda tensor: tensor[at]), **listed)
+
+    def narrowed(self) -> "PromptBatch":
+        """The same rows without columns that are all padding, which rows that were left out may have needed."""
+        width = int(self.attention_mask.sum(1).max())
+        answer_len = int((self.answer_tokens != -100).sum(1).max())
+        return replace(
+            self,
+            tokens=self.tokens[:, -width:],
+            attention_mask=self.attention_mask[:, -width:],
+            answer_tokens=self.answer_tokens[:, :answer_len],
+        )
 
     def rows_of_one_kind(self, kind: str | None = None) -> list[int]:
         """The numbers of the rows with the corruption `kind`; None: with the most frequent one."""

@@ -152,6 +152,7 @@ def _batch(rows: Sequence[_Row], corruption: str | None, tokenizer: Any) -> Prom
         instructions=tuple(row.told.instruction for row in rows),
         counterfactuals=tuple(row.told.other for row in rows),
         kept_answers=tuple(row.told.kept for row in rows),
+        shots=tuple(row.told.shots for row in rows),
     )
 
 

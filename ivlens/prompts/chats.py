@@ -31,6 +31,7 @@ _THOUGHT = re.compile("think|thought|reason|reflect|analy|deliberat|monolog|scra
 _CLOCK, _DIRECTIVES = "strftime_now", (*"aAwdbBmyYHIMSpfzZjUWcxXGuVeFTDR", *(f"-{each}" for each in "dmHIMSj"))
 # what is written by a template that expects a text, and prints a list of parts as it is
 _PRINTED_LIST = re.compile(r"""['"]type['"]: ['"]text['"]""")
+_PLACE = re.compile("\ue000([0-9]+)\ue001")  # stands for a turn's text where its place is looked for
 _REASON_LENGTH = 60
 _N_TIMES = 4  # renderings that are compared: a template that draws may write the same text twice by chance
 
@@ -78,6 +79,28 @@ class Chat:
             return self._text(turns, cue=True) + self._suffix
         except _Failed as failed:  # because of these texts: with the markers it worked
             raise self._refused(f"cannot write a prompt ({failed.reason})", "use 'plain', 'after' or 'qa'") from None
+
+    def places(self, turns: Sequence[Turn]) -> tuple[str, list[tuple[int, int, int]]]:
+        """The text of a prompt, and where the turns' own texts stand in it: number of the turn, begin and end.
+
+        The chat is written once more with a mark in the place of each turn's text, which shows what the template itself
+        writes. White space around a turn's text, which templates may strip, belongs to the template where it is gone.
+
+        Raises:
+            ChatRefused: as `__call__`; or the template changes the texts in another way.
+        """
+        text = self(turns)
+        marked = self([(role, f"\ue000{number}\ue001") for number, (role, _) in enumerate(turns)])
+        written = _PLACE.split(marked)  # what the template writes, and between it the numbers of the turns
+        numbers = [int(number) for number in written[1::2]]
+        forms = [_as_written(turns[number][1]) for number in numbers]
+        parts = [re.escape(written[0])]
+        for form, after in zip(forms, written[2::2], strict=True):
+            parts += [form, re.escape(after)]
+        found = re.fullmatch("".join(parts), text)
+        if found is None or set(numbers) != set(range(len(turns))):
+            raise self._refused("changes what it is told, so that its place is unknown", "use 'plain', 'after' or 'qa'")
+        return text, [(number, *found.span(1 + place)) for place, number in enumerate(numbers)]
 
     def check_system(self) -> None:
         """Refuse a chat template that does not write a system text.
@@ -203,6 +226,12 @@ class _Failed(ValueError):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+def _as_written(text: str) -> str:
+    """A pattern for a text as a chat template may write it: whole, or without the white space around it."""
+    forms = dict.fromkeys((text, text.strip(), text.lstrip(), text.rstrip()))
+    return f"({'|'.join(map(re.escape, forms))})"
 
 
 def _end_and_gap(cue: str, whole: str) -> tuple[str, str]:

@@ -23,12 +23,16 @@ def check_tokenizer(tokenizer: Any) -> Any:
 
 
 class Encoder:
-    """Gives the tokens of texts, with the tokenizer's start token (BOS) before them but no end token after them."""
+    """Gives the tokens of texts, with the tokenizer's start token (BOS) before them but no end token after them.
+
+    Attributes:
+        start: What stands before every text: BOS, or nothing.
+    """
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer: Any = check_tokenizer(tokenizer)
         self._tokens_of: dict[str, list[int]] = {}  # by text: the same texts are asked for again and again
-        self._start = self._special_start()
+        self.start = self._special_start()
 
     def _plain(self, text: str) -> list[int]:
         """Tokens of `text` without special tokens.
@@ -67,8 +71,66 @@ class Encoder:
         if text not in self._tokens_of:
             plain = self._plain(text)
             # chat templates may write BOS themselves
-            self._tokens_of[text] = plain if plain[: len(self._start)] == self._start else self._start + plain
+            self._tokens_of[text] = plain if plain[: len(self.start)] == self.start else self.start + plain
         return self._tokens_of[text]
+
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """Where each token of `text` (see `ids`) stands in it: begin and end, in characters.
+
+        A token that holds a part of a character has the whole character; a token without any text of its own, such as
+        BOS, is empty.
+
+        Raises:
+            ValueError: the tokenizer does not show where its tokens stand.
+        """
+        ids, plain = self.ids(text), self._plain(text)
+        found = self._offsets(text, plain) or self._lengths(text, plain)
+        if found is None:
+            raise ValueError(
+                f"tokenizer {type(self.tokenizer).__name__} does not show where its tokens stand in {text[:40]!r}, "
+                "expected offsets, or tokens whose texts make up the prompt; use a fast tokenizer."
+            )
+        return [(0, 0)] * (len(ids) - len(plain)) + found
+
+    def _offsets(self, text: str, plain: list[int]) -> list[tuple[int, int]] | None:
+        """The places by the tokenizer's own offsets; None where it has none, or they leave out letters."""
+        if not getattr(self.tokenizer, "is_fast", False):
+            return None
+        told = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        found, at = [], 0
+        for begin, end in told["offset_mapping"]:
+            # a space that is a token of its own may be cut from its own place (`trim_offsets`)
+            begin -= begin == end > at and text[begin - 1].isspace()
+            if text[at:begin].strip() or begin < (found[-1][0] if found else 0) or end > len(text):
+                return None
+            found.append((begin, end))
+            at = max(at, end)
+        if len(found) != len(plain) or text[at:].strip():
+            return None
+        at = 0
+        while at < len(found):
+            # several tokens may share one place, such as all bytes of some characters in a row
+            n, (begin, end) = n_shared(found[at:], [found[at]] * (len(found) - at)), found[at]
+            if n > 1 and end > begin + 1 and (own := self._lengths(text[begin:end], plain[at : at + n])):
+                found[at : at + n] = [(begin + first, begin + last) for first, last in own]
+            at += n
+        return found
+
+    def _lengths(self, text: str, plain: list[int]) -> list[tuple[int, int]] | None:
+        """The places by the lengths of what the first tokens, one more each time, decode to; None if that differs."""
+        found, at, n_open = [], 0, 0
+        for n in range(1, len(plain) + 1):
+            shown = self.tokenizer.decode(plain[:n], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            # a character may be several tokens, of which the first ones decode to nothing that can be read
+            whole = shown.rstrip("\ufffd") if n < len(plain) else shown
+            n_open += 1
+            if len(whole) < at and whole != shown:
+                continue  # some decoders show none of the bytes before, either, until the character is whole
+            if not text.startswith(whole) or len(whole) < at:
+                return None
+            found += [(at, max(len(whole), min(at + 1, len(text))))] * n_open
+            at, n_open = len(whole), 0
+        return found if at == len(text) else None
 
     def split(self, prompt: str, continuations: Sequence[str]) -> tuple[list[int], list[list[int]]]:
         """Tokens of `prompt`, and of each continuation after it.
@@ -106,8 +168,8 @@ class Encoder:
         return unknown is not None and unknown != self.tokenizer.eos_token_id and unknown in ids
 
 
-def n_shared(first: Sequence[int] | str, second: Sequence[int] | str) -> int:
-    """How many tokens, or characters, are the same at the beginning of both."""
+def n_shared(first: Sequence[object], second: Sequence[object]) -> int:
+    """How many items (tokens, or characters) are the same at the beginning of both."""
     n = 0
     for a, b in zip(first, second, strict=False):
         if a != b:

@@ -7,7 +7,9 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from ivlens.analysis.attention.results import HeadAttention
 from ivlens.common.names import shown
+from ivlens.effects.compare import HeadComparison, labels
 from ivlens.effects.results import HeadEffects
 from ivlens.forward.finding import PromptSearch
 from ivlens.tasks.task import Task
@@ -62,7 +64,7 @@ def vector_html(vector: InstructionVector) -> str:
     """An HTML table of a vector: its model, heads, norm and the prompts it was made from."""
     facts = {
         "model": vector.model,
-        "heads": " ".join(f"L{layer}H{head}" for layer, head in vector.heads) or "none: computed from other vectors",
+        "heads": " ".join(f"L{layer}H{head}" for layer, head in vector.heads) or "none: trained or computed",
         "norm": f"{vector.norm:.4g}",
         "prompts": vector.recipe or "not recorded, or of several recipes",
     }
@@ -99,6 +101,36 @@ def search_html(search: PromptSearch) -> str:
     facts = {"model": search.model, "best": search.best, "warning": search.warning}
     about = _facts({name: value for name, value in facts.items() if value})
     return _titled(f"Forms of prompt for {search.task}", about + _table(head, rows))
+
+
+def attention_html(found: HeadAttention) -> str:
+    """An HTML table of where heads look, the first ones of many, below a table of what was measured."""
+    shares = found.table()
+    most = N_HEADS * len(found.prompts)
+    rows = [[*row[:2], *("–" if value != value else f"{value:.2f}" for value in row[2:])] for row in shares.to_numpy()]
+    facts: dict[str, Any] = {
+        "model": found.model,
+        "prompts": ", ".join(f"{len(one.inputs)} {kind}" for kind, one in found.looked.items()),
+        "recipe": found.recipe,
+        **({"heads": f"{len(found.heads)}, of which the first {N_HEADS} are shown"} if len(rows) > most else {}),
+    }
+    return _titled(f"Where heads look: {found.task}", _facts(facts) + _table(map(str, shares.columns), rows[:most]))
+
+
+def comparison_html(found: HeadComparison) -> str:
+    """An HTML table of which heads two measurements share."""
+    facts = {
+        "first": found.first,
+        "second": found.second,
+        f"shared, of {found.k}": f"{found.overlap} (by chance {found.expected:.2f}, p = {found.p:.2g})",
+        "rank correlation": f"{found.correlation:.2f} ({found.low:.2f} to {found.high:.2f})",
+        "of each with itself": " and ".join(f"{one:.2f}" for one in found.reliability),
+        "heads of both": labels(found.shared) or "none",
+        "of the first alone": labels(found.only_first) or "none",
+        "of the second alone": labels(found.only_second) or "none",
+    }
+    warnings = "".join(f"<p><b>Warning:</b> {escape(text)}</p>" for text in found.warnings)
+    return _titled("Strongest heads of two measurements", warnings + _facts(facts))
 
 
 def _some(texts: tuple[str, ...]) -> str:

@@ -1,8 +1,8 @@
 """The controls that an Instruction Vector has to beat: random vectors, random heads, other tasks, the best constant.
 
 Each control rules out another reason for a good result: that any vector of that length would do (random vectors), any
-heads (random heads), the vector of any task (other tasks), or one frequent answer (the constant). See docs/method.md,
-6 Intervention and its controls.
+heads (random heads), the vector of any task (other tasks), or one frequent answer (the constant); for a trained vector,
+that any answers of this kind would do (permuted answers). See docs/method.md, 6 Intervention and its controls.
 """
 
 import logging
@@ -207,6 +207,33 @@ def _tasks_in(name: str, settings: Mapping[str, Any]) -> Iterator[str]:
     yield settings.get("scaled", name)  # the name of a multiple, such as "2 * antonym", hides that of its task
     for operand in settings.get("operands", ()):
         yield from _tasks_in(operand["task"], operand["settings"])
+
+
+def permuted_answers(examples: Sequence[TaskExample], draw: str) -> tuple[tuple[TaskExample, ...], float]:
+    """The same inputs with each other's answers, and the share of inputs whose new answer is right all the same.
+
+    Of 20 random permutations it takes the one that gives most inputs a wrong answer.
+
+    Args:
+        examples: The examples.
+        draw: Decides the permutations: the seed, and whatever else they should depend on.
+
+    Raises:
+        ValueError: every permutation leaves every input a right answer.
+    """
+    random = Random(draw)
+
+    def n_right(order: Sequence[TaskExample]) -> int:
+        return sum(other.answer in own.answers for own, other in zip(examples, order, strict=True))
+
+    best = min((random.sample(examples, len(examples)) for _ in range(20)), key=n_right)
+    kept = n_right(best) / len(examples)
+    if kept == 1.0:
+        raise ValueError(
+            f"permuted answers: all {len(examples)} examples accept {examples[0].answer!r:.60}, expected different "
+            "answers; use another task, or more examples."
+        )
+    return tuple(replace(own, answers=other.answers) for own, other in zip(examples, best, strict=True)), kept
 
 
 def best_constant(examples: Sequence[TaskExample]) -> str:

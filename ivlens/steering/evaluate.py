@@ -223,5 +223,6 @@ def _provenance(prompts: PromptSets, iv: InstructionVector, split: SplitName) ->
         "corruption": prompts.applied,
         "recipe": prompts.recipe.resolved(prompts.task).to_dict(),
         "n_prompts": prompts.n_prompts,
+        "n_too_long": prompts.batch(split).n_too_long,
         "seed": prompts.seed,
     }

@@ -7,7 +7,7 @@ from ivlens.steering.distributed import distributed
 from ivlens.steering.more_rows import Asked
 from ivlens.steering.necessity import necessity
 from ivlens.steering.other_templates import other_templates
-from ivlens.steering.other_vectors import by_k, mean_difference
+from ivlens.steering.other_vectors import by_k, mean_difference, trained
 from ivlens.steering.side_effects import SideEffects
 from ivlens.steering.summary import Judged, Keep, made_now
 
@@ -16,6 +16,7 @@ MAKERS: Mapping[str, Callable[[Asked], list[Judged]]] = {
     "by_k": by_k,
     "mean_difference": mean_difference,
     "distributed": distributed,
+    "trained": trained,
     "other_templates": other_templates,
 }
 

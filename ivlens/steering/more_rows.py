@@ -43,7 +43,7 @@ class MoreRows:
     - `other_templates`: the vector, with its setting, on bare prompts of other templates.
     - `side_effects`: for each vector, what it does to texts that have nothing to do with the task.
 
-    See docs/method.md, 15 Further rows of a judgement.
+    See docs/method.md, 14 Further rows of a judgement.
 
     Attributes:
         rows: Which rows, names of the list above.

@@ -1,4 +1,4 @@
-"""Rows of other vectors with a search of their own: other numbers of heads, and differences of mean streams."""
+"""Rows of other vectors with a search of their own: other numbers of heads, mean differences, trained vectors."""
 
 from dataclasses import replace
 
@@ -6,10 +6,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ivlens.steering.climb import TrainedOptions
 from ivlens.steering.controls import draw_seed, is_contrast, random_head_vectors
 from ivlens.steering.judging import Vectors, judged_groups, judged_vectors
 from ivlens.steering.more_rows import Asked
+from ivlens.steering.search import Grid
 from ivlens.steering.summary import Judged
+from ivlens.steering.trained import train_vector
 from ivlens.vectors.vector import InstructionVector
 
 
@@ -62,6 +65,28 @@ def mean_difference(asked: Asked) -> list[Judged]:
             against = "iv" if one.condition == "mean_difference" else "mean_difference"
             details = {"norm": sum(norms) / len(norms)}
             found.append(replace(one, variant=variant, against=against, details=details))
+    return found
+
+
+def trained(asked: Asked) -> list[Judged]:
+    """The rows `trained` and `trained_permuted`: a vector trained on *fit*, and one trained on permuted answers.
+
+    The layer and the length of each are searched in its training, on the *select* prompts of the judgement; what else
+    is not given is as in `TrainedOptions`.
+    """
+    prompts, found = asked.prompts, []
+    for condition, against in (("trained", "iv"), ("trained_permuted", "trained")):
+        options = TrainedOptions(
+            site="resid_post",
+            n_select=prompts.n_prompts,
+            corruption=prompts.corruption,
+            permuted=condition == "trained_permuted",
+            seed=prompts.seed,
+        )
+        one = train_vector(prompts.model, prompts.task, recipe=prompts.recipe, options=options)
+        (judged,) = judged_vectors({condition: [one.vector]}, prompts, asked.judge, Grid.only(one.setting))
+        details = {"norm": one.vector.norm, "select_accuracy": one.accuracy, "steps": int(one.curve["step"].max())}
+        found.append(replace(judged, against=against, details=details))
     return found
 
 

@@ -1,7 +1,7 @@
 """Prompts that fit in memory together, run under many interventions: pairs of both are rows of shared passes."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Literal
@@ -117,6 +117,31 @@ class Portion:
         found = self._prefix.streams(rows.prompts, rows.given, self._rows_per_pass)
         return None if found is None else found[:, :, 0]
 
+    def answer_passes(
+        self, every: Additions, prompts: Int[Tensor, " some"], n_rows: Callable[[int, int], int]
+    ) -> Iterator[tuple[Int[Tensor, " rows"], Int[Tensor, " rows"], Int[Tensor, "rows answer_len"], Tensor]]:
+        """Passes over the whole answers of some prompts, each under all of these vectors.
+
+        Args:
+            every: The vectors, in ascending order of the blocks that they enter at.
+            n_rows: The number of rows in a pass, by its numbers of positions and of answer tokens.
+
+        Yields:
+            For each row the number of its vector, that of its prompt, and the answer's tokens (padded with -100); and
+            the logits that predict them, with gradients if the vectors require them.
+        """
+        for some in self._together(every.starts, every.is_post, len(prompts)):
+            for group in self._answers.whole:
+                rows = torch.isin(group.prompts, prompts).nonzero()[:, 0]
+                pairs, lengths = torch.cartesian_prod(some, rows), (group.answers[rows] >= 0).sum(1).repeat(len(some))
+                for near in alike(lengths):
+                    n_answer = int(lengths[near].max())
+                    size = n_rows(self._prefix_of(group).n_before + n_answer, n_answer)
+                    for of, part in (one.T for one in pairs[near].split(size)):
+                        answers = group.answers[part, :n_answer]
+                        logits = self._logits(group, of, part, every, n_answer - 1)
+                        yield of, group.prompts[part], answers.masked_fill(answers < 0, -100), logits
+
     def _begun(self, scores: Scores, asked: Bool[Tensor, "n prompts"], edit: Edit) -> Bool[Tensor, "n prompts"]:
         """Enter the probabilities of first tokens; returns for which of the asked pairs the likeliest one is right."""
         chosen, prompts = asked.nonzero(as_tuple=True)  # a prompt is its own row among the openings
@@ -207,22 +232,25 @@ class Portion:
     def _logits(
         self, group: Rows, chosen: Int[Tensor, " rows"], rows: Int[Tensor, " rows"], edit: Edit, n_given: int
     ) -> Float[Tensor, "rows kept d_vocab"]:
-        """Logits at the last prompt token and the tokens given after it, each row under its own intervention."""
+        """Logits at the last prompt token and the tokens given after it, each row under its own intervention.
+
+        Gradients flow back to vectors that require them.
+        """
         where, prefix = self._where(group, len(rows), n_given), self._prefix_of(group)
         given = group.prompts[rows], group.given[rows, :n_given]
         if not isinstance(edit, Additions):
             with edit(where):
                 return prefix.logits(*given)
-        own, streams = edit.chosen(chosen), self._streams(group, n_given)
+        own, streams, with_grad = edit.chosen(chosen), self._streams(group, n_given), edit.deltas.requires_grad
         # nothing below an edit changes, so a row starts there if it can, with the unedited stream
         is_mixed = len(own.starts.unique()) > 1
         if streams is None or not int(own.starts.min()) or (is_mixed and not prefix.joins(n_given)):
             with own.in_passes(self.model, where, torch.ones_like(own.is_post)):
-                return prefix.logits(*given)
+                return prefix.logits(*given, with_grad=with_grad)
         entered = own.after_blocks(streams[own.starts.to(streams.device) - 1, rows.to(streams.device)], where)
         with own.in_passes(self.model, where, ~own.is_post):
             start = own.starts if is_mixed else int(own.starts[0])
-            return prefix.logits(*given, entered, start)
+            return prefix.logits(*given, entered, start, with_grad)
 
     def _streams(self, group: Rows, n_given: int) -> Tensor | None:
         """The unedited residual stream of a group's rows after every block, with so many given tokens; made once."""

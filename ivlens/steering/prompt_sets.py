@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from ivlens.forward.asking import prompts_for
+from ivlens.forward.asking import prompt_pairs
 from ivlens.models.boot import TransformerBridge
 from ivlens.prompts.batch import PromptBatch
 from ivlens.prompts.corruptions import Corruption
@@ -45,6 +45,10 @@ class PromptSets:
     positions: Positions = "prompt"
     rows_per_pass: int = 512
     kept: dict[tuple[object, ...], Trials] | None = field(default=None, compare=False, repr=False)
+    # clean and judged prompts of each split, made once
+    _made: dict[str, tuple[PromptBatch, PromptBatch]] = field(
+        default_factory=dict, init=False, compare=False, repr=False
+    )
 
     def __post_init__(self) -> None:
         if self.n_prompts is not None and self.n_prompts < 1:
@@ -64,9 +68,14 @@ class PromptSets:
         return tuple(found[index] for index in order[: self.n_prompts])
 
     def batch(self, split: SplitName, *, corrupted: bool = True) -> PromptBatch:
-        """The judged prompts of a split, or with `corrupted=False` the clean prompts of the same inputs."""
-        corruption = self.applied if corrupted else None
-        return prompts_for(self.model, self.task, self.examples(split), self.recipe, corruption=corruption)
+        """The judged prompts of a split, or with `corrupted=False` the clean prompts of the same inputs.
+
+        Inputs of which either prompt does not fit the model's context are left out of both.
+        """
+        if split not in self._made:
+            examples = self.examples(split)
+            self._made[split] = prompt_pairs(self.model, self.task, examples, self.recipe, corruption=self.applied)
+        return self._made[split][corrupted]
 
     def trials(self, split: SplitName, *, corrupted: bool = True) -> Trials:
         """The prompts of a split, ready to be run under many interventions."""

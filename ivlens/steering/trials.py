@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ivlens.common.progress import bar, ticking
@@ -18,6 +18,7 @@ from ivlens.prompts.batch import PromptBatch
 from ivlens.steering.additions import Additions
 from ivlens.steering.edits import Positions, Where
 from ivlens.steering.portions import Part, Portion
+from ivlens.steering.slopes import slopes
 from ivlens.steering.summary import Scores, Setting
 
 
@@ -87,6 +88,35 @@ class Trials:
                 self.model(tokens, attention_mask=mask, use_cache=False)
             parts.append(torch.stack([kept[layer] for layer in layers]))
         return torch.cat(parts, 1)
+
+    @property
+    def n_portions(self) -> int:
+        """The number of portions; where there are several, only the last one that was used is kept in memory."""
+        return len(self._slices)
+
+    def prompts_of(self, portion: int) -> Int[Tensor, " some"]:
+        """The numbers of the prompts in a portion."""
+        return torch.arange(len(self.batch))[self._slices[portion]]
+
+    def slopes(
+        self, settings: Sequence[Setting], thetas: Float[Tensor, "n d_model"], prompts: Int[Tensor, " some"]
+    ) -> tuple[Float[Tensor, "n some"], Float[Tensor, "n d_model"]]:
+        """The log-probability (nats) of each prompt's answer under each vector, and the gradient of each vector's sum.
+
+        Args:
+            settings: The setting of each vector, in ascending order of layers, all at one site.
+            prompts: The numbers of the prompts to run, all of one portion, each with one accepted answer.
+        """
+        number = next(at for at, rows in enumerate(self._slices) if rows.start <= int(prompts[0]) < rows.stop)
+        here = prompts - self._slices[number].start
+        assert int(prompts.max()) < self._slices[number].stop, "prompts of two portions"
+        with model_lock(self.model):
+            check_unsteered(self.model)
+            with torch.no_grad():
+                portion = self._portion(number)
+            values, found = slopes(portion, Additions.of(settings, thetas), here)
+        alphas = torch.tensor([setting.alpha for setting in settings])
+        return values[:, here], alphas[:, None] * found
 
     def edited(self, context: Callable[[Where], AbstractContextManager[None]], *, part: Part = "all") -> Scores:
         """Scores with `context(where)` open around every pass, in one row; `part` as in `at`."""

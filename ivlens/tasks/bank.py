@@ -8,8 +8,9 @@ from pathlib import Path
 
 from ivlens.common.arguments import checked
 from ivlens.common.checks import check_filled
+from ivlens.tasks.formats.columns import OPTIONS
+from ivlens.tasks.formats.records import Columns, Record, Source
 from ivlens.tasks.readers import open_source, read_bank_file
-from ivlens.tasks.records import Columns, Record, Source
 from ivlens.tasks.task import Task, TaskExample
 
 logger = logging.getLogger(__name__)
@@ -59,8 +60,10 @@ def load_task(
     must not depend on where it is run. Write `"./antonym"` or `Path("antonym")` for the file. A string that is neither
     a built-in name nor a path is a Hub dataset if it reads `owner/name` or `hf://name`.
 
-    A column called `prompt` holds the whole prompt (`Task.fused`), unless there is an instruction column. Where most
-    rows of the instruction column have an instruction of their own, instruction and input are joined to such a prompt.
+    A column called `prompt` holds the whole prompt (`Task.fused`), unless there is an instruction column, and so does a
+    chat without a system text. Where most rows of the instruction column have an instruction of their own, instruction
+    and input are joined to such a prompt. Choices and texts that a question is about stand in the prompt, and the
+    answer of a multiple-choice record is the text of the right choice. `check_task` says how a file was read.
 
     Args:
         name_or_path: A built-in name, the path of a file or folder, or the name of a dataset on the Hub.
@@ -73,30 +76,33 @@ def load_task(
 
     Returns:
         The task. Records without an input or an answer are left out and listed in `Task.skipped`. Records with the same
-        input are merged: the later answers become alternatives. Numbers become texts, spelled as in the source.
+        input are merged: the later answers become alternatives. Numbers, `true` and `false` become texts, spelled as in
+        the source.
 
     Raises:
         FileNotFoundError: No such file, folder or dataset.
         ValueError: No such built-in task, or the content is not usable; the message says where and what to do.
     """
-    check_filled(
-        input_column=input_column,
-        output_column=output_column,
-        instruction_column=instruction_column,
-        part=part,
-        config=config,
-    )
     columns = Columns(input_column, output_column, instruction_column)
-    is_name = isinstance(name_or_path, str) and name_or_path in _bank_names()
-    if not is_name:
-        return _build(open_source(name_or_path, columns, part=part, config=config, known=_bank_names()))
+    is_plain = all(each is None for each in (*columns, part, config))
+    if is_plain and isinstance(name_or_path, str) and name_or_path in _bank_names():
+        return _bank_task(name_or_path)  # read once
+    return build_task(source_of_task(name_or_path, columns, part=part, config=config))
+
+
+def source_of_task(name_or_path: str | Path, columns: Columns, *, part: str | None, config: str | None) -> Source:
+    """What `load_task` reads, before records are merged or left out; errors as those of `load_task`."""
+    given = {f"{name}_column": value for name, value in columns._asdict().items()} | {"part": part, "config": config}
+    check_filled(**given)
+    if not (isinstance(name_or_path, str) and name_or_path in _bank_names()):
+        return open_source(name_or_path, columns, part=part, config=config, known=_bank_names())
     # a built-in task has no columns: whoever names one means a file
-    if any(each is not None for each in (*columns, part, config)):
+    if any(value is not None for value in given.values()):
         raise ValueError(
             f"load_task({name_or_path!r}) got column, part or config options, which built-in tasks do not have; "
             f"leave them out, or write './{name_or_path}' for a file of that name."
         )
-    return _bank_task(str(name_or_path))
+    return replace(_bank_source(name_or_path), format="a built-in task")
 
 
 @cache
@@ -109,21 +115,29 @@ def _bank_names() -> tuple[str, ...]:
 @cache
 def _bank_task(name: str) -> Task:
     """One built-in task, read once."""
+    return build_task(_bank_source(name))
+
+
+def _bank_source(name: str) -> Source:
     with resources.as_file(resources.files("ivlens") / "data" / "bank" / f"{name}.json") as path:
         # not the path, which differs between installations and would get into saved files
-        return _build(replace(read_bank_file(path), source=f"ivlens bank: {name}"))
+        return replace(read_bank_file(path), source=f"ivlens bank: {name}")
 
 
-def _build(source: Source) -> Task:
-    """Make a task of records: merge records with the same input, leave out incomplete ones, and log how many."""
+def build_task(source: Source, *, quietly: bool = False) -> Task:
+    """Make a task of records: merge records with the same input, leave out incomplete ones, and log how many.
+
+    Args:
+        quietly: Whether nothing is logged.
+    """
     merged: dict[str, Record] = {}
     answers: dict[str, dict[str, None]] = {}  # a dict as an ordered set, since an input may have thousands of answers
     skipped: list[str] = []
     n_merged = 0
     for record in source.records:
         if not record.input.strip() or not record.answers:
-            lacks = "answer" if record.input.strip() else "input"
-            skipped.append(f"{record.where}: no {lacks} ({(record.input or str(record.answers))[:60]!r})")
+            why = record.why or f"no {'answer' if record.input.strip() else 'input'}"
+            skipped.append(f"{record.where}: {why} ({(record.input or str(record.answers))[:60]!r})")
             continue
         n_merged += record.input in merged
         merged.setdefault(record.input, record)  # of records with the same input, the first gives the part
@@ -131,13 +145,11 @@ def _build(source: Source) -> Task:
     if not merged:
         raise ValueError(
             f"{source.source}: all {len(source.records)} records lack an answer or an input (first: {skipped[0]}), "
-            "expected at least one complete record; use the file that has the answers, or name another output_column=."
+            "expected at least one complete record; use the file that has the answers, or name another column with "
+            f"{OPTIONS['output']}."
         )
-    if skipped or n_merged:
-        logger.warning(
-            "Task %r: %d of %d records left out because they lack an answer or an input%s, %d repeated inputs merged.",
-            source.name, len(skipped), len(source.records), f" (first: {skipped[0]})" if skipped else "", n_merged,
-        )  # fmt: skip
+    if not quietly:
+        _report(source, skipped, n_merged)
     return Task(
         name=source.name,
         examples=tuple(TaskExample(text, tuple(answers[text]), record.part) for text, record in merged.items()),
@@ -153,3 +165,16 @@ def _build(source: Source) -> Task:
         skipped=tuple(skipped),
         demonstrations=tuple(TaskExample(r.input, r.answers) for r in source.demonstrations if r.input and r.answers),
     )
+
+
+def _report(source: Source, skipped: list[str], n_merged: int) -> None:
+    """Log what the reader decided, and warn of all that was left out."""
+    for note in source.notes:
+        logger.info("Task %r: %s.", source.name, note)
+    for loss in source.losses:
+        logger.warning("Task %r: %s.", source.name, loss)
+    if skipped or n_merged:
+        logger.warning(
+            "Task %r: %d of %d records left out because they lack an answer or an input%s, %d repeated inputs merged.",
+            source.name, len(skipped), len(source.records), f" (first: {skipped[0]})" if skipped else "", n_merged,
+        )  # fmt: skip

@@ -1,38 +1,27 @@
-"""Readers of task files: the format is recognised by the content, and each format has one small reader.
+"""Opens whatever holds a task: a file, a folder, or a dataset on the Hub; the format is recognised by the content.
 
-Every reader returns a `Source`: records as text, not yet cleaned. `bank.py` then merges records, leaves out incomplete
-ones, and reports both.
+Every reader in `formats/` returns a `Source`: records as text, not yet cleaned. `bank.py` then merges records, leaves
+out incomplete ones, and reports both.
 """
 
-import json
 import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
-from ivlens.tasks.arrow import read_hub, read_parquet, read_saved
-from ivlens.tasks.records import (
-    INPUT_NAMES,
-    OUTPUT_NAMES,
-    Columns,
-    Source,
-    csv_rows,
-    from_rows,
-    guess_column,
-    in_part,
-    joined,
-    parse_json,
-    read_text,
-    text_of,
-    texts_of,
-    wrong,
-)
+from ivlens.tasks.formats.arrow import read_hub, read_parquet, read_saved
+from ivlens.tasks.formats.contents import is_record, parse_json, read_text
+from ivlens.tasks.formats.documents import PARTS, no_parts, read_bank, read_document
+from ivlens.tasks.formats.packed import packing_of
+from ivlens.tasks.formats.records import Columns, Source, in_part, joined, texts_of, wrong
+from ivlens.tasks.formats.rows import read_rows
+from ivlens.tasks.formats.tables import table_rows
+from ivlens.tasks.formats.unknown import begins_as_json, unknown_text
 
-PARTS = ("train", "eval", "dev", "valid", "validation", "test")
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
+PACKED_SUFFIXES = (".gz", ".zst")  # after one of the others, except after .parquet
 PART_FILE = re.compile(rf"({'|'.join(PARTS)})([-_.]\d+.*)?")  # train.json, train-00000-of-00002.parquet
 _LARGEST_LABELS = 2**22  # bytes of a file that may list labels; a larger file is something else
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -64,23 +53,28 @@ def open_source(
         raise _not_found(name_or_path, known)
     if config is not None:
         raise wrong(path, f"got config={config!r:.60} for a local path", "a Hub dataset", "leave config out")
-    if path.is_dir():
-        return _read_folder(path, columns, part)
-    if part is not None:
-        raise wrong(
-            path, f"got part={part!r:.60} for a single file", "a folder or dataset with parts", "leave part out"
-        )
-    return _read_file(path, columns)
+    return _read_folder(path, columns, part) if path.is_dir() else _read_file(path, columns, part)
 
 
 def read_bank_file(path: Path) -> Source:
     """Read one file of the built-in bank."""
-    return _read_bank(parse_json(read_text(path), path), path)
+    return read_bank(parse_json(read_text(path), path), Columns(), path)
+
+
+def data_stem(name: str) -> str | None:
+    """The name of a data file without its endings, in lower case, such as `train` for Train.jsonl.gz.
+
+    None for a file whose ending is none of `SUFFIXES`, alone or with one of `PACKED_SUFFIXES` behind it.
+    """
+    stem, ending = os.path.splitext(name.lower())
+    if ending in PACKED_SUFFIXES:
+        stem, ending = os.path.splitext(stem)
+    return stem if ending in SUFFIXES else None
 
 
 def _is_hub_name(text: str) -> bool:
     """Whether a text reads as `owner/name`, and not as a path whose file is missing."""
-    looks_local = text.startswith(".") or text.lower().endswith(SUFFIXES) or os.path.exists(text.split("/")[0])
+    looks_local = text.startswith(".") or data_stem(text) is not None or os.path.exists(text.split("/")[0])
     return HUB_NAME.fullmatch(text) is not None and not looks_local
 
 
@@ -105,82 +99,44 @@ def _not_found(name_or_path: str | Path, known: Sequence[str]) -> Exception:
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
-def _read_file(path: Path, columns: Columns) -> Source:
+def _read_file(path: Path, columns: Columns, part: str | None = None) -> Source:
     """Read one file of any format: Parquet, a table (CSV), one JSON record a line, or one JSON document."""
     if not path.is_file():
         raise wrong(path, "is no regular file", "a file or folder", "write its content to a file")
     with path.open("rb") as file:
-        is_parquet = file.read(4) == b"PAR1"
-    if is_parquet:
+        head = file.read(4)
+    if head == b"PAR1":
+        if part is not None:
+            raise no_parts(path, part)
         return read_parquet(path, columns)
-    text = read_text(path)
-    # a table, since JSON begins with a bracket
-    if text.lstrip()[0] not in "[{":
-        return from_rows(csv_rows(text, path), columns, path)
-    lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    source = _read_content(read_text(path), path, columns, part)
+    packing = packing_of(head)
+    if packing:  # `path.stem` has taken away .gz or .zst alone
+        stem = Path(path.resolve().stem).stem
+        named = {"name": stem} if source.name == path.resolve().stem else {}
+        return replace(source, **named, format=f"{source.format}, packed by {packing}")
+    return source
+
+
+def _read_content(text: str, path: Path, columns: Columns, part: str | None) -> Source:
+    """Read the text of a file: a table, JSON Lines, or a JSON document."""
+    is_json = begins_as_json(text)
+    if not is_json and text.lstrip()[0] in "[{":
+        raise unknown_text(text, path)
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()] if is_json else []
     # JSON Lines: the first line is a whole record, and more follow
-    if len(lines) > 1 and _is_record(lines[0][1]):
+    if is_json and not (len(lines) > 1 and is_record(lines[0][1])):
+        return read_document(parse_json(text, path), columns, path, part)
+    if part is not None:
+        raise no_parts(path, part)
+    if is_json:
         rows = [(f"line {number}", parse_json(line, path, number)) for number, line in lines]
-        return from_rows(rows, columns, path)
-    return _from_json(parse_json(text, path), columns, path)
-
-
-def _is_record(line: str) -> bool:
-    """Whether a line is a whole JSON object."""
-    try:
-        return isinstance(json.loads(line, parse_int=str), dict)  # Python refuses ints of more than 4,300 digits
-    except (ValueError, RecursionError):
-        return False
-
-
-def _from_json(value: Any, columns: Columns, path: Path) -> Source:
-    """Read a JSON document by the form of its content."""
-    if isinstance(value, list):
-        return from_rows([(f"record {index}", record) for index, record in enumerate(value)], columns, path)
-    is_table = guess_column(value, columns.input, INPUT_NAMES) and guess_column(value, columns.output, OUTPUT_NAMES)
-    if is_table and len(value) <= 4:  # with more, it is a dict of answers with an input called "input"
-        return from_rows([("record 0", value)], columns, path)
-    if any(columns):
-        found = ", ".join(map(repr, list(value)[:8]))
-        raise wrong(path, f"is one dict with the keys {found}", "a list of records", "leave the column names out")
-    if "Instances" in value and not isinstance(value["Instances"], str):
-        return _read_natural_instructions(value, path)
-    if "instructions" in value and isinstance(value.get("examples"), list):
-        return _read_bank(value, path)
-    rows = [(f"key {key!r:.60}", {"input": key, "output": answer}) for key, answer in value.items()]
-    return from_rows(rows, Columns("input", "output"), path)
-
-
-def _read_natural_instructions(value: dict[str, Any], path: Path) -> Source:
-    """A Natural-Instructions task: its instances, its definition as the instruction, its positive examples."""
-    columns = Columns("input", "output")
-    rows = {}
-    for key in ("Instances", "Positive Examples"):
-        records = value.get(key, [])
-        if not isinstance(records, list):
-            raise wrong(path, f"{key!r} is a {type(records).__name__}", "a list of {input, output}", "check the file")
-        rows[key] = [(f"{key}[{index}]", record) for index, record in enumerate(records)]
-    source = from_rows(rows["Instances"], columns, path)
-    examples = from_rows(rows["Positive Examples"], columns, path).records if rows["Positive Examples"] else ()
-    definition = texts_of(value.get("Definition"), f"{path}, Definition")
-    return replace(source, instructions=definition, demonstrations=examples)
-
-
-def _read_bank(value: Any, path: Path) -> Source:
-    """A task in the format of the built-in bank."""
-    if not isinstance(value, dict) or not isinstance(value.get("examples"), list):
-        raise wrong(path, "has no list 'examples'", "a task of the bank's format", "see the built-in files")
-    if not isinstance(value.get("in_training", False), bool):
-        raise wrong(f"{path}, in_training", f"got {value['in_training']!r:.60}", "true or false", "correct it")
-    rows = [(f"examples[{index}]", record) for index, record in enumerate(value["examples"])]
-    lists = {
-        key: texts_of(value.get(key, []), f"{path}, {key}")
-        for key in ("instructions", "held_out_instructions", "clozes", "prose")
-    }
-    texts = {key: text_of(value.get(key), f"{path}, {key}") for key in ("name", "kind", "inputs")}
-    source = from_rows(rows, Columns("input", "output"), path)
-    texts["name"] = texts["name"] or source.name
-    return replace(source, **lists, **texts, in_training=value.get("in_training", False))
+        holder = "JSON Lines"
+    else:
+        rows, separators = table_rows(text, columns, path)
+        holder = f"a table with {separators}"
+    source = read_rows(rows, columns, path)
+    return replace(source, format=f"{source.format} in {holder}")
 
 
 # --- folders ---------------------------------------------------------------------------------------------------------
@@ -189,15 +145,18 @@ def _read_bank(value: Any, path: Path) -> Source:
 def _read_folder(path: Path, columns: Columns, part: str | None) -> Source:
     """Read a folder: a saved dataset, one file, or a file for each part and perhaps one that lists the labels.
 
-    TRACE and the long-sequence benchmark have a file for each part.
+    TRACE and the long-sequence benchmark have a file for each part; copies of datasets on the Hub have them in `data`.
     """
     is_saved = (path / "state.json").is_file() and (path / "dataset_info.json").is_file()
     if is_saved or (path / "dataset_dict.json").is_file():
         return read_saved(path, columns, part)
-    files = sorted(file for file in path.iterdir() if file.is_file() and file.suffix.lower() in SUFFIXES)
-    parts = [(match[1], file) for file in files if (match := PART_FILE.fullmatch(file.stem.lower()))]
-    if len(files) == 1 and not parts and part is None:
-        return _read_file(files[0], columns)
+    files = sorted(file for file in path.iterdir() if file.is_file() and data_stem(file.name) is not None)
+    if not files and (path / "data").is_dir():
+        return replace(_read_folder(path / "data", columns, part), name=path.resolve().name)
+    stems = {file: data_stem(file.name) or "" for file in files}
+    parts = [(match[1], file) for file in files if (match := PART_FILE.fullmatch(stems[file]))]
+    if len(files) == 1 and not parts:
+        return _read_file(files[0], columns, part)
     if not parts:
         names = ", ".join(sorted(entry.name for entry in path.iterdir())[:8]) or "nothing"
         expected = f"train, eval or test files ({', '.join(SUFFIXES)}), one data file, or a saved dataset"
@@ -209,8 +168,10 @@ def _read_folder(path: Path, columns: Columns, part: str | None) -> Source:
     wanted = [
         (name, file) for name in PARTS for found_name, file in parts if name == found_name and part in (None, name)
     ]
-    source = joined([in_part(_read_file(file, columns), name, file.name) for name, file in wanted], path)
-    return _with_labels(source, [file for file in files if not PART_FILE.fullmatch(file.stem.lower())])
+    read = [in_part(_read_file(file, columns), name, file.name) for name, file in wanted]
+    source = joined(read, path)
+    source = replace(source, format=f"{source.format}; a file for each part ({', '.join(f.name for _, f in wanted)})")
+    return _with_labels(source, [file for file in files if not PART_FILE.fullmatch(stems[file])])
 
 
 def _with_labels(source: Source, others: Sequence[Path]) -> Source:

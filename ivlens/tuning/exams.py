@@ -84,7 +84,8 @@ def make_exam(
         # by the task's name: which prompts are drawn does not depend on the other tasks of the exam
         Random(f"{seed}\0{task.name}\0exam").shuffle(examples)
         asked = recipe[task.name] if isinstance(recipe, Mapping) else recipe
-        batch = prompts_for(model, task, examples[:n_prompts], asked or PromptRecipe())
+        # one token more than the answers: the examples of a training end in the end-of-text token
+        batch = prompts_for(model, task, examples[:n_prompts], asked or PromptRecipe(), n_more=1)
         rows, prompt_of_row = batch.expanded()  # a row for each accepted answer
         parts.append(as_training_set(model, rows))
         owners.append(prompt_of_row + len(numbers))

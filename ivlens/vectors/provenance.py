@@ -1,4 +1,4 @@
-"""The record inside a vector's settings: the effects and prompts it was made from, written, read and checked."""
+"""The record inside a vector's settings: what it was made from (effects, or a training), written, read and checked."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +14,7 @@ from ivlens.prompts.recipe import PromptRecipe
 # entries of a vector's settings that are read later: their types, and how an error calls these
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "effects": ((Mapping,), "a mapping"),
+    "trained": ((Mapping,), "a mapping"),
     "used_with": ((Mapping,), "a mapping"),
     "scaled": ((str,), "a text"),
     "factor": ((int, float), "a number"),
@@ -23,10 +24,9 @@ _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
 
 
 def effects_of(settings: Any) -> Iterator[Mapping[str, Any]]:
-    """Settings of all effects behind a vector; those of its operands too, where it was computed from other vectors."""
+    """Settings of all effects and trainings behind a vector; of its operands' too, if it was computed from others."""
     if isinstance(settings, Mapping):
-        if isinstance(settings.get("effects"), Mapping):
-            yield settings["effects"]
+        yield from (settings[name] for name in ("effects", "trained") if isinstance(settings.get(name), Mapping))
         for value in settings.values():
             yield from effects_of(value)
     elif isinstance(settings, Sequence) and not isinstance(settings, str):

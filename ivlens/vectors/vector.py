@@ -35,7 +35,7 @@ class InstructionVector:
 
     Attributes:
         theta: the vector `θ`.
-        heads: `S`, as `(layer, head)`, largest effect first; empty where the vector was computed from another vector.
+        heads: `S`, as `(layer, head)`, largest effect first; empty for a vector computed from others, or trained.
         head_means: `z̄` of each head of `S`, multiplied by the same factor as `θ` where the vector was scaled.
         task: name of the task, or the formula by which the vector was computed (`"antonym - synonym"`).
         model: name, shape and hashes of the model that the vector belongs to.
@@ -207,7 +207,7 @@ class InstructionVector:
         """A bar chart of each head's share of the vector.
 
         Raises:
-            ValueError: the vector has no heads, because it was computed from other vectors.
+            ValueError: the vector has no heads: it was trained, or computed from other vectors.
         """
         from ivlens.show.figures.vectors import head_shares  # slow to import, and needed for drawing alone
 

@@ -58,7 +58,7 @@ def test_a_vector_shows_heads_norm_recipe_and_model(effects, vector, pocket):
     assert f"{vector.norm:.4g}" in shown and "own instruction" in shown and "pocket" in shown
     assert "of several recipes" in text_of((vector - 2 * vector).random_like(0)._repr_html_()) or vector.recipe
     computed = replace(vector.random_like(0), task=BAD, settings={})._repr_html_()
-    assert "none: computed from other vectors" in computed and "not recorded" in computed and BAD not in computed
+    assert "none: trained or computed" in computed and "not recorded" in computed and BAD not in computed
 
 
 def test_a_vector_draws_the_shares_of_its_heads_without_a_model(effects, vector, tmp_path):

@@ -226,6 +226,14 @@ def test_distributed_adds_means_to_each_head(pocket, task, iv, effects, asked):
     assert row(searched, "distributed", "mean")["alpha"] == 1.0
 
 
+def test_trained_vectors_are_judged_where_they_were_trained(pocket, task, iv, effects):
+    found = judged(pocket, task, iv, effects, "trained")
+    own, permuted = row(found, "trained"), row(found, "trained_permuted")
+    assert own["accuracy"] > found.accuracy("bare") + 0.4
+    assert permuted["accuracy"] < own["accuracy"] - 0.3 and permuted["lead"] > 0.3
+    assert own["norm"] > 0 and own["site"] == "resid_post" and own["alpha"] == 1
+
+
 def test_other_templates_keep_the_setting(pocket, task, iv, effects):
     found = judged(pocket, task, iv, effects, "other_templates", templates=("plain", "qa", "chat"))
     assert set(found.table["variant"]) == {"", "qa"}  # its own is no other one, and pocket has no chat template

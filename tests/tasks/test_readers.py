@@ -88,14 +88,14 @@ def test_detection_ignores_the_file_name(tmp_path: Path) -> None:
     assert pairs(load_task(write(tmp_path / "c", {"x": "y"}))) == [("x", ("y",))]
 
 
-def test_answers_may_be_lists_and_numbers(tmp_path: Path) -> None:
+def test_numbers_and_truth_values_are_answers_as_they_are_spelled(tmp_path: Path) -> None:
     huge = "9" * 6000
     answers = {"3": '[1, "one", 1.50]', '"b"': huge, '"c"': "true"}
     text = ", ".join(f'{{"input": {x}, "output": {y}}}' for x, y in answers.items())
     assert pairs(load_task(write(tmp_path / "t.json", f"[{text}]"))) == [
         ("3", ("1", "one", "1.50")),
         ("b", (huge,)),
-        ("c", ("True",)),
+        ("c", ("true",)),
     ]
 
 
@@ -328,7 +328,10 @@ BAD = {
     "list input": ('[{"input": ["a"], "output": "b"}]', "record 0, 'input': got a list, expected one text"),
     "surrogate": ('[{"input": "a", "output": "\\ud800"}]', "record 0, 'output': holds half a surrogate pair"),
     "nan only": ('[{"input": "a", "output": NaN}]', "all 1 records lack an answer"),
-    "one column": ("hello\nworld\n", "has the columns 'hello', expected JSON, or a table"),
+    "one column": (
+        "hello\nworld\n",
+        "its format is unknown .it looks like plain text., expected JSON, JSON Lines, CSV",
+    ),
     "ragged": ("input,output\n\na,b\nc\n", r"line 4: has 1 cells, expected 2 \(input, output\)"),
     "open quote": ('input,output\na,"b\nc,d\n', "line 3 is not CSV .unexpected end of data"),
     "instances": ('{"Definition": "x", "Instances": {"input": "a"}}', "'Instances' is a dict, expected a list"),

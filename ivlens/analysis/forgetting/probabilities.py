@@ -111,7 +111,9 @@ def probe(model: TransformerBridge, tasks: Sequence[Task], options: ProbeOptions
         for kind, recipes in (("instruction", [options.recipe]), ("knowledge", clozes)):
             others = _first_tokens(model, task, recipes[0]) if recipes else torch.empty(0)
             found = [_scored(model, task, examples, recipe, others, options.batch_size) for recipe in recipes]
-            for text in found[0] if found else ():
+            # an input may be too long for one cloze and not for another
+            asked = [text for text in found[0] if all(text in scores for scores in found)] if found else []
+            for text in asked:
                 means = np.mean([scores[text] for scores in found], 0)
                 values = dict(zip(MEASURES, means.tolist(), strict=True))
                 rows.append({"task": task.name, "kind": kind, "input": text, **values, "n_prompts": len(found)})

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ivlens.common.intervals import LEVEL, t_interval
-from ivlens.tasks.records import wrong
+from ivlens.tasks.formats.records import wrong
 
 # a share far below one example of any test set: rounding shall not decide where an interval ends exactly on the margin
 _ROUNDING = 1e-12

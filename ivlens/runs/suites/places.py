@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ivlens.tasks.bank import list_tasks
-from ivlens.tasks.readers import PART_FILE, SUFFIXES
+from ivlens.tasks.readers import PART_FILE, data_stem
 
 HELD_PARTS = ("eval", "dev", "valid", "validation")  # names of the part to choose settings on
 MAX_DEPTH = 3  # levels of folders below the one that is given
@@ -86,7 +86,7 @@ def found_places(suite: str, root: Path | None) -> dict[str, list[Place]]:
 def _lacks(suite: str, files: Sequence[str]) -> str:
     """The files that a task needs and that are not among the given ones, as text; empty where none is missing."""
     needed = (("train",), HELD_PARTS, ("test",)) if suite == "trace" else (("train",), ("test", *HELD_PARTS))
-    stems = [Path(file).stem.lower() for file in files if Path(file).suffix.lower() in SUFFIXES]
+    stems = [stem for file in files if (stem := data_stem(file)) is not None]
     parts = {match[1] for stem in stems if (match := PART_FILE.fullmatch(stem))}
     return ", ".join(f"{names[0]}.json" for names in needed if not parts & set(names))
 

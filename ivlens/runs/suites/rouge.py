@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from ivlens.common.checks import as_items
-from ivlens.tasks.records import wrong
+from ivlens.tasks.formats.records import wrong
 from ivlens.tasks.task import Task
 
 Metric = Literal["suite_accuracy", "rouge_l"]

@@ -16,7 +16,7 @@ from ivlens.runs.suites.drills import drilled
 from ivlens.runs.suites.places import HELD_PARTS, LAYOUTS, TASKS, canonical, found_places, incomplete, picked_place
 from ivlens.runs.suites.rouge import SCORERS, Metric, metric_of, suite_accuracy
 from ivlens.tasks.bank import list_tasks, load_task
-from ivlens.tasks.records import wrong
+from ivlens.tasks.formats.records import wrong
 from ivlens.tasks.task import Task, TaskExample, split_of
 
 SuiteSplit = Literal["train", "select", "test"]

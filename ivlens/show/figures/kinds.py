@@ -7,6 +7,7 @@ from dataclasses import replace
 from ivlens.effects.files import FILE as EFFECTS_FILE
 from ivlens.effects.results import HeadEffects
 from ivlens.runs.suites.report import latex, summary_of
+from ivlens.show.figures.attention import attention_bars
 from ivlens.show.figures.benchmarks import COLUMNS, method_summary, score_matrices
 from ivlens.show.figures.evaluation_kinds import EVALUATION_KINDS
 from ivlens.show.figures.found import Found
@@ -98,6 +99,19 @@ def _head_table(name: str, file: Found) -> Iterator[Drawing]:
         )
 
 
+def _attention(name: str, file: Found) -> Iterator[Drawing]:
+    tasks = [*file.frame.groupby("task", sort=False)]
+    for task, frame in tasks:
+        n = max(frame["n"])
+        caption = (
+            f"Attention from the last prompt token on the task {task}, summed over each part of the prompt: means over "
+            f"{n} prompts of each kind; beside it each head's induction and previous-token score."
+        )
+        n_bars = min(20, count(frame, "label")) * count(frame, "prompts")
+        suffix = f"-{task}" if len(tasks) > 1 else ""
+        yield Drawing(name + suffix, caption, attention_bars(frame), width="page", inches=min(8.0, 1.0 + 0.2 * n_bars))
+
+
 def _similarity(files: Sequence[Found]) -> Iterator[Drawing]:
     vectors = [InstructionVector.load(file.path) for file in files]
     by_model = grouped(vectors, lambda vector: vector.model.key)
@@ -177,6 +191,11 @@ KINDS_OF_RESULTS = (
     *STUDY_KINDS,
     Kind("heads", lambda file: file.format == EFFECTS_FILE.format, _heads),
     Kind("similarity", lambda file: file.format == VECTOR_FILE.format, _similarity),
+    Kind(
+        "attention",
+        lambda file: file.has("task", "prompts", "label", "segment", "share", "low", "high", "n"),
+        each("attention", _attention),
+    ),
     Kind("head_table", lambda file: file.has("task", "layer", "head", "aie"), each("heads", _head_table), "heads"),
     Kind(
         "curves",

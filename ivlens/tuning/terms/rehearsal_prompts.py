@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ivlens.common.checks import check_counts
+from ivlens.forward.asking import fitting, prompts_for
 from ivlens.forward.hooks import Site
 from ivlens.models.boot import TransformerBridge
 from ivlens.prompts.build import build_prompts, sampled_prompts
@@ -84,7 +85,7 @@ def vector_rehearsal(
         ValueError: options that `Rehearsal` refuses, or prompts that do not fit the model.
     """
     options = options or RehearsalOptions()
-    batch = build_prompts(model.tokenizer, task, list(examples), options.bare)
+    batch = prompts_for(model, task, list(examples), options.bare, reads="answer", n_more=1)
     prompts = _first_token(as_training_set(model, batch))
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(len(prompts), (options.n,), generator=generator).to(prompts.tokens.device)
@@ -131,6 +132,7 @@ def instruction_rehearsal(
         asked = replace(one, name=task.name, fused=one.fused and task.fused)
         told = options.recipe.for_other_tasks()
         batch = sampled_prompts(model.tokenizer, asked, drawn, told, n=share, seed=seed + number)
+        batch = fitting(model, batch, asked, told, reads="answer", n_more=1)
         sets.append(_first_token(as_training_set(model, batch)))
         if deltas is not None:
             # the same inputs without instruction, in the same order, for the frozen model

@@ -11,18 +11,9 @@ from ivlens.common.foreign import check_parquet
 from ivlens.common.hub import without_retries
 from ivlens.common.memory import pass_on_shortage
 from ivlens.common.names import one_line
-from ivlens.tasks.records import (
-    MOST_RECORDS,
-    Columns,
-    Source,
-    from_columns,
-    in_part,
-    joined,
-    parse_json,
-    pick_columns,
-    read_text,
-    wrong,
-)
+from ivlens.tasks.formats.contents import parse_json, read_text
+from ivlens.tasks.formats.records import MOST_RECORDS, Columns, Source, in_part, joined, wrong
+from ivlens.tasks.formats.rows import read_rows, recognised
 
 
 def read_hub(name: str, columns: Columns, part: str | None, config: str | None) -> Source:
@@ -40,7 +31,9 @@ def read_hub(name: str, columns: Columns, part: str | None, config: str | None) 
             f"{one_line(error)}), expected a dataset of data files (datasets that run code are never opened); check "
             "name, config= and part=, or save it with save_to_disk() where there is a network and give that folder."
         ) from None
-    return _from_datasets(loaded, columns, name if config is None else f"{name}/{config}", (part or "").split("[")[0])
+    label = name if config is None else f"{name}/{config}"
+    source = _from_datasets(loaded, columns, label, (part or "").split("[")[0])
+    return replace(source, format=f"{source.format} in a dataset on the Hub")
 
 
 def read_saved(path: Path, columns: Columns, part: str | None) -> Source:
@@ -60,7 +53,8 @@ def read_saved(path: Path, columns: Columns, part: str | None) -> Source:
             expected = f"one of {', '.join(found)}" if found else "no part, it has none"
             raise wrong(path, f"got part={part!r}", expected, "choose one, or leave part out for all")
         loaded = loaded[part]
-    return replace(_from_datasets(loaded, columns, path, part or ""), name=path.resolve().name)
+    source = _from_datasets(loaded, columns, path, part or "")
+    return replace(source, name=path.resolve().name, format=f"{source.format} in a folder that `datasets` saved")
 
 
 def _check_saved(path: Path) -> None:
@@ -79,13 +73,15 @@ def read_parquet(path: Path, columns: Columns) -> Source:
     import pyarrow.parquet
 
     with _read_as_parquet(path):
-        found = pyarrow.parquet.read_schema(path).names
-    names = set(filter(None, pick_columns(columns, found, path)))
+        schema = pyarrow.parquet.read_schema(path)
+    sample = {field.name: _example_of(field.type) for field in schema}
+    names = _needed(sample, columns, path)
     with _read_as_parquet(path):
         check_parquet(path, MOST_RECORDS, names)
         # read, not mapped into memory: shortening a mapped file would kill this process
         dataset = datasets.Dataset(pyarrow.parquet.read_table(path, columns=sorted(names), memory_map=False))
-    return replace(_from_datasets(dataset, columns, path, ""), name=path.stem)
+    source = _from_datasets(dataset, columns, path, "")
+    return replace(source, name=path.stem, found=tuple(schema.names), format=f"{source.format} in Parquet")
 
 
 @contextmanager
@@ -110,15 +106,16 @@ def _from_datasets(loaded: Any, columns: Columns, path: Path | str, part: str) -
 
 def _from_dataset(dataset: Any, columns: Columns, path: Path | str) -> Source:
     """The records of one part; class numbers become class names, and -1 (no label) becomes no answer."""
-    picked = pick_columns(columns, dataset.column_names, path)
+    sample = {field.name: _example_of(field.type) for field in dataset.features.arrow_schema}
+    names = _needed(sample, columns, path)
     if not len(dataset):
         raise wrong(path, "holds no records", "at least one", "choose another part=")
     # plain Python values, and only the columns that are used: others may be images that are decoded row by row
-    wanted = dataset.with_format(None).select_columns(list(filter(None, picked)))
-    names = {key: feature.names for key, feature in wanted.features.items() if hasattr(feature, "int2str")}
+    wanted = dataset.with_format(None).select_columns(sorted(names, key=dataset.column_names.index))
+    classes = {key: feature.names for key, feature in wanted.features.items() if hasattr(feature, "int2str")}
     rows = []
     for index, row in enumerate(wanted):
-        for key, class_names in names.items():
+        for key, class_names in classes.items():
             number = row[key]
             if number is not None and not -1 <= number < len(class_names):
                 n = len(class_names)
@@ -126,4 +123,22 @@ def _from_dataset(dataset: Any, columns: Columns, path: Path | str) -> Source:
                 raise wrong(f"{path}, record {index}", got, expected, "correct it, or write the table again")
             row[key] = class_names[number] if number is not None and number >= 0 else None
         rows.append((f"record {index}", row))
-    return from_columns(rows, picked, path)
+    return replace(read_rows(rows, columns, path), found=tuple(dataset.column_names), head=())
+
+
+def _needed(sample: Mapping[str, Any], columns: Columns, path: Path | str) -> set[str]:
+    """The names of the columns that are read."""
+    return set(recognised(sample, columns, path)[1].values())
+
+
+def _example_of(kind: Any) -> Any:
+    """A value of the form that an Arrow column has, by which its format is recognised before anything is loaded."""
+    from pyarrow import types
+
+    if types.is_dictionary(kind):
+        return _example_of(kind.value_type)
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        return [_example_of(kind.value_type)]
+    if types.is_struct(kind):
+        return {kind.field(number).name: _example_of(kind.field(number).type) for number in range(kind.num_fields)}
+    return "[]" if types.is_string(kind) or types.is_large_string(kind) else 0

@@ -1,0 +1,173 @@
+"""Questions about vectors in a real model that `benches/vectors.py` raises, answered with numbers either way.
+
+    python benches/questions.py run  [--model smollm2] [--tasks double,noun_article,third_person] [--seed 0]
+    python benches/questions.py show [--write]
+
+- Why do some vectors fail where the prompt works? Is only the first token right, or does the rest need the vector too?
+- Why do the vector's heads, replaced by their means, do less than their sum? Is it the strength?
+- What is the strongest head of all tasks: what does it write, and what is left of the vector without it?
+
+Effects are those of `benches/vectors.py`, from its folder or measured anew. Answers are kept in `questions.parquet`.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from common import table, write_section
+from vectors import N_JUDGED, K, measured, recipe_of
+
+import ivlens
+from ivlens.common.intervals import wilson
+from ivlens.effects import HeadEffects
+from ivlens.forward.hooks import patched_heads
+from ivlens.steering.edits import HeadOutputs, head_addition, replacement
+from ivlens.steering.prompt_sets import PromptSets
+from ivlens.steering.search import Grid, searched
+from ivlens.steering.trials import Trials
+
+FILE = Path(__file__).parent / "questions.parquet"
+STRENGTHS = (1.0, 2.0, 4.0)
+
+
+def of_sum(iv: ivlens.InstructionVector, sets: PromptSets, strengths: Sequence[float]) -> dict[str, Any]:
+    """The vector at its best layer: the share of first tokens, and of whole answers, that are right on *test*."""
+    grid = Grid(alphas=strengths, sites=("resid_post",), positions=sets.positions)
+    theta, test = iv.theta[None], sets.trials("test")
+    ((best, _),) = searched(sets.trials("select"), theta, grid.settings(sets.model), grid)
+    first = float(test.at([best], theta, part="first tokens").accuracy.mean())
+    whole = test.at([best], theta)
+    return {
+        "first": first,
+        "accuracy": float(whole.accuracy.mean()),
+        "logprob": float(whole.logprob.mean()),
+        "layer": best.layer,
+        "alpha": best.alpha,
+    }
+
+
+def of_heads(sets: PromptSets, outputs: HeadOutputs, how: str, alpha: float) -> dict[str, Any]:
+    """The heads replaced by their means, or their means added to them, at one strength."""
+    test: Trials = sets.trials("test")
+    edit = {"replaced": replacement, "added": head_addition}[how]
+    scores = test.edited(lambda where: patched_heads(sets.model, edit(outputs, alpha, where), outputs.layers))
+    return {"accuracy": float(scores.accuracy.mean()), "logprob": float(scores.logprob.mean()), "alpha": alpha}
+
+
+def answers(model: Any, task: ivlens.Task, effects: HeadEffects) -> pd.DataFrame:
+    """All interventions on one task."""
+    iv = ivlens.InstructionVector.from_effects(effects, K, model=model)
+    sets = PromptSets(model, task, effects.recipe, n_prompts=N_JUDGED, seed=effects.recipe.seed, kept={})
+    every = replace(sets, positions="every", kept={})
+    bare = sets.trials("test")
+    rows: list[dict[str, Any]] = [
+        {
+            "what": "bare",
+            "first": float(bare.at([(0, 0.0, "resid_post")], iv.theta[None], part="first tokens").accuracy.mean()),
+            "accuracy": float(bare.unsteered().accuracy.mean()),
+        },
+        {
+            "what": "clean",
+            "accuracy": float(sets.trials("test", corrupted=False).unsteered().accuracy.mean()),
+        },
+        {"what": "sum, last prompt token"} | of_sum(iv, sets, STRENGTHS),
+        {"what": "sum, every token"} | of_sum(iv, every, STRENGTHS),
+        {"what": "sum, strength 1"} | of_sum(iv, sets, (1.0,)),
+    ]
+    means = HeadOutputs.of(iv)
+    for alpha in STRENGTHS:
+        rows.append({"what": f"heads replaced, {alpha:g}"} | of_heads(sets, means, "replaced", alpha))
+        rows.append({"what": f"means added, {alpha:g}"} | of_heads(sets, means, "added", alpha))
+    rows.append({"what": "means added at every token, 1"} | of_heads(every, means, "added", 1.0))
+    strongest = iv.heads[0]
+    alone = ivlens.InstructionVector.from_effects(effects, heads=[strongest], model=model)
+    others = ivlens.InstructionVector.from_effects(effects, heads=iv.heads[1:], model=model)
+    label = f"L{strongest[0]}H{strongest[1]}"
+    rows.append({"what": "strongest head alone", "head": label} | of_sum(alone, sets, (*STRENGTHS, 8.0)))
+    rows.append({"what": "all but the strongest", "head": label} | of_sum(others, sets, STRENGTHS))
+    rows.append(
+        {
+            "what": "the strongest head's write",
+            "head": label,
+            "tokens": " ".join(token.strip() for token, _ in alone.decode(model, k=8)),
+            "cosine": alone.cosine(iv),
+            "share": iv.settings["shares"][0],
+        }
+    )
+    return pd.DataFrame(rows).assign(task=task.name, seed=effects.recipe.seed, n=len(bare.batch))
+
+
+def run(name: str, tasks: Sequence[str], seed: int, out: Path) -> None:
+    model = ivlens.load_model(name, dtype="float32")
+    for task in tasks:
+        known = pd.read_parquet(FILE) if FILE.exists() else pd.DataFrame(columns=["model", "task", "seed"])
+        if ((known["model"] == name) & (known["task"] == task) & (known["seed"] == seed)).any():
+            continue
+        effects = measured(model, name, [task], seed, out)[task]
+        with torch.no_grad():
+            found = answers(model, ivlens.load_task(task), effects).assign(model=name)
+        pd.concat([known, found], ignore_index=True).to_parquet(FILE, index=False)
+        print(found.to_string(), flush=True)
+
+
+def show(found: pd.DataFrame) -> str:
+    parts = [
+        "## Questions about vectors in a real model (`python benches/questions.py show --write`)",
+        f"{N_JUDGED} *test* inputs, vectors of {K} heads, {recipe_of(0).n_shots} demonstrations; layers and strengths "
+        "of sums from *select*. *First*: the answer's first token is right; *whole*: the answer is. Brackets: Wilson.",
+    ]
+    kinds = [what for what in dict.fromkeys(found["what"]) if "write" not in what]
+    for name, rows in found.groupby("model", sort=False):
+        tasks = list(dict.fromkeys(rows["task"]))
+        lines = []
+        for what in kinds:
+            line = [what]
+            for task in tasks:
+                own = rows[(rows["task"] == task) & (rows["what"] == what)]
+                line.append("" if own.empty else _cell(own))
+            lines.append(line)
+        writes = rows[rows["what"] == "the strongest head's write"]
+        parts += [f"### {name}", table(["intervention", *tasks], lines)]
+        parts += [
+            table(
+                ["task", "strongest head", "tokens that its write makes likelier", "cosine with the vector", "share"],
+                [
+                    [row["task"], row["head"], f"`{row['tokens']}`", f"{row['cosine']:.2f}", f"{row['share']:.2f}"]
+                    for row in writes.to_dict("records")
+                ],
+            )
+        ]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def _cell(own: pd.DataFrame) -> str:
+    n, accuracy = int(own["n"].sum()), float((own["accuracy"] * own["n"]).sum() / own["n"].sum())
+    low, high = wilson(accuracy * n, n)
+    first = "" if own["first"].isna().all() else f"first {float(own['first'].mean()):.2f}, "
+    return f"{first}whole {accuracy:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("run", "show"))
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--tasks", default="double,noun_article,third_person,present_past,singular_plural")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("out/vectors"), help="where effects are kept")
+    parser.add_argument("--write", action="store_true", help="into RESULTS.md")
+    given = parser.parse_args()
+    if given.what == "run":
+        run(given.model, given.tasks.split(","), given.seed, given.out)
+        return
+    text = show(pd.read_parquet(FILE))
+    print(text)
+    if given.write:
+        write_section("questions", text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""Heads as users name them: labels, pairs, effects or a vector; and the recipe that comes with these."""
+
+import re
+from collections.abc import Sequence
+
+from ivlens.effects.results import HeadEffects
+from ivlens.forward.remembered import Auto, recipe_for
+from ivlens.models.boot import TransformerBridge
+from ivlens.prompts.recipe import PromptRecipe
+from ivlens.tasks.task import Task
+from ivlens.vectors.heads import Heads
+from ivlens.vectors.vector import InstructionVector, base_task
+
+Named = HeadEffects | InstructionVector | Sequence[tuple[int, int] | str] | str | None
+_LABEL = re.compile(r"L([0-9]{1,6})H([0-9]{1,6})", re.IGNORECASE)
+
+
+def label(head: tuple[int, int]) -> str:
+    """The name of a head in tables: `L20H5` is head 5 of layer 20, both counted from 0."""
+    return f"L{head[0]}H{head[1]}"
+
+
+def chosen_heads(model: TransformerBridge, heads: Named, k: int = 10) -> Heads:
+    """The heads that are meant, as `(layer, head)`, in the order given.
+
+    Args:
+        heads: Pairs, labels (`L20H5`; one text may hold several, separated by commas), the `k` strongest heads of
+            effects, the heads of a vector; None: all heads of the model.
+
+    Raises:
+        ValueError: a text that is no label, a head that the model does not have, the same head twice, or none.
+    """
+    n_layers, n_heads = model.cfg.n_layers, model.cfg.n_heads
+    if heads is None:
+        return tuple((layer, head) for layer in range(n_layers) for head in range(n_heads))
+    if isinstance(heads, HeadEffects):
+        measured = int((~heads.aie.isnan()).sum())
+        pairs: list[tuple[int, int]] = heads.top_heads(min(k, measured))
+    elif isinstance(heads, InstructionVector):
+        pairs = list(heads.heads)
+    else:
+        listed = heads.split(",") if isinstance(heads, str) else heads
+        pairs = [pair for one in listed for pair in ([one] if not isinstance(one, str) else _labelled(one))]
+    off = [pair for pair in pairs if not (0 <= pair[0] < n_layers and 0 <= pair[1] < n_heads)]
+    if off or not pairs or len(set(pairs)) < len(pairs):
+        what = f"{label(off[0])} among them" if off else "one of them twice" if pairs else "none of them"
+        raise ValueError(
+            f"heads have {what}, expected one or more different heads of {n_layers} layers and {n_heads} heads, "
+            "counted from 0."
+        )
+    return tuple(pairs)
+
+
+def _labelled(text: str) -> list[tuple[int, int]]:
+    """The heads that a text names."""
+    found = [_LABEL.fullmatch(part.strip()) for part in text.split(",")]
+    if any(one is None for one in found):
+        raise ValueError(f"heads have {text!r:.40}, expected a layer and a head such as 'L20H5', counted from 0.")
+    return [(int(one[1]), int(one[2])) for one in found if one is not None]
+
+
+def followed(model: TransformerBridge, task: Task, heads: Named, recipe: PromptRecipe | Auto | None) -> PromptRecipe:
+    """The given recipe; None: that of the effects or the vector, if the heads come from one, otherwise the default.
+
+    Of another task's effects or vector only the form is taken over: `task` keeps its own instruction.
+    """
+    if recipe is None and isinstance(heads, HeadEffects | InstructionVector) and heads.recipe is not None:
+        of = heads.task if isinstance(heads, HeadEffects) else base_task(heads)
+        return heads.recipe if of == task.name else heads.recipe.for_other_tasks()
+    return recipe_for(model, task, recipe)
