@@ -19,7 +19,7 @@ PARTS = {
     "by_k": "other numbers of heads",
     "mean_difference": "differences of mean streams",
     "distributed": "each head in its own layer",
-    "trained": "a trained vector",
+    "trained": "vectors trained by gradient",
     "other_templates": "other templates",
 }
 

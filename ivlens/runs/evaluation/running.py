@@ -73,7 +73,7 @@ def evaluate_tasks(
             heads than the model has, or an unknown layer.
         RuntimeError: inside a `steer` context.
 
-    Source: docs/method.md, 6 Intervention and its controls, and 15 Further rows of a judgement.
+    Source: docs/method.md, 6 Intervention and its controls, and 14 Further rows of a judgement.
     """
     start = time.perf_counter()
     options = options or EvaluateOptions()
@@ -108,7 +108,8 @@ def evaluate_tasks(
 
 def shown_prompts(model: TransformerBridge, task: Task, options: EvaluateOptions) -> Shown:
     """One judged input with its clean and its bare prompt."""
-    prompts = PromptSets(model, task, options.recipe, n_prompts=1, seed=options.recipe.seed)
+    # of all judged prompts the first one: some may be too long for the model, and are left out
+    prompts = PromptSets(model, task, options.recipe, n_prompts=options.n_judge_prompts, seed=options.recipe.seed)
     clean, bare = (prompts.batch("test", corrupted=corrupted) for corrupted in (False, True))
     return Shown(task.name, clean.texts[0], bare.texts[0], tuple(clean.examples[0].answers))
 
