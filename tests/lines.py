@@ -147,6 +147,7 @@ class Lines:
             "effects": ["effects", *task],
             "attention": ["attention", *task, "--out", out],
             "vector": ["vector", *task],
+            "evaluate": ["evaluate", *task, "--out", out],
             "steer": ["steer", *task, "--text", "big"],
             "lab": ["lab", "--no-browser"],
             "tune": ["tune", *task, "--out", out, "--guidance", "iv"],

@@ -36,7 +36,7 @@ WRONG = [
     "antonym,antonym", "hf://x", "file:///etc/passwd", "a\x00b",
 ]  # fmt: skip
 NOT_TRIED = {"doctor"}  # has no option but --json
-LONG = {"demo", "figures", "study", "bench", "lab", "pocket train", "pocket card", "get", "sweep"}
+LONG = {"evaluate", "demo", "figures", "study", "bench", "lab", "pocket train", "pocket card", "get", "sweep"}
 
 
 def right(the: Things) -> dict[str, list[str]]:
@@ -58,6 +58,7 @@ def right(the: Things) -> dict[str, list[str]]:
         "forget": [*tuned, *task, *few, *out, "--figures", "json"],
         "dynamics": [*tuned, *task, *few, *out, "--k", "1", "--n-judge-prompts", "2", "--figures", "json"],
         "figures": ["--from", str(root / "suite"), *out],
+        "evaluate": [*task, *away, *out, "--n-shots", "0"],
         "demo": [*away, *out], "study": [*away, *out], "bench": [*away, *out], "lab": [*away, "--no-browser"],
         "pocket card": away, "pocket train": ["--out", "/dev/null/x", "--steps", "1"],
         "sweep": [str(root / "grid.toml"), "--store", str(root / "store"), "--dry-run"],

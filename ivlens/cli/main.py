@@ -38,6 +38,9 @@ COMMANDS = {
     "effects": Command("ivlens.cli.effects:effects", "Measure the causal effect of every attention head on a task."),
     "attention": Command("ivlens.cli.attention:attention", "Measure where heads look: which part of the prompt."),
     "vector": Command("ivlens.cli.vector:vector", "Build the Instruction Vector of a task and judge it."),
+    "evaluate": Command(
+        "ivlens.cli.evaluate:evaluate", "Judge the vectors of several tasks with all controls; a report."
+    ),
     "steer": Command("ivlens.cli.steer:steer_text", "Complete a text with and without an Instruction Vector."),
     "lab": Command("ivlens.cli.lab:lab", "Open a live page: click heads into the vector, read both completions."),
     "tune": Command("ivlens.cli.tune:tune", "Teach a model a task, with or without guidance, and see what it forgets."),

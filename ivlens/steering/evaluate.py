@@ -27,7 +27,8 @@ from ivlens.steering.making_rows import with_more_rows
 from ivlens.steering.more_rows import Asked, MoreRows
 from ivlens.steering.prompt_sets import PromptSets, followed_recipe, split_seed
 from ivlens.steering.search import Grid
-from ivlens.steering.summary import Judged, Setting
+from ivlens.steering.side_effects import SideEffects
+from ivlens.steering.summary import Judged, Keep, Setting, made_now
 from ivlens.tasks.task import SplitName, Task
 from ivlens.vectors.vector import InstructionVector, check_belongs
 
@@ -53,6 +54,9 @@ class JudgeOptions:
         per_vector: Whether the table has a row for each control vector, instead of one for each condition.
         progress: Whether to show bars for the vectors of other tasks, the search and the judgement.
         more: Further rows of the table; None: none.
+        keep: Called with the name of each part of the judgement (`controls` for the conditions without further rows,
+            then the name of each kind of further rows) and a function that makes its rows; what it returns are the
+            part's rows. So a caller can keep parts and say how far the work is. None: each part is made.
     """
 
     split: SplitName = "test"
@@ -63,6 +67,7 @@ class JudgeOptions:
     per_vector: bool = False
     progress: bool = False
     more: MoreRows | None = None
+    keep: Keep | None = None
 
 
 @checked
@@ -151,30 +156,36 @@ def _evaluated(
     if searched_on is not None and searched_on != options.split:
         split_seed([iv, *others], searched_on, chosen.seed)  # called only for its errors
     # further rows ask the same prompts again and again, so these are kept for them
-    kept = None if options.more is None else {}
+    more, kept = options.more, None if options.more is None else {}
     prompts = PromptSets(model, task, chosen, options.corruption, n_prompts, options.seed, **grid.passes, kept=kept)
-    judge = prompts.trials(options.split)
-    vectors = {
-        "iv": [iv],
-        "random": random_vectors(iv, n_draws, options.seed),
-        "random_heads": _random_heads(prompts, iv, options.means, n_draws),
-        "other_tasks": others,
-    }
-    judged = [
-        Judged("clean", prompts.trials(options.split, corrupted=False).unsteered()),
-        Judged("bare", judge.unsteered()),
-        *judged_vectors(vectors, prompts, judge, grid),
-        *judged_heads(iv, judge),
-        judged_constant(prompts, judge),
-    ]
-    if options.more is not None:
+    judge, keep = prompts.trials(options.split), options.keep or made_now
+    aside = SideEffects(model, more.text) if more is not None and "side_effects" in more.rows else None
+
+    def controls() -> list[Judged]:
+        vectors = {
+            "iv": [iv],
+            "random": random_vectors(iv, n_draws, options.seed),
+            "random_heads": _random_heads(prompts, iv, options.means, n_draws),
+            "other_tasks": others,
+        }
+        found = [
+            Judged("clean", prompts.trials(options.split, corrupted=False).unsteered()),
+            Judged("bare", judge.unsteered()),
+            *judged_vectors(vectors, prompts, judge, grid),
+            *judged_heads(iv, judge),
+            judged_constant(prompts, judge),
+        ]
+        return found if aside is None else aside.of(found)
+
+    judged = keep("controls", controls)
+    if more is not None:
         best = next(one.settings[0] for one in judged if one.condition == "iv")
         effects = options.means if isinstance(options.means, HeadEffects) else None
-        own = n_draws if options.more.n_draws is None else options.more.n_draws
-        asked = Asked(iv, best, prompts, judge, options.split, grid, own, options.more, effects)
-        judged = with_more_rows(asked, judged)
+        own = n_draws if more.n_draws is None else more.n_draws
+        asked = Asked(iv, best, prompts, judge, options.split, grid, own, more, effects)
+        judged = with_more_rows(asked, judged, keep, aside)
     made_by = _provenance(prompts, iv, options.split) | {"grid": asdict(grid), "searched_on": searched_on}
-    made_by |= {"more": None if options.more is None else options.more.recorded()}
+    made_by |= {"more": None if more is None else more.recorded()}
     return Evaluation.of(judged, per_vector=options.per_vector, settings=made_by)
 
 

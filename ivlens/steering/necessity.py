@@ -8,14 +8,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ivlens.common.intervals import clustered_difference, p_of_draws
+from ivlens.common.intervals import p_of_draws
 from ivlens.common.progress import ticking
 from ivlens.forward.hooks import patched_heads
 from ivlens.forward.means import mean_head_outputs
 from ivlens.steering.controls import tasks_sharing_inputs
 from ivlens.steering.edits import HeadOutputs, replacement
 from ivlens.steering.more_rows import Asked
-from ivlens.steering.summary import Judged, Scores
+from ivlens.steering.summary import Judged, Scores, paired
 from ivlens.steering.trials import Trials
 from ivlens.tasks.bank import load_bank
 from ivlens.tasks.task import Task
@@ -111,11 +111,10 @@ def _replaced(clean: Trials, condition: str, sets: Sequence[Heads], means: Seque
 
 def _with_losses(judged: Judged, own: Judged, unchanged: Scores) -> Judged:
     """The row with what it loses on the same prompts, and for random heads how many lose as much as the vector's."""
-    prompts = [str(row) for row in range(unchanged.accuracy.shape[1])]
-    before, after = unchanged.accuracy.double()[0], judged.scores.accuracy.double()
-    lost, low, high = clustered_difference(before.numpy(), after.mean(0).numpy(), prompts)
+    after = judged.scores.accuracy
+    lost, low, high = paired(unchanged.accuracy, after)
     details: Mapping[str, float | int] = {**judged.details, "lost": lost, "lost_lo": low, "lost_hi": high}
     if judged.condition == "necessity_random_heads":
-        as_much = int((after.mean(1) <= float(own.scores.accuracy.double().mean()) + 1e-9).sum())
+        as_much = int((after.double().mean(1) <= float(own.scores.accuracy.double().mean()) + 1e-9).sum())
         details = {**details, "n_as_good": as_much, "p": p_of_draws(as_much, len(after))}
     return replace(judged, details=details)

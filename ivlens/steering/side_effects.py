@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import cached_property
 from importlib import resources
 from typing import Any
 
@@ -16,7 +17,6 @@ from ivlens.forward.hooks import model_lock
 from ivlens.forward.inputs import Inputs, check_prompts
 from ivlens.models.boot import TransformerBridge
 from ivlens.prompts.tokens import Encoder, padded
-from ivlens.steering.more_rows import Asked
 from ivlens.steering.summary import Edit, Judged
 
 N_PROMPTS = 32  # beginnings of sentences
@@ -27,27 +27,41 @@ _WINDOW = 128  # tokens of the text that are read together
 _ROWS = 8  # windows of a pass
 
 
-def side_effects(asked: Asked, judged: list[Judged]) -> list[Judged]:
-    """The same rows; those of vectors have the columns `kl`, `perplexity` and `perplexity_plain` in addition.
+class SideEffects:
+    """Gives rows of vectors the columns `kl`, `perplexity` and `perplexity_plain`.
 
     `kl` is the mean over 32 beginnings of sentences of `KL(plain ‖ steered)` of the next token, in nats (`kl_lo`,
     `kl_hi`: 95 % t interval over beginnings), with the vector added at the last token. `perplexity` is that of a text
     with the vector added at every token, `perplexity_plain` without. A row of several vectors has the means of its
     first three.
+
+    Args:
+        text: The text; None: the one that comes with ivlens.
+
+    Raises:
+        ValueError: a text of too few words.
     """
-    texts = _Texts(asked.prompts.model, asked.more.text)
-    plain = texts.perplexity(lambda where: nullcontext())
-    found = []
-    for one in ticking(judged, "side effects", "rows"):
-        edits = one.edits[:_MOST_VECTORS]
-        if edits and one.condition in CONDITIONS:
-            per_prompt = torch.stack([texts.divergences(edit) for edit in edits]).mean(0)
-            kl, low, high = t_interval(per_prompt.numpy())
-            perplexity = sum(texts.perplexity(edit) for edit in edits) / len(edits)
-            details: dict[str, Any] = {"kl": kl, "kl_lo": low, "kl_hi": high, "perplexity": perplexity}
-            one = replace(one, details={**one.details, **details, "perplexity_plain": plain})
-        found.append(one)
-    return found
+
+    def __init__(self, model: TransformerBridge, text: str | None) -> None:
+        self._texts = _Texts(model, text)
+
+    @cached_property
+    def _plain(self) -> float:
+        return self._texts.perplexity(lambda where: nullcontext())
+
+    def of(self, judged: list[Judged]) -> list[Judged]:
+        """The same rows; those of vectors have these columns in addition."""
+        found = []
+        for one in ticking(judged, "side effects", "rows"):
+            edits = one.edits[:_MOST_VECTORS]
+            if edits and one.condition in CONDITIONS:
+                per_prompt = torch.stack([self._texts.divergences(edit) for edit in edits]).mean(0)
+                kl, low, high = t_interval(per_prompt.numpy())
+                perplexity = sum(self._texts.perplexity(edit) for edit in edits) / len(edits)
+                details: dict[str, Any] = {"kl": kl, "kl_lo": low, "kl_hi": high, "perplexity": perplexity}
+                one = replace(one, details={**one.details, **details, "perplexity_plain": self._plain})
+            found.append(one)
+        return found
 
 
 def plain_text() -> str:
@@ -69,7 +83,10 @@ class _Texts:
         if not begun or not all(begun) or not windows:
             raise ValueError("MoreRows.text has too few words, expected a text of some lines.")
         self._begun, self._windows = _batch(model, begun), _batch(model, windows)
-        self._plain = self._next(lambda where: nullcontext())
+
+    @cached_property
+    def _plain(self) -> Float[Tensor, "prompts d_vocab"]:
+        return self._next(lambda where: nullcontext())
 
     def divergences(self, edit: Edit) -> Float[Tensor, " prompts"]:
         """`KL(plain ‖ edited)` of the next token after each beginning, in nats."""

@@ -123,6 +123,15 @@ class Judged:
         ]
 
 
+# is called with the name of a part of a judgement and a function that makes its rows; returns these rows
+Keep = Callable[[str, Callable[[], list[Judged]]], list[Judged]]
+
+
+def made_now(part: str, make: Callable[[], list[Judged]]) -> list[Judged]:
+    """The `Keep` that keeps nothing: every part is made when it is asked for."""
+    return make()
+
+
 def summary(judged: Judged) -> dict[str, Any]:
     """A table row of one condition: means over prompts and vectors, with 95 % intervals over prompts.
 
@@ -161,20 +170,29 @@ def beside(judged: Judged, vector: Judged) -> dict[str, Any]:
         (`lead_lo`, `lead_hi`). For drawn controls also `n_as_good`, the number of them that reach the vector's
         accuracy, and `p`, which with 19 draws is never below 0.05.
     """
-    prompts = [str(row) for row in range(judged.scores.accuracy.shape[1])]
     own, other = vector.scores.accuracy, judged.scores.accuracy
-    if judged is vector or not len(other) or own.shape[1] != len(prompts):
+    if judged is vector or not len(other) or own.shape[1] != other.shape[1]:
         return {}
-    lead, low, high = clustered_difference(own.double().mean(0).numpy(), other.double().mean(0).numpy(), prompts)
-    # the difference is the same on all prompts, and t has no width: take Wilson's bound for an event never seen instead
-    if low == high:
-        most = wilson(0, len(prompts))[1]
-        low, high = max(-1.0, lead - most), min(1.0, lead + most)
+    lead, low, high = paired(own, other)
     found: dict[str, Any] = {"lead": lead, "lead_lo": low, "lead_hi": high}
     if judged.condition in DRAWN + DRAWN_TOO:
         found["n_as_good"] = n_as_good(judged, float(own.double().mean()))
         found["p"] = p_of_draws(found["n_as_good"], len(other))
     return found
+
+
+def paired(own: Float[Tensor, "n batch"], other: Float[Tensor, "m batch"]) -> tuple[float, float, float]:
+    """Mean difference `own - other` of two accuracies on the same prompts, and the ends of its 95 % t interval.
+
+    Each is first averaged over its rows. The ends lie within -1 and 1. Where the difference is the same on all prompts,
+    t has no width, and Wilson's bound for an event that was never seen is taken instead.
+    """
+    prompts = [str(row) for row in range(own.shape[1])]
+    lead, low, high = clustered_difference(own.double().mean(0).numpy(), other.double().mean(0).numpy(), prompts)
+    if low == high:
+        most = wilson(0, len(prompts))[1]
+        low, high = lead - most, lead + most
+    return lead, max(-1.0, low), min(1.0, high)
 
 
 def n_as_good(judged: Judged, accuracy: float) -> int:

@@ -81,7 +81,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: object) -> str:
     return lines[0]
 
 
-@pytest.mark.parametrize("command", ["demo", "prompts", "effects", "vector", "steer"])
+@pytest.mark.parametrize("command", ["demo", "prompts", "effects", "vector", "evaluate", "steer"])
 def test_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = run(capsys, command, "--help")
     assert status == 0 and f"ivlens {command} " in out and "Example" in out and "--model" in out and "--json" in out

@@ -282,9 +282,10 @@ def test_a_model_is_not_unfit_because_memory_ran_out(llama, place: Path, tmp_pat
         with_adapters(hf_model("llama"), tmp_path)
 
 
-@pytest.mark.parametrize("command", ["demo", "study", "effects"])
+@pytest.mark.parametrize("command", ["demo", "study", "effects", "evaluate"])
 def test_memory_that_runs_out_in_the_work_is_one_line(command: str, tried: Lines, tmp_path: Path, monkeypatch, capsys):
-    for target in ("show.demo.run.run_demo", "runs.study.running.run_study", "effects.measure.head_effects"):
+    working = ("show.demo.run.run_demo", "runs.study.running.run_study", "runs.evaluation.running.evaluate_tasks")
+    for target in (*working, "effects.measure.head_effects"):
         monkeypatch.setattr(f"ivlens.{target}", ran_out)
     monkeypatch.setattr("ivlens.cli._options.ModelOptions.load", lambda self: None)
     monkeypatch.setattr("ivlens.cli._options.PromptOptions.chosen", lambda self, *args: self.recipe())

@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
+from test_evaluation_figures import two
 from test_figures import effects, judged, swept, vector
 
 from ivlens.cli.main import main
@@ -73,6 +74,17 @@ def moments() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def looks() -> pd.DataFrame:
+    """Where two heads look, in two kinds of prompts."""
+    rows = [
+        {"task": "one", "prompts": kind, "label": f"L0H{head}", "layer": 0, "head": head, "segment": segment, "n": 4}
+        | {"share": share, "low": share - 0.1, "high": share + 0.1}
+        for kind in ("clean", "corrupted") for head in range(2)
+        for segment, share in (("answers", 0.5), ("query", 0.3), ("template", 0.2))
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
 def study_tables() -> dict[str, pd.DataFrame]:
     """What `ivlens forget`, `dynamics` and `study` write, two checkpoints and two tasks."""
     tasks, kinds = ("one", "two", "all tasks"), ("instruction", "knowledge")
@@ -116,8 +128,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "b": effects().to_frame(), "c": swept_beside_controls(), "d": judged(), "e": swept(), "f": cells(),
         "g": scores(), "h": moments(), "i": log,
         "j": pd.DataFrame({"task": ["x_y"], "role": ["new"], "before": [0.1], "after": [0.75]}),
-        "k": pd.DataFrame({"something": ["else"]}), **study_tables(),
+        "k": pd.DataFrame({"something": ["else"]}), "r": looks(), **study_tables(),
     }  # fmt: skip
+    evaluation = root / "judged"
+    evaluation.mkdir()
+    two().to_parquet(evaluation / "rows.parquet")
+    vectors = two()[["task", "condition", "variant", "accuracy", "accuracy_lo", "accuracy_hi", "interval"]]
+    vectors.assign(vector=["x", "y"] * (len(vectors) // 2)).to_parquet(evaluation / "by_vector.parquet")
     (root / "run").mkdir()
     for name, table in tables.items():
         path = root / "run" / name
@@ -138,9 +155,12 @@ def test_every_kind_of_file_is_known_by_its_content(folder: Path) -> None:
     assert {one.name for one in drawings if one.figure is not None} == {
         "heads", "similarity", "run-heads", "run-intervention", "run-conditions", "run-strengths", "run-methods",
         "run-scores", "run-forgetting", "run-training", "run-forgotten", "run-forgotten-along", "run-dynamics",
-        "run-drift", "run-causal", "run-guidance",
+        "run-drift", "run-causal", "run-guidance", "run-attention", "judged-conditions", "judged-conditions-by_k",
+        "judged-conditions-necessity", "judged-conditions-vectors", "judged-matrix",
     }  # fmt: skip
-    assert {one.name for one in drawings if one.table} == {"run-conditions", "run-methods", "run-tuning", "run-claims"}
+    assert {one.name for one in drawings if one.table} == {
+        "run-conditions", "run-methods", "run-tuning", "run-claims", "judged-conditions"
+    }  # fmt: skip
     assert all(one.caption.endswith(".") for one in drawings)
 
 
@@ -187,7 +207,7 @@ def test_a_whole_disk_is_no_folder_of_results(tmp_path: Path, monkeypatch: pytes
 
 def test_figures_are_the_same_every_time(folder: Path) -> None:
     first, second = figures_of(folder), figures_of(folder)
-    assert len(first) == 16
+    assert len(first) == 22
     assert {name: figure.to_json() for name, figure in first.items()} == {
         name: figure.to_json() for name, figure in second.items()
     }

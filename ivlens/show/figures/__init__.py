@@ -2,6 +2,7 @@
 
 from ivlens.show.figures.attention import attention_bars
 from ivlens.show.figures.benchmarks import method_summary, score_matrices
+from ivlens.show.figures.by_k import by_k_plot
 from ivlens.show.figures.causal import causal_plot, guidance_plot
 from ivlens.show.figures.conditions import condition_plot
 from ivlens.show.figures.dynamics import drift_heatmap, dynamics_curves, prediction_plot
@@ -9,6 +10,9 @@ from ivlens.show.figures.forgetting import forgetting_plot
 from ivlens.show.figures.heads import head_heatmap
 from ivlens.show.figures.interventions import intervention_curves
 from ivlens.show.figures.maps import head_maps
+from ivlens.show.figures.matrix import matrix_plot
+from ivlens.show.figures.necessity import necessity_plot
+from ivlens.show.figures.other_vectors import other_vectors_plot
 from ivlens.show.figures.paper import for_paper
 from ivlens.show.figures.similarity import similarity_matrix, similarity_order
 from ivlens.show.figures.sweeps import strength_curves
@@ -20,6 +24,7 @@ __all__ = [
     "LIGHT",
     "Theme",
     "attention_bars",
+    "by_k_plot",
     "causal_plot",
     "condition_plot",
     "drift_heatmap",
@@ -31,7 +36,10 @@ __all__ = [
     "head_heatmap",
     "head_maps",
     "intervention_curves",
+    "matrix_plot",
     "method_summary",
+    "necessity_plot",
+    "other_vectors_plot",
     "prediction_plot",
     "score_matrices",
     "similarity_matrix",

@@ -37,11 +37,13 @@ ROW_HEIGHT = 82  # pixels for each task
 def condition_plot(frame: pd.DataFrame, *, theme: Theme = LIGHT) -> go.Figure:
     """One row per task, with a mark and an interval for each condition; of several tasks, the mean comes first.
 
+    Rows of other conditions, such as the further rows of `ivlens.MoreRows`, are left out.
+
     Args:
         frame: the table of `ivlens.evaluate_intervention`, with a column `task` where there are several tasks.
 
     Raises:
-        ValueError: a column is missing, or there are no rows.
+        ValueError: a column is missing, or there are no rows of these conditions.
     """
     every = condition_rows(frame)
     rows = _with_mean(_rows_by_task(every))
@@ -71,13 +73,18 @@ def condition_plot(frame: pd.DataFrame, *, theme: Theme = LIGHT) -> go.Figure:
 
 
 def condition_rows(frame: pd.DataFrame) -> list[Row]:
-    """The rows of a judgement's table; conditions of older tables get the names that they have now.
+    """The rows of a judgement's table that have one of the `LOOKS`; older tables' conditions get today's names.
 
     Raises:
-        ValueError: a column is missing, or there are no rows.
+        ValueError: a column is missing, or there are no such rows.
     """
     rows = rows_of(frame, ("condition", *VALUES), "ivlens.evaluate_intervention(...).table")
-    return [{**row, "condition": RENAMED.get(row["condition"], row["condition"])} for row in rows]
+    rows = [{**row, "condition": RENAMED.get(row["condition"], row["condition"])} for row in rows]
+    found = [row for row in rows if row["condition"] in LOOKS]
+    if not found:
+        there = ", ".join(sorted({str(row["condition"]) for row in rows}))
+        raise ValueError(f"the table has the conditions {there:.200}, expected some of {', '.join(LOOKS)}.")
+    return found
 
 
 def _rows_by_task(rows: Sequence[Row]) -> list[Row]:

@@ -9,7 +9,7 @@ from ivlens.effects.results import HeadEffects
 from ivlens.runs.suites.report import latex, summary_of
 from ivlens.show.figures.attention import attention_bars
 from ivlens.show.figures.benchmarks import COLUMNS, method_summary, score_matrices
-from ivlens.show.figures.conditions import condition_plot, condition_rows
+from ivlens.show.figures.evaluation_kinds import EVALUATION_KINDS
 from ivlens.show.figures.found import Found
 from ivlens.show.figures.heads import head_heatmap, is_crowded
 from ivlens.show.figures.interventions import intervention_curves
@@ -20,7 +20,7 @@ from ivlens.show.figures.rows import grouped, interval_kinds, rows_of
 from ivlens.show.figures.similarity import similarity_matrix
 from ivlens.show.figures.study_kinds import STUDY_KINDS
 from ivlens.show.figures.sweeps import strength_curves
-from ivlens.show.figures.tables import condition_table, tuning_table
+from ivlens.show.figures.tables import tuning_table
 from ivlens.show.figures.training import forgetting_against_learning, shown_kinds, trained_once, training_curves
 from ivlens.vectors.file import FILE as VECTOR_FILE
 from ivlens.vectors.vector import InstructionVector
@@ -127,21 +127,6 @@ def _similarity(files: Sequence[Found]) -> Iterator[Drawing]:
         yield Drawing(f"similarity{suffix}", caption, similarity_matrix(distinct), width=width, inches=inches)
 
 
-def _conditions(name: str, file: Found) -> Iterator[Drawing]:
-    frame = file.frame
-    n_tasks = count(frame, "task")
-    # the table's settings: one set, or one for each task; a table without settings is taken for a judgement on *test*
-    splits = {str(one.get("split", "test")) for one in frame.attrs.get("tasks", [frame.attrs])}
-    caption = (
-        f"Accuracy on {' and '.join(sorted(splits))} inputs without what tells the task, under every condition, with "
-        f"intervals ({interval_kinds(condition_rows(frame))}) over prompts; settings were searched on other "
-        "inputs, for controls as for the vector."
-    )
-    inches = 2.4 if n_tasks == 1 else 0.9 + 0.55 * (n_tasks + 1)
-    yield Drawing(name, caption, condition_plot(frame), width="column" if n_tasks == 1 else "page", inches=inches)
-    yield Drawing(name, caption, table=condition_table(frame))
-
-
 def _curves(name: str, file: Found) -> Iterator[Drawing]:
     caption = (
         "Accuracy on bare select inputs by layer, every vector at its best strength in each layer; "
@@ -219,7 +204,7 @@ KINDS_OF_RESULTS = (
         ),
         each("intervention", _curves),
     ),
-    Kind("conditions", lambda file: file.has("condition", "accuracy", "accuracy_lo"), each("conditions", _conditions)),
+    *EVALUATION_KINDS,
     Kind("strengths", lambda file: file.has("layer", "alpha", "site", "accuracy"), each("strengths", _strengths)),
     Kind("methods", lambda file: file.has("method", "guidance", "ap", "fp", "forget"), each("methods", _methods)),
     Kind(

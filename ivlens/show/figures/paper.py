@@ -18,6 +18,7 @@ SMALLEST = 9.3  # px: 7 points
 FONTS, MARKS, LINES = 0.8, 0.7, 0.75  # sizes on paper, as shares of those on the screen
 # px, to estimate the legend's size: mean width of a letter; line sample and gaps of an entry; height of a line
 LETTER, KEY, LEGEND_LINE = 4.9, 36.0, 15.0
+TITLES = 14  # px, the height of the titles of panels
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,11 @@ def for_paper(figure: go.Figure, width: Width = "column", inches: float = 2.4) -
     small.update_xaxes(automargin=True, title_standoff=6)
     small.update_yaxes(automargin=True, title_standoff=5)
     if small.layout.legend.orientation == "h":
-        small.update_layout(legend={"y": 1.0, "yref": "paper", "itemsizing": "trace", "tracegroupgap": 0})
+        # above the titles of panels, which stand right above the plot
+        above = (
+            TITLES / (small.layout.height - small.layout.margin.t - small.layout.margin.b) if _has_panels(small) else 0
+        )
+        small.update_layout(legend={"y": 1.0 + above, "yref": "paper", "itemsizing": "trace", "tracegroupgap": 0})
     return small
 
 
@@ -97,11 +102,16 @@ def _top(figure: go.Figure, width: float) -> int:
     """The margin above the plot, in pixels: room for the legend and for the titles of panels."""
     traces: tuple[Any, ...] = figure.data  # pyright: ignore[reportAssignmentType]
     names = [trace.name for trace in traces if trace.name and trace.showlegend is not False]
-    panels = any(note.yanchor == "bottom" and note.yref == "paper" for note in figure.layout.annotations)
+    panels = _has_panels(figure)
     if not names or figure.layout.showlegend is False or len(names) < 2:
         return 22 if panels else 8
     title = figure.layout.legend.title.text or ""
-    return round(8 + LEGEND_LINE * _lines(names, width - 60, len(title) * LETTER)) + (14 if panels else 0)
+    return round(8 + LEGEND_LINE * _lines(names, width - 60, len(title) * LETTER)) + (TITLES if panels else 0)
+
+
+def _has_panels(figure: go.Figure) -> bool:
+    """Whether panels have titles above them."""
+    return any(note.yanchor == "bottom" and note.yref == "paper" for note in figure.layout.annotations)
 
 
 def _lines(names: Iterable[str], room: float, title: float) -> int:

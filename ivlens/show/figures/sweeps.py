@@ -60,7 +60,7 @@ def strength_curves(
     note = f"{n} prompts per point" if n else ""
     note = " · ".join(filter(None, [note, "" if math.isnan(baseline) else "dashed: no vector"]))
     styled(figure, theme, title, note, height=380)
-    _finish(figure, sites, len(layers), metric, theme)
+    _finish(figure, sites, layers, metric, theme)
     return figure
 
 
@@ -80,10 +80,12 @@ def _dash(figure: go.Figure, value: float, column: int, theme: Theme) -> None:
     figure.add_shape(type="line", xref=f"x{axis} domain", yref=f"y{axis}", x0=0, x1=1, y0=value, y1=value, line=line)
 
 
-def _finish(figure: go.Figure, sites: Sequence[str], n_layers: int, metric: str, theme: Theme) -> None:
+def _finish(figure: go.Figure, sites: Sequence[str], layers: Sequence[int], metric: str, theme: Theme) -> None:
     """Set the titles and ranges of all axes, and the legend."""
+    # in a deep model not every layer is tried
+    ticks = {"tickvals": list(layers)} if len(layers) <= 16 else {"dtick": 4}
     for column, site in enumerate(sites, start=1):
-        figure.update_xaxes(title_text=f"layer · {site}", dtick=1 if n_layers <= 16 else 4, row=1, col=column)
+        figure.update_xaxes(title_text=f"layer · {site}", **ticks, row=1, col=column)
     figure.update_yaxes(title_text=METRIC_NAMES[metric], row=1, col=1)
     if metric != "logprob":  # all others are shares
         figure.update_yaxes(range=[-0.03, 1.03], dtick=0.2)
