@@ -62,12 +62,12 @@ def test_whoever_asks_makes_the_same_prompts(pocket, name, recipe):
         few = EffectOptions(n_mean_prompts=2, layers=[0], heads=[0])
         corruption = None if recipe.n_shots != 1 or recipe.instruction is not None else "drop"  # one cannot be shuffled
         effects = head_effects(pocket, task, recipe=recipe, corruption=corruption, n_prompts=2, options=few)
-        corrupted, asked = seen[:2]
+        measured, corrupted, asked = seen[:3]  # of the same examples; then those of the means
         seen.clear()
         probe(pocket, [task], ProbeOptions(n_prompts=2, n_clozes=1, recipe=recipe))
         probed = next(batch for batch in seen if len(batch) <= 2)
     assert effects.recipe == recipe
-    assert asked.texts == clean(asked.examples).texts
+    assert asked.texts == clean(asked.examples).texts and measured.texts == clean(measured.examples).texts
     kind = recipe.corruption(task) if corruption is None else corruption
     assert set(corrupted.texts) <= set(clean(corrupted.examples, kind).texts)
     assert probed.texts == clean(probed.examples).texts

@@ -144,7 +144,7 @@ def _prompts(model: TransformerBridge, effects: HeadEffects, plan: Plan, split: 
     task, recipe, kind = plan.task, plan.recipe, effects.corruptions[0]
     examples = list(task.split(split, recipe.seed))
     Random(f"{recipe.seed}\0{task.name}\0again").shuffle(examples)
-    batch = plan.corrupted(model, examples, str(effects.settings["score"]))
+    batch = plan.pairs(model, examples, str(effects.settings["score"])).corrupted
     rows = usable_rows(batch, kind, str(effects.settings["score"]))[: len(effects.cie)]
     if not rows:
         raise ValueError(

@@ -139,16 +139,16 @@ def head_effects(
     examples = list(task.split(options.split, plan.recipe.seed))
     # the order depends on seed and task alone, so a larger `n_prompts` begins with the same examples
     Random(f"{plan.recipe.seed}\0{task.name}\0prompts").shuffle(examples)
-    corrupted = measured_prompts(model, plan, examples, n_prompts, score)
+    corrupted, cleaned = measured_prompts(model, plan, examples, n_prompts, score)
     score = score_for(task, corrupted, score)
     # from the other end of the shuffled split, so that the mean and the patched prompts share as few inputs as possible
-    kind, mean_examples = corrupted.corruptions[0], examples[::-1][: options.n_mean_prompts]
+    kind, mean_examples = corrupted.corruptions[0], examples[::-1]
     with showing_progress(progress is True):
         ability = options.ability
         if ability is None and options.n_check_prompts:
             ability = measure_ability(model, task, plan.recipe, options.n_check_prompts, batch_size=options.batch_size)
         clean, counterpart = mean_prompts(
-            model, plan, mean_examples, kind,
+            model, plan, mean_examples, kind, options.n_mean_prompts,
             correct_only=options.correct_only, contrast=options.contrast, batch_size=options.batch_size,
         )  # fmt: skip
         # all that can refuse a model or an option comes before the long part, `_run`
@@ -158,7 +158,9 @@ def head_effects(
             foil_tokens=corrupted.foil_tokens,
             options=PatchOptions(options.mode, layers, heads, score, options.max_memory),
         )  # fmt: skip
-        clean_scores = _clean_scores(model, plan, corrupted, score, options.batch_size)
+        clean_scores = None
+        if plan.corruption != "none":  # where the measured prompts are clean themselves, their own scores are these
+            clean_scores = scores_of(model, cleaned, score, corrupted.foil_tokens, options.batch_size)
         found = _run(model, request, options.method, f"{task.name}: heads", progress)
     asked = {"score": score, "mode": options.mode, "method": found.method, "split": options.split}
     asked |= {"correct_only": options.correct_only, "method_asked": options.method, "max_memory": request.max_memory}
@@ -185,16 +187,6 @@ def _run(
     with bar(what) as report:
         told = report if isinstance(progress, bool) else progress
         return run_engine(model, replace(request, progress=told), method)
-
-
-def _clean_scores(
-    model: TransformerBridge, plan: Plan, corrupted: PromptBatch, score: Score, batch_size: int
-) -> Float[Tensor, " batch"] | None:
-    """Scores of the clean versions of the measured prompts; None where the measured prompts are clean themselves."""
-    if plan.corruption == "none":
-        return None
-    clean = plan.prompts(model, corrupted.examples, corrupted=False)
-    return scores_of(model, clean, score, corrupted.foil_tokens, batch_size)
 
 
 def _means(model: TransformerBridge, clean: PromptBatch, counterpart: PromptBatch | None, batch_size: int) -> HeadMeans:

@@ -7,9 +7,9 @@ import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from ivlens.forward.asking import Reads, prompts_for, same_examples
+from ivlens.forward.asking import ALL, Room, prompts_for, rows_that_fit, same_examples
 from ivlens.forward.scoring import Score, fitting_score, greedy_accuracy
 from ivlens.models.boot import TransformerBridge
 from ivlens.prompts.batch import PromptBatch
@@ -19,6 +19,17 @@ from ivlens.tasks.bank import load_bank
 from ivlens.tasks.task import Task, TaskExample, hash_of_tasks, tasks_of
 
 logger = logging.getLogger(__name__)
+
+
+# what effects read behind a prompt: one token, or with `logprob` the whole answer
+FIRST, ANSWER = Room("first"), Room("answer")
+
+
+class Pair(NamedTuple):
+    """Corrupted prompts, and the clean prompts of the same examples."""
+
+    corrupted: PromptBatch
+    clean: PromptBatch
 
 
 @dataclass(frozen=True)
@@ -49,27 +60,36 @@ class Plan:
         return cls(task, recipe.resolved(task), recipe.corruption(task) if corruption is None else corruption, others)
 
     def prompts(
-        self, model: TransformerBridge, examples: Sequence[TaskExample], *, corrupted: bool, reads: Reads = "first"
+        self,
+        model: TransformerBridge,
+        examples: Sequence[TaskExample],
+        *,
+        corrupted: bool,
+        n: int | None = None,
+        room: Room = FIRST,
     ) -> PromptBatch:
-        """A clean or a corrupted prompt for each example whose prompt fits the model with what is read behind it.
+        """Clean or corrupted prompts of the examples, or of the first `n`, that fit the model.
 
         Raises:
             TypeError, ValueError: as `prompts_for`.
         """
         corruption = self.corruption if corrupted else None
         return prompts_for(
-            model, self.task, examples, self.recipe, corruption=corruption, others=self.others, reads=reads
+            model, self.task, examples, self.recipe, corruption=corruption, others=self.others, n=n, room=room
         )
 
-    def corrupted(self, model: TransformerBridge, examples: Sequence[TaskExample], score: str | None) -> PromptBatch:
-        """A corrupted prompt for each example of which it and the clean prompt fit, with what the score reads.
+    def pairs(
+        self, model: TransformerBridge, examples: Sequence[TaskExample], score: str | None, n: int | None = None
+    ) -> Pair:
+        """Corrupted prompts and their clean versions, of examples of which both fit with what the score reads.
 
         Raises:
             TypeError, ValueError: as `prompts_for`.
         """
-        reads: Reads = "answer" if score == "logprob" else "first"
-        clean = self.prompts(model, examples, corrupted=False, reads=reads)
-        return same_examples(clean, self.prompts(model, clean.examples, corrupted=True, reads=reads))[1]
+        room = ANSWER if score == "logprob" else FIRST
+        clean = self.prompts(model, examples, corrupted=False, n=n, room=room)
+        clean, corrupted = same_examples(clean, self.prompts(model, clean.examples, corrupted=True, room=room))
+        return Pair(corrupted, clean)
 
     def settings(self) -> dict[str, Any]:
         """The plan as a result records it, in plain JSON values, with hashes in the place of the tasks' content."""
@@ -99,33 +119,34 @@ def score_for(task: Task, prompts: PromptBatch, score: Score | None) -> Score:
 
 def measured_prompts(
     model: TransformerBridge, plan: Plan, examples: Sequence[TaskExample], n_prompts: int, score: str | None
-) -> PromptBatch:
+) -> Pair:
     """Up to `n_prompts` corrupted prompts, all corrupted in the same way, as effects are averaged over them.
 
     Raises:
         ValueError: the score is `logit_diff`, and no prompt has a foil.
     """
-    batch = plan.corrupted(model, examples[:n_prompts], score)
-    if score is None and fitting_score(batch.answer_tokens) == "logprob":
-        batch = plan.corrupted(model, examples[:n_prompts], score := "logprob")  # which reads the whole answer
-    kinds = Counter(batch.corruptions)
+    found = plan.pairs(model, examples, score, n_prompts)
+    if score is None and fitting_score(found.corrupted.answer_tokens) == "logprob":
+        score = "logprob"  # which reads the whole answer
+        if any(len(rows_that_fit(model, batch, ANSWER)) < len(batch) for batch in found):
+            found = plan.pairs(model, examples, score, n_prompts)
+    kinds = Counter(found.corrupted.corruptions)
     # the kind of most prompts; among equals by name, so that it does not depend on the order of the examples
     wanted = "counterfactual" if score == "logit_diff" else max(kinds, key=lambda kind: (kinds[kind], kind))
-    if len(usable_rows(batch, wanted, score)) < len(batch) or batch.n_too_long:
+    if len(usable_rows(found.corrupted, wanted, score)) < len(found.corrupted):
         # some have to be left out: build the whole split, so that enough prompts remain
-        batch = plan.corrupted(model, examples, score)
-        usable = usable_rows(batch, wanted, score)
+        found = plan.pairs(model, examples, score)
+        usable = usable_rows(found.corrupted, wanted, score)
+        n_left = len(found.corrupted) - len(usable)
         if not usable:
             raise ValueError(
-                f"score 'logit_diff' found no counterfactual for any of {len(batch)} prompts of task "
+                f"score 'logit_diff' found no counterfactual for any of {n_left} prompts of task "
                 f"{plan.task.name!r} with another first answer token; pass others= with the same inputs, or "
                 "score='prob'."
             )
-        n_left = len(batch) - len(usable)
-        if n_left:
-            logger.info("%s: %d prompts that are not %r, or have no foil, left out.", plan.task.name, n_left, wanted)
-        batch = batch.rows(usable[:n_prompts])
-    return batch
+        logger.info("%s: %d prompts that are not %r, or have no foil, left out.", plan.task.name, n_left, wanted)
+        found = Pair(*(batch.rows(usable[:n_prompts]) for batch in found))
+    return found
 
 
 def usable_rows(batch: PromptBatch, wanted: str, score: str | None) -> list[int]:
@@ -142,12 +163,13 @@ def mean_prompts(
     plan: Plan,
     examples: Sequence[TaskExample],
     kind: str,
+    n: int,
     *,
     correct_only: bool,
     contrast: bool,
     batch_size: int,
 ) -> tuple[PromptBatch, PromptBatch | None]:
-    """Clean prompts for the means and, for a contrast, their corrupted counterparts (otherwise None).
+    """Up to `n` clean prompts for the means and, for a contrast, their corrupted counterparts (otherwise None).
 
     With a contrast, only examples are kept whose prompt can be corrupted as `kind`: the means are subtracted from each
     other, so both have to be over the same inputs.
@@ -155,7 +177,7 @@ def mean_prompts(
     Raises:
         ValueError: `correct_only`, and the model answers none right; or no prompt can be corrupted as `kind`.
     """
-    clean = plan.prompts(model, examples, corrupted=False, reads="all" if correct_only else "first")
+    clean = plan.prompts(model, examples, corrupted=False, n=n, room=ALL if correct_only else FIRST)
     if correct_only:
         right = greedy_accuracy(model, clean, batch_size=batch_size).nonzero()[:, 0].tolist()
         if not right:

@@ -107,8 +107,8 @@ def measure_ability(
         examples = list(task.split("select", recipe.seed))
         # a draw of its own, so that other draws of the same seed do not depend on whether this check is made
         Random(f"{recipe.seed}\0{task.name}\0ability").shuffle(examples)
-        examples, has_bare = examples[:n_prompts], bool(recipe.shots(task)) or not task.fused
-        batches = prompt_pairs(model, task, examples, recipe, corruption="drop" if has_bare else None)
+        has_bare = bool(recipe.shots(task)) or not task.fused
+        batches = prompt_pairs(model, task, examples, recipe, corruption="drop" if has_bare else None, n=n_prompts)
         right = [greedy_accuracy(model, batch, batch_size=batch_size) for batch in batches[: 1 + has_bare]]
     except ValueError as error:  # no reason to stop: `head_effects` builds prompts of its own, and says what is wrong
         logger.debug("%s: clean and bare accuracy cannot be measured: %s", task.name, error)

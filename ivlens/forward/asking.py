@@ -6,7 +6,7 @@ Where none fits, the error says how many demonstrations would.
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from ivlens.forward.inputs import check_length
 from ivlens.models.boot import TransformerBridge
@@ -17,8 +17,20 @@ from ivlens.tasks.task import Task, TaskExample
 
 logger = logging.getLogger(__name__)
 
-# What is read behind a prompt, and so has to fit after it: one token, the answer that is scored, or every accepted one.
-Reads = Literal["first", "answer", "all"]
+
+class Room(NamedTuple):
+    """What has to fit into the model's context behind a prompt.
+
+    Attributes:
+        reads: One token, the answer that is scored, or every accepted answer.
+        more: Tokens behind that.
+    """
+
+    reads: Literal["first", "answer", "all"] = "all"
+    more: int = 0
+
+
+ALL = Room()
 
 
 def prompts_for(
@@ -29,21 +41,29 @@ def prompts_for(
     *,
     corruption: str | None = None,
     others: Sequence[Task] | Mapping[str, Task] | None = None,
-    reads: Reads = "all",
-    n_more: int = 0,
+    n: int | None = None,
+    room: Room = ALL,
 ) -> PromptBatch:
     """The prompts of `build_prompts` that fit the model's context; `n_too_long` counts the others.
 
     Args:
-        reads: What has to fit after the prompt.
-        n_more: How many tokens more than that.
+        n: At most so many prompts: those of the first `n` examples or, if some of these do not fit, of the first that
+            do. None: of all examples.
+        room: What has to fit behind each prompt.
 
     Raises:
         TypeError, ValueError: as `build_prompts`; or no prompt fits, and the message says how many demonstrations
             would.
     """
-    batch = build_prompts(model.tokenizer, task, examples, recipe, corruption=corruption, others=others)
-    return fitting(model, batch, task, recipe, reads=reads, n_more=n_more)
+
+    def built(some: Sequence[TaskExample]) -> PromptBatch:
+        return build_prompts(model.tokenizer, task, some, recipe, corruption=corruption, others=others)
+
+    batch = built(examples[:n])
+    if len(batch.examples) < len(examples) and len(rows_that_fit(model, batch, room)) < len(batch):
+        batch = built(examples)  # others take the place of those that are too long
+    batch = fitting(model, batch, task, recipe, room)
+    return batch if n is None or len(batch) <= n else batch.rows(slice(n)).narrowed()
 
 
 def prompt_pairs(
@@ -53,16 +73,17 @@ def prompt_pairs(
     recipe: PromptRecipe,
     *,
     corruption: str | None,
-    reads: Reads = "all",
+    n: int | None = None,
 ) -> tuple[PromptBatch, PromptBatch]:
     """Clean prompts and their corrupted versions, in the same order, of the examples of which both fit.
 
     Raises:
         TypeError, ValueError: as `prompts_for`.
     """
-    clean = prompts_for(model, task, examples, recipe, reads=reads)
-    changed = prompts_for(model, task, clean.examples, recipe, corruption=corruption, reads=reads)
-    return same_examples(clean, changed)
+    clean = prompts_for(model, task, examples, recipe, n=n)
+    if corruption is None:
+        return clean, clean
+    return same_examples(clean, prompts_for(model, task, clean.examples, recipe, corruption=corruption))
 
 
 def same_examples(clean: PromptBatch, changed: PromptBatch) -> tuple[PromptBatch, PromptBatch]:
@@ -81,18 +102,16 @@ def fitting(
     batch: PromptBatch,
     task: Task,
     recipe: PromptRecipe,
-    *,
-    reads: Reads = "all",
-    n_more: int = 0,
+    room: Room = ALL,
 ) -> PromptBatch:
     """The rows of a batch of `task` that fit the model's context, with one line in the log if others do not.
 
     Raises:
         ValueError: none fits; the message names the largest number of demonstrations that does.
     """
-    rows = rows_that_fit(model, batch, reads, n_more)
+    rows = rows_that_fit(model, batch, room)
     if not rows:
-        refuse_all(model, batch, task, recipe, reads, n_more)
+        refuse_all(model, batch, task, recipe, room)
     return without_long(model, batch, task, rows)
 
 
@@ -108,20 +127,20 @@ def without_long(model: TransformerBridge, batch: PromptBatch, task: Task, rows:
     return replace(batch.rows(rows).narrowed(), n_too_long=batch.n_too_long + n_left)
 
 
-def rows_that_fit(model: TransformerBridge, batch: PromptBatch, reads: Reads = "all", n_more: int = 0) -> list[int]:
+def rows_that_fit(model: TransformerBridge, batch: PromptBatch, room: Room = ALL) -> list[int]:
     """The numbers of the rows that fit the model's context together: the longest prompt with the longest answer.
 
     Each row is a row of a pass, and a pass is as wide as its longest prompt and its longest answer, which may be those
     of two rows. Of all ways to leave rows out, one is taken that keeps as many as possible.
     """
-    room = model.cfg.n_ctx + 1 - n_more  # the last answer token is predicted, and takes no position of its own
-    prompts, answers = batch.attention_mask.sum(1).tolist(), _answer_lengths(batch, reads)
-    if max(prompts) + max(answers) <= room:
+    most = model.cfg.n_ctx + 1 - room.more  # the last answer token is predicted, and takes no position of its own
+    prompts, answers = batch.attention_mask.sum(1).tolist(), _answer_lengths(batch, room)
+    if max(prompts) + max(answers) <= most:
         return list(range(len(batch)))
     sizes = list(zip(prompts, answers, strict=True))
     found: list[int] = []
-    for most in sorted(set(answers), reverse=True):
-        rows = [row for row, (prompt, answer) in enumerate(sizes) if answer <= most and prompt + most <= room]
+    for longest in sorted(set(answers), reverse=True):
+        rows = [row for row, (prompt, answer) in enumerate(sizes) if answer <= longest and prompt + longest <= most]
         found = max(found, rows, key=len)  # of equally many the first: that with the longer answers
     return found
 
@@ -131,8 +150,7 @@ def refuse_all(
     batch: PromptBatch,
     task: Task,
     recipe: PromptRecipe,
-    reads: Reads = "all",
-    n_more: int = 0,
+    room: Room = ALL,
 ) -> None:
     """Raise the error for a batch of which no row fits.
 
@@ -145,13 +163,13 @@ def refuse_all(
     def remedy() -> str:
         if not n_shots:
             return "use shorter inputs, or another model"
-        most = most_shots(model, task, batch.examples, recipe, reads, n_more)
+        most = most_shots(model, task, batch.examples, recipe, room)
         if most is None:
             return f"task {task.name!r} does not fit without demonstrations either; use another model"
         return f"n_shots is {n_shots}, and at most n_shots = {most} fits; ask for that, or use another model"
 
     shortest = min(range(len(batch)), key=lambda row: int(batch.attention_mask[row].sum()))
-    longest = _answer_lengths(batch, reads)[shortest] + n_more
+    longest = _answer_lengths(batch, room)[shortest] + room.more
     what = f"none of {len(batch)} prompts of task {task.name!r} fits; the shortest: "
     check_length(model, batch.attention_mask[[shortest]], longest, remedy, what=f"{what}prompt {shortest}")
 
@@ -161,34 +179,36 @@ def most_shots(
     task: Task,
     examples: Sequence[TaskExample],
     recipe: PromptRecipe,
-    reads: Reads = "all",
-    n_more: int = 0,
+    room: Room = ALL,
 ) -> int | None:
     """The largest number of demonstrations with which as many clean prompts fit as without any; None where none does.
 
-    It is at most the recipe's own number.
+    It is at most the recipe's own number. Where it would be 0, since some demonstrations are long themselves, it is the
+    largest number with which a prompt fits at all.
     """
 
     def n_fitting(n_shots: int) -> int:
         batch = build_prompts(model.tokenizer, task, examples, replace(recipe, n_shots=n_shots))
-        return len(rows_that_fit(model, batch, reads, n_more))
+        return len(rows_that_fit(model, batch, room))
 
-    low, high = 0, recipe.shots(task) + 1  # the largest number known to fit, the smallest known not to
-    n_at_most = n_fitting(0)
-    if not n_at_most:
+    n_bare = n_fitting(0)
+    if not n_bare:
         return None
-    if n_fitting(high - 1) >= n_at_most:
-        return high - 1
-    while high - low > 1:  # bisection: with more demonstrations a prompt only gets longer
-        middle = (low + high) // 2
-        low, high = (middle, high) if n_fitting(middle) >= n_at_most else (low, middle)
+    low = 0
+    for wanted in (n_bare, 1):
+        low, high = 0, recipe.shots(task) + 1  # the largest number known to do, the smallest known not to
+        while high - low > 1:  # bisection: with more demonstrations a prompt only gets longer
+            middle = (low + high) // 2
+            low, high = (middle, high) if n_fitting(middle) >= wanted else (low, middle)
+        if low:
+            break
     return low
 
 
-def _answer_lengths(batch: PromptBatch, reads: Reads) -> list[int]:
+def _answer_lengths(batch: PromptBatch, room: Room) -> list[int]:
     """For each row the tokens of the longest answer that is read."""
-    if reads == "first":
+    if room.reads == "first":
         return [1] * len(batch)
-    if reads == "answer":
+    if room.reads == "answer":
         return (batch.answer_tokens != -100).sum(1).tolist()
     return [max(map(len, answers)) for answers in batch.alternatives]

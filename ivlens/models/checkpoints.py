@@ -14,7 +14,7 @@ from ivlens.models.adapters import CONFIG, adapter_folders, is_adapter, named_ba
 from ivlens.models.boot import TransformerBridge, check_model
 from ivlens.models.fingerprint import model_identity
 from ivlens.models.ggufheader import is_gguf
-from ivlens.models.known import known_model
+from ivlens.models.known import finished, known_model
 from ivlens.models.load import commit_of, load_model
 
 # beginnings of names of files that trainers write beside a model, and that do not change it
@@ -46,7 +46,7 @@ class Checkpoint:
     def open(self) -> TransformerBridge:
         """The model, ready for hooks. Every call reads a folder again and keeps no reference to the model."""
         if isinstance(self.source, str | Path):
-            base = self.base if is_adapter(self.source) else None
+            base = self.base if is_adapter(finished(self.source)) else None
             return load_model(self.source, base=base, device=self.device, dtype=self.dtype)
         return self.source
 
@@ -59,7 +59,7 @@ class Checkpoint:
         if not isinstance(self.source, str | Path):
             return {"model": model_identity(self.source).key}
         known = known_model(self.source)
-        folder = whole(Path(self.source).expanduser()) if known is None else known.folder
+        folder = whole(Path(finished(self.source)).expanduser()) if known is None else known.folder
         if not folder.is_dir() and not is_gguf(folder):
             commit = {} if folder.exists() else commit_of(str(self.source))
             # a Hub name: its commit tells whether the model behind the name has changed

@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 
 from ivlens.common.cache import cache_folder
-from ivlens.common.saves import whole
+from ivlens.common.saves import LIST, whole
 from ivlens.models.ggufheader import is_gguf
 
 
@@ -72,6 +72,7 @@ class KnownModel:
         return all((self.folder / name).is_file() for name in ("config.json", "model.safetensors"))
 
 
+_RECORD = "training.json"  # how the built-in model was trained, beside it
 KNOWN = {
     model.name: model
     for model in (
@@ -115,6 +116,23 @@ def label_of(name: str | Path) -> str:
     return os.path.join(".", name) if isinstance(name, Path) and str(name) in KNOWN else str(name)
 
 
+def finished(name: str | Path) -> str | Path:
+    """The folder of the trained model, where `name` is the folder that a training of ivlens was told to write.
+
+    `ivlens tune --out` writes the model into `model` in it, `ivlens pocket train --out` into `checkpoint`. Any other
+    name comes back as it is.
+    """
+    place = Path(os.path.expanduser(name))
+    own = ("config.json", "adapter_config.json", LIST)
+    if known_model(name) is not None or not place.is_dir() or any((whole(place) / file).exists() for file in own):
+        return name
+    # marks that only ivlens writes beside a model
+    for inner, mark in (("model", LIST), ("checkpoint", _RECORD)):
+        if (whole(place / inner) / mark).is_file():
+            return place / inner if isinstance(name, Path) else os.path.join(name, inner)
+    return name
+
+
 def source_of(name: str | Path) -> str | Path:
     """Where the model of `name` is: a checkpoint folder or a GGUF file as a path, or a Hub name as a text.
 
@@ -123,6 +141,7 @@ def source_of(name: str | Path) -> str | Path:
     Raises:
         FileNotFoundError: a folder without a checkpoint, a file that is no GGUF, or a known model that is not here yet.
     """
+    name = finished(name)
     known = known_model(name)
     if known is not None:
         if not known.is_here():

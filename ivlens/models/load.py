@@ -20,7 +20,7 @@ from ivlens.models.boot import TransformerBridge, boot, check_model, check_suppo
 from ivlens.models.fingerprint import remember_name
 from ivlens.models.folders import open_folder
 from ivlens.models.gguf import gguf_tokenizer, open_gguf
-from ivlens.models.known import label_of, nearest_known, source_of
+from ivlens.models.known import finished, label_of, nearest_known, source_of
 from ivlens.models.live import LiveAdapters
 from ivlens.models.looks import MOST_TEMPLATE, check_entries
 from ivlens.models.merging import with_adapters
@@ -93,6 +93,7 @@ def _loaded(
         raise TypeError(f"hf_model is {type(hf_model).__name__}, expected a transformers model (LlamaForCausalLM ...).")
     asked, place = _dtype(dtype), device_of(device, hf_model)
     check_name(name)
+    name = finished(name) if hf_model is None else name
     check_filled(revision=revision, base=base)
     if tokenizer is not None:
         check_tokenizer(tokenizer)
@@ -141,6 +142,7 @@ def _adapted(
     if tokenizer is None and has_own:
         tokenizer = _own_tokenizer(folder, None)
     named = named_base(folder) if base is None else base
+    named = finished(named) if isinstance(named, str | Path) else named
     if not isinstance(named, str | Path):
         plain = plain_model(check_model(named))
         tokenizer = named.tokenizer if tokenizer is None else tokenizer

@@ -63,18 +63,22 @@ class PromptSets:
 
     def examples(self, split: SplitName) -> tuple[TaskExample, ...]:
         """Up to `n_prompts` examples of a split, in an order drawn with the seed."""
+        return self._shuffled(split)[: self.n_prompts]
+
+    def _shuffled(self, split: SplitName) -> tuple[TaskExample, ...]:
         found = self.task.split(split, self.recipe.seed)
         order = torch.randperm(len(found), generator=torch.Generator().manual_seed(self.seed)).tolist()
-        return tuple(found[index] for index in order[: self.n_prompts])
+        return tuple(found[index] for index in order)
 
     def batch(self, split: SplitName, *, corrupted: bool = True) -> PromptBatch:
         """The judged prompts of a split, or with `corrupted=False` the clean prompts of the same inputs.
 
-        Inputs of which either prompt does not fit the model's context are left out of both.
+        Inputs of which either prompt does not fit the model's context are left out of both; others take their place.
         """
         if split not in self._made:
-            examples = self.examples(split)
-            self._made[split] = prompt_pairs(self.model, self.task, examples, self.recipe, corruption=self.applied)
+            self._made[split] = prompt_pairs(
+                self.model, self.task, self._shuffled(split), self.recipe, corruption=self.applied, n=self.n_prompts
+            )
         return self._made[split][corrupted]
 
     def trials(self, split: SplitName, *, corrupted: bool = True) -> Trials:

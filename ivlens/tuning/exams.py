@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
-from ivlens.forward.asking import prompts_for
+from ivlens.forward.asking import Room, prompts_for
 from ivlens.forward.borders import Borders
 from ivlens.forward.scoring import Correct, judged_rows
 from ivlens.models.boot import TransformerBridge
@@ -85,7 +85,7 @@ def make_exam(
         Random(f"{seed}\0{task.name}\0exam").shuffle(examples)
         asked = recipe[task.name] if isinstance(recipe, Mapping) else recipe
         # one token more than the answers: the examples of a training end in the end-of-text token
-        batch = prompts_for(model, task, examples[:n_prompts], asked or PromptRecipe(), n_more=1)
+        batch = prompts_for(model, task, examples, asked or PromptRecipe(), n=n_prompts, room=Room(more=1))
         rows, prompt_of_row = batch.expanded()  # a row for each accepted answer
         parts.append(as_training_set(model, rows))
         owners.append(prompt_of_row + len(numbers))

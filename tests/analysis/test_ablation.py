@@ -203,10 +203,17 @@ def test_what_chose_the_heads_is_not_judged_on(pocket, effects):
     iv = ivlens.InstructionVector.from_effects(effects, k=3)
     with pytest.raises(ValueError, match="a vector was made on the split 'fit'"):
         ablate_heads(pocket, task, iv, options=AblationOptions(split="fit"))
-    # another seed would split differently, so that of the effects is kept
-    options = AblationOptions(n_draws=0)
-    found = ablate_heads(pocket, task, effects, recipe=PromptRecipe("qa", seed=7), n_prompts=2, options=options)
-    assert found.recipe.seed == 0 and found.recipe.template == "qa"
+
+
+def test_splits_stay_those_of_the_effects(llama):
+    effects = head_effects(llama, TASK, recipe=PromptRecipe(seed=5), n_prompts=2, corruption="drop", options=QUICK)
+    options = AblationOptions(n_draws=0, k=2, corruption="drop", n_mean_prompts=2)
+    for heads in (effects, ivlens.InstructionVector.from_effects(effects, k=2)):
+        for recipe in (None, PromptRecipe("qa", seed=7)):
+            found = ablate_heads(
+                llama, TASK, heads, scores=scored(llama, {}), recipe=recipe, n_prompts=2, options=options
+            )
+            assert found.recipe.seed == 5 and found.recipe.template == ("qa" if recipe else "plain")
 
 
 def test_heads_of_another_model_are_refused(pocket, effects, llama):

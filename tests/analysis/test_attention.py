@@ -12,6 +12,7 @@ import ivlens
 from ivlens import PromptRecipe, head_attention, head_effects, head_scores, load_model
 from ivlens.analysis.attention import SEGMENTS, AttentionOptions, ScoreOptions
 from ivlens.analysis.attention.chosen import chosen_heads
+from ivlens.analysis.attention.looking import last_rows, with_sinks
 from ivlens.analysis.attention.scores import _diagonals
 from ivlens.models.boot import ModelRef
 from ivlens.prompts.segments import token_segments
@@ -114,6 +115,18 @@ def test_half_precision_has_no_sink(byte_level):
     found = head_attention(model, TASK, recipe=SHOWN, n_prompts=4, options=ALL)
     torch.testing.assert_close(found.shares().sum(-1), torch.ones(4, 12), atol=1e-5, rtol=0)
     assert not found.shares()[..., -1].any()
+    for shown in found.looked["clean"].shown:
+        torch.testing.assert_close(shown.weights.sum(-1), torch.ones(12), atol=1e-5, rtol=0)
+    batch = PromptSets(model, TASK, SHOWN, None, 4, 0).batch("select", corrupted=False)
+    sums = torch.stack([weights.sum(-1) for _, weights in last_rows(model, batch, found.heads, 4)])
+    assert (sums - 1).abs().max() > 1e-4, "the model itself rounds"
+
+
+def test_what_lacks_from_one_is_a_sink_where_it_is_no_rounding():
+    heads, short = ((0, 1), (0, 3), (2, 0)), torch.tensor([[0.0, 0.01, 0.0], [0.0, 0.004, 1e-4]])
+    assert with_sinks(short, heads, is_half=False).tolist() == [True, True, False], "sinks are those of a layer"
+    assert with_sinks(short, heads, is_half=True).tolist() == [False] * 3
+    assert with_sinks(10 * short, heads, is_half=True).tolist() == [True, True, False]
 
 
 def previous_token_head(byte_level):

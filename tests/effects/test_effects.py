@@ -241,21 +241,21 @@ def test_prompts_of_different_kinds_are_never_averaged(llama):
 
 
 def test_prompts_are_built_and_checked_once(llama, monkeypatch):
-    """Corrupted prompts, their clean versions, and clean ones for means, each once; more only where a contrast is."""
+    """Clean versions, corrupted prompts, and clean ones for means, each once; more only where a contrast is."""
     from ivlens.effects import plan
     from ivlens.forward import inputs, means
 
-    built, checked, read = [], [], []
+    built, checked, read, n_fit = [], [], [], len(TASK.split("fit"))  # of which no more are built than are asked
     build, check, passes = plan.prompts_for, inputs.check_model, means._passes
     monkeypatch.setattr(plan, "prompts_for", lambda *a, **o: built.append(len(a[2])) or build(*a, **o))
     monkeypatch.setattr(inputs, "check_model", lambda model: checked.append(1) or check(model))
     monkeypatch.setattr(means, "_passes", lambda *given: read.append(len(given[1])) or passes(*given))
     few = {"others": OTHERS, "n_mean_prompts": 4, "batch_size": 2, "n_check_prompts": 0}
     head_effects(llama, TASK, n_prompts=3, options=EffectOptions(**few))
-    assert built == [3, 4, 3] and len(checked) == 3
+    assert built == [n_fit, 3, n_fit] and len(checked) == 3
     assert read == [4]  # means and write scales are read in the same passes
     head_effects(llama, TASK, n_prompts=3, options=EffectOptions(**few, contrast=True))
-    assert built[3:] == [3, 4, 4, 3] and read[1:] == [4, 4]
+    assert built[3:] == [n_fit, 3, n_fit, 4] and read[1:] == [4, 4]
 
 
 def test_the_same_seed_gives_the_same_bits(effects, llama):

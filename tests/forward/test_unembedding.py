@@ -82,7 +82,7 @@ def test_noise_is_there_in_half_precision_alone(byte_level, caplog):
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         model = load_model(hf_model=hf_model("llama"), tokenizer=byte_level, dtype=dtype)
         plan = Plan.of(task, PromptRecipe(), "drop", None)
-        batch = measured_prompts(model, plan, task.examples, 8, "logprob")
+        batch = measured_prompts(model, plan, task.examples, 8, "logprob").corrupted
         base = scores_of(model, batch, "logprob", None, 8)
         noise[dtype] = rounding_noise(model, batch, "logprob", base, 8, seed=0)
         assert noise[dtype] == rounding_noise(model, batch, "logprob", base, 8, seed=0)

@@ -12,6 +12,7 @@ from conftest import TOKENIZERS, tiny_task
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from test_chats import CUE, TURNS, tokenizer_with
+from tokenizers import processors
 from transformers import AutoTokenizer
 
 from ivlens.models import pocket_path
@@ -232,6 +233,16 @@ def test_without_offsets_tokens_are_placed_by_what_they_decode_to(byte_level, te
         # offsets leave out the space before a word
         assert to == end or text[begin:end] == text[from_:to]
         assert from_ == begin or not text[from_:begin].strip()
+
+
+def test_a_space_that_is_a_token_stands_where_it_is():
+    """Offsets of some tokenizers begin behind leading spaces, also of a token that is nothing but one."""
+    trimming = TOKENIZERS["byte_level"]()
+    trimming.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    text = "Input:   big \n"
+    spans, slow = Encoder(trimming).spans(text), Encoder(Slow(trimming)).spans(text)
+    assert all(end > begin for begin, end in spans) and [end for _, end in spans] == [end for _, end in slow]
+    assert [text[begin:end].strip() for begin, end in spans] == [text[begin:end].strip() for begin, end in slow]
 
 
 def test_offsets_that_leave_out_letters_are_not_believed(byte_level):

@@ -1,10 +1,10 @@
 """`head_attention`: where heads look from the last prompt token, part by part of the prompt."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ivlens.analysis.attention.chosen import Named, chosen_heads, followed
@@ -144,25 +144,23 @@ def _looked(
     options: AttentionOptions,
 ) -> Looked:
     """Shares of one kind of prompts, and the weights of single tokens of the first ones."""
-    rows = last_rows(model, batch, heads, options.batch_size)
-    short = torch.tensor([[1 - float(each.sum()) for each in weights] for weights in rows])
-    sinks = _with_sinks(short, heads, next(model.parameters()).dtype in HALF)
-    shares = torch.zeros(len(rows), len(heads), len(SEGMENTS))
-    for prompt, (weights, labels) in enumerate(zip(rows, segments, strict=True)):
-        # where there is no sink, what lacks from 1 is rounding
-        weights /= torch.where(sinks, 1.0, weights.sum(-1))[:, None]
-        places = torch.tensor([SEGMENTS.index(each) for each in labels])
-        shares[prompt].index_add_(1, places, weights)
-        shares[prompt, :, -1] = torch.where(sinks, short[prompt].clamp(min=0), 0.0)
-    tokens = [row[seen == 1].tolist() for row, seen in zip(batch.tokens, batch.attention_mask, strict=True)]
-    shown = [
-        LookedAt(tuple(ids), tuple(token_text(model.tokenizer, one) for one in ids), tuple(labels), weights)
-        for ids, labels, weights in list(zip(tokens, segments, rows, strict=True))[: options.n_kept]
-    ]
+    shares, kept = torch.zeros(len(batch), len(heads), len(SEGMENTS)), list[LookedAt]()
+    for prompt, (ids, weights) in enumerate(last_rows(model, batch, heads, options.batch_size)):
+        labels = segments[prompt]
+        shares[prompt].index_add_(1, torch.tensor([SEGMENTS.index(each) for each in labels]), weights)
+        if options.n_kept is None or prompt < options.n_kept:
+            texts = tuple(token_text(model.tokenizer, one) for one in ids)
+            kept.append(LookedAt(ids, texts, tuple(labels), weights))
+    totals = shares.sum(-1)
+    sinks = with_sinks(1 - totals, heads, next(model.parameters()).dtype in HALF)
+    scale = torch.where(sinks, 1.0, totals)  # where there is no sink, what lacks from 1 is rounding
+    shares /= scale[..., None]
+    shares[..., -1] = torch.where(sinks, (1 - totals).clamp(min=0), 0.0)
+    shown = [replace(one, weights=one.weights / own[:, None]) for one, own in zip(kept, scale, strict=False)]
     return Looked(shares, tuple(example.input for example in batch.examples), tuple(shown))
 
 
-def _with_sinks(short: Float[Tensor, "n_prompts heads"], heads: Heads, is_half: bool) -> Tensor:
+def with_sinks(short: Float[Tensor, "n_prompts heads"], heads: Heads, is_half: bool) -> Bool[Tensor, " heads"]:
     """For each head whether its layer has sinks: some row of weights there sums to clearly less than 1."""
     least = {layer: False for layer, _ in heads}
     for column, (layer, _) in enumerate(heads):
@@ -172,13 +170,13 @@ def _with_sinks(short: Float[Tensor, "n_prompts heads"], heads: Heads, is_half: 
 
 def last_rows(
     model: TransformerBridge, batch: PromptBatch, heads: Heads, batch_size: int
-) -> list[Float[Tensor, "heads pos"]]:
-    """For each prompt the weights of these heads from its last token to each of its tokens, in float32 on the CPU.
+) -> Iterator[tuple[tuple[int, ...], Float[Tensor, "heads pos"]]]:
+    """For each prompt its tokens, and the weights of these heads from the last to each of them (float32, CPU).
 
     Raises:
         ValueError: prompts that do not fit the model, weights that are NaN, or attention that gives none.
     """
-    layers, found = sorted({layer for layer, _ in heads}), []
+    layers = sorted({layer for layer, _ in heads})
     for rows in ticking(list(row_slices(len(batch), batch_size)), "attention", "pass"):
         # checked in parts, which cuts the padding that these rows do not need
         tokens, mask = check_prompts(model, batch.tokens[rows], batch.attention_mask[rows])
@@ -189,8 +187,8 @@ def last_rows(
         weights = torch.stack([kept[layer][:, head].cpu() for layer, head in heads], 1)
         if bool(weights.isnan().any()):
             raise ValueError("the model's attention has NaN weights, expected numbers; load it in float32 or bfloat16.")
-        found += [each[:, seen] for each, seen in zip(weights, (mask == 1).cpu(), strict=True)]
-    return found
+        for ids, each, seen in zip(tokens.cpu(), weights, (mask == 1).cpu(), strict=True):
+            yield tuple(ids[seen].tolist()), each[:, seen]
 
 
 def _last(pattern: Float[Tensor, "batch n_heads pos keys"]) -> Float[Tensor, "batch n_heads keys"]:

@@ -101,12 +101,14 @@ def probe(model: TransformerBridge, tasks: Sequence[Task], options: ProbeOptions
     options.recipe.check_for(tasks)
     rows: list[dict[str, Any]] = []
     for task in ticking(tasks, "probing", "tasks"):
-        examples = _examples(task, options)
+        examples = _shuffled(task, options)
         if not (task.fused or options.recipe.texts(task) or options.recipe.shots(task)):
             raise ValueError(
                 f"task {task.name!r}: the recipe gives its prompts neither an instruction nor demonstrations, expected "
                 "something that tells the task; give it an instruction or n_shots."
             )
+        # the examples that fit the model with the recipe; clozes are shorter
+        examples = prompts_for(model, task, examples, options.recipe, n=options.n_prompts).examples
         clozes = _clozes(task, options) if has_knowledge(task) else []
         for kind, recipes in (("instruction", [options.recipe]), ("knowledge", clozes)):
             others = _first_tokens(model, task, recipes[0]) if recipes else torch.empty(0)
@@ -128,12 +130,12 @@ def shape_of(model: TransformerBridge) -> str:
     return f"{cfg.architecture} of {cfg.n_layers} layers x {cfg.n_heads} heads, d_model {cfg.d_model}"
 
 
-def _examples(task: Task, options: ProbeOptions) -> list[TaskExample]:
-    """The examples of a task that are asked, the same for every model."""
+def _shuffled(task: Task, options: ProbeOptions) -> list[TaskExample]:
+    """The examples of a task in the order in which they are asked, the same for every model."""
     seed = options.recipe.seed
     examples = list(task.split(options.split, seed))
     Random(f"{seed}\0{task.name}\0probe").shuffle(examples)
-    return examples[: options.n_prompts]
+    return examples
 
 
 def _clozes(task: Task, options: ProbeOptions) -> list[PromptRecipe]:

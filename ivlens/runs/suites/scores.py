@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ivlens.forward.asking import prompts_for
+from ivlens.forward.asking import Room, prompts_for
 from ivlens.forward.completions import complete, first_line
 from ivlens.models.boot import TransformerBridge
 from ivlens.prompts.recipe import PromptRecipe
@@ -67,7 +67,7 @@ class Scorer:
 
     def _written_score(self, bridge: TransformerBridge, task: Task, examples: Sequence[TaskExample]) -> float:
         """Mean score of what the model writes for these examples."""
-        batch = prompts_for(bridge, task, examples, self._recipe, reads="first", n_more=1)  # as `complete` asks for
+        batch = prompts_for(bridge, task, examples, self._recipe, room=Room("first", 1))  # as `complete` asks for
         texts: list[str] = []
         for index in torch.arange(len(batch)).split(_WRITTEN_AT_ONCE):
             texts += complete(bridge, [batch.texts[row] for row in index], max_new_tokens=self._max_new_tokens)

@@ -17,7 +17,7 @@ from ivlens.tasks.task import Task, TaskExample
 from ivlens.tuning.terms.heads import HeadConsistency
 from ivlens.tuning.terms.kl import IVKL
 from ivlens.tuning.terms.rehearsal import REHEARSED, Rehearsal
-from ivlens.tuning.training.data import TrainingSet, as_training_set
+from ivlens.tuning.training.data import TRAINED, TrainingSet, as_training_set
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def vector_rehearsal(
         ValueError: options that `Rehearsal` refuses, or prompts that do not fit the model.
     """
     options = options or RehearsalOptions()
-    batch = prompts_for(model, task, list(examples), options.bare, reads="answer", n_more=1)
+    batch = prompts_for(model, task, list(examples), options.bare, room=TRAINED)
     prompts = _first_token(as_training_set(model, batch))
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(len(prompts), (options.n,), generator=generator).to(prompts.tokens.device)
@@ -132,7 +132,7 @@ def instruction_rehearsal(
         asked = replace(one, name=task.name, fused=one.fused and task.fused)
         told = options.recipe.for_other_tasks()
         batch = sampled_prompts(model.tokenizer, asked, drawn, told, n=share, seed=seed + number)
-        batch = fitting(model, batch, asked, told, reads="answer", n_more=1)
+        batch = fitting(model, batch, asked, told, TRAINED)
         sets.append(_first_token(as_training_set(model, batch)))
         if deltas is not None:
             # the same inputs without instruction, in the same order, for the frozen model

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ivlens.common.progress import ticking
-from ivlens.forward.asking import refuse_all, rows_that_fit, without_long
+from ivlens.forward.asking import Room, refuse_all, rows_that_fit, without_long
 from ivlens.forward.inputs import check_answers, check_length, check_prompts, forced
 from ivlens.models.boot import TransformerBridge
 from ivlens.prompts.batch import PromptBatch
@@ -19,6 +19,7 @@ from ivlens.prompts.build import sampled_prompts
 from ivlens.prompts.recipe import PromptRecipe
 from ivlens.tasks.task import Task, TaskExample
 
+TRAINED = Room("answer", 1)  # the end-of-text token follows the answer
 _MOST_IN_VAIN = 100  # batches in a row of which no prompt fits
 IGNORED = -100  # where an answer is over: the label that torch's cross entropy leaves out
 
@@ -95,16 +96,11 @@ def training_set(
         # a seed for each batch: the same one would draw the same instructions again
         return sampled_prompts(model.tokenizer, task, pool, given, n=n, seed=seed * 1_000_003 + number)
 
-    n_more = int(model.tokenizer.eos_token_id is not None)  # it follows the answer
-
-    def fits(batch: PromptBatch) -> list[int]:
-        return rows_that_fit(model, batch, "answer", n_more)
-
     first = some(examples, n_samples, 0)
-    if n_samples < len(examples) and len(fits(first)) < len(first):
+    if n_samples < len(examples) and len(rows_that_fit(model, first, TRAINED)) < len(first):
         first = some(examples, len(examples), 0)  # so that others take the place of those that are too long
-    if not (rows := fits(first)):
-        refuse_all(model, first, task, recipe or PromptRecipe(), "answer", n_more)
+    if not (rows := rows_that_fit(model, first, TRAINED)):
+        refuse_all(model, first, task, recipe or PromptRecipe(), TRAINED)
     first = without_long(model, first, task, rows).rows(slice(n_samples))
     # Examples whose answer the tokenizer cannot write, or whose prompt is too long, are not in the batch. Where each
     # example was wanted once, the others are all there is; otherwise they are drawn again until there are enough.
@@ -113,7 +109,7 @@ def training_set(
     while (missing := n_samples - sum(map(len, batches))) > 0 and n_in_vain < _MOST_IN_VAIN:
         n_drawn += 1
         again = some(first.examples, missing, n_drawn)
-        rows = fits(again)  # with other demonstrations, a prompt may be too long now
+        rows = rows_that_fit(model, again, TRAINED)  # with other demonstrations, a prompt may be too long now
         n_in_vain = 0 if rows else n_in_vain + 1
         batches += [again.rows(rows)] if rows else []
     return TrainingSet.joined([as_training_set(model, batch) for batch in batches])

@@ -1,0 +1,148 @@
+"""Every folder with a model that ivlens writes is one that ivlens opens, with the same logits and the same tokens."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import byte_level_tokenizer, tiny_task
+from families import hf_model
+from tiny_training import TINY
+
+import ivlens
+from ivlens.cli.main import main
+from ivlens.common.store import Store, verify
+from ivlens.models.checkpoints import Checkpoint, checkpoint_series
+from ivlens.models.gguf import write_checkpoint
+from ivlens.pocket.train import Trainer
+from ivlens.tuning import Along, Learner, TuneOptions, finetune
+from ivlens.tuning.training.data import training_set
+
+PACKAGE = Path(ivlens.__file__).parent
+TASK, OTHER = tiny_task(), tiny_task("synonym", "Give a synonym.", 2)
+QUICK = TuneOptions(lr=1e-2, steps=2, batch_size=2, n_samples=4, judge_every=1, n_prompts=2)
+METHODS = ("full", "lora", "inclora", "ewc", "olora", "lwf", "replay")
+TEXT = "Input: big\nOutput:"
+TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant:"
+# the modules that write a model, each tried below
+WRITERS = {"tuning/learner.py", "pocket/train.py", "models/gguf.py"}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base") / "model"
+    hf_model("llama", n_ctx=64).save_pretrained(folder)
+    tokenizer = byte_level_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def ids_of(model: Any) -> list[int]:
+    return model.tokenizer(TEXT)["input_ids"]
+
+
+def logits_of(model: Any) -> torch.Tensor:
+    return model(torch.tensor([ids_of(model)]))
+
+
+def same(opened: Any, want: Any) -> None:
+    assert ids_of(opened) == ids_of(want) and opened.tokenizer.chat_template == want.tokenizer.chat_template
+    assert torch.allclose(logits_of(opened), logits_of(want), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_a_learner_saves(base: Path, tmp_path: Path, name: str) -> None:
+    from ivlens.tuning import new_method
+
+    first = ivlens.load_model(base)
+    learner = Learner(first, new_method(name))
+    for task in (TASK, OTHER):  # some methods have an adapter for each
+        learner.learn(training_set(first, task, task.examples[:4]), QUICK)
+    tuned, plain = learner.bridge(), logits_of(ivlens.load_model(base))
+    assert not torch.allclose(logits_of(tuned), plain, atol=1e-4), "nothing was learned"
+    same(ivlens.load_model(learner.save(tmp_path / "saved")), tuned)
+
+
+@pytest.mark.parametrize("name", ["full", "lora"])
+def test_the_folders_of_a_training(base: Path, tmp_path: Path, name: str) -> None:
+    """The folder itself stands for the model in it; every step is a checkpoint; all of them are a series."""
+    out = tmp_path / "out"
+    result = finetune(
+        ivlens.load_model(base), TASK, method=name, options=QUICK, along=Along(folder=out, checkpoint_every=1)
+    )
+    for folder in (out, out / "model", out / "step-000002", str(out)):
+        same(ivlens.load_model(folder), result.model)
+    assert not torch.allclose(logits_of(ivlens.load_model(out / "step-000001")), logits_of(result.model), atol=1e-4)
+    series = checkpoint_series(out, first=base)
+    assert [one.name for one in series] == ["before", "step-000001", "step-000002", "model"]
+    assert Checkpoint("out", out).key() == Checkpoint("model", out / "model").key()
+    same(Checkpoint("out", out).open(), result.model)
+
+
+@pytest.mark.parametrize("name", ["full", "lora"])
+def test_what_the_command_writes(base: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    out, few = tmp_path / "out", ["--steps", "1", "--batch-size", "2", "--n-samples", "2", "--n-prompts", "2"]
+    words = ["tune", "--task", "antonym", "--model", str(base), "--method", name, "--out", str(out), *few]
+    assert main([*words, "--template", "plain"]) == 0
+    # and so opens every command that takes a model
+    words = ["steer", "--model", str(out), "--task", "antonym", "--text", "big", "--layer", "0", "--alpha", "1"]
+    assert main([*words, "--template", "plain", "--n-prompts", "2", "--k", "1", "--max-new-tokens", "2"]) == 0
+    same(ivlens.load_model(out), ivlens.load_model(out / "model"))
+    capsys.readouterr()
+
+
+def test_the_folder_of_the_built_in_models_training(tmp_path: Path) -> None:
+    folder = Trainer(TINY, tmp_path / "out").run()
+    same(ivlens.load_model(tmp_path / "out"), ivlens.load_model(folder))
+
+
+def test_a_gguf_file_as_a_folder(base: Path, tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    from ggufs import write_llama
+
+    path = write_llama(tmp_path / "model.gguf", hf_model("llama", n_ctx=64), byte_level_tokenizer())
+    (tmp_path / "folder").mkdir()
+    write_checkpoint(path, tmp_path / "folder")
+    opened, want = ivlens.load_model(tmp_path / "folder"), ivlens.load_model(path)
+    assert ids_of(opened) == ids_of(want) and torch.allclose(logits_of(opened), logits_of(want), atol=1e-5)
+
+
+def test_models_that_a_sweep_keeps(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grid = f"""
+models = ["{base}"]
+tasks = ["antonym"]
+[[tuning]]
+watch = ["synonym"]
+guidance = "none"
+steps = 1
+n_samples = 2
+batch_size = 2
+n_prompts = 2
+keep_model = true
+"""
+    (tmp_path / "grid.toml").write_text(grid)
+    assert main(["sweep", str(tmp_path / "grid.toml"), "--store", str(tmp_path / "store")]) == 0
+    store = Store(tmp_path / "store")
+    (entry,) = store.entries("tuning")
+    same(ivlens.load_model(entry.folder / "model"), ivlens.load_model(entry.folder))
+    whole, findings = verify(store)
+    assert whole == len(store.places()) and not findings
+    assert main(["store", "ls", str(tmp_path / "store")]) == 0
+    capsys.readouterr()
+
+
+def test_a_folder_that_only_looks_like_a_training(base: Path, tmp_path: Path) -> None:
+    """`model/` of somebody else is not opened for the folder around it: the error names it."""
+    import shutil
+
+    shutil.copytree(base, tmp_path / "theirs" / "model")
+    with pytest.raises(FileNotFoundError, match="is a folder without config.json.*pass one of the checkpoints in it"):
+        ivlens.load_model(tmp_path / "theirs")
+
+
+def test_every_module_that_writes_a_model_is_walked() -> None:
+    """By the calls by which models are written: a new one needs a case above."""
+    texts = {path.relative_to(PACKAGE).as_posix(): path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")}
+    assert {name for name, text in texts.items() if re.search(r"\.save_pretrained\(", text)} == WRITERS
