@@ -136,6 +136,10 @@ def calls(the: Things) -> dict[str, Call]:
             options=ivlens.JudgeOptions(**{"other_vectors": (), "means": effects} | options),
         )  # fmt: skip
 
+    def more_with(**options: Any) -> Any:
+        few = {"rows": ("necessity", "by_k"), "ks": (1,), "n_draws": 1, "n_mean_prompts": 2, "n_others": 1}
+        return judged_with(more=ivlens.MoreRows(**few | options))
+
     def searched_with(**options: Any) -> Any:
         grid = ivlens.Grid(**{"layers": [0], "alphas": (1.0,), "sites": ("resid_post",)} | options)
         return ivlens.sweep_settings(model, task, iv, grid=grid, n_prompts=2)
@@ -249,6 +253,8 @@ def calls(the: Things) -> dict[str, Call]:
             **own, "iv": iv, "at": at, "n_prompts": 2, "n_draws": 1, "options": the.judge
         }),
         "JudgeOptions": (judged_with, dict),
+        "MoreRows": (more_with, dict),
+        "MoreRows.recorded": (ivlens.MoreRows().recorded, dict),
         "sweep_settings": (ivlens.sweep_settings, lambda: {
             **own, "vectors": iv, "grid": ivlens.Grid.only(at), "n_prompts": 2
         }),
@@ -319,6 +325,7 @@ def calls(the: Things) -> dict[str, Call]:
         }),
         "Evaluation.of": (ivlens.Evaluation.of, lambda: {"judged": [the.judged], "settings": {}}),
         "Evaluation.accuracy": (the.evaluation.accuracy, dict),
+        "Evaluation.by_vector": (the.evaluation.by_vector, dict),
         "Evaluation.plot": (the.evaluation.plot, dict),
         "train_vector": (ivlens.train_vector, lambda: {**own, "options": ivlens.TrainedOptions(**the.lesson)}),
         "TrainedOptions": (trained_with, dict),
@@ -395,7 +402,7 @@ def outcome(call: Callable[[], Any], parameter: str) -> Outcome:
         return ended("clear" if is_clear(str(error), parameter) else "unclear", where)
 
 
-CALLED = {"progress", "on_step", "record"}  # functions of the caller's, whose errors are theirs
+CALLED = {"progress", "keep", "on_step", "record"}  # functions of the caller's, whose errors are theirs
 WORK = {
     ("TuneOptions", "steps"),
     ("TuneOptions", "warmup"),

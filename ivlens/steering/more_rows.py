@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ivlens.common.arguments import checked
-from ivlens.common.checks import Texts, check_counts, set_items
+from ivlens.common.checks import Texts, check_count, check_counts, set_items
 from ivlens.effects.results import HeadEffects
 from ivlens.forward.means import mean_head_outputs
 from ivlens.steering.controls import draw_seed
@@ -23,6 +23,8 @@ from ivlens.vectors.heads import Heads
 from ivlens.vectors.vector import InstructionVector
 
 ROWS = ("necessity", "by_k", "mean_difference", "distributed", "trained", "other_templates", "side_effects")
+
+MOST_DRAWS = 10_000  # as many as a judgement may have
 
 
 @checked
@@ -71,9 +73,10 @@ class MoreRows:
     def __post_init__(self) -> None:
         set_items(self, "rows", "templates")
         check_counts(self, n_draws=0, n_mean_prompts=1, n_others=1)
+        check_count("n_draws", self.n_draws, 0, MOST_DRAWS)
         unknown = [row for row in self.rows if row not in ROWS]
         if unknown:
-            raise ValueError(f"rows has {', '.join(unknown)[:60]}, expected some of {', '.join(ROWS)}.")
+            raise ValueError(f"rows has {', '.join(map(repr, unknown))[:60]}, expected some of {', '.join(ROWS)}.")
         for name in ("ks", "head_alphas"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if not self.ks or min(self.ks) < 1:

@@ -166,6 +166,26 @@ def test_what_a_part_depends_on_is_in_its_key(pocket, tasks, tmp_path, monkeypat
     assert begun(replace(plain, n_draws=1)) == 5, "draws make no difference to effects"
 
 
+@pytest.mark.parametrize("part", ["controls", "by_k"])
+def test_what_rows_depend_on_is_in_their_key(tasks, part):
+    def key(options=TINY, others=tasks[1:]):
+        return keeping.rows_facts(options, part, others)
+
+    def more(**change):
+        return replace(TINY, more=replace(TINY.more, **change))
+
+    assert key() == key(more(rows=("side_effects", "distributed"))), "which other rows there are makes no difference"
+    for other in (
+        replace(TINY, n_draws=3), replace(TINY, k=5), replace(TINY, n_judge_prompts=None),
+        replace(TINY, grid=Grid()), more(rows=("by_k",)), more(text="Another text.\nIt has two lines."),
+    ):  # fmt: skip
+        assert key(other) != key()
+    assert key(others=()) != key()
+    # options of further rows alone
+    for other in (more(n_draws=2), more(ks=(2,)), more(n_mean_prompts=4)):
+        assert (key(other) == key()) is (part == "controls")
+
+
 def test_a_damaged_part_is_made_again(pocket, tasks, tmp_path, monkeypatch):
     plain = replace(TINY, more=None)
     first = evaluate_tasks(pocket, tasks, plain, folder=tmp_path)

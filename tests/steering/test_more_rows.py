@@ -300,7 +300,7 @@ def test_a_vector_without_heads_has_rows_that_need_none(pocket, task, iv, effect
 def test_rows_are_refused_clearly(pocket, task, iv):
     with pytest.raises(ValueError, match=r"row 'by_k' got no effects.*JudgeOptions\(means=effects\)"):
         judged(pocket, task, iv, None, "by_k")
-    with pytest.raises(ValueError, match=f"rows has magic, expected some of {', '.join(ROWS)}"):
+    with pytest.raises(ValueError, match=f"rows has 'magic', expected some of {', '.join(ROWS)}"):
         MoreRows(("magic",))
     with pytest.raises(ValueError, match="ks is"):
         MoreRows(ks=(0, 2))

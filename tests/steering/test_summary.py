@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ivlens.common.intervals import wilson
-from ivlens.steering.summary import Judged, Scores, Setting, beside, corrected, summary
+from ivlens.steering.summary import Judged, Scores, Setting, beside, corrected, paired, summary
 
 
 def test_a_table_says_how_far_a_vector_leads_and_how_many_draws_reach_it():
@@ -28,3 +28,12 @@ def test_a_table_says_how_far_a_vector_leads_and_how_many_draws_reach_it():
     assert row["interval"] == "Wilson 95 %" and (row["accuracy_lo"], row["accuracy_hi"]) == wilson(15, 20)
     table = pd.DataFrame({"condition": ["random", "iv"] * 2, "p": [0.05, None, 0.05, None]})
     assert corrected(table)["p_holm"].tolist()[::2] == [0.1, 0.1] and corrected(table)["p_holm"].isna().sum() == 2
+
+
+def test_differences_stay_within_what_shares_can_differ_by():
+    all_right, few = torch.ones(1, 3), torch.tensor([[0.0, 0.0, 1.0]])
+    lead, low, high = paired(all_right, few)
+    assert lead == pytest.approx(2 / 3) and low < 0 and high == 1.0, "t alone would end at 2.1"
+    assert paired(few, all_right) == pytest.approx((-lead, -1.0, -low))
+    assert paired(all_right, all_right) == (0.0, -wilson(0, 3)[1], wilson(0, 3)[1])
+    assert paired(all_right, torch.zeros(2, 3)) == (1.0, 1.0 - wilson(0, 3)[1], 1.0)

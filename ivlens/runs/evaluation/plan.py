@@ -3,10 +3,10 @@
 from dataclasses import dataclass, field
 
 from ivlens.common.arguments import checked
-from ivlens.common.checks import check_counts
+from ivlens.common.checks import check_count, check_counts
 from ivlens.prompts.recipe import PromptRecipe
 from ivlens.steering.making_rows import MAKERS
-from ivlens.steering.more_rows import MoreRows
+from ivlens.steering.more_rows import MOST_DRAWS, MoreRows
 from ivlens.steering.search import Grid
 
 # what a line of progress says when a part begins; a kind of further rows without a line here is called by its name
@@ -49,6 +49,7 @@ class EvaluateOptions:
 
     def __post_init__(self) -> None:
         check_counts(self, k=1, n_prompts=1, n_judge_prompts=1, n_draws=1)
+        check_count("n_draws", self.n_draws, 1, MOST_DRAWS)
         if self.more is not None and self.more.others is not None:
             raise ValueError(
                 "more has effects of other tasks (others), expected None: the effects of the tasks that are evaluated "

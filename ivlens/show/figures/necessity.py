@@ -35,7 +35,7 @@ def necessity_plot(table: pd.DataFrame, *, theme: Theme = LIGHT) -> go.Figure:
     panels = Panels([*tasks], theme)
     for number, rows in enumerate(shown.values()):
         panels.add(number, [_marks(rows, condition, sources, place, theme) for place, condition in enumerate(LOOKS)])
-        panels.figure.add_vline(0, line={"width": 1, "color": theme.reference}, **panels.place(number))
+        panels.figure.add_vline(0, line={"width": 1, "color": theme.reference}, layer="below", **panels.place(number))
     note = "outputs at the last prompt token are replaced · bars: t 95 % over prompts"
     figure = panels.finished("Lost without these heads", note, height=70 + 62 * len(sources), margin_t=96)
     # a loss below 0 is a gain, which is rare and small

@@ -81,7 +81,7 @@ class Panels:
             if row["condition"] in LEVELS:
                 line: Any = {"dash": LEVELS[row["condition"]], "width": 1.2, "color": self._theme.reference}
                 draw = self.figure.add_vline if upright else self.figure.add_hline
-                draw(row["accuracy"], line=line, **self.place(number))
+                draw(row["accuracy"], line=line, layer="below", **self.place(number))
 
     def finished(self, title: str, note: str, *, height: int, margin_t: int) -> go.Figure:
         """The figure with title, note and a legend, which stands above the names of tasks.
