@@ -83,6 +83,19 @@ def test_the_vector_does_it_and_its_controls_do_not(smollm2, third_person, iv, e
     assert found.accuracy("random") <= 0.1 and found.accuracy("random_heads") <= 0.15
 
 
+def test_a_trained_vector_does_what_demonstrations_do(smollm2) -> None:
+    """Doubling a word, from which the vector of strong heads is far away."""
+    task, recipe = ivlens.load_task("double"), ivlens.PromptRecipe(instruction=None, n_shots=5)
+    options = ivlens.TrainedOptions(layers=(20,), norms=(2.0,), steps=40, n_select=24)
+    found = ivlens.train_vector(smollm2, task, recipe=recipe, options=options)
+    judged = ivlens.evaluate_intervention(
+        smollm2, task, found.vector, at=found.setting, n_prompts=24, n_draws=2,
+        options=ivlens.JudgeOptions(other_vectors=()),
+    )  # fmt: skip
+    assert judged.recipe.n_shots == 5 and judged.recipe.instruction is None
+    assert judged.accuracy() >= 0.8 and judged.accuracy("bare") == judged.accuracy("random") == 0.0
+
+
 def test_demonstrations_are_preferred_for_the_past_tense(smollm2) -> None:
     search = ivlens.find_prompts(smollm2, ivlens.load_task("present_past"), templates=["plain", "chat"], n_prompts=16)
     assert search.best.n_shots and search.best.instruction is None and not search.warning
