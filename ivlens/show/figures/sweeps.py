@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -83,7 +84,7 @@ def _dash(figure: go.Figure, value: float, column: int, theme: Theme) -> None:
 def _finish(figure: go.Figure, sites: Sequence[str], layers: Sequence[int], metric: str, theme: Theme) -> None:
     """Set the titles and ranges of all axes, and the legend."""
     # in a deep model not every layer is tried
-    ticks = {"tickvals": list(layers)} if len(layers) <= 16 else {"dtick": 4}
+    ticks: dict[str, Any] = {"tickvals": list(layers)} if len(layers) <= 16 else {"dtick": 4}
     for column, site in enumerate(sites, start=1):
         figure.update_xaxes(title_text=f"layer · {site}", **ticks, row=1, col=column)
     figure.update_yaxes(title_text=METRIC_NAMES[metric], row=1, col=1)
