@@ -1,6 +1,7 @@
 """What ivlens survives: hostile input by the thousand, and SIGKILL at random moments.
 
     python benches/stress.py fuzz [--cases 15000]     hostile input; --go-on: targets without numbers alone
+    python benches/stress.py tasks [--cases 40000]    hostile task files, folders and tables alone
     python benches/stress.py sweeps [--n 30]          sweeps that are killed
     python benches/stress.py trainings [--n 30]       trainings that are killed
     python benches/stress.py saves [--n 30]           results that are killed while they are written
@@ -81,8 +82,12 @@ def keep(part: str, found: dict[str, Any], seed: int) -> None:
     write_page(numbers)
 
 
-def fuzz(n: int, seed: int, write: bool = False, go_on: bool = False) -> dict[str, Any]:
-    """At least `n` cases over all targets; `go_on` keeps the numbers of those that have been tried."""
+def fuzz(n: int, seed: int, write: bool = False, go_on: bool = False, only: str = "") -> dict[str, Any]:
+    """At least `n` cases over all targets; `go_on` keeps the numbers of those that have been tried.
+
+    Args:
+        only: What the names of the targets begin with.
+    """
     import huggingface_hub.constants
 
     huggingface_hub.constants.HF_HUB_OFFLINE = True
@@ -92,9 +97,9 @@ def fuzz(n: int, seed: int, write: bool = False, go_on: bool = False) -> dict[st
         for name, make in (("files", make_targets), ("limits", limit_targets)):
             (Path(folder) / name).mkdir()
             kinds.append(make(Path(folder) / name))
-        every = {name: (one, *found) for one in kinds for name, found in one.all().items()}
+        every = {name: (one, *found) for one in kinds for name, found in one.all().items() if name.startswith(only)}
         quick = [name for name in every if name not in SLOW]
-        each = -(-max(0, n - sum(SLOW.values())) // len(quick))
+        each = -(-max(0, n - sum(SLOW[name] for name in every if name in SLOW)) // len(quick))
         before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
         last = json.loads(NUMBERS.read_text())["fuzz"] if go_on else {"targets": {}, "grown_gb": 0, "seconds": 0}
         rows: dict[str, Any] = last["targets"]
@@ -117,6 +122,11 @@ def fuzz(n: int, seed: int, write: bool = False, go_on: bool = False) -> dict[st
     found = _summed(rows, last, before, started)
     assert found["cases"] >= n and found["grown_gb"] < 2, f"{found['cases']} cases, {found['grown_gb']} GB more"
     return found
+
+
+def tasks(n: int, seed: int) -> dict[str, Any]:
+    """At least `n` cases of what reads tasks."""
+    return fuzz(n, seed, only="task")
 
 
 def _summed(rows: dict[str, Any], last: dict[str, Any], before: int, started: float) -> dict[str, Any]:
@@ -307,6 +317,7 @@ INPUTS = {  # parts that are rows of the table of inputs
 }
 PARTS: dict[str, tuple[Callable[..., dict[str, Any]], int]] = {
     "fuzz": (fuzz, 15_000),
+    "tasks": (tasks, 40_000),
     "sweeps": (killed_sweeps, 30),
     "trainings": (killed_trainings, 30),
     "saves": (killed_saves, 30),
@@ -327,9 +338,10 @@ def page(numbers: dict[str, Any]) -> str:
     """The measured part of docs/reliability.md."""
     lines = []
     inputs = {name: row for name, row in numbers.get("fuzz", {}).get("targets", {}).items()}
+    inputs |= numbers.get("tasks", {}).get("targets", {})  # more of them than in the rest
     inputs |= {name: numbers[part] for part, name in INPUTS.items() if part in numbers}
     if inputs:
-        tried = [numbers[part] for part in ("fuzz", *INPUTS) if part in numbers]
+        tried = [numbers[part] for part in ("fuzz", "tasks", *INPUTS) if part in numbers]
         total, grown = sum(row["cases"] for row in inputs.values()), max(part.get("grown_gb", 0) for part in tried)
         lines += [f"{total:,} hostile inputs, memory grown by {grown} GB ({tried[0]['machine']})", ""]
         rows = [
@@ -376,10 +388,10 @@ def main() -> None:
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--go-on", action="store_true")
     options = parser.parse_args()
-    several: dict[str, list[str]] = {"all": list(PARTS), "inputs": ["fuzz", *INPUTS], "page": []}
+    several: dict[str, list[str]] = {"all": list(PARTS), "inputs": ["fuzz", "tasks", *INPUTS], "page": []}
     for part in several.get(options.part, [options.part]):
         run, default = PARTS[part]
-        wanted = (options.cases if part == "fuzz" else options.n) or default
+        wanted = (options.cases if part in ("fuzz", "tasks") else options.n) or default
         more = {"write": options.write, "go_on": options.go_on} if part == "fuzz" else {}
         found = run(wanted, options.seed, **more)
         print(part, json.dumps(found))

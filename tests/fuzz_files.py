@@ -1,5 +1,6 @@
 """Files that others wrote, one at a time: tasks, vectors, effects, grids, states of trainings, kept cells."""
 
+import gzip
 import json
 import math
 import shutil
@@ -9,7 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from fuzz_inputs import GRID, TASK_FILES, as_toml, table_of, used_task
+from fuzz_inputs import FORMATS, GRID, TASK_FILES, as_toml, format_of, table_of, used_task
 from fuzzing import (
     AGAIN,
     NAMES,
@@ -31,6 +32,13 @@ from hypothesis import strategies as st
 
 from ivlens.common.store.entries import MANIFEST, _seal
 from ivlens.runs.suites.keeping import RESULT_FILE
+
+
+def zstd(content: bytes) -> bytes:
+    """Packed by zstd."""
+    import pyarrow
+
+    return pyarrow.compress(content, codec="zstd", asbytes=True)
 
 
 class FileTargets:
@@ -59,6 +67,8 @@ class FileTargets:
             "task file, bytes": (st.tuples(names, mutations), self.task_bytes),
             "task file, content": (st.tuples(names, edits), self.task_content),
             "task table, bytes": (st.tuples(st.sampled_from(["csv", "jsonl", "parquet"]), mutations), self.task_table),
+            "task formats, bytes": (st.tuples(st.sampled_from(FORMATS), mutations), self.task_formats),
+            "task formats, packed": (st.tuples(names, edits, mutations, st.booleans()), self.task_packed),
             "task folder": (st.tuples(names, mutations, st.booleans(), edits), self.task_folder),
             "task and model names": (st.one_of(st.text(), st.sampled_from(NAMES)), self.names),
             "vector and effects, bytes": (st.tuples(kinds, mutations), self.artefact_bytes),
@@ -94,6 +104,18 @@ class FileTargets:
     def task_table(self, drawn: tuple[str, Any]) -> None:
         path = self._write(f"task.{drawn[0]}", broken(table_of(drawn[0]), drawn[1]))
         self._tried("task table, bytes", lambda: used_task(path))
+
+    def task_formats(self, drawn: tuple[tuple[str, str], Any]) -> None:
+        path = self._write("task", broken(format_of(*drawn[0]), drawn[1]))
+        self._tried("task formats, bytes", lambda: used_task(path))
+
+    def task_packed(self, drawn: tuple[str, Any, Any, bool]) -> None:
+        """What is packed is broken, not how: a list or one record a line, by gzip or zstd."""
+        name, edit, accident, is_whole = drawn
+        content = as_json(edited(TASK_FILES[name], edit))
+        content = content if is_whole else broken(content, accident)
+        path = self._write("task", (gzip.compress if is_whole else zstd)(content))
+        self._tried("task formats, packed", lambda: used_task(path))
 
     def task_folder(self, drawn: tuple[str, Any, bool, Any]) -> None:
         self._sandbox.empty()

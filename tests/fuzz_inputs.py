@@ -8,8 +8,9 @@ from typing import Any
 
 from fuzzing import DEEP, as_json
 
-sys.path.append(str(Path(__file__).parent / "runs"))
+sys.path += [str(Path(__file__).parent / "runs"), str(Path(__file__).parent / "tasks")]
 from test_suites import long_folder, ni_file, trace_folder
+from writers import HOLDERS, ROWS, can_hold
 
 RECORDS = [{"input": f"word{n}", "output": [f"answer{n}", "other"]} for n in range(5)]
 NATURAL = {
@@ -30,6 +31,20 @@ TASK_FILES: dict[str, Any] = {
     "labels.json": [{"label": "yes", "sentence": f"text {n}"} for n in range(4)],
     "prompts.json": [{"prompt": f"Do {n}", "answer": "x"} for n in range(4)],
 }
+PAIRS = [("big", "small"), ("hot", "cold"), ('a "b"', "c, d"), ("ä\u202e", "1")]
+FORMATS = [(holder, rows) for holder in HOLDERS for rows in ROWS if can_hold(holder, rows)]
+TASK_FILES |= {f"{name}.json": written.rows(PAIRS) for name, written in ROWS.items()}
+TASK_FILES |= {
+    "parts.json": {"train": RECORDS[:2], "test": RECORDS[2:]},
+    "columns.json": {"text": ["a", "b"], "label": ["c", True]},
+    "wrapped.json": {"version": 1, "data": RECORDS},
+    "squad tree.json": {
+        "version": "2.0",
+        "data": [{"title": "T", "paragraphs": [{"context": "C.", "qas": [
+            {"question": "Q?", "id": "1", "answers": [{"text": "A", "answer_start": 0}], "is_impossible": False},
+        ]}]}],
+    },
+}  # fmt: skip
 GRID = """models = ["pocket"]
 tasks = ["antonym"]
 seeds = [0, 1]
@@ -99,13 +114,20 @@ def table_of(kind: str) -> bytes:
     return frame.to_parquet(index=False)
 
 
+def format_of(holder: str, rows: str) -> bytes:
+    """A small task in one of all formats."""
+    return HOLDERS[holder](ROWS[rows].rows(PAIRS))
+
+
 def used_task(path: Path) -> None:
     """Load it, and look at it."""
-    from ivlens.tasks import load_task
+    from ivlens.tasks import check_task
 
-    task = load_task(path)
-    repr((task, task.content_hash()))
+    found = check_task(path)
+    task = found.task
+    repr((task, task.content_hash(), str(found), json.dumps(found.to_dict())))
     assert all(example.answers and example.input.strip() for example in task.examples)
+    assert found.n_merged >= 0 and len(task) + found.n_merged + len(task.skipped) == found.n_records
 
 
 def as_toml(values: dict[str, Any]) -> str:

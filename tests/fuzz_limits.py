@@ -3,6 +3,7 @@
 For the tests and for benches/stress.py: `limit_targets(folder)` gives the same kind of targets as `make_targets`.
 """
 
+import gzip
 import io
 import json
 import os
@@ -63,6 +64,8 @@ class LimitTargets:
     """Each as a strategy of inputs and a function that tries one, as in `Targets`."""
 
     def __init__(self, folder: Path) -> None:
+        import datasets  # noqa: F401 - the seconds of its import are not those of a case
+
         from ivlens.models import load_model
         from ivlens.tuning import Learner, TuneOptions
         from ivlens.tuning.training.data import training_set
@@ -110,6 +113,16 @@ class LimitTargets:
             "lists.json": lambda n: b"[" + b"[]," * 100_000 * n + b"[]]",
             "header.csv": lambda n: b"a," * 100_000 * n + b"b\n1,2",
             "rows.csv": lambda n: b"a,b\n" * 50_000 * n,
+            "cell.csv": lambda n: b"input,output\n" + b"x" * 2_000_000 * n + b",b\n",
+            "quotes.tsv": lambda n: b"input\toutput\n" + b'"a\tb"c\n' * 5000 * n,
+            "turns.json": lambda n: _turns(5000 * n),
+            "choices.json": lambda n: _choices(10_000 * n),
+            "letters.json": lambda n: json.dumps(
+                [{"question": "q", "choices": ["a"], "answer": "z"}] * 1000 * n
+            ).encode(),
+            "bomb.jsonl.gz": lambda n: gzip.compress(b'{"input":"a","output":"b"}\n' * 50_000 * n, 6),
+            "bomb.jsonl.zst": lambda n: _zstd(b'{"input":"a","output":"b"}\n' * 50_000 * n),
+            "zeros.gz": lambda n: gzip.compress(bytes(2_000_000 * n), 6),
             "texts.parquet": lambda n: _parquet(50 * n, 10**5 * n),
             "numbers.parquet": lambda n: _parquet(10**5 * n, 1),
             "one.parquet": lambda n: _parquet(1, 5 * 10**6 * min(n, 28)),
@@ -235,6 +248,23 @@ def put_special(path: Path, kind: str) -> None:
     else:
         with path.open("wb") as file:
             file.truncate(20 * 2**30)
+
+
+def _turns(n: int) -> bytes:
+    """One conversation of very many turns."""
+    turn = {"role": "user", "content": "a"}
+    return json.dumps([{"messages": [turn, {"role": "assistant", "content": "b"}, *[turn] * n]}]).encode()
+
+
+def _choices(n: int) -> bytes:
+    """One question with very many choices, of which the last one is right."""
+    return json.dumps([{"question": "q", "choices": list(map(str, range(n))), "answer": str(n - 1)}]).encode()
+
+
+def _zstd(content: bytes) -> bytes:
+    import pyarrow
+
+    return pyarrow.compress(content, codec="zstd", asbytes=True)
 
 
 def _parquet(n_rows: int, width: int) -> bytes:

@@ -36,6 +36,7 @@ assert main(["effects", *few, "--out", str(out / "effects.parquet")]) == 0
 judged = ["--n-judge-prompts", "2", "--n-draws", "1", "--n-more-draws", "1", "--rows", "necessity", "--k", "3"]
 assert main(["evaluate", *few, "--task", "synonym", *judged, "--out", str(out / "evaluate")]) == 0
 shutil.rmtree(out / "evaluate" / "store")  # whose manifests have times
+assert main(["attention", *few, "--n-shots", "2", "--out", str(out / "attention")]) == 0
 assert main(["vector", *few, "--out", str(out / "vector.safetensors")]) == 0
 assert main(["tune", *kept, *train, "--out", str(out / "lora")]) == 0
 assert main(["tune", *kept[:-4], *kept[-2:], *train, "--method", "full", "--out", str(out / "full")]) == 0
@@ -96,11 +97,12 @@ def test_the_same_seed_gives_the_same_bytes_in_another_process(twice: list[Path]
 @pytest.mark.parametrize(
     "name",
     [
-        "effects.safetensors", "effects.parquet", "vector.safetensors", "evaluate/rows.parquet",
-        "evaluate/by_vector.parquet", "evaluate/vectors/synonym.safetensors", "evaluate/index.html",
-        "lora/model/adapter_model.safetensors", "lora/step-000002/adapter_model.safetensors",
-        "lora/state.safetensors", "lora/log.csv", "full/model/model.safetensors", "full/log.csv",
-        "pocket/state.safetensors", "pocket/checkpoint/model.safetensors",
+        "effects.safetensors", "effects.parquet", "attention/attention.parquet", "attention/index.html",
+        "attention/scores.parquet", "vector.safetensors", "evaluate/rows.parquet", "evaluate/by_vector.parquet",
+        "evaluate/vectors/synonym.safetensors", "evaluate/index.html", "lora/model/adapter_model.safetensors",
+        "lora/step-000002/adapter_model.safetensors", "lora/state.safetensors", "lora/log.csv",
+        "full/model/model.safetensors", "full/log.csv", "pocket/state.safetensors",
+        "pocket/checkpoint/model.safetensors",
     ],
 )  # fmt: skip
 def test_another_seed_gives_others(twice: list[Path], name: str):

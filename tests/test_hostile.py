@@ -43,11 +43,11 @@ N = {
     "adapters": 10,
 }
 TARGETS = [
-    "task file, bytes", "task file, content", "task table, bytes", "task folder", "task and model names",
-    "vector and effects, bytes", "vector and effects, header", "vector and effects, content",
-    "vector and effects, numbers", "grid, bytes", "grid, content", "training state", "stage", "kept cell, bytes",
-    "kept cell, content", "suite, bytes", "suite, content", "suite, tricks", "store, bytes", "store, content",
-    "store, tricks", "checkpoint", "adapters", "command line",
+    "task file, bytes", "task file, content", "task table, bytes", "task formats, bytes", "task formats, packed",
+    "task folder", "task and model names", "vector and effects, bytes", "vector and effects, header",
+    "vector and effects, content", "vector and effects, numbers", "grid, bytes", "grid, content", "training state",
+    "stage", "kept cell, bytes", "kept cell, content", "suite, bytes", "suite, content", "suite, tricks",
+    "store, bytes", "store, content", "store, tricks", "checkpoint", "adapters", "command line",
 ]  # fmt: skip
 
 

@@ -12,6 +12,7 @@ import torch
 from conftest import tiny_task
 
 import ivlens
+from ivlens.analysis.attention import AblationOptions
 from ivlens.effects import EffectOptions, head_effects
 from ivlens.prompts import PromptRecipe, PromptTemplate, build_prompts
 from ivlens.prompts.recipe import TASK
@@ -30,6 +31,8 @@ def same(one, other):
         return type(one) is type(other) and all(same(getattr(one, name), getattr(other, name)) for name in mine)
     if isinstance(one, float) and one != one:
         return other != other
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
     if isinstance(one, tuple):
         return type(one) is type(other) and len(one) == len(other) and all(map(same, one, other))
     return one == other
@@ -54,6 +57,11 @@ def results(llama):
         "template": PromptTemplate("mine"),
         "batch": build_prompts(llama.tokenizer, task, task.examples[:3]),
         "evaluation": evaluate_intervention(llama, task, iv, at=grid, n_prompts=4, n_draws=1, options=judge),
+        "attention": ivlens.head_attention(llama, task, effects, n_prompts=2),
+        "ablation": ivlens.ablate_heads(
+            llama, task, iv, n_prompts=2, options=AblationOptions(n_draws=1, corruption="drop", n_mean_prompts=2)
+        ),
+        "comparison": ivlens.compare_heads(effects, effects, k=2),
         "identity": effects.model,
         "grid": grid,
         "interval": effects.interval(simultaneous=True),

@@ -22,7 +22,7 @@ from ivlens.tuning.training.data import training_set
 PACKAGE = Path(ivlens.__file__).parent
 TASK, OTHER = tiny_task(), tiny_task("synonym", "Give a synonym.", 2)
 QUICK = TuneOptions(lr=1e-2, steps=2, batch_size=2, n_samples=4, judge_every=1, n_prompts=2)
-METHODS = ("full", "lora", "inclora", "ewc", "olora", "lwf", "replay")
+METHODS = ["full", "inclora", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lora", "ewc", "olora", "lwf"))]
 TEXT = "Input: big\nOutput:"
 TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant:"
 # the modules that write a model, each tried below

@@ -64,6 +64,7 @@ def attention(
         top: Number of heads to print. Of more heads those are printed that look most at what tells the task.
     """
     from ivlens.analysis.attention.looking import AttentionOptions, head_attention
+    from ivlens.analysis.attention.scores import ScoreOptions
     from ivlens.common.disk import check_folder
     from ivlens.tasks.bank import load_task
 
@@ -72,7 +73,8 @@ def attention(
     check_folder(out)
     loaded, effects = load_task(task), _effects(what)
     how.recipe()  # refuses wrong options before the model is loaded
-    options = AttentionOptions(k=what.k, split=what.split, seed=how.seed or 0)
+    seed = how.seed or 0
+    options = AttentionOptions(k=what.k, split=what.split, seed=seed, scores=ScoreOptions(seed=seed))
     model = (where or ModelOptions()).load()
     recipe = how.chosen(model, [loaded]) if effects is None else how.recipe(_recipe_of(effects, loaded))
     found = head_attention(

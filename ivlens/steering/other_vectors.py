@@ -85,7 +85,11 @@ def trained(asked: Asked) -> list[Judged]:
         )
         one = train_vector(prompts.model, prompts.task, recipe=prompts.recipe, options=options)
         (judged,) = judged_vectors({condition: [one.vector]}, prompts, asked.judge, Grid.only(one.setting))
-        details = {"norm": one.vector.norm, "select_accuracy": one.accuracy, "steps": max(one.curve["step"].tolist())}
+        details = {
+            "norm": one.vector.norm,
+            "select_accuracy": one.accuracy,
+            "steps": one.vector.settings["trained"]["best"]["step"],
+        }
         found.append(replace(judged, against=against, details=details))
     return found
 

@@ -18,7 +18,7 @@ from ivlens.common.arguments import checked
 from ivlens.common.checks import check_count, check_counts
 from ivlens.common.progress import ticking
 from ivlens.effects.results import HeadEffects
-from ivlens.forward.asking import prompts_for
+from ivlens.forward.asking import Room, prompts_for
 from ivlens.forward.hooks import check_unsteered, patched_heads
 from ivlens.forward.means import mean_head_outputs
 from ivlens.forward.remembered import Auto, recipe_for
@@ -172,7 +172,7 @@ def _values(
     """What replaces the heads' outputs, and how the prompts of these means were corrupted."""
     corruption = "drop" if options.replaced_by == "bare" else options.corruption or recipe.corruption(task)
     examples = PromptSets(model, task, recipe, "drop", options.n_mean_prompts, options.seed).examples("fit")
-    batch = prompts_for(model, task, examples, recipe, corruption=corruption, n_answer=1)
+    batch = prompts_for(model, task, examples, recipe, corruption=corruption, room=Room("first"))
     batch = batch.rows(batch.rows_of_one_kind())
     return mean_head_outputs(model, batch.tokens, batch.attention_mask), batch.corruptions[0]
 

@@ -1,6 +1,6 @@
 """Readers for data that the library `datasets` opens: datasets on the Hub, folders of `save_to_disk`, Parquet files."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -113,17 +113,23 @@ def _from_dataset(dataset: Any, columns: Columns, path: Path | str) -> Source:
     # plain Python values, and only the columns that are used: others may be images that are decoded row by row
     wanted = dataset.with_format(None).select_columns(sorted(names, key=dataset.column_names.index))
     classes = {key: feature.names for key, feature in wanted.features.items() if hasattr(feature, "int2str")}
-    rows = []
-    for index, row in enumerate(wanted):
-        for key, class_names in classes.items():
-            number = row[key]
-            if number is not None and not -1 <= number < len(class_names):
-                n = len(class_names)
-                got, expected = f"{key} is {number}", f"-1 to {n - 1}, one of its {n} classes"
-                raise wrong(f"{path}, record {index}", got, expected, "correct it, or write the table again")
-            row[key] = class_names[number] if number is not None and number >= 0 else None
-        rows.append((f"record {index}", row))
+    held = wanted[:]  # column by column, which takes half the time of row by row
+    for key, class_names in classes.items():
+        held[key] = [_class_of(number, key, class_names, f"{path}, record {n}") for n, number in enumerate(held[key])]
+    rows = [
+        (f"record {index}", dict(zip(held, cells, strict=True)))
+        for index, cells in enumerate(zip(*held.values(), strict=True))
+    ]
     return replace(read_rows(rows, columns, path), found=tuple(dataset.column_names), head=())
+
+
+def _class_of(number: int | None, key: str, names: Sequence[str], where: str) -> str | None:
+    """The name of a class by its number; None for -1, which stands for no class."""
+    if number is not None and not -1 <= number < len(names):
+        n = len(names)
+        got, expected = f"{key} is {number}", f"-1 to {n - 1}, one of its {n} classes"
+        raise wrong(where, got, expected, "correct it, or write the table again")
+    return names[number] if number is not None and number >= 0 else None
 
 
 def _needed(sample: Mapping[str, Any], columns: Columns, path: Path | str) -> set[str]:

@@ -118,6 +118,9 @@ def texts_of(value: Any, where: str) -> tuple[str, ...]:
         value: The value as the source has it; None and NaN are left out.
         where: Where it is in the source, for errors.
     """
+    if type(value) is str and value.isascii():  # most values, and so in a line of their own
+        text = value.strip()
+        return (text,) if text else ()
     values = value if isinstance(value, list | tuple) else [value]
     texts = []
     for item in values:
@@ -190,6 +193,8 @@ def source_of(rows: Sequence[Row], path: Path | str, *, prompts: bool = False, o
 
 def in_part(source: Source, part: str, file: str) -> Source:
     """The source with every record marked as one of this part and this file."""
+    if not (part or file):
+        return source
     records = tuple(replace(record, part=part, where=f"{file} {record.where}".strip()) for record in source.records)
     marked = {name: tuple(f"{file}: {text}" for text in getattr(source, name)) for name in ("losses",) if file}
     return replace(source, records=records, **marked)

@@ -119,12 +119,14 @@ def _refuse_unread_choices(sample: Mapping[str, Any], columns: Columns, subject:
 
 def _read_plain(rows: Rows, used: dict[str, str], path: Path | str) -> Source:
     """The source of records with an input, an answer and perhaps an instruction, such as those of Alpaca and Dolly."""
-    found = []
+    found, instruction, asked, answer = [], used.get("instruction"), used.get("input"), used["output"]
     for where, row in rows:
-        at = {what: f"{path}, {where}, {name!r}" for what, name in used.items()}
-        told = text_of(row.get(used["instruction"]), at["instruction"]) if "instruction" in used else ""
-        input = text_of(row.get(used["input"]), at["input"], strip=False) if "input" in used else ""
-        answers = answers_of(row[used["output"]], at["output"])
+        told = input = ""
+        if instruction is not None:
+            told = text_of(row.get(instruction), f"{path}, {where}, {instruction!r}")
+        if asked is not None:
+            input = text_of(row.get(asked), f"{path}, {where}, {asked!r}", strip=False)
+        answers = answers_of(row[answer], f"{path}, {where}, {answer!r}")
         found.append(Row(where, told, input, answers))
     alone = "input" not in used
     return source_of(found, path, prompts=used.get("input", "").lower() == "prompt", own=alone)
