@@ -344,8 +344,22 @@ def test_a_loaded_vector_brings_its_recipe_and_is_what_is_searched_for(engine, o
     best = grid[grid["accuracy"] == grid["accuracy"].max()]
     found = (session.state.layer, session.state.alpha, session.state.site)
     assert found in set(best[["layer", "alpha", "site"]].itertuples(index=False, name=None))
-    by_hand = engine.setting(session.state, InstructionVector.from_effects(engine.effects(STATE), heads=[(5, 5)]))
-    assert by_hand != session.state and len(engine._settings) > 1
+
+
+def test_hand_picked_heads_are_what_is_searched_for(engine, opened_lab, monkeypatch):
+    """Not the strongest heads of the map."""
+    session, _ = opened_lab
+    searched, search = [], ivlens.show.lab.engine.best_settings
+    monkeypatch.setattr(
+        ivlens.show.lab.engine, "best_settings", lambda *given: (searched.append(given[1]), search(*given))[1]
+    )
+    session.change(heads=tuple(engine.effects(STATE).top_heads(30)[-2:]))
+    session.search()
+    assert session.wait()
+    (theta,) = searched
+    assert torch.equal(theta[0], session.vectors()[0].theta)
+    state = session.state
+    assert (state.layer, state.alpha, state.site) == engine.setting(state)
 
 
 def test_saved_vector_comes_back(opened_lab, tmp_path):

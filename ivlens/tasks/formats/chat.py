@@ -60,7 +60,7 @@ def read(rows: Rows, used: dict[str, str], path: Path | str) -> Source:
     """The source that conversations make; the system text is the instruction, if every conversation has one."""
     found, n_before, n_longer, n_turns = [], 0, 0, 0
     for where, row in rows:
-        turns = [turn for column in used.values() for turn in _turns(row[column], f"{path}, {where}, {column!r}")]
+        turns = [turn for column in used.values() for turn in _turns(row.get(column), f"{path}, {where}, {column!r}")]
         first = _exchange(turns)
         answers = (first.reply,) if first.reply and not first.why else ()
         found.append(Row(where, first.system, first.question, answers, first.why))

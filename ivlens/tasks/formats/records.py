@@ -35,8 +35,7 @@ class Spelled(str):
     """A number of a JSON document as it is spelled there, told by its class from a text of the same letters."""
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):
     """One record as text.
 
     Attributes:
@@ -195,7 +194,7 @@ def in_part(source: Source, part: str, file: str) -> Source:
     """The source with every record marked as one of this part and this file."""
     if not (part or file):
         return source
-    records = tuple(replace(record, part=part, where=f"{file} {record.where}".strip()) for record in source.records)
+    records = tuple(record._replace(part=part, where=f"{file} {record.where}".strip()) for record in source.records)
     marked = {name: tuple(f"{file}: {text}" for text in getattr(source, name)) for name in ("losses",) if file}
     return replace(source, records=records, **marked)
 
