@@ -22,8 +22,8 @@ from ivlens.tasks.task import tasks_of
 from ivlens.tuning.methods import Lora
 
 ROOMS = (
-    "tasks prompts models effects vectors tuning analysis.dynamics analysis.forgetting runs.study runs.suites "
-    "runs.sweep show.figures show.lab common.store"
+    "tasks prompts models effects vectors tuning analysis.attention analysis.dynamics analysis.forgetting runs.study "
+    "runs.suites runs.sweep show.figures show.lab common.store"
 ).split()
 EXAMPLES = (TaskExample("big", ("small",)),)
 
@@ -61,6 +61,7 @@ REFUSED = {
     ("StudyOptions", "earlier"),  # two or more
 }
 ELSEWHERE = {
+    ("head_attention", "heads"),
     ("lab", "tasks"),
     ("causal_tests", "tests"),
     ("predictors", "names"),
@@ -69,6 +70,8 @@ ELSEWHERE = {
 # what only ivlens itself makes
 MADE = {
     "HeadEffects",
+    "HeadComparison",
+    "HeadAttention",
     "PromptBatch",
     "Exam",
     "CausalTest",
