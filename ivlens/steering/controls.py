@@ -7,7 +7,7 @@ that any answers of this kind would do (permuted answers). See docs/method.md, 6
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from random import Random
@@ -25,7 +25,7 @@ from ivlens.models.boot import TransformerBridge
 from ivlens.steering.prompt_sets import PromptSets
 from ivlens.tasks.bank import load_bank
 from ivlens.tasks.task import Task, TaskExample, tasks_of
-from ivlens.vectors.heads import head_writes
+from ivlens.vectors.heads import Heads, head_writes
 from ivlens.vectors.vector import InstructionVector, base_task
 
 logger = logging.getLogger(__name__)
@@ -79,6 +79,33 @@ def random_head_vectors(
         made_by = {"random_heads_of": iv.task, "heads": heads, "seed": seed, "draw": draw}
         vectors.append(iv.derived(theta, f"random heads {draw}", made_by))
     return vectors
+
+
+def matched_heads(chosen: Heads, taken: Collection[tuple[int, int]], shape: tuple[int, int], draw: Random) -> Heads:
+    """As many random heads as `chosen`, from the same layers, none of them in `taken`.
+
+    Where a layer has too few, heads of the nearest layers with free ones are drawn; fewer heads where none is left.
+
+    Args:
+        taken: Heads that are not drawn; those of `chosen` are not drawn in any case.
+        shape: Numbers of layers and of heads in each.
+    """
+    n_layers, n_heads = shape
+    barred = {*taken, *chosen}
+    free = {at: [(at, head) for head in range(n_heads) if (at, head) not in barred] for at in range(n_layers)}
+    found: list[tuple[int, int]] = []
+    # layers with the fewest free heads last would find their neighbours used up, so all own layers come first
+    waiting = []
+    for layer, _ in sorted(chosen):
+        if free[layer]:
+            found.append(free[layer].pop(draw.randrange(len(free[layer]))))
+        else:
+            waiting.append(layer)
+    for layer in waiting:
+        near = min((at for at in free if free[at]), key=lambda at: (abs(at - layer), at), default=None)
+        if near is not None:
+            found.append(free[near].pop(draw.randrange(len(free[near]))))
+    return tuple(sorted(found))
 
 
 def measured_again(prompts: PromptSets, iv: InstructionVector) -> HeadMeans:

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from random import Random
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -13,7 +13,7 @@ from ivlens.common.arguments import checked
 from ivlens.common.checks import Texts, check_count, check_counts, set_items
 from ivlens.effects.results import HeadEffects
 from ivlens.forward.means import mean_head_outputs
-from ivlens.steering.controls import draw_seed
+from ivlens.steering.controls import draw_seed, matched_heads
 from ivlens.steering.prompt_sets import PromptSets
 from ivlens.steering.search import Grid
 from ivlens.steering.summary import Setting
@@ -148,20 +148,6 @@ class Asked:
         return mean_head_outputs(self.prompts.model, batch.tokens, batch.attention_mask).cpu()
 
     def matched_heads(self, heads: Heads, draw: int) -> Heads:
-        """As many random heads outside the vector, the same number in each layer as far as it has them.
-
-        Where a layer has too few heads, the nearest layers give theirs.
-        """
-        cfg, generator = self.prompts.model.cfg, torch.Generator()
-        generator.manual_seed(draw_seed(self.prompts.seed, self.iv, "matched heads", draw))
-        free = {layer: [] for layer in range(cfg.n_layers)}
-        for layer, chosen in free.items():
-            order = torch.randperm(cfg.n_heads, generator=generator).tolist()
-            chosen.extend((layer, head) for head in order if (layer, head) not in self.iv.heads)
-        found: list[tuple[int, int]] = []
-        for layer, _ in heads:
-            nearest = sorted(free, key=lambda at: (abs(at - layer), at))
-            source = next((at for at in nearest if free[at]), None)
-            if source is not None:
-                found.append(free[source].pop())
-        return tuple(found)
+        """As many random heads outside the vector, of the same layers."""
+        cfg, seed = self.prompts.model.cfg, draw_seed(self.prompts.seed, self.iv, "matched heads", draw)
+        return matched_heads(heads, self.iv.heads, (cfg.n_layers, cfg.n_heads), Random(seed))

@@ -15,11 +15,12 @@ from ivlens.analysis.attention import AblationOptions, HeadAblation
 from ivlens.analysis.attention.ablated import NOTHING, Tried
 from ivlens.analysis.attention.ablation import _without
 from ivlens.analysis.attention.scores import HeadScores, ScoreOptions
-from ivlens.analysis.attention.sets import SETS, head_sets, matched_heads
+from ivlens.analysis.attention.sets import SETS, head_sets
 from ivlens.common.intervals import wilson
 from ivlens.forward.means import mean_head_outputs
 from ivlens.models.fingerprint import model_identity
 from ivlens.prompts.build import build_prompts
+from ivlens.steering.controls import matched_heads
 from ivlens.steering.prompt_sets import PromptSets
 from ivlens.steering.summary import Scores
 from ivlens.tasks import TaskExample

@@ -7,13 +7,12 @@ from dataclasses import asdict, dataclass, replace
 from random import Random
 from typing import Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ivlens.analysis.attention.ablated import NOTHING, HeadAblation, Tried
 from ivlens.analysis.attention.scores import HeadScores, head_scores
-from ivlens.analysis.attention.sets import head_sets, matched_heads
+from ivlens.analysis.attention.sets import head_sets
 from ivlens.common.arguments import checked
 from ivlens.common.checks import check_count, check_counts
 from ivlens.common.progress import ticking
@@ -26,7 +25,8 @@ from ivlens.models.boot import TransformerBridge, check_model
 from ivlens.models.fingerprint import model_identity
 from ivlens.prompts.corruptions import Corruption
 from ivlens.prompts.recipe import PromptRecipe
-from ivlens.steering.edits import Positions, Where
+from ivlens.steering.controls import matched_heads
+from ivlens.steering.edits import HeadOutputs, Positions, Where, replacement
 from ivlens.steering.prompt_sets import PromptSets, followed_recipe
 from ivlens.steering.summary import Scores
 from ivlens.steering.trials import Trials
@@ -207,15 +207,7 @@ def _without(
     model: TransformerBridge, heads: Heads, values: Float[Tensor, "n_layers n_heads d_head"]
 ) -> Callable[[Where], AbstractContextManager[None]]:
     """A context in which `values` replace the outputs of these heads at the edited positions."""
-    layers = sorted({layer for layer, _ in heads})
-
-    def context(where: Where) -> AbstractContextManager[None]:
-        def edit(z: Tensor, layer: int) -> Tensor:
-            numbers = [head for at, head in heads if at == layer]
-            moved = z.clone()
-            moved[:, :, numbers] = values[layer, numbers].to(z.device, z.dtype)
-            return torch.where(where()[..., None, None].to(z.device), moved, z)
-
-        return patched_heads(model, edit, layers) if heads else nullcontext()
-
-    return context
+    if not heads:
+        return lambda where: nullcontext()
+    outputs = HeadOutputs.chosen(heads, values)
+    return lambda where: patched_heads(model, replacement(outputs, 1.0, where), outputs.layers)

@@ -1,7 +1,4 @@
-"""Which heads are ablated: the vector's, induction heads, each without the other, random heads of the same layers."""
-
-from collections.abc import Collection
-from random import Random
+"""Which heads are ablated: the vector's, induction heads, each without the other."""
 
 from ivlens.analysis.attention.scores import HeadScores
 from ivlens.effects.results import HeadEffects
@@ -30,30 +27,3 @@ def head_sets(heads: HeadEffects | InstructionVector, scores: HeadScores, k: int
         "induction": induction[:k],
         "induction_only": tuple(head for head in induction if head not in vector)[:k],
     }
-
-
-def matched_heads(chosen: Heads, taken: Collection[tuple[int, int]], shape: tuple[int, int], draw: Random) -> Heads:
-    """As many random heads as `chosen`, from the same layers, none of them in `taken`.
-
-    Where a layer has too few, heads of the nearest layers with free ones are drawn; fewer heads where none is left.
-
-    Args:
-        taken: Heads that are not drawn; those of `chosen` are not drawn in any case.
-        shape: Numbers of layers and of heads in each.
-    """
-    n_layers, n_heads = shape
-    barred = {*taken, *chosen}
-    free = {at: [(at, head) for head in range(n_heads) if (at, head) not in barred] for at in range(n_layers)}
-    found: list[tuple[int, int]] = []
-    # layers with the fewest free heads last would find their neighbours used up, so all own layers come first
-    waiting = []
-    for layer, _ in sorted(chosen):
-        if free[layer]:
-            found.append(free[layer].pop(draw.randrange(len(free[layer]))))
-        else:
-            waiting.append(layer)
-    for layer in waiting:
-        near = min((at for at in free if free[at]), key=lambda at: (abs(at - layer), at), default=None)
-        if near is not None:
-            found.append(free[near].pop(draw.randrange(len(free[near]))))
-    return tuple(sorted(found))
