@@ -39,6 +39,8 @@ ONE = {
     ("Grid", "sites"): lambda given: ivlens.Grid(sites=given("attn_out")),
     ("load_suite", "order"): lambda given: ivlens.load_suite("pocket", order=given("second_letter")).tasks,
     ("load_suite", "general"): lambda given: ivlens.load_suite("pocket", general=given("antonym")).general,
+    ("MoreRows", "rows"): lambda given: ivlens.MoreRows(given("by_k")),
+    ("MoreRows", "templates"): lambda given: ivlens.MoreRows(templates=given("qa")),
     ("StudyOptions", "new"): lambda given: StudyOptions(new=given("rhyme")),
     ("StudyOptions", "guidance"): lambda given: StudyOptions(guidance=given("none")),
     ("all_cells", "methods"): lambda given: all_cells(given("lora"), ["none"], [0], [0]),
@@ -73,6 +75,7 @@ MADE = {
     "HeadComparison",
     "HeadAttention",
     "PromptBatch",
+    "TaskCheck",
     "Exam",
     "CausalTest",
     "Claim",
@@ -94,6 +97,8 @@ def parameters():
                 continue
             for parameter in signature_of(made):
                 hint = str(parameter.annotation)
+                if "Callable[" in hint:
+                    continue
                 if "str" in hint and any(word in hint for word in ("Sequence[", "Iterable[", "tuple[", "list[")):
                     yield name, parameter.name
 
