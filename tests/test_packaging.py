@@ -98,7 +98,7 @@ def test_unknown_command_and_option(capsys: pytest.CaptureFixture[str]):
     assert cli.main(["docter"]) == 2
     assert capsys.readouterr().err == "ivlens: there is no command 'docter'; did you mean 'doctor'?\n"
     assert cli.main(["xyzzy"]) == 2
-    assert "expected one of demo, prompts" in capsys.readouterr().err
+    assert "expected one of demo, tasks, prompts" in capsys.readouterr().err
     assert cli.main(["doctor", "--jsn"]) == 2
     assert "--json" in capsys.readouterr().err
 
