@@ -198,8 +198,8 @@ LABELLED = {"text": COLOURS, "label": ["1", "2", "3"]}
         (LABELLED, ("3", "1"), ("blue", "red"), "its label"),
         ({"A": "red", "B": "green", "C": "blue"}, ("C", "A"), ("blue", "red"), "its label"),
         ([{"label": "x", "text": "red"}, {"label": "y", "text": "blue"}], ("y", "x"), ("blue", "red"), "its label"),
-        (["1", "2", "3"], (2, 0), ("3", "1"), "a number that counts from 0"),  # a number, so no text
-        (["1", "2", "3"], ("2", "1"), ("2", "1"), "its text"),  # a text
+        (["1", "2", "0"], (2, 0), ("0", "1"), "a number that counts from 0"),  # a number, so no text
+        (["1", "2", "0"], ("2", "0"), ("2", "0"), "its text"),  # a text
         ([True, False], (1, 0), ("false", "true"), "a number that counts from 0"),
     ],
 )
