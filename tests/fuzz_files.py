@@ -110,12 +110,17 @@ class FileTargets:
         self._tried("task formats, bytes", lambda: used_task(path))
 
     def task_packed(self, drawn: tuple[str, Any, Any, bool]) -> None:
-        """What is packed is broken, not how: a list or one record a line, by gzip or zstd."""
+        """What is packed is broken, not how; it gives the same task as without the packing."""
         name, edit, accident, is_whole = drawn
         content = as_json(edited(TASK_FILES[name], edit))
         content = content if is_whole else broken(content, accident)
         path = self._write("task", (gzip.compress if is_whole else zstd)(content))
-        self._tried("task formats, packed", lambda: used_task(path))
+        plain = self._write("plain", content)
+
+        def use() -> None:
+            assert used_task(path) == used_task(plain)
+
+        self._tried("task formats, packed", use)
 
     def task_folder(self, drawn: tuple[str, Any, bool, Any]) -> None:
         self._sandbox.empty()

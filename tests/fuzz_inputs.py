@@ -119,8 +119,8 @@ def format_of(holder: str, rows: str) -> bytes:
     return HOLDERS[holder](ROWS[rows].rows(PAIRS))
 
 
-def used_task(path: Path) -> None:
-    """Load it, and look at it."""
+def used_task(path: Path) -> Any:
+    """Load it, look at it, and return its examples."""
     from ivlens.tasks import check_task
 
     found = check_task(path)
@@ -128,6 +128,7 @@ def used_task(path: Path) -> None:
     repr((task, task.content_hash(), str(found), json.dumps(found.to_dict())))
     assert all(example.answers and example.input.strip() for example in task.examples)
     assert found.n_merged >= 0 and len(task) + found.n_merged + len(task.skipped) == found.n_records
+    return task.examples
 
 
 def as_toml(values: dict[str, Any]) -> str:

@@ -25,7 +25,8 @@ from hypothesis import strategies as st
 
 SECONDS, PATIENCE = 5.0, 60.0  # of computing, which a busy machine does not change; of the clock, for what waits
 PACKAGE = f"{os.sep}ivlens{os.sep}"
-NAMES = ["../x", "/etc/passwd", "..", ".", "", "a\0b", "\ud800", "~", "x" * 1_000_000, "C:\\x", "-", "--", "\n", "%s"]
+NAMES = ["../x", "/etc/passwd", "..", ".", "", "a\0b", "\ud800", "~", "~nobody/x", "x" * 1_000_000, "C:\\x"]
+NAMES += ["-", "--", "\n", "%s"]
 NUMBERS = [0, -1, 2**31, 2**63, 2**64, 10**400, math.nan, math.inf, -math.inf, 1e308, -0.0]
 DEEP = "@@deep@@"
 

@@ -38,6 +38,7 @@ from ivlens.analysis.attention import AblationOptions, AttentionOptions, ScoreOp
 from ivlens.analysis.dynamics import TrackOptions, measure_stage
 from ivlens.analysis.forgetting import ProbeOptions, probe
 from ivlens.steering.summary import Judged, accuracy_only
+from ivlens.tasks import check_task
 from ivlens.tuning import Along, TuneOptions
 
 # options that are no names of `ivlens` itself
@@ -227,6 +228,7 @@ def calls(the: Things) -> dict[str, Call]:
             "hf_model": hf_model("llama", n_ctx=64), "tokenizer": the.tokenizer
         }),
         "load_task": (ivlens.load_task, lambda: {"name_or_path": the.root / "task.json"}),
+        "check_task": (check_task, lambda: {"name_or_path": the.root / "task.json"}),
         "list_tasks": (ivlens.list_tasks, dict),
         "load_suite": (ivlens.load_suite, lambda: {"name": "func", "folder": the.suite, "partial": True}),
         "pocket_path": (ivlens.pocket_path, dict),

@@ -8,6 +8,7 @@ from cyclopts import Parameter
 
 from ivlens.cli._options import AsJson, quiet_libraries
 from ivlens.cli._output import print_json, print_table
+from ivlens.common.names import expanded
 
 if TYPE_CHECKING:
     from ivlens.common.store.store import Store
@@ -38,7 +39,7 @@ class GridOptions:
         # a template's file gets its whole path here: a relative one would be taken as relative to the grid's file
         found = {name: value for name, value in asdict(self).items() if value is not None}
         if str(found.get("template", "")).lower().endswith(".json"):
-            found["template"] = str(Path(found["template"]).expanduser().absolute())
+            found["template"] = str(expanded(found["template"]).absolute())
         return found
 
 

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from ivlens.common.files import scratch_in
+from ivlens.common.names import expanded
 
 VARIABLE = "IVLENS_CACHE"
 
@@ -39,11 +40,11 @@ def cache_folder() -> Path:
     """The user's cache folder for ivlens, which need not exist yet: `IVLENS_CACHE`, or the system's usual place."""
     given = os.environ.get(VARIABLE, "").strip()
     if given:
-        return Path(given).expanduser().absolute()
+        return expanded(given).absolute()
     if sys.platform == "win32":
         place = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
     elif sys.platform == "darwin":
         place = "~/Library/Caches"
     else:
         place = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(place).expanduser().absolute() / "ivlens"
+    return expanded(place).absolute() / "ivlens"

@@ -37,6 +37,14 @@ def can_be_path(text: str) -> bool:
     return bool(text.strip()) and "\0" not in text and longest <= _LONGEST_NAME and len(text) <= _LONGEST_PATH
 
 
+def expanded(given: str | os.PathLike[str]) -> Path:
+    """A path with the home folder in the place of `~`; where there is no such user, the path as it is.
+
+    `Path.expanduser` raises a RuntimeError for a user that does not exist.
+    """
+    return Path(os.path.expanduser(os.fspath(given)))
+
+
 def path_of(given: str | os.PathLike[str], what: str = "path") -> Path:
     """`given` as a `Path`.
 

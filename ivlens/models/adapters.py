@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ivlens.common.foreign import foreign_json, read_pickled, read_tensors
+from ivlens.common.names import expanded
 from ivlens.common.saves import LIST, listed, whole
 from ivlens.models.known import known_model
 from ivlens.models.opening import WEIGHT_FILES, check_name
@@ -58,7 +59,7 @@ def adapter_folders(folder: str | Path) -> dict[str, Path]:
     """
     if known_model(folder) is not None:
         return {}
-    root = whole(Path(folder).expanduser())
+    root = whole(expanded(folder))
     # some trainers write the configuration of the whole model beside its adapters
     if not root.is_dir() or ((root / "config.json").is_file() and not (root / CONFIG).is_file()):
         return {}
@@ -111,9 +112,9 @@ def named_base(folder: str | Path) -> str:
 
 def _check_no_circle(folder: str | Path, name: str) -> None:
     """Refuse adapters whose model is a folder of adapters that leads, through others, back to the first folder."""
-    seen = {Path(folder).expanduser().resolve()}
+    seen = {expanded(folder).resolve()}
     while found := adapter_folders(name):
-        place = Path(name).expanduser().resolve()
+        place = expanded(name).resolve()
         if place in seen:
             raise ValueError(
                 f"the adapters in {str(folder)!r} name each other as their model, expected a model; name it with base=."
@@ -136,7 +137,7 @@ def read_adapters(folder: str | Path) -> dict[str, Adapter]:
         ValueError: adapters that are damaged or incomplete, that do not change weights, or that lie beside a whole
             model.
     """
-    root, found = whole(Path(folder).expanduser()), adapter_folders(folder)
+    root, found = whole(expanded(folder)), adapter_folders(folder)
     models = [name for name in WEIGHT_FILES if (root / name).is_file()]
     if models:
         raise ValueError(

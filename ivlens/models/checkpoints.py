@@ -9,6 +9,7 @@ from typing import Any
 
 from ivlens.common.digests import content_digest
 from ivlens.common.files import STATE, read_small
+from ivlens.common.names import expanded
 from ivlens.common.saves import whole
 from ivlens.models.adapters import CONFIG, adapter_folders, is_adapter, named_base
 from ivlens.models.boot import TransformerBridge, check_model
@@ -59,7 +60,7 @@ class Checkpoint:
         if not isinstance(self.source, str | Path):
             return {"model": model_identity(self.source).key}
         known = known_model(self.source)
-        folder = whole(Path(finished(self.source)).expanduser()) if known is None else known.folder
+        folder = whole(expanded(finished(self.source))) if known is None else known.folder
         if not folder.is_dir() and not is_gguf(folder):
             commit = {} if folder.exists() else commit_of(str(self.source))
             # a Hub name: its commit tells whether the model behind the name has changed
@@ -144,7 +145,7 @@ def _listed(source: "str | Path | Sequence[Any] | Mapping[str, Any]", base: Any)
         found = [_checked(_name_of(one, number), one, base) for number, one in enumerate(source)]
         # the number in a bridge's name is its place in the list, and no number of steps
         return [one if isinstance(one.source, str | Path) else replace(one, step=None) for one in found]
-    root = Path(source).expanduser()
+    root = expanded(source)
     if known_model(source) is not None or is_gguf(root):
         return [_checked(root.name, source, base)]
     if not root.is_dir():
@@ -181,7 +182,7 @@ def _checked(name: str, source: Any, base: Any) -> Checkpoint:
     """A checkpoint, after a check that its source can be one."""
     if not isinstance(source, str | Path):
         check_model(source)
-    elif isinstance(source, Path) and not _is_checkpoint(source.expanduser()):
+    elif isinstance(source, Path) and not _is_checkpoint(expanded(source)):
         raise FileNotFoundError(f"checkpoint {name!r}: {str(source)!r} holds neither config.json nor adapters.")
     return Checkpoint(name, source, None if known_model(source) else _step(name), base)  # smollm2 is not step 2
 

@@ -7,7 +7,7 @@ from string import Formatter
 
 from ivlens.common.arguments import checked
 from ivlens.common.foreign import foreign_json
-from ivlens.common.names import set_shown
+from ivlens.common.names import expanded, set_shown
 
 _LONGEST, _MOST_FIELDS = 2**16, 16  # letters and fields of one text: many fields would repeat a long input many times
 
@@ -137,7 +137,7 @@ def find_template(template: str | PromptTemplate) -> PromptTemplate:
     if isinstance(template, str) and template in TEMPLATES:
         return TEMPLATES[template]
     if isinstance(template, str) and template.lower().endswith(".json"):
-        return _read_template(Path(template).expanduser())
+        return _read_template(expanded(template))
     raise ValueError(
         f"template is {template!r:.80}, expected one of {', '.join(TEMPLATES)}, a JSON file with the fields of a "
         "PromptTemplate, or a PromptTemplate."

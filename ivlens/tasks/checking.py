@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ivlens.common.arguments import checked
+from ivlens.common.names import shown
 from ivlens.tasks.bank import build_task, source_of_task
 from ivlens.tasks.formats.records import Columns, Record, Source
 from ivlens.tasks.formats.rows import read_rows
@@ -190,10 +191,11 @@ def _first_text(source: Source, columns: Columns, what: str) -> str | None:
 
 
 def _told(other: Other) -> str:
+    column = shown(other.column)
     if other.text is None:
-        return f"{other.option} {other.column}"
+        return f"{other.option} {column}"
     what = "input" if other.option == _OPTIONS["input"] else "answer"
-    return f"{other.option} {other.column}: the first {what} would be {_short(other.text)}"
+    return f"{other.option} {column}: the first {what} would be {_short(other.text)}"
 
 
 def _short(text: str) -> str:

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from conftest import tiny_task
@@ -9,7 +10,7 @@ from conftest import tiny_task
 import ivlens
 from ivlens.cli.main import main
 from ivlens.common.files import ready_folder
-from ivlens.common.names import path_of, shown
+from ivlens.common.names import expanded, path_of, shown
 from ivlens.common.store import Store
 from ivlens.models.fingerprint import model_identity
 from ivlens.models.load import load_model
@@ -134,3 +135,9 @@ def test_an_empty_site_is_no_default(llama):
         ivlens.head_effects(llama, tiny_task(), n_prompts=2, corruption="")
     with pytest.raises((ValueError, TypeError), match="score"):
         ivlens.head_effects(llama, tiny_task(), n_prompts=2, corruption="drop", score="")
+
+
+def test_the_home_of_nobody_is_a_path_like_any_other(monkeypatch):
+    monkeypatch.setenv("HOME", "/somewhere")
+    assert expanded("~/x") == Path("/somewhere/x") and expanded(Path("a")) == Path("a")
+    assert expanded("~nobody-of-this-name/x") == Path("~nobody-of-this-name/x")

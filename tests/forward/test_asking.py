@@ -23,7 +23,7 @@ from ivlens import (
     measure_again,
 )
 from ivlens.analysis.forgetting import ProbeOptions, probe
-from ivlens.forward.asking import Room, most_shots, prompt_pairs, prompts_for, rows_that_fit
+from ivlens.forward.asking import Room, most_shots, prompt_pairs, prompts_for, rows_that_fit, same_examples
 from ivlens.prompts import PromptBatch, build_prompts
 from ivlens.prompts.tokens import padded
 from ivlens.steering.prompt_sets import PromptSets
@@ -114,6 +114,9 @@ def test_prompts_that_are_too_long_are_left_out_counted_and_said(short, caplog):
         "mixed: 4 of 24 prompts are left out: with their answers they are longer than the model's context (64 tokens)."
     ]
     assert batch.rows([0, 1]).n_too_long == 4
+    # of the first examples one is too long: the next one takes its place
+    first = prompts_for(short, MIXED, MIXED.examples, PromptRecipe(), n=3)
+    assert is_long(MIXED.examples[1].input) and first.texts == whole.texts[:3]
 
 
 @pytest.fixture(scope="module")
@@ -182,6 +185,10 @@ def test_a_corrupted_prompt_that_fits_needs_a_clean_one_that_fits(new_model, byt
     assert [one.input for one in clean.examples] == [one.input for one in changed.examples]
     assert clean.n_too_long == changed.n_too_long == 24 - len(clean) >= 4
     assert int(clean.attention_mask.sum(1).max()) <= 100
+    # the other way round, too: where only some can be corrupted, the clean prompts are cut to these
+    some = build_prompts(model.tokenizer, task, clean.examples[1::2], recipe, corruption="drop")
+    cut, same = same_examples(clean, some)
+    assert cut.texts == clean.texts[1::2] and same.texts == some.texts and cut.n_too_long == clean.n_too_long
 
 
 def test_the_whole_answer_has_to_fit_where_the_score_reads_it(new_model, byte_level):

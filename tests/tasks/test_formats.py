@@ -149,8 +149,21 @@ def test_a_broken_turn_is_one_clear_error(tmp_path: Path, turn: Any, message: st
     with pytest.raises(ValueError, match=f"t.json, record 1, {message if 'messages' in message else '.*' + message}"):
         load_task(write(tmp_path / "t.json", records))
     records[1]["messages"] = "no list"
-    with pytest.raises(ValueError, match="record 1, 'messages': got a str, expected a list of turns"):
+    with pytest.raises(ValueError, match="record 1, 'messages': got 'no list', expected a list of turns, or its JSON"):
         load_task(write(tmp_path / "t.json", records))
+
+
+def test_turns_in_the_cells_of_a_table(tmp_path: Path) -> None:
+    rows = [[json.dumps(turns(("user", text), ("assistant", "b"))["messages"]), "x"] for text in ("a", "c")]
+    with (tmp_path / "t.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["messages", "id"], *rows])
+    assert found(load_task(tmp_path / "t.csv")) == [("a", ("b",)), ("c", ("b",))]
+    preferred = [{"prompt": "a", "chosen": "[b]", "rejected": "c"}]
+    with pytest.raises(
+        ValueError, match="'prompt', 'chosen', 'rejected', expected exactly one usual name for the output"
+    ):
+        load_task(write(tmp_path / "u.json", preferred))
+    assert found(load_task(tmp_path / "u.json", output_column="chosen")) == [("a", ("[b]",))]
 
 
 def test_one_conversation_is_a_record_and_columns_win_over_turns(tmp_path: Path) -> None:
@@ -185,8 +198,8 @@ LABELLED = {"text": COLOURS, "label": ["1", "2", "3"]}
         (LABELLED, ("3", "1"), ("blue", "red"), "its label"),
         ({"A": "red", "B": "green", "C": "blue"}, ("C", "A"), ("blue", "red"), "its label"),
         ([{"label": "x", "text": "red"}, {"label": "y", "text": "blue"}], ("y", "x"), ("blue", "red"), "its label"),
-        (["1", "2", "3"], (2, 0), ("3", "1"), "a number that counts from 0"),  # a number, so no text
-        (["1", "2", "3"], ("2", "1"), ("2", "1"), "its text"),  # a text
+        (["1", "2", "0"], (2, 0), ("0", "1"), "a number that counts from 0"),  # a number, so no text
+        (["1", "2", "0"], ("2", "0"), ("2", "0"), "its text"),  # a text
         ([True, False], (1, 0), ("false", "true"), "a number that counts from 0"),
     ],
 )

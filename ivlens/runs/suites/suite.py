@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 from ivlens.common.arguments import checked
 from ivlens.common.checks import as_items
-from ivlens.common.names import path_of
+from ivlens.common.names import expanded, path_of
 from ivlens.runs.suites.drills import drilled
 from ivlens.runs.suites.places import HELD_PARTS, LAYOUTS, TASKS, canonical, found_places, incomplete, picked_place
 from ivlens.runs.suites.rouge import SCORERS, Metric, metric_of, suite_accuracy
@@ -130,7 +130,7 @@ def load_suite(
         raise wrong(
             f"Suite {name!r}", f"got folder={folder and str(folder)!r}", expected, "correct the folder (--data)"
         )
-    root = None if folder is None else path_of(folder, "folder").expanduser()
+    root = None if folder is None else expanded(path_of(folder, "folder"))
     found = found_places(name, root)
     names = _ordered(name, order, sorted(found), n)
     picked = {one: picked_place(name, one, found.get(one, [])) for one in names}

@@ -4,6 +4,7 @@ The first question with its reply becomes an example. What follows the first rep
 has no place for it, so it is left out and counted.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 from ivlens.tasks.formats.records import Columns, Row, Rows, Source, source_of, text_of, wrong
 
 NAMES = ("messages", "conversations", "conversation", "chosen")
+NAMES_OF_TEXTS = NAMES[:3]  # what is chosen is a text by itself in many files
 _ROLES = {  # how files call who speaks
     **dict.fromkeys(("user", "human", "prompter"), "user"),
     **dict.fromkeys(("assistant", "gpt", "model", "bot", "chatgpt"), "assistant"),
@@ -47,7 +49,7 @@ def uses(sample: Mapping[str, Any], columns: Columns) -> dict[str, str] | None:
     """The columns that hold turns, or None: `{"messages": name}`, or `{"prompt": name, "completion": name}`."""
     if any(columns):
         return None  # whoever names a column wants what stands in it
-    turned = [name for name, value in sample.items() if _is_turns(value)]
+    turned = [name for name, value in sample.items() if _is_turns(value) or _may_spell_turns(name, value)]
     lower = {name.strip().lower(): name for name in turned}
     if (known := next((lower[name] for name in NAMES if name in lower), None)) is not None:
         return {"messages": known}
@@ -87,6 +89,11 @@ def _is_turns(value: Any) -> bool:
     return isinstance(value[0], dict) and all(_key(value[0], keys) for keys in (_ROLE_KEYS, _TEXT_KEYS))
 
 
+def _may_spell_turns(name: str, value: Any) -> bool:
+    """Whether a text may be a list of turns as JSON, as in the cells of a table."""
+    return name.strip().lower() in NAMES_OF_TEXTS and isinstance(value, str) and value.lstrip().startswith("[")
+
+
 def _key(turn: Mapping[str, Any], keys: Sequence[str]) -> str | None:
     return next((key for key in keys if key in turn), None)
 
@@ -95,6 +102,11 @@ def _turns(value: Any, where: str) -> list[Turn]:
     """The turns in one cell."""
     if value is None:
         return []
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            raise wrong(where, f"got {value!r:.60}", "a list of turns, or its JSON", "correct it") from None
     if not isinstance(value, list | tuple):
         raise wrong(where, f"got a {type(value).__name__}", "a list of turns", "correct it")
     turns = []
