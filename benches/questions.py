@@ -6,6 +6,7 @@
 - Why do some vectors fail where the prompt works? Is only the first token right, or does the rest need the vector too?
 - Why do the vector's heads, replaced by their means, do less than their sum? Is it the strength?
 - What is the strongest head of all tasks: what does it write, and what is left of the vector without it?
+- Where `shuffle` takes nothing away, do heads that are chosen under `drop` make a vector?
 
 Effects are those of `benches/vectors.py`, from its folder or measured anew. Answers are kept in `questions.parquet`.
 """
@@ -19,7 +20,7 @@ from typing import Any
 import pandas as pd
 import torch
 from common import table, write_section
-from vectors import N_JUDGED, K, measured, recipe_of
+from vectors import N_EFFECTS, N_JUDGED, K, measured, recipe_of
 
 import ivlens
 from ivlens.common.intervals import wilson
@@ -89,6 +90,16 @@ def answers(model: Any, task: ivlens.Task, effects: HeadEffects) -> pd.DataFrame
     label = f"L{strongest[0]}H{strongest[1]}"
     rows.append({"what": "strongest head alone", "head": label} | of_sum(alone, sets, (*STRENGTHS, 8.0)))
     rows.append({"what": "all but the strongest", "head": label} | of_sum(others, sets, STRENGTHS))
+    # where shuffled answers tell the task as well, effects under `shuffle` are noise: is another corruption the remedy?
+    dropped = ivlens.head_effects(
+        model, task, recipe=effects.recipe, corruption="drop", n_prompts=N_EFFECTS, options=ivlens.EffectOptions()
+    )
+    other = ivlens.InstructionVector.from_effects(dropped, K, model=model)
+    label_dropped = "L{}H{}".format(*other.heads[0])
+    for name, positions in (("last prompt token", sets), ("every token", every)):
+        rows.append(
+            {"what": f"heads chosen under drop, {name}", "head": label_dropped} | of_sum(other, positions, STRENGTHS)
+        )
     rows.append(
         {
             "what": "the strongest head's write",
