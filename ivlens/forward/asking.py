@@ -59,9 +59,12 @@ def prompts_for(
     def built(some: Sequence[TaskExample]) -> PromptBatch:
         return build_prompts(model.tokenizer, task, some, recipe, corruption=corruption, others=others)
 
-    batch = built(examples[:n])
-    if len(batch.examples) < len(examples) and len(rows_that_fit(model, batch, room)) < len(batch):
-        batch = built(examples)  # others take the place of those that are too long
+    size = len(examples) if n is None else n
+    batch = built(examples[:size])
+    # others take the place of those that are too long: twice as many are looked at until enough fit
+    while n is not None and size < len(examples) and len(rows_that_fit(model, batch, room)) < min(len(batch), n):
+        size *= 2
+        batch = built(examples[:size])
     batch = fitting(model, batch, task, recipe, room)
     return batch if n is None or len(batch) <= n else batch.rows(slice(n)).narrowed()
 
