@@ -98,7 +98,7 @@ def _ablated(rows: pd.DataFrame) -> str:
             beside = "" if drawn.empty else f"{drawn['accuracy'].iloc[0]:.2f}"
             p = "" if one["p"] != one["p"] else f"{one['p']:.2f}"
             lines.append(
-                [str(task), "" if name == "nothing" else str(kind), str(name), str(one["n_heads"]), shown, beside, p]
+                [str(task), "" if name == "nothing" else str(kind), str(name), str(int(one["n_heads"])), shown, beside, p]
             )
     return table(["task", "means over", "without", "heads", "accuracy", "random heads", "p"], lines)
 
