@@ -97,9 +97,8 @@ def _ablated(rows: pd.DataFrame) -> str:
             shown = f"{one['accuracy']:.2f} [{one['accuracy_lo']:.2f}, {one['accuracy_hi']:.2f}]"
             beside = "" if drawn.empty else f"{drawn['accuracy'].iloc[0]:.2f}"
             p = "" if one["p"] != one["p"] else f"{one['p']:.2f}"
-            lines.append(
-                [str(task), "" if name == "nothing" else str(kind), str(name), str(int(one["n_heads"])), shown, beside, p]
-            )
+            about = [task, "" if name == "nothing" else kind, name, int(one["n_heads"])]
+            lines.append([*map(str, about), shown, beside, p])
     return table(["task", "means over", "without", "heads", "accuracy", "random heads", "p"], lines)
 
 

@@ -1,6 +1,5 @@
 """The columns of `side_effects`: what a vector does to texts that have nothing to do with its task."""
 
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
@@ -120,8 +119,7 @@ class _Texts:
         n_read: int,
     ) -> Float[Tensor, "batch read d_vocab"]:
         inputs = Inputs(tokens, mask, last=tokens.shape[1] - n_read, n_answer=n_read)
-        read: Callable[[], Tensor] = lambda: where  # noqa: E731 - known before the pass
-        with model_lock(self.model), edit(read):
+        with model_lock(self.model), edit(lambda: where):
             return inputs.logits(self.model)
 
 
