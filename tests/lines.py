@@ -223,7 +223,7 @@ class Lines:
     def shortages(self) -> Iterator[Case]:
         """Every command that opens a model, with memory or the disk running out there."""
         for command in all_commands():
-            if command.split()[0] in ("doctor", "get", "store", "figures"):
+            if command.split()[0] in ("doctor", "get", "store", "figures", "tasks"):
                 continue
             for what in SHORT:
                 yield Case(tuple(self.good(command)), f" [{what}]")
