@@ -79,6 +79,7 @@ MADE = {
     "Outcome",
     "Theme",
     "Entry",
+    "TaskCheck",
 }
 
 
