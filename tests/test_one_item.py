@@ -85,6 +85,7 @@ MADE = {
     "Outcome",
     "Theme",
     "Entry",
+    "TaskCheck",
 }
 
 
