@@ -85,7 +85,6 @@ MADE = {
     "Outcome",
     "Theme",
     "Entry",
-    "TaskCheck",
 }
 
 
