@@ -51,13 +51,16 @@ _MODULE_OF = {  # for each public name the module under `ivlens` that it is impo
     "measure_again": "effects",
     "pocket_path": "models",
     "showing_progress": "common.progress",
+    "splice": "analysis.transplant",
     "steer": "steering.steer",
     "sweep_settings": "steering.search",
     "train_vector": "steering.trained",
+    "transplant": "analysis.transplant",
 }
 
 if TYPE_CHECKING:  # editors and type checkers read the names here; a running program gets them by `__getattr__`
     from ivlens.analysis.attention import ablate_heads, head_attention, head_scores
+    from ivlens.analysis.transplant import splice, transplant
     from ivlens.common.progress import showing_progress
     from ivlens.effects import (
         EffectOptions,
@@ -121,9 +124,11 @@ __all__ = [
     "measure_again",
     "pocket_path",
     "showing_progress",
+    "splice",
     "steer",
     "sweep_settings",
     "train_vector",
+    "transplant",
 ]
 
 

@@ -5,6 +5,7 @@ accuracy.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -204,6 +205,48 @@ def judged_rows(
     return Correct(accuracy, exact)
 
 
+@dataclass(frozen=True, eq=False)
+class AnswerPass:
+    """One pass over whole answers, which also predicts the token after each of them.
+
+    Attributes:
+        rows: The rows of the batch.
+        answers: Their answers, padded with -100.
+        is_full: Where prompt and answer fill the context, so that nothing is predicted behind the answer.
+        logits: At each answer token, and at the token after the last one.
+    """
+
+    rows: slice
+    answers: Int[Tensor, "rows answer_len"]
+    is_full: Bool[Tensor, " rows"]
+    logits: Float[Tensor, "rows positions d_vocab"]
+
+
+def whole_answer_passes(model: TransformerBridge, wide: PromptBatch, *, batch_size: int = 64) -> Iterator[AnswerPass]:
+    """Passes over prompts with the first answer of each row, all of it given, a few rows at a time.
+
+    Raises:
+        ValueError, RuntimeError: as `answer_passes`.
+    """
+    tokens, mask = check_prompts(model, wide.tokens, wide.attention_mask)
+    answers = check_answers(model, wide.answer_tokens, len(wide))
+    check_length(model, mask, answers.shape[1])
+    n_answer = (answers != -100).sum(1)
+    is_full = mask.sum(1) + n_answer >= model.cfg.n_ctx
+    # one column more, so that the answer's last token is read too and predicts the token after it
+    given, n_given = torch.nn.functional.pad(answers, (0, 1), value=-100), n_answer - is_full.long()
+    # a long prompt and another one's long answer, padded to one width, may be wider than the context though each row
+    # fits: then row by row
+    size = batch_size if tokens.shape[1] + answers.shape[1] <= model.cfg.n_ctx else min(batch_size, 1)
+    for rows in ticking(list(row_slices(len(wide), size)), "asking the model", "pass"):
+        targets, followed = answers[rows, : int(n_answer[rows].max())], given[rows, : int(n_given[rows].max()) + 1]
+        with model_lock(model):
+            check_unsteered(model)
+            # checked once more, which cuts the padding that these rows do not need
+            logits = forced(*check_prompts(model, tokens[rows], mask[rows]), followed).logits(model)
+        yield AnswerPass(rows, targets, is_full[rows], logits)
+
+
 def greedy_correct(model: TransformerBridge, batch: PromptBatch, *, batch_size: int = 64) -> Correct:
     """Whether greedy decoding gives any of a row's accepted answers, and whether its text ends there.
 
@@ -215,27 +258,12 @@ def greedy_correct(model: TransformerBridge, batch: PromptBatch, *, batch_size: 
         ValueError, RuntimeError: as `answer_passes`.
     """
     wide, source = batch.expanded()  # a row for every accepted answer, and the row of `batch` that it belongs to
-    tokens, mask = check_prompts(model, wide.tokens, wide.attention_mask)
-    answers = check_answers(model, wide.answer_tokens, len(wide))
-    check_length(model, mask, answers.shape[1])
-    n_answer = (answers != -100).sum(1)
-    is_full = mask.sum(1) + n_answer >= model.cfg.n_ctx
-    # one column more, so that the answer's last token is read too and predicts the token after it
-    given, n_given = torch.nn.functional.pad(answers, (0, 1), value=-100), n_answer - is_full.long()
-    # a long prompt and another one's long answer, padded to one width, may be wider than the context though each row
-    # fits: then row by row
-    size = batch_size if tokens.shape[1] + answers.shape[1] <= model.cfg.n_ctx else min(batch_size, 1)
-    borders, source = Borders(model.tokenizer), source.to(answers.device)
-    right = Correct(*torch.zeros((2, len(batch)), dtype=torch.bool, device=answers.device))
-    for rows in ticking(list(row_slices(len(wide), size)), "asking the model", "pass"):
-        targets, followed = answers[rows, : int(n_answer[rows].max())], given[rows, : int(n_given[rows].max()) + 1]
-        with model_lock(model):
-            check_unsteered(model)
-            # checked once more, which cuts the padding that these rows do not need
-            logits = forced(*check_prompts(model, tokens[rows], mask[rows]), followed).logits(model)
-        for kept, found in zip(right, judged_rows(logits, targets, is_full[rows], borders), strict=True):
-            kept[source[rows][found]] = True
-    return right
+    borders, right = Borders(model.tokenizer), Correct(*torch.zeros((2, len(batch)), dtype=torch.bool))
+    for one in whole_answer_passes(model, wide, batch_size=batch_size):
+        for kept, found in zip(right, judged_rows(one.logits, one.answers, one.is_full, borders), strict=True):
+            kept[source[one.rows][found.cpu()]] = True
+    device = next(model.parameters()).device
+    return Correct(*(each.to(device) for each in right))
 
 
 def greedy_accuracy(model: TransformerBridge, batch: PromptBatch, *, batch_size: int = 64) -> Bool[Tensor, " batch"]:

@@ -4,11 +4,12 @@ Formulas: docs/method.md, 6 Intervention and its controls.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ivlens.vectors.heads import Heads
@@ -17,6 +18,23 @@ from ivlens.vectors.vector import InstructionVector
 Where = Callable[[], Tensor]  # bool [batch, pos]: the positions of the current pass that are edited
 Positions = Literal["prompt", "every"]
 POSITIONS: tuple[Positions, ...] = ("prompt", "every")
+
+
+@runtime_checkable
+class RowEdit(Protocol):
+    """An edit that is not the same in every row, since it depends on the prompt and on the tokens given after it."""
+
+    def of_rows(
+        self, where: Where, prompts: Int[Tensor, " rows"], given: Int[Tensor, "rows given"]
+    ) -> AbstractContextManager[None]:
+        """A context in which a pass over these rows is edited.
+
+        Args:
+            where: Tells which positions of the pass are edited: the last ones of each row, as many in every row.
+            prompts: The number of each row's prompt, counted through all portions of the trials.
+            given: The tokens after the prompt.
+        """
+        ...
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,7 @@ from ivlens.models.boot import TransformerBridge
 from ivlens.prompts.batch import PromptBatch
 from ivlens.steering.additions import Additions
 from ivlens.steering.answers import AnswerRows, AnswerTable, Rows, alike, enter, enter_whole, wanted_tokens
-from ivlens.steering.edits import Positions, Where
+from ivlens.steering.edits import Positions, RowEdit, Where
 from ivlens.steering.summary import METRICS, Scores, Setting
 
 # numbers that one pass may hold (0.5 GB in float32): for every row its share of the cache, and three times its logits
@@ -28,7 +28,7 @@ _LOGITS_OF_A_POSITION = 2**14  # for each position, at most, where they are read
 
 _log = logging.getLogger("ivlens")
 
-Edit = Additions | Callable[[Where], AbstractContextManager[None]]
+Edit = Additions | RowEdit | Callable[[Where], AbstractContextManager[None]]
 
 # what is scored: `all`; all but `logprob`, which is then NaN; the first tokens alone, with which whole answers count as
 # right; or the rest of answers, whose first tokens are known to be right
@@ -39,9 +39,15 @@ class Portion:
     """As many prompts as fit in memory together, with their shared prefix."""
 
     def __init__(
-        self, model: TransformerBridge, batch: PromptBatch, positions: Positions, rows_per_pass: int, borders: Borders
+        self,
+        model: TransformerBridge,
+        batch: PromptBatch,
+        positions: Positions,
+        rows_per_pass: int,
+        borders: Borders,
+        first: int = 0,  # the number of its first prompt among those of all portions
     ) -> None:
-        self.model, self.batch, self._borders = model, batch, borders
+        self.model, self.batch, self._borders, self._first = model, batch, borders, first
         self.positions: Positions = positions
         self._tokens, self._mask = check_prompts(model, batch.tokens, batch.attention_mask)
         n_ctx = model.cfg.n_ctx
@@ -136,7 +142,7 @@ class Portion:
                 pairs, lengths = torch.cartesian_prod(some, rows), (group.answers[rows] >= 0).sum(1).repeat(len(some))
                 for near in alike(lengths):
                     n_answer = int(lengths[near].max())
-                    size = n_rows(self._prefix_of(group).n_before + n_answer, n_answer)
+                    size = n_rows(self.prefix_for(group.given.shape[1]).n_before + n_answer, n_answer)
                     for of, part in (one.T for one in pairs[near].split(size)):
                         answers = group.answers[part, :n_answer]
                         logits = self._logits(group, of, part, every, n_answer - 1)
@@ -236,10 +242,11 @@ class Portion:
 
         Gradients flow back to vectors that require them.
         """
-        where, prefix = self._where(group, len(rows), n_given), self._prefix_of(group)
+        where, prefix = self._where(group, len(rows), n_given), self.prefix_for(group.given.shape[1])
         given = group.prompts[rows], group.given[rows, :n_given]
         if not isinstance(edit, Additions):
-            with edit(where):
+            own = given[0] + self._first, given[1]
+            with edit.of_rows(where, *own) if isinstance(edit, RowEdit) else edit(where):
                 return prefix.logits(*given)
         own, streams, with_grad = edit.chosen(chosen), self._streams(group, n_given), edit.deltas.requires_grad
         # nothing below an edit changes, so a row starts there if it can, with the unedited stream
@@ -260,7 +267,7 @@ class Portion:
         return self._streams_of[key]
 
     def _made_streams(self, group: Rows, n_given: int) -> Tensor | None:
-        prefix, (first, *others) = self._prefix_of(group), self._answers.whole
+        prefix, (first, *others) = self.prefix_for(group.given.shape[1]), self._answers.whole
         given = group.given[:, :n_given]
         if others or (group is first and n_given == first.given.shape[1]):
             return prefix.streams(group.prompts, given, self._rows_per_pass)
@@ -272,9 +279,8 @@ class Portion:
             own = own[:, group.whole.to(every.device)]
         return own if prefix.resumes(group.prompts, given, own) else None
 
-    def _prefix_of(self, group: Rows) -> SharedPrefix:
-        """The prefix of all prompts or, if some have no room for the group's answers, of those that have."""
-        n_given = group.given.shape[1]
+    def prefix_for(self, n_given: int) -> SharedPrefix:
+        """The prefix of all prompts or, if some have no room for so many tokens behind them, of those that have."""
         if self._tokens.shape[1] + n_given <= self.model.cfg.n_ctx:
             return self._prefix
         if n_given not in self._narrow:
@@ -287,7 +293,7 @@ class Portion:
 
     def _where(self, group: Rows, n_rows: int, n_given: int) -> Where:
         """The positions to edit in a pass over some rows: known beforehand, so no hook has to find them."""
-        n_before = self._prefix_of(group).n_before
+        n_before = self.prefix_for(group.given.shape[1]).n_before
         where = torch.zeros(n_rows, n_before + n_given + 1, dtype=torch.bool, device=self._tokens.device)
         where[:, n_before : n_before + 1 if self.positions == "prompt" else None] = True
         return lambda: where

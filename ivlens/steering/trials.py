@@ -9,14 +9,14 @@ from torch import Tensor
 
 from ivlens.common.progress import bar, ticking
 from ivlens.forward.borders import Borders
-from ivlens.forward.hooks import captured_residual, check_unsteered, model_lock
+from ivlens.forward.hooks import captured_heads, captured_residual, check_unsteered, model_lock
 from ivlens.forward.inputs import check_length, check_prompts, row_slices
 from ivlens.forward.prefix import prompts_that_fit
 from ivlens.forward.sharing import give_way
 from ivlens.models.boot import TransformerBridge
 from ivlens.prompts.batch import PromptBatch
 from ivlens.steering.additions import Additions
-from ivlens.steering.edits import Positions, Where
+from ivlens.steering.edits import Positions, RowEdit, Where
 from ivlens.steering.portions import Part, Portion
 from ivlens.steering.slopes import slopes
 from ivlens.steering.summary import Scores, Setting
@@ -89,6 +89,23 @@ class Trials:
             parts.append(torch.stack([kept[layer] for layer in layers]))
         return torch.cat(parts, 1)
 
+    def head_outputs(
+        self, prompts: Int[Tensor, " rows"], given: Int[Tensor, "rows given"]
+    ) -> Float[Tensor, "rows given+1 n_layers n_heads d_head"]:
+        """The output of every head at the last prompt token of each row, and at each token that is given after it."""
+        parts, order = [], []
+        with model_lock(self.model), torch.no_grad():
+            check_unsteered(self.model)
+            for number, own in enumerate(self._slices):
+                rows = ((prompts >= own.start) & (prompts < own.stop)).nonzero()[:, 0]
+                for some in rows.split(self._rows_per_pass) if len(rows) else ():
+                    prefix = self._portion(number).prefix_for(given.shape[1])
+                    with captured_heads(self.model, select=lambda z: z[:, -given.shape[1] - 1 :].cpu()) as kept:
+                        prefix.logits(prompts[some] - own.start, given[some])
+                    parts.append(torch.stack([kept[layer] for layer in sorted(kept)], 2))
+                    order.append(some)
+        return torch.cat(parts)[torch.cat(order).argsort()]
+
     @property
     def n_portions(self) -> int:
         """The number of portions; where there are several, only the last one that was used is kept in memory."""
@@ -118,7 +135,9 @@ class Trials:
         alphas = torch.tensor([setting.alpha for setting in settings])
         return values[:, here], alphas[:, None] * found
 
-    def edited(self, context: Callable[[Where], AbstractContextManager[None]], *, part: Part = "all") -> Scores:
+    def edited(
+        self, context: Callable[[Where], AbstractContextManager[None]] | RowEdit, *, part: Part = "all"
+    ) -> Scores:
         """Scores with `context(where)` open around every pass, in one row; `part` as in `at`."""
         return self._all(lambda number, rows: self._portion(number).scores(1, context, part), "asking the model")
 
@@ -183,5 +202,7 @@ class Trials:
         if self._held is None or self._held[0] != number:
             self._held = None  # first let go of the old portion: two at once would need twice the memory
             rows = self.batch.rows(self._slices[number])
-            self._held = number, Portion(self.model, rows, self.positions, self._rows_per_pass, self._borders)
+            first = self._slices[number].start
+            portion = Portion(self.model, rows, self.positions, self._rows_per_pass, self._borders, first)
+            self._held = number, portion
         return self._held[1]

@@ -197,9 +197,7 @@ def test_the_table_by_hand():
 
 def test_what_chose_the_heads_is_not_judged_on(pocket, effects):
     task = ivlens.load_task("antonym")
-    with pytest.raises(
-        ValueError, match="effects were measured on the split 'fit', on which ablations would be judged"
-    ):
+    with pytest.raises(ValueError, match="effects were measured on the split 'fit', on which they would be judged"):
         ablate_heads(pocket, task, effects, options=AblationOptions(split="fit"))
     iv = ivlens.InstructionVector.from_effects(effects, k=3)
     with pytest.raises(ValueError, match="a vector was made on the split 'fit'"):

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from random import Random
 from typing import Literal
 
@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ivlens.analysis.attention.ablated import NOTHING, HeadAblation, Tried
+from ivlens.analysis.attention.chosen import judged_recipe
 from ivlens.analysis.attention.scores import HeadScores, head_scores
 from ivlens.analysis.attention.sets import head_sets
 from ivlens.common.arguments import checked
@@ -20,19 +21,19 @@ from ivlens.effects.results import HeadEffects
 from ivlens.forward.asking import Room, prompts_for
 from ivlens.forward.hooks import check_unsteered, patched_heads
 from ivlens.forward.means import mean_head_outputs
-from ivlens.forward.remembered import Auto, recipe_for
+from ivlens.forward.remembered import Auto
 from ivlens.models.boot import TransformerBridge, check_model
 from ivlens.models.fingerprint import model_identity
 from ivlens.prompts.corruptions import Corruption
 from ivlens.prompts.recipe import PromptRecipe
 from ivlens.steering.controls import matched_heads
 from ivlens.steering.edits import HeadOutputs, Positions, Where, replacement
-from ivlens.steering.prompt_sets import PromptSets, followed_recipe
+from ivlens.steering.prompt_sets import PromptSets
 from ivlens.steering.summary import Scores
 from ivlens.steering.trials import Trials
 from ivlens.tasks.task import SplitName, Task
-from ivlens.vectors.heads import Heads, checked_model
-from ivlens.vectors.vector import InstructionVector, check_belongs
+from ivlens.vectors.heads import Heads
+from ivlens.vectors.vector import InstructionVector
 
 MOST_DRAWS = 10_000
 
@@ -119,7 +120,7 @@ def ablate_heads(
     """
     check_unsteered(check_model(model))
     options = options or AblationOptions()
-    recipe = _recipe(model, task, heads, recipe, options.split)
+    recipe = judged_recipe(model, task, heads, recipe, options.split)
     prompts = PromptSets(model, task, recipe, None, n_prompts, options.seed, options.positions)
     trials = prompts.trials(options.split, corrupted=False)
     scores = scores if scores is not None else head_scores(model)
@@ -141,29 +142,6 @@ def ablate_heads(
         "task_hash": task.content_hash(),
     }
     return HeadAblation.of(tried, settings)
-
-
-def _recipe(
-    model: TransformerBridge,
-    task: Task,
-    heads: HeadEffects | InstructionVector,
-    given: PromptRecipe | Auto | None,
-    split: SplitName,
-) -> PromptRecipe:
-    """The recipe of clean prompts, with the seed of the splits on which the heads were measured."""
-    recipe = given if given is None else recipe_for(model, task, given)
-    if isinstance(heads, InstructionVector):
-        check_belongs(heads, model)
-        return followed_recipe([heads], recipe, task, split).resolved(task)
-    checked_model(heads, model)
-    if heads.settings.get("split") == split:
-        raise ValueError(
-            f"the heads' effects were measured on the split {split!r}, on which ablations would be judged, expected "
-            "two different ones; use split='select' or 'test', and effects measured on 'fit'."
-        )
-    own = heads.recipe if heads.task == task.name else heads.recipe.for_other_tasks()
-    # splits of another seed would judge inputs that chose the heads
-    return replace(own if recipe is None else recipe, seed=own.seed).resolved(task)
 
 
 def _values(

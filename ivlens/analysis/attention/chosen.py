@@ -2,14 +2,16 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 from ivlens.effects.results import HeadEffects
 from ivlens.forward.remembered import Auto, recipe_for
 from ivlens.models.boot import TransformerBridge
 from ivlens.prompts.recipe import PromptRecipe
-from ivlens.tasks.task import Task
-from ivlens.vectors.heads import Heads
-from ivlens.vectors.vector import InstructionVector, base_task
+from ivlens.steering.prompt_sets import followed_recipe
+from ivlens.tasks.task import SplitName, Task
+from ivlens.vectors.heads import Heads, checked_model
+from ivlens.vectors.vector import InstructionVector, base_task, check_belongs
 
 Named = HeadEffects | InstructionVector | Sequence[tuple[int, int] | str] | str | None
 _LABEL = re.compile(r"L([0-9]{1,6})H([0-9]{1,6})", re.IGNORECASE)
@@ -68,3 +70,30 @@ def followed(model: TransformerBridge, task: Task, heads: Named, recipe: PromptR
         of = heads.task if isinstance(heads, HeadEffects) else base_task(heads)
         return heads.recipe if of == task.name else heads.recipe.for_other_tasks()
     return recipe_for(model, task, recipe)
+
+
+def judged_recipe(
+    model: TransformerBridge,
+    task: Task,
+    heads: HeadEffects | InstructionVector,
+    given: PromptRecipe | Auto | None,
+    split: SplitName,
+) -> PromptRecipe:
+    """The recipe of clean prompts on which heads are judged, with the seed of the splits that these were measured on.
+
+    Raises:
+        ValueError: heads of another model, or measured on the judged split.
+    """
+    recipe = given if given is None else recipe_for(model, task, given)
+    if isinstance(heads, InstructionVector):
+        check_belongs(heads, model)
+        return followed_recipe([heads], recipe, task, split).resolved(task)
+    checked_model(heads, model)
+    if heads.settings.get("split") == split:
+        raise ValueError(
+            f"the heads' effects were measured on the split {split!r}, on which they would be judged, expected two "
+            "different ones; use split='select' or 'test', and effects measured on 'fit'."
+        )
+    own = heads.recipe if heads.task == task.name else heads.recipe.for_other_tasks()
+    # splits of another seed would judge inputs that chose the heads
+    return replace(own if recipe is None else recipe, seed=own.seed).resolved(task)

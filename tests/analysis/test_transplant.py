@@ -1,0 +1,174 @@
+"""Head outputs and blocks of one model in another: identities, planted changes, and scores of plain passes."""
+
+import pytest
+import torch
+
+import ivlens
+from ivlens import InstructionVector, load_model, load_task, splice, transplant
+from ivlens.analysis.transplant import SpliceOptions, TransplantOptions
+from ivlens.forward.hooks import captured_heads, patched_heads
+from ivlens.steering.prompt_sets import PromptSets
+
+TASK = load_task("antonym")
+N = 12
+
+
+@pytest.fixture(scope="module")
+def before():
+    return load_model("pocket")
+
+
+@pytest.fixture(scope="module")
+def effects(before):
+    return ivlens.head_effects(before, TASK, n_prompts=16)
+
+
+def changed(layer: int, *names: str):
+    """A copy of the built-in model in which some matrices of one block are changed."""
+    model = load_model("pocket")
+    draw = torch.Generator().manual_seed(3)
+    found = 0
+    for name, parameter in model.original_model.named_parameters():
+        if f".{layer}." in name and any(part in name for part in names):
+            parameter.data += 3 * parameter.std() * torch.randn(parameter.shape, generator=draw)
+            found += 1
+    assert found == len(names)
+    return model
+
+
+def rows(table, **chosen):
+    for name, value in chosen.items():
+        table = table[table[name] == value]
+    return table.to_dict("records")
+
+
+def test_between_two_equal_models_nothing_changes(before, effects):
+    found = transplant(
+        before, load_model("pocket"), TASK, effects, n_prompts=N, options=TransplantOptions(ks=(2, 10), n_draws=2)
+    )
+    own = rows(found.table, heads="own")
+    assert [row["into"] for row in own] == ["after", "before"] and own[0]["accuracy"] > 0.8
+    others = found.table[found.table["heads"] != "own"]
+    assert set(others["heads"]) == {"vector", "random", "every"} and sorted(set(others["k"])) == [2, 10, 48]
+    assert (others["gain"] == 0).all() and others["share"].isna().all()
+    assert others["prob"].to_list() == pytest.approx([own[0]["prob"]] * len(others), abs=1e-6)
+    assert found.accuracy("after", k=2) == found.accuracy("before", "every") == own[0]["accuracy"]
+    assert found.recipe == effects.recipe and found.settings["before"] == found.settings["after"]
+    with pytest.raises(KeyError, match="into/heads/k is 'after'/'vector'/3, expected one of after/own/0"):
+        found.accuracy("after", k=3)
+
+
+def test_heads_whose_queries_were_changed_are_restored_and_no_others_are(before):
+    after = changed(5, "q_proj", "v_proj")  # lower layers are the same: all is in the outputs of the last layer
+    last = tuple((5, head) for head in range(8))
+    vector = InstructionVector(
+        torch.zeros(128), last, torch.zeros(8, 16), "antonym", ivlens.models.fingerprint.model_identity(before), {}
+    )
+    found = transplant(before, after, TASK, vector, n_prompts=N, options=TransplantOptions(n_draws=2))
+    own = {row["into"]: row for row in rows(found.table, heads="own")}
+    assert abs(own["after"]["prob"] - own["before"]["prob"]) > 1e-3
+    for into, other in (("after", "before"), ("before", "after")):
+        for heads in ("vector", "every"):
+            (row,) = rows(found.table, into=into, heads=heads)
+            assert row["prob"] == pytest.approx(own[other]["prob"], abs=1e-5)
+            assert row["logprob"] == pytest.approx(own[other]["logprob"], abs=1e-4)
+            assert row["accuracy"] == own[other]["accuracy"] and row["exact"] == own[other]["exact"]
+    lower = tuple((0, head) for head in range(8))
+    vector = InstructionVector(torch.zeros(128), lower, torch.zeros(8, 16), "antonym", vector.model, {})
+    found = transplant(before, after, TASK, vector, n_prompts=N)
+    (row,) = rows(found.table, into="after", heads="vector")
+    assert row["prob"] == pytest.approx(own["after"]["prob"], abs=1e-6), "in layer 0 nothing was changed"
+
+
+@pytest.mark.parametrize("positions", ["prompt", "every"])
+def test_scores_are_those_of_plain_passes_over_each_prompt(before, effects, positions):
+    after = changed(1, "q_proj", "v_proj")
+    options = TransplantOptions(ks=(6,), n_draws=0, positions=positions)
+    found = transplant(before, after, TASK, effects, n_prompts=6, options=options)
+    heads = effects.top_heads(6)
+    batch = PromptSets(before, TASK, effects.recipe, None, 6).batch("test")
+    for into, model, other in (("after", after, before), ("before", before, after)):
+        firsts, wholes = [], []
+        for row in range(6):
+            prompt = batch.tokens[row][batch.attention_mask[row] == 1]
+            answer = torch.tensor(batch.alternatives[row][0])
+            end = len(prompt)
+            tokens = torch.cat([prompt, answer])[None]
+            with torch.no_grad(), captured_heads(other) as given:
+                other(tokens)
+
+            def edit(z, layer, given=given, end=end):
+                z = z.clone()
+                where = slice(end - 1, end if positions == "prompt" else None)
+                for at, head in heads:
+                    if at == layer:
+                        z[:, where, head] = given[layer][:, where, head]
+                return z
+
+            with torch.no_grad(), patched_heads(model, edit, sorted({layer for layer, _ in heads})):
+                logits = model(tokens)[0].log_softmax(-1)
+            each = logits[end - 1 : -1].gather(1, answer[:, None])[:, 0]
+            firsts.append(float(each[0].exp()))
+            wholes.append(float(each.sum()))
+        (row,) = rows(found.table, into=into, heads="vector")
+        assert row["prob"] == pytest.approx(sum(firsts) / 6, abs=1e-5)
+        assert row["logprob"] == pytest.approx(sum(wholes) / 6, abs=1e-4)
+
+
+def test_every_position_reaches_tokens_that_the_last_prompt_token_does_not():
+    before = load_model("pocket")
+    after = changed(5, "q_proj", "v_proj")
+    last = tuple((5, head) for head in range(8))
+    identity = ivlens.models.fingerprint.model_identity(before)
+    vector = InstructionVector(torch.zeros(128), last, torch.zeros(8, 16), "plurals", identity, {})
+    doubled = load_task("double")
+    own, found = {}, {}
+    for positions in ("prompt", "every"):
+        made = transplant(
+            before, after, doubled, vector, n_prompts=N, options=TransplantOptions(n_draws=0, positions=positions)
+        )
+        own = {row["into"]: row["logprob"] for row in rows(made.table, heads="own")}
+        (row,) = rows(made.table, into="after", heads="vector")
+        found[positions] = row["logprob"]
+    assert found["every"] == pytest.approx(own["before"], abs=1e-4)
+    assert abs(found["prompt"] - own["before"]) > 1e-3
+
+
+def test_a_splice_jumps_at_the_block_that_was_changed(before):
+    after = changed(3, "q_proj", "down_proj")
+    found = splice(before, after, TASK, n_prompts=N).table
+    series = {lower: {row["layer"]: row for row in rows(found, lower=lower)} for lower in ("before", "after")}
+    assert [*series["before"]] == [*range(7)]
+    own = {"before": series["after"][0], "after": series["before"][0]}  # layer 0: the upper model as it is
+    assert abs(own["before"]["prob"] - own["after"]["prob"]) > 1e-3
+    for lower, upper in (("before", "after"), ("after", "before")):
+        for layer, row in series[lower].items():
+            like = own[lower if layer > 3 else upper]
+            assert row["prob"] == pytest.approx(like["prob"], abs=1e-5)
+            assert row["logprob"] == pytest.approx(like["logprob"], abs=1e-4)
+            assert (row["accuracy"], row["exact"]) == (like["accuracy"], like["exact"])
+
+
+def test_splices_agree_with_transplants_about_both_models(before, effects):
+    after = changed(2, "v_proj")
+    spliced = splice(
+        before, after, TASK, recipe=effects.recipe, n_prompts=N, options=SpliceOptions(layers=(2,), rows_per_pass=5)
+    )
+    swapped = transplant(before, after, TASK, effects, n_prompts=N, options=TransplantOptions(ks=(1,), n_draws=0))
+    for lower, into in (("before", "after"), ("after", "before")):
+        (one,), (other,) = rows(spliced.table, lower=lower, layer=0), rows(swapped.table, into=into, heads="own")
+        for name in ("accuracy", "exact", "prob", "logprob"):
+            assert one[name] == pytest.approx(other[name], abs=1e-5)
+
+
+def test_what_does_not_fit_is_refused(before, effects, llama):
+    with pytest.raises(ValueError, match="before and after are the same model object, expected two"):
+        transplant(before, before, TASK, effects)
+    with pytest.raises(ValueError, match="before has n_layers 6 and after"):
+        splice(before, llama, TASK)
+    with pytest.raises(ValueError, match="layers has 7, expected layers from 1 to 6"):
+        splice(before, load_model("pocket"), TASK, options=SpliceOptions(layers=(7,)))
+    with pytest.raises(ValueError, match=r"ks is \(0,\), expected one or more numbers of heads"):
+        TransplantOptions(ks=(0,))
+    with pytest.raises(ValueError, match="measured on the split 'fit', on which they would be judged"):
+        transplant(before, load_model("pocket"), TASK, effects, options=TransplantOptions(split="fit"))
