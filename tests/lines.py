@@ -160,6 +160,7 @@ class Lines:
             "store export": ["store", "export", str(at / "store"), "--out", str(at / "all.csv")],
             "forget": ["forget", str(at / "series"), *task, "--out", out],
             "dynamics": ["dynamics", str(at / "series"), *task, "--out", out],
+            "transplant": ["transplant", str(at / "model"), str(at / "series"), *task, "--out", out],
             "study": ["study", "--out", out],
             "get": ["get", "--list"],
             "pocket train": ["pocket", "train", "--out", out],

@@ -57,6 +57,10 @@ def right(the: Things) -> dict[str, list[str]]:
         ],
         "forget": [*tuned, *task, *few, *out, "--figures", "json"],
         "dynamics": [*tuned, *task, *few, *out, "--k", "1", "--n-judge-prompts", "2", "--figures", "json"],
+        "transplant": [
+            str(root / "model"), str(root / "series"), *task, *few, *out, "--k", "1", "--n-draws", "1",
+            "--n-judge-prompts", "2", "--no-splices", "--figures", "json",
+        ],
         "figures": ["--from", str(root / "suite"), *out],
         "evaluate": [*task, *away, *out, "--n-shots", "0"],
         "demo": [*away, *out], "study": [*away, *out], "bench": [*away, *out], "lab": [*away, "--no-browser"],

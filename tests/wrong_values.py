@@ -37,12 +37,14 @@ import ivlens
 from ivlens.analysis.attention import AblationOptions, AttentionOptions, ScoreOptions
 from ivlens.analysis.dynamics import TrackOptions, measure_stage
 from ivlens.analysis.forgetting import ProbeOptions, probe
+from ivlens.analysis.transplant import SpliceOptions, TransplantOptions
 from ivlens.steering.summary import Judged, accuracy_only
 from ivlens.tasks import check_task
 from ivlens.tuning import Along, TuneOptions
 
 # options that are no names of `ivlens` itself
 OPTIONS = (Along, TuneOptions, ProbeOptions, TrackOptions, AttentionOptions, ScoreOptions, AblationOptions)
+OPTIONS += (TransplantOptions, SpliceOptions)
 LONGEST, SECONDS, GROWTH_GB = 250, 10.0, 2.0
 MOST_USED = {  # of README and the first pages of the documentation
     "load_model", "load_task", "head_effects", "measure_again", "find_prompts", "evaluate_intervention", "steer", "lab",
@@ -65,6 +67,7 @@ class Things:
         plain.save_pretrained(self.root / "model")
         self.tokenizer = byte_level_tokenizer()
         self.model = ivlens.load_model(hf_model=plain, tokenizer=self.tokenizer)
+        self.copy = ivlens.load_model(hf_model=hf_model("llama", n_ctx=64), tokenizer=self.tokenizer)
         self.tokenizer.save_pretrained(self.root / "model")
         for step in ("step-1", "step-2"):
             shutil.copytree(self.root / "model", self.root / "series" / step)
@@ -209,6 +212,14 @@ def calls(the: Things) -> dict[str, Call]:
             model, task, effects, scores=the.scores, n_prompts=2, options=AblationOptions(**few | options)
         )
 
+    def transplanted_with(**options: Any) -> Any:
+        few: dict[str, Any] = {"ks": (1,), "n_draws": 1}
+        chosen = TransplantOptions(**few | options)
+        return ivlens.transplant(model, the.copy, task, effects, n_prompts=2, options=chosen)
+
+    def spliced_with(**options: Any) -> Any:
+        return ivlens.splice(model, the.copy, task, n_prompts=2, options=SpliceOptions(**options))
+
     own = {"model": model, "task": task}
     prompts = {"model": model, "tokens": the.batch.tokens, "attention_mask": the.batch.attention_mask}
     vector, found = ivlens.InstructionVector, ivlens.HeadEffects
@@ -246,6 +257,15 @@ def calls(the: Things) -> dict[str, Call]:
             "options": AblationOptions(k=2, n_draws=1, n_mean_prompts=2, corruption="drop"),
         }),
         "AblationOptions": (ablated_with, dict),
+        "transplant": (ivlens.transplant, lambda: {
+            "before": model, "after": the.copy, "task": task, "heads": effects, "n_prompts": 2,
+            "options": TransplantOptions(ks=(1,), n_draws=1),
+        }),
+        "TransplantOptions": (transplanted_with, dict),
+        "splice": (ivlens.splice, lambda: {
+            "before": model, "after": the.copy, "task": task, "n_prompts": 2, "options": SpliceOptions(layers=(1,)),
+        }),
+        "SpliceOptions": (spliced_with, dict),
         "compare_heads": (ivlens.compare_heads, lambda: {"first": effects, "second": effects, "k": 2}),
         "measure_again": (ivlens.measure_again, lambda: {"effects": effects, "task": task, "model": model, "heads": 1}),
         "find_prompts": (ivlens.find_prompts, lambda: {

@@ -50,6 +50,7 @@ COMMANDS = {
     "store": Command("ivlens.cli.store:app", "List, check, clean or export a store of results."),
     "forget": Command("ivlens.cli.forget:forget", "Measure what checkpoints forgot: the instruction or the knowledge."),
     "dynamics": Command("ivlens.cli.dynamics:dynamics", "Follow Instruction Vectors through a series of checkpoints."),
+    "transplant": Command("ivlens.cli.transplant:transplant", "Put heads and blocks of a model into its tuned copy."),
     "study": Command("ivlens.cli.study:study", "Test the paper's claims on one model; write a report."),
     "get": Command("ivlens.cli.get:get", "Fetch a real model, which then opens by its name."),
     "pocket": Command("ivlens.cli.pocket:app", "Train the built-in model, or write its model card."),

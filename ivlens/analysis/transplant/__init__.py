@@ -2,6 +2,16 @@
 
 from ivlens.analysis.transplant.heads import TransplantOptions, transplant
 from ivlens.analysis.transplant.results import Splices, Transplant
+from ivlens.analysis.transplant.several import TransplantPlan, transplants
 from ivlens.analysis.transplant.splicing import SpliceOptions, splice
 
-__all__ = ["SpliceOptions", "Splices", "Transplant", "TransplantOptions", "splice", "transplant"]
+__all__ = [
+    "SpliceOptions",
+    "Splices",
+    "Transplant",
+    "TransplantOptions",
+    "TransplantPlan",
+    "splice",
+    "transplant",
+    "transplants",
+]

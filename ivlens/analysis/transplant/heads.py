@@ -96,8 +96,8 @@ def transplant(
             do not fit the model.
         RuntimeError: inside a `steer` context.
 
-    Source: docs/method.md, 16 Parts of one model in another. The question is that of arXiv 2502.11019: `P(θ|x)` or
-        `P(y|x, θ)`? Its papers transplant nothing.
+    Source: docs/method.md, 16 Parts of one model in another. The question, `P(θ|x)` or `P(y|x, θ)`, is that of arXiv
+        2502.11019; head outputs of a tuned model are patched into the first one in arXiv 2402.14811.
     """
     options = options or TransplantOptions()
     for model in (before, after):

@@ -76,7 +76,7 @@ class Transplant(_Table):
             interval. `share`: the gain divided by what the giving model has more than the receiving one (negative
             where it has less, so that 1 means all of the difference); NaN where the two differ by less than 0.05.
             `n_as_good`: for how many of the random sets the gain is as large as that of the vector's heads, or, into
-            the first model, the loss; and `p = (1 + n_as_good) / (1 + n_sets)`. `n`: prompts.
+            the first model, the loss; and `p = (1 + n_as_good) / (1 + n_sets)`, where there is a share. `n`: prompts.
         settings: Everything that made the table, in plain JSON values.
     """
 
@@ -164,7 +164,8 @@ def _row(one: Received, own: Mapping[str, Scores], vector: Received | None) -> d
     row["gain"], row["gain_lo"], row["gain_hi"] = paired(one.scores.accuracy, before.accuracy)
     apart = float(after.accuracy.double().mean() - before.accuracy.double().mean())
     row["share"] = row["gain"] / apart if abs(apart) >= LEAST_APART else float("nan")
-    if one.heads == RANDOM and vector is not None:
+    # between models that are alike nothing can be restored, and every draw would be as good
+    if one.heads == RANDOM and vector is not None and abs(apart) >= LEAST_APART:
         row["n_as_good"] = _as_good(one, vector, apart)
         row["p"] = p_of_draws(row["n_as_good"], len(one.sets))
     return row

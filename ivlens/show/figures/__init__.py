@@ -18,6 +18,7 @@ from ivlens.show.figures.similarity import similarity_matrix, similarity_order
 from ivlens.show.figures.sweeps import strength_curves
 from ivlens.show.figures.theme import DARK, LIGHT, Theme, write_figure
 from ivlens.show.figures.training import forgetting_against_learning, training_curves
+from ivlens.show.figures.transplants import splice_plot, transplant_plot
 
 __all__ = [
     "DARK",
@@ -44,7 +45,9 @@ __all__ = [
     "score_matrices",
     "similarity_matrix",
     "similarity_order",
+    "splice_plot",
     "strength_curves",
     "training_curves",
+    "transplant_plot",
     "write_figure",
 ]

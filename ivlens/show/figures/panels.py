@@ -54,9 +54,9 @@ def rows_by_task(
 class Panels:
     """A figure with a panel for each task, at most three side by side."""
 
-    def __init__(self, tasks: Sequence[str], theme: Theme) -> None:
+    def __init__(self, tasks: Sequence[str], theme: Theme, *, n_columns: int = COLUMNS) -> None:
         self._tasks, self._theme = list(tasks), theme
-        self.n_columns = min(COLUMNS, len(tasks))
+        self.n_columns = min(n_columns, len(tasks))
         self.n_rows = math.ceil(len(tasks) / self.n_columns)
         self.figure: go.Figure = make_subplots(
             rows=self.n_rows, cols=self.n_columns, shared_yaxes=True, horizontal_spacing=0.03,

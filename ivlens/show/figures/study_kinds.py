@@ -10,9 +10,11 @@ from ivlens.show.figures.forgetting import forgetting_plot
 from ivlens.show.figures.found import Found
 from ivlens.show.figures.kind import Kind, count, each
 from ivlens.show.figures.knowledge import drift_of_table, knowledge_curves
+from ivlens.show.figures.panels import COLUMNS
 from ivlens.show.figures.paper import Drawing
 from ivlens.show.figures.rows import interval_kinds
 from ivlens.show.figures.tables import claims_table
+from ivlens.show.figures.transplants import splice_plot, transplant_plot
 
 
 def _forgetting(name: str, file: Found) -> Iterator[Drawing]:
@@ -69,6 +71,30 @@ def _claims(name: str, file: Found) -> Iterator[Drawing]:
     yield Drawing(name, caption, table=claims_table(file.frame))
 
 
+def _transplants(name: str, file: Found) -> Iterator[Drawing]:
+    n, kinds = count(file.frame, "task"), interval_kinds(file.frame.to_dict("records"))
+    caption = (
+        "Accuracy of the tuned and of the first model on clean test prompts, with outputs of the other's heads (for "
+        f"each prompt its own); bands: {kinds} over prompts; dashed: the model as it is; dotted: the giving model."
+    )
+    yield Drawing(name, caption, transplant_plot(file.frame), width="page", inches=0.5 + 1.9 * n)
+
+
+def _splices(name: str, file: Found) -> Iterator[Drawing]:
+    n, kinds = count(file.frame, "task"), interval_kinds(file.frame.to_dict("records"))
+    caption = (
+        "Accuracy on clean test prompts with the lower blocks of one model and the upper ones of the other; bands: "
+        f"{kinds} over prompts."
+    )
+    yield Drawing(
+        name,
+        caption,
+        splice_plot(file.frame),
+        width="column" if n == 1 else "page",
+        inches=0.5 + 1.9 * -(-n // COLUMNS),
+    )
+
+
 def _is_series(file: Found) -> bool:
     """Whether a table holds one series of checkpoints; a table of several runs, which has a column `run`, does not."""
     return file.has("checkpoint", "task", "iv_cosine_fixed", "split_half") and not file.has("run")
@@ -83,6 +109,10 @@ STUDY_KINDS = (
     Kind("dynamics", _is_series, each("dynamics", _dynamics)),
     Kind("drift", lambda file: file.has("checkpoint", "layer", "head", "drift"), each("drift", _drift)),
     Kind("causal", lambda file: file.has("test", "task", "condition", "accuracy"), each("causal", _causal)),
+    Kind(
+        "transplant", lambda file: file.has("into", "heads", "k", "accuracy", "gain"), each("transplant", _transplants)
+    ),
+    Kind("splices", lambda file: file.has("lower", "layer", "accuracy"), each("splices", _splices)),
     # these three names occur in many tables, so this one must have no other column
     Kind("guidance", lambda file: file.columns == {"name", "task", "value"}, each("guidance", _guidance)),
     Kind("claims", lambda file: file.has("claim", "text", "value", "margin", "verdict"), each("claims", _claims)),
