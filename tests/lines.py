@@ -165,6 +165,8 @@ class Lines:
             "get": ["get", "--list"],
             "pocket train": ["pocket", "train", "--out", out],
             "pocket card": ["pocket", "card"],
+            "terse train": ["terse", "train", "--out", out],
+            "terse card": ["terse", "card"],
             "doctor": ["doctor"],
         }[command]
 

@@ -36,7 +36,20 @@ WRONG = [
     "antonym,antonym", "hf://x", "file:///etc/passwd", "a\x00b",
 ]  # fmt: skip
 NOT_TRIED = {"doctor"}  # has no option but --json
-LONG = {"evaluate", "demo", "figures", "study", "bench", "lab", "pocket train", "pocket card", "get", "sweep"}
+LONG = {
+    "evaluate",
+    "terse train",
+    "terse card",
+    "demo",
+    "figures",
+    "study",
+    "bench",
+    "lab",
+    "pocket train",
+    "pocket card",
+    "get",
+    "sweep",
+}
 
 
 def right(the: Things) -> dict[str, list[str]]:
@@ -64,7 +77,7 @@ def right(the: Things) -> dict[str, list[str]]:
         "figures": ["--from", str(root / "suite"), *out],
         "evaluate": [*task, *away, *out, "--n-shots", "0"],
         "demo": [*away, *out], "study": [*away, *out], "bench": [*away, *out], "lab": [*away, "--no-browser"],
-        "pocket card": away, "pocket train": ["--out", "/dev/null/x", "--steps", "1"],
+        "terse card": away, "terse train": [*away, *out, "--steps", "1"], "pocket card": away, "pocket train": ["--out", "/dev/null/x", "--steps", "1"],
         "sweep": [str(root / "grid.toml"), "--store", str(root / "store"), "--dry-run"],
         "get": ["--list"],
         "store ls": [str(root / "store")], "store verify": [str(root / "store")],

@@ -54,6 +54,7 @@ COMMANDS = {
     "study": Command("ivlens.cli.study:study", "Test the paper's claims on one model; write a report."),
     "get": Command("ivlens.cli.get:get", "Fetch a real model, which then opens by its name."),
     "pocket": Command("ivlens.cli.pocket:app", "Train the built-in model, or write its model card."),
+    "terse": Command("ivlens.cli.terse:app", "Teach a real model to answer instructions tersely, or measure it."),
     "doctor": Command("ivlens.cli.doctor:doctor", "Show versions, hardware and what is missing here."),
 }
 

@@ -1,0 +1,80 @@
+"""`build_terse`: teach a model to answer the instructions of half of the built-in tasks with nothing but the answer."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+
+from ivlens.common.names import path_of
+from ivlens.common.saves import filling
+from ivlens.models.boot import TransformerBridge
+from ivlens.models.load import load_model
+from ivlens.runs.terse.plan import TAUGHT, TerseOptions, tasks_named, taught_instructions
+from ivlens.tuning.learner import Learner
+from ivlens.tuning.loop import Row
+from ivlens.tuning.training.data import TrainingSet, training_set
+
+STATE, ADAPTER, RECORD = "state", "adapter", "record.json"
+
+
+@dataclass(frozen=True)
+class Built:
+    """A model that was taught.
+
+    Attributes:
+        folder: The adapter's folder, in peft's format and half precision; `load_model` opens it.
+        seconds: The time of the steps of this call, without what an earlier one had done.
+    """
+
+    folder: Path
+    seconds: float
+
+
+def lessons(model: TransformerBridge, options: TerseOptions) -> TrainingSet:
+    """The prompts of all taught tasks, as many of each: *fit* inputs, each with one of the taught instructions."""
+    n_each = -(-options.tune.n_samples // len(TAUGHT)) if options.tune.n_samples else None
+    parts = []
+    for task in tasks_named(TAUGHT):
+        recipe = replace(options.recipe, instruction=taught_instructions(task))
+        fit = task.split("fit", options.recipe.seed)
+        parts.append(training_set(model, task, fit, recipe=recipe, n_samples=n_each, seed=options.seed))
+    return TrainingSet.joined(parts)
+
+
+def build_terse(
+    folder: str | Path,
+    options: TerseOptions | None = None,
+    *,
+    model: TransformerBridge | None = None,
+    on_step: Callable[[Row], None] = lambda row: None,
+) -> Built:
+    """Teach a model to answer instructions tersely, and write its adapter; the same call goes on after an interruption.
+
+    Only *fit* inputs of `TAUGHT` tasks are trained on, with four in five of their instructions. The state of the
+    training is saved in `folder` every `save_every` steps.
+
+    Args:
+        folder: Gets `adapter/`, `record.json` (how it was made, with the loss of every step) and, until it is done,
+            `state/`.
+        model: A model that is open; None: `options.model` is loaded, in float32.
+        on_step: Called with every row of the log.
+
+    Raises:
+        ValueError: the folder holds the state of another training.
+    """
+    import json
+    import time
+
+    options, target = options or TerseOptions(), path_of(folder, "folder")
+    first = load_model(options.model, dtype="float32") if model is None else model
+    learner = Learner(first, options.method)
+    data, began = lessons(first, options), time.perf_counter()
+    log = learner.learn(data, options.tune, folder=target / STATE, on_step=on_step)
+    seconds = time.perf_counter() - began
+    learner.trained = learner.trained.to(torch.float16)  # half of the size, far below the step of a training
+    adapter = learner.save(target / ADAPTER)
+    with filling(target) as scratch:
+        record = {"options": asdict(options), "taught": TAUGHT, "n_prompts": len(data), "log": log.to_dict("records")}
+        (scratch / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
+    return Built(adapter, seconds)
