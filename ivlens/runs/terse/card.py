@@ -34,13 +34,13 @@ class TerseCard:
     def means(self) -> pd.DataFrame:
         """Mean accuracy over tasks for each role and condition, with a 95 % t interval over tasks."""
         rows = []
-        for (role, condition), own in self.table.groupby(["role", "condition"], sort=False):
-            mean, low, high = t_interval(own["accuracy"].to_numpy(float))
-            exact = float(own["exact"].mean())
-            rows.append(
-                {"role": role, "condition": condition, "accuracy": mean, "low": low, "high": high, "exact": exact,
-                 "n_tasks": len(own)}
-            )  # fmt: skip
+        groups: dict[tuple[str, str], list[dict[Any, Any]]] = {}
+        for row in self.table.to_dict("records"):
+            groups.setdefault((row["role"], row["condition"]), []).append(row)
+        for (role, condition), own in groups.items():
+            mean, low, high = t_interval([row["accuracy"] for row in own])
+            row = {"role": role, "condition": condition, "accuracy": mean, "low": low, "high": high}
+            rows.append(row | {"exact": sum(row["exact"] for row in own) / len(own), "n_tasks": len(own)})
         return pd.DataFrame(rows)
 
 
