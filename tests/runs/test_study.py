@@ -132,6 +132,24 @@ def test_evidence_agrees_with_the_tables(result):
             causal.loc["iv", "accuracy"] - causal.loc[strongest, "accuracy"], abs=1e-6
         )
         assert value["kept_none", task] == 0.0
+        for into, what, sign in (("after", "restored", 1), ("before", "destroyed", -1)):
+            rows = result.transplants
+            own = rows[(rows["into"] == into) & (rows["task"] == task)].set_index("heads")["accuracy"]
+            assert {heads: value[f"{what}_{heads}", task] for heads in own.index} == own.to_dict()
+            assert value[f"{what}_lead", task] == pytest.approx(sign * (own["vector"] - own["random"]))
+
+
+def test_heads_and_blocks_are_exchanged_between_the_first_and_the_tuned_model(result, pocket):
+    first = result.dynamics.stages[0]
+    for task in TINY.earlier:
+        swapped = result.transplants.query("task == @task")
+        (vector,) = set(swapped.loc[swapped["heads"] == "vector", "of"])
+        assert vector == " ".join(f"L{layer}H{head}" for layer, head in first.vector(task).heads)
+        assert set(swapped["k"]) == {0, TINY.k, 48} and set(swapped.loc[swapped["heads"] == "random", "n_sets"]) == {2}
+        spliced = result.splices.query("task == @task and lower == 'after'").set_index("layer")
+        assert [*spliced.index] == [*range(pocket.cfg.n_layers + 1)]
+        own = swapped.query("into == 'before' and heads == 'own'")
+        assert spliced.loc[0, "prob"] == pytest.approx(float(own["prob"].iloc[0]), abs=1e-5)
 
 
 def test_files(result, tmp_path):
@@ -140,6 +158,7 @@ def test_files(result, tmp_path):
         path.name for path in paths
     }
     assert pd.read_parquet(tmp_path / "causal.parquet").equals(result.causal)
+    assert pd.read_parquet(tmp_path / "transplants.parquet").equals(result.transplants)
     json.dumps(about(result))
 
 
@@ -153,7 +172,7 @@ def test_page_needs_nothing_else(result):
     assert all(set(themes) == {"light", "dark"} for themes in figures.values())
     assert "no evidence about large models" in own and "cover one base model" in own
     assert "$" not in re.sub(r"<script.*?</script>", "", own, flags=re.DOTALL)
-    assert own.count("<td class=verdict>") == 10
+    assert own.count("<td class=verdict>") == 11
 
 
 # ---- verdicts

@@ -85,10 +85,10 @@ def transplants(
             what |= {"options": asdict(options), "plan": about}
             table = make() if store is None else store.table(what, make)
             found.append(table.assign(task=task.name))
-    return corrected(_below(swapped), by=("into", "heads", "k")), _below(spliced)
+    return corrected(tables_below(swapped), by=("into", "heads", "k")), tables_below(spliced)
 
 
-def _below(tables: "list[pd.DataFrame]") -> "pd.DataFrame":
+def tables_below(tables: "list[pd.DataFrame]") -> "pd.DataFrame":
     """The tables one below the other, the task first; without the attributes of each, which differ."""
     import pandas as pd
 

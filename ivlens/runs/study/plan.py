@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from ivlens.analysis.dynamics.causal import CausalOptions
 from ivlens.analysis.dynamics.stages import TrackOptions
 from ivlens.analysis.forgetting.probabilities import ProbeOptions
+from ivlens.analysis.transplant.heads import TransplantOptions
+from ivlens.analysis.transplant.splicing import SpliceOptions
 from ivlens.common.checks import Texts, check_counts, set_items
 from ivlens.prompts.recipe import PromptRecipe
 from ivlens.steering.search import Grid
@@ -17,6 +19,7 @@ EARLIER_TASKS = ("antonym", "english_french", "comparative", "country_capital", 
 NEW_TASKS = ("middle_of_three", "second_letter")  # tasks that the built-in model was not trained on
 # kinds of guidance: none, that of the paper, the same with a zero vector, and rehearsal of instructions
 PLAIN, PAPER, CONTROL, REHEARSAL = "none", "iv", "iv/zero_vector", "instructions_lighter"
+SPLICES = 8  # layers at which the models are spliced: each costs a pass over all prompts, for both ways round
 GUIDANCE = (PLAIN, PAPER, CONTROL, REHEARSAL)
 
 
@@ -102,6 +105,17 @@ class StudyOptions:
     def causal(self) -> CausalOptions:
         """Options of the causal tests, on *test*."""
         return CausalOptions(self.grid, n_prompts=self.n_judge_prompts, n_draws=self.n_draws, recipe=self.recipe)
+
+    @property
+    def transplant(self) -> TransplantOptions:
+        """Options of the transplants, on *test*."""
+        return TransplantOptions(n_draws=self.n_draws, seed=self.recipe.seed)
+
+    def splice(self, n_layers: int) -> SpliceOptions:
+        """Options of the splices, on *test*: at up to `SPLICES` layers, evenly from the first to the last."""
+        n = min(SPLICES, n_layers)
+        layers = {1 + round(number * (n_layers - 1) / max(1, n - 1)) for number in range(n)}
+        return SpliceOptions(tuple(sorted(layers)), seed=self.recipe.seed)
 
     @property
     def probe(self) -> ProbeOptions:

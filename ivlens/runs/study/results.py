@@ -21,7 +21,7 @@ from ivlens.models.fingerprint import ModelIdentity
 from ivlens.prompts.recipe import plain_options
 from ivlens.runs.study.plan import PLAIN, StudyOptions
 
-TABLES = ("evidence", "forgetting", "probes", "causal", "predictors", "new_scores")
+TABLES = ("evidence", "forgetting", "probes", "causal", "transplants", "splices", "predictors", "new_scores")
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +36,8 @@ class StudyResult:
             guidance.
         forgetting: `decomposition` of the model before and after the training without guidance.
         causal: One row for each causal test, task and condition, on *test*.
+        transplants, splices: The tables of `transplant` (with the heads of the first model's vectors) and of `splice`
+            for every earlier task, between the model before and after the training without guidance, on *test*.
         predictors: How well step, weight distance and similarities predict performance during training; each task is
             predicted from the others.
         new_scores: Accuracy on each new task after training with each kind of guidance, on *test*.
@@ -49,6 +51,8 @@ class StudyResult:
     probes: pd.DataFrame
     forgetting: pd.DataFrame
     causal: pd.DataFrame
+    transplants: pd.DataFrame
+    splices: pd.DataFrame
     predictors: pd.DataFrame
     new_scores: pd.DataFrame
     evidence: pd.DataFrame
@@ -93,6 +97,7 @@ def evidence(
     dynamics: Dynamics,
     probes: Mapping[str, pd.DataFrame],
     tests: Sequence[CausalTest],
+    transplants: pd.DataFrame,
     guidance: Sequence[str],
 ) -> pd.DataFrame:
     """The numbers that decide the claims: each quantity as a mean over prompts, for every earlier task.
@@ -103,6 +108,10 @@ def evidence(
     - `<test>_baseline`, `<test>_iv`, `<test>_control`, `<test>_best_draw`, `<test>_clean`: accuracies in a causal test,
       on *test*; `<test>_lead`: accuracy with the IV minus that of the strongest kind of control;
       `reinjection_own_lead`: minus that of the tuned model's own vector.
+    - `restored_<heads>`: accuracy of the tuned model with outputs of the first one's heads (`own`: none), on *test*;
+      `restored_lead`: with those of the vector's heads, minus the mean over random sets of the same layers.
+      `destroyed_<heads>`, `destroyed_lead`: the same into the first model, where the lead is what is lost beyond random
+      heads.
     - `instruction_<guidance>`: instruction probability after training with this guidance; `kept_<guidance>`: its
       log-odds minus those after training without guidance, in nats.
     """
@@ -134,7 +143,22 @@ def evidence(
         add(f"{test.test}_lead", test.task, test.accuracy("iv") - test.accuracy("control"))
         if "own" in test.conditions:  # in re-injection alone
             add(f"{test.test}_own_lead", test.task, test.accuracy("iv") - test.accuracy("own"))
+    for task, found in _received(transplants).items():
+        for name, value in found.items():
+            add(name, task, value)
     return pd.DataFrame(rows)
+
+
+def _received(transplants: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """The quantities of transplants for each task."""
+    found: dict[str, dict[str, float]] = {}
+    for row in transplants.to_dict("records"):
+        what = "restored" if row["into"] == "after" else "destroyed"
+        found.setdefault(row["task"], {})[f"{what}_{row['heads']}"] = row["accuracy"]
+    for own in found.values():
+        for what, sign in (("restored", 1), ("destroyed", -1)):
+            own[f"{what}_lead"] = sign * (own[f"{what}_vector"] - own.get(f"{what}_random", float("nan")))
+    return found
 
 
 def _by_task(table: pd.DataFrame) -> dict[str, dict[str, np.ndarray]]:

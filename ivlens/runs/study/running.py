@@ -11,11 +11,15 @@ import pandas as pd
 from ivlens.analysis.dynamics.causal import causal_tests
 from ivlens.analysis.dynamics.predict import predictors
 from ivlens.analysis.dynamics.recording import Recorder
-from ivlens.analysis.dynamics.stages import measure_stage
+from ivlens.analysis.dynamics.stages import Stage, measure_stage
 from ivlens.analysis.forgetting.drops import decomposition
 from ivlens.analysis.forgetting.probabilities import probe
 from ivlens.analysis.forgetting.series import probed
+from ivlens.analysis.transplant.heads import transplant
+from ivlens.analysis.transplant.several import tables_below
+from ivlens.analysis.transplant.splicing import splice
 from ivlens.common.names import path_of
+from ivlens.common.progress import ticking
 from ivlens.common.store.store import KEPT, Store
 from ivlens.effects.results import HeadEffects
 from ivlens.models.boot import TransformerBridge
@@ -47,7 +51,8 @@ def run_study(
     2. Measure what was forgotten: the instruction or the knowledge.
     3. Run the causal tests between the first model and the last one: write, read, re-injection, and subtraction of the
        new task's vector.
-    4. Train again with each kind of guidance, and measure what it keeps.
+    4. Put outputs of the first model's heads into the last one and the other way round, and splice their blocks.
+    5. Train again with each kind of guidance, and measure what it keeps.
 
     Args:
         model: A model that is open; None: `options.model` is loaded.
@@ -78,6 +83,8 @@ def run_study(
     stages = dynamics.stages[0], dynamics.stages[-1]
     new = measure_stage(tuned, [for_training(run.new[-1])], options.track, first=first)
     tests = causal_tests(first, tuned, stages, run.earlier, new=new.vector(run.new[-1].name), options=options.causal)
+    say("heads and blocks of one model in the other")
+    swapped, spliced = run.transplanted(tuned, stages[0])
     for name in options.guidance[1:]:
         guided, found = run.train(name, None, say)
         scores |= found
@@ -90,9 +97,11 @@ def run_study(
         probes=table,
         forgetting=decomposition(probes["before"], probes[PLAIN]),
         causal=pd.concat([test.frame() for test in tests], ignore_index=True),
+        transplants=swapped,
+        splices=spliced,
         predictors=predictors(_after_the_start(dynamics.tasks)),
         new_scores=pd.DataFrame([{"guidance": name, **row} for name, row in scores.items()]),
-        evidence=evidence(dynamics, probes, tests, options.guidance),
+        evidence=evidence(dynamics, probes, tests, swapped, options.guidance),
         seconds=time.perf_counter() - start,
     )
 
@@ -133,6 +142,19 @@ class _Run:
             return probe(model, self.earlier, asked)
         what = probed({"model": model_identity(model).key}, self.earlier, asked)
         return self.store.table(what, lambda: probe(model, self.earlier, asked), label_of(self.facts))
+
+    def transplanted(self, tuned: TransformerBridge, first: Stage) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """The tables of transplants and of splices between the first model and the tuned one, for all earlier tasks."""
+        options, swapped, spliced = self.options, [], []
+        blocks = options.splice(self.model.cfg.n_layers)
+        for task in ticking(self.earlier, "transplants", "tasks"):
+            asked = {"recipe": options.recipe, "n_prompts": options.n_judge_prompts}
+            vector = first.vector(task.name)
+            one = transplant(self.model, tuned, task, vector, **asked, options=options.transplant)
+            other = splice(self.model, tuned, task, **asked, options=blocks)
+            for found, table in ((swapped, one.table), (spliced, other.table)):
+                found.append(table.assign(task=task.name))
+        return tables_below(swapped), tables_below(spliced)
 
     def _state(self, name: str, number: int) -> Path | None:
         """The folder for the state of the training on one new task; None without a store.

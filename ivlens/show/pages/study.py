@@ -18,6 +18,7 @@ from ivlens.show.figures.dynamics import drift_heatmap, dynamics_curves, predict
 from ivlens.show.figures.forgetting import forgetting_plot
 from ivlens.show.figures.similarity import similarity_matrix
 from ivlens.show.figures.theme import Theme
+from ivlens.show.figures.transplants import splice_plot, transplant_plot
 from ivlens.show.pages.html import embedded, script, style, template
 from ivlens.tasks.bank import load_task
 
@@ -58,6 +59,8 @@ def study_figures(result: StudyResult, theme: Theme) -> dict[str, go.Figure]:
         "prediction": prediction_plot(pd.DataFrame(later), result.predictors, theme=theme),
         "similarity": similarity_matrix(vectors, theme=theme),
         "causal": causal_plot(result.causal, theme=theme),
+        "transplant": transplant_plot(result.transplants, theme=theme),
+        "splices": splice_plot(result.splices, theme=theme),
         "guidance": guidance_plot(result.evidence, theme=theme),
     }
 
@@ -84,6 +87,9 @@ def page(result: StudyResult) -> str:
         "head that fell silent). R²: of a line that was fitted on the other tasks. Step and weight distance are rival "
         "predictors that know nothing of vectors.",
         causal_text=_verdict(numbers["reinjection"]) + " " + _verdict(numbers["overlaid"]),
+        transplant_text=_verdict(numbers["activation"])
+        + " Each prompt has the outputs that the other model has on the "
+        "same prompt; if the heads lost the task, and not what is made of their outputs, they bring it back.",
         guidance_text="The same training again, guided. <b>iv</b> is the method of the papers (progressive "
         "intervention, IV-based KL, head consistency); its control has a zero vector in the place of the Instruction "
         "Vector; rehearsal gives earlier instructions on new inputs. "
@@ -170,7 +176,18 @@ def _settings(result: StudyResult) -> str:
 
 def _files() -> str:
     """Which files lie in the same folder as the page."""
-    names = ("claims", "evidence", "forgetting", "probes", "causal", "predictors", "dynamics_tasks", "dynamics_heads")
+    names = (
+        "claims",
+        "evidence",
+        "forgetting",
+        "probes",
+        "causal",
+        "transplants",
+        "splices",
+        "predictors",
+        "dynamics_tasks",
+        "dynamics_heads",
+    )
     links = ", ".join(f'<a href="{name}.parquet">{name}.parquet</a>' for name in names)
     return f"Beside this page: {links}, and all figures of it as JSON that plotly reads."
 
