@@ -43,24 +43,27 @@ class ModelOptions:
 @Parameter(name="*")
 @dataclass(frozen=True)
 class ColumnOptions:
-    """Which columns of a task's file are read.
+    """What is read of a task's file.
 
     Attributes:
         input_column: Column or key of the inputs in the task's file; by default the one with a usual name.
         answer_column: Column or key of the answers; by default the one with a usual name.
         instruction_column: Column or key of instructions; by default the one with a usual name, if there is any.
+        part: The file of a folder, or the split of a dataset, to read alone, such as train; by default all of them.
     """
 
     input_column: str | None = None
     answer_column: str | None = None
     instruction_column: str | None = None
+    part: str | None = None
 
     def names(self) -> dict[str, str | None]:
-        """The columns as `load_task` takes them."""
+        """The columns and the part as `load_task` takes them."""
         return {
             "input_column": self.input_column,
             "output_column": self.answer_column,
             "instruction_column": self.instruction_column,
+            "part": self.part,
         }
 
     def load(self, task: str) -> "Task":
@@ -69,12 +72,28 @@ class ColumnOptions:
 
         return load_task(task, **self.names())
 
+    def load_all(self, tasks: "Sequence[str]") -> "list[Task]":
+        """Open several tasks by name or path; the columns are read of all that are not built in.
+
+        Raises:
+            ValueError, FileNotFoundError: as `load_task`; or columns are named, and all tasks are built in.
+        """
+        from ivlens.tasks.bank import bank_names, load_task
+
+        given, built_in = self.names(), bank_names()
+        if any(given.values()) and all(task in built_in for task in tasks):
+            raise ValueError(
+                f"columns or a part are named, but {', '.join(tasks)[:80]} are built-in tasks, expected the path of a "
+                "file that has them; leave them out."
+            )
+        return [load_task(task, **({} if task in built_in else given)) for task in tasks]
+
     def load_if_given(self, task: str | None) -> "Task | None":
         """As `load`; None where no task is given, which columns would need."""
         if task is not None:
             return self.load(task)
         if any(self.names().values()):
-            raise ValueError("columns are named, but no task whose file has them, expected --task; add it.")
+            raise ValueError("columns or a part are named, but no task that has them, expected --task; add it.")
         return None
 
 
@@ -193,7 +212,7 @@ class MeasureOptions(PromptOptions):
 @Parameter(name="*")
 @dataclass(frozen=True)
 class FileOptions(MeasureOptions, ColumnOptions):
-    """How effects are measured, and which columns of the task's file are read."""
+    """How effects are measured, and what is read of the task's file."""
 
 
 def quiet_libraries() -> None:

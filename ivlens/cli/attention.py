@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from cyclopts import Parameter
 
-from ivlens.cli._options import AsJson, ModelOptions, PromptOptions
+from ivlens.cli._options import AsJson, ColumnOptions, ModelOptions, PromptOptions
 from ivlens.cli._output import print_json, print_table
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ PAGE, TABLE, SCORES = "index.html", "attention.parquet", "scores.parquet"
 
 @Parameter(name="*")
 @dataclass(frozen=True)
-class WatchedOptions:
+class WatchedOptions(ColumnOptions):
     """The heads that are watched, and on how many prompts.
 
     Attributes:
@@ -66,12 +66,11 @@ def attention(
     from ivlens.analysis.attention.looking import AttentionOptions, head_attention
     from ivlens.analysis.attention.scores import ScoreOptions
     from ivlens.common.disk import check_folder
-    from ivlens.tasks.bank import load_task
 
     what, how = what or WatchedOptions(), prompts or PromptOptions()
     _check(what, top)
     check_folder(out)
-    loaded, effects = load_task(task), _effects(what)
+    loaded, effects = what.load(task), _effects(what)
     how.recipe()  # refuses wrong options before the model is loaded
     seed = how.seed or 0
     options = AttentionOptions(k=what.k, split=what.split, seed=seed, scores=ScoreOptions(seed=seed))

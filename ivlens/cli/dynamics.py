@@ -104,16 +104,15 @@ def dynamics(
     from ivlens.common.checks import check_count
     from ivlens.common.disk import check_folder
     from ivlens.common.store.store import KEPT, Store
-    from ivlens.tasks.bank import load_task
 
     check_folder(out)
-    tasks, series = chosen.tasks(), chosen.series(checkpoints)
+    # all are opened before the long work, so that an unknown task is an error now
+    tasks, series = chosen.tasks(*([] if asked.new is None else [asked.new])), chosen.series(checkpoints)
+    taught = None if asked.new is None else tasks.pop()
     judged = chosen.n_judge_prompts
     for name, count in (("--n-prompts", chosen.n_prompts), ("--n-judge-prompts", judged), ("--k", chosen.k)):
         check_count(name, count, 1)
     check_count("n_draws", asked.n_draws, 1)
-    # opened before the long work, so that an unknown task is an error now
-    taught = None if asked.new is None else load_task(asked.new)
     recipe = how.chosen(series.first.open, tasks)
     options = TrackOptions(n_prompts=chosen.n_prompts, k=chosen.k, n_judge_prompts=judged, recipe=recipe)
     causal = CausalOptions(n_prompts=judged, n_draws=asked.n_draws, recipe=recipe) if asked.causal else None

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from ivlens.cli._options import AsJson, FigureSuffix, ModelOptions, PromptOptions
+from ivlens.cli._options import AsJson, ColumnOptions, FigureSuffix, ModelOptions, PromptOptions
 from ivlens.cli._output import p_note, print_json, print_table, told
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ def evaluate(
     *,
     where: ModelOptions | None = None,
     task: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    columns: ColumnOptions | None = None,
     amounts: EvaluateAmounts | None = None,
     prompts: PromptOptions | None = None,
     out: Path = Path("out/evaluate"),
@@ -95,14 +96,13 @@ def evaluate(
     from ivlens.show.figures.export import write_figures
     from ivlens.show.figures.theme import LIGHT
     from ivlens.show.pages.evaluate import evaluation_figures, write_page
-    from ivlens.tasks.bank import load_task
 
     if not task:
         raise ValueError("ivlens evaluate got no --task, expected one or more; try --task third_person.")
     check_folder(out)  # before minutes of measuring
     how, amounts = prompts or PromptOptions(), amounts or EvaluateAmounts()
     amounts.options(how.recipe())  # refuses wrong options before the model is loaded
-    tasks = [load_task(name) for name in task]
+    tasks = (columns or ColumnOptions()).load_all(task)
     model = (where or ModelOptions()).load()
     # one form for all tasks: they are compared, and outputs of heads are exchanged between their prompts
     options = amounts.options(how.chosen(model, tasks))

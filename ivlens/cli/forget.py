@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from ivlens.cli._options import AsJson, FigureSuffix, PromptOptions, quiet_libraries
+from ivlens.cli._options import AsJson, ColumnOptions, FigureSuffix, PromptOptions, quiet_libraries
 from ivlens.cli._output import print_json, print_table, told
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @Parameter(name="*")
 @dataclass(frozen=True)
-class SeriesOptions:
+class SeriesOptions(ColumnOptions):
     """The series of models, and the tasks that are measured in each.
 
     Attributes:
@@ -40,12 +40,11 @@ class SeriesOptions:
 
         return checkpoint_series(checkpoints, first=self.before, device=self.device, dtype=self.dtype)
 
-    def tasks(self) -> "list[Task]":
-        """The chosen tasks, opened."""
+    def tasks(self, *also: str) -> "list[Task]":
+        """The chosen tasks, opened, and behind them others that are named."""
         from ivlens.runs.study.plan import EARLIER_TASKS
-        from ivlens.tasks.bank import load_task
 
-        return [load_task(name) for name in self.task or EARLIER_TASKS]
+        return self.load_all([*(self.task or EARLIER_TASKS), *also])
 
 
 @Parameter(name="*")

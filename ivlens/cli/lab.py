@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from ivlens.cli._options import ModelOptions, PromptOptions
+from ivlens.cli._options import ColumnOptions, ModelOptions, PromptOptions
 
 if TYPE_CHECKING:
     from ivlens.models.boot import TransformerBridge
@@ -20,7 +20,7 @@ Flag = Annotated[bool, Parameter(negative="")]
 
 @Parameter(name="*")
 @dataclass(frozen=True)
-class LabOptions:
+class LabOptions(ColumnOptions):
     """What the page shows at first; all of it can be changed on the page.
 
     Attributes:
@@ -97,7 +97,8 @@ def _server(what: LabOptions, where: ModelOptions, prompts: PromptOptions, port:
 
     recipe = prompts.recipe()
     options = EngineOptions(what.n_prompts, what.n_search, recipe.seed)
-    opened = open_engines(where.load(), what.task or None, _second(what, where), (), options)
+    tasks = what.load_all(what.task) if what.task else what.load_if_given(None)
+    opened = open_engines(where.load(), tasks, _second(what, where), (), options)
     given = {name: value for name in ("layer", "alpha", "site") if (value := getattr(what, name)) is not None}
     first = opened.engines[0]
     recipe = prompts.chosen(first.model, [next(iter(first.tasks.values()))])

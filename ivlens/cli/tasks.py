@@ -41,7 +41,7 @@ def list_them(*, group: str | None = None, as_json: AsJson = False) -> None:
 
 
 @app.command
-def show(name: str, /, *, as_json: AsJson = False) -> None:
+def show(name: str, /, *, columns: ColumnOptions | None = None, as_json: AsJson = False) -> None:
     """Show a task: its instructions, its splits, and examples.
 
     Example: `ivlens tasks show antonym`
@@ -49,9 +49,7 @@ def show(name: str, /, *, as_json: AsJson = False) -> None:
     Args:
         name: Name of a built-in task, or the path of a file or folder that holds a task.
     """
-    from ivlens.tasks.bank import load_task
-
-    task = load_task(name)
+    task = (columns or ColumnOptions()).load(name)
     if as_json:
         examples = [{"input": one.input, "answers": list(one.answers)} for one in task.examples]
         texts = {key: list(getattr(task, key)) for key in ("instructions", "held_out_instructions", "clozes", "prose")}
@@ -70,9 +68,7 @@ def show(name: str, /, *, as_json: AsJson = False) -> None:
 
 
 @app.command
-def check(
-    file: str, /, *, columns: ColumnOptions | None = None, part: str | None = None, as_json: AsJson = False
-) -> None:
+def check(file: str, /, *, columns: ColumnOptions | None = None, as_json: AsJson = False) -> None:
     """Say how a task's file is read: its format, its columns, three examples, and what is left out and why.
 
     Also says what other columns would give.
@@ -81,11 +77,10 @@ def check(
 
     Args:
         file: Path of a file or folder, or the name of a dataset on the Hub.
-        part: The file of a folder, or the split of a dataset, to read alone, such as train.
     """
     from ivlens.tasks.checking import check_task
 
-    found = check_task(file, **(columns or ColumnOptions()).names(), part=part)
+    found = check_task(file, **(columns or ColumnOptions()).names())
     if as_json:
         print_json(found.to_dict())
         return

@@ -128,6 +128,10 @@ def read_pickled(path: Path) -> dict[str, Any]:
     return {str(name): tensor for name, tensor in tensors.items()}
 
 
+class TableSizeError(ValueError):
+    """The error for a whole table that is far too large."""
+
+
 def check_parquet(path: Path, most: int = _MOST_VALUES, names: Collection[str] | None = None) -> None:
     """Refuse a Parquet file whose table is far larger than a table of results or of examples.
 
@@ -140,7 +144,8 @@ def check_parquet(path: Path, most: int = _MOST_VALUES, names: Collection[str] |
         names: Columns that will be read; None for all.
 
     Raises:
-        ValueError: the table has too many values or too many bytes, or the path is no regular file.
+        TableSizeError: the table has too many values or too many bytes.
+        ValueError: the path is no regular file.
         Exception: an error of Arrow, where the file is no Parquet file.
     """
     import pyarrow.parquet
@@ -162,13 +167,13 @@ def check_parquet(path: Path, most: int = _MOST_VALUES, names: Collection[str] |
                 texts.add(column.path_in_schema)
     found = max([about.num_rows, *counted.values()])
     if found > most or stored > _MOST_TABLE_BYTES:
-        raise ValueError(
+        raise TableSizeError(
             f"its table has {found:,} values in a column and {stored:,} bytes, expected at most {most:,} and "
             f"{_MOST_TABLE_BYTES:,}; use a part of it"
         )
     written_out = sum(_text_bytes(path, name) for name in sorted(texts))
     if written_out > _MOST_TABLE_BYTES:
-        raise ValueError(
+        raise TableSizeError(
             f"its texts have {written_out:,} bytes once they are written out, expected at most {_MOST_TABLE_BYTES:,}; "
             "use a part of it"
         )

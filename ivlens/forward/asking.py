@@ -6,7 +6,7 @@ Where none fits, the error says how many demonstrations would.
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, NoReturn
 
 from ivlens.forward.inputs import check_length
 from ivlens.models.boot import TransformerBridge
@@ -154,7 +154,7 @@ def refuse_all(
     task: Task,
     recipe: PromptRecipe,
     room: Room = ALL,
-) -> None:
+) -> NoReturn:
     """Raise the error for a batch of which no row fits.
 
     Raises:
@@ -175,6 +175,7 @@ def refuse_all(
     longest = _answer_lengths(batch, room)[shortest] + room.more
     what = f"none of {len(batch)} prompts of task {task.name!r} fits; the shortest: "
     check_length(model, batch.attention_mask[[shortest]], longest, remedy, what=f"{what}prompt {shortest}")
+    raise AssertionError("a prompt fits by itself, but was found not to fit")
 
 
 def most_shots(

@@ -46,7 +46,9 @@ class Artefact:
             raise ValueError(
                 f"settings do not fit in JSON ({error}), expected plain numbers, texts and lists; convert the others."
             ) from error
-        data = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
+        # copies: two names may stand for one tensor (scores where nothing is corrupted), which safetensors refuses
+        copies = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+        data = safetensors.torch.save(copies, metadata)
         target = path_of(path)
         if target.is_dir():
             raise IsADirectoryError(f"path is {str(path)!r:.80}, a folder, expected a file; add a file name to it.")

@@ -185,7 +185,11 @@ def check_corruption(corruption: str | None, task: Task, n_texts: int, n_shots: 
             f"corruption is {corruption!r:.60}, expected one of {', '.join(CORRUPTIONS)}, or None for clean."
         )
     if corruption == "shuffle" and n_shots < 2:
-        raise ValueError(f"corruption 'shuffle' got n_shots = {n_shots}, expected 2 or more demonstrations to shuffle.")
+        raise ValueError(
+            f"corruption 'shuffle' got n_shots = {n_shots}, expected 2 or more demonstrations to shuffle; give the "
+            f"recipe n_shots, or bring more examples: task {task.name!r} has {len(task)}, and about half of them can "
+            "be demonstrations."
+        )
     if corruption == "counterfactual_inputs" and not n_shots:
         raise ValueError(
             "corruption 'counterfactual_inputs' got no demonstrations, expected some whose inputs are replaced; "

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ivlens.common.arguments import checked
 from ivlens.common.checks import check_filled
+from ivlens.common.memory import without_collection
 from ivlens.tasks.formats.columns import OPTIONS
 from ivlens.tasks.formats.records import Columns, Record, Source
 from ivlens.tasks.readers import open_source, read_bank_file
@@ -38,7 +39,7 @@ def list_tasks(*, group: str | None = None, in_training: bool | None = None) -> 
 
 def load_bank() -> dict[str, Task]:
     """All built-in tasks by name, sorted; read once."""
-    return {name: _bank_task(name) for name in _bank_names()}
+    return {name: _bank_task(name) for name in bank_names()}
 
 
 @checked
@@ -85,17 +86,18 @@ def load_task(
     """
     columns = Columns(input_column, output_column, instruction_column)
     is_plain = all(each is None for each in (*columns, part, config))
-    if is_plain and isinstance(name_or_path, str) and name_or_path in _bank_names():
+    if is_plain and isinstance(name_or_path, str) and name_or_path in bank_names():
         return _bank_task(name_or_path)  # read once
     return build_task(source_of_task(name_or_path, columns, part=part, config=config))
 
 
+@without_collection()
 def source_of_task(name_or_path: str | Path, columns: Columns, *, part: str | None, config: str | None) -> Source:
     """What `load_task` reads, before records are merged or left out; errors as those of `load_task`."""
     given = {f"{name}_column": value for name, value in columns._asdict().items()} | {"part": part, "config": config}
     check_filled(**given)
-    if not (isinstance(name_or_path, str) and name_or_path in _bank_names()):
-        return open_source(name_or_path, columns, part=part, config=config, known=_bank_names())
+    if not (isinstance(name_or_path, str) and name_or_path in bank_names()):
+        return open_source(name_or_path, columns, part=part, config=config, known=bank_names())
     # a built-in task has no columns: whoever names one means a file
     if any(value is not None for value in given.values()):
         raise ValueError(
@@ -106,7 +108,7 @@ def source_of_task(name_or_path: str | Path, columns: Columns, *, part: str | No
 
 
 @cache
-def _bank_names() -> tuple[str, ...]:
+def bank_names() -> tuple[str, ...]:
     """Names of the built-in tasks, sorted, without reading any of them."""
     folder = resources.files("ivlens") / "data" / "bank"
     return tuple(sorted(entry.name.removesuffix(".json") for entry in folder.iterdir() if entry.name.endswith(".json")))
@@ -124,6 +126,7 @@ def _bank_source(name: str) -> Source:
         return replace(read_bank_file(path), source=f"ivlens bank: {name}")
 
 
+@without_collection()
 def build_task(source: Source, *, quietly: bool = False) -> Task:
     """Make a task of records: merge records with the same input, leave out incomplete ones, and log how many.
 
@@ -135,9 +138,9 @@ def build_task(source: Source, *, quietly: bool = False) -> Task:
     skipped: list[str] = []
     n_merged = 0
     for record in source.records:
-        if not record.input.strip() or not record.answers:
-            why = record.why or f"no {'answer' if record.input.strip() else 'input'}"
-            skipped.append(f"{record.where}: {why} ({(record.input or str(record.answers))[:60]!r})")
+        if why := record.lacks:
+            about = (record.input.strip() or " / ".join(record.answers))[:60]
+            skipped.append(f"{record.where}: {why}" + (f" ({about!r})" if about else ""))
             continue
         n_merged += record.input in merged
         merged.setdefault(record.input, record)  # of records with the same input, the first gives the part

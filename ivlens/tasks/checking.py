@@ -1,5 +1,6 @@
 """`check_task` says how a task's file was read: its format, its columns, what was left out, what else could be read."""
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any, NamedTuple
 from ivlens.common.arguments import checked
 from ivlens.common.names import shown
 from ivlens.tasks.bank import build_task, source_of_task
-from ivlens.tasks.formats.records import Columns, Record, Source
+from ivlens.tasks.formats.records import Columns, Record, Source, listed
 from ivlens.tasks.formats.rows import read_rows
 from ivlens.tasks.task import Task
 
@@ -65,6 +66,12 @@ class TaskCheck:
     others: tuple[Other, ...]
 
     @property
+    def unread(self) -> tuple[str, ...]:
+        """The columns that are not read, in the order of the file."""
+        read = {name for _, name in self.uses}
+        return tuple(name for name in self.columns if name not in read)
+
+    @property
     def n_merged(self) -> int:
         """Records whose input had occurred before: their answers were added to it."""
         return self.n_records - len(self.task) - sum(reason.n for reason in self.left_out)
@@ -77,6 +84,8 @@ class TaskCheck:
         yield f"{task.name}: {self.format}"
         if self.uses:
             yield "read: " + ", ".join(f"{what} from {name!r}" for what, name in self.uses)
+        if self.unread:
+            yield f"not read: {listed(self.unread)}"
         counts = {"record": self.n_records, "example": len(task), "instruction": len(task.instructions)}
         yield ", ".join(f"{n} {what}{'s' * (n != 1)}" for what, n in counts.items())
         yield from (f"note: {note}" for note in self.notes)
@@ -87,6 +96,8 @@ class TaskCheck:
         if self.others:
             yield "\nother columns:"
             yield from (f"  {told}" for told in map(_told, self.others))
+            if len(self.unread) > MOST_COLUMNS:
+                yield f"  and {len(self.unread) - MOST_COLUMNS:,} more"
 
     def _lines_of_losses(self) -> Iterator[str]:
         if self.left_out or self.n_merged or self.losses:
@@ -111,6 +122,7 @@ class TaskCheck:
             "fused": self.task.fused,
             "uses": dict(self.uses),
             "columns": list(self.columns),
+            "unread": list(self.unread),
             "notes": list(self.notes),
             "left_out": [reason._asdict() for reason in self.left_out],
             "losses": list(self.losses),
@@ -158,8 +170,7 @@ def _reasons(records: tuple[Record, ...]) -> tuple[Reason, ...]:
     """Why records are incomplete, by the number of records."""
     found: dict[str, list[str]] = {}
     for record in records:
-        if not record.input.strip() or not record.answers:
-            why = record.why or f"no {'answer' if record.input.strip() else 'input'}"
+        if why := record.lacks:
             found.setdefault(why, []).append(record.where)
     by_number = sorted(found.items(), key=lambda item: -len(item[1]))
     return tuple(Reason(len(places), why, places[0]) for why, places in by_number)
@@ -174,6 +185,7 @@ def _others(source: Source, columns: Columns) -> Iterator[Other]:
     alone = {name for what, name in source.uses if what == "input" and "context" in dict(source.uses)}
     for what, option in _OPTIONS.items():
         free = [name for name in source.found if name not in read or (what == "input" and name in alone)]
+        free = [name for name in free if name.strip()]  # others cannot be named
         for name in free[:MOST_COLUMNS]:
             if not source.head:
                 yield Other(option, name, None)
@@ -191,11 +203,13 @@ def _first_text(source: Source, columns: Columns, what: str) -> str | None:
 
 
 def _told(other: Other) -> str:
-    column = shown(other.column)
+    """What another column would give, with the option as it is typed."""
+    between = "=" if other.column.startswith("-") else " "
+    option = f"{other.option}{between}{shown(shlex.quote(other.column))}"
     if other.text is None:
-        return f"{other.option} {column}"
+        return option
     what = "input" if other.option == _OPTIONS["input"] else "answer"
-    return f"{other.option} {column}: the first {what} would be {_short(other.text)}"
+    return f"{option}: the first {what} would be {_short(other.text)}"
 
 
 def _short(text: str) -> str:

@@ -13,8 +13,9 @@ from pathlib import Path
 
 from ivlens.tasks.formats.arrow import read_hub, read_parquet, read_saved
 from ivlens.tasks.formats.contents import is_record, parse_json, read_text
-from ivlens.tasks.formats.documents import PARTS, no_parts, read_bank, read_document
+from ivlens.tasks.formats.documents import PARTS, no_parts, read_document
 from ivlens.tasks.formats.packed import packing_of
+from ivlens.tasks.formats.published import read_bank
 from ivlens.tasks.formats.records import Columns, Source, in_part, joined, texts_of, wrong
 from ivlens.tasks.formats.rows import read_rows
 from ivlens.tasks.formats.tables import table_rows
@@ -81,6 +82,10 @@ def _is_hub_name(text: str) -> bool:
 def _not_found(name_or_path: str | Path, known: Sequence[str]) -> Exception:
     """The error for a name or path that leads nowhere, with suggestions."""
     text = str(name_or_path)
+    place = os.path.expanduser(text)
+    if os.path.islink(place):
+        got = f"is a link to {os.readlink(place)!r:.300}, where nothing is"
+        return FileNotFoundError(f"{text!r:.300} {got}, expected a task's file or folder; link it to one.")
     if isinstance(name_or_path, str) and re.fullmatch(r"[\w -]+", text):
         near = get_close_matches(text.lower(), known, n=3)
         hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
@@ -88,7 +93,7 @@ def _not_found(name_or_path: str | Path, known: Sequence[str]) -> Exception:
             f"Task {text!r:.60} is unknown, expected a built-in name or an existing path; {hint}list_tasks() names "
             f"all {len(known)}, and 'hf://{text:.40}' asks the Hub."
         )
-    parent, name = os.path.split(os.path.expanduser(text))
+    parent, name = os.path.split(place)
     near = get_close_matches(name, os.listdir(parent or ".") if os.path.isdir(parent or ".") else [], n=3)
     hint = f"did you mean {' or '.join(near)}" if near else f"check the path (working directory: {Path.cwd()})"
     if text in known:
@@ -135,8 +140,7 @@ def _read_content(text: str, path: Path, columns: Columns, part: str | None) -> 
     else:
         rows, separators = table_rows(text, columns, path)
         holder = f"a table with {separators}"
-    source = read_rows(rows, columns, path)
-    return replace(source, format=f"{source.format} in {holder}")
+    return read_rows(rows, columns, path).held_in(holder)
 
 
 # --- folders ---------------------------------------------------------------------------------------------------------
@@ -151,7 +155,7 @@ def _read_folder(path: Path, columns: Columns, part: str | None) -> Source:
     if is_saved or (path / "dataset_dict.json").is_file():
         return read_saved(path, columns, part)
     files = sorted(file for file in path.iterdir() if file.is_file() and data_stem(file.name) is not None)
-    if not files and (path / "data").is_dir():
+    if not files and (path / "data").is_dir() and path.name != "data":  # one level: a link may lead back
         return replace(_read_folder(path / "data", columns, part), name=path.resolve().name)
     stems = {file: data_stem(file.name) or "" for file in files}
     parts = [(match[1], file) for file in files if (match := PART_FILE.fullmatch(stems[file]))]
@@ -170,8 +174,14 @@ def _read_folder(path: Path, columns: Columns, part: str | None) -> Source:
     ]
     read = [in_part(_read_file(file, columns), name, file.name) for name, file in wanted]
     source = joined(read, path)
-    source = replace(source, format=f"{source.format}; a file for each part ({', '.join(f.name for _, f in wanted)})")
+    source = replace(source, format=f"{source.format}; a file for each part ({_names([f for _, f in wanted])})")
     return _with_labels(source, [file for file in files if not PART_FILE.fullmatch(stems[file])])
+
+
+def _names(files: Sequence[Path], most: int = 4) -> str:
+    """The names of a few files, and how many more there are."""
+    more = f" and {len(files) - most} more" if len(files) > most + 1 else ""
+    return ", ".join(file.name for file in (files[:most] if more else files)) + more
 
 
 def _with_labels(source: Source, others: Sequence[Path]) -> Source:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from conftest import WORDS, hf_model
 
+from ivlens.cli._options import ColumnOptions
 from ivlens.cli.main import main
 from ivlens.tasks import list_tasks, load_task
 
@@ -80,6 +81,13 @@ def test_a_file_of_parts_and_one_of_another_format(capsys, tmp_path):
     assert status == 2 and "grid.toml: its format is unknown (it looks like TOML), expected JSON, " in err
 
 
+def test_columns_and_parts_of_a_task_that_is_shown(capsys, tmp_path):
+    (tmp_path / "both.json").write_text(json.dumps({"train": [{"a": "x", "b": "y"}], "test": [{"a": "u", "b": "v"}]}))
+    words = [tmp_path / "both.json", "--input-column", "a", "--answer-column", "b", "--part", "test"]
+    status, out, _ = run(capsys, "tasks", "show", *words)
+    assert status == 0 and "u -> v" in out and "x -> y" not in out
+
+
 def test_nothing_that_terminals_obey_is_printed(capsys, tmp_path):
     (tmp_path / "t.json").write_text(json.dumps([{"input": "a\x1b[31m\u202eb", "output": "c\x07", "\x1b[2J": "d"}]))
     for words in (("check",), ("show",)):
@@ -104,4 +112,25 @@ def test_other_commands_take_the_columns(capsys, table, tmp_path, byte_level, mo
     status, _, err = run(capsys, "effects", "--task", "antonym", *columns)
     assert status == 2 and "got column, part or config options, which built-in tasks do not have" in err
     status, _, err = run(capsys, "steer", "--text", "a", "--vector", "x", "--layer", 0, "--alpha", 1, *columns)
-    assert status == 2 and "columns are named, but no task" in err
+    assert status == 2 and "columns or a part are named, but no task" in err
+
+
+@pytest.mark.parametrize("command", ["evaluate", "attention", "forget", "dynamics", "lab", "effects", "tune"])
+def test_every_command_that_takes_a_file_takes_its_columns(capsys, table, tmp_path, command):
+    """The error for unusual names leads on: with the options that it names, the command comes to what is wrong next."""
+    places = [tmp_path / "none"] if command in ("forget", "dynamics") else []
+    words = [command, *places, "--task", table, *([] if command in ("lab", "effects") else ["--out", tmp_path / "out"])]
+    words += ["--model", tmp_path / "none"] * (not places)
+    status, _, err = run(capsys, *words)
+    assert status == 2 and "name it with input_column= (--input-column)" in err
+    status, _, err = run(capsys, *words, "--input-column", "stem", "--answer-column", "gold")
+    assert status == 2 and "/none" in err and "--input-column" not in err
+
+
+def test_columns_are_those_of_the_files_among_several_tasks(table):
+    options = ColumnOptions(input_column="stem", answer_column="gold")
+    files = options.load_all(["antonym", str(table)])
+    assert [task.name for task in files] == ["antonym", "mine"] and files[1].examples[0].answer == WORDS[1]
+    with pytest.raises(ValueError, match="columns or a part are named, but antonym, synonym are built-in tasks"):
+        options.load_all(["antonym", "synonym"])
+    assert len(ColumnOptions().load_all(["antonym", "synonym"])) == 2

@@ -115,9 +115,12 @@ def test_effects_say_it_first_and_a_vector_once(llama, caplog):
     assert len(caplog.records) == 1
 
 
-def test_where_nothing_is_taken_on_purpose_nothing_is_said(llama):
-    found = head_effects(llama, tiny_task(), n_prompts=4, corruption="none")
+def test_where_nothing_is_taken_on_purpose_nothing_is_said(llama, tmp_path):
+    found = head_effects(llama, tiny_task(), n_prompts=4, corruption="none", options=EffectOptions(contrast=True))
     assert torch.equal(found.clean_scores, found.base_scores) and found.taken.mean == 0 and not found.taken_warning
+    # both scores may be one tensor in memory; in the file each stands by itself
+    kept = HeadEffects.load(found.save(tmp_path / "found.safetensors"))
+    assert torch.equal(kept.clean_scores, found.base_scores) and torch.equal(kept.mean_z_corrupted, found.mean_z)
 
 
 @pytest.mark.parametrize("score", ["prob", "logprob"])

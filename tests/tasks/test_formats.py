@@ -123,15 +123,19 @@ def test_what_is_left_out_of_chats_is_counted_and_said(tmp_path: Path, caplog: p
         task = load_task(path)
     assert [answers for _, answers in found(task)] == [("b",), ("e",), ("n\no",)]
     assert [text for text, _ in found(task)] == ["a", "one\ntwo", "l\nm"]
-    assert "1 of 9 conversations go on after the first reply: 2 turns left out" in caplog.text
+    assert "1 of 9 conversations go on after the first reply: 2 turns left out, 1 of them replies, which" in caplog.text
     assert "1 of 9 conversations begin with the assistant" in caplog.text
     about = check_task(path)
     reasons = {(reason.n, reason.why, reason.first) for reason in about.left_out}
     assert reasons == {
-        (1, "no reply", "record 2"), (1, "a turn that is no text", "record 3"), (1, "no answer", "record 4"),
+        (1, "no reply", "record 2"), (2, "a turn that is no text", "record 3"),
         (1, "no reply, but a turn of 'tool'", "record 5"), (2, "no question of the user", "record 6"),
     }  # fmt: skip
     assert len(task.skipped) == 6 == about.n_records - len(task)
+    # of a record that is left out as a whole, nothing else is counted
+    called = turns(("user", "a"), ("assistant", None), ("tool", "b"), ("assistant", "c"))
+    about = check_task(write(tmp_path / "u.json", [called, turns(("user", "a"), ("assistant", "b"))]))
+    assert not about.losses and about.left_out == ((1, "a turn that is no text", "record 0"),)
 
 
 @pytest.mark.parametrize(
@@ -249,6 +253,52 @@ def test_columns_of_choices_can_be_named(tmp_path: Path) -> None:
     assert found(load_task(table, input_column="question", output_column="answer")) == [("q", ("a",))]
 
 
+@pytest.mark.parametrize(
+    ("row", "right", "way", "begins"),
+    [
+        ({"question": "q", "A": "red", "B": "blue", "answer": "B"}, "blue", "its label", "q\n- red"),
+        ({"Question": "q", "Option (a)": "red", "Option (b)": "blue", "Answer": "B"}, "blue", "its label", "q"),
+        ({"question": "q", "opa": "red", "opb": "blue", "opc": "", "cop": 1}, "blue", "a number that counts from 0",
+         "q"),
+        ({"sentence": "q", "option1": "red", "option2": "blue", "answer": "2"}, "blue", "its label", "q"),
+        ({"goal": "q", "sol1": "red", "sol2": "blue", "label": 0}, "red", "a number that counts from 0", "q"),
+        ({"context": "c", "question": "q", "answerA": "red", "answerB": "blue", "label": "2"}, "blue",
+         "a number that counts from 1", "c\nq\n"),
+        ({"premise": "p", "question": "effect", "choice1": "red", "choice2": "blue", "label": 0}, "red",
+         "a number that counts from 0", "p\neffect\n"),
+        ({"question": "q", "option_a": "red", "option_b": "blue", "correct_option": "option_b"}, "blue",
+         "the name of its column", "q"),
+        ({"question": "q", "ending0": "red", "ending1": "blue", "gold": "blue"}, "blue", "its text", "q"),
+        ({"question": {"stem": "q", "choices": [{"text": "red", "label": "A"}, {"text": "blue", "label": "B"}]},
+          "answerKey": "B"}, "blue", "its label", "q\n- red"),
+    ],
+)  # fmt: skip
+def test_choices_in_columns_of_their_own(
+    tmp_path: Path, row: dict[str, Any], right: str, way: str, begins: str
+) -> None:
+    about = check_task(write(tmp_path / "t.json", [row]))
+    ((text, answers),) = found(about.task)
+    assert answers == (right,) and text.startswith(begins) and text.endswith("\n- red\n- blue")
+    assert about.format == "multiple choice in a JSON list" and f"by {way}," in about.notes[0]
+
+
+def test_columns_that_are_no_choices(tmp_path: Path) -> None:
+    """The answer must mean one of them, and a column of choices that the caller names is read as it is."""
+    sums = write(tmp_path / "t.csv", "question,a,b,answer\nsum,1,2,3\n")
+    assert found(load_task(sums)) == [("sum", ("3",))]
+    more = [{"question": "q", "answer": "Paris", "answer_1": "Paris", "answer_2": "the city of Paris"}]
+    assert found(load_task(write(tmp_path / "u.json", more))) == [("q", ("Paris",))]
+    path = write(tmp_path / "v.csv", "question,A,B,C,answer\nq,x,y,,B\nr,x,y,z,C\n,,,,\n")
+    assert found(load_task(path)) == [("q\n- x\n- y", ("y",)), ("r\n- x\n- y\n- z", ("z",))]
+    assert found(load_task(path, output_column="A")) == [("q", ("x",)), ("r", ("x",))]
+    path.write_text("question,A,B,C,answer\nq,x,,z,C\n")
+    with pytest.raises(ValueError, match="line 2: 'B' is empty, expected a choice in it"):
+        load_task(path)
+    held = [{"question": {"stem": "q", "choices": COLOURS}, "answer": 0}, {"question": "r", "answer": 0}]
+    with pytest.raises(ValueError, match="record 1, 'question': got 'r', expected a question with its choices"):
+        load_task(write(tmp_path / "w.json", held))
+
+
 # --- questions about texts, instructions, answers --------------------------------------------------------------------
 
 
@@ -278,6 +328,8 @@ def test_a_text_beside_a_question_is_in_the_prompt_whatever_they_are_called(tmp_
     assert found(load_task(path, input_column="question")) == [("Is it wet", ("true",))]
     aliases = [{"question": "Who?", "answer": {"value": "A. B.", "aliases": ["B", "A. B."], "type": "x"}}]
     assert found(load_task(write(tmp_path / "u.json", aliases))) == [("Who?", ("A. B.", "B"))]
+    own = {"Data": [{"Question": "Who?", "Answer": {"Value": "A. B.", "Aliases": ["B"]}}], "Version": 1.0}
+    assert found(load_task(write(tmp_path / "v.json", own))) == [("Who?", ("A. B.", "B"))]
 
 
 def test_instructions_of_few_rows_are_told_from_paraphrases(tmp_path: Path) -> None:
@@ -316,6 +368,33 @@ def test_parts_of_one_file(tmp_path: Path) -> None:
     )
 
 
+def test_what_stands_beside_the_records_is_said(tmp_path: Path) -> None:
+    rows = [{"input": "a", "output": "b"}]
+    about = check_task(
+        write(tmp_path / "t.json", {"version": "1", "schema": {"x": 1}, "instruction": "Say.", "data": rows})
+    )
+    assert found(about.task) == [("a", ("b",))]
+    assert about.notes == ("not read: what stands beside the records, under 'schema', 'instruction'",)
+    with pytest.raises(ValueError, match="holds lists of records under 'rows', 'features', expected one such list"):
+        load_task(write(tmp_path / "u.json", {"rows": rows, "features": [{"name": "input"}]}))
+
+
+def test_many_columns_are_no_dict_of_answers(tmp_path: Path) -> None:
+    more = {name: name for name in ("id", "url", "date", "author", "licence")}
+    one = {"question": "a", "answer": "b", **more}
+    for content in (one, {name: [value] for name, value in one.items()}):
+        assert found(load_task(write(tmp_path / "t.json", content))) == [("a", ("b",))]
+    wide = {name: [name] * 20 for name in (*one, *(f"c{n}" for n in range(9)))}
+    assert found(load_task(write(tmp_path / "t.json", wide))) == [("question", ("answer",))]
+    doubtful = {name: [value] * 2 for name, value in {**one, "source": "x"}.items()}
+    with pytest.raises(ValueError, match="'question', 'source' could all be the input"):
+        load_task(write(tmp_path / "t.json", doubtful))
+    words = {f"w{n}": f"v{n}" for n in range(11)} | {"question": "answer", "answer": "reply"}
+    assert len(load_task(write(tmp_path / "u.json", words))) == 13
+    several = {word: [answer, "etc."] for word, answer in words.items()}
+    assert len(load_task(write(tmp_path / "v.json", several))) == 13
+
+
 def test_cells_of_any_length(tmp_path: Path) -> None:
     """Longer than the 131,072 letters that `csv` allows, in two threads at once, and without a trace."""
     before, wide = csv.field_size_limit(), "x" * 300_000
@@ -339,6 +418,27 @@ def test_tables_with_tabs(tmp_path: Path) -> None:
     ragged = write(tmp_path / "w", 'input\toutput\n"hello\tworld\nx\n')
     with pytest.raises(ValueError, match=r"line 3: has 1 cells, expected 2 \(input, output\)"):
         load_task(ragged)
+
+
+def test_tables_as_excel_writes_them(tmp_path: Path) -> None:
+    rows = 'input;output;note\r\nbig;small;"a;b"\r\nhot;cold;c,d,e,f\r\n'
+    for text in (rows, f"sep=;\r\n{rows}", f"SEP=;\n{rows}"):
+        path = tmp_path / "t.csv"
+        for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+            path.write_bytes(text.encode(encoding))
+            assert found(load_task(path)) == [("big", ("small",)), ("hot", ("cold",))]
+    path.write_text("sep=;\ninput;output\na\n")
+    with pytest.raises(ValueError, match="line 3: has 1 cells, expected 2"):
+        load_task(path)
+    path.write_bytes(rows.encode("utf-16-le"))
+    with pytest.raises(ValueError, match="it looks like a text in UTF-16 without a mark.*save it as UTF-8"):
+        load_task(path)
+    path.write_bytes(rows.encode("utf-16")[:-1])
+    with pytest.raises(ValueError, match="is not UTF-16, expected a text file in UTF-16; save it as UTF-8"):
+        load_task(path)
+    path.write_bytes("in\0put,output\na,b".encode("utf-16"))
+    with pytest.raises(ValueError, match="binary data"):
+        load_task(path)
 
 
 def test_packed_files(tmp_path: Path) -> None:
@@ -453,6 +553,7 @@ def test_check_says_how_a_file_was_read(tmp_path: Path) -> None:
         ("--answer-column", "id", "1"), ("--answer-column", "answer", "no"),
     }  # fmt: skip
     said = str(about)
+    assert about.unread == ("id", "answer") and "not read: 'id', 'answer'" in said
     for line in (
         "t: records in a table with commas", "read: input from 'question', answer from 'gold'",
         "4 records, 2 examples, 0 instructions", "  'big' -> 'small'", "  'hot' -> 'cold' / 'icy'",
@@ -465,6 +566,28 @@ def test_check_says_how_a_file_was_read(tmp_path: Path) -> None:
         "column": "id",
         "text": "1",
     }
+
+
+def test_options_are_said_as_they_are_typed(tmp_path: Path) -> None:
+    rows = "-h,my column,,input,output\na,b,c,d,e\n"
+    said = str(check_task(write(tmp_path / "t.csv", rows)))
+    assert "  --input-column=-h: the first input would be 'a'\n" in said
+    assert "  --answer-column 'my column': the first answer would be 'b'" in said
+    assert "would be 'c'" not in said and "not read: '-h', 'my column', ''\n" in said, "no name, no option"
+    wide = ",".join(["input", "output", *(f"c{n}" for n in range(30))])
+    assert str(check_task(write(tmp_path / "u.csv", f"{wide}\n{wide}\n"))).endswith("\n  and 10 more")
+
+
+def test_columns_that_cannot_be_told_are_named_together(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.csv", "Word,Source,Gegenteil\nbig,me,small\n")
+    with pytest.raises(
+        ValueError, match="'Word', 'Source' could all be the input, expected exactly one usual name for"
+    ):
+        load_task(path)
+    with pytest.raises(ValueError, match="name them with input_column= .--input-column. and output_column= .--answer"):
+        load_task(path)
+    with pytest.raises(ValueError, match="usual name for the output .*; name it with output_column="):
+        load_task(path, input_column="Word")
 
 
 def test_check_of_what_is_no_table(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

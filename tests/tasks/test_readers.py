@@ -1,7 +1,9 @@
 """Every format by its content, and one clear error for every kind of bad input."""
 
+import datetime
 import json
 import os
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -257,10 +259,31 @@ def test_parquet_file_and_folder(tmp_path: Path, dataset: Any) -> None:
     assert {e.part for e in load_task(tmp_path).examples} == {"train"}
 
 
+def test_exact_numbers_of_a_parquet_file(tmp_path: Path) -> None:
+    import pyarrow.parquet
+
+    table = pyarrow.table({"input": ["a"], "output": [Decimal("1.50")]})
+    pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
+    assert pairs(load_task(tmp_path / "t.parquet")) == [("a", ("1.50",))]
+
+
 def test_damaged_datasets(tmp_path: Path, dataset: Any) -> None:
+    import pyarrow.parquet
+
     write(tmp_path / "cut.parquet", "PAR1 and no more")
     with pytest.raises(ValueError, match="cut.parquet: is not valid parquet"):
         load_task(tmp_path / "cut.parquet")
+    twice = pyarrow.table([["a"], ["b"], ["c"]], names=["input", "output", "input"])
+    pyarrow.parquet.write_table(twice, tmp_path / "twice.parquet")
+    with pytest.raises(ValueError, match="twice.parquet: has several columns called 'input', expected distinct names"):
+        load_task(tmp_path / "twice.parquet")
+    times = pyarrow.table({"input": ["a"], "output": [datetime.datetime(2020, 1, 1)]})
+    pyarrow.parquet.write_table(times, tmp_path / "times.parquet")
+    with pytest.raises(ValueError, match="'output': got a datetime, expected text, a number, .*; write it as text"):
+        load_task(tmp_path / "times.parquet")
+    pyarrow.parquet.write_table(times.slice(1), tmp_path / "empty.parquet")
+    with pytest.raises(ValueError, match="empty.parquet: holds no records, expected at least one; check how"):
+        load_task(tmp_path / "empty.parquet")
     dataset.save_to_disk(str(tmp_path / "saved"))
     next((tmp_path / "saved").glob("*.arrow")).write_bytes(b"")
     with pytest.raises(ValueError, match="cannot be opened as a saved dataset"):
@@ -383,6 +406,13 @@ def test_missing_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         FileNotFoundError, match="capitls.json' does not exist, expected a task's file.*did you mean capitals"
     ):
         load_task(tmp_path / "capitls.json")
+    (tmp_path / "link.json").symlink_to(tmp_path / "gone.json")
+    with pytest.raises(FileNotFoundError, match="link.json' is a link to .*gone.json', where nothing is, expected a t"):
+        load_task(tmp_path / "link.json")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "data").symlink_to(tmp_path / "data")
+    with pytest.raises(ValueError, match="/data: holds data, expected train"):
+        load_task(tmp_path / "data")
     monkeypatch.chdir(tmp_path)
     for name in ("data/x.json", "./nothing", "a\0b.json", "x" * 5000 + ".json"):
         with pytest.raises(FileNotFoundError, match="does not exist"):

@@ -193,6 +193,23 @@ def test_all_empty_is_an_error(tmp_path: Path) -> None:
         load_task(path)
 
 
+def test_reading_leaves_the_garbage_collector_as_it_was(tmp_path: Path) -> None:
+    import gc
+
+    path = write(tmp_path / "t.json", {"a": "b"})
+    for broken in (False, True):
+        for is_running in (True, False):
+            gc.enable() if is_running else gc.disable()
+            try:
+                load_task(tmp_path / "none.json" if broken else path)
+            except FileNotFoundError:
+                pass
+            finally:
+                was_running = gc.isenabled()
+                gc.enable()
+            assert was_running == is_running
+
+
 def test_repeated_inputs_become_alternatives(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     pairs = [("happy", "sad"), ("big", "small"), ("happy", ["unhappy", "sad"]), ("big", "small")]
     path = write(tmp_path / "t.json", [{"input": x, "output": y} for x, y in pairs])

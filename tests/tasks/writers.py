@@ -43,8 +43,9 @@ def _asked(text: str, answer: str) -> str:
     return "\n".join([text, *(f"- {choice}" for choice in _offered(answer))])
 
 
-def _letter(answer: str) -> str:
-    return chr(ord("A") + _offered(answer).index(answer))
+def _letter(answer: str, choice: str | None = None) -> str:
+    """The letter of a choice, or of the right one."""
+    return chr(ord("A") + _offered(answer).index(answer if choice is None else choice))
 
 
 ROWS: dict[str, Written] = {
@@ -82,6 +83,24 @@ ROWS: dict[str, Written] = {
         ],
         _asked,
     ),
+    "choices in columns": Written(
+        lambda pairs: [
+            {"question": x, **dict(zip("ABCD", [*_offered(y), ""], strict=False)), "answer": _letter(y)}
+            for x, y in pairs
+        ],
+        _asked,
+    ),
+    "questions with their choices": Written(
+        lambda pairs: [
+            {
+                "id": n,
+                "question": {"stem": x, "choices": [{"text": one, "label": _letter(y, one)} for one in _offered(y)]},
+                "answerKey": _letter(y),
+            }
+            for n, (x, y) in enumerate(pairs)
+        ],
+        _asked,
+    ),
     "choices with labels": Written(
         lambda pairs: [
             {
@@ -94,7 +113,7 @@ ROWS: dict[str, Written] = {
         _asked,
     ),
 }
-FLAT = ("records", "whole prompts", "alpaca", "dolly", "instructions alone")  # whose cells are texts
+FLAT = ("records", "whole prompts", "alpaca", "dolly", "instructions alone", "choices in columns")  # cells are texts
 
 
 def as_json(rows: list[dict[str, Any]]) -> bytes:
@@ -113,6 +132,17 @@ def as_wrapped(rows: list[dict[str, Any]]) -> bytes:
     return json.dumps({"version": "1.0", "data": rows}).encode()
 
 
+def as_columns(rows: list[dict[str, Any]]) -> bytes:
+    """As `DataFrame.to_json` writes it."""
+    return json.dumps({name: {str(n): row[name] for n, row in enumerate(rows)} for name in rows[0]}).encode()
+
+
+def as_split(rows: list[dict[str, Any]]) -> bytes:
+    """As `DataFrame.to_json(orient="split")` writes it."""
+    cells = [list(row.values()) for row in rows]
+    return json.dumps({"columns": list(rows[0]), "index": list(range(len(rows))), "data": cells}).encode()
+
+
 def as_csv(rows: list[dict[str, Any]], delimiter: str = ",") -> bytes:
     out = io.StringIO(newline="")
     writer = csv.DictWriter(out, list(rows[0]), delimiter=delimiter)
@@ -123,6 +153,11 @@ def as_csv(rows: list[dict[str, Any]], delimiter: str = ",") -> bytes:
 
 def as_tsv(rows: list[dict[str, Any]]) -> bytes:
     return as_csv(rows, "\t")
+
+
+def as_unicode_text(rows: list[dict[str, Any]]) -> bytes:
+    """As Excel's "Unicode Text" is encoded."""
+    return as_tsv(rows).decode().encode("utf-16")
 
 
 def as_gzip(rows: list[dict[str, Any]]) -> bytes:
@@ -146,10 +181,11 @@ def as_parquet(rows: list[dict[str, Any]]) -> bytes:
 
 HOLDERS: dict[str, Callable[[list[dict[str, Any]]], bytes]] = {
     "json": as_json, "jsonl": as_lines, "parts": as_parts, "wrapped": as_wrapped, "csv": as_csv, "tsv": as_tsv,
+    "columns": as_columns, "split": as_split, "utf-16": as_unicode_text,
     "jsonl.gz": as_gzip, "jsonl.zst": as_zstd, "parquet": as_parquet,
 }  # fmt: skip
 
 
 def can_hold(holder: str, rows: str) -> bool:
     """Whether a table can hold such records."""
-    return holder not in ("csv", "tsv") or rows in FLAT
+    return holder not in ("csv", "tsv", "utf-16") or rows in FLAT

@@ -1,5 +1,6 @@
 """Readers for data that the library `datasets` opens: datasets on the Hub, folders of `save_to_disk`, Parquet files."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -7,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from ivlens.common.files import check_inner_names
-from ivlens.common.foreign import check_parquet
+from ivlens.common.foreign import TableSizeError, check_parquet
 from ivlens.common.hub import without_retries
 from ivlens.common.memory import pass_on_shortage
-from ivlens.common.names import one_line
+from ivlens.common.names import one_line, shown
 from ivlens.tasks.formats.contents import parse_json, read_text
-from ivlens.tasks.formats.records import MOST_RECORDS, Columns, Source, in_part, joined, wrong
+from ivlens.tasks.formats.records import MOST_RECORDS, Columns, Source, in_part, joined, listed, wrong
 from ivlens.tasks.formats.rows import read_rows, recognised
 
 
@@ -33,7 +34,7 @@ def read_hub(name: str, columns: Columns, part: str | None, config: str | None) 
         ) from None
     label = name if config is None else f"{name}/{config}"
     source = _from_datasets(loaded, columns, label, (part or "").split("[")[0])
-    return replace(source, format=f"{source.format} in a dataset on the Hub")
+    return source.held_in("a dataset on the Hub")
 
 
 def read_saved(path: Path, columns: Columns, part: str | None) -> Source:
@@ -54,7 +55,7 @@ def read_saved(path: Path, columns: Columns, part: str | None) -> Source:
             raise wrong(path, f"got part={part!r}", expected, "choose one, or leave part out for all")
         loaded = loaded[part]
     source = _from_datasets(loaded, columns, path, part or "")
-    return replace(source, name=path.resolve().name, format=f"{source.format} in a folder that `datasets` saved")
+    return replace(source.held_in("a folder that `datasets` saved"), name=path.resolve().name)
 
 
 def _check_saved(path: Path) -> None:
@@ -74,6 +75,9 @@ def read_parquet(path: Path, columns: Columns) -> Source:
 
     with _read_as_parquet(path):
         schema = pyarrow.parquet.read_schema(path)
+    twice = [name for name, n in Counter(schema.names).items() if n > 1]
+    if twice:
+        raise wrong(path, f"has several columns called {listed(twice)}", "distinct names", "rename them")
     sample = {field.name: _example_of(field.type) for field in schema}
     names = _needed(sample, columns, path)
     with _read_as_parquet(path):
@@ -81,7 +85,7 @@ def read_parquet(path: Path, columns: Columns) -> Source:
         # read, not mapped into memory: shortening a mapped file would kill this process
         dataset = datasets.Dataset(pyarrow.parquet.read_table(path, columns=sorted(names), memory_map=False))
     source = _from_datasets(dataset, columns, path, "")
-    return replace(source, name=path.stem, found=tuple(schema.names), format=f"{source.format} in Parquet")
+    return replace(source.held_in("Parquet"), name=path.stem, found=tuple(schema.names))
 
 
 @contextmanager
@@ -91,6 +95,8 @@ def _read_as_parquet(path: Path) -> Iterator[None]:
         if not path.is_file():
             raise ValueError("it is no regular file")
         yield
+    except TableSizeError as error:
+        raise ValueError(f"{shown(path)}: {error}.") from None
     except Exception as error:  # errors of Arrow and the system have no common class
         pass_on_shortage(error)
         got = f"is not valid parquet ({one_line(error, 200)})"
@@ -100,16 +106,23 @@ def _read_as_parquet(path: Path) -> Iterator[None]:
 def _from_datasets(loaded: Any, columns: Columns, path: Path | str, part: str) -> Source:
     """The records of an opened dataset; the parts of a dataset with parts are joined."""
     parts = dict(loaded) if isinstance(loaded, Mapping) else {part: loaded}
-    sources = [in_part(_from_dataset(dataset, columns, path), str(name), str(name)) for name, dataset in parts.items()]
+    sources = [
+        in_part(_from_dataset(dataset, columns, path, str(name)), str(name), str(name))
+        for name, dataset in parts.items()
+    ]
     return joined(sources, path)
 
 
-def _from_dataset(dataset: Any, columns: Columns, path: Path | str) -> Source:
-    """The records of one part; class numbers become class names, and -1 (no label) becomes no answer."""
+def _from_dataset(dataset: Any, columns: Columns, path: Path | str, part: str) -> Source:
+    """The records of one part, or of a dataset without parts.
+
+    Class numbers become class names, and -1 (no label) becomes no answer.
+    """
     sample = {field.name: _example_of(field.type) for field in dataset.features.arrow_schema}
     names = _needed(sample, columns, path)
     if not len(dataset):
-        raise wrong(path, "holds no records", "at least one", "choose another part=")
+        remedy = "choose another part=" if part else "check how it was written"
+        raise wrong(path, "holds no records", "at least one", remedy)
     # plain Python values, and only the columns that are used: others may be images that are decoded row by row
     wanted = dataset.with_format(None).select_columns(sorted(names, key=dataset.column_names.index))
     classes = {key: feature.names for key, feature in wanted.features.items() if hasattr(feature, "int2str")}

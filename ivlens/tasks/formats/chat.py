@@ -5,7 +5,7 @@ has no place for it, so it is left out and counted.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,6 +35,7 @@ class Exchange(NamedTuple):
     Attributes:
         why: Why there is no reply, in words; empty where there is one.
         n_before, n_after: Turns of the assistant before the question, and all turns after the reply.
+        n_replies: Further replies among the latter.
     """
 
     system: str = ""
@@ -43,6 +44,7 @@ class Exchange(NamedTuple):
     why: str = ""
     n_before: int = 0
     n_after: int = 0
+    n_replies: int = 0
 
 
 def uses(sample: Mapping[str, Any], columns: Columns) -> dict[str, str] | None:
@@ -60,26 +62,31 @@ def uses(sample: Mapping[str, Any], columns: Columns) -> dict[str, str] | None:
 
 def read(rows: Rows, used: dict[str, str], path: Path | str) -> Source:
     """The source that conversations make; the system text is the instruction, if every conversation has one."""
-    found, n_before, n_longer, n_turns = [], 0, 0, 0
+    found, kept = [], []
     for where, row in rows:
         turns = [turn for column in used.values() for turn in _turns(row.get(column), f"{path}, {where}, {column!r}")]
         first = _exchange(turns)
         answers = (first.reply,) if first.reply and not first.why else ()
         found.append(Row(where, first.system, first.question, answers, first.why))
-        if not first.why:
-            n_before, n_longer = n_before + bool(first.n_before), n_longer + bool(first.n_after)
-            n_turns += first.n_after
+        kept += [first] if answers and first.question.strip() else []
     n_told = sum(bool(row.instruction) for row in found)
     # where some conversations have no system text, the text of others must not become their instruction
     source = source_of(found, path, prompts=True, own=0 < n_told < len(found))
-    losses = []
-    if n_longer:
-        losses.append(f"{n_longer} of {len(found)} conversations go on after the first reply: {n_turns} turns left out")
-    if n_before:
-        losses.append(f"{n_before} of {len(found)} conversations begin with the assistant: these turns left out")
     note = "of each conversation the first question is the input, the reply to it the answer"
     told = (", the system text the instruction",) if source.instructions else ()
-    return replace(source, notes=("".join([note, *told]), *source.notes), losses=tuple(losses))
+    return replace(source, notes=("".join([note, *told]), *source.notes), losses=tuple(_losses(kept, len(found))))
+
+
+def _losses(kept: Sequence[Exchange], n: int) -> Iterator[str]:
+    """What is left out of those conversations that are kept, of `n`, in words."""
+    if n_longer := sum(bool(one.n_after) for one in kept):
+        n_turns, n_replies = sum(one.n_after for one in kept), sum(one.n_replies for one in kept)
+        yield (
+            f"{n_longer} of {n} conversations go on after the first reply: {n_turns} turns left out, {n_replies} of "
+            "them replies, which depend on what was said before; a record for each would make them examples"
+        )
+    if n_before := sum(bool(one.n_before) for one in kept):
+        yield f"{n_before} of {n} conversations begin with the assistant: these turns left out"
 
 
 def _is_turns(value: Any) -> bool:
@@ -123,7 +130,9 @@ def _turns(value: Any, where: str) -> list[Turn]:
 
 
 def _said(value: Any, where: str) -> str | None:
-    """The text of a turn: a text, or a list of parts that are all text; None where it has parts of another kind."""
+    """The text of a turn: a text, or a list of parts that are all text; None where it has none, or other parts."""
+    if value is None:
+        return None  # such as a call of a tool
     if not isinstance(value, list | tuple):
         return text_of(value, where, strip=False)
     parts = []
@@ -153,7 +162,8 @@ def _exchange(turns: Sequence[Turn]) -> Exchange:
     elif not replies:
         why = f"no reply, but a turn of {spoken[end].role!r:.30}" if end < len(spoken) else "no reply"
     reply = "\n".join(turn.text or "" for turn in replies).strip()
-    return Exchange(system, question, reply, why, begin, len(spoken) - last)
+    n_replies = sum(turn.role == "assistant" for turn in spoken[last:])
+    return Exchange(system, question, reply, why, begin, len(spoken) - last, n_replies)
 
 
 def _in_a_row(turns: Sequence[Turn], begin: int, role: str) -> tuple[Sequence[Turn], int]:

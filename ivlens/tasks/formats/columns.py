@@ -9,6 +9,7 @@ INPUT_NAMES = ("input", "inputs", "prompt", "sentence", "text", "question", "que
 OUTPUT_NAMES = ("output", "outputs", "answer", "answers", "label", "target", "targets", "completion", "response", "y")
 INSTRUCTION_NAMES = ("instruction", "instructions", "definition", "system_prompt")
 CONTEXT_NAMES = ("context", "passage", "article", "paragraph", "story")  # a text that a question is about
+_USUAL = {"input": INPUT_NAMES, "output": OUTPUT_NAMES, "instruction": INSTRUCTION_NAMES}
 OPTIONS = {  # the parameters of `load_task`, and the options of commands
     "input": "input_column= (--input-column)",
     "output": "output_column= (--answer-column)",
@@ -48,21 +49,35 @@ def pick_columns(columns: Columns, found: Sequence[str], subject: object) -> dic
         ValueError: one is missing or chosen twice.
     """
     picked: dict[str, str] = {}
-    usual = {"input": INPUT_NAMES, "output": OUTPUT_NAMES, "instruction": INSTRUCTION_NAMES}
+    missing: list[str] = []
     told = guess_column(found, columns.instruction, INSTRUCTION_NAMES) is not None
-    for what, names in usual.items():
+    for what, names in _USUAL.items():
         given: str | None = getattr(columns, what)
         name = guess_column(found, given, names)
         if name is None and what == "input" and given is None and told:
             name = first_column(found, CONTEXT_NAMES)
             if name is None and first_column(found, INPUT_NAMES) is None:
                 continue  # the instruction is the whole prompt
-        if name is None and (given is not None or what != "instruction"):
-            got = f"has the columns {listed(found)}"
-            expected = f"{given!r:.60}" if given else f"exactly one usual name for the {what} ({', '.join(names)})"
-            raise wrong(subject, got, expected, f"name it with {OPTIONS[what]}")
+        if name is None and given is not None:
+            raise wrong(subject, f"has the columns {listed(found)}", f"{given!r:.60}", f"name it with {OPTIONS[what]}")
+        if name is None and what != "instruction":
+            missing.append(what)
         if name is not None and name in picked.values():
             raise wrong(subject, f"got {name!r} for two columns", "distinct ones", "name the others")
         if name is not None:
             picked[what] = name
+    if missing:
+        raise _unnamed(missing, found, subject)
     return picked
+
+
+def _unnamed(missing: Sequence[str], found: Sequence[str], subject: object) -> ValueError:
+    """The error for columns of which it cannot be told which to read, which the caller raises."""
+    doubts = []
+    for what in missing:
+        names = [name for name in found if name.strip().lower() in _USUAL[what]]  # none or more than one
+        doubts += [f"{listed(names)} could all be the {what}"] if names else []
+    got = "; ".join([f"has the columns {listed(found)}", *doubts])
+    expected = " and ".join(f"exactly one usual name for the {what} ({', '.join(_USUAL[what])})" for what in missing)
+    options = " and ".join(OPTIONS[what] for what in missing)
+    return wrong(subject, got, expected, f"name {'it' if len(missing) == 1 else 'them'} with {options}")

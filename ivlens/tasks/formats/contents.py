@@ -7,7 +7,7 @@ from typing import Any
 from ivlens.common.foreign import read_foreign
 from ivlens.tasks.formats.packed import unpacked
 from ivlens.tasks.formats.records import MOST_RECORDS, Spelled, wrong
-from ivlens.tasks.formats.unknown import unknown_bytes
+from ivlens.tasks.formats.unknown import UTF_16, unknown, unknown_bytes
 
 LARGEST_FILE = 2**27  # bytes
 # Characters that become objects in memory, and how many of them a file may have; plain text has far fewer.
@@ -20,7 +20,7 @@ MOST = {
 
 
 def read_text(path: Path) -> str:
-    """The text of a task file, which must be UTF-8, neither empty nor too large; gzip and zstd are unpacked.
+    """The text of a task file, neither empty nor too large: UTF-8, or UTF-16 that says so; gzip and zstd are unpacked.
 
     Raises:
         ValueError: it is another kind of file, or damaged, or larger than it may be.
@@ -34,11 +34,15 @@ def read_text(path: Path) -> str:
     data = unpacked(packed, path, LARGEST_FILE)
     if (error := unknown_bytes(data, path)) is not None:
         raise error
+    encoding = "utf-16" if data.startswith(UTF_16) else "utf-8-sig"
     try:
-        text = data.decode("utf-8-sig")
+        text = data.decode(encoding)
     except UnicodeDecodeError as error:
-        got = f"byte {error.start} (0x{error.object[error.start]:02x}) is not UTF-8"
-        raise wrong(path, got, "a text file in UTF-8", "save it as UTF-8") from None
+        name = encoding.removesuffix("-sig").upper()
+        got = f"byte {error.start} (0x{error.object[error.start]:02x}) is not {name}"
+        raise wrong(path, got, f"a text file in {name}", "save it as UTF-8") from None
+    if "\0" in text and encoding == "utf-16":
+        raise unknown(path, "binary data")
     if not text or text.isspace():
         raise wrong(path, "is empty", "records", "check how it was written")
     _check_parts(text, path)
@@ -62,13 +66,7 @@ def parse_json(text: str, path: Path, line: int | None = None) -> Any:
         line: The line's number, where `text` is one line of the file.
     """
     try:
-        return json.loads(
-            text,
-            parse_int=Spelled,
-            parse_float=Spelled,
-            parse_constant=lambda _: None,
-            object_pairs_hook=_collect_pairs,
-        )
+        return _DECODER.decode(text)
     except json.JSONDecodeError as error:
         got = f"line {line or error.lineno}, column {error.colno} is not JSON ({error.msg})"
         raise wrong(path, got, "a complete JSON document", "it may be cut off: write or download it again") from None
@@ -98,3 +96,9 @@ def _collect_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _flat(parts: list[Any]) -> list[Any]:
     """All values, with a list among them replaced by its items."""
     return [item for part in parts for item in (part if isinstance(part, list) else [part])]
+
+
+# made once: files of JSON Lines have up to 700,000 documents
+_DECODER = json.JSONDecoder(
+    parse_int=Spelled, parse_float=Spelled, parse_constant=lambda _: None, object_pairs_hook=_collect_pairs
+)

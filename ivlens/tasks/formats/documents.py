@@ -1,18 +1,17 @@
 """JSON documents: lists of records, and dicts that hold them in one way or another."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ivlens.tasks.formats import chat
-from ivlens.tasks.formats.passages import flattened
-from ivlens.tasks.formats.records import Columns, Source, in_part, joined, text_of, texts_of, wrong
-from ivlens.tasks.formats.rows import PLAIN, read_plain, read_rows, recognised
+from ivlens.tasks.formats import chat, published
+from ivlens.tasks.formats.columns import INPUT_NAMES, INSTRUCTION_NAMES, OUTPUT_NAMES, first_column
+from ivlens.tasks.formats.records import Columns, Source, in_part, joined, listed, wrong
+from ivlens.tasks.formats.rows import read_plain, read_rows, recognised
 
 PARTS = ("train", "eval", "dev", "valid", "validation", "test")
-# of one record; with more it is a dict of answers with an input called "input", or one called "question" and so on
-_MOST_KEYS, _MOST_KEYS_OF_FORMATS = 4, 12
+_MOST_KEYS = 12  # of one record; with more it is a dict of answers, with inputs such as "question" and "answer"
 
 
 def read_document(value: Any, columns: Columns, path: Path, part: str | None = None) -> Source:
@@ -30,7 +29,7 @@ def read_document(value: Any, columns: Columns, path: Path, part: str | None = N
         raise no_parts(path, part)
     if isinstance(value, list):
         rows = [(f"record {index}", record) for index, record in enumerate(value)]
-        return _said(read_rows(rows, columns, path), "a JSON list")
+        return read_rows(rows, columns, path).held_in("a JSON list")
     # also whatever is neither, for the error
     for is_form, read in _FORMS:
         if isinstance(value, dict) and is_form(value, columns):
@@ -42,18 +41,13 @@ def read_document(value: Any, columns: Columns, path: Path, part: str | None = N
         raise wrong(path, f"is one dict with the keys {found}", "a list of records", "leave the column names out")
     rows = [(f"key {key!r:.60}", {"input": key, "output": answer}) for key, answer in value.items()]
     source = read_plain(rows, Columns("input", "output"), path)
-    return replace(source, format="a JSON dict of inputs and their answers", uses=(), found=(), head=())
+    return source.without_columns("a JSON dict of inputs and their answers")
 
 
 def no_parts(path: Path, part: str) -> ValueError:
     """The error for a part of a file that has none, which the caller raises."""
     got = f"got part={part!r:.60} for a single file"
     return wrong(path, got, "a folder or dataset with parts", "leave part out")
-
-
-def _said(source: Source, holder: str) -> Source:
-    """The source, its format named together with what holds the records."""
-    return replace(source, format=f"{source.format} in {holder}")
 
 
 def _is_part(key: str, value: Any) -> bool:
@@ -77,107 +71,114 @@ def _read_parts(value: Mapping[str, Any], columns: Columns, path: Path, part: st
 # --- forms of a dict -------------------------------------------------------------------------------------------------
 
 
-def _is_natural(value: Mapping[str, Any], columns: Columns) -> bool:
-    return not any(columns) and "Instances" in value and not isinstance(value["Instances"], str)
-
-
-def _read_natural_instructions(value: Mapping[str, Any], columns: Columns, path: Path) -> Source:
-    """A Natural-Instructions task: its instances, its definition as the instruction, its positive examples."""
-    named = Columns("input", "output")
-    rows = {}
-    for key in ("Instances", "Positive Examples"):
-        records = value.get(key, [])
-        if not isinstance(records, list):
-            raise wrong(path, f"{key!r} is a {type(records).__name__}", "a list of {input, output}", "check the file")
-        rows[key] = [(f"{key}[{index}]", record) for index, record in enumerate(records)]
-    source = read_plain(rows["Instances"], named, path)
-    examples = read_plain(rows["Positive Examples"], named, path).records if rows["Positive Examples"] else ()
-    definition = texts_of(value.get("Definition"), f"{path}, Definition")
-    about = {"format": "a Natural-Instructions task", "uses": (), "found": (), "head": ()}
-    return replace(source, instructions=definition, demonstrations=examples, **about)
-
-
-def _is_bank(value: Mapping[str, Any], columns: Columns) -> bool:
-    return not any(columns) and "instructions" in value and isinstance(value.get("examples"), list)
-
-
-def read_bank(value: Any, columns: Columns, path: Path) -> Source:
-    """A task in the format of the built-in bank."""
-    if not isinstance(value, dict) or not isinstance(value.get("examples"), list):
-        raise wrong(path, "has no list 'examples'", "a task of the bank's format", "see the built-in files")
-    if not isinstance(value.get("in_training", False), bool):
-        raise wrong(f"{path}, in_training", f"got {value['in_training']!r:.60}", "true or false", "correct it")
-    rows = [(f"examples[{index}]", record) for index, record in enumerate(value["examples"])]
-    lists = {
-        key: texts_of(value.get(key, []), f"{path}, {key}")
-        for key in ("instructions", "held_out_instructions", "clozes", "prose")
-    }
-    texts = {key: text_of(value.get(key), f"{path}, {key}") for key in ("name", "kind", "inputs")}
-    source = read_plain(rows, Columns("input", "output"), path)
-    texts["name"] = texts["name"] or source.name
-    about = {"format": "a task in the format of the bank", "uses": (), "found": (), "head": ()}
-    return replace(source, **lists, **texts, **about, in_training=value.get("in_training", False))
-
-
-def _is_squad(value: Mapping[str, Any], columns: Columns) -> bool:
-    articles = value.get("data")
-    return (
-        isinstance(articles, list) and bool(articles) and isinstance(articles[0], dict) and "paragraphs" in articles[0]
-    )
-
-
-def _read_squad(value: Mapping[str, Any], columns: Columns, path: Path) -> Source:
-    return _said(read_rows(flattened(value, path), columns, path), "SQuAD's own JSON")
-
-
 def _is_conversation(value: Mapping[str, Any], columns: Columns) -> bool:
     return chat.uses(value, columns) is not None
 
 
 def _is_columnar(value: Mapping[str, Any], columns: Columns) -> bool:
-    """Whether a dict holds columns: lists of one length, of which the first items make a record."""
-    if not value or not all(isinstance(column, list) and column for column in value.values()):
+    """Whether a dict holds columns with usual names: lists of one length, or dicts with the same keys.
+
+    `DataFrame.to_json` writes such dicts. Where several columns could be the input, reading them is refused; they must
+    not be taken for inputs with their answers.
+    """
+    held = list(value.values())
+    if all(isinstance(column, list) and column for column in held):
+        are_alike = len({len(column) for column in held}) == 1
+    elif all(isinstance(column, dict) and column for column in held):
+        are_alike = all(column.keys() == held[0].keys() for column in held)
+    else:
         return False
-    first = {name: column[0] for name, column in value.items()}
-    return len({len(column) for column in value.values()}) == 1 and _is_record(first, columns)
+    # a dict of answers has more inputs than answers to each of them
+    if not are_alike or len(held) > max(_MOST_KEYS, len(held[0])):
+        return False
+    first = {name: next(iter(one.values() if isinstance(one, dict) else one)) for name, one in value.items()}
+    usual = all(first_column(first, names) is not None for names in (INPUT_NAMES, OUTPUT_NAMES))
+    return usual or _is_recognised(first, columns)
 
 
 def _read_columnar(value: Mapping[str, Any], columns: Columns, path: Path) -> Source:
-    cells = zip(*value.values(), strict=True)
-    rows = [(f"record {index}", dict(zip(value, row, strict=True))) for index, row in enumerate(cells)]
-    return _said(read_rows(rows, columns, path), "a JSON dict of columns")
+    first = next(iter(value.values()))
+    places = [f"record {key}" for key in first] if isinstance(first, dict) else None
+    # in dicts, cells belong together by their keys
+    rows = zip(*([column[key] for key in first] if places else column for column in value.values()), strict=True)
+    return _read_cells(list(value), rows, columns, path, places).held_in("a JSON dict of columns")
+
+
+def _is_split(value: Mapping[str, Any], columns: Columns) -> bool:
+    """Whether a dict holds the names of columns beside rows of cells, as pandas and dataset viewers write it."""
+    names, rows = value.get("columns"), value.get("data")
+    return (
+        isinstance(names, list)
+        and isinstance(rows, list)
+        and bool(rows)
+        and all(isinstance(name, str) for name in names)
+        and len(set(names)) == len(names)
+        and all(isinstance(row, list) and len(row) == len(names) for row in rows)
+    )
+
+
+def _read_split(value: Mapping[str, Any], columns: Columns, path: Path) -> Source:
+    return _read_cells(value["columns"], value["data"], columns, path).held_in("a JSON dict of names and rows")
+
+
+def _read_cells(
+    names: Sequence[str],
+    cells: Iterable[Sequence[Any]],
+    columns: Columns,
+    path: Path,
+    places: Sequence[str] | None = None,
+) -> Source:
+    """Read rows of cells below the names of their columns."""
+    rows = [
+        (places[index] if places else f"record {index}", dict(zip(names, row, strict=True)))
+        for index, row in enumerate(cells)
+    ]
+    return read_rows(rows, columns, path)
 
 
 def _is_record(value: Mapping[str, Any], columns: Columns) -> bool:
     """Whether a dict is one record, as a file of JSON Lines with one line is."""
+    return len(value) <= _MOST_KEYS and _is_recognised(value, columns)
+
+
+def _is_recognised(sample: Mapping[str, Any], columns: Columns) -> bool:
+    """Whether it is clear which columns of records would be read."""
     try:
-        format, _ = recognised(value, columns, "")
+        recognised(sample, columns, "")
     except ValueError:
         return False
-    # input and output alone may also be words in a dict of answers
-    return len(value) <= (_MOST_KEYS if format is PLAIN else _MOST_KEYS_OF_FORMATS)
+    return True
 
 
 def _read_record(value: Mapping[str, Any], columns: Columns, path: Path) -> Source:
-    return _said(read_rows([("record 0", dict(value))], columns, path), "JSON: a single record")
+    return read_rows([("record 0", dict(value))], columns, path).held_in("JSON: a single record")
 
 
-def _list_inside(value: Mapping[str, Any]) -> str | None:
-    """The key of the one list of records in a dict that otherwise holds texts and numbers about them."""
-    held = [key for key, one in value.items() if isinstance(one, list | dict)]
-    records = value[held[0]] if len(held) == 1 else None
-    return held[0] if isinstance(records, list) and records and isinstance(records[0], dict) else None
+def _lists_inside(value: Mapping[str, Any]) -> list[str]:
+    """The keys of lists of records in a dict."""
+    return [key for key, one in value.items() if isinstance(one, list) and one and isinstance(one[0], dict)]
 
 
 def _is_wrapped(value: Mapping[str, Any], columns: Columns) -> bool:
-    return _list_inside(value) is not None
+    return bool(_lists_inside(value))
 
 
 def _read_wrapped(value: Mapping[str, Any], columns: Columns, path: Path) -> Source:
-    key = _list_inside(value)
-    assert key is not None
+    """The one list of records in a dict, whatever is said about it beside it."""
+    found = _lists_inside(value)
+    if len(found) > 1:
+        raise wrong(path, f"holds lists of records under {listed(found)}", "one such list", "take the others out")
+    (key,) = found
     rows = [(f"{key}[{index}]", record) for index, record in enumerate(value[key])]
-    return _said(read_rows(rows, columns, path), f"a JSON list under {key!r}")
+    source = read_rows(rows, columns, path).held_in(f"a JSON list under {key!r}")
+    # numbers and texts tell of the records, except for a text that asks for the answers
+    beside = [
+        other
+        for other, one in value.items()
+        if other != key and one and (isinstance(one, list | dict) or other.strip().lower() in INSTRUCTION_NAMES)
+    ]
+    notes = (f"not read: what stands beside the records, under {listed(beside)}",) if beside else ()
+    return replace(source, notes=(*source.notes, *notes))
 
 
 Form = tuple[
@@ -185,11 +186,12 @@ Form = tuple[
     Callable[[Mapping[str, Any], Columns, Path], Source],
 ]
 _FORMS: tuple[Form, ...] = (  # the first that fits
-    (_is_natural, _read_natural_instructions),
-    (_is_bank, read_bank),
-    (_is_squad, _read_squad),
+    (published.is_natural, published.read_natural),
+    (published.is_bank, published.read_bank),
+    (published.is_squad, published.read_squad),
     (_is_conversation, _read_record),
     (_is_columnar, _read_columnar),
+    (_is_split, _read_split),
     (_is_record, _read_record),
     (_is_wrapped, _read_wrapped),
 )

@@ -7,6 +7,7 @@ clear sentence (`wrong`).
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,6 +53,13 @@ class Record(NamedTuple):
     part: str = ""
     why: str = ""
 
+    @property
+    def lacks(self) -> str:
+        """Why the record is left out, in words; empty where it is complete."""
+        if self.answers and self.input.strip():
+            return ""
+        return self.why or f"no {'answer' if self.input.strip() else 'input'}"
+
 
 @dataclass(frozen=True)
 class Source:
@@ -84,6 +92,14 @@ class Source:
     head: tuple[tuple[str, Any], ...] = ()
     notes: tuple[str, ...] = ()
     losses: tuple[str, ...] = ()
+
+    def held_in(self, holder: str) -> "Source":
+        """The source, its format named together with what holds the records."""
+        return replace(self, format=f"{self.format} in {holder}")
+
+    def without_columns(self, format: str) -> "Source":
+        """The source of a format that has no columns to choose from."""
+        return replace(self, format=format, uses=(), found=(), head=())
 
 
 class Row(NamedTuple):
@@ -125,8 +141,9 @@ def texts_of(value: Any, where: str) -> tuple[str, ...]:
     for item in values:
         if item is None or (isinstance(item, float) and not math.isfinite(item)):
             continue
-        if not isinstance(item, str | int | float):
-            raise wrong(where, f"got a {type(item).__name__}", "text, a number, or a flat list of them", "flatten it")
+        if not isinstance(item, str | int | float | Decimal):
+            remedy = "flatten it" if isinstance(item, dict | list | tuple) else "write it as text"
+            raise wrong(where, f"got a {type(item).__name__}", "text, a number, or a flat list of them", remedy)
         texts.append(_spelling(item).strip())
         if not texts[-1].isascii() and any("\ud800" <= char <= "\udfff" for char in texts[-1]):
             raise wrong(where, "holds half a surrogate pair", "valid Unicode", "write the character out in UTF-8")
@@ -141,18 +158,20 @@ def text_of(value: Any, where: str, strip: bool = True) -> str:
     return "" if not texts else texts[0] if strip else _spelling(value)
 
 
-def _spelling(value: str | int | float) -> str:
+def _spelling(value: str | int | float | Decimal) -> str:
     """A value as a JSON file spells it: `true`, where Python's own text would be `True`."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def answers_of(value: Any, where: str) -> tuple[str, ...]:
     """Accepted answers: a text, a list of texts, or SQuAD's `{"text": [...]}` and TriviaQA's `{"value", "aliases"}`."""
-    if isinstance(value, dict) and "text" in value:
-        return texts_of(value["text"], where)
-    if isinstance(value, dict) and "value" in value:
-        aliases = value.get("aliases") or ()
-        return texts_of([value["value"], *(aliases if isinstance(aliases, list | tuple) else [aliases])], where)
+    if isinstance(value, dict):
+        held = {key.lower(): one for key, one in value.items()}  # TriviaQA's own files have capitals
+        if "text" in held:
+            return texts_of(held["text"], where)
+        if "value" in held:
+            aliases = held.get("aliases") or ()
+            return texts_of([held["value"], *(aliases if isinstance(aliases, list | tuple) else [aliases])], where)
     if isinstance(value, list | tuple) and value and all(isinstance(one, dict) and "text" in one for one in value):
         return texts_of([one["text"] for one in value], where)
     return texts_of(value, where)

@@ -42,7 +42,7 @@ class RowFormat(NamedTuple):
 # the first one that knows the columns reads the rows; where none does, they are plain records
 FORMATS = (
     RowFormat("chat records", chat.uses, chat.read, frozenset({"prompt"})),
-    RowFormat("multiple choice", choices.uses, choices.read, frozenset({"context", "instruction"})),
+    RowFormat("multiple choice", choices.uses, choices.read, choices.OPTIONAL),
     RowFormat("questions about texts", passages.uses, passages.read, frozenset({"context", "instruction"})),
 )
 

@@ -16,6 +16,7 @@ from ivlens.tasks.formats.unknown import is_toml, unknown_text
 
 DELIMITERS = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
 _MOST_COLUMNS = 10_000
+_TOLD = re.compile(rf"(?i)sep=([{re.escape(''.join(DELIMITERS))}])")
 _LINE_END = re.compile(r"\r\n|\n|\r")
 # The longest cell is a number that all readers of a process share; whoever changes it holds the lock.
 _LONGEST_CELL = threading.Lock()
@@ -30,8 +31,13 @@ def table_rows(text: str, columns: Columns, path: Path) -> tuple[Rows, str]:
     n_blank = len(text) - len(text.lstrip("\r\n"))
     # empty lines above the header are cut off, but count in line numbers
     above, text = len(_LINE_END.findall(text[:n_blank])), text[n_blank:]
-    first = _LINE_END.split(text, maxsplit=1)[0]
-    delimiter = max(DELIMITERS, key=first.count)  # the most frequent one in the header
+    first, *rest = _LINE_END.split(text, maxsplit=1)
+    told = _TOLD.fullmatch(first)
+    if told is not None and rest:  # a line of Excel's, which is no part of the table
+        above, text = above + 1, rest[0]
+        first = _LINE_END.split(text, maxsplit=1)[0]
+    # the most frequent one in the header, where the file does not say
+    delimiter = max(DELIMITERS, key=first.count) if told is None else told[1]
     if first.count(delimiter) > _MOST_COLUMNS:
         got = f"has {first.count(delimiter):,} columns"
         raise wrong(path, got, f"at most {_MOST_COLUMNS:,}", "check how it was written")

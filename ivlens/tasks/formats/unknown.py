@@ -25,6 +25,7 @@ _MAGIC = {
     b"\x1f\x8b": ("packed twice", "unpack it once"),
     b"\x28\xb5\x2f\xfd": ("packed twice", "unpack it once"),
 }
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # the mark at the beginning of such a text
 _LOOKED_AT = 2**16  # letters in which the kind of a text is looked for
 # what may follow the brackets at the beginning of a JSON document
 _JSON = re.compile(r'\s*(?:\[\s*)*(?:\{\s*(?:["}]|$)|(?:["\]\d-]|true\b|false\b|null\b|NaN\b|Infinity\b|$))')
@@ -41,8 +42,14 @@ def unknown_bytes(data: bytes, path: Path) -> ValueError | None:
     for magic, (looks_like, remedy) in _MAGIC.items():
         if data.startswith(magic):
             return unknown(path, looks_like, remedy)
-    is_utf_16 = data.startswith((b"\xff\xfe", b"\xfe\xff"))  # a text with NULs, which its own error names
-    return unknown(path, "binary data") if b"\0" in data[:_LOOKED_AT] and not is_utf_16 else None
+    begin = data[:_LOOKED_AT]
+    if data.startswith(UTF_16) or b"\0" not in begin:
+        return None
+    # letters of most languages are one byte and a NUL there
+    halves = (begin[::2], begin[1::2])
+    if len(begin) > 3 and any(h.count(0) > len(h) // 2 and min(rest) > 8 for h, rest in (halves, halves[::-1])):
+        return unknown(path, "a text in UTF-16 without a mark that says so", "save it as UTF-8")
+    return unknown(path, "binary data")
 
 
 def begins_as_json(text: str) -> bool:
