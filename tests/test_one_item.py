@@ -56,6 +56,7 @@ REFUSED = {
     ("build_prompts", "others"),
     ("measure_again", "others"),
     ("JudgeOptions", "other_vectors"),
+    ("steer_rows", "vectors"),
     ("sweep_settings", "vectors"),
     ("similarity_matrix", "vectors"),
     ("similarity_order", "vectors"),

@@ -170,6 +170,10 @@ def calls(the: Things) -> dict[str, Call]:
         with ivlens.steer(**options):
             return model(the.batch.tokens, attention_mask=the.batch.attention_mask)
 
+    def steered_rows(**options: Any) -> Any:
+        with ivlens.steer_rows(**options):
+            return model(the.batch.tokens, attention_mask=the.batch.attention_mask)
+
     def steered_at(**options: Any) -> Any:
         return steered(
             model=model, iv=iv, at=ivlens.Setting(**{"layer": 0, "alpha": 1.0, "site": "resid_post"} | options)
@@ -265,6 +269,7 @@ def calls(the: Things) -> dict[str, Call]:
         "Grid.settings": (ivlens.Grid().settings, lambda: {"model": model}),
         "Setting": (steered_at, dict),
         "steer": (steered, lambda: {"model": model, "iv": iv, "layer": 0, "alpha": 1.0, "site": "resid_post"}),
+        "steer_rows": (steered_rows, lambda: {"model": model, "vectors": [iv, None, iv], "at": at}),
         "build_prompts": (ivlens.build_prompts, lambda: {
             "tokenizer": the.tokenizer, "task": task, "examples": task.examples[:2]
         }),
