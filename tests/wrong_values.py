@@ -37,6 +37,7 @@ import ivlens
 from ivlens.analysis.attention import AblationOptions, AttentionOptions, ScoreOptions
 from ivlens.analysis.dynamics import TrackOptions, measure_stage
 from ivlens.analysis.forgetting import ProbeOptions, probe
+from ivlens.out import export_vector
 from ivlens.steering.summary import Judged, accuracy_only
 from ivlens.tasks import check_task
 from ivlens.tuning import Along, TuneOptions
@@ -304,6 +305,9 @@ def calls(the: Things) -> dict[str, Call]:
             "model": model, "tasks": [task], "options": TrackOptions(n_prompts=2, k=1, n_judge_prompts=2)
         }),
         "TrackOptions": (tracked_with, dict),
+        "export_vector": (export_vector, lambda: {
+            "model": model, "iv": iv, "path": the.root / "vector.py", "format": "python", "at": at
+        }),
         "lab": (ivlens.lab, lambda: {
             "model": model, "tasks": [task], "effects": [effects], "n_prompts": 2, "n_search": 2
         }),
