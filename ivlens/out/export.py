@@ -38,16 +38,18 @@ def export_vector(
 
         >>> export_vector(model, iv, "antonym.py", format="python", at=evaluation.best, positions="prompt")
 
-    | `format` | what is written | read by | positions |
-    |---|---|---|---|
-    | `lm-eval` | a `.pt` | lm-evaluation-harness, `--model steered --model_args steer_path=` | `all` |
-    | `python` | a script, the vector inside | Python with torch and transformers | `prompt`, `every`, `all` |
-    | `checkpoint` | a folder: the whole model, the vector as a bias | transformers, without code | `all` |
-    | `gguf-control-vector` | a `.gguf` | llama.cpp, `--control-vector` | `all`; `resid_post` from layer 1 on |
+    Formats:
+
+    - `lm-eval`: a `.pt` for lm-evaluation-harness (`--model steered --model_args steer_path=x.pt`); positions `all`.
+    - `python`: a script that needs torch and transformers alone, with the vector inside; positions `prompt`, `every`
+      or `all`.
+    - `checkpoint`: a folder with the whole model, the vector as a bias, for transformers without code; positions `all`.
+    - `gguf-control-vector`: a `.gguf` for llama.cpp (`--control-vector`); positions `all`, site `resid_post`, from
+      layer 1 on.
 
     Args:
         path: The file, or for `checkpoint` the folder.
-        format: As in the table.
+        format: One of these.
         at: Layer, strength and site, such as `Evaluation.best`.
         positions: As in `steer`; slices and masks belong to one batch, and stay here.
 

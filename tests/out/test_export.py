@@ -291,3 +291,26 @@ def test_a_model_in_memory_leaves_its_label_in_the_script(new_model, byte_level,
     assert f"MODEL, OPTIONS = {model.cfg.model_name!r}, {{}}" in path.read_text()
     assert hf_model("llama").get_submodule("model.layers.1.self_attn.o_proj") is not None
     assert "MODULE = 'model.layers.1.self_attn.o_proj'" in path.read_text()
+
+
+@pytest.mark.real
+def test_the_real_model_leaves_as_a_script_and_as_a_checkpoint(tmp_path, monkeypatch, capsys):
+    from real import smollm2
+    from transformers import AutoModelForCausalLM
+
+    model, at = smollm2(), Setting(12, 6.0, "resid_post")
+    quick = ivlens.EffectOptions(n_mean_prompts=8, n_check_prompts=0)
+    effects = ivlens.head_effects(model, ivlens.load_task("antonym"), n_prompts=2, corruption="drop", options=quick)
+    iv = InstructionVector.from_effects(effects)
+    for positions in ("prompt", "every", "all"):
+        path = export_vector(model, iv, tmp_path / "antonym.py", format="python", at=at, positions=positions)
+        found = run_script(path, monkeypatch, capsys, "big")
+        plain = complete(model, "Input: big\nOutput:")[0]
+        with steer(model, iv, at=at, positions=positions):
+            steered = complete(model, "Input: big\nOutput:")[0]
+        assert found == [tuple(text.strip().replace("\n", "⏎") for text in (plain, steered))]
+    folder = export_vector(model, iv, tmp_path / "folded", format="checkpoint", at=at, positions="all")
+    folded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokens = torch.tensor([model.tokenizer("Input: big\nOutput: small")["input_ids"]])
+    with torch.no_grad(), steer(model, iv, at=at, positions="all"):
+        torch.testing.assert_close(folded(tokens).logits, model(tokens), atol=2e-2, rtol=1e-3)

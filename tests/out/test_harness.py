@@ -1,6 +1,7 @@
 """Tasks of lm-evaluation-harness under a vector: as `steer` by hand, and at every position as the harness' own hook."""
 
 import importlib.util
+from dataclasses import replace
 
 import pytest
 import torch
@@ -208,16 +209,19 @@ def test_the_real_model_is_steered_alike(tasks, tmp_path):
     from ivlens.models.known import KNOWN
 
     model, at = smollm2(), Setting(12, 6.0, "resid_post")
-    iv = InstructionVector.from_effects(ivlens.head_effects(model, ivlens.load_task("antonym"), n_prompts=4))
+    quick = ivlens.EffectOptions(n_mean_prompts=8, n_check_prompts=0)
+    effects = ivlens.head_effects(model, ivlens.load_task("antonym"), n_prompts=2, corruption="drop", options=quick)
+    iv = InstructionVector.from_effects(effects)
     for positions in ("prompt", "every", "all"):
         lm = lm_eval_model(model, iv, at=at, positions=positions)
         for request, (value, _) in zip(
-            REQUESTS[:6], lm.loglikelihood(asked(*REQUESTS[:6]), disable_tqdm=True), strict=True
+            REQUESTS[:3], lm.loglikelihood(asked(*REQUESTS[:3]), disable_tqdm=True), strict=True
         ):
             assert value == pytest.approx(by_hand(model, lm, iv, at, positions, *request)[0], abs=5e-3)
     path = export_vector(model, iv, tmp_path / "antonym.pt", format="lm-eval", at=at, positions="all")
     theirs = SteeredModel(str(KNOWN["smollm2"].folder), str(path), device="cpu", dtype="float32", batch_size=4)
-    found, want = (tasks.run(one, ["iv_choice", "iv_written"])["samples"] for one in (lm, theirs))
+    few = replace(tasks, limit=3)
+    found, want = (few.run(one, ["iv_choice", "iv_written"])["samples"] for one in (lm, theirs))
     for one, other in zip(found["iv_choice"], want["iv_choice"], strict=True):
         ours, own = ([value for value, _ in each["filtered_resps"]] for each in (one, other))
         assert ours == pytest.approx(own, abs=5e-3)
