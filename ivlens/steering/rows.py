@@ -3,10 +3,9 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from ivlens.common.arguments import checked
@@ -53,28 +52,20 @@ def steer_rows(
     Source: docs/method.md, 6 Intervention and its controls.
     """
     check_positions(positions)
-    moves, n_rows = _moves(model, vectors, at), len(vectors)
+    moves = _moves(model, vectors, at)
     if any(site == "attn_out" for _, site in moves):
         attention_factor(model, 0)  # measured now, for all layers: its passes have rows of their own
     with ExitStack() as stack:
         ends = stack.enter_context(followed(model))
-        for (layer, site), move in moves.items():
-            stack.enter_context(added_to_stream(model, layer, site, _edit(move, n_rows, ends, positions)))
+        for (layer, site), deltas in moves.items():
+            stack.enter_context(added_to_stream(model, layer, site, _edit(deltas, ends, positions)))
         yield
-
-
-@dataclass(frozen=True, eq=False)
-class _Move:
-    """What is added at one place: a vector for each row, and which rows have one there."""
-
-    deltas: Float[Tensor, "rows d_model"]
-    is_moved: Bool[Tensor, " rows"]
 
 
 def _moves(
     model: TransformerBridge, vectors: Sequence[InstructionVector | None], at: Setting | Sequence[Setting | None]
-) -> dict[tuple[int, str], _Move]:
-    """What is added, by layer and site, in ascending order."""
+) -> dict[tuple[int, str], Float[Tensor, "rows d_model"]]:
+    """What is added to each row, by layer and site, in ascending order; 0 in rows that have nothing there."""
     settings = [at] * len(vectors) if isinstance(at, Setting) else list(at)
     if not vectors or len(settings) != len(vectors):
         raise ValueError(
@@ -82,7 +73,7 @@ def _moves(
             "vector and one setting for each."
         )
     checked_ones: set[int] = set()
-    found: dict[tuple[int, str], _Move] = {}
+    found: dict[tuple[int, str], Tensor] = {}
     for row, (vector, setting) in enumerate(zip(vectors, settings, strict=True)):
         if vector is None:
             continue
@@ -96,20 +87,16 @@ def _moves(
         check_layers(model, [setting.layer])
         place = setting.layer, check_site(setting.site)
         if place not in found:
-            nowhere = torch.zeros(len(vectors), dtype=torch.bool)
-            found[place] = _Move(torch.zeros(len(vectors), len(vector.theta)), nowhere)
-        found[place].deltas[row] = setting.alpha * vector.theta
-        found[place].is_moved[row] = setting.alpha != 0  # strength 0 gives the bits of the plain model
+            found[place] = torch.zeros(len(vectors), len(vector.theta))
+        found[place][row] = setting.alpha * vector.theta
     return dict(sorted(found.items()))
 
 
-def _edit(move: _Move, n_rows: int, ends: PromptEnds, positions: Chosen) -> Callable[[Tensor], Tensor]:
+def _edit(deltas: Float[Tensor, "rows d_model"], ends: PromptEnds, positions: Chosen) -> Callable[[Tensor], Tensor]:
     """The edit of a pass at one place."""
 
     def edit(resid: Tensor) -> Tensor:
-        what = f"steer_rows for {n_rows} prompts"
-        deltas, is_moved = (expanded(each, len(resid), what) for each in (move.deltas, move.is_moved))
-        own = is_moved[:, None]
-        return addition(deltas, lambda: (where := ends.columns(positions)) & own.to(where.device))(resid)
+        own = expanded(deltas, len(resid), f"steer_rows for {len(deltas)} prompts")
+        return addition(own, lambda: ends.columns(positions))(resid)
 
     return edit
