@@ -53,6 +53,7 @@ _MODULE_OF = {  # for each public name the module under `ivlens` that it is impo
     "showing_progress": "common.progress",
     "splice": "analysis.transplant",
     "steer": "steering.steer",
+    "steer_rows": "steering.rows",
     "sweep_settings": "steering.search",
     "train_vector": "steering.trained",
     "transplant": "analysis.transplant",
@@ -80,6 +81,7 @@ if TYPE_CHECKING:  # editors and type checkers read the names here; a running pr
     from ivlens.steering.evaluate import JudgeOptions, evaluate_intervention
     from ivlens.steering.evaluation import Evaluation
     from ivlens.steering.more_rows import MoreRows
+    from ivlens.steering.rows import steer_rows
     from ivlens.steering.search import Grid, sweep_settings
     from ivlens.steering.steer import steer
     from ivlens.steering.summary import Setting
@@ -126,6 +128,7 @@ __all__ = [
     "showing_progress",
     "splice",
     "steer",
+    "steer_rows",
     "sweep_settings",
     "train_vector",
     "transplant",

@@ -149,6 +149,10 @@ class Lines:
             "vector": ["vector", *task],
             "evaluate": ["evaluate", *task, "--out", out],
             "steer": ["steer", *task, "--text", "big"],
+            "export": [
+                *("export", str(at / "file"), "--format", "python", "--layer", "1", "--alpha", "1"),
+                *("--out", str(at / "new" / "x.py")),
+            ],
             "lab": ["lab", "--no-browser"],
             "tune": ["tune", *task, "--out", out, "--guidance", "iv"],
             "bench": ["bench", "--out", out],

@@ -17,7 +17,7 @@ PACKAGE = Path(ivlens.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # From the ground up: a module imports only from its own room and from the rooms before it.
-ROOMS = "common tasks prompts models forward effects vectors steering tuning analysis runs show pocket cli".split()
+ROOMS = "common tasks prompts models forward effects vectors steering tuning analysis runs out show pocket cli".split()
 MOST_ROOMS = 16
 NO_ROOMS = {"__init__.py", "__main__.py", "py.typed", "data", "__pycache__"}
 DRAWS_ITSELF = ("plot", "_repr_html_")  # methods of results, which may import `show` when they are called

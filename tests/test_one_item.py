@@ -23,7 +23,7 @@ from ivlens.tuning.methods import Lora
 
 ROOMS = (
     "tasks prompts models effects vectors tuning analysis.attention analysis.dynamics analysis.forgetting runs.study "
-    "runs.suites runs.sweep show.figures show.lab common.store"
+    "runs.suites runs.sweep out show.figures show.lab common.store"
 ).split()
 EXAMPLES = (TaskExample("big", ("small",)),)
 
@@ -56,6 +56,7 @@ REFUSED = {
     ("build_prompts", "others"),
     ("measure_again", "others"),
     ("JudgeOptions", "other_vectors"),
+    ("steer_rows", "vectors"),
     ("sweep_settings", "vectors"),
     ("similarity_matrix", "vectors"),
     ("similarity_order", "vectors"),
@@ -66,6 +67,7 @@ ELSEWHERE = {
     ("head_attention", "heads"),
     ("lab", "tasks"),
     ("causal_tests", "tests"),
+    ("lm_eval_table", "tasks"),  # in tests/out/test_harness.py, which has the harness
     ("predictors", "names"),
     ("forgetting_against_learning", "kinds"),
 }

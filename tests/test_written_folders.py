@@ -13,8 +13,10 @@ from tiny_training import TINY
 import ivlens
 from ivlens.cli.main import main
 from ivlens.common.store import Store, verify
+from ivlens.models import model_identity
 from ivlens.models.checkpoints import Checkpoint, checkpoint_series
 from ivlens.models.gguf import write_checkpoint
+from ivlens.out import export_vector
 from ivlens.pocket.train import Trainer
 from ivlens.tuning import Along, Learner, TuneOptions, finetune
 from ivlens.tuning.training.data import training_set
@@ -26,7 +28,7 @@ METHODS = ["full", "inclora", *(pytest.param(name, marks=pytest.mark.slow) for n
 TEXT = "Input: big\nOutput:"
 TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant:"
 # the modules that write a model, each tried below
-WRITERS = {"tuning/learner.py", "pocket/train.py", "models/gguf.py"}
+WRITERS = {"tuning/learner.py", "pocket/train.py", "models/gguf.py", "out/folding.py"}
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +109,18 @@ def test_a_gguf_file_as_a_folder(base: Path, tmp_path: Path) -> None:
     write_checkpoint(path, tmp_path / "folder")
     opened, want = ivlens.load_model(tmp_path / "folder"), ivlens.load_model(path)
     assert ids_of(opened) == ids_of(want) and torch.allclose(logits_of(opened), logits_of(want), atol=1e-5)
+
+
+def test_a_folder_with_a_vector_inside(base: Path, tmp_path: Path) -> None:
+    model = ivlens.load_model(base)
+    theta, none = torch.randn(model.cfg.d_model), torch.zeros(0, model.cfg.d_head)
+    iv = ivlens.InstructionVector(theta, (), none, "antonym", model_identity(model), {})
+    at = ivlens.Setting(0, 1.0, "resid_post")
+    folder = export_vector(model, iv, tmp_path / "folder", format="checkpoint", at=at)
+    opened = ivlens.load_model(folder)
+    with ivlens.steer(model, iv, at=at, positions="all"):
+        same(opened, model)
+    assert not torch.allclose(logits_of(opened), logits_of(model), atol=1e-3)
 
 
 def test_models_that_a_sweep_keeps(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

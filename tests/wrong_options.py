@@ -65,6 +65,9 @@ def right(the: Things) -> dict[str, list[str]]:
         "attention": [*task, *model, *few, *out],
         "vector": [*task, *model, *few, "--corruption", "drop", "--k", "2"],
         "steer": ["--text", "big", *task, *model, "--vector", vector, "--layer", "0", "--alpha", "1"],
+        "export": [
+            vector, *model, "--format", "python", "--layer", "0", "--alpha", "1", "--out", str(root / "out.py")
+        ],
         "tune": [
             *task, *model, *few, *out, "--steps", "1", "--batch-size", "2", "--n-samples", "2", "--method", "full"
         ],

@@ -38,6 +38,7 @@ from ivlens.analysis.attention import AblationOptions, AttentionOptions, ScoreOp
 from ivlens.analysis.dynamics import TrackOptions, measure_stage
 from ivlens.analysis.forgetting import ProbeOptions, probe
 from ivlens.analysis.transplant import SpliceOptions, TransplantOptions
+from ivlens.out import export_vector
 from ivlens.steering.summary import Judged, accuracy_only
 from ivlens.tasks import check_task
 from ivlens.tuning import Along, TuneOptions
@@ -173,6 +174,10 @@ def calls(the: Things) -> dict[str, Call]:
         with ivlens.steer(**options):
             return model(the.batch.tokens, attention_mask=the.batch.attention_mask)
 
+    def steered_rows(**options: Any) -> Any:
+        with ivlens.steer_rows(**options):
+            return model(the.batch.tokens, attention_mask=the.batch.attention_mask)
+
     def steered_at(**options: Any) -> Any:
         return steered(
             model=model, iv=iv, at=ivlens.Setting(**{"layer": 0, "alpha": 1.0, "site": "resid_post"} | options)
@@ -285,6 +290,7 @@ def calls(the: Things) -> dict[str, Call]:
         "Grid.settings": (ivlens.Grid().settings, lambda: {"model": model}),
         "Setting": (steered_at, dict),
         "steer": (steered, lambda: {"model": model, "iv": iv, "layer": 0, "alpha": 1.0, "site": "resid_post"}),
+        "steer_rows": (steered_rows, lambda: {"model": model, "vectors": [iv, None, iv], "at": at}),
         "build_prompts": (ivlens.build_prompts, lambda: {
             "tokenizer": the.tokenizer, "task": task, "examples": task.examples[:2]
         }),
@@ -319,6 +325,9 @@ def calls(the: Things) -> dict[str, Call]:
             "model": model, "tasks": [task], "options": TrackOptions(n_prompts=2, k=1, n_judge_prompts=2)
         }),
         "TrackOptions": (tracked_with, dict),
+        "export_vector": (export_vector, lambda: {
+            "model": model, "iv": iv, "path": the.root / "vector.py", "format": "python", "at": at
+        }),
         "lab": (ivlens.lab, lambda: {
             "model": model, "tasks": [task], "effects": [effects], "n_prompts": 2, "n_search": 2
         }),

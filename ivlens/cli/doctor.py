@@ -21,7 +21,7 @@ _REMEDIES = {
     "transformers": "pip install transformers",
     "pocket": "ivlens pocket train, or reinstall ivlens: the wheel contains the checkpoint",
     "smollm2": "ivlens get smollm2; only needed to run ivlens on this real model",
-    "gguf": "pip install 'ivlens[gguf]'; only needed for ivlens get and GGUF files",
+    "gguf": "pip install 'ivlens[gguf]'; only needed for ivlens get, GGUF files and control vectors",
     "panel": "pip install 'ivlens[lab]'; only needed for ivlens.lab and ivlens lab",
     "kaleido": "pip install 'ivlens[export]'; only needed for PNG, SVG and PDF figures",
     "chrome": "install Chrome or Chromium (Debian: apt-get install --no-install-recommends chromium fonts-dejavu-core),"

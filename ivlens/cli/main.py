@@ -42,6 +42,7 @@ COMMANDS = {
         "ivlens.cli.evaluate:evaluate", "Judge the vectors of several tasks with all controls; a report."
     ),
     "steer": Command("ivlens.cli.steer:steer_text", "Complete a text with and without an Instruction Vector."),
+    "export": Command("ivlens.cli.export:export", "Write a vector for other tools, which then steer without ivlens."),
     "lab": Command("ivlens.cli.lab:lab", "Open a live page: click heads into the vector, read both completions."),
     "tune": Command("ivlens.cli.tune:tune", "Teach a model a task, with or without guidance, and see what it forgets."),
     "bench": Command("ivlens.cli.bench:bench", "Teach a model a sequence of tasks, and compare methods of doing so."),

@@ -34,7 +34,8 @@ class SteerOptions(ColumnOptions):
         alpha: Strength of the vector, negative to subtract it; by default the best one on the task's *select* inputs.
         site: Place in the layer: resid_post (after the block) or attn_out (what attention adds); by default the best
             one, or resid_post where layer and alpha are given.
-        positions: prompt: the vector is added once, at the last prompt token; every: at each generated token too.
+        positions: prompt: the vector is added once, at the last prompt token; every: at each generated token too; all:
+            at every token of the prompt as well.
         mode: vector: the vector is added; heads: the outputs of its heads are replaced by their means.
         allow_other_weights: Accept a vector from a model of the same architecture with other weights.
         raw: Take the text as the whole prompt, without a template.
@@ -47,7 +48,7 @@ class SteerOptions(ColumnOptions):
     layer: int | None = None
     alpha: Annotated[float | None, Parameter(allow_leading_hyphen=True)] = None
     site: Literal["resid_post", "attn_out"] | None = None
-    positions: Literal["prompt", "every"] = "prompt"
+    positions: Literal["prompt", "every", "all"] = "prompt"
     mode: Literal["vector", "heads"] = "vector"
     allow_other_weights: Flag = False
     raw: Flag = False

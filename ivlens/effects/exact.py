@@ -47,7 +47,8 @@ from ivlens.effects.request import EffectRequest, Measured, Unsuitable
 from ivlens.effects.routers import RouterWatch
 from ivlens.forward.hooks import model_lock, patched_heads
 from ivlens.forward.inputs import forced, row_slices
-from ivlens.forward.prefix import blocks_left_out, output_form
+from ivlens.forward.joining import blocks_left_out
+from ivlens.forward.prefix import output_form
 from ivlens.forward.sharing import give_way
 from ivlens.forward.unembedding import full_logits
 from ivlens.forward.vocabulary import keeping_stream, plain_unembedding

@@ -94,3 +94,18 @@ class _Entry:
         if isinstance(value, Tensor) and value.ndim > 1 and len(value) == self.n_rows:
             return value[:n]
         return value
+
+
+@contextmanager
+def blocks_left_out(model: TransformerBridge, start: int, stream: Tensor | None, form: int) -> Iterator[None]:
+    """In the body, blocks below `start` do not run: each returns `stream`, in the `output_form` of this model."""
+    blocks = [model.blocks[layer] for layer in range(start)]
+    out = (stream, *[None] * (form - 1)) if form else stream
+    for block in blocks:
+        # through `__dict__`: the bridge's own setattr would hand the name on to the module that it wraps
+        block.__dict__["forward"] = lambda *args, **kwargs: out
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.__dict__["forward"]

@@ -1,7 +1,5 @@
 """Prompts run once up to their last token, so that the last token can be run many times with different edits."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -12,7 +10,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 
 from ivlens.common.memory import memory_budget, pass_on_shortage
 from ivlens.forward.hooks import captured_residual
-from ivlens.forward.joining import blocks_joined, entered_by
+from ivlens.forward.joining import blocks_joined, blocks_left_out, entered_by
 from ivlens.forward.unembedding import full_logits, last_logits_only
 from ivlens.models.boot import TransformerBridge
 from ivlens.models.opening import first_line
@@ -79,6 +77,7 @@ class SharedPrefix:
     Args:
         tokens, attention_mask: left-padded prompts, on the model's device.
         n_given: the largest number of tokens that will follow a prompt.
+        unshared: why nothing may be shared, where the caller knows a reason, such as edits before the last token.
 
     Attributes:
         fault: Why nothing is shared; None where the cache is shared.
@@ -92,20 +91,23 @@ class SharedPrefix:
         tokens: Int[Tensor, "batch pos"],
         attention_mask: Int[Tensor, "batch pos"],
         n_given: int = 1,
+        unshared: str | None = None,
     ) -> None:
         self._model, self._tokens, self._mask = model, tokens, attention_mask
         self._form = 0  # the `output_form` of blocks, once `streams` has seen it
         self._cache: Any = None
         self._kept: list[tuple[Tensor, Tensor, Any]] = []
-        self.n_before = 0
+        self.n_before = 0 if unshared is None else tokens.shape[1] - 1
+        self.fault, self.is_known = unshared, True
         # the witness, too, has to fit in the context
         n_given = max(0, min(n_given, model.cfg.n_ctx - tokens.shape[1]))
         at, parameter = tokens.device.type, next(model.parameters())
         key = (tokens.shape[1], n_given, bool(attention_mask.all()), parameter.dtype, torch.is_autocast_enabled(at))
         self._key = key
+        if unshared is not None:
+            return
         found = _FOUND.setdefault(model, {})
-        self.is_known = key in found
-        self.fault: str | None = found.get(key)
+        self.fault, self.is_known = found.get(key), key in found
         if tokens.shape[1] > 1 and self.fault is None:  # prompts of one token have nothing before it to share
             try:
                 self.fault = self._filled()
@@ -283,18 +285,3 @@ class SharedPrefix:
 def output_form(out: Tensor | tuple[Any, ...]) -> int:
     """The form of a block's output: 0 for a tensor, n for a tuple of n entries whose first one is the stream."""
     return len(out) if isinstance(out, tuple) else 0
-
-
-@contextmanager
-def blocks_left_out(model: TransformerBridge, start: int, stream: Tensor | None, form: int) -> Iterator[None]:
-    """In the body, blocks below `start` do not run: each returns `stream`, in the `output_form` of this model."""
-    blocks = [model.blocks[layer] for layer in range(start)]
-    out = (stream, *[None] * (form - 1)) if form else stream
-    for block in blocks:
-        # through `__dict__`: the bridge's own setattr would hand the name on to the module that it wraps
-        block.__dict__["forward"] = lambda *args, **kwargs: out
-    try:
-        yield
-    finally:
-        for block in blocks:
-            del block.__dict__["forward"]

@@ -98,6 +98,17 @@ def module_paths(model: TransformerBridge) -> ModulePaths:
     return ModulePaths(*paths)
 
 
+def mlp_paths(model: TransformerBridge) -> tuple[str | None, ...]:
+    """For each layer the name in the plain model of the projection by which its MLP writes; None where none is alone.
+
+    Raises:
+        TypeError: `load_model` did not make the bridge.
+    """
+    names = _origin(model).names
+    written = [getattr(getattr(block, "mlp", None), "out", None) for block in model.blocks]
+    return tuple(names.get(id(getattr(module, "original_component", module))) for module in written)
+
+
 def _origin(model: TransformerBridge) -> _Origin:
     """What was remembered of the bridge's plain model."""
     if model not in _PLAIN:

@@ -16,8 +16,8 @@ from ivlens.vectors.heads import Heads
 from ivlens.vectors.vector import InstructionVector
 
 Where = Callable[[], Tensor]  # bool [batch, pos]: the positions of the current pass that are edited
-Positions = Literal["prompt", "every"]
-POSITIONS: tuple[Positions, ...] = ("prompt", "every")
+Positions = Literal["prompt", "every", "all"]
+POSITIONS: tuple[Positions, ...] = ("prompt", "every", "all")
 
 
 @runtime_checkable

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ivlens.steering.positions import first_columns
+
 
 @dataclass
 class Generation:
@@ -23,12 +25,20 @@ class Generation:
         tokens: The prompt's tokens from column `first` on; None where the prompt is given as embeddings.
         first: The column of `tokens[:, 0]`.
         n_read: Columns that went through the model so far, or were cached before.
+        starts: The column of each prompt's first real token; None until it is known.
     """
 
     width: int | None = None
     tokens: Tensor | None = None
     first: int = 0
     n_read: int = 0
+    starts: Tensor | None = None
+
+    def begins_at(self, starts: Tensor | None) -> Tensor | None:
+        """Where the prompts begin: as the call said, or else as the first pass shows whose mask is `[batch, pos]`."""
+        if self.starts is None:
+            self.starts = starts
+        return self.starts
 
     def check_pass(self, given: Tensor, past: int) -> None:
         """Refuse a pass over another prompt, such as the unconditional pass of classifier-free guidance.
@@ -102,13 +112,24 @@ def hf_generation(model: Any, named: dict[str, Any], pad_token: int | None) -> G
     # two ways to continue a cache: the call has the whole prompt, cached tokens included, or only the new tokens with a
     # mask over everything
     if n_masked == n_given and n_given > past:
-        return Generation(n_given, tokens, n_read=past)
+        return Generation(n_given, tokens, n_read=past, starts=_starts(mask, tokens, named, model))
     if n_masked == past + n_given and embeds is None:
-        return Generation(n_masked, tokens, past, past)
+        return Generation(n_masked, tokens, past, past, _starts(mask, tokens, named, model))
     raise ValueError(
         f"generate got {n_given} tokens, a mask of {n_masked} and a cache of {past}, so the prompt's end is unknown; "
         "pass the whole prompt, cached tokens included, with a mask of the same length."
     )
+
+
+def _starts(mask: Any, tokens: Tensor | None, named: dict[str, Any], model: Any) -> Tensor | None:
+    """The column of each prompt's first real token; None where only a pass may show it."""
+    if mask is not None or tokens is None:
+        return first_columns(mask)
+    # without a mask Hugging Face takes pad tokens for padding
+    pad = _option("pad_token_id", named, model)
+    if isinstance(pad, int) and bool((tokens == pad).any()):
+        return None
+    return torch.zeros(len(tokens), dtype=torch.long, device=tokens.device)
 
 
 def cached_length(cache: Any) -> int:

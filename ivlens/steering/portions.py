@@ -57,7 +57,9 @@ class Portion:
         self._answers = AnswerTable.of(batch.alternatives, asked_behind, n_ctx - self._tokens.shape[1])
         self._streams_of: dict[tuple[int, int], Tensor | None] = {}  # by the identity of rows, and the tokens given
         self._narrow: dict[int, SharedPrefix] = {}  # by the number of tokens given after the prompt
-        self._prefix = SharedPrefix(model, self._tokens, self._mask, self._answers.most_given)
+        # vectors that are added to the prompt's earlier tokens too leave nothing of its cache that could be shared
+        self._unshared = "vectors are added to all tokens" if positions == "all" else None
+        self._prefix = SharedPrefix(model, self._tokens, self._mask, self._answers.most_given, self._unshared)
         if (fault := self._prefix.fault) is not None and not self._prefix.is_known:
             _log.warning("%s: every vector runs over whole prompts, slowly: %s.", model.cfg.architecture, fault)
         n_logits = model.cfg.d_vocab
@@ -288,12 +290,13 @@ class Portion:
             # a prompt that fits stands in for each long one, so that all keep their numbers; it is never asked
             kept = torch.where(fits, torch.arange(len(fits)), fits.int().argmax()).to(self._tokens.device)
             narrow = check_prompts(self.model, self._tokens[kept], self._mask[kept])
-            self._narrow[n_given] = SharedPrefix(self.model, *narrow, n_given)
+            self._narrow[n_given] = SharedPrefix(self.model, *narrow, n_given, self._unshared)
         return self._narrow[n_given]
 
     def _where(self, group: Rows, n_rows: int, n_given: int) -> Where:
         """The positions to edit in a pass over some rows: known beforehand, so no hook has to find them."""
         n_before = self.prefix_for(group.given.shape[1]).n_before
         where = torch.zeros(n_rows, n_before + n_given + 1, dtype=torch.bool, device=self._tokens.device)
-        where[:, n_before : n_before + 1 if self.positions == "prompt" else None] = True
+        begin = 0 if self.positions == "all" else n_before
+        where[:, begin : n_before + 1 if self.positions == "prompt" else None] = True
         return lambda: where

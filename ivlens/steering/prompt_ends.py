@@ -19,7 +19,6 @@ from ivlens.common.owned import Runner
 from ivlens.forward.hooked import whole_passes
 from ivlens.forward.hooks import is_recomputing, model_lock, steering
 from ivlens.models.boot import TransformerBridge
-from ivlens.steering.edits import Positions
 from ivlens.steering.generations import (
     Generation,
     cached_length,
@@ -30,6 +29,7 @@ from ivlens.steering.generations import (
     named_arguments,
     refuse_batching,
 )
+from ivlens.steering.positions import Chosen, PromptPlace, first_columns
 
 
 class PromptEnds:
@@ -41,23 +41,21 @@ class PromptEnds:
         self.pad_token = pad_token
         self._generations: list[Generation] = []  # a stack: the bridge's `generate` may call Hugging Face's
         self._running: torch.nn.Module | None = None  # the module whose pass is under way
-        self._prompt: Tensor | None = None  # bool [batch, pos] of that pass: the last prompt token
-        self._generated: Tensor | None = None  # bool [batch, pos] of that pass: generated tokens
+        self._place: PromptPlace | None = None  # where the prompt lies in that pass
 
-    def columns(self, positions: Positions) -> Bool[Tensor, "batch pos"]:
+    def columns(self, positions: Chosen) -> Bool[Tensor, "batch pos"]:
         """The positions of the current pass that are edited.
-
-        With `prompt` it is the last prompt token, with `every` also each token generated after it.
 
         Raises:
             RuntimeError: a block runs, but no pass of the whole model that began inside the context.
+            ValueError: a slice or a mask that does not fit the pass.
         """
-        if self._prompt is None or self._generated is None or (self._running is None and not is_recomputing()):
+        if self._place is None or (self._running is None and not is_recomputing()):
             raise RuntimeError(
                 "a block ran outside a forward pass of the steered model, so where the prompt ends is unknown; call "
                 "the model itself, inside the context (an assistant must not share its blocks)."
             )
-        return self._prompt if positions == "prompt" else self._prompt | self._generated
+        return self._place.chosen(positions)
 
     def before_pass(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Pre-hook of the wrapped model: tokens (or embeddings), mask and cache of the call give the prompt's end."""
@@ -75,6 +73,8 @@ class PromptEnds:
         mask = named.get("attention_mask")
         # columns are counted over the whole text, cached ones included
         columns = (past + torch.arange(pos, device=given.device)).expand(batch, pos)
+        nothing_padded = torch.zeros(batch, dtype=torch.long, device=given.device)
+        starts = nothing_padded if mask is None else first_columns(mask)
         if self._generations:
             generation = self._generations[-1]
             if generation.width is None:  # a generation of the bridge, whose first pass is the whole prompt
@@ -85,14 +85,14 @@ class PromptEnds:
                 generation.tokens = given if given.ndim == 2 else None
                 generation.first = generation.n_read = past
             generation.check_pass(given, past)
+            starts = generation.begins_at(starts)
             # rows of a generation end together, so the last prompt token is in one column for all of them
             last, width = torch.full((batch,), generation.width - 1, device=given.device), generation.width
         elif past:  # a loop written by hand: tokens that follow a cache are generated ones; -1 is no column
             last, width = torch.full((batch,), -1, device=given.device), past
         else:
             last, width = _last_token(given, mask, self.pad_token), pos
-        self._prompt = columns == last[:, None]
-        self._generated = columns >= width
+        self._place = PromptPlace(columns, last, width, starts)
         self._running = module
 
     def after_pass(self, module: torch.nn.Module, *_: Any) -> None:

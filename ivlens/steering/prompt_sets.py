@@ -83,7 +83,8 @@ class PromptSets:
 
     def trials(self, split: SplitName, *, corrupted: bool = True) -> Trials:
         """The prompts of a split, ready to be run under many interventions."""
-        key = self.task.name, self.recipe, self.seed, self.n_prompts, split, self.applied if corrupted else None
+        applied = self.applied if corrupted else None
+        key = self.task.name, self.recipe, self.seed, self.n_prompts, split, applied, self.positions
         if self.kept is not None and key in self.kept:
             return self.kept[key]
         batch = self.batch(split, corrupted=corrupted)

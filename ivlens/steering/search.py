@@ -39,7 +39,7 @@ class Grid:
         layers: The layers. None: all layers, or twelve of them if the model has more (see `tried_layers`).
         alphas: The strengths.
         sites: The places in a block, `resid_post` and `attn_out`.
-        positions: `prompt` or `every`, as in `steer`.
+        positions: `prompt`, `every` or `all`, as in `steer`; with `all` a search runs over whole prompts, slowly.
         n_screen, n_finalists: A search tries every setting on half of the first `n_screen` prompts, the better half of
             each vector's settings on the other half, and the best quarter on all prompts; never fewer than
             `n_finalists`. With 0 finalists it tries every setting on every prompt.

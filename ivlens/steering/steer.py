@@ -11,7 +11,8 @@ from ivlens.common.arguments import checked
 from ivlens.forward.hooks import SITES, Site, check_layers, check_site, patched_heads
 from ivlens.forward.writes import added_to_stream
 from ivlens.models.boot import TransformerBridge
-from ivlens.steering.edits import POSITIONS, HeadOutputs, Positions, addition, replacement
+from ivlens.steering.edits import HeadOutputs, addition, replacement
+from ivlens.steering.positions import Chosen, check_positions
 from ivlens.steering.prompt_ends import followed
 from ivlens.steering.summary import Setting
 from ivlens.vectors.vector import InstructionVector, check_belongs
@@ -29,7 +30,7 @@ def steer(
     layer: int | None = None,
     alpha: float | int | None = None,
     site: Site | None = None,
-    positions: Positions = "prompt",
+    positions: Chosen = "prompt",
     mode: Mode = "vector",
 ) -> Iterator[None]:
     """Run the body with the vector added to the residual stream: `h_layer <- h_layer + alpha * theta`.
@@ -56,7 +57,10 @@ def steer(
             head's output to its mean.
         site: `resid_post` (output of the block, the default) or `attn_out` (what attention adds); not used by
             `mode="heads"`.
-        positions: `prompt` (last prompt token, once) or `every` (each generated token as well).
+        positions: `prompt` (last prompt token, once), `every` (each generated token as well), `all` (every token of
+            prompt and answer; those that a cache already holds stay as they are), a slice of the prompt's tokens
+            (`slice(-3, None)` is its last three; padding is not counted), or a mask `[batch, pos]` of the prompt's
+            columns, padding included.
         mode: `vector`, or `heads`: replace the outputs of the vector's heads by their means instead of adding the sum.
 
     Raises:
@@ -118,12 +122,11 @@ def _place(
     return Setting(*at)
 
 
-def _check_options(iv: InstructionVector, alpha: float | int, positions: str, mode: str) -> None:
+def _check_options(iv: InstructionVector, alpha: float | int, positions: Chosen, mode: str) -> None:
     """Refuse values of the right type that make no sense."""
     if not math.isfinite(alpha):
         raise ValueError(f"alpha is {alpha}, expected a finite number; 0.5 to 8 are usual.")
-    if positions not in POSITIONS:
-        raise ValueError(f"positions is {positions!r}, expected one of {', '.join(POSITIONS)}.")
+    check_positions(positions)
     if mode not in get_args(Mode):
         raise ValueError(f"mode is {mode!r}, expected one of {', '.join(get_args(Mode))}.")
     if mode == "heads" and not iv.heads:

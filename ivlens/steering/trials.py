@@ -34,7 +34,8 @@ class Trials:
 
     Args:
         batch: Left-padded prompts with their answers.
-        positions: `prompt` (the last prompt token) or `every` (the answer's tokens as well), as in `steer`.
+        positions: `prompt` (the last prompt token), `every` (the answer's tokens as well) or `all` (the whole prompt
+            too, so that no pass can share its cache), as in `steer`.
         rows_per_pass: Upper bound on rows in one forward pass; memory may lower it.
 
     Raises:

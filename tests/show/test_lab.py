@@ -74,7 +74,7 @@ def opened_lab(engine):
     session.close()
 
 
-@pytest.mark.parametrize("positions", ["prompt", "every"])
+@pytest.mark.parametrize("positions", ["prompt", "every", "all"])
 @pytest.mark.parametrize("site", ["resid_post", "attn_out"])
 def test_each_row_is_what_steer_and_complete_give_alone(pocket, site, positions):
     prompt, draw = "Input: happy\nOutput:", torch.Generator().manual_seed(3)
@@ -132,7 +132,7 @@ def test_stream_holds_the_lock_during_a_pass_only(pocket):
         ("alpha", float("nan"), "alpha is nan, expected a strength"),
         ("alpha", "4", "alpha is '4', expected a strength"),
         ("site", "resid_mid", "site is 'resid_mid', expected resid_post, attn_out"),
-        ("positions", "all", "positions is 'all', expected prompt, every"),
+        ("positions", "never", "positions is 'never', expected prompt, every, all"),
         ("heads", [[0, 8]], "head of heads is 8, expected a whole number from 0 to 7"),
         ("heads", "L0H7", "heads is 'L0H7', expected a list"),
         ("heads", [3], "heads is 3, expected pairs"),
@@ -251,7 +251,7 @@ def random_state(draw: Random) -> dict:
         "heads": draw.choice([None, [], heads, heads]),
         "random": draw.random() < 0.5,
         "seed": draw.randrange(1000),
-        "positions": draw.choice(["prompt", "every"]),
+        "positions": draw.choice(["prompt", "every", "all"]),
         "max_new_tokens": draw.randrange(1, 6),
         **draw.choice([{"layer": None}, place]),
     }

@@ -136,7 +136,7 @@ def test_brief_scores_are_the_same_without_logprob(model):
         torch.testing.assert_close(whole.prob, brief.prob, atol=1e-5, rtol=1e-3)
 
 
-@pytest.mark.parametrize("positions", ["prompt", "every"])
+@pytest.mark.parametrize("positions", ["prompt", "every", "all"])
 @pytest.mark.parametrize("site", ["resid_post", "attn_out"])
 def test_what_steered_generation_writes_is_what_counts_as_right(model, positions, site):
     """Teacher forcing with the vector agrees with greedy decoding under `steer`, for right and for wrong answers."""

@@ -55,7 +55,8 @@ def loop(model, tokens, iv, layer, positions, alpha=1.0, n=N_NEW):
 
     def edit(resid):
         resid = resid.clone()
-        resid[:, n_prompt - 1 : n_prompt if positions == "prompt" else None] += alpha * iv.theta
+        begin = 0 if positions == "all" else n_prompt - 1
+        resid[:, begin : n_prompt if positions == "prompt" else None] += alpha * iv.theta
         return resid
 
     for _ in range(n):
@@ -88,7 +89,7 @@ def test_only_the_last_prompt_token_is_moved_and_by_alpha_theta(model, site):
 
 
 @pytest.mark.parametrize("mode", ["vector", "heads"])
-@pytest.mark.parametrize("positions", ["prompt", "every"])
+@pytest.mark.parametrize("positions", ["prompt", "every", "all"])
 def test_padding_on_either_side_gives_the_same(model, positions, mode):
     iv = vector_for(model)
     options = {"positions": positions, "mode": mode, "layer": 1 if mode == "vector" else None}
@@ -122,7 +123,7 @@ def test_nested_contexts_add_up(model):
 
 
 @pytest.mark.parametrize("mode", ["vector", "heads"])
-@pytest.mark.parametrize("positions", ["prompt", "every"])
+@pytest.mark.parametrize("positions", ["prompt", "every", "all"])
 def test_generation_is_the_same_with_and_without_cache(model, positions, mode):
     tokens, mask = random_prompts()
     with steer(model, vector_for(model), layer=1 if mode == "vector" else None, positions=positions, mode=mode):
@@ -131,7 +132,7 @@ def test_generation_is_the_same_with_and_without_cache(model, positions, mode):
         assert torch.equal(write(model, tokens, mask), with_cache)
 
 
-@pytest.mark.parametrize("positions", ["prompt", "every"])
+@pytest.mark.parametrize("positions", ["prompt", "every", "all"])
 def test_generation_is_the_loop_spelled_out(model, positions):
     tokens, _ = random_prompts((6,))
     iv = vector_for(model)
@@ -153,7 +154,7 @@ def test_generation_is_the_loop_spelled_out(model, positions):
     assert not torch.equal(loop(model, tokens, iv, 1, positions, alpha=0), expected)
 
 
-@pytest.mark.parametrize("positions", ["prompt", "every"])
+@pytest.mark.parametrize("positions", ["prompt", "every", "all"])
 def test_each_row_of_a_padded_batch_is_written_as_alone(llama, positions):
     tokens, mask = random_prompts()
     iv = vector_for(llama)
@@ -175,7 +176,7 @@ def test_positions_prompt_and_every_differ(llama):
 
 
 @pytest.mark.parametrize("cache", [True, False])
-@pytest.mark.parametrize("positions", ["prompt", "every"])
+@pytest.mark.parametrize("positions", ["prompt", "every", "all"])
 def test_streaming_gives_the_same_text_whatever_runs_between_two_chunks(llama, positions, cache):
     tokens, _ = random_prompts((6,))
     other, mask = random_prompts()
@@ -219,7 +220,7 @@ def test_text_in_text_out(llama):
 def test_a_hand_written_loop_with_a_cache(llama):
     tokens, _ = random_prompts((6,))
     iv = vector_for(llama)
-    for positions in ("prompt", "every"):
+    for positions in ("prompt", "every", "all"):
         expected = loop(llama, tokens, iv, 1, positions, n=3)
         with steer(llama, iv, layer=1, positions=positions):
             logits, cache = run(llama, tokens, use_cache=True, return_type="logits_and_cache")
@@ -368,7 +369,7 @@ def test_wrong_options_are_refused_with_a_remedy(llama, options, message):
 
 def test_unknown_words_are_refused(llama):
     iv = vector_for(llama)
-    with pytest.raises((ValueError, TypeError)), steer(llama, iv, layer=1, positions="all"):
+    with pytest.raises((ValueError, TypeError)), steer(llama, iv, layer=1, positions="everywhere"):
         pass
     with pytest.raises((ValueError, TypeError)), steer(llama, iv, layer=1, mode="tokens"):
         pass

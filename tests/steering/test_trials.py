@@ -70,7 +70,7 @@ def check(scores, texts, batch):
 
 
 @pytest.mark.parametrize("site", ["resid_post", "attn_out"])
-@pytest.mark.parametrize("positions", ["prompt", "every"])
+@pytest.mark.parametrize("positions", ["prompt", "every", "all"])
 def test_scores_are_those_of_generated_texts(pocket, vector, positions, site):
     judged, layer, alpha = [], 1, 1.5
     for name in TASKS:
@@ -168,7 +168,7 @@ def test_the_second_pass_is_small(after_one):
     assert scores.accuracy.tolist() == [[expected[0], 0]]
 
 
-@pytest.mark.parametrize("positions", ["prompt", "every"])
+@pytest.mark.parametrize("positions", ["prompt", "every", "all"])
 @pytest.mark.parametrize("site", ["resid_post", "attn_out"])
 def test_left_out_blocks_change_no_verdict(pocket, vector, monkeypatch, positions, site):
     task = load_task("country_capital")
@@ -200,7 +200,7 @@ def test_answers_that_fill_the_context(new_model, byte_level, family, n_ctx):
         alternatives.append(tuple(written[:n] for n in range(1 + row % 2, n_ctx - 6)) or (written,))
     batch = batch_of(tokens, mask, alternatives)
     right = greedy_correct(model, batch)
-    for positions in ("prompt", "every"):
+    for positions in ("prompt", "every", "all"):
         trials = Trials(model, batch, positions=positions)
         nothing = torch.zeros(2, model.cfg.d_model)
         for scores in (

@@ -21,7 +21,9 @@ from ivlens.vectors import InstructionVector
 
 N_NEW = 7
 LAYER = 1
-POSITIONS = ("prompt", "every")
+POSITIONS = ("prompt", "every", "all", slice(2, 5))
+BEGUN = {"all": slice(4, None), str(slice(2, 5)): slice(4, 5)}  # what is left to steer behind four cached tokens
+MASK = torch.rand(4, 9, generator=torch.Generator().manual_seed(2)) < 0.4  # for `random_prompts()`
 GREEDY = {"max_new_tokens": N_NEW, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
 
 
@@ -39,9 +41,15 @@ def blocks(plain):
 def steered_plainly(plain, iv, n_prompt, positions):
     """The vector by a plain hook of PyTorch, in passes that hold the whole sequence."""
 
+    places = {"prompt": slice(n_prompt - 1, n_prompt), "every": slice(n_prompt - 1, None), "all": slice(None)}
+
     def hook(module, args, output):
         hidden = output[0] if isinstance(output, tuple) else output
-        hidden[:, n_prompt - 1 : n_prompt if positions == "prompt" else None] += iv.theta
+        if isinstance(positions, torch.Tensor):  # beams repeat each row
+            mask = positions.repeat_interleave(len(hidden) // len(positions), 0)
+            hidden[:, : mask.shape[1]] += mask[..., None] * iv.theta
+        else:
+            hidden[:, places[positions] if isinstance(positions, str) else positions] += iv.theta
 
     handle = blocks(plain)[LAYER].register_forward_hook(hook)
     try:
@@ -158,8 +166,8 @@ def test_one_prompt_is_written_as_by_hand(pair, way):
         return
     unsteered = by_hand(plain, prompt(), 0 * iv, "prompt")
     for positions in POSITIONS:
-        expected = by_hand(plain, prompt(), iv, positions)
-        assert not torch.equal(expected, unsteered)
+        expected = by_hand(plain, prompt(), iv, BEGUN.get(str(positions), positions) if "begun" in way else positions)
+        assert isinstance(positions, slice) or not torch.equal(expected, unsteered)  # GPT-2 hardly looks back here
         options = WAYS[way](bridge, prompt())
         with steer(bridge, iv, layer=LAYER, positions=positions):
             assert torch.equal(write(bridge, prompt(), **options), expected)
@@ -172,7 +180,7 @@ def test_one_prompt_is_written_as_by_hand(pair, way):
 @pytest.mark.parametrize("way", ["assistant", "prompt lookup", "chunks of 3", "static", "begun cache"])
 def test_heads_are_replaced_where_the_vector_would_be_added(llama, way):
     iv = vector_for(llama)
-    for positions in POSITIONS:
+    for positions in POSITIONS[:2] if "begun" in way else POSITIONS:
         options = WAYS[way](llama, prompt())
         with steer(llama, iv, mode="heads", positions=positions):
             expected = write(llama, prompt(), use_past_kv_cache=False, use_cache=False)
@@ -213,9 +221,10 @@ def test_a_padded_batch_is_written_as_by_the_plain_model_without_cache(pair, way
             return plain.generate(tokens, **reference, use_cache=False)
 
     unsteered = plainly(0 * iv, "prompt")
-    for positions in POSITIONS:
-        expected = plainly(iv, positions)
-        assert not torch.equal(expected, unsteered)
+    first_three = torch.cumsum(mask, 1).le(3) & mask.bool()  # of each row's own tokens
+    for positions in (*POSITIONS[:3], MASK, slice(3)):
+        expected = plainly(iv, first_three if isinstance(positions, slice) else positions)
+        assert isinstance(positions, slice) or not torch.equal(expected, unsteered)
         torch.manual_seed(5)
         with steer(bridge, iv, layer=LAYER, positions=positions):
             assert torch.equal(bridge.original_model.generate(tokens, **options), expected)

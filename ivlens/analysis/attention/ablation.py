@@ -51,7 +51,8 @@ class AblationOptions:
         replaced_by: What replaces a head's output: its mean over `corrupted` prompts, which have the length of the
             judged ones, or over `bare` ones, without instruction and demonstrations.
         corruption: How corrupted prompts are corrupted; None: as suits the recipe.
-        positions: `every`: at the last prompt token and at each generated one; `prompt`: at the last prompt token.
+        positions: `every`: at the last prompt token and at each generated one; `prompt`: at the last prompt token;
+            `all`: at every token of the prompt too.
         split: The split of inputs to judge on; means are those of *fit* inputs.
         seed: Draws prompts and random heads; splits, instructions and demonstrations are those of the recipe's seed.
         n_draws: Sets of random heads that are drawn beside each set; 19 or more for a table, 5 for a quick look.

@@ -44,7 +44,7 @@ class LabState:
         heads: the heads of the vector; None: the `k` heads of largest effect.
         k: how many heads the vector has if `heads` is None.
         layer, alpha, site: the layer, strength and site at which the vector is added; None: to be searched for.
-        positions: the tokens at which it is added, `prompt` or `every`, as in `steer`.
+        positions: the tokens at which it is added, `prompt`, `every` or `all`, as in `steer`.
         random: whether the completion with a random vector of equal norm is shown too, at the same layer, strength and
             site. This is a first look, not a control: a control would be searched for its own best setting.
         seed: draws the random vector.

@@ -62,7 +62,7 @@ def stream_completions(
 
     The model's lock is held for one pass at a time, and no hooks are left between passes. So several streams of one
     model can take turns, and a stream that is no longer wanted can be dropped after any token. A long prompt is read in
-    several passes, once for all rows, since vectors are not added before its last token.
+    several passes, once for all rows, unless the vectors are added before its last token too.
 
     Args:
         what: the vectors, and where they are added.
@@ -121,7 +121,7 @@ def _begun(
 ) -> tuple[Float[Tensor, "rows d_vocab"], Any]:
     """The logits after the prompt, which is the same in all rows, and the cache of all rows."""
     length = rows.shape[1]
-    cache = _read(model, rows[:1, :-1]) if length > PORTION else None
+    cache = _read(model, rows[:1, :-1]) if length > PORTION and what.positions != "all" else None
     if cache is None:
         return _forward(model, rows, None, length, what)
     cache.batch_repeat_interleave(len(rows))  # from one row to all; the last token is read with the vectors

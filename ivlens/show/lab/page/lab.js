@@ -278,7 +278,7 @@ class Page {
     this.siteSelect = this.select("site", (site) => this.set({ site }));
     options(this.siteSelect, [["resid_post", "after the block"], ["attn_out", "what attention adds"]]);
     this.positionsSelect = this.select("positions", (positions) => this.set({ positions }));
-    options(this.positionsSelect, [["prompt", "end of the prompt"], ["every", "every new token too"]]);
+    options(this.positionsSelect, [["prompt", "end of the prompt"], ["every", "every new token too"], ["all", "all of the prompt too"]]);
     this.donorSelect = this.select("donor", (donor) => this.set({ donor }));
     options(this.donorSelect, [["own", "its own, of the same heads"], ["first", "that of the first model"]]);
     const donor = this.label("Vector of the second model", this.donorSelect);
