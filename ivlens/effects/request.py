@@ -13,6 +13,7 @@ from ivlens.common.progress import Progress
 from ivlens.forward.hooks import check_layers, check_unsteered, whole_numbers
 from ivlens.forward.inputs import check_answers, check_length, check_prompts
 from ivlens.forward.scoring import check_score, score_answers, score_streams, scored_columns
+from ivlens.models.attention import attention_layers, without_heads
 from ivlens.models.boot import TransformerBridge, check_model
 
 Mode = Literal["replace", "add"]
@@ -189,7 +190,8 @@ def _check_mean_z(model: TransformerBridge, mean_z: Any) -> Float[Tensor, "n_lay
             f"mean_z has shape {tuple(mean_z.shape)}, expected {want} from model.cfg; recompute it with "
             "mean_head_outputs(model, tokens, attention_mask)."
         )
-    if not bool(mean_z.isfinite().all()):
+    # layers without heads have no means, and are NaN
+    if not bool(mean_z[list(attention_layers(model))].isfinite().all()):
         raise ValueError("mean_z contains NaN or infinite values, expected finite ones; compute it in float32.")
     parameter = next(model.parameters())
     return mean_z.detach().to(parameter.device, parameter.dtype)
@@ -222,13 +224,16 @@ def check_mode(mode: str) -> None:
 def check_selection(
     model: TransformerBridge, layers: Iterable[SupportsIndex] | None, heads: Iterable[SupportsIndex] | None
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The layers and heads to measure, sorted and without repetitions; None: all.
+    """The layers and heads to measure, sorted and without repetitions; None: all. Layers without heads are left out.
 
     Raises:
         TypeError: layers or heads that are no whole numbers.
-        ValueError: a layer or head that does not exist, or none at all.
+        ValueError: a layer or head that does not exist, none at all, or layers of which none has heads.
     """
-    chosen = check_layers(model, range(model.cfg.n_layers) if layers is None else layers)
+    given = check_layers(model, range(model.cfg.n_layers) if layers is None else layers)
+    chosen = [layer for layer in given if layer in attention_layers(model)]
+    if given and not chosen:
+        raise ValueError(without_heads(model, given[0]))
     wanted = whole_numbers("heads", range(model.cfg.n_heads) if heads is None else heads)
     for head in wanted:
         if not 0 <= head < model.cfg.n_heads:

@@ -6,6 +6,7 @@ Head outputs `z` always have shape `[batch, pos, n_heads, d_head]`.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from operator import index
 from typing import Any, Literal, SupportsIndex, cast
@@ -13,30 +14,21 @@ from weakref import WeakKeyDictionary, ref
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from ivlens.common.owned import Hold, OwnedLock, Runner
+from ivlens.common.owned import Hold, OwnedLock
+from ivlens.forward.firing import Edit, Firing, Select, keeping, replacing
 from ivlens.forward.hooked import remove_left_hooks, whole_passes
+from ivlens.models.attention import Attention, attention_layers, attention_of, without_heads
 from ivlens.models.boot import TransformerBridge, check_model
 from ivlens.models.projection import head_matrices
 
 Site = Literal["resid_post", "attn_out"]
 SITES: tuple[Site, ...] = ("resid_post", "attn_out")
 
-Select = Callable[[Tensor], Tensor]
-Edit = Callable[[Tensor], Tensor]
-
 _LOCKS: WeakKeyDictionary[TransformerBridge, OwnedLock] = WeakKeyDictionary()  # weak: a lock keeps no model alive
 _LOCKS_GUARD = OwnedLock()
-_SECOND_THREAD = (
-    "a second thread ran the model while it was hooked, and hooks belong to the model, not to a thread: what the first "
-    "thread got may be mixed up; hold ivlens.forward.hooks.model_lock(model) around each forward."
-)
-
-
-def is_recomputing() -> bool:
-    """Whether a backward pass is running a block a second time (gradient checkpointing)."""
-    return getattr(torch._C, "_current_graph_task_id", lambda: -1)() != -1  # private to torch; False where it is gone
 
 
 def model_lock(model: TransformerBridge) -> OwnedLock:
@@ -78,6 +70,8 @@ def check_unsteered(model: TransformerBridge) -> None:
             )
 
 
+# Hook points of the bridge, and the exception to them: where the bridge has no room for attention (Nemotron-H calls all
+# its mixers by one name), the same tensors are found at the modules of Hugging Face, see `_Place`.
 # `hook_attn_out` shows what reaches the residual stream, after any post-norm; `attn.hook_out` is before that norm
 _PLACES = {
     "heads": "attn.hook_z",
@@ -88,8 +82,48 @@ _PLACES = {
 }
 
 
-def _name(layer: int, place: str) -> str:
-    return f"blocks.{layer}.{_PLACES[place]}"
+@dataclass(frozen=True)
+class _Place:
+    """Where a hook goes: to a hook point of the bridge, or to a module of the plain model.
+
+    Attributes:
+        name: The name of the hook point, and of the place in errors.
+        attention: Attention of the layer where the bridge has no hook points for it; None where it has.
+        n_heads: Number of heads.
+    """
+
+    name: str
+    attention: Attention | None = None
+    n_heads: int = 0
+
+    def attach(self, hook: Callable[..., Tensor | None]) -> RemovableHandle:
+        """Put the hook on a module; not for hook points."""
+        assert self.attention is not None
+        if self.name.endswith(_PLACES["heads"]):
+
+            def before(module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...] | None:
+                edited = hook(given[0].unflatten(-1, (self.n_heads, -1)), None)
+                return None if edited is None else (edited.flatten(-2), *given[1:])
+
+            return self.attention.projection.register_forward_pre_hook(before)
+        if self.name.endswith(_PLACES["patterns"]):  # eager attention returns its weights beside its output
+
+            def beside(module: nn.Module, given: object, out: Any) -> None:
+                hook(out[1], None)
+
+            return self.attention.module.register_forward_hook(beside)
+        # without a norm after it, what the projection gives is what attention adds
+        return self.attention.projection.register_forward_hook(lambda module, given, out: hook(out, None))
+
+
+def _place(model: TransformerBridge, layer: int, place: str) -> _Place:
+    name = f"blocks.{layer}.{_PLACES[place]}"
+    if place == "resid_post":
+        return _Place(name)
+    attention = attention_of(model.blocks[layer])
+    if attention is None:
+        raise ValueError(without_heads(model, layer))
+    return _Place(name) if attention.is_wrapped else _Place(name, attention, model.cfg.n_heads)
 
 
 def whole_numbers(name: str, values: Iterable[Any]) -> tuple[int, ...]:
@@ -129,70 +163,23 @@ def check_site(site: str) -> Site:
     return cast(Site, site)
 
 
-class _Firing:
-    """Records which hooks of one context a forward pass has reached, and from which thread."""
-
-    def __init__(self, names: Iterable[str], lock: OwnedLock) -> None:
-        self.silent = set(names)
-        self.runner = Runner(lock, _SECOND_THREAD)
-
-    def watched(self, name: str, hook: Callable[[Tensor], Tensor | None]) -> Callable[..., Tensor | None]:
-        """A hook that does the same, and records that it was reached."""
-
-        # TransformerLens passes its hook point as `hook`, so our own function comes in as a default value
-        def call(tensor: Tensor, hook: object, fn: Callable[[Tensor], Tensor | None] = hook) -> Tensor | None:
-            if not is_recomputing():  # autograd may recompute in a thread of its own, which is no second user
-                self.runner.take()
-            self.silent.discard(name)
-            return fn(tensor)
-
-        return call
-
-    def after_pass(self, *_: Any) -> None:
-        """Hook of the wrapped model, called whether the pass ended well or not."""
-        self.runner.done()
-
-    def check(self) -> None:
-        """Refuse a context in which a hook never ran: it edited nothing, and the numbers would be silently wrong."""
-        if self.silent:
-            raise RuntimeError(
-                f"no forward pass reached {', '.join(sorted(self.silent))}: nothing was read or edited there; "
-                "run the model, to its last hooked layer, inside the `with` block."
-            )
-
-
 @contextmanager
-def _hooked(model: TransformerBridge, hooks: Mapping[str, Callable[[Tensor], Tensor | None]]) -> Iterator[None]:
+def _hooked(model: TransformerBridge, hooks: Mapping[_Place, Callable[[Tensor], Tensor | None]]) -> Iterator[None]:
     """In the body these hooks are on the model, under its lock; they are removed however the body ends."""
     lock = model_lock(model)
     with lock.held() as hold:
-        firing = _Firing(hooks, lock)
+        firing = Firing((place.name for place in hooks), lock)
         with hold.undo as undo:  # closed by the lock where the context's own thread is gone
             for module in whole_passes(model):
                 undo.callback(module.register_forward_hook(firing.after_pass, always_call=True).remove)
-            watched = [(name, firing.watched(name, hook)) for name, hook in hooks.items()]
-            undo.enter_context(model.hooks(fwd_hooks=watched))
+            watched = {place: firing.watched(place.name, hook) for place, hook in hooks.items()}
+            points = [(place.name, hook) for place, hook in watched.items() if place.attention is None]
+            undo.enter_context(model.hooks(fwd_hooks=points))
+            for place in (place for place in watched if place.attention is not None):
+                undo.callback(place.attach(watched[place]).remove)
             yield
         if not hold.is_over:  # a context that was ended from outside need not have run a pass
             firing.check()
-
-
-def _keep(kept: dict[int, Tensor], layer: int, select: Select | None) -> Callable[[Tensor], None]:
-    def hook(tensor: Tensor) -> None:  # a hook that returns None leaves the activation as it is
-        kept[layer] = tensor if select is None else select(tensor)
-
-    return hook
-
-
-def _replace(name: str, edit: Edit) -> Callable[[Tensor], Tensor]:
-    def hook(tensor: Tensor) -> Tensor:  # what a hook returns takes the activation's place
-        edited = edit(tensor)
-        if not isinstance(edited, Tensor) or edited.shape != tensor.shape:
-            got = tuple(edited.shape) if isinstance(edited, Tensor) else type(edited).__name__
-            raise ValueError(f"the edit at {name} returned {got}, expected a tensor of shape {tuple(tensor.shape)}.")
-        return edited
-
-    return hook
 
 
 @contextmanager
@@ -200,8 +187,8 @@ def _captured(
     model: TransformerBridge, layers: Iterable[int] | None, place: str, select: Select | None
 ) -> Iterator[dict[int, Tensor]]:
     kept: dict[int, Tensor] = {}
-    chosen = range(model.cfg.n_layers) if layers is None else check_layers(model, layers)
-    with _hooked(model, {_name(layer, place): _keep(kept, layer, select) for layer in chosen}):
+    chosen = attention_layers(check_model(model)) if layers is None else check_layers(model, layers)
+    with _hooked(model, {_place(model, layer, place): keeping(kept, layer, select) for layer in chosen}):
         yield kept
 
 
@@ -211,7 +198,7 @@ def captured_heads(
     """Keep head outputs: `with captured_heads(model) as z: model(tokens)`, then `z[layer]`.
 
     Args:
-        layers: the layers to read; all by default.
+        layers: the layers to read; None: all that have heads.
         select: applied to each `z` before it is kept, e.g. `lambda z: z[:, -1]`, so that a long prompt costs no memory.
 
     Returns:
@@ -219,7 +206,7 @@ def captured_heads(
         the last one's.
 
     Raises:
-        ValueError: no such layer.
+        ValueError: no such layer, or one without heads.
         RuntimeError: no forward pass reached one of the layers.
     """
     return _captured(model, layers, "heads", select)
@@ -259,12 +246,12 @@ def patched_heads(
     Contexts nest: the outer one edits first, and whatever is captured inside sees the edited values.
 
     Raises:
-        ValueError: no such layer, or an edit changed the shape.
+        ValueError: no such layer, one without heads, or an edit changed the shape.
         RuntimeError: no forward pass reached one of the layers.
     """
     chosen = check_layers(model, layers)
-    names = {layer: _name(layer, "heads") for layer in chosen}
-    with _hooked(model, {names[at]: _replace(names[at], lambda z, layer=at: edits(z, layer)) for at in chosen}):
+    places = {layer: _place(model, layer, "heads") for layer in chosen}
+    with _hooked(model, {places[at]: replacing(places[at].name, lambda z, layer=at: edits(z, layer)) for at in chosen}):
         yield
 
 
@@ -276,12 +263,12 @@ def added(model: TransformerBridge, layer: int, site: str, edit: Edit) -> Iterat
     post-norm where the family has one.
 
     Raises:
-        ValueError: no such layer or site, or the edit changed the shape.
+        ValueError: no such layer or site, no attention there (`attn_out`), or the edit changed the shape.
         RuntimeError: no forward pass reached the layer.
     """
     (layer,) = check_layers(model, [layer])
-    name = _name(layer, check_site(site))
-    with _hooked(model, {name: _replace(name, edit)}):
+    place = _place(model, layer, check_site(site))
+    with _hooked(model, {place: replacing(place.name, edit)}):
         yield
 
 
@@ -291,9 +278,15 @@ def output_projection(
     """`W_O` of every head of one layer: the projection's output is `z @ W_O` summed over heads, plus a bias.
 
     Adapters on the projection are included, merged or not. The bias belongs to no head, so no vector contains it.
-    Without a layer: the matrices of all layers in one tensor, which is a copy, and needs them all on one device.
+    Without a layer: the matrices of all layers in one tensor, which is a copy, and needs them all on one device; NaN in
+    layers without heads.
+
+    Raises:
+        ValueError: no such layer, or one without heads.
     """
     if layer is None:
-        return torch.stack([output_projection(model, each) for each in range(check_model(model).cfg.n_layers)])
+        own = {each: head_matrices(model, each) for each in attention_layers(check_model(model))}
+        none = torch.full_like(next(iter(own.values())), torch.nan)
+        return torch.stack([own.get(each, none) for each in range(model.cfg.n_layers)])
     (layer,) = check_layers(model, [layer])
     return head_matrices(model, layer)

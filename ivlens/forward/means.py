@@ -13,6 +13,7 @@ from ivlens.common.progress import ticking
 from ivlens.forward.hooks import captured_heads, captured_projection, captured_residual, model_lock
 from ivlens.forward.inputs import Inputs, check_length, check_prompts, row_slices
 from ivlens.forward.writes import WriteFactors, write_factors
+from ivlens.models.attention import attention_layers
 from ivlens.models.boot import TransformerBridge
 
 
@@ -21,8 +22,9 @@ class HeadMeans:
     """Mean outputs of all heads on clean prompts of one task, and the scale of their writes (see `HeadEffects`).
 
     Attributes:
-        mean_z: `z̄`, means over clean prompts at their last token.
-        write_scale: What multiplies `z @ W_O` on its way into the stream; NaN in layers where no such factor exists.
+        mean_z: `z̄`, means over clean prompts at their last token; NaN in layers without heads.
+        write_scale: What multiplies `z @ W_O` on its way into the stream; NaN in layers where no such factor exists,
+            and in layers without heads.
         mean_z_corrupted: Means over corrupted versions of the prompts; None where no contrast was asked for.
     """
 
@@ -64,7 +66,7 @@ def mean_head_outputs(
         batch_size: prompts in each forward pass.
 
     Returns:
-        float32 (float64 for a float64 model), on the model's device.
+        float32 (float64 for a float64 model), on the model's device; NaN in layers without heads (hybrid models).
 
     Raises:
         TypeError, ValueError: unusable tokens or mask, or a prompt longer than the model's context.
@@ -115,7 +117,11 @@ class _OutputMean:
     def __init__(self, model: TransformerBridge) -> None:
         self._model, self._n = model, 0
         # float64, so that the batch size does not change the last digits of a mean
-        self._total = torch.zeros(model.cfg.n_layers, model.cfg.n_heads, model.cfg.d_head, dtype=torch.float64)
+        self._total = torch.full(
+            (model.cfg.n_layers, model.cfg.n_heads, model.cfg.d_head), torch.nan, dtype=torch.float64
+        )
+        self._layers = list(attention_layers(model))
+        self._total[self._layers] = 0.0
         self._z: dict[int, Tensor] = {}
 
     @contextmanager
@@ -126,9 +132,8 @@ class _OutputMean:
 
     def add(self) -> None:
         """Add the outputs of the latest pass to the sum."""
-        found = torch.stack([self._z[layer].cpu().double().sum(0) for layer in range(len(self._total))])
-        self._total += found
-        self._n += len(self._z[0])
+        self._total[self._layers] += torch.stack([self._z[layer].cpu().double().sum(0) for layer in self._layers])
+        self._n += len(self._z[self._layers[0]])
 
     def mean(self) -> Float[Tensor, "n_layers n_heads d_head"]:
         """The mean over all prompts, on the model's device."""
@@ -144,11 +149,12 @@ class _ScaleMean:
     def __init__(self, model: TransformerBridge, found: WriteFactors) -> None:
         self._model, self._n, self._factors = model, 0, found.factors
         self.fault = found.fault
-        self._layers = range(model.cfg.n_layers)
-        self._weights = [_norm_weight(model, layer) for layer in self._layers]
+        self._layers = list(attention_layers(model))
+        self._weights = {layer: _norm_weight(model, layer) for layer in self._layers}
         # only an RMS norm after attention makes the scale depend on the prompt
-        self.is_constant = all(weight is None for weight in self._weights)
-        self._total = torch.zeros(model.cfg.n_layers, model.cfg.d_model, dtype=torch.float64)
+        self.is_constant = all(weight is None for weight in self._weights.values())
+        self._total = torch.full((model.cfg.n_layers, model.cfg.d_model), torch.nan, dtype=torch.float64)
+        self._total[self._layers] = 0.0
         self._projected: dict[int, Tensor] = {}
         self._written: dict[int, Tensor] = {}
 
@@ -179,7 +185,7 @@ class _ScaleMean:
                     f"attention of layer {layer} adds something to the residual stream that is no fixed multiple of "
                     f"its output projection (off by {off:.3g})"
                 )
-        self._n += len(self._projected[0])
+        self._n += len(self._projected[self._layers[0]])
 
     def mean(self) -> Float[Tensor, "n_layers d_model"]:
         return (self._total / self._n).float().to(next(self._model.parameters()).device)

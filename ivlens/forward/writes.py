@@ -29,6 +29,7 @@ from ivlens.forward.hooks import (
     output_projection,
     patched_heads,
 )
+from ivlens.models.attention import attention_layers, without_heads
 from ivlens.models.boot import TransformerBridge
 from ivlens.models.opening import first_line
 from ivlens.models.selfcheck import probe_prompts
@@ -43,8 +44,8 @@ class WriteFactors:
     """For each layer the factor between what the `attn_out` hook shows and what the residual stream receives.
 
     Attributes:
-        factors: 1 in nearly all families; NaN in layers where no single number fits.
-        fault: What is wrong in the first such layer; None where every layer has a factor.
+        factors: 1 in nearly all families; NaN in layers where no single number fits, and in layers without attention.
+        fault: What is wrong in the first layer with attention that has no factor; None where all of them have one.
     """
 
     factors: Float[Tensor, " n_layers"]
@@ -79,8 +80,10 @@ def attention_factor(model: TransformerBridge, layer: int) -> float:
     """The factor of one layer, measured on two short made-up prompts if it is not known yet.
 
     Raises:
-        ValueError: the layer has no factor, so nothing can be added to the stream in the place of attention.
+        ValueError: the layer has no attention or no factor, so nothing can be added in the place of attention.
     """
+    if layer not in attention_layers(model):
+        raise ValueError(f"{without_heads(model, layer)} Site 'resid_post' is in every layer.")
     found = write_factors(model, *probe_prompts(model.original_model))
     factor = float(found.factors[layer])
     if factor != factor:
@@ -118,7 +121,7 @@ def _measured(model: TransformerBridge, tokens: Tensor, mask: Tensor) -> WriteFa
     with ExitStack() as stack:
         z = stack.enter_context(captured_heads(model))
         projected = stack.enter_context(captured_projection(model))
-        written = stack.enter_context(captured_residual(model, range(model.cfg.n_layers), "attn_out"))
+        written = stack.enter_context(captured_residual(model, attention_layers(model), "attn_out"))
         norms = [stack.enter_context(_held(block)) for block in model.blocks]
 
         def after(layer: int, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
@@ -153,7 +156,7 @@ def _measured(model: TransformerBridge, tokens: Tensor, mask: Tensor) -> WriteFa
             else:
                 factors[layer] = factor
 
-        for layer in range(model.cfg.n_layers):
+        for layer in attention_layers(model):
             handle = model.blocks[layer].register_forward_hook(partial(after, layer), with_kwargs=True)
             stack.callback(handle.remove)
         model(tokens, attention_mask=mask, use_cache=False, logits_to_keep=1)

@@ -21,6 +21,7 @@ from ivlens.common.progress import ticking
 from ivlens.effects.measure import EffectOptions, head_effects
 from ivlens.effects.results import HeadEffects
 from ivlens.forward.means import HeadMeans, head_means, mean_head_outputs
+from ivlens.models.attention import all_heads
 from ivlens.models.boot import TransformerBridge
 from ivlens.steering.prompt_sets import PromptSets
 from ivlens.tasks.bank import load_bank
@@ -53,9 +54,7 @@ def random_head_vectors(
     Raises:
         ValueError: a vector made with `contrast`, and `means` without means over corrupted prompts.
     """
-    n_layers, n_heads = means.mean_z.shape[:2]
-    free = [divmod(index, n_heads) for index in range(n_layers * n_heads)]
-    free = [head for head in free if head not in iv.heads]
+    free = [head for head in all_heads(model) if head not in iv.heads]
     k = min(iv.k, len(free))
     if not k:
         return []
@@ -81,18 +80,22 @@ def random_head_vectors(
     return vectors
 
 
-def matched_heads(chosen: Heads, taken: Collection[tuple[int, int]], shape: tuple[int, int], draw: Random) -> Heads:
+def matched_heads(
+    chosen: Heads, taken: Collection[tuple[int, int]], every: Sequence[tuple[int, int]], draw: Random
+) -> Heads:
     """As many random heads as `chosen`, from the same layers, none of them in `taken`.
 
     Where a layer has too few, heads of the nearest layers with free ones are drawn; fewer heads where none is left.
 
     Args:
         taken: Heads that are not drawn; those of `chosen` are not drawn in any case.
-        shape: Numbers of layers and of heads in each.
+        every: All heads of the model, in ascending order.
     """
-    n_layers, n_heads = shape
     barred = {*taken, *chosen}
-    free = {at: [(at, head) for head in range(n_heads) if (at, head) not in barred] for at in range(n_layers)}
+    free: dict[int, list[tuple[int, int]]] = {layer: [] for layer, _ in every}
+    for place in every:
+        if place not in barred:
+            free[place[0]].append(place)
     found: list[tuple[int, int]] = []
     # layers with the fewest free heads last would find their neighbours used up, so all own layers come first
     waiting = []

@@ -13,6 +13,7 @@ from ivlens.common.arguments import checked
 from ivlens.common.checks import Texts, check_count, check_counts, set_items
 from ivlens.effects.results import HeadEffects
 from ivlens.forward.means import mean_head_outputs
+from ivlens.models.attention import all_heads
 from ivlens.steering.controls import draw_seed, matched_heads
 from ivlens.steering.prompt_sets import PromptSets
 from ivlens.steering.search import Grid
@@ -149,5 +150,5 @@ class Asked:
 
     def matched_heads(self, heads: Heads, draw: int) -> Heads:
         """As many random heads outside the vector, of the same layers."""
-        cfg, seed = self.prompts.model.cfg, draw_seed(self.prompts.seed, self.iv, "matched heads", draw)
-        return matched_heads(heads, self.iv.heads, (cfg.n_layers, cfg.n_heads), Random(seed))
+        seed = draw_seed(self.prompts.seed, self.iv, "matched heads", draw)
+        return matched_heads(heads, self.iv.heads, all_heads(self.prompts.model), Random(seed))

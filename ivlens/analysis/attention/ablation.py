@@ -21,6 +21,7 @@ from ivlens.forward.asking import Room, prompts_for
 from ivlens.forward.hooks import check_unsteered, patched_heads
 from ivlens.forward.means import mean_head_outputs
 from ivlens.forward.remembered import Auto, recipe_for
+from ivlens.models.attention import all_heads
 from ivlens.models.boot import TransformerBridge, check_model
 from ivlens.models.fingerprint import model_identity
 from ivlens.prompts.corruptions import Corruption
@@ -186,12 +187,12 @@ def _tried(
 ) -> list[Tried]:
     """The scores without each set, and without the random ones drawn beside it."""
     named = {head for chosen in sets.values() for head in chosen}
-    shape = model.cfg.n_layers, model.cfg.n_heads
+    every = all_heads(model)
     plan: list[tuple[str, bool, tuple[Heads, ...]]] = []
     for name, chosen in sets.items():
         plan.append((name, False, (chosen,) if chosen else ()))
         draws = [Random(f"{options.seed}\0{name}\0{draw}") for draw in range(options.n_draws)]
-        drawn = [matched_heads(chosen, named, shape, draw) for draw in draws]
+        drawn = [matched_heads(chosen, named, every, draw) for draw in draws]
         plan.append((name, True, tuple(each for each in drawn if each)))
     known: dict[Heads, Scores] = {}  # sets that are the same are run once
     for chosen in ticking(sorted({each for _, _, own in plan for each in own}), "ablating heads", "sets"):

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from ivlens.effects.results import HeadEffects
 from ivlens.forward.remembered import Auto, recipe_for
+from ivlens.models.attention import all_heads, attention_layers, without_heads
 from ivlens.models.boot import TransformerBridge
 from ivlens.prompts.recipe import PromptRecipe
 from ivlens.tasks.task import Task
@@ -28,11 +29,12 @@ def chosen_heads(model: TransformerBridge, heads: Named, k: int = 10) -> Heads:
             effects, the heads of a vector; None: all heads of the model.
 
     Raises:
-        ValueError: a text that is no label, a head that the model does not have, the same head twice, or none.
+        ValueError: a text that is no label, a head that the model does not have, a layer without heads, the same head
+            twice, or none.
     """
     n_layers, n_heads = model.cfg.n_layers, model.cfg.n_heads
     if heads is None:
-        return tuple((layer, head) for layer in range(n_layers) for head in range(n_heads))
+        return tuple(all_heads(model))
     if isinstance(heads, HeadEffects):
         measured = int((~heads.aie.isnan()).sum())
         pairs: list[tuple[int, int]] = heads.top_heads(min(k, measured))
@@ -48,6 +50,9 @@ def chosen_heads(model: TransformerBridge, heads: Named, k: int = 10) -> Heads:
             f"heads have {what}, expected one or more different heads of {n_layers} layers and {n_heads} heads, "
             "counted from 0."
         )
+    for layer, _ in pairs:
+        if layer not in attention_layers(model):
+            raise ValueError(without_heads(model, layer))
     return tuple(pairs)
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import plotly.graph_objects as go
+from jaxtyping import Bool
 
 from ivlens.effects.results import HeadEffects
 from ivlens.show.figures.theme import LIGHT, Theme, colour_bar, styled
@@ -28,7 +29,8 @@ def head_heatmap(
         show_scale: whether to draw the colour bar.
 
     Returns:
-        x: head, y: layer (0 at the bottom), colour: AIE in the unit of the score; heads not measured stay blank.
+        x: head, y: layer (0 at the bottom), colour: AIE in the unit of the score; heads not measured stay blank, and
+        places without a head (layers without attention, in hybrid models) are hatched.
     """
     aie = effects.aie.cpu().numpy()
     shown = effects.interval(simultaneous=True)
@@ -45,6 +47,7 @@ def head_heatmap(
             showscale=show_scale, colorbar=colour_bar(theme, f"AIE ({unit_of(effects)})"),
         )
     )  # fmt: skip
+    figure.add_traces(hatching(empty_places(effects), theme))
     _mark_ranks(figure, effects, top, theme)
     n = len(effects.corruptions)
     name = effects.model.name.rstrip("/").rpartition("/")[2]
@@ -54,6 +57,29 @@ def head_heatmap(
     figure.update_xaxes(title_text="head", showgrid=False, **_ticks(n_heads), range=[-0.5, n_heads - 0.5])
     figure.update_yaxes(title_text="layer", showgrid=False, **_ticks(n_layers), range=[-0.5, n_layers - 0.5])
     return figure
+
+
+def empty_places(effects: HeadEffects) -> Bool[np.ndarray, "n_layers n_heads"]:
+    """Where the model has no head: in layers without attention, whose means are NaN."""
+    return effects.mean_z.isnan().all(-1).cpu().numpy()
+
+
+def hatching(empty: Bool[np.ndarray, "n_layers n_heads"], theme: Theme) -> list[go.Bar]:
+    """A trace of hatched bars over these places of a map, one for each stretch of a layer; none where no place is."""
+    # a place begins a stretch where it is empty and the one before it is not
+    edges = np.diff(np.pad(empty, ((0, 0), (1, 1))).astype(int), axis=1)
+    layers, starts = np.nonzero(edges == 1)
+    _, ends = np.nonzero(edges == -1)
+    if not len(layers):
+        return []
+    pattern = {"shape": "/", "size": 6, "solidity": 0.15, "fgcolor": theme.muted, "bgcolor": theme.surface}
+    return [
+        go.Bar(
+            x=(ends - starts).tolist(), y=layers.tolist(), base=(starts - 0.5).tolist(), width=0.96, orientation="h",
+            marker={"pattern": pattern, "color": theme.surface, "line": {"width": 0}}, showlegend=False,
+            hovertemplate="layer %{y} has no attention heads<extra></extra>",
+        )
+    ]  # fmt: skip
 
 
 def unit_of(effects: HeadEffects) -> str:
