@@ -319,7 +319,7 @@ CONFIGS: dict[str, Callable[[int, int, int], Any]] = {
     )(n_vocab, n_layers, n_ctx),
 }
 
-# attention in the second of three layers alone
+# of three layers only the second has attention
 HYBRIDS = (
     "qwen3_next", "qwen3_5", "qwen3_5_moe", "olmo_hybrid", "nemotron_h", "bamba", "granite_hybrid",
     "granite_hybrid_dense", "jamba", "lfm2", "lfm2_moe",

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ivlens.common.owned import OwnedLock, Runner
+from ivlens.forward.hooked import is_recomputing
 
 Select = Callable[[Tensor], Tensor]
 Edit = Callable[[Tensor], Tensor]
@@ -15,11 +15,6 @@ _SECOND_THREAD = (
     "a second thread ran the model while it was hooked, and hooks belong to the model, not to a thread: what the first "
     "thread got may be mixed up; hold ivlens.forward.hooks.model_lock(model) around each forward."
 )
-
-
-def is_recomputing() -> bool:
-    """Whether a backward pass is running a block a second time (gradient checkpointing)."""
-    return getattr(torch._C, "_current_graph_task_id", lambda: -1)() != -1  # private to torch; False where it is gone
 
 
 class Firing:

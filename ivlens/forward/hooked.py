@@ -7,6 +7,7 @@ from collections.abc import MutableMapping
 from typing import Any
 from weakref import ref
 
+import torch
 from torch import nn
 
 from ivlens.models.boot import TransformerBridge
@@ -34,6 +35,11 @@ def is_unembedding_hooked(model: TransformerBridge) -> bool:
     points = (handle.user_hook for each in modules for handle in getattr(each, "fwd_hooks", ()))
     at_modules = (hook for each in modules for hooks in _hooks_of(each) for hook in hooks.values())
     return not all(_is_of((*known, "transformer_lens"), hook) for hook in at_modules) or any(True for _ in points)
+
+
+def is_recomputing() -> bool:
+    """Whether a backward pass is running a block a second time (gradient checkpointing)."""
+    return getattr(torch._C, "_current_graph_task_id", lambda: -1)() != -1  # private to torch; False where it is gone
 
 
 def whole_passes(model: TransformerBridge) -> set[nn.Module]:

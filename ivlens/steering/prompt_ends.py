@@ -16,8 +16,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from ivlens.common.owned import Runner
-from ivlens.forward.firing import is_recomputing
-from ivlens.forward.hooked import whole_passes
+from ivlens.forward.hooked import is_recomputing, whole_passes
 from ivlens.forward.hooks import model_lock, steering
 from ivlens.models.boot import TransformerBridge
 from ivlens.steering.edits import Positions
