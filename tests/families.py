@@ -236,6 +236,7 @@ CONFIGS: dict[str, Callable[[int, int, int], Any]] = {
         **_MAMBA | {"mamba_n_heads": 6},
         mamba_d_ssm=48,
         attention_out_multiplier=0.3,
+        ssm_out_multiplier=0.6,
     ),
     "qwen3_next": _hybrid(
         "Qwen3NextConfig",

@@ -56,9 +56,12 @@ def _slopes(
     nudges: dict[int, Tensor] = {}
 
     def nudged(z: Tensor, layer: int) -> Tensor:
-        outputs[layer] = z[:, inputs.last].detach()
+        if layer in outputs:  # attention and a mixer of one layer: each sees zeros where the other one's heads are
+            outputs[layer] = outputs[layer] + z[:, inputs.last].detach()
+        else:
+            outputs[layer] = z[:, inputs.last].detach()
         # adding a zero changes nothing, and its gradient is that of the head's output: no weight needs a gradient
-        nudges[layer] = torch.zeros_like(outputs[layer], requires_grad=True)
+        nudges.setdefault(layer, torch.zeros_like(outputs[layer], requires_grad=True))
         z = z.clone()
         z[:, inputs.last] += nudges[layer]
         return z
@@ -68,7 +71,7 @@ def _slopes(
         torch.inference_mode(False),  # the caller may be inside `inference_mode` or `no_grad`
         torch.enable_grad(),
         model_lock(model),
-        patched_heads(model, nudged, layers),
+        patched_heads(model, nudged, layers, mixers=request.is_wide),
         full_logits(model),
     ):
         logits = model(

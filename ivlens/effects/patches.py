@@ -37,7 +37,7 @@ class Patches:
             z[where] = self._patched(z[where], layer, list(heads))
             return z.flatten(1, 2)
 
-        return patched_heads(self.model, edit, [layer])
+        return patched_heads(self.model, edit, [layer], mixers=self.request.is_wide)
 
     def of_rows(
         self, layer: int, places: Int[Tensor, " heads"], heads: tuple[int, ...], part: slice
@@ -60,7 +60,7 @@ class Patches:
             z[at] = self._patched(z[at], layer, chosen)
             return z.flatten(0, 1)
 
-        return patched_heads(self.model, edit, [layer])
+        return patched_heads(self.model, edit, [layer], mixers=self.request.is_wide)
 
     def _patched(self, z: Tensor, layer: int, heads: list[int]) -> Tensor:
         return self.request.patched(z, self.request.mean_z[layer, heads].to(z.device))

@@ -63,7 +63,7 @@ def remove_left_hooks(model: "ref[TransformerBridge]") -> None:
     bridge = model()
     if bridge is None:
         return
-    ours = ("ivlens.forward.hooks", "ivlens.forward.firing", "ivlens.steering.prompt_ends")
+    ours = ("ivlens.forward.hooks", "ivlens.forward.firing", "ivlens.forward.places", "ivlens.steering.prompt_ends")
     for point in bridge.hook_dict.values():
         # torch and TransformerLens each keep a list of their own, and both have to forget the hook
         for handle in [each for each in point.fwd_hooks if _is_of(ours, each.user_hook)]:

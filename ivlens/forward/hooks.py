@@ -6,7 +6,6 @@ Head outputs `z` always have shape `[batch, pos, n_heads, d_head]`.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from operator import index
 from typing import Any, Literal, SupportsIndex, cast
@@ -14,14 +13,15 @@ from weakref import WeakKeyDictionary, ref
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
+from torch import Tensor
 
 from ivlens.common.owned import Hold, OwnedLock
 from ivlens.forward.firing import Edit, Firing, Select, keeping, replacing
 from ivlens.forward.hooked import remove_left_hooks, whole_passes
-from ivlens.models.attention import Attention, attention_layers, attention_of, without_heads
+from ivlens.forward.places import Place, joining, mixer_place
+from ivlens.models.attention import attention_layers, attention_of, without_heads
 from ivlens.models.boot import TransformerBridge, check_model
+from ivlens.models.mixers import Columns, columns, existing
 from ivlens.models.projection import head_matrices
 
 Site = Literal["resid_post", "attn_out"]
@@ -70,8 +70,9 @@ def check_unsteered(model: TransformerBridge) -> None:
             )
 
 
-# Hook points of the bridge, and the exception to them: where the bridge has no room for attention (Nemotron-H calls all
-# its mixers by one name), the same tensors are found at the modules of Hugging Face, see `_Place`.
+# Hook points of the bridge, and the exception to them: where the bridge has no room for a tensor, hooks go on modules
+# of Hugging Face, see `Place`. That is attention in Nemotron-H, which calls all its mixers by one name, and the heads
+# of recurrent mixers, which the bridge shows in some families only.
 # `hook_attn_out` shows what reaches the residual stream, after any post-norm; `attn.hook_out` is before that norm
 _PLACES = {
     "heads": "attn.hook_z",
@@ -82,48 +83,27 @@ _PLACES = {
 }
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where a hook goes: to a hook point of the bridge, or to a module of the plain model.
-
-    Attributes:
-        name: The name of the hook point, and of the place in errors.
-        attention: Attention of the layer where the bridge has no hook points for it; None where it has.
-        n_heads: Number of heads.
-    """
-
-    name: str
-    attention: Attention | None = None
-    n_heads: int = 0
-
-    def attach(self, hook: Callable[..., Tensor | None]) -> RemovableHandle:
-        """Put the hook on a module; not for hook points."""
-        assert self.attention is not None
-        if self.name.endswith(_PLACES["heads"]):
-
-            def before(module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...] | None:
-                edited = hook(given[0].unflatten(-1, (self.n_heads, -1)), None)
-                return None if edited is None else (edited.flatten(-2), *given[1:])
-
-            return self.attention.projection.register_forward_pre_hook(before)
-        if self.name.endswith(_PLACES["patterns"]):  # eager attention returns its weights beside its output
-
-            def beside(module: nn.Module, given: object, out: Any) -> None:
-                hook(out[1], None)
-
-            return self.attention.module.register_forward_hook(beside)
-        # without a norm after it, what the projection gives is what attention adds
-        return self.attention.projection.register_forward_hook(lambda module, given, out: hook(out, None))
-
-
-def _place(model: TransformerBridge, layer: int, place: str) -> _Place:
+def _place(model: TransformerBridge, layer: int, place: str, wide: Columns | None = None) -> Place:
     name = f"blocks.{layer}.{_PLACES[place]}"
     if place == "resid_post":
-        return _Place(name)
+        return Place(name)
     attention = attention_of(model.blocks[layer])
     if attention is None:
         raise ValueError(without_heads(model, layer))
-    return _Place(name) if attention.is_wrapped else _Place(name, attention, model.cfg.n_heads)
+    if attention.is_wrapped:
+        return Place(name, wide=wide)
+    if place == "patterns":
+        return Place(name, attention.module, "weights")
+    # without a norm after it, what the projection gives is what attention adds
+    return Place(name, attention.projection, "heads" if place == "heads" else "output", model.cfg.n_heads, wide)
+
+
+def _head_places(model: TransformerBridge, layer: int, mixers: bool) -> list[Place]:
+    """Where the outputs of a layer's heads are: at attention, or with `mixers` there and at the recurrent mixer."""
+    if not mixers:
+        return [_place(model, layer, "heads")]
+    own = [_place(model, layer, "heads", columns(model))] if layer in attention_layers(model) else []
+    return own + [place for place in [mixer_place(model, layer, "heads")] if place is not None]
 
 
 def whole_numbers(name: str, values: Iterable[Any]) -> tuple[int, ...]:
@@ -164,7 +144,7 @@ def check_site(site: str) -> Site:
 
 
 @contextmanager
-def _hooked(model: TransformerBridge, hooks: Mapping[_Place, Callable[[Tensor], Tensor | None]]) -> Iterator[None]:
+def _hooked(model: TransformerBridge, hooks: Mapping[Place, Callable[[Tensor], Tensor | None]]) -> Iterator[None]:
     """In the body these hooks are on the model, under its lock; they are removed however the body ends."""
     lock = model_lock(model)
     with lock.held() as hold:
@@ -173,9 +153,9 @@ def _hooked(model: TransformerBridge, hooks: Mapping[_Place, Callable[[Tensor], 
             for module in whole_passes(model):
                 undo.callback(module.register_forward_hook(firing.after_pass, always_call=True).remove)
             watched = {place: firing.watched(place.name, hook) for place, hook in hooks.items()}
-            points = [(place.name, hook) for place, hook in watched.items() if place.attention is None]
+            points = [(place.name, hook) for place, hook in watched.items() if place.module is None]
             undo.enter_context(model.hooks(fwd_hooks=points))
-            for place in (place for place in watched if place.attention is not None):
+            for place in (place for place in watched if place.module is not None):
                 undo.callback(place.attach(watched[place]).remove)
             yield
         if not hold.is_over:  # a context that was ended from outside need not have run a pass
@@ -192,14 +172,20 @@ def _captured(
         yield kept
 
 
+@contextmanager
 def captured_heads(
-    model: TransformerBridge, layers: Iterable[int] | None = None, *, select: Select | None = None
-) -> AbstractContextManager[dict[int, Tensor]]:
+    model: TransformerBridge,
+    layers: Iterable[int] | None = None,
+    *,
+    select: Select | None = None,
+    mixers: bool = False,
+) -> Iterator[dict[int, Tensor]]:
     """Keep head outputs: `with captured_heads(model) as z: model(tokens)`, then `z[layer]`.
 
     Args:
         layers: the layers to read; None: all that have heads.
         select: applied to each `z` before it is kept, e.g. `lambda z: z[:, -1]`, so that a long prompt costs no memory.
+        mixers: whether heads of recurrent mixers are read too: then `z` has the columns of `ivlens.models.mixers`.
 
     Returns:
         A context that gives `layer -> z [batch, pos, n_heads, d_head]`, filled by the forward pass; of several passes
@@ -209,7 +195,15 @@ def captured_heads(
         ValueError: no such layer, or one without heads.
         RuntimeError: no forward pass reached one of the layers.
     """
-    return _captured(model, layers, "heads", select)
+    if not mixers:
+        with _captured(model, layers, "heads", select) as kept:
+            yield kept
+        return
+    found: dict[int, Tensor] = {}
+    has_heads = existing(check_model(model)).any(1).nonzero()[:, 0].tolist()
+    chosen = has_heads if layers is None else check_layers(model, layers)
+    with _hooked(model, joining(found, {layer: _head_places(model, layer, True) for layer in chosen}, select)):
+        yield found
 
 
 def captured_residual(
@@ -226,6 +220,15 @@ def captured_projection(
     return _captured(model, layers, "projection", select)
 
 
+@contextmanager
+def captured_mixers(model: TransformerBridge) -> Iterator[dict[int, Tensor]]:
+    """Keep what the output projections of recurrent mixers give, `layer -> [batch, pos, d_model]`."""
+    kept: dict[int, Tensor] = {}
+    places = {layer: mixer_place(model, layer, "output") for layer in columns(check_model(model)).layers}
+    with _hooked(model, {place: keeping(kept, layer, None) for layer, place in places.items() if place is not None}):
+        yield kept
+
+
 def captured_patterns(
     model: TransformerBridge, layers: Iterable[int] | None = None, *, select: Select | None = None
 ) -> AbstractContextManager[dict[int, Tensor]]:
@@ -238,20 +241,25 @@ def captured_patterns(
 
 @contextmanager
 def patched_heads(
-    model: TransformerBridge, edits: Callable[[Tensor, int], Tensor], layers: Iterable[int]
+    model: TransformerBridge,
+    edits: Callable[[Tensor, int], Tensor],
+    layers: Iterable[int],
+    *,
+    mixers: bool = False,
 ) -> Iterator[None]:
     """Run the body with head outputs `z -> edits(z, layer)` in each of `layers`.
 
     `edits` returns a new tensor of the same shape `[batch, pos, n_heads, d_head]` and does not change its argument.
-    Contexts nest: the outer one edits first, and whatever is captured inside sees the edited values.
+    Contexts nest: the outer one edits first, and whatever is captured inside sees the edited values. With `mixers`, `z`
+    has the columns of `ivlens.models.mixers`, zeros for columns that a place does not have; a layer with attention and
+    a mixer is edited in both places.
 
     Raises:
         ValueError: no such layer, one without heads, or an edit changed the shape.
         RuntimeError: no forward pass reached one of the layers.
     """
-    chosen = check_layers(model, layers)
-    places = {layer: _place(model, layer, "heads") for layer in chosen}
-    with _hooked(model, {places[at]: replacing(places[at].name, lambda z, layer=at: edits(z, layer)) for at in chosen}):
+    places = [(place, at) for at in check_layers(model, layers) for place in _head_places(model, at, mixers)]
+    with _hooked(model, {place: place.editing(lambda z, layer=at: edits(z, layer)) for place, at in places}):
         yield
 
 

@@ -21,8 +21,8 @@ from ivlens.common.progress import ticking
 from ivlens.effects.measure import EffectOptions, head_effects
 from ivlens.effects.results import HeadEffects
 from ivlens.forward.means import HeadMeans, head_means, mean_head_outputs
-from ivlens.models.attention import all_heads
 from ivlens.models.boot import TransformerBridge
+from ivlens.models.mixers import mixer_with
 from ivlens.steering.prompt_sets import PromptSets
 from ivlens.tasks.bank import load_bank
 from ivlens.tasks.task import Task, TaskExample, tasks_of
@@ -54,7 +54,9 @@ def random_head_vectors(
     Raises:
         ValueError: a vector made with `contrast`, and `means` without means over corrupted prompts.
     """
-    free = [head for head in all_heads(model) if head not in iv.heads]
+    # heads that a layer does not have are NaN; means of recurrent mixers' heads are there where the vector's were
+    places = (~means.mean_z.isnan().any(-1)).nonzero().tolist()
+    free = [(layer, head) for layer, head in places if (layer, head) not in iv.heads]
     k = min(iv.k, len(free))
     if not k:
         return []
@@ -117,14 +119,16 @@ def measured_again(prompts: PromptSets, iv: InstructionVector) -> HeadMeans:
     recorded = iv.settings.get("effects") or {}
     source = replace(prompts, recipe=recipe, n_prompts=100, corruption=recorded.get("corruption", prompts.corruption))
     clean = source.batch("fit", corrupted=False)
+    mixer = mixer_with(prompts.model, iv.heads)
     if not is_contrast(iv):
-        return head_means(prompts.model, clean.tokens, clean.attention_mask)
+        return head_means(prompts.model, clean.tokens, clean.attention_mask, mixer=mixer)
     corrupted = source.batch("fit")
     # a contrast subtracts the two means, so both have to be over the same inputs
     alike = corrupted.rows_of_one_kind()
     clean, corrupted = clean.rows(alike), corrupted.rows(alike)
-    found = head_means(prompts.model, clean.tokens, clean.attention_mask)
-    return replace(found, mean_z_corrupted=mean_head_outputs(prompts.model, corrupted.tokens, corrupted.attention_mask))
+    found = head_means(prompts.model, clean.tokens, clean.attention_mask, mixer=mixer)
+    other = mean_head_outputs(prompts.model, corrupted.tokens, corrupted.attention_mask, mixer=mixer)
+    return replace(found, mean_z_corrupted=other)
 
 
 def is_contrast(iv: InstructionVector) -> bool:

@@ -4,6 +4,7 @@ Formulas: docs/method.md, 6 Intervention and its controls.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,6 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ivlens.forward.hooks import patched_heads
+from ivlens.models.boot import TransformerBridge
 from ivlens.vectors.heads import Heads
 from ivlens.vectors.vector import InstructionVector
 
@@ -43,6 +46,12 @@ class HeadOutputs:
         """These heads, with their outputs among those of all heads."""
         layers, numbers = (list(part) for part in zip(*heads, strict=True))
         return cls(tuple(heads), values[layers, numbers].detach().float().cpu())
+
+    def patching(self, model: TransformerBridge, edit: Callable[[Tensor, int], Tensor]) -> AbstractContextManager[None]:
+        """A context in which `edit` is applied to head outputs in the layers of these heads."""
+        # wide where a head of a recurrent mixer is among them: outputs then have the width of the wider kind
+        is_wide = self.values.shape[-1] != model.cfg.d_head or any(head >= model.cfg.n_heads for _, head in self.heads)
+        return patched_heads(model, edit, self.layers, mixers=is_wide)
 
     @property
     def layers(self) -> list[int]:

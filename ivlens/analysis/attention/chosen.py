@@ -7,6 +7,7 @@ from ivlens.effects.results import HeadEffects
 from ivlens.forward.remembered import Auto, recipe_for
 from ivlens.models.attention import all_heads, attention_layers, without_heads
 from ivlens.models.boot import TransformerBridge
+from ivlens.models.mixers import head_label
 from ivlens.prompts.recipe import PromptRecipe
 from ivlens.tasks.task import Task
 from ivlens.vectors.heads import Heads
@@ -45,7 +46,9 @@ def chosen_heads(model: TransformerBridge, heads: Named, k: int = 10) -> Heads:
         pairs = [pair for one in listed for pair in ([one] if not isinstance(one, str) else _labelled(one))]
     off = [pair for pair in pairs if not (0 <= pair[0] < n_layers and 0 <= pair[1] < n_heads)]
     if off or not pairs or len(set(pairs)) < len(pairs):
-        what = f"{label(off[0])} among them" if off else "one of them twice" if pairs else "none of them"
+        # heads of recurrent mixers come from effects and vectors, and have no attention weights
+        named = head_label(*off[0], n_heads) if off and isinstance(heads, HeadEffects | InstructionVector) else ""
+        what = f"{named or label(off[0])} among them" if off else "one of them twice" if pairs else "none of them"
         raise ValueError(
             f"heads have {what}, expected one or more different heads of {n_layers} layers and {n_heads} heads, "
             "counted from 0."

@@ -5,6 +5,7 @@ import plotly.graph_objects as go
 from jaxtyping import Bool
 
 from ivlens.effects.results import HeadEffects
+from ivlens.models.mixers import head_label
 from ivlens.show.figures.theme import LIGHT, Theme, colour_bar, styled
 
 UNITS = {"prob": "probability", "logprob": "nats", "logit_diff": "logits"}
@@ -36,13 +37,14 @@ def head_heatmap(
     shown = effects.interval(simultaneous=True)
     low, high = (bound.cpu().numpy() for bound in shown)
     n_layers, n_heads = aie.shape
+    names = [[head_label(layer, head, effects.model.n_heads) for head in range(n_heads)] for layer in range(n_layers)]
     # symmetric around 0, so that a colour shows the sign of an effect
     limit = limit or float(np.nanmax(np.abs(aie))) or 1.0
     figure = go.Figure(
         go.Heatmap(
             z=aie, zmin=-limit, zmax=limit, colorscale=theme.diverging, xgap=1, ygap=1,
             customdata=np.stack([low, high], axis=-1), hoverongaps=False,
-            hovertemplate="L%{y}H%{x}: %{z:+.3f}<br>" + (shown.kind or "no interval")
+            text=names, hovertemplate="%{text}: %{z:+.3f}<br>" + (shown.kind or "no interval")
             + ": %{customdata[0]:+.3f} to %{customdata[1]:+.3f}<extra></extra>",
             showscale=show_scale, colorbar=colour_bar(theme, f"AIE ({unit_of(effects)})"),
         )
@@ -55,6 +57,9 @@ def head_heatmap(
     note = f"{name} · {n} corrupted prompts" + (f" · {marks}" if top else "")
     styled(figure, theme, f"Effect of each head: {effects.task}", note, height=120 + max(170, min(34 * n_layers, 560)))
     figure.update_xaxes(title_text="head", showgrid=False, **_ticks(n_heads), range=[-0.5, n_heads - 0.5])
+    if n_heads > effects.model.n_heads:  # behind attention's heads are those of recurrent mixers, counted on
+        figure.update_xaxes(title_text="head of attention | of the mixer")
+        figure.add_vline(effects.model.n_heads - 0.5, line={"color": theme.text, "width": 2})
     figure.update_yaxes(title_text="layer", showgrid=False, **_ticks(n_layers), range=[-0.5, n_layers - 0.5])
     return figure
 
@@ -77,7 +82,7 @@ def hatching(empty: Bool[np.ndarray, "n_layers n_heads"], theme: Theme) -> list[
         go.Bar(
             x=(ends - starts).tolist(), y=layers.tolist(), base=(starts - 0.5).tolist(), width=0.96, orientation="h",
             marker={"pattern": pattern, "color": theme.surface, "line": {"width": 0}}, showlegend=False,
-            hovertemplate="layer %{y} has no attention heads<extra></extra>",
+            hovertemplate="layer %{y} has no such heads<extra></extra>",
         )
     ]  # fmt: skip
 
