@@ -238,6 +238,9 @@ CONFIGS: dict[str, Callable[[int, int, int], Any]] = {
         attention_out_multiplier=0.3,
         ssm_out_multiplier=0.6,
     ),
+    "deepseek_v2": _latent("DeepseekV2Config", **_DEEP),
+    "deepseek_v3": _latent("DeepseekV3Config", **_DEEP, n_group=1, topk_group=1),
+    "youtu": _latent("YoutuConfig"),
     "qwen3_next": _hybrid(
         "Qwen3NextConfig",
         **_WIDE,
@@ -336,9 +339,6 @@ REFUSED: dict[str, Callable[[int, int, int], Any]] = {
         num_kv_heads=2,
     ),
     "gpt_bigcode_heads": _renamed("GPTBigCodeConfig", _GPT, n_embd=32, multi_query=False, **_MARKED),
-    "deepseek_v2": _latent("DeepseekV2Config", **_DEEP),
-    "deepseek_v3": _latent("DeepseekV3Config", **_DEEP, n_group=1, topk_group=1),
-    "youtu": _latent("YoutuConfig"),
     "gemma3n": lambda n_vocab, n_layers, n_ctx: _every_layer(
         "Gemma3nTextConfig",
         "full_attention",

@@ -71,8 +71,8 @@ def check_unsteered(model: TransformerBridge) -> None:
 
 
 # Hook points of the bridge, and the exception to them: where the bridge has no room for a tensor, hooks go on modules
-# of Hugging Face, see `Place`. That is attention in Nemotron-H, which calls all its mixers by one name, and the heads
-# of recurrent mixers, which the bridge shows in some families only.
+# of Hugging Face, see `Place`. That is attention in Nemotron-H, which calls all its mixers by one name; the heads of
+# latent attention, whose width the bridge mistakes; and those of recurrent mixers, which it shows in few families.
 # `hook_attn_out` shows what reaches the residual stream, after any post-norm; `attn.hook_out` is before that norm
 _PLACES = {
     "heads": "attn.hook_z",
@@ -90,7 +90,7 @@ def _place(model: TransformerBridge, layer: int, place: str, wide: Columns | Non
     attention = attention_of(model.blocks[layer])
     if attention is None:
         raise ValueError(without_heads(model, layer))
-    if attention.is_wrapped:
+    if attention.is_wrapped or (place == "patterns" and hasattr(model.blocks[layer], "attn")):
         return Place(name, wide=wide)
     if place == "patterns":
         return Place(name, attention.module, "weights")

@@ -19,8 +19,8 @@ class Attention:
     Attributes:
         module: Attention itself.
         projection: Its output projection, whose input is the outputs of all heads side by side.
-        is_wrapped: Whether the bridge has hook points for its heads. Where a family calls all its mixers by one name
-            (Nemotron-H), the bridge has none, and hooks go on these modules.
+        is_wrapped: Whether the bridge has hook points for its heads. It has none where a family calls all its mixers by
+            one name (Nemotron-H), and wrong ones for latent attention; then hooks go on these modules.
     """
 
     module: nn.Module
@@ -70,7 +70,9 @@ def attention_of(block: Any) -> Attention | None:
     wrapped = getattr(block, "attn", None)
     if wrapped is not None:
         projection = getattr(wrapped, "o", wrapped)
-        return Attention(_plain(wrapped), _plain(projection), is_wrapped=True)
+        # latent attention: the bridge takes its heads to be as wide as keys, and values may be narrower
+        is_latent = hasattr(_plain(wrapped), "kv_lora_rank")
+        return Attention(_plain(wrapped), _plain(projection), is_wrapped=not is_latent)
     for module in getattr(block, "original_component", block).modules():
         # by what modules hold, since families call them by many names: gated delta nets have these projections too,
         # and a decay (`A_log`) that attention does not have
