@@ -73,9 +73,10 @@ tokens, and it fails on OLMo's rotary tables in half precision.
 
 Two more checks are made when a model is first used. First, many passes can share the computation of a common prefix.
 This is compared, on two prompts, with passes over the whole text; a prefix is not shared if the model's cache holds
-more than keys, values and the states of recurrent layers, of which every pass gets copies. Second, every block is run once with all its head outputs set to 0. The change in the block's
-output must be a fixed multiple of what the heads' projection gave: 1 in nearly all families, `attention_out_multiplier`
-in Falcon-H1. If it is no fixed multiple, as in GPT-1 and Zamba 2, effects can be measured, but vectors are refused.
+more than keys, values and the states of recurrent layers, of which every pass gets copies. Second, every block is run
+once with all its head outputs set to 0. The change in the block's output must be a fixed multiple of what the heads'
+projection gave: 1 in nearly all families, `attention_out_multiplier` in Falcon-H1. If it is no fixed multiple, as in
+GPT-1 and Zamba 2, effects can be measured, but vectors are refused.
 
 Models that take images or sound as well are never wrapped as a whole. Of one that is in memory (`hf_model=`) the text
 part is measured, if transformers has a language model of that part alone: Mistral 3, Gemma 3, Qwen3.5. Qwen3-VL has
