@@ -107,10 +107,31 @@ def _every_layer(config: str, kind: str, **options: Any) -> Callable[[int, int, 
     )
 
 
+def _hybrid(
+    config: str,
+    kinds: tuple[str, ...] = ("linear_attention", "full_attention"),
+    entry: str = "layer_types",
+    **options: Any,
+) -> Callable[[int, int, int], Any]:
+    """As `_layers`, with layers of these kinds in turn: the second one has attention."""
+
+    def make(n_vocab: int, n_layers: int, n_ctx: int) -> Any:
+        types = [kinds[layer % len(kinds)] for layer in range(n_layers)]
+        return _layers(config, **options, **{entry: types})(n_vocab, n_layers, n_ctx)
+
+    return make
+
+
 _GPT = ("n_layer", "n_head", "n_positions")
 _MARKED = {"bos_token_id": 1, "eos_token_id": 2}
 _ROUTED = {"num_experts": 4, "num_experts_per_tok": 2}
 _MAMBA = {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 8}
+_DELTA = {
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
 _DEEP = {
     "n_routed_experts": 4,
     "num_experts_per_tok": 2,
@@ -215,8 +236,98 @@ CONFIGS: dict[str, Callable[[int, int, int], Any]] = {
         **_MAMBA | {"mamba_n_heads": 6},
         mamba_d_ssm=48,
         attention_out_multiplier=0.3,
+        ssm_out_multiplier=0.6,
     ),
+    "deepseek_v2": _latent("DeepseekV2Config", **_DEEP),
+    "deepseek_v3": _latent("DeepseekV3Config", **_DEEP, n_group=1, topk_group=1),
+    "youtu": _latent("YoutuConfig"),
+    "qwen3_next": _hybrid(
+        "Qwen3NextConfig",
+        **_WIDE,
+        **_ROUTED,
+        **_DELTA,
+        moe_intermediate_size=24,
+        shared_expert_intermediate_size=24,
+    ),
+    "qwen3_5": _hybrid("Qwen3_5TextConfig", **_WIDE, **_DELTA),
+    "qwen3_5_moe": _hybrid(
+        "Qwen3_5MoeTextConfig",
+        **_WIDE,
+        **_ROUTED,
+        **_DELTA,
+        moe_intermediate_size=24,
+        shared_expert_intermediate_size=24,
+    ),
+    "olmo_hybrid": _hybrid(
+        "OlmoHybridConfig",
+        **_GROUPED,
+        **_DELTA | {"linear_num_key_heads": 4, "linear_value_head_dim": 12},
+    ),
+    "nemotron_h": _hybrid(
+        "NemotronHConfig",
+        ("mamba", "attention", "mlp"),
+        "layers_block_type",
+        **_WIDE,
+        mamba_num_heads=8,
+        mamba_head_dim=8,
+        ssm_state_size=8,
+        n_groups=1,
+    ),
+    "bamba": _layers("BambaConfig", **_GROUPED, **_MAMBA, attn_layer_indices=[1]),
+    "granite_hybrid": _hybrid(
+        "GraniteMoeHybridConfig",
+        ("mamba", "attention"),
+        **_GROUPED,
+        **_MAMBA,
+        **_EXPERTS,
+        shared_intermediate_size=48,
+        residual_multiplier=0.3,
+        attention_multiplier=0.3,
+        position_embedding_type="rope",
+    ),
+    "granite_hybrid_dense": _hybrid(  # without a type of positions, as in Granite 4's small models
+        "GraniteMoeHybridConfig",
+        ("mamba", "attention"),
+        **_GROUPED,
+        **_MAMBA,
+        num_local_experts=0,
+        shared_intermediate_size=48,
+        residual_multiplier=0.3,
+    ),
+    "granite_attention": _hybrid(
+        "GraniteMoeHybridConfig",
+        ("attention",),
+        **_GROUPED,
+        **_MAMBA,
+        num_local_experts=0,
+        shared_intermediate_size=48,
+        residual_multiplier=0.3,
+    ),
+    "jamba": _layers(
+        "JambaConfig", **_GROUPED, **_ROUTED, attn_layer_period=2, attn_layer_offset=1, use_mamba_kernels=False
+    ),
+    "lfm2": _hybrid("Lfm2Config", ("conv", "full_attention"), **_GROUPED, block_auto_adjust_ff_dim=False),
+    "lfm2_moe": _hybrid(
+        "Lfm2MoeConfig", ("conv", "full_attention"), **_GROUPED, **_ROUTED, moe_intermediate_size=24, num_dense_layers=1
+    ),
+    "zamba2": lambda n_vocab, n_layers, n_ctx: _layers(
+        "Zamba2Config",
+        **_GROUPED,
+        mamba_d_state=8,
+        mamba_headdim=8,
+        n_mamba_heads=8,
+        mamba_ngroups=1,
+        layers_block_type=["mamba", "hybrid", "hybrid"][:n_layers],
+        attention_head_dim=32,
+        num_mem_blocks=1,
+    )(n_vocab, n_layers, n_ctx),
 }
+
+# of three layers only the second has attention
+HYBRIDS = (
+    "qwen3_next", "qwen3_5", "qwen3_5_moe", "olmo_hybrid", "nemotron_h", "bamba", "granite_hybrid",
+    "granite_hybrid_dense", "jamba", "lfm2", "lfm2_moe",
+)  # fmt: skip
 
 # what load_model refuses, with its reason
 REFUSED: dict[str, Callable[[int, int, int], Any]] = {
@@ -228,9 +339,6 @@ REFUSED: dict[str, Callable[[int, int, int], Any]] = {
         num_kv_heads=2,
     ),
     "gpt_bigcode_heads": _renamed("GPTBigCodeConfig", _GPT, n_embd=32, multi_query=False, **_MARKED),
-    "deepseek_v2": _latent("DeepseekV2Config", **_DEEP),
-    "deepseek_v3": _latent("DeepseekV3Config", **_DEEP, n_group=1, topk_group=1),
-    "youtu": _latent("YoutuConfig"),
     "gemma3n": lambda n_vocab, n_layers, n_ctx: _every_layer(
         "Gemma3nTextConfig",
         "full_attention",
@@ -262,20 +370,12 @@ REFUSED: dict[str, Callable[[int, int, int], Any]] = {
         state_size=8,
         n_groups=1,
     ),
-    "jamba": _layers(
-        "JambaConfig", **_GROUPED, **_ROUTED, attn_layer_period=2, attn_layer_offset=1, use_mamba_kernels=False
-    ),
-    "bamba": _layers("BambaConfig", **_GROUPED, **_MAMBA, attn_layer_indices=[1]),
-    "qwen3_next": _layers(
-        "Qwen3NextConfig",
-        **_WIDE,
-        **_ROUTED,
-        moe_intermediate_size=24,
-        shared_expert_intermediate_size=24,
-        linear_num_value_heads=4,
-        linear_num_key_heads=2,
-        linear_key_head_dim=8,
-        linear_value_head_dim=8,
+    "recurrent_gemma": _layers(
+        "RecurrentGemmaConfig",
+        **_GROUPED,
+        attention_window_size=64,
+        lru_width=32,
+        block_types=["recurrent", "attention"],
     ),
     "phimoe": _layers("PhimoeConfig", **_GROUPED, **_EXPERTS),
     "opt_post_norm": _layers(

@@ -94,13 +94,14 @@ class GuidanceOptions:
         Raises:
             ValueError: as `plan`; or the model lacks the layer, or has too few heads.
         """
+        from ivlens.models.attention import all_heads
         from ivlens.tuning.builder import control, iv_guidance
 
         plan, other = self.plan(name)
         if plan is None:
             return None
         # checked here, where the error can name the flag
-        n_heads = model.cfg.n_layers * model.cfg.n_heads
+        n_heads = len(all_heads(model))
         for flag, value, least, most in (
             ("--layer", plan.layer, 0, model.cfg.n_layers - 1),
             ("--k", plan.k, 1, n_heads),

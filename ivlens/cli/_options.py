@@ -183,12 +183,14 @@ class MeasureOptions(PromptOptions):
         score: The score whose gain is the effect; by default prob, or logprob where answers share their first tokens.
         method: exact (or the next slower method, if a check finds exact wrong for the model), cached, reference (one
             pass for every head), or attribution (an estimate from one gradient).
+        mixer: attention (its heads alone), or all (in hybrid models also the heads of recurrent mixers, L3M7).
     """
 
     n_prompts: int = 32
     corruption: Literal["counterfactual", "counterfactual_inputs", "drop", "shuffle", "none"] | None = None
     score: Literal["prob", "logprob", "logit_diff"] | None = None
     method: Literal["exact", "cached", "reference", "attribution"] = "exact"
+    mixer: Literal["attention", "all"] = "attention"
 
     def measure(self, model: "TransformerBridge", task: "Task", *, contrast: bool = False) -> "HeadEffects":
         """Measure the effect of every head on `task`; the form of prompt is looked for first where no option fixes it.
@@ -205,7 +207,7 @@ class MeasureOptions(PromptOptions):
             corruption=self.corruption,
             score=self.score,
             n_prompts=self.n_prompts,
-            options=EffectOptions(method=self.method, contrast=contrast),
+            options=EffectOptions(method=self.method, contrast=contrast, mixer=self.mixer),
         )
 
 

@@ -137,11 +137,13 @@ def _named(figure: str, result: "TaskEvaluations") -> str:
 
 def _about(result: "TaskEvaluations") -> dict[str, Any]:
     """The main results as plain values."""
+    from ivlens.models.mixers import head_labels
+
     tasks = [
         {
             "task": effects.task,
             "best": evaluation.best._asdict(),
-            "heads": [f"L{layer}H{head}" for layer, head in vector.heads],
+            "heads": head_labels(vector.heads, vector.model.n_heads),
             "clean_accuracy": effects.clean_accuracy,
             "bare_accuracy": effects.bare_accuracy,
             "warnings": list(effects.warnings),
@@ -153,6 +155,7 @@ def _about(result: "TaskEvaluations") -> dict[str, Any]:
 
 def _print(result: "TaskEvaluations", number: int) -> None:
     """Print the tables of one task."""
+    from ivlens.models.mixers import head_labels
     from ivlens.show.judged_tables import groups
     from ivlens.show.pages.evaluate import rows_of_task
 
@@ -160,7 +163,8 @@ def _print(result: "TaskEvaluations", number: int) -> None:
     layer, alpha, site = evaluation.best
     print(f"{effects.task} on {result.model}")
     print(f"prompts {effects.recipe}")
-    print(f"heads   {' '.join(f'L{layer}H{head}' for layer, head in result.vectors[number].heads)}")
+    vector = result.vectors[number]
+    print(f"heads   {' '.join(head_labels(vector.heads, vector.model.n_heads))}")
     print(f"vector  added at layer {layer}, alpha {alpha:g}, {site}")
     for warning in effects.warnings:
         print(f"warning {warning}")

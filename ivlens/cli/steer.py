@@ -83,7 +83,9 @@ def steer_text(
     prompt = _prompt(model, task, text, None if what.raw else recipe)
     plain, steered = _completions(model, iv, setting, prompt, what.max_new_tokens)
     if as_json:
-        about = {"task": iv.task, "norm": iv.norm, "heads": [f"L{layer}H{head}" for layer, head in iv.heads]}
+        from ivlens.models.mixers import head_labels
+
+        about = {"task": iv.task, "norm": iv.norm, "heads": head_labels(iv.heads, iv.model.n_heads)}
         about["recipe"] = iv.recipe and iv.recipe.to_dict()
         facts = {"text": text, "prompt": prompt, "plain": plain, "steered": steered, "recipe": recipe.to_dict()}
         print_json({**facts, "setting": setting, "vector": about, "model": asdict(iv.model)})

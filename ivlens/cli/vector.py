@@ -82,11 +82,13 @@ def vector(
 
 def describe(made: "InstructionVector", model: "TransformerBridge | None") -> dict[str, Any]:
     """Facts about a vector as plain values; with a model also the tokens that the vector makes most likely."""
+    from ivlens.models.mixers import head_labels
+
     return {
         "task": made.task,
         "model": asdict(made.model),
         "norm": made.norm,
-        "heads": [f"L{layer}H{head}" for layer, head in made.heads],
+        "heads": head_labels(made.heads, made.model.n_heads),
         "recipe": made.recipe and made.recipe.to_dict(),
         "settings": dict(made.settings),
         "tokens": [list(pair) for pair in made.decode(model)] if model is not None else None,

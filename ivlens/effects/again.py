@@ -17,6 +17,7 @@ from ivlens.effects.results import HeadEffects
 from ivlens.forward.hooks import check_unsteered
 from ivlens.models.boot import TransformerBridge, check_model
 from ivlens.models.fingerprint import model_identity
+from ivlens.models.mixers import head_label
 from ivlens.prompts.batch import PromptBatch
 from ivlens.tasks.task import SplitName, Task
 
@@ -129,7 +130,8 @@ def _chosen(
     n_layers, n_heads = measured.shape
     for layer, head in chosen:
         if not (0 <= layer < n_layers and 0 <= head < n_heads and measured[layer, head]):
-            raise ValueError(f"heads has L{layer}H{head}, which was not measured; expected heads that were.")
+            name = head_label(layer, head, effects.model.n_heads)
+            raise ValueError(f"heads has {name}, which was not measured; expected heads that were.")
     if not chosen:
         raise ValueError("heads is empty, expected a number of heads, or some (layer, head).")
     return chosen

@@ -35,8 +35,9 @@ def measure(model: TransformerBridge, request: EffectRequest) -> Measured:
     for rows in row_slices(n_prompts, n_rows):
         found.base[rows], slopes, z = _slopes(model, request, rows)
         # how much a patch changes the head's output; with "add" that is the mean itself
-        change = request.mean_z.to(z) - z if request.mode == "replace" else request.mean_z.to(z)
-        estimate = (slopes * change)[:, list(request.layers)][:, :, list(request.heads)].sum(-1)
+        mean = request.mean_z[list(request.layers)].to(z)
+        change = mean - z if request.mode == "replace" else mean
+        estimate = (slopes * change)[:, :, list(request.heads)].sum(-1)
         found.enter(rows, request.layers, request.heads, estimate)
         request.progress(rows.stop, n_prompts)
     return found
@@ -46,28 +47,31 @@ def _slopes(
     model: TransformerBridge, request: EffectRequest, rows: slice
 ) -> tuple[
     Float[Tensor, " batch"],
-    Float[Tensor, "batch n_layers n_heads d_head"],
-    Float[Tensor, "batch n_layers n_heads d_head"],
+    Float[Tensor, "batch layers n_heads d_head"],
+    Float[Tensor, "batch layers n_heads d_head"],
 ]:
-    """Scores, their gradients with respect to every head's output at the last prompt token, and these outputs."""
+    """Scores, their gradients by the head outputs of the asked layers at the last prompt token, and these outputs."""
     inputs = forced(request.tokens[rows], request.attention_mask[rows], request.answers[rows])
     outputs: dict[int, Tensor] = {}
     nudges: dict[int, Tensor] = {}
 
     def nudged(z: Tensor, layer: int) -> Tensor:
-        outputs[layer] = z[:, inputs.last].detach()
+        if layer in outputs:  # attention and a mixer of one layer: each sees zeros where the other one's heads are
+            outputs[layer] = outputs[layer] + z[:, inputs.last].detach()
+        else:
+            outputs[layer] = z[:, inputs.last].detach()
         # adding a zero changes nothing, and its gradient is that of the head's output: no weight needs a gradient
-        nudges[layer] = torch.zeros_like(outputs[layer], requires_grad=True)
+        nudges.setdefault(layer, torch.zeros_like(outputs[layer], requires_grad=True))
         z = z.clone()
         z[:, inputs.last] += nudges[layer]
         return z
 
-    layers = range(model.cfg.n_layers)
+    layers = request.layers
     with (
         torch.inference_mode(False),  # the caller may be inside `inference_mode` or `no_grad`
         torch.enable_grad(),
         model_lock(model),
-        patched_heads(model, nudged, layers),
+        patched_heads(model, nudged, layers, mixers=request.is_wide),
         full_logits(model),
     ):
         logits = model(

@@ -110,7 +110,7 @@ class _Portion:
         # a patch in `layer` changes nothing below it: enter there with the stream that leaves the block before
         if self._streams is not None and layer > 0:
             start, stream = layer, self._streams[layer - 1, prompts]
-        with patched_heads(self._model, self._edit(heads), [layer]):
+        with patched_heads(self._model, self._edit(heads), [layer], mixers=self._request.is_wide):
             return self._prefix.logits(prompts, self._given[prompts], stream, start)
 
     def _edit(self, heads: Int[Tensor, " rows"]) -> Callable[[Tensor, int], Tensor]:

@@ -14,6 +14,7 @@ from ivlens.effects.reference import patched_logits
 from ivlens.effects.request import EffectRequest, Unsuitable
 from ivlens.forward.hooked import is_hooked
 from ivlens.models.boot import TransformerBridge
+from ivlens.models.mixers import head_label
 
 # largest difference of logits that is taken for rounding, as a share of the largest logit
 _TOLERANCES = {torch.float64: 1e-6, torch.float32: 2e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -115,13 +116,19 @@ class Check:
             want = patched_logits(self.model, self.request, prompts + rows.start, layer, head)
             error = _error(logits_of(layer, head, prompts)[real], want[real], self.request.mean_z.dtype)
             if error:
-                raise self.failed(f"with L{layer}H{head} patched its logits are off by {error:.3g}")
+                name = head_label(layer, head, self.model.cfg.n_heads)
+                raise self.failed(f"with {name} patched its logits are off by {error:.3g}")
 
     def _picked(self) -> list[tuple[int, int]]:
         """The heads that are compared, in the first, the middle and the last of the asked layers."""
         layers, heads = self.request.layers, self.request.heads
         places = [(0, len(heads) // 2), (len(layers) // 2, len(heads) - 1), (len(layers) - 1, 0)]
-        return list(dict.fromkeys((layers[layer], heads[head]) for layer, head in places))
+        found = []
+        for place, head in places:
+            # from this head on the first one that the layer has
+            turned = [*heads[head:], *heads[:head]]
+            found += [(layers[place], one) for one in turned if self.request.exists(layers[place], one)][:1]
+        return list(dict.fromkeys(found))
 
 
 def _error(got: Tensor, want: Tensor, dtype: torch.dtype) -> float:

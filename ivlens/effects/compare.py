@@ -12,6 +12,7 @@ from torch import Tensor
 from ivlens.common.arguments import checked
 from ivlens.common.intervals import LEVEL
 from ivlens.effects.results import HeadEffects
+from ivlens.models.mixers import head_label
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,9 +63,15 @@ class HeadComparison:
         """The number of shared heads."""
         return len(self.shared)
 
+    def labels(self, heads: Pairs) -> str:
+        """The names of heads in one line."""
+        rows = self.table[["layer", "head", "label"]].itertuples(index=False)
+        named = {(layer, head): label for layer, head, label in rows}
+        return " ".join(named[head] for head in heads)
+
     def __str__(self) -> str:
         named = {"shared": self.shared, "only first": self.only_first, "only second": self.only_second}
-        heads = "\n".join(f"{what}: {labels(own) or '-'}" for what, own in named.items())
+        heads = "\n".join(f"{what}: {self.labels(own) or '-'}" for what, own in named.items())
         warned = "".join(f"{text}\n" for text in self.warnings)
         return (
             f"{warned}first: {self.first}\nsecond: {self.second}\n"
@@ -137,13 +144,8 @@ def compare_heads(first: HeadEffects, second: HeadEffects, k: int = 10) -> HeadC
         high=high,
         reliability=(_reliability(first, places), _reliability(second, places)),
         warnings=tuple(dict.fromkeys((*first.warnings, *second.warnings))),
-        table=_table(places, n_heads, aies, ranks),
+        table=_table(places, first, aies, ranks),
     )
-
-
-def labels(heads: Pairs) -> str:
-    """The names of heads in one line."""
-    return " ".join(f"L{layer}H{head}" for layer, head in heads)
 
 
 def spearman(a: Float[Tensor, " heads"], b: Float[Tensor, " heads"]) -> float:
@@ -196,13 +198,14 @@ def _in_words(effects: HeadEffects) -> str:
     return f"{effects.task} ({effects.recipe}; {len(effects.cie)} prompts)"
 
 
-def _table(places: list[int], n_heads: int, aies: list[Tensor], ranks: list[Tensor]) -> "pd.DataFrame":
+def _table(places: list[int], measured: HeadEffects, aies: list[Tensor], ranks: list[Tensor]) -> "pd.DataFrame":
     import pandas as pd
 
     rows = []
     for at, place in enumerate(places):
-        layer, head = divmod(place, n_heads)
+        layer, head = divmod(place, measured.cie.shape[2])
         effects = {"first": float(aies[0][at]), "second": float(aies[1][at])}
         order = {"rank_first": int(ranks[0][at]) + 1, "rank_second": int(ranks[1][at]) + 1}
-        rows.append({"label": f"L{layer}H{head}", "layer": layer, "head": head} | effects | order)
+        label = head_label(layer, head, measured.model.n_heads)
+        rows.append({"label": label, "layer": layer, "head": head} | effects | order)
     return pd.DataFrame(rows).sort_values("rank_first", ignore_index=True)

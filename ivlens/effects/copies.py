@@ -66,10 +66,11 @@ class PromptKeys(DynamicCache):
     Args:
         n_shared: tokens that the copies share: all of the prompt but its last one.
         is_split: copies get their own keys alone, and their attention reads the shared ones from `shared`.
+        config: that of a model with recurrent blocks, whose states on the prompts have a place here as well.
     """
 
-    def __init__(self, n_shared: int, is_split: bool) -> None:
-        super().__init__()
+    def __init__(self, n_shared: int, is_split: bool, config: Any = None) -> None:
+        super().__init__(config=config)
         self._is_split = is_split
         self._handing_on = False  # False: the block runs on prompts; True: on copies
         self._n_shared = n_shared

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import SupportsIndex
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -45,7 +46,10 @@ def run_engine(model: TransformerBridge, request: EffectRequest, method: str) ->
         ValueError: there is no engine of that name.
     """
     try:
-        return find_engine(method)(model, request)
+        found = find_engine(method)(model, request)
+        # heads that a layer does not have were patched in vain, where others of their numbers do exist
+        found.cie[:, request.mean_z.isnan().any(-1).to(found.cie.device)] = torch.nan
+        return found
     except Unsuitable as why:
         slower = _SLOWER[method]
         level = logging.DEBUG if why.known else logging.WARNING  # one warning for each reason, not one for each call

@@ -12,11 +12,14 @@ After the model has run block `l` on the prompt, the engine runs the same block 
 below as they come, and `n_heads` new ones, equal to `t` as it entered the block, whose head outputs are replaced on
 the way. The copies are positions of one sequence. Each sees the prompt's keys and values and its own: by an attention
 of their own (`ivlens.effects.own_attention`), or in families without a place for one by a mask
-(`ivlens.effects.copies`). With several answer tokens `t` is the last prompt token and the answer tokens that follow it.
+(`ivlens.effects.copies`). In blocks with a recurrence they are rows, each of which takes its steps from the prompt's
+state (`ivlens.effects.recurrent`). With several answer tokens `t` is the last prompt token and the answer tokens that
+follow it.
 
 Cost, in forward passes over a prompt of T tokens with an answer of A:
 
     1 + A (n_layers + 1) n_heads / 2T,  and the unembedding of A tokens for every copy
+    (2 in place of 1 for recurrent blocks, which run on the prompt a second time for its state)
 
 against `n_layers * n_heads` with one pass for every head.
 
@@ -43,15 +46,18 @@ from ivlens.effects.checks import Check, check_unhooked, refusals_explained
 from ivlens.effects.chunks import ChunkSize, chunk_size
 from ivlens.effects.copies import BlockArguments, Copies, PromptKeys, named_arguments
 from ivlens.effects.own_attention import own_attention
+from ivlens.effects.patches import Patches
+from ivlens.effects.recurrent import Recurrences
 from ivlens.effects.request import EffectRequest, Measured, Unsuitable
 from ivlens.effects.routers import RouterWatch
-from ivlens.forward.hooks import model_lock, patched_heads
+from ivlens.forward.hooks import model_lock
 from ivlens.forward.inputs import forced, row_slices
 from ivlens.forward.joining import blocks_left_out
 from ivlens.forward.prefix import output_form
 from ivlens.forward.sharing import give_way
 from ivlens.forward.unembedding import full_logits
 from ivlens.forward.vocabulary import keeping_stream, plain_unembedding
+from ivlens.models.attention import attention_layers
 from ivlens.models.boot import TransformerBridge
 
 _log = logging.getLogger("ivlens")
@@ -131,7 +137,9 @@ class _Pass:
         # a witness in the first sequence only: the others get their masks in the same way. It is in every pass, so that
         # a pass with the check gives the same bits as one without
         self._groups = [Copies(heads, witness=number == 0) for number, heads in enumerate(groups)]
-        self._keys = PromptKeys(self._inputs.last, is_split)
+        self._patches = Patches(model, request, self._inputs.n_answer)
+        self._recurrences = Recurrences(model, self._inputs.last, request.max_memory // 16)
+        self._keys = PromptKeys(self._inputs.last, is_split, self._recurrences.config)
         most = len(request.layers) * size.n_heads + 1  # copies in a sequence after the last layer, and the witness
         self._arguments = BlockArguments(
             self._inputs.last, self._inputs.n_answer, most, request.tokens.device, is_split=is_split
@@ -177,7 +185,7 @@ class _Pass:
         entered = given.pop("hidden_states")
         routed = self._watch.seen(block)  # the experts of the prompts' tokens, before the copies' take their place
         for copies in self._groups:
-            self._advance(copies, layer, block, entered[:, -self._inputs.n_answer :], given)
+            self._advance(copies, layer, block, entered, given)
             if copies.witness:
                 self._watch.compare(routed, self._watch.seen(block), len(entered), self._inputs.n_answer)
         total = len(self._request.tokens) * (self._model.cfg.n_layers - min(self._request.layers))
@@ -189,21 +197,28 @@ class _Pass:
         copies: Copies,
         layer: int,
         block: nn.Module,
-        token: Float[Tensor, "batch answer_len d_model"],
+        entered: Float[Tensor, "batch pos d_model"],
         given: dict[str, Any],
     ) -> None:
         """Run a block on one sequence of copies, with new copies patched in it if its layer was asked for.
 
         Args:
-            token: the stream that entered the block at the last prompt token and the answer tokens.
+            entered: the stream that entered the block on the prompts.
             given: the other arguments of the block's call on the prompts.
         """
+        is_patched = layer in self._request.layers
+        # the new copies begin as the last prompt token and the answer tokens
+        places = copies.join(entered[:, -self._inputs.n_answer :]) if is_patched else None
+        assert copies.stream is not None
+        stream = copies.stream.to(entered.device)  # blocks may lie on several devices
+        if layer in self._recurrences:
+            patch_of = None if places is None else partial(self._patches.of_rows, layer, places, copies.heads)
+            with refusals_explained():
+                copies.stream = self._recurrences.advance(layer, block, entered, given, stream, patch_of)
+            return
         with ExitStack() as stack:
-            if layer in self._request.layers:
-                places = copies.join(token)
-                stack.enter_context(patched_heads(self._model, self._patch(places, copies.heads), [layer]))
-            assert copies.stream is not None
-            stream = copies.stream.to(token.device)  # blocks may lie on several devices
+            if places is not None:
+                stack.enter_context(self._patches.of_positions(layer, places, copies.heads))
             n_copies = stream.shape[1]
             with refusals_explained(), self._keys.handed_on(), self._attention(layer):
                 # `forward`, not a call of the block: a call would run this hook again, on copies of copies
@@ -213,21 +228,9 @@ class _Pass:
 
     def _attention(self, layer: int) -> AbstractContextManager[None]:
         """The attention of copies in the body: their own, or that of the family."""
-        if not self._is_split:
+        if not self._is_split or layer not in attention_layers(self._model):
             return nullcontext()
         return own_attention(self._model, layer, *self._keys.shared, self._inputs.n_answer)
-
-    def _patch(self, places: Int[Tensor, " heads"], heads: tuple[int, ...]) -> Any:
-        """An edit that patches, in each new copy, the head the copy stands for, at the last prompt token."""
-
-        def edit(z: Tensor, layer: int) -> Tensor:
-            # positions back to copies x tokens; token 0 of a copy is the last prompt token
-            z = z.unflatten(1, (-1, self._inputs.n_answer)).clone()
-            where = (slice(None), places, 0, torch.tensor(heads))
-            z[where] = self._request.patched(z[where], self._request.mean_z[layer, list(heads)].to(z.device))
-            return z.flatten(1, 2)
-
-        return edit
 
     def _scores(
         self, copies: Copies, plain: Float[Tensor, "batch answer_len d_vocab"]

@@ -12,6 +12,7 @@ from ivlens.effects.bands import ChosenHeads
 from ivlens.forward.ability import Ability
 from ivlens.models.artefacts import Artefact
 from ivlens.models.fingerprint import ModelIdentity, warn_of_older
+from ivlens.models.mixers import recorded_columns
 from ivlens.prompts.recipe import PromptRecipe
 
 FILE = Artefact("ivlens.HeadEffects/1", "HeadEffects.save")
@@ -64,7 +65,8 @@ def _again(path: str | Path, cie: Tensor | None, about: Mapping[str, Any], model
         inputs, split = tuple(described["inputs"]), described["split"]
         if not all(isinstance(text, str) for text in (*inputs, split)):
             raise TypeError("inputs or split are no texts")
-        if not all(0 <= layer < model.n_layers and 0 <= head < model.n_heads for layer, head in heads):
+        n_heads, _ = recorded_columns(about["settings"], model.n_heads, model.d_head)
+        if not all(0 <= layer < model.n_layers and 0 <= head < n_heads for layer, head in heads):
             raise ValueError("heads that the model does not have")
     except (KeyError, TypeError, ValueError) as error:
         FILE.refuse(path, f"has incomplete metadata of heads measured again ({type(error).__name__}: {error})")
@@ -90,12 +92,14 @@ def _content(about: Mapping[str, Any]) -> dict[str, Any]:
     # recipe and ability stay in the settings; read once, so that a broken one is refused here and not at its first use
     PromptRecipe.recorded(content["settings"])
     Ability.recorded(content["settings"])
+    recorded_columns(content["settings"], 1, 1)
     return content | lists
 
 
 def _check_tensors(source: str | Path, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:
     """Refuse tensors whose shapes or dtypes are not those that the metadata imply."""
     sizes = {**asdict(content["model"]), "n": len(content["corruptions"])}
+    sizes["n_heads"], sizes["d_head"] = recorded_columns(content["settings"], sizes["n_heads"], sizes["d_head"])
     expected = {name: tuple(sizes[size] for size in shape) for name, shape in _SHAPES.items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     for name in _OPTIONAL - found.keys():  # may be missing, but if it is there it has to fit

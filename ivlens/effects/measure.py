@@ -33,6 +33,7 @@ from ivlens.forward.remembered import Auto, recipe_for
 from ivlens.forward.scoring import Score, check_score
 from ivlens.models.boot import ModelRef, TransformerBridge, check_model
 from ivlens.models.fingerprint import model_identity
+from ivlens.models.mixers import MixerKind, mixer_settings
 from ivlens.prompts.batch import PromptBatch
 from ivlens.prompts.corruptions import Corruption
 from ivlens.prompts.recipe import PromptRecipe
@@ -56,6 +57,8 @@ class EffectOptions:
             are made with `contrast`.
         others: Tasks that counterfactual prompts come from; by default the built-in ones, see `build_prompts`.
         layers, heads: The layers to measure, and the heads in each of them; None: all.
+        mixer: `attention`: attention's heads alone. `all`: also the heads of recurrent mixers in hybrid models, `L3M7`,
+            which count as further heads of their layers, behind attention's.
         batch_size: Prompts in each pass without patches.
         max_memory: As in `causal_indirect_effect`.
         n_check_prompts: Number of *select* prompts for the check whether the model can do the task; 0: no check.
@@ -71,6 +74,7 @@ class EffectOptions:
     others: Sequence[Task] | Mapping[str, Task] | None = None
     layers: Iterable[SupportsIndex] | None = None
     heads: Iterable[SupportsIndex] | None = None
+    mixer: MixerKind = "attention"
     batch_size: int = 32
     max_memory: int | str = "auto"
     n_check_prompts: int = 24
@@ -129,7 +133,7 @@ def head_effects(
     """
     check_unsteered(check_model(model))
     options = options or EffectOptions()
-    layers, heads = check_selection(model, options.layers, options.heads)
+    layers, heads = check_selection(model, options.layers, options.heads, options.mixer)
     if n_prompts < 1:
         raise ValueError(f"n_prompts is {n_prompts}, expected 1 or more.")
     with showing_progress(progress is True):  # `recipe="auto"` may search for a while
@@ -152,7 +156,7 @@ def head_effects(
             correct_only=options.correct_only, contrast=options.contrast, batch_size=options.batch_size,
         )  # fmt: skip
         # all that can refuse a model or an option comes before the long part, `_run`
-        means = _means(model, clean, counterpart, options.batch_size)
+        means = _means(model, clean, counterpart, options)
         request = make_request(
             model, corrupted.tokens, corrupted.attention_mask, corrupted.answer_tokens, means.mean_z,
             foil_tokens=corrupted.foil_tokens,
@@ -167,6 +171,7 @@ def head_effects(
     asked["n_mean_prompts_asked"] = options.n_mean_prompts
     asked |= {**found.record, "layers": None if options.layers is None else list(layers)}
     asked["heads"] = None if options.heads is None else list(heads)
+    asked |= mixer_settings(model, options.mixer)
     asked |= {} if ability is None else {"ability": ability.to_dict()}
     settings = plan.settings() | asked | provenance(model, corrupted, clean)
     noise = rounding_noise(model, corrupted, score, found.base, options.batch_size, plan.recipe.seed)
@@ -189,12 +194,17 @@ def _run(
         return run_engine(model, replace(request, progress=told), method)
 
 
-def _means(model: TransformerBridge, clean: PromptBatch, counterpart: PromptBatch | None, batch_size: int) -> HeadMeans:
+def _means(
+    model: TransformerBridge, clean: PromptBatch, counterpart: PromptBatch | None, options: EffectOptions
+) -> HeadMeans:
     """Head means over the clean prompts and, if a contrast was asked for, over their corrupted counterparts."""
-    found = head_means(model, clean.tokens, clean.attention_mask, batch_size=batch_size)
+    batch_size, mixer = options.batch_size, options.mixer
+    found = head_means(model, clean.tokens, clean.attention_mask, batch_size=batch_size, mixer=mixer)
     if counterpart is None:
         return found
-    corrupted = mean_head_outputs(model, counterpart.tokens, counterpart.attention_mask, batch_size=batch_size)
+    corrupted = mean_head_outputs(
+        model, counterpart.tokens, counterpart.attention_mask, batch_size=batch_size, mixer=mixer
+    )
     return replace(found, mean_z_corrupted=corrupted)
 
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from ivlens.effects.request import Unsuitable
+from ivlens.models.attention import attention_of
 from ivlens.models.boot import TransformerBridge
 
 _NAME = "ivlens_copies"
@@ -56,8 +57,10 @@ def own_attention(model: TransformerBridge, layer: int, keys: Tensor, values: Te
     Raises:
         Unsuitable: the family's attention takes no other attention function, or tells it what is not known here.
     """
-    attention = model.blocks[layer].attn
-    original = getattr(attention, "original_component", None)
+    found = attention_of(model.blocks[layer])
+    original: Any = None if found is None else found.module
+    # what the bridge has wrapped calculates attention itself, unless it is given the plain module's forward
+    attention = model.blocks[layer].attn if found is not None and found.is_wrapped else None
     config = getattr(original, "config", None)
     if original is None or config is None or getattr(config, "_attn_implementation", None) != "eager":
         raise Unsuitable("its attention takes no other attention function")
@@ -68,12 +71,14 @@ def own_attention(model: TransformerBridge, layer: int, keys: Tensor, values: Te
     token = _SHARED.set(shared)
     try:
         # through `__dict__`: the bridge's own setattr would hand the name on to the module that it wraps
-        attention.__dict__["forward"] = original.forward
+        if attention is not None:
+            attention.__dict__["forward"] = original.forward
         original.config = own_config
         yield
     finally:
         original.config = config
-        attention.__dict__.pop("forward", None)
+        if attention is not None:
+            attention.__dict__.pop("forward", None)
         _SHARED.reset(token)
     if not shared.was_read:
         raise Unsuitable("its attention did not call the attention function that it was given")

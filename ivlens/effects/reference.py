@@ -32,6 +32,8 @@ def measure(model: TransformerBridge, request: EffectRequest) -> Measured:
             found.base[rows] = request.scores(inputs.logits(model), rows)
             for layer in request.layers:
                 for head in request.heads:
+                    if not request.exists(layer, head):
+                        continue
                     patched = request.scores(_patched(model, request, inputs, layer, head), rows)
                     found.cie[rows, layer, head] = patched - found.base[rows]
                     done += 1
@@ -63,5 +65,5 @@ def _patched(
         z[:, inputs.last, head] = request.patched(z[:, inputs.last, head], request.mean_z[layer, head])
         return z
 
-    with patched_heads(model, edit, [layer]):
+    with patched_heads(model, edit, [layer], mixers=request.is_wide):
         return inputs.logits(model)

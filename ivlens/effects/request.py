@@ -13,7 +13,9 @@ from ivlens.common.progress import Progress
 from ivlens.forward.hooks import check_layers, check_unsteered, whole_numbers
 from ivlens.forward.inputs import check_answers, check_length, check_prompts
 from ivlens.forward.scoring import check_score, score_answers, score_streams, scored_columns
+from ivlens.models.attention import without_heads
 from ivlens.models.boot import TransformerBridge, check_model
+from ivlens.models.mixers import check_mixer, columns, existing
 
 Mode = Literal["replace", "add"]
 MODES: tuple[str, ...] = get_args(Mode)
@@ -27,11 +29,12 @@ class EffectRequest:
         tokens, attention_mask: Left-padded prompts, on the model's device.
         answers: The answer tokens that the score reads, right-padded with -100.
         foils: First answer tokens to compare with; None unless the score is `logit_diff`.
-        mean_z: What is patched, in the model's dtype.
+        mean_z: What is patched, in the model's dtype; NaN where a layer has no such head.
         mode: `replace` or `add`.
         score: The name of the score.
         layers, heads: What to measure: these heads in each of these layers, both in ascending order.
         max_memory: Bytes of activations that one pass may use.
+        is_wide: Whether heads are the columns of `ivlens.models.mixers`.
         progress: Called with (done, total), in a unit that each engine chooses.
     """
 
@@ -45,7 +48,12 @@ class EffectRequest:
     layers: tuple[int, ...]
     heads: tuple[int, ...]
     max_memory: int
+    is_wide: bool = False
     progress: Progress = lambda done, total: None
+
+    def exists(self, layer: int, head: int) -> bool:
+        """Whether the layer has this head."""
+        return not bool(self.mean_z[layer, head].isnan().any())
 
     def scores(
         self, logits: Float[Tensor, "rows answer_len d_vocab"], prompts: slice | Int[Tensor, " rows"]
@@ -159,7 +167,9 @@ def make_request(
     check_unsteered(check_model(model))
     check_mode(mode)
     check_score(score, has_foils=foil_tokens is not None)
-    chosen_layers, chosen_heads = check_selection(model, options.layers, options.heads)
+    means, is_wide = _check_mean_z(model, mean_z)
+    mixer = "all" if is_wide else "attention"
+    chosen_layers, chosen_heads = check_selection(model, options.layers, options.heads, mixer)
     # only the columns that the score reads: with `prob` passes hold one answer position instead of the whole answer
     tokens, mask = check_prompts(model, tokens, attention_mask)
     answers = scored_columns(score, check_answers(model, answer_tokens, len(tokens)))
@@ -169,19 +179,26 @@ def make_request(
         attention_mask=mask,
         answers=answers,
         foils=_check_foils(foil_tokens, answers, model) if score == "logit_diff" else None,
-        mean_z=_check_mean_z(model, mean_z),
+        mean_z=means,
         mode=mode,
         score=score,
         layers=chosen_layers,
         heads=chosen_heads,
         max_memory=memory_budget(options.max_memory, tokens.device),
+        is_wide=is_wide,
     )
 
 
-def _check_mean_z(model: TransformerBridge, mean_z: Any) -> Float[Tensor, "n_layers n_heads d_head"]:
-    """The means on the model's device and in its dtype, so that a patch needs no conversion in every pass."""
-    cfg = model.cfg
+def _check_mean_z(model: TransformerBridge, mean_z: Any) -> tuple[Float[Tensor, "n_layers n_heads d_head"], bool]:
+    """The means on the model's device and in its dtype, so that a patch needs no conversion, and whether they are wide.
+
+    Wide ones also hold heads of recurrent mixers.
+    """
+    cfg, is_wide = model.cfg, False
     want = (cfg.n_layers, cfg.n_heads, cfg.d_head)
+    if isinstance(mean_z, Tensor) and mean_z.ndim == 3 and mean_z.shape[1] > cfg.n_heads:
+        what = columns(model)
+        is_wide, want = what.n_mixer > 0, (cfg.n_layers, what.n, what.width)
     if not isinstance(mean_z, Tensor):
         raise TypeError(f"mean_z is {type(mean_z).__name__}, expected a tensor of shape {want}.")
     if tuple(mean_z.shape) != want:
@@ -189,10 +206,13 @@ def _check_mean_z(model: TransformerBridge, mean_z: Any) -> Float[Tensor, "n_lay
             f"mean_z has shape {tuple(mean_z.shape)}, expected {want} from model.cfg; recompute it with "
             "mean_head_outputs(model, tokens, attention_mask)."
         )
-    if not bool(mean_z.isfinite().all()):
+    exists = existing(model)[:, : want[1]].to(mean_z.device)
+    if not bool(mean_z[exists].isfinite().all()):
         raise ValueError("mean_z contains NaN or infinite values, expected finite ones; compute it in float32.")
     parameter = next(model.parameters())
-    return mean_z.detach().to(parameter.device, parameter.dtype)
+    # where a layer has no head, whatever stands there
+    mean_z = mean_z.detach().masked_fill(~exists[..., None], torch.nan)
+    return mean_z.to(parameter.device, parameter.dtype), is_wide
 
 
 def _check_foils(foils: Any, answers: Int[Tensor, "batch answer_len"], model: TransformerBridge) -> Tensor:
@@ -220,22 +240,30 @@ def check_mode(mode: str) -> None:
 
 
 def check_selection(
-    model: TransformerBridge, layers: Iterable[SupportsIndex] | None, heads: Iterable[SupportsIndex] | None
+    model: TransformerBridge,
+    layers: Iterable[SupportsIndex] | None,
+    heads: Iterable[SupportsIndex] | None,
+    mixer: str = "attention",
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The layers and heads to measure, sorted and without repetitions; None: all.
+    """The layers and heads to measure, sorted and without repetitions; None: all. Layers without heads are left out.
 
     Raises:
         TypeError: layers or heads that are no whole numbers.
-        ValueError: a layer or head that does not exist, or none at all.
+        ValueError: a layer or head that does not exist, none at all, or layers of which none has heads.
     """
-    chosen = check_layers(model, range(model.cfg.n_layers) if layers is None else layers)
-    wanted = whole_numbers("heads", range(model.cfg.n_heads) if heads is None else heads)
+    given = check_layers(model, range(model.cfg.n_layers) if layers is None else layers)
+    n_heads = columns(model).n if check_mixer(model, mixer) else model.cfg.n_heads
+    wanted = whole_numbers("heads", range(n_heads) if heads is None else heads)
     for head in wanted:
-        if not 0 <= head < model.cfg.n_heads:
+        if not 0 <= head < n_heads:
             raise ValueError(
-                f"head {head} does not exist: the model has {model.cfg.n_heads} heads in a layer, 0 to "
-                f"{model.cfg.n_heads - 1}; choose some of them."
+                f"head {head} does not exist: the model has {n_heads} heads in a layer, 0 to {n_heads - 1}; choose "
+                "some of them."
             )
+    has_heads = existing(model)[:, list(wanted)].any(1)
+    chosen = [layer for layer in given if has_heads[layer]]
+    if given and wanted and not chosen:
+        raise ValueError(without_heads(model, given[0]))
     if not chosen or not wanted:
         raise ValueError("no layers or no heads were chosen, expected at least one of each; None means all.")
     return tuple(sorted(set(chosen))), tuple(sorted(set(wanted)))

@@ -21,6 +21,7 @@ from ivlens.forward.ability import Ability
 from ivlens.models.boot import ModelRef, TransformerBridge, WeakModel
 from ivlens.models.fingerprint import ModelIdentity, model_identity
 from ivlens.models.load import device_of
+from ivlens.models.mixers import head_label
 from ivlens.prompts.recipe import PromptRecipe
 from ivlens.tasks.task import Task
 
@@ -71,7 +72,7 @@ class HeadEffects:
                 raise ValueError(f"{name} has {len(scores)} values, expected {len(self.cie)}: one for each row of cie.")
 
     def __repr__(self) -> str:
-        best = ", ".join(f"L{layer}H{head} {self.aie[layer, head]:+.3g}" for layer, head in self.top_heads(1))
+        best = ", ".join(f"{head_label(*head, self.model.n_heads)} {self.aie[head]:+.3g}" for head in self.top_heads(1))
         taken = f"{self.taken}, " if self.taken else ""
         return f"HeadEffects({self.task!r}, {self.model.name!r}, {len(self.cie)} prompts, {taken}largest {best})"
 
@@ -216,7 +217,7 @@ class HeadEffects:
         rows = [
             {
                 "task": self.task,
-                "label": f"L{layer}H{head}",
+                "label": head_label(layer, head, self.model.n_heads),
                 "layer": layer,
                 "head": head,
                 "score": str(self.settings.get("score", "")),

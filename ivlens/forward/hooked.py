@@ -7,6 +7,7 @@ from collections.abc import MutableMapping
 from typing import Any
 from weakref import ref
 
+import torch
 from torch import nn
 
 from ivlens.models.boot import TransformerBridge
@@ -36,6 +37,11 @@ def is_unembedding_hooked(model: TransformerBridge) -> bool:
     return not all(_is_of((*known, "transformer_lens"), hook) for hook in at_modules) or any(True for _ in points)
 
 
+def is_recomputing() -> bool:
+    """Whether a backward pass is running a block a second time (gradient checkpointing)."""
+    return getattr(torch._C, "_current_graph_task_id", lambda: -1)() != -1  # private to torch; False where it is gone
+
+
 def whole_passes(model: TransformerBridge) -> set[nn.Module]:
     """The modules whose forward is a whole pass: the wrapped model, and the same model without its unembedding."""
     # the second one, because a decoding loop written by hand may call it and unembed on its own
@@ -57,7 +63,7 @@ def remove_left_hooks(model: "ref[TransformerBridge]") -> None:
     bridge = model()
     if bridge is None:
         return
-    ours = ("ivlens.forward.hooks", "ivlens.steering.prompt_ends")
+    ours = ("ivlens.forward.hooks", "ivlens.forward.firing", "ivlens.forward.places", "ivlens.steering.prompt_ends")
     for point in bridge.hook_dict.values():
         # torch and TransformerLens each keep a list of their own, and both have to forget the hook
         for handle in [each for each in point.fwd_hooks if _is_of(ours, each.user_hook)]:

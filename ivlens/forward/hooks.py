@@ -15,28 +15,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ivlens.common.owned import Hold, OwnedLock, Runner
+from ivlens.common.owned import Hold, OwnedLock
+from ivlens.forward.firing import Edit, Firing, Select, keeping, replacing
 from ivlens.forward.hooked import remove_left_hooks, whole_passes
+from ivlens.forward.places import Place, joining, mixer_place
+from ivlens.models.attention import attention_layers, attention_of, without_heads
 from ivlens.models.boot import TransformerBridge, check_model
+from ivlens.models.mixers import Columns, columns, existing
 from ivlens.models.projection import head_matrices
 
 Site = Literal["resid_post", "attn_out"]
 SITES: tuple[Site, ...] = ("resid_post", "attn_out")
 
-Select = Callable[[Tensor], Tensor]
-Edit = Callable[[Tensor], Tensor]
-
 _LOCKS: WeakKeyDictionary[TransformerBridge, OwnedLock] = WeakKeyDictionary()  # weak: a lock keeps no model alive
 _LOCKS_GUARD = OwnedLock()
-_SECOND_THREAD = (
-    "a second thread ran the model while it was hooked, and hooks belong to the model, not to a thread: what the first "
-    "thread got may be mixed up; hold ivlens.forward.hooks.model_lock(model) around each forward."
-)
-
-
-def is_recomputing() -> bool:
-    """Whether a backward pass is running a block a second time (gradient checkpointing)."""
-    return getattr(torch._C, "_current_graph_task_id", lambda: -1)() != -1  # private to torch; False where it is gone
 
 
 def model_lock(model: TransformerBridge) -> OwnedLock:
@@ -78,6 +70,9 @@ def check_unsteered(model: TransformerBridge) -> None:
             )
 
 
+# Hook points of the bridge, and the exception to them: where the bridge has no room for a tensor, hooks go on modules
+# of Hugging Face, see `Place`. That is attention in Nemotron-H, which calls all its mixers by one name; the heads of
+# latent attention, whose width the bridge mistakes; and those of recurrent mixers, which it shows in few families.
 # `hook_attn_out` shows what reaches the residual stream, after any post-norm; `attn.hook_out` is before that norm
 _PLACES = {
     "heads": "attn.hook_z",
@@ -88,8 +83,27 @@ _PLACES = {
 }
 
 
-def _name(layer: int, place: str) -> str:
-    return f"blocks.{layer}.{_PLACES[place]}"
+def _place(model: TransformerBridge, layer: int, place: str, wide: Columns | None = None) -> Place:
+    name = f"blocks.{layer}.{_PLACES[place]}"
+    if place == "resid_post":
+        return Place(name)
+    attention = attention_of(model.blocks[layer])
+    if attention is None:
+        raise ValueError(without_heads(model, layer))
+    if attention.is_wrapped or (place == "patterns" and hasattr(model.blocks[layer], "attn")):
+        return Place(name, wide=wide)
+    if place == "patterns":
+        return Place(name, attention.module, "weights")
+    # without a norm after it, what the projection gives is what attention adds
+    return Place(name, attention.projection, "heads" if place == "heads" else "output", model.cfg.n_heads, wide)
+
+
+def _head_places(model: TransformerBridge, layer: int, mixers: bool) -> list[Place]:
+    """Where the outputs of a layer's heads are: at attention, or with `mixers` there and at the recurrent mixer."""
+    if not mixers:
+        return [_place(model, layer, "heads")]
+    own = [_place(model, layer, "heads", columns(model))] if layer in attention_layers(model) else []
+    return own + [place for place in [mixer_place(model, layer, "heads")] if place is not None]
 
 
 def whole_numbers(name: str, values: Iterable[Any]) -> tuple[int, ...]:
@@ -129,70 +143,23 @@ def check_site(site: str) -> Site:
     return cast(Site, site)
 
 
-class _Firing:
-    """Records which hooks of one context a forward pass has reached, and from which thread."""
-
-    def __init__(self, names: Iterable[str], lock: OwnedLock) -> None:
-        self.silent = set(names)
-        self.runner = Runner(lock, _SECOND_THREAD)
-
-    def watched(self, name: str, hook: Callable[[Tensor], Tensor | None]) -> Callable[..., Tensor | None]:
-        """A hook that does the same, and records that it was reached."""
-
-        # TransformerLens passes its hook point as `hook`, so our own function comes in as a default value
-        def call(tensor: Tensor, hook: object, fn: Callable[[Tensor], Tensor | None] = hook) -> Tensor | None:
-            if not is_recomputing():  # autograd may recompute in a thread of its own, which is no second user
-                self.runner.take()
-            self.silent.discard(name)
-            return fn(tensor)
-
-        return call
-
-    def after_pass(self, *_: Any) -> None:
-        """Hook of the wrapped model, called whether the pass ended well or not."""
-        self.runner.done()
-
-    def check(self) -> None:
-        """Refuse a context in which a hook never ran: it edited nothing, and the numbers would be silently wrong."""
-        if self.silent:
-            raise RuntimeError(
-                f"no forward pass reached {', '.join(sorted(self.silent))}: nothing was read or edited there; "
-                "run the model, to its last hooked layer, inside the `with` block."
-            )
-
-
 @contextmanager
-def _hooked(model: TransformerBridge, hooks: Mapping[str, Callable[[Tensor], Tensor | None]]) -> Iterator[None]:
+def _hooked(model: TransformerBridge, hooks: Mapping[Place, Callable[[Tensor], Tensor | None]]) -> Iterator[None]:
     """In the body these hooks are on the model, under its lock; they are removed however the body ends."""
     lock = model_lock(model)
     with lock.held() as hold:
-        firing = _Firing(hooks, lock)
+        firing = Firing((place.name for place in hooks), lock)
         with hold.undo as undo:  # closed by the lock where the context's own thread is gone
             for module in whole_passes(model):
                 undo.callback(module.register_forward_hook(firing.after_pass, always_call=True).remove)
-            watched = [(name, firing.watched(name, hook)) for name, hook in hooks.items()]
-            undo.enter_context(model.hooks(fwd_hooks=watched))
+            watched = {place: firing.watched(place.name, hook) for place, hook in hooks.items()}
+            points = [(place.name, hook) for place, hook in watched.items() if place.module is None]
+            undo.enter_context(model.hooks(fwd_hooks=points))
+            for place in (place for place in watched if place.module is not None):
+                undo.callback(place.attach(watched[place]).remove)
             yield
         if not hold.is_over:  # a context that was ended from outside need not have run a pass
             firing.check()
-
-
-def _keep(kept: dict[int, Tensor], layer: int, select: Select | None) -> Callable[[Tensor], None]:
-    def hook(tensor: Tensor) -> None:  # a hook that returns None leaves the activation as it is
-        kept[layer] = tensor if select is None else select(tensor)
-
-    return hook
-
-
-def _replace(name: str, edit: Edit) -> Callable[[Tensor], Tensor]:
-    def hook(tensor: Tensor) -> Tensor:  # what a hook returns takes the activation's place
-        edited = edit(tensor)
-        if not isinstance(edited, Tensor) or edited.shape != tensor.shape:
-            got = tuple(edited.shape) if isinstance(edited, Tensor) else type(edited).__name__
-            raise ValueError(f"the edit at {name} returned {got}, expected a tensor of shape {tuple(tensor.shape)}.")
-        return edited
-
-    return hook
 
 
 @contextmanager
@@ -200,29 +167,43 @@ def _captured(
     model: TransformerBridge, layers: Iterable[int] | None, place: str, select: Select | None
 ) -> Iterator[dict[int, Tensor]]:
     kept: dict[int, Tensor] = {}
-    chosen = range(model.cfg.n_layers) if layers is None else check_layers(model, layers)
-    with _hooked(model, {_name(layer, place): _keep(kept, layer, select) for layer in chosen}):
+    chosen = attention_layers(check_model(model)) if layers is None else check_layers(model, layers)
+    with _hooked(model, {_place(model, layer, place): keeping(kept, layer, select) for layer in chosen}):
         yield kept
 
 
+@contextmanager
 def captured_heads(
-    model: TransformerBridge, layers: Iterable[int] | None = None, *, select: Select | None = None
-) -> AbstractContextManager[dict[int, Tensor]]:
+    model: TransformerBridge,
+    layers: Iterable[int] | None = None,
+    *,
+    select: Select | None = None,
+    mixers: bool = False,
+) -> Iterator[dict[int, Tensor]]:
     """Keep head outputs: `with captured_heads(model) as z: model(tokens)`, then `z[layer]`.
 
     Args:
-        layers: the layers to read; all by default.
+        layers: the layers to read; None: all that have heads.
         select: applied to each `z` before it is kept, e.g. `lambda z: z[:, -1]`, so that a long prompt costs no memory.
+        mixers: whether heads of recurrent mixers are read too: then `z` has the columns of `ivlens.models.mixers`.
 
     Returns:
         A context that gives `layer -> z [batch, pos, n_heads, d_head]`, filled by the forward pass; of several passes
         the last one's.
 
     Raises:
-        ValueError: no such layer.
+        ValueError: no such layer, or one without heads.
         RuntimeError: no forward pass reached one of the layers.
     """
-    return _captured(model, layers, "heads", select)
+    if not mixers:
+        with _captured(model, layers, "heads", select) as kept:
+            yield kept
+        return
+    found: dict[int, Tensor] = {}
+    has_heads = existing(check_model(model)).any(1).nonzero()[:, 0].tolist()
+    chosen = has_heads if layers is None else check_layers(model, layers)
+    with _hooked(model, joining(found, {layer: _head_places(model, layer, True) for layer in chosen}, select)):
+        yield found
 
 
 def captured_residual(
@@ -239,6 +220,15 @@ def captured_projection(
     return _captured(model, layers, "projection", select)
 
 
+@contextmanager
+def captured_mixers(model: TransformerBridge) -> Iterator[dict[int, Tensor]]:
+    """Keep what the output projections of recurrent mixers give, `layer -> [batch, pos, d_model]`."""
+    kept: dict[int, Tensor] = {}
+    places = {layer: mixer_place(model, layer, "output") for layer in columns(check_model(model)).layers}
+    with _hooked(model, {place: keeping(kept, layer, None) for layer, place in places.items() if place is not None}):
+        yield kept
+
+
 def captured_patterns(
     model: TransformerBridge, layers: Iterable[int] | None = None, *, select: Select | None = None
 ) -> AbstractContextManager[dict[int, Tensor]]:
@@ -251,20 +241,25 @@ def captured_patterns(
 
 @contextmanager
 def patched_heads(
-    model: TransformerBridge, edits: Callable[[Tensor, int], Tensor], layers: Iterable[int]
+    model: TransformerBridge,
+    edits: Callable[[Tensor, int], Tensor],
+    layers: Iterable[int],
+    *,
+    mixers: bool = False,
 ) -> Iterator[None]:
     """Run the body with head outputs `z -> edits(z, layer)` in each of `layers`.
 
     `edits` returns a new tensor of the same shape `[batch, pos, n_heads, d_head]` and does not change its argument.
-    Contexts nest: the outer one edits first, and whatever is captured inside sees the edited values.
+    Contexts nest: the outer one edits first, and whatever is captured inside sees the edited values. With `mixers`, `z`
+    has the columns of `ivlens.models.mixers`, zeros for columns that a place does not have; a layer with attention and
+    a mixer is edited in both places.
 
     Raises:
-        ValueError: no such layer, or an edit changed the shape.
+        ValueError: no such layer, one without heads, or an edit changed the shape.
         RuntimeError: no forward pass reached one of the layers.
     """
-    chosen = check_layers(model, layers)
-    names = {layer: _name(layer, "heads") for layer in chosen}
-    with _hooked(model, {names[at]: _replace(names[at], lambda z, layer=at: edits(z, layer)) for at in chosen}):
+    places = [(place, at) for at in check_layers(model, layers) for place in _head_places(model, at, mixers)]
+    with _hooked(model, {place: place.editing(lambda z, layer=at: edits(z, layer)) for place, at in places}):
         yield
 
 
@@ -276,12 +271,12 @@ def added(model: TransformerBridge, layer: int, site: str, edit: Edit) -> Iterat
     post-norm where the family has one.
 
     Raises:
-        ValueError: no such layer or site, or the edit changed the shape.
+        ValueError: no such layer or site, no attention there (`attn_out`), or the edit changed the shape.
         RuntimeError: no forward pass reached the layer.
     """
     (layer,) = check_layers(model, [layer])
-    name = _name(layer, check_site(site))
-    with _hooked(model, {name: _replace(name, edit)}):
+    place = _place(model, layer, check_site(site))
+    with _hooked(model, {place: replacing(place.name, edit)}):
         yield
 
 
@@ -291,9 +286,15 @@ def output_projection(
     """`W_O` of every head of one layer: the projection's output is `z @ W_O` summed over heads, plus a bias.
 
     Adapters on the projection are included, merged or not. The bias belongs to no head, so no vector contains it.
-    Without a layer: the matrices of all layers in one tensor, which is a copy, and needs them all on one device.
+    Without a layer: the matrices of all layers in one tensor, which is a copy, and needs them all on one device; NaN in
+    layers without heads.
+
+    Raises:
+        ValueError: no such layer, or one without heads.
     """
     if layer is None:
-        return torch.stack([output_projection(model, each) for each in range(check_model(model).cfg.n_layers)])
+        own = {each: head_matrices(model, each) for each in attention_layers(check_model(model))}
+        none = torch.full_like(next(iter(own.values())), torch.nan)
+        return torch.stack([own.get(each, none) for each in range(model.cfg.n_layers)])
     (layer,) = check_layers(model, [layer])
     return head_matrices(model, layer)

@@ -13,7 +13,9 @@ from ivlens.common.progress import ticking
 from ivlens.forward.hooks import captured_heads, captured_projection, captured_residual, model_lock
 from ivlens.forward.inputs import Inputs, check_length, check_prompts, row_slices
 from ivlens.forward.writes import WriteFactors, write_factors
+from ivlens.models.attention import attention_layers
 from ivlens.models.boot import TransformerBridge
+from ivlens.models.mixers import MixerKind, check_mixer, columns, existing
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,8 +23,9 @@ class HeadMeans:
     """Mean outputs of all heads on clean prompts of one task, and the scale of their writes (see `HeadEffects`).
 
     Attributes:
-        mean_z: `z̄`, means over clean prompts at their last token.
-        write_scale: What multiplies `z @ W_O` on its way into the stream; NaN in layers where no such factor exists.
+        mean_z: `z̄`, means over clean prompts at their last token; NaN in layers without heads.
+        write_scale: What multiplies `z @ W_O` on its way into the stream; NaN in layers where no such factor exists,
+            and in layers without heads.
         mean_z_corrupted: Means over corrupted versions of the prompts; None where no contrast was asked for.
     """
 
@@ -31,7 +34,14 @@ class HeadMeans:
     mean_z_corrupted: Float[Tensor, "n_layers n_heads d_head"] | None = None
 
 
-def head_means(model: TransformerBridge, tokens: Tensor, attention_mask: Tensor, *, batch_size: int = 32) -> HeadMeans:
+def head_means(
+    model: TransformerBridge,
+    tokens: Tensor,
+    attention_mask: Tensor,
+    *,
+    batch_size: int = 32,
+    mixer: MixerKind = "attention",
+) -> HeadMeans:
     """`mean_head_outputs` and `mean_write_scale` of the same prompts, read in the same passes.
 
     A layer without a write scale is NaN here and no error: effects of its heads are defined all the same.
@@ -41,7 +51,7 @@ def head_means(model: TransformerBridge, tokens: Tensor, attention_mask: Tensor,
     """
     tokens, attention_mask = check_prompts(model, tokens, attention_mask)
     check_length(model, attention_mask)
-    outputs, scales = _OutputMean(model), _ScaleMean(model, write_factors(model, tokens, attention_mask))
+    outputs, scales = _OutputMean(model, mixer), _ScaleMean(model, write_factors(model, tokens, attention_mask))
     for inputs in _passes(model, tokens, attention_mask, batch_size):
         with outputs.reading(), scales.reading():
             inputs.logits(model)
@@ -52,7 +62,12 @@ def head_means(model: TransformerBridge, tokens: Tensor, attention_mask: Tensor,
 
 @checked
 def mean_head_outputs(
-    model: TransformerBridge, tokens: Tensor, attention_mask: Tensor, *, batch_size: int = 32
+    model: TransformerBridge,
+    tokens: Tensor,
+    attention_mask: Tensor,
+    *,
+    batch_size: int = 32,
+    mixer: MixerKind = "attention",
 ) -> Float[Tensor, "n_layers n_heads d_head"]:
     """Mean over prompts of every head's output before the output projection, `z̄_{l,h}`.
 
@@ -62,9 +77,10 @@ def mean_head_outputs(
         tokens: `[batch, pos]`, padded on either side.
         attention_mask: `[batch, pos]`, 1 for tokens.
         batch_size: prompts in each forward pass.
+        mixer: `all`: also heads of recurrent mixers, as further heads of their layers (`ivlens.models.mixers`).
 
     Returns:
-        float32 (float64 for a float64 model), on the model's device.
+        float32 (float64 for a float64 model), on the model's device; NaN in layers without heads (hybrid models).
 
     Raises:
         TypeError, ValueError: unusable tokens or mask, or a prompt longer than the model's context.
@@ -72,7 +88,7 @@ def mean_head_outputs(
     Source: arXiv 2310.15213, equation 2; docs/method.md, 4 Causal indirect effects.
     """
     tokens, attention_mask = check_prompts(model, tokens, attention_mask)
-    outputs = _OutputMean(model)
+    outputs = _OutputMean(model, mixer)
     for inputs in _passes(model, tokens, attention_mask, batch_size):
         with outputs.reading():
             inputs.logits(model)
@@ -112,23 +128,27 @@ def mean_write_scale(
 class _OutputMean:
     """Sums the outputs of all heads at the last prompt token, pass by pass."""
 
-    def __init__(self, model: TransformerBridge) -> None:
-        self._model, self._n = model, 0
+    def __init__(self, model: TransformerBridge, mixer: MixerKind = "attention") -> None:
+        self._model, self._n, self._mixers = model, 0, check_mixer(model, mixer)
+        what = columns(model) if self._mixers else None
+        n_heads, width = (model.cfg.n_heads, model.cfg.d_head) if what is None else (what.n, what.width)
+        exists = existing(model)[:, :n_heads]
+        self._layers = exists.any(1).nonzero()[:, 0].tolist()
         # float64, so that the batch size does not change the last digits of a mean
-        self._total = torch.zeros(model.cfg.n_layers, model.cfg.n_heads, model.cfg.d_head, dtype=torch.float64)
+        self._total = torch.full((model.cfg.n_layers, n_heads, width), torch.nan, dtype=torch.float64)
+        self._total[exists] = 0.0
         self._z: dict[int, Tensor] = {}
 
     @contextmanager
     def reading(self) -> Iterator[None]:
         """Read the head outputs of the one pass in the body; `add` then puts them into the sum."""
-        with captured_heads(self._model, select=_last) as self._z:
+        with captured_heads(self._model, select=_last, mixers=self._mixers) as self._z:
             yield
 
     def add(self) -> None:
         """Add the outputs of the latest pass to the sum."""
-        found = torch.stack([self._z[layer].cpu().double().sum(0) for layer in range(len(self._total))])
-        self._total += found
-        self._n += len(self._z[0])
+        self._total[self._layers] += torch.stack([self._z[layer].cpu().double().sum(0) for layer in self._layers])
+        self._n += len(self._z[self._layers[0]])
 
     def mean(self) -> Float[Tensor, "n_layers n_heads d_head"]:
         """The mean over all prompts, on the model's device."""
@@ -144,11 +164,12 @@ class _ScaleMean:
     def __init__(self, model: TransformerBridge, found: WriteFactors) -> None:
         self._model, self._n, self._factors = model, 0, found.factors
         self.fault = found.fault
-        self._layers = range(model.cfg.n_layers)
-        self._weights = [_norm_weight(model, layer) for layer in self._layers]
+        self._layers = list(attention_layers(model))
+        self._weights = {layer: _norm_weight(model, layer) for layer in self._layers}
         # only an RMS norm after attention makes the scale depend on the prompt
-        self.is_constant = all(weight is None for weight in self._weights)
-        self._total = torch.zeros(model.cfg.n_layers, model.cfg.d_model, dtype=torch.float64)
+        self.is_constant = all(weight is None for weight in self._weights.values())
+        self._total = torch.full((model.cfg.n_layers, model.cfg.d_model), torch.nan, dtype=torch.float64)
+        self._total[self._layers] = 0.0
         self._projected: dict[int, Tensor] = {}
         self._written: dict[int, Tensor] = {}
 
@@ -179,7 +200,7 @@ class _ScaleMean:
                     f"attention of layer {layer} adds something to the residual stream that is no fixed multiple of "
                     f"its output projection (off by {off:.3g})"
                 )
-        self._n += len(self._projected[0])
+        self._n += len(self._projected[self._layers[0]])
 
     def mean(self) -> Float[Tensor, "n_layers d_model"]:
         return (self._total / self._n).float().to(next(self._model.parameters()).device)

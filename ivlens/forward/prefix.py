@@ -6,11 +6,11 @@ from weakref import WeakKeyDictionary
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from ivlens.common.memory import memory_budget, pass_on_shortage
 from ivlens.forward.hooks import captured_residual
 from ivlens.forward.joining import blocks_joined, blocks_left_out, entered_by
+from ivlens.forward.kept import KeptLayer, cache_fault
 from ivlens.forward.unembedding import full_logits, last_logits_only
 from ivlens.models.boot import TransformerBridge
 from ivlens.models.opening import first_line
@@ -20,9 +20,6 @@ from ivlens.models.selfcheck import off_by
 _FLOATS_PER_PREFIX = 2**28
 _FLOATS_PER_PASS = 2**27  # logits that one pass may make
 _FEW = 4  # rows on which it is seen whether blocks can be left out
-
-# kinds of cache layers that hold nothing but keys, values and their length: putting these three back restores a layer
-_RESTORED = (DynamicLayer, DynamicSlidingWindowLayer)
 
 # for each shape of prompts: None where they can be continued from a cache, otherwise why they cannot
 _FOUND: WeakKeyDictionary[TransformerBridge, dict[tuple[object, ...], str | None]] = WeakKeyDictionary()
@@ -53,26 +50,18 @@ def block_floats(cfg: Any, n_columns: int) -> int:
     return 3 * cfg.n_heads * n_columns**2 + (4 * cfg.d_model + 3 * (cfg.d_mlp or 4 * cfg.d_model)) * n_columns
 
 
-def cache_fault(cache: Any) -> str | None:
-    """What a cache holds beside keys and values, in words; None where it holds nothing else."""
-    if cache is None:
-        return "it keeps no cache of keys and values"
-    # exact types: a subclass may keep more, such as the state of a recurrent layer
-    unknown = [type(cache)] * (type(cache) is not DynamicCache)
-    unknown += [type(layer) for layer in getattr(cache, "layers", ()) if type(layer) not in _RESTORED]
-    return f"its cache holds more than keys and values ({unknown[0].__name__})" if unknown else None
-
-
 class SharedPrefix:
-    """The KV cache of prompts without their last token, from which any number of rows may continue.
+    """The cache of prompts without their last token, from which any number of rows may continue.
 
     Each row continues one prompt, with tokens of its own. An intervention at the last prompt token of one layer changes
     nothing before that token and nothing in lower layers. So the cache, which is most of the work, is made once, and
     lower blocks may be left out of a pass. Up to rounding, the logits are those of a whole pass.
 
+    A recurrent layer has a state in the place of keys and values, which every pass changes: each row gets a copy.
+
     To make sure, two of the prompts (the witness) are continued twice and compared with a pass over everything. Where
-    their logits differ, or the cache holds more than keys and values (a recurrent state changes with every pass),
-    nothing is shared: every pass runs over whole prompts and gives the same logits, more slowly.
+    their logits differ, or the cache holds something else, nothing is shared: every pass runs over whole prompts and
+    gives the same logits, more slowly.
 
     Args:
         tokens, attention_mask: left-padded prompts, on the model's device.
@@ -96,7 +85,7 @@ class SharedPrefix:
         self._model, self._tokens, self._mask = model, tokens, attention_mask
         self._form = 0  # the `output_form` of blocks, once `streams` has seen it
         self._cache: Any = None
-        self._kept: list[tuple[Tensor, Tensor, Any]] = []
+        self._kept: list[KeptLayer] = []
         self.n_before = 0 if unshared is None else tokens.shape[1] - 1
         self.fault, self.is_known = unshared, True
         # the witness, too, has to fit in the context
@@ -131,9 +120,8 @@ class SharedPrefix:
             )
         if (fault := cache_fault(cache)) is not None:
             return fault
-        # later passes lengthen the cache by new tensors and leave these alone
         self._cache = cache
-        self._kept = [(at.keys, at.values, getattr(at, "cumulative_length", None)) for at in cache.layers]
+        self._kept = [KeptLayer.of(layer) for layer in cache.layers]
         return None
 
     def _witnessed(self, n_given: int) -> str | None:
@@ -155,7 +143,7 @@ class SharedPrefix:
     def floats_per_row(self) -> int:
         """Numbers that one row of a pass needs: its share of the cache, or without one the activations of a block."""
         if self.fault is None:
-            return sum(keys[0].numel() + values[0].numel() for keys, values, _ in self._kept)
+            return sum(kept.floats for kept in self._kept)
         return block_floats(self._model.cfg, self._tokens.shape[1])
 
     def logits(
@@ -188,15 +176,9 @@ class SharedPrefix:
         with torch.set_grad_enabled(with_grad), shorter, full_logits(self._model):
             if self._cache is None:
                 return self._model(following, attention_mask=mask, use_cache=False)
-            # a pass lengthens the cache, so each one starts from the kept tensors; of blocks that are left out only the
-            # length of their keys is asked for
+            # a pass changes the cache, so each one starts from the kept tensors
             for n, layer, kept in zip(n_entered, self._cache.layers, self._kept, strict=True):
-                keys, values, length = kept
-                if n:  # `index_select` takes a third of the time of brackets
-                    keys, values = (each.index_select(0, prompts[:n].to(each.device)) for each in (keys, values))
-                layer.keys, layer.values = keys, values
-                if length is not None:
-                    layer.cumulative_length = length
+                kept.put_back(layer, prompts[:n])
             return self._model(following, attention_mask=mask, past_key_values=self._cache)
 
     def _whole(

@@ -22,6 +22,7 @@ from ivlens.forward.hooks import (
     Edit,
     added,
     captured_heads,
+    captured_mixers,
     captured_projection,
     captured_residual,
     check_site,
@@ -29,7 +30,9 @@ from ivlens.forward.hooks import (
     output_projection,
     patched_heads,
 )
+from ivlens.models.attention import attention_layers, without_heads
 from ivlens.models.boot import TransformerBridge
+from ivlens.models.mixers import column_matrices, columns
 from ivlens.models.opening import first_line
 from ivlens.models.selfcheck import probe_prompts
 
@@ -43,8 +46,8 @@ class WriteFactors:
     """For each layer the factor between what the `attn_out` hook shows and what the residual stream receives.
 
     Attributes:
-        factors: 1 in nearly all families; NaN in layers where no single number fits.
-        fault: What is wrong in the first such layer; None where every layer has a factor.
+        factors: 1 in nearly all families; NaN in layers where no single number fits, and in layers without attention.
+        fault: What is wrong in the first layer with attention that has no factor; None where all of them have one.
     """
 
     factors: Float[Tensor, " n_layers"]
@@ -52,26 +55,32 @@ class WriteFactors:
 
 
 # factors depend on the architecture, not on weights or prompts, so they are measured once for each model and dtype
-_FOUND: WeakKeyDictionary[TransformerBridge, dict[torch.dtype, WriteFactors]] = WeakKeyDictionary()
+_FOUND: WeakKeyDictionary[TransformerBridge, dict[tuple[torch.dtype, bool], WriteFactors]] = WeakKeyDictionary()
 
 
 def write_factors(
-    model: TransformerBridge, tokens: Int[Tensor, "batch pos"], attention_mask: Int[Tensor, "batch pos"]
+    model: TransformerBridge,
+    tokens: Int[Tensor, "batch pos"],
+    attention_mask: Int[Tensor, "batch pos"],
+    *,
+    mixers: bool = False,
 ) -> WriteFactors:
     """The factors of all layers, measured on the first two of these left-padded prompts or remembered.
+
+    With `mixers` they are those of recurrent mixers, from the output of the mixer's projection to the stream.
 
     A user's hooks on the model may change what attention adds, so with them the factors are measured every time.
     Vectors that ivlens adds are in both runs of a block, and drop out of the difference.
     """
     found = {} if is_hooked(model, by_ivlens=False) else _FOUND.setdefault(model, {})
-    dtype = next(model.parameters()).dtype
-    if dtype in found:
-        return found[dtype]
+    kind = next(model.parameters()).dtype, mixers
+    if kind in found:
+        return found[kind]
     with model_lock(model), torch.no_grad():
-        measured = _measured(model, tokens[:2], attention_mask[:2])
+        measured = _measured(model, tokens[:2], attention_mask[:2], mixers)
     # a fault that was found under hooks of ivlens, such as an overflowing vector, may be gone without them
     if measured.fault is None or not is_hooked(model):
-        found[dtype] = measured
+        found[kind] = measured
     return measured
 
 
@@ -79,13 +88,27 @@ def attention_factor(model: TransformerBridge, layer: int) -> float:
     """The factor of one layer, measured on two short made-up prompts if it is not known yet.
 
     Raises:
-        ValueError: the layer has no factor, so nothing can be added to the stream in the place of attention.
+        ValueError: the layer has no attention or no factor, so nothing can be added in the place of attention.
     """
+    if layer not in attention_layers(model):
+        raise ValueError(f"{without_heads(model, layer)} Site 'resid_post' is in every layer.")
     found = write_factors(model, *probe_prompts(model.original_model))
     factor = float(found.factors[layer])
     if factor != factor:
         raise ValueError(f"{found.fault}; so site 'attn_out' is not defined in this model: use 'resid_post'.")
     return factor
+
+
+def mixer_factors(model: TransformerBridge) -> Float[Tensor, " n_layers"]:
+    """The factors of recurrent mixers, measured on two short made-up prompts; NaN in layers without such a mixer.
+
+    Raises:
+        ValueError: a mixer's output is not multiplied by one number on its way into the stream.
+    """
+    found = write_factors(model, *probe_prompts(model.original_model), mixers=True)
+    if found.fault is not None:
+        raise ValueError(f"{found.fault}; what one head writes is not defined here: use mixer='attention'.")
+    return found.factors
 
 
 @contextmanager
@@ -110,24 +133,31 @@ def added_to_stream(model: TransformerBridge, layer: int, site: str, edit: Edit)
         yield
 
 
-def _measured(model: TransformerBridge, tokens: Tensor, mask: Tensor) -> WriteFactors:
+def _measured(model: TransformerBridge, tokens: Tensor, mask: Tensor, mixers: bool) -> WriteFactors:
     """The factors of all layers, from one pass in which every block runs a second time, right after its own run."""
     factors = torch.full((model.cfg.n_layers,), torch.nan, dtype=torch.float64)
     faults: dict[int, str] = {}
     eps = torch.finfo(next(model.parameters()).dtype).eps
+    layers = columns(model).layers if mixers else attention_layers(model)
+    first = columns(model).n_attention if mixers else 0  # of the heads in question, in their layer
+
+    def nothing(z: Tensor, layer: int) -> Tensor:
+        return torch.cat([z[..., :first, :], torch.zeros_like(z[..., first:, :])], -2)
+
     with ExitStack() as stack:
-        z = stack.enter_context(captured_heads(model))
-        projected = stack.enter_context(captured_projection(model))
-        written = stack.enter_context(captured_residual(model, range(model.cfg.n_layers), "attn_out"))
+        z = stack.enter_context(captured_heads(model, layers, mixers=mixers))
+        projected = stack.enter_context(captured_mixers(model) if mixers else captured_projection(model))
+        # mixers have no norm behind their projection that a hook would show
+        written = projected if mixers else stack.enter_context(captured_residual(model, layers, "attn_out"))
         norms = [stack.enter_context(_held(block)) for block in model.blocks]
 
         def after(layer: int, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> None:
             """Hook of a block that has just run: run it again with all head outputs at 0, and find its factor."""
             # taken now: the second run goes through the same hooks, and fills these dicts anew
-            clean, heads = (z[layer], projected[layer], written[layer], _stream(out)), z[layer]
+            clean, heads = (z[layer], projected[layer], written[layer], _stream(out)), z[layer][..., first:, :]
             norms[layer].is_held = True
             try:
-                with patched_heads(model, lambda z, layer: torch.zeros_like(z), [layer]):
+                with patched_heads(model, nothing, [layer], mixers=mixers):
                     # `forward`, not a call: a call would run this hook again
                     bare = _stream(block.forward(*args, **kwargs))
             except Exception as error:  # families refuse a second run with errors of any kind
@@ -137,9 +167,8 @@ def _measured(model: TransformerBridge, tokens: Tensor, mask: Tensor) -> WriteFa
             finally:
                 norms[layer].is_held = False
             real = mask == 1
-            sums = torch.einsum(
-                "bphd,hdm->bpm", heads.float(), output_projection(model, layer).float().to(heads.device)
-            )
+            weight = column_matrices(model, layer)[first:] if mixers else output_projection(model, layer)
+            sums = torch.einsum("bphd,hdm->bpm", heads.float(), weight.float().to(heads.device))
             # minus what the second run gave: a bias is in both runs, and belongs to no head
             parts = (sums, clean[1] - projected[layer], clean[2] - written[layer], clean[3] - bare, clean[3])
             of_heads, of_projection, of_hook, of_block, stream = (part[real].double().cpu() for part in parts)
@@ -153,12 +182,12 @@ def _measured(model: TransformerBridge, tokens: Tensor, mask: Tensor) -> WriteFa
             else:
                 factors[layer] = factor
 
-        for layer in range(model.cfg.n_layers):
+        for layer in layers:
             handle = model.blocks[layer].register_forward_hook(partial(after, layer), with_kwargs=True)
             stack.callback(handle.remove)
         model(tokens, attention_mask=mask, use_cache=False, logits_to_keep=1)
-    first = min(faults, default=None)
-    return WriteFactors(factors, None if first is None else f"attention of layer {first}: {faults[first]}")
+    worst, what = min(faults, default=None), "the mixer" if mixers else "attention"
+    return WriteFactors(factors, None if worst is None else f"{what} of layer {worst}: {faults[worst]}")
 
 
 def _factor(added: Tensor, shown: Tensor, size: Tensor, eps: float) -> float | None:

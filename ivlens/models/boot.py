@@ -10,9 +10,11 @@ from torch import nn
 from ivlens.common.memory import pass_on_shortage
 from ivlens.common.names import shown
 from ivlens.common.precision import HALF
+from ivlens.models.attention import Attention, attention_of, mixer_name
 from ivlens.models.mending import bound_masks, mend
 from ivlens.models.opening import first_line
 from ivlens.models.selfcheck import PlainLogits, difference, plain_logits
+from ivlens.models.towers import takes_more_than_text
 
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
@@ -55,10 +57,11 @@ def check_config(config: Any, label: str) -> None:
     kind = getattr(config, "model_type", "")
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError(f"model {label!r} is an encoder-decoder ({kind}), expected a decoder-only language model.")
-    if any(hasattr(config, name) for name in ("vision_config", "audio_config")):
+    if takes_more_than_text(config):
+        # and never wrapped: transformer_lens would fetch a processor for it, and install packages by itself
         raise ValueError(
-            f"model {label!r} ({kind}) takes more than text, expected a language model alone; save its text part as a "
-            "model of its own."
+            f"model {label!r} ({kind}) takes more than text, expected a language model alone; open it with "
+            "transformers and pass hf_model=, of which the text part is used."
         )
     if kind.startswith("gemma3n"):
         raise ValueError(
@@ -184,33 +187,53 @@ def _n_words(model: TransformerBridge) -> int:
 
 
 def _check_heads(model: TransformerBridge, label: str) -> None:
-    """Refuse a bridge unless every layer's output projection splits into one matrix of the right shape per head."""
+    """Refuse a bridge unless it has attention, whose output projection splits into one matrix of one shape per head."""
     cfg = model.cfg
-    want = (cfg.n_heads, cfg.d_head, cfg.d_model)
-    for layer, block in enumerate(getattr(model, "blocks", [None])):
-        attention = getattr(block, "attn", None)
-        try:
-            weight = getattr(attention, "W_O", None)
-        except Exception as error:  # transformer_lens could not split the projection into heads
-            pass_on_shortage(error)
-            latent = getattr(model.original_model.config, "kv_lora_rank", None)
-            why = "latent attention (MLA), whose heads" if latent else "heads of another size than the model's, which"
-            raise _refusal(cfg, label, f"layer {layer} has {why} transformer_lens does not tell apart") from None
-        if weight is None:
-            raise _refusal(cfg, label, _missing(block, layer))
-        if tuple(weight.shape) != want:
-            shapes = f"{tuple(weight.shape)}, expected (n_heads, d_head, d_model) = {want}"
+    blocks = list(getattr(model, "blocks", ()))
+    if not blocks:
+        raise _refusal(cfg, label, "it has no plain stack of layers")
+    found = {layer: attention for layer, block in enumerate(blocks) if (attention := attention_of(block))}
+    if not found:
+        raise _refusal(cfg, label, f"no layer has attention heads (layer 0 has {mixer_name(blocks[0])})")
+    if len({id(attention.module) for attention in found.values()}) < len(found):
+        # a hook on the one module would edit all of these layers
+        raise _refusal(cfg, label, f"the layers {', '.join(map(str, found))} share one attention")
+    _set_width(model, [*found.values()])
+    for layer, attention in found.items():
+        shape = _projection_shape(model, layer, label) if attention.is_wrapped else _plain_shape(model, attention)
+        want = (cfg.n_heads, cfg.d_head, cfg.d_model)
+        if shape != want:
+            shapes = f"{shape}, expected (n_heads, d_head, d_model) = {want}"
             raise _refusal(cfg, label, f"the output projection of layer {layer} has shape {shapes}")
 
 
-def _missing(block: Any, layer: int) -> str:
-    """Why a layer has no `W_O`, as a phrase for the error."""
-    if block is None:
-        return "it has no plain stack of layers"
-    if hasattr(block, "attn"):
-        return f"attention in layer {layer} has no output projection of its own (W_O)"
-    parts = [name for name, _ in block.named_children() if not name.startswith(("_", "hook"))]
-    return f"layer {layer} has no attention heads, expected them in every layer (it has {', '.join(parts[:4])})"
+def _set_width(model: TransformerBridge, found: list[Attention]) -> None:
+    """Correct the width of heads' outputs in latent attention, where transformer_lens has that of queries."""
+    projection: Any = found[0].projection
+    if not found[0].is_wrapped and hasattr(found[0].module, "kv_lora_rank"):
+        model.cfg.d_head = projection.weight.shape[1] // model.cfg.n_heads
+
+
+def _projection_shape(model: TransformerBridge, layer: int, label: str) -> tuple[int, ...]:
+    """The shape of a layer's `W_O`, as transformer_lens splits it into heads."""
+    try:
+        weight = getattr(model.blocks[layer].attn, "W_O", None)
+    except Exception as error:  # transformer_lens could not split the projection into heads
+        pass_on_shortage(error)
+        why = f"layer {layer} has heads of another size than the model's, which transformer_lens does not tell apart"
+        raise _refusal(model.cfg, label, why) from None
+    if weight is None:
+        why = f"attention in layer {layer} has no output projection of its own (W_O)"
+        raise _refusal(model.cfg, label, why)
+    return tuple(weight.shape)
+
+
+def _plain_shape(model: TransformerBridge, attention: Attention) -> tuple[int, ...]:
+    """The same of attention that transformer_lens has not wrapped; its heads stand side by side in equal parts."""
+    projection: Any = attention.projection
+    n_out, n_in = projection.weight.shape
+    width, rest = divmod(n_in, model.cfg.n_heads)
+    return model.cfg.n_heads, 0 if rest else width, n_out
 
 
 def _refusal(cfg: Any, label: str, reason: str) -> ValueError:

@@ -31,6 +31,7 @@ from ivlens.models.opening import (
     first_line,
 )
 from ivlens.models.plain import plain_model, plain_origin, remember_plain
+from ivlens.models.towers import text_tower
 from ivlens.models.words import check_words
 from ivlens.prompts.tokens import check_tokenizer
 
@@ -59,7 +60,8 @@ def load_model(
         name: `"pocket"` (the built-in model), `"smollm2"` (a real one; `ivlens get smollm2` fetches it), a folder, a
             GGUF file that transformers reads, or a name on the Hugging Face Hub. Adapters in a folder that peft wrote
             are merged into the model that they name. Write `"./smollm2"` for a folder with a known model's name.
-        hf_model: A model in memory, which is wrapped in place; results then call it `name`.
+        hf_model: A model in memory, which is wrapped in place; results then call it `name`. Of a model that takes
+            images or sound as well the text part is wrapped.
         tokenizer: The model's tokenizer. None: the checkpoint's; for a model in memory, that of the folder it was read
             from, or none, which is enough for calls that take tokens.
         device: `"auto"`: where a given model is, otherwise the GPU if there is one.
@@ -114,6 +116,7 @@ def _loaded(
             tokenizer = _own_tokenizer(Path(path), None)
     if asked is None and place.type == "cpu" and next(hf_model.parameters()).dtype == torch.float16:
         asked = torch.float32
+    hf_model = text_tower(hf_model, label)
     check_supported(hf_model, label)
     if asked is not None or next(hf_model.parameters()).device != place:
         hf_model = hf_model.to(device=place, dtype=asked)

@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from ivlens.models.attention import attention_of
 from ivlens.models.boot import TransformerBridge
 
 
@@ -22,14 +23,15 @@ class ModulePaths:
 
     Attributes:
         blocks: The decoder blocks, whose output is `resid_post`.
-        projections: Attention's output projections, whose input is all heads' `z` side by side.
+        projections: Attention's output projections, whose input is all heads' `z` side by side; None in layers without
+            attention.
         attn_out: The modules whose output attention adds to the residual stream: the projections, or the norms that
-            follow them.
+            follow them; None in layers without attention.
     """
 
     blocks: tuple[str, ...]
-    projections: tuple[str, ...]
-    attn_out: tuple[str, ...]
+    projections: tuple[str | None, ...]
+    attn_out: tuple[str | None, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,14 +90,17 @@ def module_paths(model: TransformerBridge) -> ModulePaths:
         TypeError: `load_model` did not make the bridge.
     """
     names = _origin(model).names
-    blocks = [block.original_component for block in model.blocks]
-    projections = [block.attn.o.original_component for block in model.blocks]
-    written = [
-        block.ln1_post.original_component if hasattr(block, "ln1_post") else projection
-        for block, projection in zip(model.blocks, projections, strict=True)
-    ]
-    paths = (tuple(names[id(module)] for module in modules) for modules in (blocks, projections, written))
-    return ModulePaths(*paths)
+    projections: list[str | None] = []
+    written: list[str | None] = []
+    for block in model.blocks:
+        attention = attention_of(block)
+        own = None if attention is None else names[id(attention.projection)]
+        # the norm after attention, where the family has one; in a hybrid, layers without attention may have it too
+        norm = getattr(block, "ln1_post", None)
+        projections.append(own)
+        written.append(own if own is None or norm is None else names[id(norm.original_component)])
+    blocks = tuple(names[id(block.original_component)] for block in model.blocks)
+    return ModulePaths(blocks, tuple(projections), tuple(written))
 
 
 def mlp_paths(model: TransformerBridge) -> tuple[str | None, ...]:

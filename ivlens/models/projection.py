@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ivlens.common.precision import FULL, rounding_share
+from ivlens.models.attention import attention_of, without_heads
 from ivlens.models.boot import TransformerBridge
 
 _SIZE = 10.0  # size of random inputs; large, so that an adapter that is not linear shows it
@@ -26,12 +27,16 @@ def head_matrices(model: TransformerBridge, layer: int) -> Float[Tensor, "n_head
     """`W_O` of every head of one layer, with the effect of active adapters.
 
     Raises:
-        ValueError: an adapter whose effect is not linear in its input.
+        ValueError: the layer has no attention heads, or an adapter whose effect is not linear in its input.
     """
-    attention = model.blocks[layer].attn
-    module = getattr(attention.o, "original_component", attention.o)
+    attention = attention_of(model.blocks[layer])
+    if attention is None:
+        raise ValueError(without_heads(model, layer))
+    module: Any = attention.projection
+    if is_plain(module) and attention.is_wrapped:
+        return model.blocks[layer].attn.W_O.detach()
     if is_plain(module):
-        return attention.W_O.detach()
+        return module.weight.detach().T.unflatten(0, (model.cfg.n_heads, model.cfg.d_head))
     return adapted_weight(module, model.cfg.n_heads, model.cfg.d_head, f"the output projection of layer {layer}")
 
 

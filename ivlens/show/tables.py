@@ -9,9 +9,10 @@ from typing import Any
 
 from ivlens.analysis.attention.results import HeadAttention
 from ivlens.common.names import shown
-from ivlens.effects.compare import HeadComparison, labels
+from ivlens.effects.compare import HeadComparison
 from ivlens.effects.results import HeadEffects
 from ivlens.forward.finding import PromptSearch
+from ivlens.models.mixers import head_labels
 from ivlens.tasks.task import Task
 from ivlens.vectors.vector import InstructionVector
 
@@ -64,7 +65,7 @@ def vector_html(vector: InstructionVector) -> str:
     """An HTML table of a vector: its model, heads, norm and the prompts it was made from."""
     facts = {
         "model": vector.model,
-        "heads": " ".join(f"L{layer}H{head}" for layer, head in vector.heads) or "none: trained or computed",
+        "heads": " ".join(head_labels(vector.heads, vector.model.n_heads)) or "none: trained or computed",
         "norm": f"{vector.norm:.4g}",
         "prompts": vector.recipe or "not recorded, or of several recipes",
     }
@@ -125,9 +126,9 @@ def comparison_html(found: HeadComparison) -> str:
         f"shared, of {found.k}": f"{found.overlap} (by chance {found.expected:.2f}, p = {found.p:.2g})",
         "rank correlation": f"{found.correlation:.2f} ({found.low:.2f} to {found.high:.2f})",
         "of each with itself": " and ".join(f"{one:.2f}" for one in found.reliability),
-        "heads of both": labels(found.shared) or "none",
-        "of the first alone": labels(found.only_first) or "none",
-        "of the second alone": labels(found.only_second) or "none",
+        "heads of both": found.labels(found.shared) or "none",
+        "of the first alone": found.labels(found.only_first) or "none",
+        "of the second alone": found.labels(found.only_second) or "none",
     }
     warnings = "".join(f"<p><b>Warning:</b> {escape(text)}</p>" for text in found.warnings)
     return _titled("Strongest heads of two measurements", warnings + _facts(facts))

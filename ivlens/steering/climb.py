@@ -14,6 +14,7 @@ from ivlens.common.checks import check_counts
 from ivlens.common.progress import bar
 from ivlens.forward.hooks import Site, check_layers, check_site
 from ivlens.forward.sharing import rest
+from ivlens.models.attention import attention_layers
 from ivlens.models.boot import TransformerBridge, check_model
 from ivlens.prompts.corruptions import Corruption
 from ivlens.steering.ascent import Ascent
@@ -87,6 +88,8 @@ class TrainedOptions:
         if self.layers is not None:
             return sorted(set(check_layers(model, self.layers)))
         every = tried_layers(check_model(model).cfg.n_layers)
+        if self.site == "attn_out":
+            every = [layer for layer in every if layer in attention_layers(model)] or list(attention_layers(model))
         places = torch.linspace(0, len(every) - 1, min(MOST_LAYERS, len(every)))
         return [every[place] for place in places.round().int().tolist()]
 

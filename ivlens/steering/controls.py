@@ -22,6 +22,7 @@ from ivlens.effects.measure import EffectOptions, head_effects
 from ivlens.effects.results import HeadEffects
 from ivlens.forward.means import HeadMeans, head_means, mean_head_outputs
 from ivlens.models.boot import TransformerBridge
+from ivlens.models.mixers import mixer_with
 from ivlens.steering.prompt_sets import PromptSets
 from ivlens.tasks.bank import load_bank
 from ivlens.tasks.task import Task, TaskExample, tasks_of
@@ -53,9 +54,9 @@ def random_head_vectors(
     Raises:
         ValueError: a vector made with `contrast`, and `means` without means over corrupted prompts.
     """
-    n_layers, n_heads = means.mean_z.shape[:2]
-    free = [divmod(index, n_heads) for index in range(n_layers * n_heads)]
-    free = [head for head in free if head not in iv.heads]
+    # heads that a layer does not have are NaN; means of recurrent mixers' heads are there where the vector's were
+    places = (~means.mean_z.isnan().any(-1)).nonzero().tolist()
+    free = [(layer, head) for layer, head in places if (layer, head) not in iv.heads]
     k = min(iv.k, len(free))
     if not k:
         return []
@@ -81,18 +82,22 @@ def random_head_vectors(
     return vectors
 
 
-def matched_heads(chosen: Heads, taken: Collection[tuple[int, int]], shape: tuple[int, int], draw: Random) -> Heads:
+def matched_heads(
+    chosen: Heads, taken: Collection[tuple[int, int]], every: Sequence[tuple[int, int]], draw: Random
+) -> Heads:
     """As many random heads as `chosen`, from the same layers, none of them in `taken`.
 
     Where a layer has too few, heads of the nearest layers with free ones are drawn; fewer heads where none is left.
 
     Args:
         taken: Heads that are not drawn; those of `chosen` are not drawn in any case.
-        shape: Numbers of layers and of heads in each.
+        every: All heads of the model, in ascending order.
     """
-    n_layers, n_heads = shape
     barred = {*taken, *chosen}
-    free = {at: [(at, head) for head in range(n_heads) if (at, head) not in barred] for at in range(n_layers)}
+    free: dict[int, list[tuple[int, int]]] = {layer: [] for layer, _ in every}
+    for place in every:
+        if place not in barred:
+            free[place[0]].append(place)
     found: list[tuple[int, int]] = []
     # layers with the fewest free heads last would find their neighbours used up, so all own layers come first
     waiting = []
@@ -114,14 +119,16 @@ def measured_again(prompts: PromptSets, iv: InstructionVector) -> HeadMeans:
     recorded = iv.settings.get("effects") or {}
     source = replace(prompts, recipe=recipe, n_prompts=100, corruption=recorded.get("corruption", prompts.corruption))
     clean = source.batch("fit", corrupted=False)
+    mixer = mixer_with(prompts.model, iv.heads)
     if not is_contrast(iv):
-        return head_means(prompts.model, clean.tokens, clean.attention_mask)
+        return head_means(prompts.model, clean.tokens, clean.attention_mask, mixer=mixer)
     corrupted = source.batch("fit")
     # a contrast subtracts the two means, so both have to be over the same inputs
     alike = corrupted.rows_of_one_kind()
     clean, corrupted = clean.rows(alike), corrupted.rows(alike)
-    found = head_means(prompts.model, clean.tokens, clean.attention_mask)
-    return replace(found, mean_z_corrupted=mean_head_outputs(prompts.model, corrupted.tokens, corrupted.attention_mask))
+    found = head_means(prompts.model, clean.tokens, clean.attention_mask, mixer=mixer)
+    other = mean_head_outputs(prompts.model, corrupted.tokens, corrupted.attention_mask, mixer=mixer)
+    return replace(found, mean_z_corrupted=other)
 
 
 def is_contrast(iv: InstructionVector) -> bool:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ivlens.common.progress import ticking
-from ivlens.forward.hooks import patched_heads
 from ivlens.models.boot import TransformerBridge
 from ivlens.steering.edits import HeadOutputs, head_addition
 from ivlens.steering.more_rows import Asked
@@ -57,7 +56,7 @@ def _searched(asked: Asked, outputs: HeadOutputs) -> _Found:
 
 
 def _adding(model: TransformerBridge, outputs: HeadOutputs, alpha: float) -> Edit:
-    return lambda where: patched_heads(model, head_addition(outputs, alpha, where), outputs.layers)
+    return lambda where: outputs.patching(model, head_addition(outputs, alpha, where))
 
 
 def _judged(condition: str, rows: Sequence[_Found]) -> Judged:

@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ivlens.forward.hooks import patched_heads
+from ivlens.models.boot import TransformerBridge
 from ivlens.vectors.heads import Heads
 from ivlens.vectors.vector import InstructionVector
 
@@ -61,6 +63,12 @@ class HeadOutputs:
         """These heads, with their outputs among those of all heads."""
         layers, numbers = (list(part) for part in zip(*heads, strict=True))
         return cls(tuple(heads), values[layers, numbers].detach().float().cpu())
+
+    def patching(self, model: TransformerBridge, edit: Callable[[Tensor, int], Tensor]) -> AbstractContextManager[None]:
+        """A context in which `edit` is applied to head outputs in the layers of these heads."""
+        # wide where a head of a recurrent mixer is among them: outputs then have the width of the wider kind
+        is_wide = self.values.shape[-1] != model.cfg.d_head or any(head >= model.cfg.n_heads for _, head in self.heads)
+        return patched_heads(model, edit, self.layers, mixers=is_wide)
 
     @property
     def layers(self) -> list[int]:

@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ivlens.forward.hooks import patched_heads
 from ivlens.forward.writes import added_to_stream
 from ivlens.models.boot import TransformerBridge
 from ivlens.steering.controls import best_constant, constant_accuracy
@@ -100,7 +99,7 @@ def judged_heads(iv: InstructionVector, judge: Trials) -> list[Judged]:
         return []
     # strength 1 gives exactly the means: the patch by which effects were measured, with all heads at once
     means = HeadOutputs.of(iv)
-    scores = judge.edited(lambda where: patched_heads(judge.model, replacement(means, 1.0, where), means.layers))
+    scores = judge.edited(lambda where: means.patching(judge.model, replacement(means, 1.0, where)))
     return [Judged("iv_heads", scores)]
 
 

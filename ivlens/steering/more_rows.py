@@ -13,6 +13,7 @@ from ivlens.common.arguments import checked
 from ivlens.common.checks import Texts, check_count, check_counts, set_items
 from ivlens.effects.results import HeadEffects
 from ivlens.forward.means import mean_head_outputs
+from ivlens.models.mixers import heads_beside, mixer_with
 from ivlens.steering.controls import draw_seed, matched_heads
 from ivlens.steering.prompt_sets import PromptSets
 from ivlens.steering.search import Grid
@@ -145,9 +146,10 @@ class Asked:
         """Mean head outputs over *fit* prompts with a corruption, at their last tokens."""
         batch = self.fit_prompts(corruption).batch("fit")
         batch = batch.rows(batch.rows_of_one_kind())
-        return mean_head_outputs(self.prompts.model, batch.tokens, batch.attention_mask).cpu()
+        mixer = mixer_with(self.prompts.model, self.iv.heads)
+        return mean_head_outputs(self.prompts.model, batch.tokens, batch.attention_mask, mixer=mixer).cpu()
 
     def matched_heads(self, heads: Heads, draw: int) -> Heads:
         """As many random heads outside the vector, of the same layers."""
-        cfg, seed = self.prompts.model.cfg, draw_seed(self.prompts.seed, self.iv, "matched heads", draw)
-        return matched_heads(heads, self.iv.heads, (cfg.n_layers, cfg.n_heads), Random(seed))
+        seed = draw_seed(self.prompts.seed, self.iv, "matched heads", draw)
+        return matched_heads(heads, self.iv.heads, heads_beside(self.prompts.model, heads), Random(seed))

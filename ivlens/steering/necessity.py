@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ivlens.common.intervals import p_of_draws
 from ivlens.common.progress import ticking
-from ivlens.forward.hooks import patched_heads
 from ivlens.forward.means import mean_head_outputs
+from ivlens.models.mixers import mixer_with
 from ivlens.steering.controls import tasks_sharing_inputs
 from ivlens.steering.edits import HeadOutputs, replacement
 from ivlens.steering.more_rows import Asked
@@ -82,7 +82,8 @@ def _other_means(asked: Asked) -> Iterator[Means]:
     for task in _other_tasks(asked):
         source = replace(asked.fit_prompts(None), task=task, recipe=recipe)
         batch = source.batch("fit", corrupted=False)
-        yield mean_head_outputs(asked.prompts.model, batch.tokens, batch.attention_mask)
+        mixer = mixer_with(asked.prompts.model, asked.iv.heads)
+        yield mean_head_outputs(asked.prompts.model, batch.tokens, batch.attention_mask, mixer=mixer)
 
 
 def _other_tasks(asked: Asked) -> list[Task]:
@@ -103,7 +104,7 @@ def _replaced(clean: Trials, condition: str, sets: Sequence[Heads], means: Seque
         outputs = HeadOutputs.chosen(sets[turn % len(sets)], means[turn % len(means)])
 
         def context(where, outputs=outputs):
-            return patched_heads(clean.model, replacement(outputs, 1.0, where), outputs.layers)
+            return outputs.patching(clean.model, replacement(outputs, 1.0, where))
 
         scores.append(clean.edited(context))
     return Judged(condition, Scores.stacked(scores), against="", details={"n_vectors": turns})

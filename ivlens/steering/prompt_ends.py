@@ -16,8 +16,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from ivlens.common.owned import Runner
-from ivlens.forward.hooked import whole_passes
-from ivlens.forward.hooks import is_recomputing, model_lock, steering
+from ivlens.forward.hooked import is_recomputing, whole_passes
+from ivlens.forward.hooks import model_lock, steering
 from ivlens.models.boot import TransformerBridge
 from ivlens.steering.generations import (
     Generation,

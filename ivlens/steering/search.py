@@ -14,6 +14,7 @@ from torch import Tensor
 from ivlens.common.arguments import checked
 from ivlens.common.checks import check_counts, set_items
 from ivlens.forward.hooks import SITES, check_layers, check_site
+from ivlens.models.attention import present_sites
 from ivlens.models.boot import TransformerBridge, check_model
 from ivlens.prompts.recipe import PromptRecipe
 from ivlens.steering.edits import POSITIONS, Positions
@@ -73,20 +74,19 @@ class Grid:
         return cls((setting.layer,), (setting.alpha,), (setting.site,))
 
     def settings(self, model: TransformerBridge) -> list[Setting]:
-        """All settings of the grid, layer by layer.
+        """All settings of the grid, layer by layer; `attn_out` only in layers that have attention.
 
         Raises:
-            ValueError: an unknown layer, site or positions; an empty grid.
+            ValueError: an unknown layer, site or positions; an empty grid; `attn_out`, and no layer with attention.
         """
         if self.positions not in POSITIONS:
             raise ValueError(f"positions is {self.positions!r}, expected one of {', '.join(POSITIONS)}.")
-        layers = check_layers(
-            model, tried_layers(check_model(model).cfg.n_layers) if self.layers is None else self.layers
-        )
-        sites = [check_site(site) for site in self.sites]
+        every = tried_layers(check_model(model).cfg.n_layers) if self.layers is None else self.layers
+        layers, sites = check_layers(model, every), [check_site(site) for site in self.sites]
         if not (layers and sites and self.alphas):
             raise ValueError("the grid is empty, expected at least one layer, one alpha and one site.")
-        return [Setting(layer, float(alpha), site) for layer in layers for site in sites for alpha in self.alphas]
+        places = present_sites(model, layers, sites)
+        return [Setting(layer, float(alpha), site) for layer, site in places for alpha in self.alphas]
 
 
 NO_VECTOR = Grid(layers=(0,), alphas=(0.0,), sites=SITES[:1])

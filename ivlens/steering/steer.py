@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import torch
 
 from ivlens.common.arguments import checked
-from ivlens.forward.hooks import SITES, Site, check_layers, check_site, patched_heads
+from ivlens.forward.hooks import SITES, Site, check_layers, check_site
 from ivlens.forward.writes import added_to_stream
 from ivlens.models.boot import TransformerBridge
 from ivlens.steering.edits import HeadOutputs, addition, replacement
@@ -84,7 +84,7 @@ def steer(
         means = HeadOutputs.of(iv)
         with (
             followed(model) as ends,
-            patched_heads(model, replacement(means, strength, lambda: ends.columns(positions)), means.layers),
+            means.patching(model, replacement(means, strength, lambda: ends.columns(positions))),
         ):
             yield
         return

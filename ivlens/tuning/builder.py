@@ -10,6 +10,7 @@ from torch import Tensor
 from ivlens.common.checks import set_items
 from ivlens.effects.results import HeadEffects
 from ivlens.forward.hooks import Site
+from ivlens.models.attention import all_heads
 from ivlens.models.boot import TransformerBridge
 from ivlens.prompts.recipe import PromptRecipe
 from ivlens.tasks.task import Task, TaskExample, tasks_of
@@ -231,12 +232,12 @@ def _other_heads(
     heads: HeadConsistency, kind: str, model: TransformerBridge, generator: torch.Generator
 ) -> HeadConsistency:
     """The same term with all heads of the model, or with as many random heads outside `S`."""
-    all_heads = [(layer, head) for layer in range(model.cfg.n_layers) for head in range(model.cfg.n_heads)]
+    every = all_heads(model)
     if kind == "all_heads":
         # the loss is a sum over heads, so more heads get less weight each; the vector they write counts as one
-        weight = heads.weight if heads.as_vector else heads.weight * len(heads.chosen) / len(all_heads)
-        return replace(heads, heads=tuple(all_heads), weight=weight)
-    free = [place for place in all_heads if place not in heads.chosen]
+        weight = heads.weight if heads.as_vector else heads.weight * len(heads.chosen) / len(every)
+        return replace(heads, heads=tuple(every), weight=weight)
+    free = [place for place in every if place not in heads.chosen]
     drawn = torch.randperm(len(free), generator=generator)[: len(heads.chosen)].tolist()
     if not drawn:
         raise ValueError("control 'random_heads' has no heads left to draw from: S holds all of them; use fewer.")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ivlens.models.artefacts import Artefact
 from ivlens.models.fingerprint import ModelIdentity, warn_of_older
+from ivlens.models.mixers import recorded_columns
 from ivlens.vectors.provenance import check_settings, recipe_of
 
 FILE = Artefact("ivlens.InstructionVector/1", "InstructionVector.save")
@@ -40,10 +41,11 @@ def read_vector(path: str | Path) -> tuple[Float[Tensor, " d_model"], Float[Tens
         if not (isinstance(content["task"], str) and isinstance(content["settings"], dict)):
             raise TypeError("task is no text or settings no mapping")
         check_settings(content["settings"])
+        recorded_columns(content["settings"].get("effects") or {}, 1, 1)
         recipe_of(content["settings"])  # only for its error: a damaged recipe is refused now and not at first use
     except (KeyError, TypeError, ValueError) as error:
         FILE.refuse(path, f"has incomplete metadata ({type(error).__name__}: {error})")
-    _check_tensors(path, tensors, content["model"], content["heads"])
+    _check_tensors(path, tensors, content["model"], content["heads"], content["settings"])
     return tensors["theta"], tensors["head_means"], content
 
 
@@ -103,14 +105,21 @@ def check_same_width(one: Tensor, other: Tensor) -> None:
 
 
 def _check_tensors(
-    source: str | Path, tensors: Mapping[str, Tensor], model: ModelIdentity, heads: tuple[tuple[int, int], ...]
+    source: str | Path,
+    tensors: Mapping[str, Tensor],
+    model: ModelIdentity,
+    heads: tuple[tuple[int, int], ...],
+    settings: Mapping[str, Any],
 ) -> None:
     """Refuse a file whose tensors do not have the shapes, or whose heads are not in the model, that it names."""
-    expected = {"theta": (model.d_model,), "head_means": (len(heads), model.d_head)}
+    n_heads, width = recorded_columns(settings.get("effects") or {}, model.n_heads, model.d_head)
+    if all(head < model.n_heads for _, head in heads):
+        width = model.d_head
+    expected = {"theta": (model.d_model,), "head_means": (len(heads), width)}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if found != expected:
         FILE.refuse(source, f"has tensors {found}, expected {expected} from its metadata")
-    if any(not (0 <= layer < model.n_layers and 0 <= head < model.n_heads) for layer, head in heads):
-        FILE.refuse(source, f"names heads {heads}, which {model.n_layers} x {model.n_heads} heads do not include")
+    if any(not (0 <= layer < model.n_layers and 0 <= head < n_heads) for layer, head in heads):
+        FILE.refuse(source, f"names heads {heads}, which {model.n_layers} x {n_heads} heads do not include")
     if any(tensor.dtype != torch.float32 for tensor in tensors.values()):
         FILE.refuse(source, "has tensors that are not float32")

@@ -10,8 +10,11 @@ from torch import Tensor
 
 from ivlens.effects.results import HeadEffects
 from ivlens.forward.hooks import output_projection, whole_numbers
+from ivlens.forward.writes import mixer_factors
+from ivlens.models.attention import attention_layers
 from ivlens.models.boot import TransformerBridge
 from ivlens.models.fingerprint import model_identity
+from ivlens.models.mixers import column_matrices, columns
 
 Heads = tuple[tuple[int, int], ...]
 
@@ -27,22 +30,30 @@ def head_writes(
 ) -> Float[Tensor, "n_layers n_heads d_model"]:
     """What each head adds to the residual stream: `(values W_O) · write_scale`, without the bias, in float32.
 
-    See docs/method.md, 5 The Instruction Vector.
+    See docs/method.md, 5 The Instruction Vector. Layers without heads are NaN.
 
     Raises:
-        ValueError: `write_scale` is NaN, which marks models where a head's write is not defined.
+        ValueError: `write_scale` is NaN in a layer with heads, which marks models where a write is not defined.
     """
-    if bool(write_scale.isnan().any()):
-        layer = int(write_scale.isnan().any(1).nonzero()[0])
+    layers = attention_layers(model)
+    if undefined := [layer for layer in layers if bool(write_scale[layer].isnan().any())]:
+        layer = undefined[0]
         raise ValueError(
             f"what a head of layer {layer} writes is not defined in {model.cfg.architecture}: attention adds no fixed "
             "multiple of its projection to the stream; use another model for vectors."
         )
-    rows = []
-    for layer, per_head in enumerate(values):  # one layer at a time, so that a large model is not copied to float32
-        weight = output_projection(model, layer).float()
-        rows.append(torch.einsum("hd,hdm->hm", per_head.to(weight.device, weight.dtype), weight).cpu())
-    return torch.stack(rows) * write_scale[:, None].float().cpu()
+    rows = torch.full((*values.shape[:2], model.cfg.d_model), torch.nan)
+    n_heads = model.cfg.n_heads
+    wide = values.shape[1] > n_heads
+    scale = write_scale[:, None].float().cpu().expand(-1, values.shape[1], -1)
+    if wide:  # heads of recurrent mixers, whose scale is a number
+        layers = sorted({*layers, *columns(model).layers})
+        own = mixer_factors(model)[:, None, None].float().expand(-1, values.shape[1] - n_heads, scale.shape[-1])
+        scale = torch.cat([scale[:, :n_heads], own], 1)
+    for layer in layers:  # one layer at a time, so that a large model is not copied to float32
+        weight = (column_matrices(model, layer) if wide else output_projection(model, layer)).float()
+        rows[layer] = torch.einsum("hd,hdm->hm", values[layer].to(weight.device, weight.dtype), weight).cpu()
+    return rows * scale
 
 
 def checked_model(effects: HeadEffects, model: TransformerBridge | None) -> TransformerBridge:
@@ -89,7 +100,7 @@ def choosing(effects: HeadEffects, universal: Sequence[HeadEffects] | None) -> l
                 "throughout; measure them on one model."
             )
         # other seeds split differently: inputs that choose heads here would be test inputs there
-        for name in ("seed", "score", "mode"):
+        for name in ("seed", "score", "mode", "mixer"):
             ours, theirs = (at.recipe.seed if name == "seed" else at.settings.get(name) for at in (effects, other))
             if ours != theirs:
                 raise ValueError(
@@ -130,7 +141,8 @@ def named_heads(effects: HeadEffects, heads: Sequence[tuple[int, int]], *, alone
 
     Raises:
         TypeError: an entry is no pair of whole numbers.
-        ValueError: no heads, the same head twice, a head that the model does not have, or not `alone`.
+        ValueError: no heads, the same head twice, a head that the model does not have, a layer without heads, or not
+            `alone`.
     """
     if not alone:
         raise ValueError("from_effects got heads and universal, which are two ways to choose heads; leave one out.")
@@ -146,4 +158,15 @@ def named_heads(effects: HeadEffects, heads: Sequence[tuple[int, int]], *, alone
             f"heads are {list(pairs)!r:.80} with {what}, expected one or more different (layer, head) of "
             f"{n_layers} layers and {n_heads} heads, counted from 0."
         )
+    for layer, head in pairs:
+        if bool(effects.mean_z[layer, head].isnan().all()):
+            kind = "attention heads" if head < effects.model.n_heads else "mixer with heads"
+            raise ValueError(f"heads are {list(pairs)!r:.80}, but layer {layer} has no {kind}; choose others.")
     return pairs
+
+
+def chosen_means(effects: HeadEffects, heads: Heads) -> Float[Tensor, "k d_head"]:
+    """The mean outputs of these heads, as wide as attention's where no head of a recurrent mixer is among them."""
+    layers, numbers = (list(part) for part in zip(*heads, strict=True))
+    means = effects.mean_z[layers, numbers].detach().float().cpu()
+    return means[:, : effects.model.d_head] if max(numbers) < effects.model.n_heads else means

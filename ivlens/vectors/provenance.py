@@ -78,7 +78,7 @@ def made_from(effects: HeadEffects, chosen_by: Sequence[HeadEffects]) -> dict[st
     return {
         "universal": [{"task": at.task, "effects": dict(at.settings)} for at in chosen_by] or False,
         "bias": False,
-        "write_scaled": bool((effects.write_scale != 1).any()),
+        "write_scaled": bool((effects.write_scale.nan_to_num(1.0) != 1).any()),
         "n_effect_prompts": len(effects.corruptions),
         "corruptions": dict(sorted(Counter(effects.corruptions).items())),
         "effects": dict(effects.settings),

@@ -14,10 +14,11 @@ from ivlens.common.names import set_shown
 from ivlens.effects.results import HeadEffects
 from ivlens.models.boot import ModelRef, TransformerBridge, WeakModel, check_model
 from ivlens.models.fingerprint import ModelIdentity, model_identity
+from ivlens.models.mixers import head_labels
 from ivlens.prompts.recipe import PromptRecipe
 from ivlens.vectors.decode import top_tokens
 from ivlens.vectors.file import check_same_width, check_weights, read_vector, was_allowed, write_vector
-from ivlens.vectors.heads import Heads, checked_model, choose_heads, choosing, head_writes, named_heads
+from ivlens.vectors.heads import Heads, checked_model, choose_heads, choosing, chosen_means, head_writes, named_heads
 from ivlens.vectors.provenance import bracketed, made_from, recipe_of, shares_of
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class InstructionVector:
             )
 
     def __repr__(self) -> str:
-        labels = ", ".join(f"L{layer}H{head}" for layer, head in self.heads) or "no heads"
+        labels = ", ".join(head_labels(self.heads, self.model.n_heads)) or "no heads"
         return f"InstructionVector({self.task!r}, {self.model.name!r}, norm {self.norm:.3g}, {labels})"
 
     @classmethod
@@ -104,12 +105,10 @@ class InstructionVector:
         live = checked_model(effects, model)
         pool = choosing(effects, universal)
         chosen = choose_heads(pool, k) if heads is None else named_heads(effects, heads, alone=universal is None)
-        values = effects.mean_z
-        if contrast:
-            values = values - effects.contrasted()
+        values = effects.mean_z - effects.contrasted() if contrast else effects.mean_z
         layers, numbers = (list(part) for part in zip(*chosen, strict=True))
         # the plain means, with `contrast` too: mode "heads" of `steer` puts these in the place of a head's output
-        means = effects.mean_z[layers, numbers].detach().float().cpu()
+        means = chosen_means(effects, chosen)
         writes = head_writes(live, values, effects.write_scale)[layers, numbers]
         theta = writes.sum(0)
         settings = {

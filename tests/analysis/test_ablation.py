@@ -63,24 +63,28 @@ def test_sets_leave_the_other_kind_out_and_are_filled_up(pocket, effects):
     assert head_sets(effects, scores, 4, 0.95)["induction"] == ()
 
 
+def every(n_layers, n_heads):
+    return [(layer, head) for layer in range(n_layers) for head in range(n_heads)]
+
+
 def test_random_heads_are_in_the_same_layers():
     chosen = ((0, 1), (2, 0), (2, 3), (5, 5))
     for seed in range(20):
-        found = matched_heads(chosen, {(0, 2), (2, 1)}, (6, 8), Random(seed))
+        found = matched_heads(chosen, {(0, 2), (2, 1)}, every(6, 8), Random(seed))
         assert Counter(layer for layer, _ in found) == {0: 1, 2: 2, 5: 1}
         assert len(set(found)) == 4 and not {*chosen, (0, 2), (2, 1)}.intersection(found)
-    assert matched_heads(chosen, (), (6, 8), Random(0)) == matched_heads(chosen, (), (6, 8), Random(0))
-    assert matched_heads(chosen, (), (6, 8), Random(0)) != matched_heads(chosen, (), (6, 8), Random(1))
+    assert matched_heads(chosen, (), every(6, 8), Random(0)) == matched_heads(chosen, (), every(6, 8), Random(0))
+    assert matched_heads(chosen, (), every(6, 8), Random(0)) != matched_heads(chosen, (), every(6, 8), Random(1))
 
 
 def test_a_full_layer_takes_heads_of_the_nearest_one():
     full = tuple((3, head) for head in range(4))
-    found = matched_heads(full, {(2, 0), (2, 1)}, (6, 4), Random(0))
+    found = matched_heads(full, {(2, 0), (2, 1)}, every(6, 4), Random(0))
     # two free heads in layer 2, four in layer 4: layer 2 comes first, as the lower of two equally near ones
     assert Counter(layer for layer, _ in found) == {2: 2, 4: 2}
     everything = tuple((layer, head) for layer in range(2) for head in range(4))
-    assert matched_heads(everything[:5], (), (2, 4), Random(0)) == everything[5:]
-    assert matched_heads(everything, (), (2, 4), Random(0)) == ()
+    assert matched_heads(everything[:5], (), every(2, 4), Random(0)) == everything[5:]
+    assert matched_heads(everything, (), every(2, 4), Random(0)) == ()
 
 
 @pytest.mark.parametrize("replaced_by", ["corrupted", "bare"])

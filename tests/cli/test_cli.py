@@ -429,11 +429,13 @@ def test_the_choices_of_commands_are_those_of_the_library():
     from ivlens.cli._options import MeasureOptions
     from ivlens.effects import METHODS
     from ivlens.forward.scoring import SCORES
+    from ivlens.models.mixers import MixerKind
     from ivlens.prompts import CORRUPTIONS
 
     hints = get_type_hints(MeasureOptions)
     choices = {
         name: {*get_args(get_args(hints[name])[0] if type(None) in get_args(hints[name]) else hints[name])}
-        for name in ("corruption", "score", "method")
+        for name in ("corruption", "score", "method", "mixer")
     }
-    assert choices == {"corruption": {*CORRUPTIONS}, "score": {*SCORES}, "method": {*METHODS}}
+    mixers = {*get_args(MixerKind)}
+    assert choices == {"corruption": {*CORRUPTIONS}, "score": {*SCORES}, "method": {*METHODS}, "mixer": mixers}

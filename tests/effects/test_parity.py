@@ -22,9 +22,12 @@ FAMILIES = [
     pytest.param(family, marks=() if family in MOST_USED else pytest.mark.families, id=family) for family in CONFIGS
 ]
 
-# families whose blocks cannot take copies; GPT-Neo's local layers read a window out of a table of their own, GPT-1
-# keeps no cache, and Falcon-H1 a recurrent state beside it
-NOT_EXACT = {"gptneo": "cached", "openai_gpt": "reference", "falcon_h1": "reference"}
+# families whose blocks cannot take copies; GPT-Neo's local layers read a window out of a table of their own, and GPT-1
+# keeps no cache; blocks of Zamba 2 read the stream of the first one as well
+NOT_EXACT = {"gptneo": "cached", "openai_gpt": "reference", "zamba2": "cached"}
+
+# from a state they continue by one token alone, which is enough for the exact engine
+ONE_BY_ONE = {"jamba"}
 
 LARGEST_ERROR = 1e-4  # nats
 SMALLEST_EFFECT = 1.0  # nats
@@ -64,12 +67,17 @@ def _moved(model: TransformerBridge, request: EffectRequest) -> torch.Tensor:
 
 def check_equal(found: torch.Tensor, want: torch.Tensor) -> None:
     """The bar of the matrix."""
+    known = ~want.isnan()  # layers without attention have no heads
+    assert torch.equal(known, ~found.isnan()), "measured in other places"
+    found, want = found[known], want[known]
     assert want.abs().max() >= SMALLEST_EFFECT, f"no effect is large enough to see: {want.abs().max():.3g} nats"
     assert (found - want).abs().max() <= LARGEST_ERROR, f"off by {(found - want).abs().max():.3g} nats"
 
 
 def suits(family: str, method: str) -> bool:
     slowest = NOT_EXACT.get(family, "exact")
+    if method == "cached" and family in ONE_BY_ONE:
+        return False
     return slowest == "exact" or method == slowest
 
 
@@ -99,8 +107,8 @@ def test_adding_and_other_scores(bridges, family):
     method = NOT_EXACT.get(family, "exact")
     for options in ({"mode": "add"}, {"score": "prob"}, {"score": "logit_diff", "foil_tokens": foils}):
         request = request_on(model, **options)
-        want = METHODS["reference"](model, request).cie
-        assert (METHODS[method](model, request).cie - want).abs().max() <= LARGEST_ERROR
+        want = METHODS["reference"](model, request).cie.nan_to_num(0.0)
+        assert (METHODS[method](model, request).cie.nan_to_num(0.0) - want).abs().max() <= LARGEST_ERROR
         assert options.get("score") == "prob" or want.abs().max() >= SMALLEST_EFFECT
 
 
@@ -117,7 +125,8 @@ def test_padding_and_company_change_nothing(bridges, family):
             attention_mask=request.attention_mask[row : row + 1, -length:],
             answers=request.answers[row : row + 1],
         )
-        torch.testing.assert_close(METHODS[method](model, alone).cie[0], together[row], atol=LARGEST_ERROR, rtol=0)
+        found = METHODS[method](model, alone).cie[0]
+        torch.testing.assert_close(found, together[row], atol=LARGEST_ERROR, rtol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -134,7 +143,7 @@ def test_the_first_answer_is_the_shortest(bridges, family):
 def test_a_prompt_of_one_token(bridges, family):
     model = bridges(family)
     request = request_on(model, lengths=(1, 1))
-    method = "exact" if NOT_EXACT.get(family) != "reference" else "reference"
+    method = "exact" if family == "gptneo" else NOT_EXACT.get(family, "exact")
     check_equal(METHODS[method](model, request).cie, METHODS["reference"](model, request).cie)
 
 

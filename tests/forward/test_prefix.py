@@ -5,7 +5,7 @@ import torch
 from families import N_WORDS, WINDOW, hf_model
 from transformers.cache_utils import DynamicLayer
 
-from ivlens.forward import prefix as prefixes
+from ivlens.forward import kept
 from ivlens.forward.hooks import added
 from ivlens.forward.prefix import SharedPrefix
 from ivlens.models import load_model
@@ -34,8 +34,11 @@ def by_hand(plain, tokens, mask, given):
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "mistral", "gemma2", "gpt_oss", "llama4_text"])
-def test_caches_of_keys_and_values_are_shared(family):
+SHARING = ["llama", "gpt2", "mistral", "gemma2", "gpt_oss", "llama4_text", "qwen3_5", "falcon_h1", "nemotron_h", "lfm2"]
+
+
+@pytest.mark.parametrize("family", SHARING)
+def test_caches_of_keys_values_and_states_are_shared(family):
     plain, model = hf_model(family), load_model(hf_model=hf_model(family))
     tokens, mask = prompts()
     prefix = SharedPrefix(model, tokens, mask, 2)
@@ -55,7 +58,6 @@ def test_rounding_in_half_precision_is_no_fault(family, dtype):
 @pytest.mark.parametrize(
     ("family", "reason"),
     [
-        ("falcon_h1", "its cache holds more than keys and values (LinearAttentionAndFullAttentionLayer)"),
         ("openai_gpt", "it keeps no cache of keys and values"),
     ],
 )
@@ -93,8 +95,8 @@ def test_the_witness_sees_caches_that_go_wrong(what, monkeypatch):
         return update(self, keys, values, *args, **kwargs)
 
     if what == "is another class":
-        monkeypatch.setattr(prefixes, "_RESTORED", (Forgetful,))
-        expected = r"its cache holds more than keys and values \(DynamicLayer\)"
+        monkeypatch.setattr(kept, "_RESTORED", (Forgetful,))
+        expected = r"its cache holds more than keys, values and states \(DynamicLayer\)"
     else:
         monkeypatch.setattr(DynamicLayer, "update", in_place if what == "changes in place" else raising)
         expected = {"raises": r"it cannot go on from a cache \(NotImplementedError: only once\)"}.get(
@@ -121,7 +123,7 @@ def batch():
     return PromptBatch(tokens, mask, first, None, tuple(alternatives), none, examples, none, (None,) * 3)
 
 
-@pytest.mark.parametrize("family", ["llama", "falcon_h1"])
+@pytest.mark.parametrize("family", ["llama", "falcon_h1", "jamba"])
 def test_trials_are_the_same_every_time_and_alpha_0_is_no_vector(family, caplog):
     plain, model = hf_model(family), load_model(hf_model=hf_model(family))
     trials = Trials(model, batch())
@@ -135,7 +137,7 @@ def test_trials_are_the_same_every_time_and_alpha_0_is_no_vector(family, caplog)
     for scores in (trials.unsteered(), trials.unsteered(), trials.added(zeros, 0, "resid_post")):
         torch.testing.assert_close(scores.logprob[0], torch.stack(want), atol=1e-4, rtol=0)
     told = [record.message for record in caplog.records if "over whole prompts" in record.message]
-    assert len(told) == (family == "falcon_h1")
+    assert len(told) == (family == "jamba")
 
 
 @pytest.mark.parametrize("positions", ["prompt", "every"])
@@ -146,7 +148,7 @@ def test_vectors_land_on_the_same_tokens_without_a_shared_prefix(positions, site
     for shared in (True, False):
         model = load_model(hf_model=hf_model("llama"))
         if not shared:
-            monkeypatch.setattr(prefixes, "_RESTORED", ())
+            monkeypatch.setattr(kept, "_RESTORED", ())
         scores = Trials(model, batch(), positions=positions).added(delta, 1, site)
         found.append(scores.logprob)
     torch.testing.assert_close(*found, atol=1e-4, rtol=0)

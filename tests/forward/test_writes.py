@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from families import CONFIGS, N_WORDS, hf_model
+from families import CONFIGS, HYBRIDS, N_WORDS, hf_model
 
 from ivlens.forward import writes
 from ivlens.forward.means import head_means, mean_write_scale
@@ -34,11 +34,16 @@ def prompts(lengths=(9, 4)):
 def test_every_family_adds_what_its_hooks_show_or_a_multiple(family):
     model = load_model(hf_model=hf_model(family))
     found = write_factors(model, *prompts())
+    if family == "zamba2":  # attention is followed by an MLP and a projection before it reaches the stream
+        assert found.factors.isnan().all() and "attention of layer 1: what it adds" in (found.fault or "")
+        return
     if family == "openai_gpt":  # norms the sum of the stream and attention
         assert found.factors.isnan().all() and "attention of layer 0: what it adds" in (found.fault or "")
         return
     want = torch.full((3,), FACTORS.get(family, 1.0), dtype=torch.float64)
-    torch.testing.assert_close(found.factors, want, atol=1e-6 if family in FACTORS else 0, rtol=0)
+    if family in HYBRIDS:  # their other layers have no heads
+        want[[0, 2]] = torch.nan
+    torch.testing.assert_close(found.factors, want, atol=1e-6 if family in FACTORS else 0, rtol=0, equal_nan=True)
     assert found.fault is None
 
 

@@ -19,11 +19,12 @@ from ivlens.common.checks import check_count, check_counts
 from ivlens.common.progress import ticking
 from ivlens.effects.results import HeadEffects
 from ivlens.forward.asking import Room, prompts_for
-from ivlens.forward.hooks import check_unsteered, patched_heads
+from ivlens.forward.hooks import check_unsteered
 from ivlens.forward.means import mean_head_outputs
 from ivlens.forward.remembered import Auto
 from ivlens.models.boot import TransformerBridge, check_model
 from ivlens.models.fingerprint import model_identity
+from ivlens.models.mixers import heads_beside, mixer_with
 from ivlens.prompts.corruptions import Corruption
 from ivlens.prompts.recipe import PromptRecipe
 from ivlens.steering.controls import matched_heads
@@ -131,7 +132,7 @@ def ablate_heads(
     for name, chosen in sets.items():
         if not chosen:
             logger.info("%s: no heads for %s (induction score of %g or more).", task.name, name, options.threshold)
-    values, kind = _values(model, task, recipe, options)
+    values, kind = _values(model, task, recipe, options, sets)
     tried = [Tried(NOTHING, False, (), trials.unsteered()), *_tried(model, trials, sets, values, options)]
     settings = asdict(options) | {
         "task": task.name,
@@ -146,14 +147,15 @@ def ablate_heads(
 
 
 def _values(
-    model: TransformerBridge, task: Task, recipe: PromptRecipe, options: AblationOptions
+    model: TransformerBridge, task: Task, recipe: PromptRecipe, options: AblationOptions, sets: dict[str, Heads]
 ) -> tuple[Float[Tensor, "n_layers n_heads d_head"], str]:
     """What replaces the heads' outputs, and how the prompts of these means were corrupted."""
     corruption = "drop" if options.replaced_by == "bare" else options.corruption or recipe.corruption(task)
     examples = PromptSets(model, task, recipe, "drop", options.n_mean_prompts, options.seed).examples("fit")
     batch = prompts_for(model, task, examples, recipe, corruption=corruption, room=Room("first"))
     batch = batch.rows(batch.rows_of_one_kind())
-    return mean_head_outputs(model, batch.tokens, batch.attention_mask), batch.corruptions[0]
+    mixer = mixer_with(model, [head for chosen in sets.values() for head in chosen])
+    return mean_head_outputs(model, batch.tokens, batch.attention_mask, mixer=mixer), batch.corruptions[0]
 
 
 def _tried(
@@ -165,12 +167,12 @@ def _tried(
 ) -> list[Tried]:
     """The scores without each set, and without the random ones drawn beside it."""
     named = {head for chosen in sets.values() for head in chosen}
-    shape = model.cfg.n_layers, model.cfg.n_heads
+    every = heads_beside(model, named)
     plan: list[tuple[str, bool, tuple[Heads, ...]]] = []
     for name, chosen in sets.items():
         plan.append((name, False, (chosen,) if chosen else ()))
         draws = [Random(f"{options.seed}\0{name}\0{draw}") for draw in range(options.n_draws)]
-        drawn = [matched_heads(chosen, named, shape, draw) for draw in draws]
+        drawn = [matched_heads(chosen, named, every, draw) for draw in draws]
         plan.append((name, True, tuple(each for each in drawn if each)))
     known: dict[Heads, Scores] = {}  # sets that are the same are run once
     for chosen in ticking(sorted({each for _, _, own in plan for each in own}), "ablating heads", "sets"):
@@ -189,4 +191,4 @@ def _without(
     if not heads:
         return lambda where: nullcontext()
     outputs = HeadOutputs.chosen(heads, values)
-    return lambda where: patched_heads(model, replacement(outputs, 1.0, where), outputs.layers)
+    return lambda where: outputs.patching(model, replacement(outputs, 1.0, where))

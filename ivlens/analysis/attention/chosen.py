@@ -6,7 +6,9 @@ from dataclasses import replace
 
 from ivlens.effects.results import HeadEffects
 from ivlens.forward.remembered import Auto, recipe_for
+from ivlens.models.attention import all_heads, attention_layers, without_heads
 from ivlens.models.boot import TransformerBridge
+from ivlens.models.mixers import head_label
 from ivlens.prompts.recipe import PromptRecipe
 from ivlens.steering.prompt_sets import followed_recipe
 from ivlens.tasks.task import SplitName, Task
@@ -30,11 +32,12 @@ def chosen_heads(model: TransformerBridge, heads: Named, k: int = 10) -> Heads:
             effects, the heads of a vector; None: all heads of the model.
 
     Raises:
-        ValueError: a text that is no label, a head that the model does not have, the same head twice, or none.
+        ValueError: a text that is no label, a head that the model does not have, a layer without heads, the same head
+            twice, or none.
     """
     n_layers, n_heads = model.cfg.n_layers, model.cfg.n_heads
     if heads is None:
-        return tuple((layer, head) for layer in range(n_layers) for head in range(n_heads))
+        return tuple(all_heads(model))
     if isinstance(heads, HeadEffects):
         measured = int((~heads.aie.isnan()).sum())
         pairs: list[tuple[int, int]] = heads.top_heads(min(k, measured))
@@ -45,11 +48,16 @@ def chosen_heads(model: TransformerBridge, heads: Named, k: int = 10) -> Heads:
         pairs = [pair for one in listed for pair in ([one] if not isinstance(one, str) else _labelled(one))]
     off = [pair for pair in pairs if not (0 <= pair[0] < n_layers and 0 <= pair[1] < n_heads)]
     if off or not pairs or len(set(pairs)) < len(pairs):
-        what = f"{label(off[0])} among them" if off else "one of them twice" if pairs else "none of them"
+        # heads of recurrent mixers come from effects and vectors, and have no attention weights
+        named = head_label(*off[0], n_heads) if off and isinstance(heads, HeadEffects | InstructionVector) else ""
+        what = f"{named or label(off[0])} among them" if off else "one of them twice" if pairs else "none of them"
         raise ValueError(
             f"heads have {what}, expected one or more different heads of {n_layers} layers and {n_heads} heads, "
             "counted from 0."
         )
+    for layer, _ in pairs:
+        if layer not in attention_layers(model):
+            raise ValueError(without_heads(model, layer))
     return tuple(pairs)
 
 

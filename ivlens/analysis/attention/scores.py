@@ -16,6 +16,7 @@ from ivlens.common.intervals import LEVEL, named_of, t_reach
 from ivlens.common.progress import ticking
 from ivlens.forward.hooks import captured_patterns, check_unsteered, model_lock
 from ivlens.forward.inputs import Inputs, check_prompts, row_slices
+from ivlens.models.attention import attention_layers
 from ivlens.models.boot import TransformerBridge, check_model
 from ivlens.models.fingerprint import ModelIdentity, model_identity
 from ivlens.prompts.tokens import Encoder
@@ -59,7 +60,7 @@ class HeadScores:
 
     Attributes:
         induction: Mean attention, from the second copy of random tokens, to the token after the same one in the first.
-        previous: Mean attention to the token before.
+        previous: Mean attention to the token before. Both are NaN in layers without attention heads.
         model: Identity of the model.
         settings: What else made these numbers, in plain JSON values.
     """
@@ -77,7 +78,7 @@ class HeadScores:
     def induction_heads(self, threshold: float | int) -> Heads:
         """The heads whose induction score is at least `threshold`, largest first."""
         mean = self.induction.mean(0)
-        order = mean.flatten().argsort(descending=True, stable=True).tolist()
+        order = mean.nan_to_num(-torch.inf).flatten().argsort(descending=True, stable=True).tolist()
         found = [divmod(index, mean.shape[1]) for index in order]
         return tuple(head for head in found if float(mean[head]) >= threshold)
 
@@ -91,6 +92,7 @@ class HeadScores:
 
         n, n_layers, n_heads = self.induction.shape
         every = [(layer, head) for layer in range(n_layers) for head in range(n_heads)]
+        every = [head for head in every if not self.induction[:, *head].isnan().any()]  # layers without heads
         means, reaches = {}, {}
         for name in SCORES:
             values = getattr(self, name).double()
@@ -143,13 +145,16 @@ def head_scores(model: TransformerBridge, options: ScoreOptions | None = None) -
     copies = [usable[torch.randperm(len(usable), generator=drawn)[:length]] for _ in range(options.n_sequences)]
     tokens = torch.stack([torch.cat([torch.tensor(start, dtype=torch.long), copy, copy]) for copy in copies])
     tokens, mask = check_prompts(model, tokens, torch.ones_like(tokens))
-    found = []
+    found, layers = [], list(attention_layers(model))
     for rows in ticking(list(row_slices(len(tokens), options.batch_size)), "induction scores", "pass"):
         with model_lock(model), captured_patterns(model, select=_diagonals(len(start), length)) as kept:
             Inputs(tokens[rows], mask[rows], last=tokens.shape[1] - 1, n_answer=1).logits(model)
             check_seen(model, kept)
-        found.append(torch.stack([kept[layer].cpu() for layer in range(model.cfg.n_layers)], 2))
-    induction, previous = torch.cat(found, 1)
+        found.append(torch.stack([kept[layer].cpu() for layer in layers], 2))
+    seen = torch.cat(found, 1)
+    every = seen.new_full((*seen.shape[:2], model.cfg.n_layers, seen.shape[3]), torch.nan)
+    every[:, :, layers] = seen
+    induction, previous = every
     settings = asdict(options) | {"length": length, "n_start": len(start)}
     return HeadScores(induction, previous, model_identity(model), settings)
 
@@ -160,7 +165,7 @@ def check_seen(model: TransformerBridge, kept: Mapping[int, Tensor], layers: Seq
     Raises:
         ValueError: it gave none, as fused kernels do.
     """
-    for layer in range(model.cfg.n_layers) if layers is None else layers:
+    for layer in attention_layers(model) if layers is None else layers:
         if layer not in kept:
             raise ValueError(
                 f"the model's attention in layer {layer} gives no weights, expected eager attention; call "

@@ -152,6 +152,7 @@ def _head_rows(before: TaskStage, after: TaskStage) -> list[dict[str, Any]]:
         }
         for layer in range(n_layers)
         for head in range(n_heads)
+        if not before.aie[layer, head].isnan()  # layers without heads
     ]
 
 
@@ -179,7 +180,9 @@ def _cosine(one: Tensor, other: Tensor) -> float:
 
 
 def _rank_correlation(before: Tensor, after: Tensor) -> float:
-    """Spearman's correlation of two maps over all heads."""
+    """Spearman's correlation of two maps over all heads; layers without heads are NaN, and left out."""
+    known = before.isfinite() & after.isfinite()
+    before, after = before[known], after[known]
     if bool((before == before.flatten()[0]).all()) or bool((after == after.flatten()[0]).all()):
         return float("nan")  # equal values have no order; scipy would warn
     found: Any = spearmanr(before.flatten().numpy(), after.flatten().numpy())

@@ -17,6 +17,7 @@ from ivlens.effects.results import HeadEffects
 from ivlens.forward.hooks import check_unsteered
 from ivlens.forward.means import mean_head_outputs
 from ivlens.models.artefacts import Artefact
+from ivlens.models.attention import all_heads
 from ivlens.models.boot import TransformerBridge, check_model
 from ivlens.models.fingerprint import ModelIdentity, model_identity
 from ivlens.prompts.recipe import PromptRecipe, plain_options
@@ -79,7 +80,8 @@ class TaskStage:
 
     def top_heads(self, k: int) -> Heads:
         """The `k` heads of largest effect, largest first."""
-        order = self.aie.flatten().argsort(descending=True, stable=True)[:k].tolist()  # stable: ties in the map's order
+        # stable: ties in the map's order; layers without heads are NaN, and go last
+        order = self.aie.nan_to_num(-torch.inf).flatten().argsort(descending=True, stable=True)[:k].tolist()
         return tuple(divmod(index, self.aie.shape[1]) for index in order)
 
     def theta(self, heads: Heads) -> Float[Tensor, " d_model"]:
@@ -213,7 +215,7 @@ def check_k(model: TransformerBridge, k: int) -> None:
     Raises:
         ValueError: the model has fewer than `k` heads.
     """
-    n_heads = model.cfg.n_layers * model.cfg.n_heads
+    n_heads = len(all_heads(model))
     if k > n_heads:
         raise ValueError(f"k is {k}, expected 1 to {n_heads} for this model, which has no more heads.")
 

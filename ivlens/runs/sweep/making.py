@@ -15,6 +15,7 @@ from ivlens.common.store.entries import TABLE, Entry
 from ivlens.effects.measure import head_effects
 from ivlens.effects.results import HeadEffects
 from ivlens.models.boot import TransformerBridge
+from ivlens.models.mixers import head_labels
 from ivlens.runs.suites.cells import run_cell
 from ivlens.runs.suites.keeping import write_cell
 from ivlens.runs.suites.results import Cell as SuiteCell
@@ -89,7 +90,7 @@ def _vectors(making: Making, folder: Path) -> None:
     options = making.cell.options
     made = InstructionVector.from_effects(_measured(making), options.k, model=making.model, contrast=options.contrast)
     made.save(folder / VECTOR_FILE)
-    heads = " ".join(f"L{layer}H{head}" for layer, head in made.heads)
+    heads = " ".join(head_labels(made.heads, made.model.n_heads))
     tokens = " ".join(token.strip() for token, _ in made.decode(making.model, k=5))
     pd.DataFrame([{"norm": made.norm, "heads": heads, "tokens": tokens}]).to_parquet(folder / TABLE, index=False)
 

@@ -2,6 +2,7 @@
 
 import plotly.graph_objects as go
 
+from ivlens.models.mixers import head_labels
 from ivlens.show.figures.theme import LIGHT, Theme, styled
 from ivlens.vectors.vector import InstructionVector
 
@@ -24,7 +25,7 @@ def head_shares(vector: InstructionVector, *, theme: Theme = LIGHT) -> go.Figure
     norms, recorded = vector.head_means.norm(dim=1).tolist(), vector.settings.get("shares")
     # norms need no model, whereas shares need its output projections
     shares = recorded if recorded is not None and len(recorded) == len(norms) else None
-    labels = [f"L{layer}H{head}" for layer, head in vector.heads]
+    labels = head_labels(vector.heads, vector.model.n_heads)
     figure = go.Figure(
         go.Bar(
             x=shares or norms, y=labels, orientation="h", marker={"color": theme.accent}, customdata=norms,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ivlens.forward.hooks import check_site, check_unsteered, model_lock
 from ivlens.forward.inputs import check_length
-from ivlens.forward.prefix import cache_fault
+from ivlens.forward.kept import KeptLayer, cache_fault
 from ivlens.forward.sharing import rest, short_pass
 from ivlens.forward.unembedding import last_logits_only
 from ivlens.forward.writes import added_to_stream
@@ -124,7 +124,8 @@ def _begun(
     cache = _read(model, rows[:1, :-1]) if length > PORTION and what.positions != "all" else None
     if cache is None:
         return _forward(model, rows, None, length, what)
-    cache.batch_repeat_interleave(len(rows))  # from one row to all; the last token is read with the vectors
+    for layer in cache.layers:  # from one row to all; the last token is read with the vectors
+        KeptLayer.of(layer).put_back(layer, torch.zeros(len(rows), dtype=torch.long))
     return _forward(model, rows[:, -1:], cache, length, what, ends_here=True)
 
 

@@ -15,6 +15,7 @@ from plotly.offline import get_plotlyjs
 from ivlens.common.files import file_name
 from ivlens.common.names import path_of
 from ivlens.common.version import __version__
+from ivlens.models.mixers import head_labels
 from ivlens.show.demo.run import DemoResult
 from ivlens.show.figures.conditions import LOOKS, condition_plot
 from ivlens.show.figures.heads import head_heatmap, unit_of
@@ -235,7 +236,7 @@ def _decoded(result: DemoResult) -> str:
 
 
 def _heads(vector: InstructionVector) -> str:
-    return f'<span class="mono">{" ".join(f"L{layer}H{head}" for layer, head in vector.heads)}</span>'
+    return f'<span class="mono">{" ".join(head_labels(vector.heads, vector.model.n_heads))}</span>'
 
 
 def _visible(token: str) -> str:

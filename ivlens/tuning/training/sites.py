@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ivlens.forward.hooks import check_layers, check_site
 from ivlens.forward.writes import attention_factor
+from ivlens.models.attention import attention_layers, without_heads
 from ivlens.models.boot import TransformerBridge
 from ivlens.models.plain import ModulePaths, module_paths
 from ivlens.models.projection import adapted_weight, is_plain, written_by
@@ -32,9 +33,11 @@ class Sites:
         self._n_heads, self._d_head = model.cfg.n_heads, model.cfg.d_head
 
     def check(self, layer: int, site: str) -> None:
-        """Raise ValueError if the model has no such layer, or there is no such site."""
+        """Raise ValueError if the model has no such layer, or the layer no such site."""
         check_site(site)
         check_layers(self._model, [layer])
+        if site == "attn_out":
+            attention_factor(self._model, layer)  # refuses layers without attention
 
     def check_heads(self, heads: Sequence[tuple[int, int]]) -> None:
         """Raise ValueError if the model lacks one of these heads."""
@@ -42,6 +45,9 @@ class Sites:
         missing = [f"L{layer}H{head}" for layer, head in heads if not 0 <= head < self._n_heads]
         if missing:
             raise ValueError(f"heads {', '.join(missing)} do not exist: the model has {self._n_heads} in a layer.")
+        for layer, _ in heads:
+            if layer not in attention_layers(self._model):
+                raise ValueError(without_heads(self._model, layer))
 
     @contextmanager
     def shifted(
@@ -54,7 +60,10 @@ class Sites:
             delta: One vector for all rows of the input, or one vector for each row.
         """
         names = {"resid_post": self.paths.blocks, "attn_out": self.paths.attn_out}[check_site(site)]
-        module = base_model(plain).get_submodule(names[layer])
+        name = names[layer]
+        if name is None:
+            raise ValueError(without_heads(self._model, layer))
+        module = base_model(plain).get_submodule(name)
         if site == "attn_out":
             # Some families scale attention's output after this module: Granite between the module and the bridge's
             # hook, Falcon-H1 after that hook. Divided by both factors, it is `delta` that reaches the stream.
@@ -80,7 +89,7 @@ class Sites:
         base, handles = base_model(plain), []
         try:
             for layer in layers:
-                projection = base.get_submodule(self.paths.projections[layer])
+                projection = base.get_submodule(self._projection(layer))
                 handles.append(projection.register_forward_pre_hook(self._keep(kept, layer, column)))
             yield kept
         finally:
@@ -127,7 +136,7 @@ class Sites:
         self, plain: nn.Module, z: Float[Tensor, "batch n_heads d_head"], layer: int, head: int
     ) -> Float[Tensor, "batch d_model"]:
         """`z W_O` of one head, with the weights as they are now, those of adapters included."""
-        module: Any = base_model(plain).get_submodule(self.paths.projections[layer])
+        module: Any = base_model(plain).get_submodule(self._projection(layer))
         z = z.to(module.weight.dtype)  # in mixed precision z is bfloat16, while weights keep their dtype
         if not is_plain(module):
             self._check_adapted(module, layer)
@@ -138,6 +147,13 @@ class Sites:
             return written_by(module, alone.flatten(1))
         by_input = module.weight.T if isinstance(module, nn.Linear) else module.weight  # GPT-2's is the other way round
         return z[:, head] @ by_input.unflatten(0, (self._n_heads, self._d_head))[head]
+
+    def _projection(self, layer: int) -> str:
+        """The name of a layer's output projection."""
+        name = self.paths.projections[layer]
+        if name is None:
+            raise ValueError(without_heads(self._model, layer))
+        return name
 
     def _check_adapted(self, module: nn.Module, layer: int) -> None:
         """Refuse an adapter that is no matrix, under which no head has a write of its own; once for each projection."""

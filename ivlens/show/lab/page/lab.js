@@ -478,12 +478,12 @@ class Page {
     const colour = aie === null ? "transparent" : colourAt(scale, 0.5 + aie / reach / 2);
     const tell = () => this.tell(map, layer, head);
     const cell = make("td", {
-      role: "gridcell", "aria-selected": "false", tabindex: "-1", "data-head": `L${layer}H${head}`,
+      role: "gridcell", "aria-selected": "false", tabindex: "-1", "data-head": `L${layer}H${head}`, class: aie === null ? "empty" : null,
       "aria-label": `L${layer}H${head}, effect ${aie === null ? "not measured" : signed(aie)}`,
       onclick: () => { this.move(index, layer, head, false); this.send("toggle", { head: [layer, head] }); },
       onmouseenter: tell, onfocus: tell,
     });
-    cell.style.background = colour;
+    if (aie !== null) cell.style.background = colour;
     if (aie !== null) cell.style.color = inkOn(colour.startsWith("#") ? `rgb(${channels(colour).join(" ")})` : colour);
     return cell;
   }
