@@ -11,10 +11,10 @@ from ivlens.show.figures.attention import attention_bars
 from ivlens.show.figures.benchmarks import COLUMNS, method_summary, score_matrices
 from ivlens.show.figures.evaluation_kinds import EVALUATION_KINDS
 from ivlens.show.figures.found import Found
-from ivlens.show.figures.heads import head_heatmap, is_crowded
+from ivlens.show.figures.heads import head_heatmap
 from ivlens.show.figures.interventions import intervention_curves
 from ivlens.show.figures.kind import Kind, count, each
-from ivlens.show.figures.maps import head_maps
+from ivlens.show.figures.maps import head_maps, inches_of
 from ivlens.show.figures.paper import Drawing
 from ivlens.show.figures.rows import grouped, interval_kinds, rows_of
 from ivlens.show.figures.similarity import similarity_matrix
@@ -25,6 +25,7 @@ from ivlens.show.figures.training import forgetting_against_learning, shown_kind
 from ivlens.vectors.file import FILE as VECTOR_FILE
 from ivlens.vectors.vector import InstructionVector
 
+MARKS = "outlined with their rank: the strongest heads; grey: the interval includes 0"
 PANELS = 12  # the largest number of head maps in one figure
 
 
@@ -66,12 +67,11 @@ def _heads(files: Sequence[Found]) -> Iterator[Drawing]:
         suffix += "" if len(scores) == 1 else f"-{score}"
         if len(results) == 1:
             n_layers, n_heads = results[0].aie.shape
-            marks = "dots: the" if is_crowded(results[0]) else "numbers: rank of the"
             caption = (
                 f"Average indirect effect of every head of {results[0].model.name} on the task {results[0].task}, over "
-                f"{len(results[0].cie)} corrupted prompts; {marks} ten strongest heads."
+                f"{len(results[0].cie)} corrupted prompts; {MARKS}."
             )
-            inches = min(4.0, max(2.2, 0.8 + 2.2 * n_layers / n_heads))
+            inches = min(4.2, max(2.4, 1.0 + 2.2 * max(n_layers / n_heads, n_layers / 16)))
             yield Drawing(f"heads{suffix}", caption, head_heatmap(results[0]), inches=inches)
         for start in range(0, len(results), PANELS) if len(results) > 1 else ():
             page = results[start : start + PANELS]
@@ -80,10 +80,10 @@ def _heads(files: Sequence[Found]) -> Iterator[Drawing]:
             maps = "" if n_tasks == len(page) else f" in {len(page)} maps"
             caption = (
                 f"Average indirect effect of every head of {page[0].model.name} on {n_tasks} task(s){maps}, over "
-                f"{over} corrupted prompts each; dots: the five strongest heads."
+                f"{over} corrupted prompts each; {MARKS}."
             )
             number = f"-{1 + start // PANELS}" if len(results) > PANELS else ""
-            inches = 0.5 + 1.3 * math.ceil(len(page) / COLUMNS)
+            inches = 0.7 + inches_of(page[0].aie.shape[0]) * math.ceil(len(page) / COLUMNS)
             yield Drawing(f"heads{suffix}{number}", caption, head_maps(page), width="page", inches=inches)
 
 
@@ -91,9 +91,9 @@ def _head_table(name: str, file: Found) -> Iterator[Drawing]:
     by_score = [*file.frame.groupby("score")] if "score" in file.frame else [("", file.frame)]
     for score, frame in by_score:
         n_tasks = count(frame, "task")
-        caption = f"Average indirect effect of every head on {n_tasks} task(s); dots: the five strongest heads."
+        caption = f"Average indirect effect of every head on {n_tasks} task(s); {MARKS}."
         width = "column" if n_tasks < 3 else "page"
-        inches = max(2.2, 0.5 + 1.3 * math.ceil(n_tasks / COLUMNS))
+        inches = max(2.4, 0.7 + inches_of(1 + max(map(int, frame["layer"].tolist()))) * math.ceil(n_tasks / COLUMNS))
         yield Drawing(
             name + (f"-{score}" if len(by_score) > 1 else ""), caption, head_maps(frame), width=width, inches=inches
         )

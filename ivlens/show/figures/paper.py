@@ -103,7 +103,8 @@ def _top(figure: go.Figure, width: float) -> int:
     traces: tuple[Any, ...] = figure.data  # pyright: ignore[reportAssignmentType]
     names = [trace.name for trace in traces if trace.name and trace.showlegend is not False]
     panels = _has_panels(figure)
-    if not names or figure.layout.showlegend is False or len(names) < 2:
+    # of one trace alone plotly draws a legend only where it is asked to
+    if len(names) < (1 if figure.layout.showlegend else 2) or figure.layout.showlegend is False:
         return 22 if panels else 8
     title = figure.layout.legend.title.text or ""
     return round(8 + LEGEND_LINE * _lines(names, width - 60, len(title) * LETTER)) + (TITLES if panels else 0)

@@ -26,6 +26,7 @@ class Theme:
         text, muted, grid: the colours of titles and labels; of ticks and notes; of grid lines.
         accent, control, reference: the colours of what is judged (the vector); of what it is compared with (its
             controls); of reference lines.
+        unsure: the grey of heads whose interval includes 0; no colour of `diverging` is close to it.
         diverging: colour scale for signed quantities, close to the background at zero.
         steps: colour scale for ordered lines such as strengths, weakest first, legible on the background throughout.
     """
@@ -38,6 +39,7 @@ class Theme:
     accent: str
     control: str
     reference: str
+    unsure: str
     diverging: Scale
     steps: Scale
 
@@ -51,6 +53,7 @@ LIGHT = Theme(
     accent="#0b62a8",
     control="#b4590a",
     reference="#8a94a1",
+    unsure="#e2e2e2",
     diverging=((0.0, "#8f3f00"), (0.25, "#e08a3c"), (0.5, "#f7f7f5"), (0.75, "#5ba0d6"), (1.0, "#06477f")),
     steps=((0.0, "#e0a100"), (0.35, "#d2601a"), (0.7, "#8f2a78"), (1.0, "#26246e")),
 )
@@ -63,6 +66,7 @@ DARK = Theme(
     accent="#62b0f0",
     control="#f0a04b",
     reference="#8390a0",
+    unsure="#33363b",
     diverging=((0.0, "#ffb870"), (0.25, "#a85d16"), (0.5, "#20262f"), (0.75, "#1f6fae"), (1.0, "#9ad0ff")),
     steps=((0.0, "#7a6cf0"), (0.35, "#d061b8"), (0.7, "#f58a55"), (1.0, "#f9dd6a")),
 )
