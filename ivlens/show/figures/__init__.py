@@ -17,6 +17,7 @@ from ivlens.show.figures.paper import for_paper
 from ivlens.show.figures.similarity import similarity_matrix, similarity_order
 from ivlens.show.figures.sweeps import strength_curves
 from ivlens.show.figures.theme import DARK, LIGHT, Theme, write_figure
+from ivlens.show.figures.tokens import attention_tokens
 from ivlens.show.figures.training import forgetting_against_learning, training_curves
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "LIGHT",
     "Theme",
     "attention_bars",
+    "attention_tokens",
     "by_k_plot",
     "causal_plot",
     "condition_plot",

@@ -4,6 +4,10 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+import pandas as pd
+
+from ivlens.analysis.attention.files import FILE as ATTENTION_FILE
+from ivlens.analysis.attention.results import HeadAttention
 from ivlens.effects.files import FILE as EFFECTS_FILE
 from ivlens.effects.results import HeadEffects
 from ivlens.runs.suites.report import latex, summary_of
@@ -21,6 +25,8 @@ from ivlens.show.figures.similarity import similarity_matrix
 from ivlens.show.figures.study_kinds import STUDY_KINDS
 from ivlens.show.figures.sweeps import strength_curves
 from ivlens.show.figures.tables import tuning_table
+from ivlens.show.figures.tokens import attention_tokens
+from ivlens.show.figures.tokens import inches_of as inches_of_tokens
 from ivlens.show.figures.training import forgetting_against_learning, shown_kinds, trained_once, training_curves
 from ivlens.vectors.file import FILE as VECTOR_FILE
 from ivlens.vectors.vector import InstructionVector
@@ -102,14 +108,29 @@ def _head_table(name: str, file: Found) -> Iterator[Drawing]:
 def _attention(name: str, file: Found) -> Iterator[Drawing]:
     tasks = [*file.frame.groupby("task", sort=False)]
     for task, frame in tasks:
-        n = max(frame["n"])
-        caption = (
-            f"Attention from the last prompt token on the task {task}, summed over each part of the prompt: means over "
-            f"{n} prompts of each kind; beside it each head's induction and previous-token score."
-        )
-        n_bars = min(20, count(frame, "label")) * count(frame, "prompts")
-        suffix = f"-{task}" if len(tasks) > 1 else ""
-        yield Drawing(name + suffix, caption, attention_bars(frame), width="page", inches=min(8.0, 1.0 + 0.2 * n_bars))
+        yield _shares(name + (f"-{task}" if len(tasks) > 1 else ""), str(task), frame)
+
+
+def _attention_file(name: str, file: Found) -> Iterator[Drawing]:
+    found = HeadAttention.load(file.path)
+    yield _shares(name, found.task, found.frame())
+    if all(one.shown for one in found.looked.values()):
+        for kind in found.prompts:
+            figure = attention_tokens(found, prompts=kind)
+            caption = (
+                f"One {kind} prompt of the task {found.task}, for each head: the darker a token, the more the last "
+                "token attends to it; the line below it tells which part of the prompt it belongs to."
+            )
+            yield Drawing(f"{name}-{kind}", caption, figure, width="page", inches=min(8.5, inches_of_tokens(figure)))
+
+
+def _shares(name: str, task: str, frame: pd.DataFrame) -> Drawing:
+    caption = (
+        f"Attention from the last prompt token on the task {task}, summed over each part of the prompt: means over "
+        f"{max(frame['n'])} prompts of each kind; beside it each head's induction and previous-token score."
+    )
+    n_bars = min(20, count(frame, "label")) * count(frame, "prompts")
+    return Drawing(name, caption, attention_bars(frame), width="page", inches=min(8.0, 1.0 + 0.2 * n_bars))
 
 
 def _similarity(files: Sequence[Found]) -> Iterator[Drawing]:
@@ -190,11 +211,13 @@ def _tuning_scores(name: str, file: Found) -> Iterator[Drawing]:
 KINDS_OF_RESULTS = (
     *STUDY_KINDS,
     Kind("heads", lambda file: file.format == EFFECTS_FILE.format, _heads),
+    Kind("attention_file", lambda file: file.format == ATTENTION_FILE.format, each("attention", _attention_file)),
     Kind("similarity", lambda file: file.format == VECTOR_FILE.format, _similarity),
     Kind(
         "attention",
         lambda file: file.has("task", "prompts", "label", "segment", "share", "low", "high", "n"),
         each("attention", _attention),
+        "attention_file",
     ),
     Kind("head_table", lambda file: file.has("task", "layer", "head", "aie"), each("heads", _head_table), "heads"),
     Kind(

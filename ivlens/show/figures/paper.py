@@ -66,7 +66,7 @@ def for_paper(figure: go.Figure, width: Width = "column", inches: float = 2.4) -
     px = INCHES[width] * PX_PER_INCH
     small.update_layout(
         width=round(px), height=round(inches * PX_PER_INCH), font_family=PAPER_FONT, autosize=False,
-        margin={"l": 40, "r": 8, "t": _top(small, px), "b": 34, "pad": 0},
+        margin={"l": 40, "r": _right(small), "t": _top(small, px), "b": 34, "pad": 0},
     )  # fmt: skip
     small.update_xaxes(automargin=True, title_standoff=6)
     small.update_yaxes(automargin=True, title_standoff=5)
@@ -108,6 +108,14 @@ def _top(figure: go.Figure, width: float) -> int:
         return 22 if panels else 8
     title = figure.layout.legend.title.text or ""
     return round(8 + LEGEND_LINE * _lines(names, width - 60, len(title) * LETTER)) + (TITLES if panels else 0)
+
+
+def _right(figure: go.Figure) -> int:
+    """The margin to the right of the plot, in pixels: room for texts that stand there."""
+    beside = [
+        note for note in figure.layout.annotations if note.xref == "paper" and note.x == 1 and note.xanchor == "left"
+    ]
+    return 8 + max((round((note.xshift or 0) + len(note.text) * LETTER) for note in beside), default=0)
 
 
 def _has_panels(figure: go.Figure) -> bool:
