@@ -6,6 +6,7 @@ import plotly.graph_objects as go
 from ivlens.effects.results import HeadEffects
 from ivlens.show.figures.marks import grey, rank_marks, unsure, with_map_legend
 from ivlens.show.figures.theme import LIGHT, Theme, colour_bar, styled
+from ivlens.vectors.vector import InstructionVector
 
 MARGINS = 144  # px above and below the map: title, note and legend; the axis
 UNITS = {"prob": "probability", "logprob": "nats", "logit_diff": "logits"}
@@ -51,8 +52,7 @@ def head_heatmap(
     if covered.any():
         figure.add_trace(grey(covered, theme))
     figure.add_traces(rank_marks(aie, top, limit, covered, theme))
-    name = effects.model.name.rstrip("/").rpartition("/")[2]
-    note = f"{name} · {len(effects.corruptions)} corrupted prompts"
+    note = f"{short_name(effects)} · {len(effects.corruptions)} corrupted prompts"
     height = MARGINS + max(170, min(34 * n_layers, 560))
     styled(figure, theme, f"Effect of each head: {effects.task}", note, height=height)
     figure.update_xaxes(title_text="head", showgrid=False, **_ticks(n_heads), range=[-0.55, n_heads - 0.45])
@@ -64,6 +64,11 @@ def head_heatmap(
 def unit_of(effects: HeadEffects) -> str:
     """The unit of the effects, which is that of the score: probability, nats or logits."""
     return UNITS.get(str(effects.settings.get("score")), "score")
+
+
+def short_name(result: HeadEffects | InstructionVector) -> str:
+    """The name of a result's model without the folder or the owner before it: captions hold no paths."""
+    return result.model.name.replace("\\", "/").rstrip("/").rpartition("/")[2] or result.model.name
 
 
 def _ticks(n: int) -> dict:

@@ -1,6 +1,7 @@
 """Which figures and tables are drawn from each kind of result. A new kind is one entry of `KINDS_OF_RESULTS`."""
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -15,7 +16,7 @@ from ivlens.show.figures.attention import attention_bars
 from ivlens.show.figures.benchmarks import COLUMNS, method_summary, score_matrices
 from ivlens.show.figures.evaluation_kinds import EVALUATION_KINDS
 from ivlens.show.figures.found import Found
-from ivlens.show.figures.heads import head_heatmap
+from ivlens.show.figures.heads import head_heatmap, short_name
 from ivlens.show.figures.interventions import intervention_curves
 from ivlens.show.figures.kind import Kind, count, each
 from ivlens.show.figures.maps import head_maps, inches_of
@@ -63,7 +64,7 @@ def _kind_of(file: Found) -> Kind | None:
 
 
 def _heads(files: Sequence[Found]) -> Iterator[Drawing]:
-    effects = [HeadEffects.load(file.path) for file in files]
+    effects = [file.loaded(HeadEffects) for file in files]
     models = [*grouped(effects, lambda found: found.model.key)]
     scores = [*grouped(effects, lambda found: found.settings.get("score"))]
     # maps share a colour scale only where model and score, and so the unit, are the same
@@ -74,8 +75,8 @@ def _heads(files: Sequence[Found]) -> Iterator[Drawing]:
         if len(results) == 1:
             n_layers, n_heads = results[0].aie.shape
             caption = (
-                f"Average indirect effect of every head of {results[0].model.name} on the task {results[0].task}, over "
-                f"{len(results[0].cie)} corrupted prompts; {MARKS}."
+                f"Average indirect effect of every head of {short_name(results[0])} on the task {results[0].task}, "
+                f"over {len(results[0].cie)} corrupted prompts; {MARKS}."
             )
             inches = min(4.2, max(2.4, 1.0 + 2.2 * max(n_layers / n_heads, n_layers / 16)))
             yield Drawing(f"heads{suffix}", caption, head_heatmap(results[0]), inches=inches)
@@ -85,7 +86,7 @@ def _heads(files: Sequence[Found]) -> Iterator[Drawing]:
             over = f"{n_prompts[0]} to {n_prompts[-1]}" if len(n_prompts) > 1 else f"{n_prompts[0]}"
             maps = "" if n_tasks == len(page) else f" in {len(page)} maps"
             caption = (
-                f"Average indirect effect of every head of {page[0].model.name} on {n_tasks} task(s){maps}, over "
+                f"Average indirect effect of every head of {short_name(page[0])} on {n_tasks} task(s){maps}, over "
                 f"{over} corrupted prompts each; {MARKS}."
             )
             number = f"-{1 + start // PANELS}" if len(results) > PANELS else ""
@@ -108,11 +109,12 @@ def _head_table(name: str, file: Found) -> Iterator[Drawing]:
 def _attention(name: str, file: Found) -> Iterator[Drawing]:
     tasks = [*file.frame.groupby("task", sort=False)]
     for task, frame in tasks:
-        yield _shares(name + (f"-{task}" if len(tasks) > 1 else ""), str(task), frame)
+        suffix = "-" + re.sub(r"[^\w.-]+", "_", str(task)) if len(tasks) > 1 else ""
+        yield _shares(name + suffix, str(task), frame)
 
 
 def _attention_file(name: str, file: Found) -> Iterator[Drawing]:
-    found = HeadAttention.load(file.path)
+    found = file.loaded(HeadAttention)
     yield _shares(name, found.task, found.frame())
     if all(one.shown for one in found.looked.values()):
         for kind in found.prompts:
@@ -134,7 +136,7 @@ def _shares(name: str, task: str, frame: pd.DataFrame) -> Drawing:
 
 
 def _similarity(files: Sequence[Found]) -> Iterator[Drawing]:
-    vectors = [InstructionVector.load(file.path) for file in files]
+    vectors = [file.loaded(InstructionVector) for file in files]
     by_model = grouped(vectors, lambda vector: vector.model.key)
     for rank, group in enumerate(by_model.values(), start=1):
         # one vector per task, the last one where a run saved several

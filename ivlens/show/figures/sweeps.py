@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from ivlens.show.figures.rows import grouped, mean, rows_of
-from ivlens.show.figures.theme import LIGHT, Theme, colour_at, styled, with_legend
+from ivlens.show.figures.theme import LIGHT, Theme, colour_at, level_entry, styled, with_legend
 
 METRIC_NAMES = {
     "accuracy": "accuracy (share of prompts)",
@@ -58,9 +58,9 @@ def strength_curves(
             _dash(figure, baseline, column, theme)
     # prompts behind one point: all rows share equally among the points
     n = sum(row.get("n", 0) for row in steered) // (len(sites) * len(alphas) * len(layers))
-    note = f"{n} prompts per point" if n else ""
-    note = " · ".join(filter(None, [note, "" if math.isnan(baseline) else "dashed: no vector"]))
-    styled(figure, theme, title, note, height=380)
+    if not math.isnan(baseline):
+        figure.add_trace(level_entry("no vector", theme.reference, "dash"))
+    styled(figure, theme, title, f"{n} prompts per point" if n else "", height=380)
     _finish(figure, sites, layers, metric, theme)
     return figure
 

@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 from ivlens.common.files import write_whole
 from ivlens.common.names import path_of
 from ivlens.show.figures.images import image
+from ivlens.show.figures.metadata import plain_title, sized, titled
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
 IMAGE_SUFFIXES = (".png", ".svg", ".pdf", ".jpg", ".webp")
@@ -108,6 +109,12 @@ def with_legend(figure: go.Figure, theme: Theme, margin_t: int = 92, **legend: A
     return figure.update_layout(legend=place | legend, margin_t=margin_t)
 
 
+def level_entry(label: str, colour: str, dash: str) -> go.Scatter:
+    """A trace that draws nothing and stands in the legend for a reference line."""
+    line: Any = {"color": colour, "dash": dash, "width": 1.5}
+    return go.Scatter(x=[None], y=[None], mode="lines", name=label, line=line, showlegend=True, legendrank=2000)
+
+
 def colour_bar(theme: Theme, title: str) -> dict:
     """Plotly's options for a thin colour bar with this title, which names the unit."""
     return {
@@ -148,6 +155,8 @@ def readable_on(colour: str) -> str:
 def write_figure(figure: go.Figure, path: str | Path, *, scale: float = 2.0) -> Path:
     """Write the figure to a file, whole or not at all, in the format that the suffix of the path names.
 
+    A PDF has the figure's title in its properties, a PNG its resolution.
+
     Args:
         path: ends in `.html` (works offline), `.json`, or the suffix of an image: .png, .svg, .pdf, .jpg, .webp.
         scale: pixels of an image for each pixel of the figure.
@@ -165,11 +174,21 @@ def write_figure(figure: go.Figure, path: str | Path, *, scale: float = 2.0) -> 
     elif suffix == ".json":
         content = str(figure.to_json()).encode()
     elif suffix in IMAGE_SUFFIXES:
-        content = image(figure, suffix.removeprefix("."), scale)
+        content = _described(image(figure, suffix.removeprefix("."), scale), suffix, figure, target, scale)
     else:
         known = ", ".join((".html", ".json", *IMAGE_SUFFIXES))
         raise ValueError(f"{target} has suffix {suffix!r}, expected one of {known}; rename it.")
     return write_whole(target, lambda path: path.write_bytes(content))
+
+
+def _described(content: bytes, suffix: str, figure: go.Figure, target: Path, scale: float) -> bytes:
+    """The bytes of an image with what the format can say of it: its title or its size."""
+    if suffix == ".png":
+        return sized(content, scale)
+    if suffix != ".pdf":
+        return content
+    kept = figure.layout.meta.get("title") if isinstance(figure.layout.meta, dict) else None
+    return titled(content, kept or plain_title(figure.layout.title.text or "") or target.stem)
 
 
 def _channels(colour: str) -> tuple[int, int, int]:
