@@ -24,6 +24,7 @@ from ivlens.show.figures import (
     similarity_matrix,
     similarity_order,
     strength_curves,
+    strength_map,
     write_figure,
 )
 from ivlens.show.figures.conditions import LOOKS
@@ -203,13 +204,36 @@ def test_curves_have_a_line_for_each_strength_and_a_panel_for_each_site() -> Non
     assert not figure.layout.shapes
 
 
+@THEMES
+def test_the_map_of_settings_outlines_the_best(theme: Theme) -> None:
+    frame = pd.concat([swept(), swept().assign(accuracy=lambda rows: rows["accuracy"] + 0.2)])
+    frame = pd.concat([frame, swept().assign(alpha=0.0, accuracy=0.9)])
+    figure = strength_map(frame, theme=theme)
+    first, second = figure.data
+    assert list(first.x) == ["0", "1", "2"] and list(first.y) == ["1", "2", "4"], "without a vector: no row of the map"
+    assert np.asarray(first.z)[2, 1] == pytest.approx(0.1 + 0.04 + 0.1), "the mean of both tables"
+    assert (first.zmin, first.zmax) == (0, 1) and first.colorbar.title.text == "accuracy" and len(second.z) == 3
+    assert "outlined: the best, layer 2, strength 4, resid_post: 0.34" in figure.layout.title.text
+    frames = [(shape.x0, shape.y0, shape.xref) for shape in figure.layout.shapes]
+    assert frames == [(1.5, 1.5, "x")] * 2 and figure.layout.yaxis.title.text == "strength α"
+    assert (figure.layout.xaxis.title.text, figure.layout.xaxis2.title.text) == (
+        "layer · resid_post",
+        "layer · attn_out",
+    )
+    lacking = strength_map(swept(("resid_post",)).query("not (layer == 0 and alpha == 1)"), metric="prob", theme=theme)
+    assert np.isnan(np.asarray(lacking.data[0].z)[0, 0])
+    for wrong, said in (("speed", "metric is 'speed'"), ("logprob", "lacks the columns logprob")):
+        with pytest.raises(ValueError, match=said):
+            strength_map(swept(), metric=wrong)
+
+
 def test_curves_average_tasks_and_draw_strength_zero_as_a_dashed_line() -> None:
     other = swept().assign(accuracy=1.0)
     none = pd.DataFrame([{"layer": 0, "alpha": 0.0, "site": "resid_post", "accuracy": 0.25, "prob": 0.0, "n": 20}])
     figure = strength_curves(pd.concat([swept(), other, none], ignore_index=True))
     assert list(figure.data[0].y) == pytest.approx([0.505, 0.555, 0.605])
     assert {shape.y0 for shape in figure.layout.shapes} == {0.25}
-    assert "dashed: no vector" in figure.layout.title.text
+    assert figure.data[-1].name == "no vector" and figure.data[-1].line.dash == "dash"
 
 
 def test_curves_say_what_a_wrong_table_lacks() -> None:

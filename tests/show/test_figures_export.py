@@ -177,7 +177,7 @@ def test_every_kind_of_file_is_known_by_its_content(folder: Path) -> None:
         "run-scores", "run-forgetting", "run-training", "run-forgotten", "run-forgotten-along", "run-dynamics",
         "run-drift", "run-causal", "run-guidance", "run-attention", "judged-conditions", "judged-conditions-by_k",
         "judged-conditions-necessity", "judged-conditions-vectors", "judged-matrix", "watched-attention",
-        "watched-attention-clean",
+        "watched-attention-clean", "run-strengths-map",
     }  # fmt: skip
     assert {one.name for one in drawings if one.table} == {
         "run-conditions", "run-methods", "run-tuning", "run-claims", "judged-conditions"
@@ -228,7 +228,7 @@ def test_a_whole_disk_is_no_folder_of_results(tmp_path: Path, monkeypatch: pytes
 
 def test_figures_are_the_same_every_time(folder: Path) -> None:
     first, second = figures_of(folder), figures_of(folder)
-    assert len(first) == 24
+    assert len(first) == 25
     assert {name: figure.to_json() for name, figure in first.items()} == {
         name: figure.to_json() for name, figure in second.items()
     }

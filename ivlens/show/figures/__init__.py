@@ -15,7 +15,7 @@ from ivlens.show.figures.necessity import necessity_plot
 from ivlens.show.figures.other_vectors import other_vectors_plot
 from ivlens.show.figures.paper import for_paper
 from ivlens.show.figures.similarity import similarity_matrix, similarity_order
-from ivlens.show.figures.sweeps import strength_curves
+from ivlens.show.figures.sweeps import strength_curves, strength_map
 from ivlens.show.figures.theme import DARK, LIGHT, Theme, write_figure
 from ivlens.show.figures.tokens import attention_tokens
 from ivlens.show.figures.training import forgetting_against_learning, training_curves
@@ -47,6 +47,7 @@ __all__ = [
     "similarity_matrix",
     "similarity_order",
     "strength_curves",
+    "strength_map",
     "training_curves",
     "write_figure",
 ]

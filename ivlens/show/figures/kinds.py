@@ -24,7 +24,7 @@ from ivlens.show.figures.paper import Drawing
 from ivlens.show.figures.rows import grouped, interval_kinds, rows_of
 from ivlens.show.figures.similarity import similarity_matrix
 from ivlens.show.figures.study_kinds import STUDY_KINDS
-from ivlens.show.figures.sweeps import strength_curves
+from ivlens.show.figures.sweeps import strength_curves, strength_map
 from ivlens.show.figures.tables import tuning_table
 from ivlens.show.figures.tokens import attention_tokens
 from ivlens.show.figures.tokens import inches_of as inches_of_tokens
@@ -161,6 +161,10 @@ def _curves(name: str, file: Found) -> Iterator[Drawing]:
 def _strengths(name: str, file: Found) -> Iterator[Drawing]:
     caption = "Accuracy on bare select inputs by layer, one line per strength; dashed: no vector."
     yield Drawing(name, caption, strength_curves(file.frame), width="page", inches=2.5)
+    caption = "Accuracy on bare select inputs by layer (columns) and strength (rows); outlined: the best setting."
+    n_alphas, wide = count(file.frame, "alpha"), count(file.frame, "layer") > 6 or count(file.frame, "site") > 1
+    figure = strength_map(file.frame)
+    yield Drawing(f"{name}-map", caption, figure, width="page" if wide else "column", inches=0.8 + 0.25 * n_alphas)
 
 
 def _training(name: str, file: Found) -> Iterator[Drawing]:
