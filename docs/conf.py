@@ -57,6 +57,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
     "sphinx_copybutton",
 ]
 exclude_patterns = ["_build"]
@@ -81,6 +82,7 @@ copybutton_prompt_is_regexp = True
 
 # The package writes docstrings in Markdown's manner: a word in single backquotes is code.
 default_role = "code"
+maximum_signature_line_length = 60  # longer signatures have a line for each parameter
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autosummary_generate = True

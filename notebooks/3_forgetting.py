@@ -67,24 +67,15 @@ columns = ["instruction_before", "instruction_after", "knowledge_before", "knowl
 drops.query("measure == 'prob'").set_index("task")[[*columns, "excess_hi"]].round(2)
 
 # %%
-import plotly.graph_objects as go
+from ivlens.show.figures import forgetting_plot
 
-from ivlens.show.figures.theme import LIGHT, styled
-
-shown = drops.query("measure == 'prob'")
-bars = go.Figure()
-for kind, colour in (("instruction", LIGHT.accent), ("knowledge", LIGHT.control)):
-    reach = {"array": shown[f"{kind}_drop_hi"] - shown[f"{kind}_drop"],
-             "arrayminus": shown[f"{kind}_drop"] - shown[f"{kind}_drop_lo"]}  # fmt: skip
-    bars.add_bar(name=kind, x=shown["task"], y=shown[f"{kind}_drop"], marker_color=colour, error_y=reach)
-styled(bars, LIGHT, "What was lost", "95 % interval over examples", height=340)
-bars.update_yaxes(title_text="drop of the answer's probability")
+forgetting_plot(drops, measure="prob")
 
 # %% [markdown]
-# **The bars.** How far the right answer's probability fell, asked with the instruction (blue) and in clozes (orange). If
-# the blue bars are longer, the model forgot to do what it is told more than it forgot what it knew. Read `excess` for the
-# verdict: an interval that includes zero leaves it open. In `pocket` knowledge falls too, unlike in the large models of the
-# papers, but much less.
+# **The lines.** How far the right answer's probability fell, from the open mark to the filled one: asked with the instruction
+# (blue), and in clozes (orange). If the blue lines are longer, the model forgot to do what it is told more than it forgot what
+# it knew. Read `excess` for the verdict: an interval that includes zero leaves it open. In `pocket` knowledge falls too, unlike
+# in the large models of the papers, but much less.
 #
 # ## Is the vector still there?
 #
@@ -95,24 +86,14 @@ dynamics = recorder.dynamics()
 dynamics.tasks.pivot(index="step", columns="task", values=["iv_cosine_fixed", "accuracy"]).round(2)
 
 # %%
-from plotly.subplots import make_subplots
+from ivlens.show.figures import dynamics_curves
 
-lines = make_subplots(rows=1, cols=2, horizontal_spacing=0.12)
-for task, dash, symbol in zip(OLD, ("solid", "dash", "dot"), ("circle", "square", "diamond"), strict=True):
-    rows = dynamics.tasks.query("task == @task")
-    for column, value in ((1, "iv_cosine_fixed"), (2, "accuracy")):
-        lines.add_scatter(x=rows["step"], y=rows[value], name=task, row=1, col=column, showlegend=column == 1,
-                          mode="lines+markers", line={"color": LIGHT.accent, "dash": dash},
-                          marker={"symbol": symbol, "size": 8})  # fmt: skip
-styled(lines, LIGHT, "The vector and the behaviour", "same heads throughout · select inputs", height=360)
-lines.update_xaxes(title_text="training step").update_yaxes(range=[-0.05, 1.05])
-lines.update_yaxes(title_text="cosine with the vector before", row=1, col=1)
-lines.update_yaxes(title_text="accuracy (share of prompts)", row=1, col=2)
+dynamics_curves(dynamics.tasks)
 
 # %% [markdown]
-# **Two panels.** Left: how far each task's vector has turned away from where it was. Right: what the model still does. The
-# papers found, in large models, that the left stays high while the right collapses: the vector survives, unused. Here, with
-# a high learning rate, it turns as well.
+# **Two panels.** Left: what the model still does. Right: how far each task's vector has turned away from where it was, beside
+# how alike vectors of two halves of the prompts are, and those of different tasks. The papers found, in large models, that the
+# right stays high while the left collapses: the vector survives, unused. Here, with a high learning rate, it turns as well.
 #
 # ## Written, read, restored?
 #
@@ -130,20 +111,13 @@ table = pd.DataFrame({name: {what: value[0] for what, value in found.items()} fo
 table.round(2)
 
 # %%
-names = {"baseline": ("no vector", "line-ns-open", LIGHT.text), "iv": ("the vector", "circle", LIGHT.accent),
-         "control": ("its strongest control", "square", LIGHT.control),
-         "clean": ("with the instruction", "circle-open", LIGHT.text)}  # fmt: skip
-dots = go.Figure()
-for name, (label, symbol, colour) in names.items():
-    dots.add_scatter(x=table[name], y=table.index, name=label, mode="markers",
-                     marker={"symbol": symbol, "size": 12, "color": colour, "line": {"width": 2, "color": colour}})  # fmt: skip
-styled(dots, LIGHT, "Is the vector written, read, and does it restore?", "means over tasks, test inputs", height=300)
-dots.update_xaxes(title_text="accuracy (share of prompts)", range=[-0.03, 1.03])
-dots.update_yaxes(autorange="reversed", automargin=True)
+from ivlens.show.figures import causal_plot
+
+causal_plot(pd.concat([test.frame() for test in tests]))
 
 # %% [markdown]
-# **The marks.** In each row the blue circle has to be clearly right of the orange square, which is the best of all controls
-# (random vectors, random heads, other tasks' vectors), for the test to say yes. *Written and read, while the instructed model
+# **The marks.** Large ones are means over tasks. In each row the blue circle has to be clearly right of all orange marks, the
+# controls, for the test to say yes. *Written and read, while the instructed model
 # fails*, is what the papers call an overlaid instruction, as opposed to an erased one. Few prompts, three draws and one seed are
 # a quick look: `n_draws=19` and several seeds are needed before you believe it.
 #

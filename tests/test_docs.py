@@ -35,3 +35,17 @@ def test_every_public_name_is_in_the_reference() -> None:
 def test_the_start_page_leads_to_every_guide() -> None:
     start = (DOCS / "index.md").read_text(encoding="utf-8")
     assert not [page.stem for page in PAGES[1:] if f"guide/{page.stem}\n" not in start]
+
+
+def test_short_answers_are_short_and_lead_on() -> None:
+    text = (DOCS / "guide" / "how.md").read_text(encoding="utf-8")
+    answers = re.split(r"^## ", text, flags=re.MULTILINE)[1:]
+    assert len(answers) >= 20
+    for answer in answers:
+        question = answer.split("\n", 1)[0]
+        code = re.findall(r"^```python\n(.*?)^```", answer, re.MULTILINE | re.DOTALL)
+        lines = [line for block in code for line in block.splitlines() if line.strip()]
+        assert question.startswith("… ") and question.endswith("?"), question
+        assert 1 <= len(lines) <= 8 and "](" in answer, question
+        places = re.findall(r"\]\(([\w./-]+)\)", answer)
+        assert all((DOCS / "guide" / place).exists() for place in places), question

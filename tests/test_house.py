@@ -20,7 +20,12 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 ROOMS = "common tasks prompts models forward effects vectors steering tuning analysis runs out show pocket cli".split()
 MOST_ROOMS = 16
 NO_ROOMS = {"__init__.py", "__main__.py", "py.typed", "data", "__pycache__"}
-DRAWS_ITSELF = ("plot", "_repr_html_")  # methods of results, which may import `show` when they are called
+DRAWS_ITSELF = (
+    "plot",
+    "plot_shares",
+    "pick",
+    "_repr_html_",
+)  # methods of results, which may import `show` when they are called
 
 
 def name_of(path: Path) -> str:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ivlens.prompts.recipe import PromptRecipe
     from ivlens.tasks.task import Task
 
-PAGE, TABLE, SCORES = "index.html", "attention.parquet", "scores.parquet"
+PAGE, FILE, TABLE, SCORES = "index.html", "attention.safetensors", "attention.parquet", "scores.parquet"
 
 
 @Parameter(name="*")
@@ -60,7 +60,8 @@ def attention(
     Args:
         task: Name of a built-in task, or the path of a file or folder that holds a task.
         out: Folder for index.html (a page with figure, table and prompts token by token), attention.parquet (the shares
-            of every head) and scores.parquet (both scores of all heads of the model).
+            of every head), scores.parquet (both scores of all heads of the model), and attention.safetensors (all of
+            it, for `HeadAttention.load` and `ivlens figures`).
         top: Number of heads to print. Of more heads those are printed that look most at what tells the task.
     """
     from ivlens.analysis.attention.looking import AttentionOptions, head_attention
@@ -114,7 +115,8 @@ def _write(found: "HeadAttention", out: Path) -> None:
 
     with filling(out) as scratch:
         found.frame().to_parquet(scratch / TABLE)
-        files = (TABLE,)
+        found.save(scratch / FILE)
+        files = (TABLE, FILE)
         if found.scores is not None:
             found.scores.frame().to_parquet(scratch / SCORES)
             files = (TABLE, SCORES)

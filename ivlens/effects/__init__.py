@@ -4,7 +4,8 @@ from ivlens.effects.again import measure_again
 from ivlens.effects.compare import HeadComparison, compare_heads
 from ivlens.effects.engines import METHODS, causal_indirect_effect
 from ivlens.effects.measure import EffectOptions, head_effects
-from ivlens.effects.results import HeadEffects, interval_over
+from ivlens.effects.over import interval_over
+from ivlens.effects.results import HeadEffects
 
 __all__ = [
     "METHODS",

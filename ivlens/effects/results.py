@@ -1,6 +1,6 @@
 """`HeadEffects`: the measured effects of all heads, with intervals, a table, a figure and a file."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -239,6 +239,21 @@ class HeadEffects:
         check_count("top", top, 0)
         return head_heatmap(self, top=top)
 
+    def pick(self, k: int = 10) -> Any:
+        """The map in a notebook's cell, on which heads are clicked in and out of a choice: `picked.vector()`.
+
+            >>> picked = effects.pick()  # the last line of a cell shows it; then: picked.heads, picked.vector()
+
+        Args:
+            k: How many of the strongest heads are chosen at first; 0: none.
+
+        Raises:
+            ImportError, RuntimeError: panel is not installed, or this is no notebook.
+        """
+        from ivlens.show.picking.opening import pick
+
+        return pick(self, k)
+
     def _repr_html_(self) -> str:
         from ivlens.show.tables import effects_html
 
@@ -284,17 +299,3 @@ class HeadEffects:
         device = device_of(device)
         tensors = {name: tensor for name in TENSORS if (tensor := getattr(self, name)) is not None}
         return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items()})
-
-
-def interval_over(effects: Sequence[HeadEffects], level: float = LEVEL) -> MapInterval:
-    """Interval of the mean of several maps, such as those of several seeds or tasks; each map counts as one value.
-
-    Two to five maps give a t interval, called descriptive; six and more a simultaneous one where that is possible.
-
-    Raises:
-        ValueError: no effects, or of models of different shapes.
-    """
-    shapes = {tuple(each.aie.shape) for each in effects}
-    if len(shapes) != 1:
-        raise ValueError(f"effects have the shapes {sorted(shapes)}, expected one or more maps of the same shape.")
-    return MapInterval.of(torch.stack([each.aie.cpu() for each in effects]), level, simultaneous=True)

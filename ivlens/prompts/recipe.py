@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
-from html import escape
 from operator import index
 from typing import Any, Final, SupportsIndex
 
 from ivlens.common.arguments import checked
+from ivlens.common.html import facts, titled
 from ivlens.prompts.templates import TEMPLATES, PromptTemplate, find_template
 from ivlens.tasks.task import Task
 
@@ -199,8 +199,7 @@ class PromptRecipe:
         return f"template {template}, {told}, {shots} demonstrations, seed {self.seed}"
 
     def _repr_html_(self) -> str:
-        rows = "".join(f"<tr><th>{name}</th><td>{escape(str(value))}</td></tr>" for name, value in vars(self).items())
-        return f"<table><caption>PromptRecipe</caption>{rows}</table>"
+        return titled("PromptRecipe", facts(vars(self)))
 
 
 def plain_options(options: Any) -> dict[str, Any]:

@@ -1,14 +1,11 @@
-"""Small HTML tables by which notebooks show results.
+"""What notebooks show of results, as small HTML tables."""
 
-Whatever comes from a task, a model or a file is escaped, since a notebook would run the scripts in it.
-"""
-
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from html import escape
 from typing import Any
 
 from ivlens.analysis.attention.results import HeadAttention
-from ivlens.common.names import shown
+from ivlens.common.html import facts, table, titled
 from ivlens.effects.compare import HeadComparison
 from ivlens.effects.results import HeadEffects
 from ivlens.forward.finding import PromptSearch
@@ -16,23 +13,22 @@ from ivlens.models.mixers import head_labels
 from ivlens.tasks.task import Task
 from ivlens.vectors.vector import InstructionVector
 
-N_HEADS, N_EXAMPLES, N_INSTRUCTIONS, MOST_LETTERS = 10, 3, 3, 160
+N_HEADS, N_EXAMPLES, N_INSTRUCTIONS = 10, 3, 3
 
 
 def effects_html(effects: HeadEffects) -> str:
     """An HTML table of the strongest heads with their effects and intervals, below a table of what was measured."""
     rows = effects.to_frame().head(N_HEADS).to_dict("records")
     head, heads = head_cells(rows, "" if effects.again is None else effects.again.split)
-    facts = {
+    about = {
         "model": effects.model,
         "prompts": f"{len(effects.cie)} corrupted ({', '.join(sorted(set(effects.corruptions)))}); {effects.recipe}",
         "score": f"{effects.settings.get('score', '')}, method {effects.settings.get('method', '')}",
         **({"the model itself": effects.ability} if effects.ability else {}),
         **({"taken away": effects.taken} if effects.taken else {}),
     }
-    table = _table(head, heads)
     warnings = "".join(f"<p><b>Warning:</b> {escape(text)}</p>" for text in effects.warnings)
-    return _titled(f"Head effects of {effects.task}", warnings + _facts(facts) + table)
+    return titled(f"Head effects of {effects.task}", warnings + facts(about) + table(head, heads))
 
 
 def head_cells(rows: Sequence[Mapping[Hashable, Any]], again: str = "") -> tuple[list[str], list[list[str]]]:
@@ -63,28 +59,28 @@ def _effect(row: Mapping[Hashable, Any], ending: str = "") -> list[str]:
 
 def vector_html(vector: InstructionVector) -> str:
     """An HTML table of a vector: its model, heads, norm and the prompts it was made from."""
-    facts = {
+    about = {
         "model": vector.model,
         "heads": " ".join(head_labels(vector.heads, vector.model.n_heads)) or "none: trained or computed",
         "norm": f"{vector.norm:.4g}",
         "prompts": vector.recipe or "not recorded, or of several recipes",
     }
     if "used_with" in vector.settings:
-        facts["used with"] = f"{vector.settings['used_with'].get('name')}, which has other weights"
-    return _titled(f"Instruction Vector of {vector.task}", _facts(facts))
+        about["used with"] = f"{vector.settings['used_with'].get('name')}, which has other weights"
+    return titled(f"Instruction Vector of {vector.task}", facts(about))
 
 
 def task_html(task: Task) -> str:
     """An HTML table of a task: counts, a few examples and a few instructions."""
-    facts = {
+    about = {
         "examples": len(task.examples),
         "instructions": "one text with the input" if task.fused else _some(task.instructions),
         "skipped": len(task.skipped),
         "source": task.source,
     }
     examples = [(each.input, " | ".join(each.answers)) for each in task.examples[:N_EXAMPLES]]
-    table = _table(("input", "answers"), examples)
-    return _titled(f"Task {task.name}", _facts({name: value for name, value in facts.items() if value}) + table)
+    known = {name: value for name, value in about.items() if value}
+    return titled(f"Task {task.name}", facts(known) + table(("input", "answers"), examples))
 
 
 def search_html(search: PromptSearch) -> str:
@@ -99,9 +95,9 @@ def search_html(search: PromptSearch) -> str:
         for row in search.table.to_dict("records")
     ]
     head = ("template", "demonstrations", "instruction", "clean (95 %)", "bare (95 %)", "inputs", "tokens")
-    facts = {"model": search.model, "best": search.best, "warning": search.warning}
-    about = _facts({name: value for name, value in facts.items() if value})
-    return _titled(f"Forms of prompt for {search.task}", about + _table(head, rows))
+    about = {"model": search.model, "best": search.best, "warning": search.warning}
+    known = facts({name: value for name, value in about.items() if value})
+    return titled(f"Forms of prompt for {search.task}", known + table(head, rows))
 
 
 def attention_html(found: HeadAttention) -> str:
@@ -109,18 +105,18 @@ def attention_html(found: HeadAttention) -> str:
     shares = found.table()
     most = N_HEADS * len(found.prompts)
     rows = [[*row[:2], *("–" if value != value else f"{value:.2f}" for value in row[2:])] for row in shares.to_numpy()]
-    facts: dict[str, Any] = {
+    about: dict[str, Any] = {
         "model": found.model,
         "prompts": ", ".join(f"{len(one.inputs)} {kind}" for kind, one in found.looked.items()),
         "recipe": found.recipe,
         **({"heads": f"{len(found.heads)}, of which the first {N_HEADS} are shown"} if len(rows) > most else {}),
     }
-    return _titled(f"Where heads look: {found.task}", _facts(facts) + _table(map(str, shares.columns), rows[:most]))
+    return titled(f"Where heads look: {found.task}", facts(about) + table(map(str, shares.columns), rows[:most]))
 
 
 def comparison_html(found: HeadComparison) -> str:
     """An HTML table of which heads two measurements share."""
-    facts = {
+    about = {
         "first": found.first,
         "second": found.second,
         f"shared, of {found.k}": f"{found.overlap} (by chance {found.expected:.2f}, p = {found.p:.2g})",
@@ -131,32 +127,10 @@ def comparison_html(found: HeadComparison) -> str:
         "of the second alone": found.labels(found.only_second) or "none",
     }
     warnings = "".join(f"<p><b>Warning:</b> {escape(text)}</p>" for text in found.warnings)
-    return _titled("Strongest heads of two measurements", warnings + _facts(facts))
+    return titled("Strongest heads of two measurements", warnings + facts(about))
 
 
 def _some(texts: tuple[str, ...]) -> str:
     """The first few of these texts in one cell, and how many more there are."""
     more = len(texts) - N_INSTRUCTIONS
     return " | ".join(texts[:N_INSTRUCTIONS]) + (f" | and {more} more" if more > 0 else "") if texts else "none"
-
-
-def _titled(title: str, content: str) -> str:
-    return f"<div><p><b>{_cell(title)}</b></p>{content}</div>"
-
-
-def _facts(facts: Mapping[str, Any]) -> str:
-    """A table of two columns: the name of each fact and its value."""
-    rows = "".join(f"<tr><th>{_cell(name)}</th><td>{_cell(value)}</td></tr>" for name, value in facts.items())
-    return f"<table>{rows}</table>"
-
-
-def _table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
-    top = "".join(f"<th>{_cell(name)}</th>" for name in head)
-    body = "".join(f"<tr>{''.join(f'<td>{_cell(value)}</td>' for value in row)}</tr>" for row in rows)
-    return f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def _cell(value: Any) -> str:
-    """The content of a cell: one line of at most `MOST_LETTERS` letters, escaped for HTML."""
-    text = shown(value)  # writes control characters out
-    return escape(text if len(text) <= MOST_LETTERS else text[: MOST_LETTERS - 1] + "…")

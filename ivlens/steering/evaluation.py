@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ivlens.common.arguments import checked
+from ivlens.common.html import of_frame
 from ivlens.prompts.recipe import PromptRecipe
 from ivlens.steering.summary import Judged, Setting, beside, summary
 
@@ -124,7 +125,7 @@ class Evaluation:
         return f"Evaluation({self.settings.get('task', '')!r}: {scores}; layer {layer}, alpha {alpha:g}, {site})"
 
     def _repr_html_(self) -> str:
-        return self._shown().to_html(index=False, border=0, na_rep="")
+        return of_frame(self._shown(), f"Accuracy by condition: {self.settings.get('task', '')}")
 
 
 def _compared(one: Judged, named: Mapping[tuple[str, str], Judged]) -> dict[str, Any]:

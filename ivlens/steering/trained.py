@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ivlens.common.arguments import checked
+from ivlens.common.html import of_frame
 from ivlens.common.progress import showing_progress
 from ivlens.forward.asking import prompts_for
 from ivlens.models.boot import ModelRef, TransformerBridge
@@ -61,7 +62,7 @@ class TrainedVector:
         return f"{self!r}\n{self._shown().to_string(index=False, na_rep='')}"
 
     def _repr_html_(self) -> str:
-        return self._shown().to_html(index=False, border=0, na_rep="")
+        return of_frame(self._shown(), "A vector trained by gradient: scores along its training")
 
     def _shown(self) -> "pd.DataFrame":
         return self.curve.round(2)

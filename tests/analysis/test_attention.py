@@ -10,7 +10,7 @@ from families import CONFIGS
 
 import ivlens
 from ivlens import PromptRecipe, head_attention, head_effects, head_scores, load_model
-from ivlens.analysis.attention import SEGMENTS, AttentionOptions, ScoreOptions
+from ivlens.analysis.attention import SEGMENTS, AttentionOptions, HeadAttention, ScoreOptions
 from ivlens.analysis.attention.chosen import chosen_heads
 from ivlens.analysis.attention.looking import last_rows, with_sinks
 from ivlens.analysis.attention.scores import _diagonals
@@ -375,3 +375,55 @@ def test_known_heads_of_a_real_model(smollm2):
     for kind in ("clean", "shuffle"):
         assert found.share("L20H5", "answers", kind)[1] > 0.9
     assert isinstance(found.table(), pd.DataFrame)
+
+
+def test_what_was_saved_comes_back_with_its_tokens_scores_and_model(antonym, pocket, tmp_path):
+    path = antonym.save(tmp_path / "a.safetensors")
+    assert path.read_bytes() == antonym.save(tmp_path / "b.safetensors").read_bytes()
+    back = HeadAttention.load(path, pocket)
+    assert (back.heads, back.task, back.model, back.recipe) == (
+        antonym.heads, antonym.task, antonym.model, antonym.recipe
+    )  # fmt: skip
+    assert back.prompts == antonym.prompts == ("clean", "shuffle")
+    pd.testing.assert_frame_equal(back.frame(), antonym.frame())
+    pd.testing.assert_frame_equal(back.tokens("L2H1", 3, "shuffle"), antonym.tokens("L2H1", 3, "shuffle"))
+    assert torch.equal(back.pattern("L2H1"), antonym.pattern("L2H1"))
+    assert back.scores is not None and torch.equal(back.scores.induction, antonym.scores.induction)
+    with pytest.raises(ValueError, match="pattern needs the model"):
+        HeadAttention.load(path).pattern("L2H1")
+    bare = HeadAttention.load(replace(antonym, scores=None).save(tmp_path / "c.safetensors"))
+    assert bare.scores is None and bare.frame()["induction"].isna().all()
+
+
+def test_attention_of_another_model_is_refused(antonym, new_model, byte_level, tmp_path):
+    path = antonym.save(tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match="holds attention of .*, expected this model, which has"):
+        HeadAttention.load(path, new_model("llama", byte_level, n_ctx=64))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda one: {"shares": one.shares[:, :-1]}, r"shares.0 is \(8, 47, 7\) in torch.float32, not \(8, 48, 7\)"),
+        (lambda one: {"shares": one.shares.half()}, "in torch.float16"),
+        (lambda one: {"inputs": one.inputs[1:]}, r"not \(7, 48, 7\)"),
+        (lambda one: {"shown": (replace(one.shown[0], texts=("a",)),)}, "do not belong together"),
+        (lambda one: {"shown": (replace(one.shown[0], segments=("query",)),)}, "do not belong together"),
+        (lambda one: {"shown": one.shown * 2}, "shows 16 of 8 prompts"),
+    ],
+)
+def test_a_file_that_does_not_fit_together_is_refused(antonym, tmp_path, change, said):
+    clean = antonym.looked["clean"]
+    broken = replace(antonym, looked={"clean": replace(clean, **change(clean))})
+    with pytest.raises(ValueError, match=said):
+        HeadAttention.load(broken.save(tmp_path / "broken.safetensors"))
+
+
+def test_other_files_are_no_attention(antonym, tmp_path):
+    with pytest.raises(FileNotFoundError, match="expected one written by HeadAttention.save"):
+        HeadAttention.load(tmp_path / "none")
+    (tmp_path / "text").write_text("text")
+    with pytest.raises(ValueError, match="expected a file written by HeadAttention.save"):
+        HeadAttention.load(tmp_path / "text")
+    with pytest.raises(ValueError, match="names no heads, or heads that the model does not have"):
+        HeadAttention.load(replace(antonym, heads=((99, 0),) * 48).save(tmp_path / "x"))

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from test_cli import asked, common, place, refused, run  # noqa: F401 - fixtures, too
 
+from ivlens.analysis.attention import HeadAttention
 from ivlens.cli.main import main
 
 
@@ -25,7 +26,10 @@ def test_it_prints_the_heads_and_writes_a_page_and_tables(place, tmp_path, capsy
     rows = [line.split() for line in text.splitlines() if line.startswith("L")]
     assert len(rows) == 6 and [row[1] for row in rows] == ["clean", "shuffle"] * 3
     assert "3 of 12 heads: those that look most at what tells the task; all are in attention.parquet" in text
-    assert sorted(path.name for path in out.iterdir()) == ["attention.parquet", "index.html", "scores.parquet"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "attention.parquet", "attention.safetensors", "index.html", "scores.parquet"
+    ]  # fmt: skip
+    assert HeadAttention.load(out / "attention.safetensors").prompts == ("clean", "shuffle")
     frame = pd.read_parquet(out / "attention.parquet")
     assert len(frame) == 12 * 2 * 7 and set(frame["task"]) == {"next"}
     told = frame[(frame["prompts"] == "clean") & frame["segment"].isin(["inputs", "answers", "instruction"])]

@@ -2,17 +2,22 @@
 
 import json
 import re
+from dataclasses import replace
+from html import escape
 
 import pandas as pd
 import pytest
+import torch
 
 import ivlens
 from ivlens import PromptRecipe, head_attention
 from ivlens.analysis.attention import AttentionOptions
+from ivlens.analysis.attention.looked import LookedAt
 from ivlens.show.figures.attention import LOOKS, attention_bars
 from ivlens.show.figures.found import find_results
 from ivlens.show.figures.kinds import draw_all
-from ivlens.show.figures.theme import DARK
+from ivlens.show.figures.theme import DARK, LIGHT, colour_at
+from ivlens.show.figures.tokens import attention_tokens
 from ivlens.show.pages.attention import page, write_page
 
 
@@ -50,9 +55,88 @@ def test_a_few_heads_stay_in_their_order(found):
         ivlens.load_model("pocket"), ivlens.load_task("antonym"), ["L5H2", "L0H1"], n_prompts=4,
         options=AttentionOptions(scores=None),
     )  # fmt: skip
-    figure = some.plot()
+    figure = some.plot_shares()
     assert figure.layout.yaxis.ticktext == ("L5H2", "L0H1") and not figure.layout.annotations
     assert figure.layout.title.text.startswith("<b>Where heads look: antonym</b>")
+
+
+def texts_of(figure) -> list:
+    """The traces with the tokens of each head."""
+    return [trace for trace in figure.data if trace.mode == "text"]
+
+
+@pytest.mark.parametrize("theme", [LIGHT, DARK], ids=lambda theme: theme.name)
+def test_tokens_are_shaded_by_weight_and_lined_by_segment(found, theme):
+    figure = attention_tokens(found, ["L0H1"], prompts="shuffle", theme=theme)
+    (trace,) = texts_of(figure)
+    tokens = found.tokens("L0H1", 0, "shuffle")
+    assert len(trace.text) == len(tokens) == len(figure.layout.shapes) / 2
+    assert [text.replace("⏎", "").strip("␣") for text in trace.text] == [
+        escape(text.replace("\n", "").strip(" ")) for text in tokens["token"]
+    ]  # fmt: skip
+    assert [weight for _, weight in trace.customdata] == pytest.approx(tokens["weight"].tolist())
+    most = max(tokens["weight"][1:])
+    for token, ground, line in zip(
+        tokens.to_dict("records"), figure.layout.shapes[::2], figure.layout.shapes[1::2], strict=True
+    ):
+        assert ground.fillcolor == colour_at(((0.0, theme.surface), (1.0, theme.accent)), token["weight"] / most)
+        look = LOOKS[token["segment"]]
+        assert line.fillcolor == (look.light if theme is LIGHT else look.dark) and line.x0 == ground.x0
+    inside = [
+        shape.x0 <= x <= shape.x1 and shape.y0 <= y <= shape.y1
+        for x, y, shape in zip(trace.x, trace.y, figure.layout.shapes[::2], strict=True)
+    ]
+    assert all(inside), "texts stand on their own ground"
+    named = {entry.name for entry in figure.data if entry.name}
+    assert named == {LOOKS[name].label for name in set(tokens["segment"])}
+    bar = figure.data[-1].marker
+    assert (bar.cmin, bar.cmax, bar.colorbar.title.text) == (0, pytest.approx(most), "attention (share)")
+
+
+def test_one_result_draws_the_heads_that_look_at_the_task(found):
+    drawn = [note.text[3:].split("<")[0] for note in found.plot().layout.annotations]
+    frame = found.frame()
+    told = frame[(frame["prompts"] == "clean") & frame["segment"].isin(["instruction", "inputs", "answers"])]
+    assert drawn == list(told.groupby("label")["share"].sum().sort_values(ascending=False).index[:3])
+    assert len(texts_of(found.plot((0, 1)))) == len(texts_of(found.plot("l0h1"))) == 1
+    assert len(texts_of(found.plot(["L0H1", (5, 2)], prompt=1))) == 2
+    with pytest.raises(ValueError, match="head is 'L99H0', expected one of the heads that were watched"):
+        found.plot("L99H0")
+    with pytest.raises(ValueError, match="prompt is 6, expected a number below 6"):
+        found.plot("L0H1", 6)
+
+
+def test_short_prompts_stand_beside_one_another_and_long_ones_below(found):
+    clean = found.looked["clean"]
+    short = replace(clean.shown[0], texts=tuple("ab\n"[at % 3] for at in range(len(clean.shown[0].texts))))
+    beside = texts_of(replace(found, looked={"clean": replace(clean, shown=(short,))}).plot())
+    assert len({min(trace.y) for trace in beside}) == 1 and min(beside[1].x) > max(beside[0].x)
+    long = replace(clean.shown[0], texts=tuple(f" {text}{'x' * 20}" for text in clean.shown[0].texts))
+    below = texts_of(replace(found, looked={"clean": replace(clean, shown=(long,))}).plot())
+    assert len(below) == 3 and max(below[1].y) < min(below[0].y)
+    assert max(max(trace.x) for trace in below) < 84, "lines end where they are full"
+
+
+def test_of_a_very_long_prompt_its_end_is_drawn_and_html_stays_text(found):
+    clean, n = found.looked["clean"], 1000
+    many = LookedAt(
+        tuple(range(n)), tuple(f"<b>{number}</b>" for number in range(n)), ("query",) * n, torch.ones(48, n) / n
+    )
+    figure = replace(found, looked={"clean": replace(clean, shown=(many,))}).plot("L0H0")
+    (trace,) = texts_of(figure)
+    assert len(trace.text) == 400 and trace.text[-1] == "&lt;b&gt;999&lt;/b&gt;"
+    assert "the last 400 of 1000 tokens" in figure.layout.title.text
+
+
+def test_a_saved_result_is_drawn_by_the_command_with_scores_beside_the_bars(found, tmp_path):
+    found.save(tmp_path / "x.safetensors")
+    found.frame().to_parquet(tmp_path / "attention.parquet")
+    drawings, unknown = draw_all(find_results(tmp_path))
+    assert [drawing.name for drawing in drawings] == ["attention", "attention-clean", "attention-shuffle"]
+    assert not unknown, "the table shows less than the file"
+    printed = drawings[0].printed()
+    longest = max(len(note.text) for note in printed.layout.annotations)
+    assert printed.layout.margin.r > 4.5 * longest, "scores need room beside the bars"
 
 
 def test_wrong_tables_are_refused(found):

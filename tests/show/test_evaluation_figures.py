@@ -83,7 +83,8 @@ def test_accuracy_goes_along_the_number_of_heads(theme) -> None:
     (band,) = [one for one in figure.data if one.fill == "toself" and len(one.x) == 6]
     assert list(band.y) == pytest.approx([0.4, 0.7, 0.9, 0.7, 0.5, 0.2]), "upper ends there, lower ends back"
     assert {(shape.y0, shape.line.dash) for shape in figure.layout.shapes} == {(0.9, "dot"), (0.05, "dash")}
-    assert "Wilson 95 %" in figure.layout.title.text and figure.data[-1].name == vector.name, "drawn on top"
+    assert "Wilson 95 %" in figure.layout.title.text and figure.data[-3].name == vector.name, "drawn on top"
+    assert {(one.name, one.line.dash) for one in figure.data[-2:]} == {("bare input", "dash"), ("clean prompt", "dot")}
 
 
 def test_every_task_has_a_panel_and_the_legend_each_name_once() -> None:
@@ -144,7 +145,7 @@ def test_every_way_stands_beside_its_own_controls(theme) -> None:
     assert list(named(figure, "random directions").x) == [0.1, 0.12, 0.13]
     assert list(named(figure, "random heads").x) == [0.2, 0.04]
     assert list(named(figure, "trained on permuted answers").x) == [0.01]
-    places = [y for trace in figure.data for y in trace.y or ()]
+    places = [y for trace in figure.data for y in trace.y or () if y is not None]
     assert len(places) == len(set(places)) == 12, "no mark hides another"
     assert list(vector.y) == sorted(vector.y, reverse=True)
     assert {shape.x0 for shape in figure.layout.shapes if shape.x0 == shape.x1} == {0.9, 0.05}

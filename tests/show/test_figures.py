@@ -4,6 +4,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,11 @@ from ivlens.show.figures import (
     Theme,
     condition_plot,
     head_heatmap,
+    head_maps,
     similarity_matrix,
     similarity_order,
     strength_curves,
+    strength_map,
     write_figure,
 )
 from ivlens.show.figures.conditions import LOOKS
@@ -52,6 +55,16 @@ def effects(score: str = "prob", measured: int = 12) -> HeadEffects:
         model=IDENTITY,
         settings={"score": score},
     )
+
+
+def holding(cie: torch.Tensor) -> HeadEffects:
+    """Effects of a model of another shape, or on other prompts."""
+    n, n_layers, n_heads = cie.shape
+    return replace(
+        effects(), cie=cie, mean_z=torch.zeros(n_layers, n_heads, 4), mean_z_corrupted=None,
+        write_scale=torch.ones(n_layers, 16), base_scores=torch.zeros(n), corruptions=("drop",) * n,
+        inputs=tuple(map(str, range(n))),
+    )  # fmt: skip
 
 
 def vector(task: str, *direction: float) -> InstructionVector:
@@ -85,12 +98,65 @@ def judged(tasks: tuple[str, ...] = ("x", "y")) -> pd.DataFrame:
 def test_heatmap_shows_every_head_and_ranks_the_strongest(theme: Theme) -> None:
     found = effects()
     figure = head_heatmap(found, top=2, theme=theme)
-    heat, marks = figure.data
+    heat, covered, lines, ranks, *entries = figure.data
     assert np.allclose(heat.z, found.aie)
     assert heat.zmin == -heat.zmax and heat.zmax == pytest.approx(float(found.aie.abs().max()))
-    assert [(y, x, text) for x, y, text in zip(marks.x, marks.y, marks.text, strict=True)] == [(2, 3, "1"), (1, 0, "2")]
+    assert [(y, x, text) for x, y, text in zip(ranks.x, ranks.y, ranks.text, strict=True)] == [(2, 3, "1"), (1, 0, "2")]
+    assert lines.x[:5] == (2.5, 3.5, 3.5, 2.5, 2.5) and lines.y[:5] == (1.5, 1.5, 2.5, 2.5, 1.5)
+    assert lines.x[5] is None and len(lines.x) == 12
+    for ink, effect in zip(ranks.textfont.color, (0.4, 0.2), strict=True):
+        assert contrast(ink, colour_at(theme.diverging, (effect / heat.zmax + 1) / 2)) > 4
+    assert [entry.name for entry in entries] == [
+        "the 2 strongest heads, by rank", f"{found.interval(simultaneous=True).kind} interval includes 0"
+    ]  # fmt: skip
     assert figure.layout.xaxis.title.text == "head" and figure.layout.yaxis.title.text == "layer"
     assert figure.layout.paper_bgcolor == theme.surface
+
+
+@THEMES
+def test_heads_whose_interval_includes_zero_are_grey_and_no_others(theme: Theme) -> None:
+    found = effects()
+    low, high = found.interval(simultaneous=True)
+    covered = head_heatmap(found, theme=theme).data[1]
+    assert (np.isfinite(np.asarray(covered.z, dtype=float)) == ((low <= 0) & (high >= 0)).numpy()).all()
+    assert covered.colorscale[0][1] == theme.unsure and covered.hoverinfo == "skip"
+    assert not np.isfinite(np.asarray(covered.z, dtype=float))[[2, 1, 0], [3, 0, 0]].any(), "the three true ones"
+    one = holding(found.cie[:1])
+    assert [trace.type for trace in head_heatmap(one).data].count("heatmap") == 1, "one prompt says nothing of spread"
+
+
+def test_ranks_keep_off_heads_and_ranks_where_cells_are_small() -> None:
+    cie = 0.001 * torch.randn(8, 32, 32, generator=torch.Generator().manual_seed(0))
+    for rank, head in enumerate([(20, 5), (20, 6), (21, 5), (31, 31), (0, 0), (20, 31), (14, 24), (16, 20), (15, 19)]):
+        cie[:, head[0], head[1]] += 0.4 - 0.02 * rank
+    figure = head_heatmap(holding(cie))
+    *_, lines, ranks, _, _ = figure.data
+    heads = list(zip(lines.x[::6], lines.y[::6], strict=True))
+    places = list(zip(ranks.x, ranks.y, strict=True))
+    assert ranks.text == tuple(map(str, range(1, 11)))
+    for number, (x, y) in enumerate(places):
+        assert -0.5 < x < 31.5 and -0.5 < y < 31.5
+        assert not any(left < x < left + 1 and low < y < low + 1 for left, low in heads), "on a head"
+        assert not any(abs(x - u) < 1 and abs(y - v) < 0.7 for u, v in places[:number]), "on another rank"
+        left, low = heads[number]
+        assert abs(x - left - 0.5) < 2.2 and abs(y - low - 0.5) < 2.2, "far from its head"
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_maps_of_several_tasks_mark_as_one_map_does(kept: bool) -> None:
+    one, other = effects(), replace(effects(), task="synonym", cie=-effects().cie)
+    frame = pd.concat([one.to_frame(), other.to_frame()])
+    figure = head_maps(frame if kept else [one, other], top=2)
+    heats = [trace for trace in figure.data if trace.type == "heatmap"]
+    assert len(heats) == 4 and len({trace.zmax for trace in heats[::2]}) == 1
+    low, high = one.interval(simultaneous=True)
+    for covered in heats[1::2]:
+        assert (np.isfinite(np.asarray(covered.z, dtype=float)) == ((low <= 0) & (high >= 0)).numpy()).all()
+    ranks = [trace for trace in figure.data if trace.type == "scatter" and trace.mode == "text"]
+    assert [trace.text for trace in ranks] == [("1", "2")] * 2
+    assert "interval includes 0" in figure.data[-1].name and figure.layout.showlegend
+    bare = head_maps(frame.drop(columns=["low", "high"]))
+    assert len([trace for trace in bare.data if trace.type == "heatmap"]) == 2, "nothing is grey without intervals"
 
 
 @pytest.mark.parametrize(("score", "unit"), [("prob", "probability"), ("logprob", "nats"), ("logit_diff", "logits")])
@@ -100,10 +166,11 @@ def test_heatmap_names_the_unit(score: str, unit: str) -> None:
 
 def test_heatmap_leaves_unmeasured_heads_blank_and_shares_a_scale() -> None:
     figure = head_heatmap(effects(measured=5), top=10, limit=0.5, show_scale=False)
-    heat, marks = figure.data
-    assert np.isnan(np.asarray(heat.z)[2]).all() and len(marks.x) == 5
+    heat, covered, _, ranks, entry, _ = figure.data
+    assert np.isnan(np.asarray(heat.z)[2]).all() and len(ranks.x) == 5 and "the 5 strongest" in entry.name
+    assert np.isnan(np.asarray(covered.z, dtype=float)[2]).all(), "what was not measured is blank, not grey"
     assert (heat.zmin, heat.zmax, heat.showscale) == (-0.5, 0.5, False)
-    assert len(head_heatmap(effects(), top=0).data) == 1
+    assert [trace.type for trace in head_heatmap(effects(), top=0).data] == ["heatmap", "heatmap", "scatter"]
 
 
 def test_alike_vectors_stand_side_by_side() -> None:
@@ -137,13 +204,36 @@ def test_curves_have_a_line_for_each_strength_and_a_panel_for_each_site() -> Non
     assert not figure.layout.shapes
 
 
+@THEMES
+def test_the_map_of_settings_outlines_the_best(theme: Theme) -> None:
+    frame = pd.concat([swept(), swept().assign(accuracy=lambda rows: rows["accuracy"] + 0.2)])
+    frame = pd.concat([frame, swept().assign(alpha=0.0, accuracy=0.9)])
+    figure = strength_map(frame, theme=theme)
+    first, second = figure.data
+    assert list(first.x) == ["0", "1", "2"] and list(first.y) == ["1", "2", "4"], "without a vector: no row of the map"
+    assert np.asarray(first.z)[2, 1] == pytest.approx(0.1 + 0.04 + 0.1), "the mean of both tables"
+    assert (first.zmin, first.zmax) == (0, 1) and first.colorbar.title.text == "accuracy" and len(second.z) == 3
+    assert "outlined: the best, layer 2, strength 4, resid_post: 0.34" in figure.layout.title.text
+    frames = [(shape.x0, shape.y0, shape.xref) for shape in figure.layout.shapes]
+    assert frames == [(1.5, 1.5, "x")] * 2 and figure.layout.yaxis.title.text == "strength α"
+    assert (figure.layout.xaxis.title.text, figure.layout.xaxis2.title.text) == (
+        "layer · resid_post",
+        "layer · attn_out",
+    )
+    lacking = strength_map(swept(("resid_post",)).query("not (layer == 0 and alpha == 1)"), metric="prob", theme=theme)
+    assert np.isnan(np.asarray(lacking.data[0].z)[0, 0])
+    for wrong, said in (("speed", "metric is 'speed'"), ("logprob", "lacks the columns logprob")):
+        with pytest.raises(ValueError, match=said):
+            strength_map(swept(), metric=wrong)
+
+
 def test_curves_average_tasks_and_draw_strength_zero_as_a_dashed_line() -> None:
     other = swept().assign(accuracy=1.0)
     none = pd.DataFrame([{"layer": 0, "alpha": 0.0, "site": "resid_post", "accuracy": 0.25, "prob": 0.0, "n": 20}])
     figure = strength_curves(pd.concat([swept(), other, none], ignore_index=True))
     assert list(figure.data[0].y) == pytest.approx([0.505, 0.555, 0.605])
     assert {shape.y0 for shape in figure.layout.shapes} == {0.25}
-    assert "dashed: no vector" in figure.layout.title.text
+    assert figure.data[-1].name == "no vector" and figure.data[-1].line.dash == "dash"
 
 
 def test_curves_say_what_a_wrong_table_lacks() -> None:
@@ -192,12 +282,20 @@ def contrast(one: str, other: str) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
+def _apart(one: str, other: str) -> float:
+    """The distance of two colours in RGB, each channel from 0 to 255."""
+    parts = [[int(each[at : at + 2], 16) for at in (1, 3, 5)] for each in (one, other)]
+    return sum((a - b) ** 2 for a, b in zip(*parts, strict=True)) ** 0.5
+
+
 @THEMES
 def test_colours_are_legible_and_ordered_in_grey(theme: Theme) -> None:
     assert contrast(theme.text, theme.surface) > 7 and contrast(theme.muted, theme.surface) > 4.5
     assert min(contrast(colour, theme.surface) for colour in (theme.accent, theme.control)) > 4.5
     steps = [colour_at(theme.steps, at / 4) for at in range(5)]
     assert min(contrast(colour, theme.surface) for colour in steps) > 2
+    assert contrast(theme.text, theme.unsure) > 7, "ranks of grey heads"
+    assert min(_apart(theme.unsure, colour_at(theme.diverging, at / 20)) for at in range(21)) > 10
     greys = [luminance(colour) for colour in steps]
     assert greys == sorted(greys, reverse=theme is LIGHT)
     for at in range(21):

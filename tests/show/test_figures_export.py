@@ -2,6 +2,9 @@
 
 import json
 import logging
+import re
+import struct
+import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,11 +12,16 @@ from pathlib import Path
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
+import torch
 from test_evaluation_figures import two
-from test_figures import effects, judged, swept, vector
+from test_figures import IDENTITY, effects, judged, swept, vector
 
+from ivlens.analysis.attention import HeadAttention
+from ivlens.analysis.attention.looked import Looked, LookedAt
 from ivlens.cli.main import main
 from ivlens.common.store.store import MARK
+from ivlens.prompts.recipe import PromptRecipe
+from ivlens.show.figures.causal import guidance_plot
 from ivlens.show.figures.export import write_set
 from ivlens.show.figures.forgetting import forgetting_plot
 from ivlens.show.figures.found import find_results
@@ -22,7 +30,8 @@ from ivlens.show.figures.interventions import intervention_curves
 from ivlens.show.figures.kinds import KINDS_OF_RESULTS, draw_all
 from ivlens.show.figures.knowledge import drift_of_table, knowledge_curves
 from ivlens.show.figures.maps import head_maps
-from ivlens.show.figures.paper import INCHES, PX_PER_INCH, SMALLEST, for_paper
+from ivlens.show.figures.metadata import PX_PER_INCH, sized, titled
+from ivlens.show.figures.paper import INCHES, SMALLEST, Paper, for_paper
 from ivlens.show.figures.tables import claims_table, condition_table
 from ivlens.show.figures.training import forgetting_against_learning, front
 
@@ -85,6 +94,16 @@ def looks() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def watched() -> HeadAttention:
+    """Where one head looks in one prompt."""
+    shown = LookedAt(
+        (0, 1, 2), ("Say", " it", ":"), ("start", "instruction", "template"), torch.tensor([[0.2, 0.7, 0.1]])
+    )
+    shares = torch.tensor([[[0.2, 0.7, 0.0, 0.0, 0.0, 0.1, 0.0]]])
+    settings = {"recipe": PromptRecipe().to_dict()}
+    return HeadAttention(((1, 2),), {"clean": Looked(shares, ("big",), (shown,))}, None, "one", IDENTITY, settings)
+
+
 def study_tables() -> dict[str, pd.DataFrame]:
     """What `ivlens forget`, `dynamics` and `study` write, two checkpoints and two tasks."""
     tasks, kinds = ("one", "two", "all tasks"), ("instruction", "knowledge")
@@ -130,6 +149,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "j": pd.DataFrame({"task": ["x_y"], "role": ["new"], "before": [0.1], "after": [0.75]}),
         "k": pd.DataFrame({"something": ["else"]}), "r": looks(), **study_tables(),
     }  # fmt: skip
+    watched().save(root / "watched" / "x.safetensors")
     evaluation = root / "judged"
     evaluation.mkdir()
     two().to_parquet(evaluation / "rows.parquet")
@@ -156,7 +176,8 @@ def test_every_kind_of_file_is_known_by_its_content(folder: Path) -> None:
         "heads", "similarity", "run-heads", "run-intervention", "run-conditions", "run-strengths", "run-methods",
         "run-scores", "run-forgetting", "run-training", "run-forgotten", "run-forgotten-along", "run-dynamics",
         "run-drift", "run-causal", "run-guidance", "run-attention", "judged-conditions", "judged-conditions-by_k",
-        "judged-conditions-necessity", "judged-conditions-vectors", "judged-matrix",
+        "judged-conditions-necessity", "judged-conditions-vectors", "judged-matrix", "watched-attention",
+        "watched-attention-clean", "run-strengths-map",
     }  # fmt: skip
     assert {one.name for one in drawings if one.table} == {
         "run-conditions", "run-methods", "run-tuning", "run-claims", "judged-conditions"
@@ -207,7 +228,7 @@ def test_a_whole_disk_is_no_folder_of_results(tmp_path: Path, monkeypatch: pytes
 
 def test_figures_are_the_same_every_time(folder: Path) -> None:
     first, second = figures_of(folder), figures_of(folder)
-    assert len(first) == 22
+    assert len(first) == 25
     assert {name: figure.to_json() for name, figure in first.items()} == {
         name: figure.to_json() for name, figure in second.items()
     }
@@ -231,7 +252,8 @@ def test_printed_figures_have_their_size_no_title_and_legible_fonts(folder: Path
         assert figure.layout.width in widths and figure.layout.title.text is None, name
         assert min(fonts(content)) >= SMALLEST, name
         heat_only = {trace.type for trace in figure.data} == {"heatmap"}
-        assert heat_only or figure.layout.xaxis.title.text, f"{name}: no title on its axis"
+        unseen = figure.layout.xaxis.visible is False
+        assert heat_only or unseen or figure.layout.xaxis.title.text, f"{name}: no title on its axis"
 
 
 def test_the_figure_for_screens_is_left_alone() -> None:
@@ -244,7 +266,7 @@ def test_the_figure_for_screens_is_left_alone() -> None:
 def test_every_vector_is_shown_at_its_own_best_strength() -> None:
     figure = intervention_curves(swept_beside_controls())
     lines = {trace.name: list(trace.y) for trace in figure.data if trace.name}
-    assert lines == {"Instruction Vector": [0.9] * 3, "random vectors": [0.2] * 3}
+    assert lines == {"Instruction Vector": [0.9] * 3, "random vectors": [0.2] * 3, "no vector": [None]}
     assert [shape.y0 for shape in figure.layout.shapes] == [0.25]
     low, high = figure.data[1].customdata[0]
     assert (round(low, 2), round(high, 2)) == (0.70, 0.97)  # Wilson's interval of 18 in 20
@@ -284,8 +306,8 @@ def test_a_caption_names_the_split_that_was_judged_on(tmp_path: Path) -> None:
 
 def test_tables_escape_names_and_carry_an_interval() -> None:
     table = condition_table(judged(("a_b&c",)))
-    assert r"a\_b\&c & 0.90 & 0.80 {\scriptsize [0.70, 0.90]}" in table
-    assert table.count(r"\\") == 2 and "mean" not in table
+    assert r"{\raggedright a\_\allowbreak{}b\&c\par} & 0.90 & 0.80 {\scriptsize [0.70, 0.90]}" in table
+    assert table.count("\\\\\n") == 2 and "mean" not in table
     assert r"\midrule" + "\nmean & 0.90" in condition_table(judged())
 
 
@@ -304,7 +326,7 @@ def test_the_study_in_figures() -> None:
     tables["n"].loc[tables["n"]["step"] > 0, "step"] = -1  # as of a checkpoint whose name has no number
     assert drift_of_table(tables["n"]).data[0].z[1, 2] == pytest.approx(0.6), "another one than the last is drawn"
     table = claims_table(tables["q"])
-    assert r"It falls\_more. & 5 \% & 0.70 {\scriptsize [0.50, 0.90]} & 0.50 & seen in pocket" in table
+    assert r"falls\_\allowbreak{}more.\par} & {\raggedright 5 \%\par} & 0.70 {\scriptsize [0.50, 0.90]} & 0.50" in table
 
 
 def test_a_damaged_file_is_left_out_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -340,7 +362,7 @@ def test_command_writes_html_that_works_offline(folder: Path, tmp_path: Path, ca
     assert 'src="plotly.min.js"' in text and "https://cdn" not in text and len(text) < 100_000
     assert (tmp_path / "plotly.min.js").stat().st_size > 1_000_000
     assert "`run-tuning.tex`: Accuracy on test inputs" in (tmp_path / "captions.md").read_text()
-    assert r"x\_y & new & 0.10 & 0.75" in (tmp_path / "run-tuning.tex").read_text()
+    assert r"x\_\allowbreak{}y\par} & new & 0.10 & 0.75" in (tmp_path / "run-tuning.tex").read_text()
 
 
 @pytest.mark.parametrize("browser", ["/bin/false", "no-browser-there", "stuck"])
@@ -379,14 +401,98 @@ def test_several_folders_start_names(folder: Path, tmp_path: Path) -> None:
     assert f"{folder.name}-run-training" in names and "other-heads" in names
 
 
-def test_pdf_has_the_printed_size_and_its_fonts(tmp_path: Path) -> None:
+def objects_of(pdf: bytes) -> tuple[bytes, dict[int, int]]:
+    """The last trailer of a PDF and where each object begins, read as the format says, from its end."""
+    places, last, at = dict[int, int](), b"", int(re.findall(rb"startxref\n(\d+)\n%%EOF\n?$", pdf)[0])
+    while at:
+        table = re.match(
+            rb"xref\n((?:\d+ \d+ ?\n(?:\d{10} \d{5} [nf] ?\n)+)+)trailer\n(<<.*?>>)\nstartxref", pdf[at:], re.DOTALL
+        )
+        assert table is not None, "a table of objects stands where the file says"
+        for first, rows in re.findall(rb"(\d+) \d+ ?\n((?:\d{10} \d{5} [nf] ?\n)+)", table[1]):
+            for number, (place, kind) in enumerate(re.findall(rb"(\d{10}) \d{5} ([nf])", rows), int(first)):
+                if kind == b"n":
+                    places.setdefault(number, int(place))
+        last = last or table[2]
+        before = re.search(rb"/Prev (\d+)", table[2])
+        at = int(before[1]) if before else 0
+    return last, places
+
+
+def test_pdf_has_the_printed_size_its_fonts_and_a_title_of_its_own(tmp_path: Path) -> None:
     pytest.importorskip("kaleido")
     if not find_browser():
         pytest.skip("needs Chromium (Debian: apt-get install --no-install-recommends chromium fonts-dejavu-core)")
     effects().save(tmp_path / "a.safetensors")
-    files, trouble = write_set(draw_all(find_results(tmp_path))[0], tmp_path / "out", ["pdf"])
-    assert not trouble and [path.name for path in files] == ["captions.md", "heads.pdf"]
+    drawings = draw_all(find_results(tmp_path, names={"antonym": "Gegenteile – 反义词"}))[0]
+    files, trouble = write_set(drawings, tmp_path / "out", ["pdf", "png"], Paper(column=3.0, page=6.0))
+    assert not trouble and [path.name for path in files] == ["captions.md", "heads.pdf", "heads.png"]
     content = (tmp_path / "out" / "heads.pdf").read_bytes()
-    assert b"/FontFile2" in content
+    assert b"/FontFile2" in content and b"CreationDate" not in content
     width = float(content.split(b"/MediaBox [0 0 ")[1].split()[0])
-    assert abs(width / 72 - INCHES["column"]) < 0.05
+    assert abs(width / 72 - 3.0) < 0.05
+    trailer, places = objects_of(content)
+    for number, place in places.items():
+        assert content[place:].startswith(b"%d 0 obj" % number), "every object is where the tables say"
+    told = int(re.search(rb"/Info (\d+) 0 R", trailer)[1])
+    title = re.match(rb"\d+ 0 obj\n<</Title <FEFF([0-9A-F]+)>", content[places[told] :])[1]
+    assert bytes.fromhex(title.decode()).decode("utf-16-be") == "Effect of each head: Gegenteile – 反义词"
+    assert int(re.search(rb"/Size (\d+)", trailer)[1]) == max(places) + 1
+    png = (tmp_path / "out" / "heads.png").read_bytes()
+    assert struct.unpack(">II", png[16:24])[0] == 900
+    at = png.index(b"pHYs")
+    assert struct.unpack(">IIB", png[at + 4 : at + 13]) == (11811, 11811, 1), "300 pixels per inch"
+    assert struct.unpack(">I", png[at + 13 : at + 17])[0] == zlib.crc32(png[at : at + 13]) and at == 37
+
+
+def test_files_that_are_built_otherwise_stay_as_they_are() -> None:
+    assert titled(b"%PDF-1.7\nstream without a table", "x") == b"%PDF-1.7\nstream without a table"
+    assert sized(b"no png", 2.0) == b"no png"
+
+
+def test_papers_have_widths_and_a_font_of_their_own(folder: Path, tmp_path: Path, capsys) -> None:
+    ask = ["figures", "--from", str(folder), "--out", str(tmp_path), "--format", "json", "--json"]
+    assert main([*ask, "--width", "3.03,6.3", "--font", "Times New Roman", "--rename", "x=The X & co."]) == 0
+    shown = json.loads((tmp_path / "judged-conditions.json").read_text())
+    assert shown["layout"]["width"] == round(96 * 6.3) and "The X & co." in shown["layout"]["yaxis"]["ticktext"]
+    assert shown["layout"]["font"]["family"].startswith("Times New Roman, Helvetica")
+    assert json.loads((tmp_path / "heads.json").read_text())["layout"]["width"] == round(96 * 3.03)
+    assert r"The X \& co." in (tmp_path / "judged-conditions.tex").read_text()
+    capsys.readouterr()
+    for wrong, said in {
+        ("--width", "wide"): "--width is 'wide', expected one or two numbers of inches, such as 3.25,6.75",
+        ("--width", "1,2,3"): "--width is '1,2,3', expected one or two numbers",
+        ("--width", "300"): "column is 300 inches, expected 1.5 to 20",
+        ("--font", "<script>"): "font is '<script>', expected names of fonts",
+        ("--rename", "x"): "--rename is 'x', expected a task and its label",
+        ("--rename", "zzz=a"): "renamed is 'zzz', expected a task of these results: ",
+    }.items():
+        assert main([*ask, *wrong]) == 2 and said in capsys.readouterr().err, wrong
+
+
+@pytest.mark.parametrize("name", ["/home/me/models/tuned", "owner/tuned", r"C:\models\tuned", "tuned"])
+def test_captions_hold_no_paths(name: str, tmp_path: Path) -> None:
+    replace(effects(), model=replace(IDENTITY, name=name)).save(tmp_path / "x.safetensors")
+    caption = draw_all(find_results(tmp_path))[0][0].caption
+    assert "every head of tuned on" in caption and "/" not in caption
+
+
+def test_every_colour_has_its_name_and_no_text_stands_on_a_curve(folder: Path) -> None:
+    """In the legend, on the axis or at a colour bar: colours of marks and lines that several conditions have."""
+    for name, figure in figures_of(folder).items():
+        marks = [trace for trace in figure.data if trace.type == "scatter"]
+        dashes = {shape.line.dash for shape in figure.layout.shapes} & {"dash", "dot"}
+        assert dashes <= {trace.line.dash for trace in marks if trace.name}, f"{name}: a line without a name"
+        if any("lines" in (trace.mode or "") and trace.name for trace in marks):
+            inside = [note for note in figure.layout.annotations if not str(note.yref).startswith("paper")]
+            assert not inside, f"{name}: {[note.text for note in inside]} among curves"
+            colours = {trace.line.color for trace in marks if trace.line.color}
+            shown = {trace.line.color for trace in marks if trace.name and trace.showlegend is not False}
+            assert colours <= shown, f"{name}: a colour without a name"
+
+
+def test_what_guides_is_told_from_what_it_is_compared_with() -> None:
+    found = guidance_plot(study_tables()["p"])
+    by_name = {trace.name: trace for trace in found.data if trace.showlegend}
+    assert list(by_name["guidance"].x) == list(by_name["no guidance, or without its content"].x) == [0.5]
+    assert by_name["guidance"].marker.color != by_name["no guidance, or without its content"].marker.color

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from browser import chromium
 
 import ivlens
 from ivlens.prompts.recipe import PromptRecipe
@@ -49,7 +50,9 @@ def test_effects_show_their_strongest_heads(effects):
     said = [text for text in effects.warnings if "no vector can carry" in text]
     assert said and text_of(shown).index("Warning: antonym: clean accuracy") < text_of(shown).index("head AIE")
     figure = effects.plot(top=3)
-    assert np.allclose(figure.data[0].z, effects.aie) and list(figure.data[1].text) == ["1", "2", "3"]
+    assert np.allclose(figure.data[0].z, effects.aie)
+    (ranks,) = [trace for trace in figure.data if trace.type == "scatter" and trace.mode == "text"]
+    assert list(ranks.text) == ["1", "2", "3"]
 
 
 def test_a_vector_shows_heads_norm_recipe_and_model(effects, vector, pocket):
@@ -103,3 +106,49 @@ def test_an_evaluation_draws_its_conditions(pocket, effects, vector):
     # a table that was kept before the condition was renamed
     older = evaluation.table.replace({"condition": {"bare": "baseline"}}).assign(task="antonym")
     assert condition_plot(older).to_json() == figure.to_json()
+
+
+LONG = "word " * 60 + "x" * 300
+
+
+@pytest.fixture(scope="module")
+def tables(pocket, effects, vector) -> dict[str, str]:
+    """The table of every result that has one, with names and texts that are far too long."""
+    task = ivlens.load_task("antonym")
+    named = replace(task, name=LONG, instructions=(LONG,), examples=(TaskExample(LONG, (LONG,)), *task.examples))
+    grid = Grid(layers=(1,), alphas=(2.0,), sites="attn_out", n_screen=2, n_finalists=0)
+    judge = JudgeOptions(means=effects, other_vectors=())
+    evaluation = ivlens.evaluate_intervention(pocket, task, vector, at=grid, n_prompts=3, n_draws=1, options=judge)
+    looked = ivlens.head_attention(pocket, task, recipe=PromptRecipe(n_shots=3), n_prompts=2)
+    shown = {
+        "effects": replace(effects, task=LONG), "vector": replace(vector, task=LONG), "task": named,
+        "evaluation": evaluation, "attention": replace(looked, task=LONG), "recipe": PromptRecipe(instruction=LONG),
+        "compared": ivlens.compare_heads(effects, effects, k=3),
+        "found": ivlens.find_prompts(pocket, task, templates=["plain"], shots=(0,), n_prompts=2),
+    }  # fmt: skip
+    return {name: each._repr_html_() for name, each in shown.items()}
+
+
+def test_long_texts_are_cut_and_stand_in_a_title(tables):
+    for name in ("task", "recipe", "vector"):
+        assert "…" in tables[name] and max(len(text) for text in re.findall(r">([^<]*)<", tables[name])) <= 120, name
+    assert f'title="{LONG[:200]}' in tables["task"] and f'title="{LONG[:200]}' in tables["recipe"]
+    assert "x" * 2001 not in "".join(tables.values())
+
+
+def test_tables_fit_a_cell_of_800_pixels(tables, tmp_path):
+    """As JupyterLab styles them, in a real browser."""
+    from playwright.sync_api import sync_playwright
+
+    style = "table{table-layout:fixed;border-collapse:collapse;font-size:12px}td,th{padding:.5em;text-align:right}"
+    cells = "".join(f'<div class="cell" id="{name}">{html}</div>' for name, html in tables.items())
+    page = f"<style>.cell{{width:700px;font-family:sans-serif}}{style}</style>{cells}"
+    (tmp_path / "cells.html").write_text(f"<!doctype html><meta charset=utf-8>{page}", encoding="utf-8")
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
+        shown = browser.new_page(viewport={"width": 800, "height": 600})
+        shown.goto((tmp_path / "cells.html").as_uri())
+        wide = shown.locator(".cell").evaluate_all("nodes => nodes.map(node => [node.id, node.scrollWidth])")
+        assert shown.evaluate("document.documentElement.scrollWidth") <= 800
+        browser.close()
+    assert len(wide) == len(tables) and not [name for name, width in wide if width > 700]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ivlens.analysis.attention.chosen import label
 from ivlens.common.arguments import checked
+from ivlens.common.html import of_frame
 from ivlens.common.intervals import clustered_difference, named, p_of_draws, t_interval, wilson
 from ivlens.prompts.recipe import PromptRecipe
 from ivlens.steering.summary import Scores
@@ -98,7 +99,7 @@ class HeadAblation:
         return f"HeadAblation({self.settings.get('task', '')!r}: accuracy without {', '.join(found)})"
 
     def _repr_html_(self) -> str:
-        return self._shown().to_html(index=False, border=0, na_rep="")
+        return of_frame(self._shown(), "What is lost without these heads")
 
 
 def _row(tried: Tried, clean: Scores) -> dict[str, Any]:

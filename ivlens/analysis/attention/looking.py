@@ -8,7 +8,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ivlens.analysis.attention.chosen import Named, chosen_heads, followed
-from ivlens.analysis.attention.results import SEGMENTS, HeadAttention, Looked, LookedAt
+from ivlens.analysis.attention.looked import SEGMENTS, Looked, LookedAt
+from ivlens.analysis.attention.results import HeadAttention
 from ivlens.analysis.attention.scores import HeadScores, ScoreOptions, check_seen, head_scores
 from ivlens.common.arguments import checked
 from ivlens.common.checks import check_counts

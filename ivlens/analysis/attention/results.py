@@ -1,8 +1,9 @@
 """`HeadAttention`: where heads look, with intervals, tables, single tokens and a figure."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import sqrt
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,6 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ivlens.analysis.attention.chosen import label
+from ivlens.analysis.attention.files import read_attention, write_attention
+from ivlens.analysis.attention.looked import SEGMENTS, Looked, LookedAt
 from ivlens.analysis.attention.scores import SCORES, HeadScores, check_seen
 from ivlens.common.arguments import checked
 from ivlens.common.checks import check_count
@@ -18,48 +21,13 @@ from ivlens.common.names import set_shown
 from ivlens.forward.hooks import captured_patterns, check_unsteered, model_lock
 from ivlens.forward.inputs import Inputs, check_prompts
 from ivlens.models.boot import ModelRef, TransformerBridge, WeakModel
-from ivlens.models.fingerprint import ModelIdentity
+from ivlens.models.fingerprint import ModelIdentity, model_identity
 from ivlens.prompts.recipe import PromptRecipe
-from ivlens.prompts.segments import Segment
 from ivlens.vectors.heads import Heads
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
-
-SEGMENTS = ("start", "instruction", "inputs", "answers", "query", "template", "sink")
-
-
-@dataclass(frozen=True, eq=False)
-class LookedAt:
-    """One prompt, token by token.
-
-    Attributes:
-        ids: Its tokens.
-        texts: Their texts, with the spaces before them.
-        segments: The segment of each token.
-        weights: The weight of each token for each head, from the last one; rows sum to 1, less what a sink takes.
-    """
-
-    ids: tuple[int, ...]
-    texts: tuple[str, ...]
-    segments: tuple[Segment, ...]
-    weights: Float[Tensor, "heads pos"]
-
-
-@dataclass(frozen=True, eq=False)
-class Looked:
-    """Prompts of one kind.
-
-    Attributes:
-        shares: The share of attention that each head pays to each of `SEGMENTS`; they sum to 1.
-        inputs: The input that each prompt asks about.
-        shown: The first prompts, token by token.
-    """
-
-    shares: Float[Tensor, "n_prompts heads segments"]
-    inputs: tuple[str, ...]
-    shown: tuple[LookedAt, ...]
 
 
 @checked
@@ -197,11 +165,59 @@ class HeadAttention:
             raise ValueError(f"the model changed since the attention of {self.task!r} was measured; measure it again.")
         return whole
 
-    def plot(self) -> "go.Figure":
-        """A figure of the mean shares: a bar for each head and kind of prompts, divided by segment."""
-        from ivlens.show.figures.attention import attention_bars  # late: `show` is a room below, and brings plotly
+    def plot(
+        self, head: Sequence[tuple[int, int] | str] | tuple[int, int] | str | None = None, prompt: int = 0,
+        prompts: str = "clean",
+    ) -> "go.Figure":  # fmt: skip
+        """A figure of one prompt: its tokens shaded by a head's attention, with the parts of the prompt told apart.
 
-        return attention_bars(self.frame())
+        Args:
+            head: `(layer, head)`, a label such as `L20H5`, or several of these. None: the three heads that look most at
+                what tells the task.
+            prompt: Which of the prompts whose tokens were kept.
+            prompts: Which kind of prompts.
+
+        Raises:
+            ValueError: no such head or prompts, or a prompt whose tokens were not kept.
+        """
+        from ivlens.show.figures.tokens import attention_tokens  # late: `show` is a room below, and brings plotly
+
+        return attention_tokens(self, _listed(head), prompt=prompt, prompts=prompts)
+
+    def plot_shares(self, top: int = 20) -> "go.Figure":
+        """A figure of the mean shares over all prompts: a bar for each head and kind of prompts, divided by segment.
+
+        Args:
+            top: Of more heads than this those are shown that look most at what tells the task.
+        """
+        from ivlens.show.figures.attention import attention_bars
+
+        check_count("top", top, 1)
+        return attention_bars(self.frame(), top=top)
+
+    def save(self, path: str | Path) -> Path:
+        """Write one safetensors file with metadata in JSON; a file of that name is replaced as a whole."""
+        about = {name: getattr(self, name) for name in ("task", "model", "heads")} | {"settings": dict(self.settings)}
+        return write_attention(path, self.looked, self.scores, about)
+
+    @classmethod
+    def load(cls, path: str | Path, model: TransformerBridge | None = None) -> "HeadAttention":
+        """Read what `save` wrote.
+
+        Args:
+            model: The model, for `pattern`; it must be the one that was watched. None: all but `pattern` works.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: not such a file, a damaged one, or one of another model.
+        """
+        loaded = cls(**read_attention(path))
+        if model is None:
+            return loaded
+        other = model_identity(model).differs(loaded.model)
+        if other:
+            raise ValueError(f"{path} holds attention of {loaded.model}, expected this model, which has {other}.")
+        return replace(loaded, model_ref=ModelRef(model))
 
     def _repr_html_(self) -> str:
         from ivlens.show.tables import attention_html
@@ -244,6 +260,14 @@ class HeadAttention:
                 "were kept; AttentionOptions(n_kept=None) keeps all."
             )
         return shown[prompt]
+
+
+def _listed(head: Any) -> list[tuple[int, int] | str] | None:
+    """One head or several as a list; None stays."""
+    if head is None:
+        return None
+    is_one = isinstance(head, str) or (len(head) == 2 and all(isinstance(part, int) for part in head))
+    return [head] if is_one else list(head)
 
 
 def _intervals(shares: Float[Tensor, "n_prompts heads segments"]) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,19 +1,22 @@
 """Tables of a benchmark's results: each cell, each score, and a summary with intervals and verdicts."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from ivlens.common.intervals import named_of
+from ivlens.common.latex import Look, latex_table, stacked, with_interval, wrapped
 from ivlens.common.saves import filling
 from ivlens.runs.suites.metrics import forget_verdict, paired_interval
 from ivlens.runs.suites.results import CellResult
 
 # columns of the summary, and their headings
 SHOWN = {"ap": "AP", "fp": "FP", "forget": "Forget", "bwt": "BWT", "gp_change": "GP change", "ip_change": "IP change"}
+VERDICTS = {"forget_verdict": "half of Forget", "gp_verdict": "half of GP back"}
 
 
 def cell_frame(results: Sequence[CellResult]) -> pd.DataFrame:
@@ -116,13 +119,31 @@ def markdown(table: pd.DataFrame) -> str:
 
 
 def latex(table: pd.DataFrame) -> str:
-    """A summary as a LaTeX table (package booktabs)."""
-    head, rows = _text(table)
-    body = "".join(" & ".join(_escaped(cell) for cell in row) + r" \\" + "\n" for row in rows)
-    return (
-        f"\\begin{{tabular}}{{ll{'r' * (len(head) - 2)}}}\n\\toprule\n{' & '.join(head)} \\\\\n\\midrule\n{body}"
-        "\\bottomrule\n\\end{tabular}\n"
-    )
+    """A summary as two LaTeX tables (package booktabs): scores on the trained tasks, and all that is about others.
+
+    Two, so that they fit the width of a page; the kind of the intervals belongs into the caption.
+    """
+    verdicts = {name: label for name, label in VERDICTS.items() if name in table}
+    first = {name: label for name, label in SHOWN.items() if name in table and not name.endswith("_change")}
+    second = {name: label for name, label in SHOWN.items() if name in table and name.endswith("_change")}
+    rows, runs = table.to_dict("records"), len(set(table["runs"])) > 1
+    parts = []
+    for shown, judged in ((first, {}), (second, verdicts)):
+        lines = [
+            [wrapped(_label(row)), *([str(row["runs"])] if runs else [])]
+            + [with_interval(*(row[f"{name}{end}"] for end in ("", "_lo", "_hi")), digits=3) for name in shown]
+            + [row[name] if isinstance(row[name], str) else "" for name in judged]
+            for row in rows
+        ]
+        head = [
+            "method",
+            *(["runs"] if runs else []),
+            *shown.values(),
+            *(stacked(name, 10) for name in judged.values()),
+        ]
+        columns = f"p{{0.25\\linewidth}}{'r' * (len(head) - 1)}"
+        parts += [latex_table(head, lines, Look(columns))] if shown or judged else []
+    return "\\par\\medskip\n".join(parts)
 
 
 def write_report(results: Sequence[CellResult], folder: Path) -> pd.DataFrame:
@@ -140,8 +161,7 @@ def write_report(results: Sequence[CellResult], folder: Path) -> pd.DataFrame:
 def _text(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
     """Headings and rows of a summary, as texts."""
     shown = {name: label for name, label in SHOWN.items() if name in table}
-    verdicts = {"forget_verdict": "half of Forget", "gp_verdict": "half of GP back"}
-    verdicts = {name: label for name, label in verdicts.items() if name in table}
+    verdicts = {name: label for name, label in VERDICTS.items() if name in table}
     rows = []
     for row in table.to_dict("records"):
         numbers = [_with_interval(row[name], row[f"{name}_lo"], row[f"{name}_hi"]) for name in shown]
@@ -157,5 +177,7 @@ def _with_interval(mean: float, low: float, high: float) -> str:
     return f"{mean:.3f}" if not np.isfinite([low, high]).all() else f"{mean:.3f} [{low:.3f}, {high:.3f}]"
 
 
-def _escaped(text: str) -> str:
-    return text.replace("_", r"\_").replace("%", r"\%")
+def _label(row: Mapping[Hashable, Any]) -> str:
+    """What a method with a guidance is called."""
+    method, guidance = str(row["method"]), str(row["guidance"] or "none")
+    return method if guidance == "none" else f"{method} + {guidance}"

@@ -15,8 +15,9 @@ from ivlens.show.figures.necessity import necessity_plot
 from ivlens.show.figures.other_vectors import other_vectors_plot
 from ivlens.show.figures.paper import for_paper
 from ivlens.show.figures.similarity import similarity_matrix, similarity_order
-from ivlens.show.figures.sweeps import strength_curves
+from ivlens.show.figures.sweeps import strength_curves, strength_map
 from ivlens.show.figures.theme import DARK, LIGHT, Theme, write_figure
+from ivlens.show.figures.tokens import attention_tokens
 from ivlens.show.figures.training import forgetting_against_learning, training_curves
 from ivlens.show.figures.transplants import splice_plot, transplant_plot
 
@@ -25,6 +26,7 @@ __all__ = [
     "LIGHT",
     "Theme",
     "attention_bars",
+    "attention_tokens",
     "by_k_plot",
     "causal_plot",
     "condition_plot",
@@ -47,6 +49,7 @@ __all__ = [
     "similarity_order",
     "splice_plot",
     "strength_curves",
+    "strength_map",
     "training_curves",
     "transplant_plot",
     "write_figure",

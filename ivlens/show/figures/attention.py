@@ -28,6 +28,7 @@ LOOKS = {
     "start": Look("first token", "#8a94a1", "#9aa6b5"),
     "sink": Look("no token (sink)", "#e3e7ec", "#2c3440"),
 }
+SCORES_ROOM = 184  # px to the right of the bars
 TELLING = ("instruction", "inputs", "answers")
 NEEDED = ("prompts", "label", "segment", "share", "low", "high")
 
@@ -54,7 +55,7 @@ def attention_bars(frame: pd.DataFrame, *, top: int = 20, theme: Theme = LIGHT) 
     figure = go.Figure()
     for segment, look in LOOKS.items():
         own = [shares.get((head, kind, segment)) for head, kind in bars]
-        if segment == "sink" and not any(row and row["share"] > 0 for row in own):
+        if not any(row and row["share"] > 0 for row in own):
             continue
         figure.add_trace(_bars(own, segment, look, theme))
     n = max(int(row.get("n", 0)) for row in rows)
@@ -62,7 +63,7 @@ def attention_bars(frame: pd.DataFrame, *, top: int = 20, theme: Theme = LIGHT) 
     if len(chosen) < len(by_head):
         note += f" · the {len(chosen)} of {len(by_head)} heads that look most at what tells the task"
     styled(figure, theme, f"Where heads look: {tasks[0]}", note, height=150 + max(60, 26 * len(bars)))
-    figure.update_layout(barmode="stack", bargap=0.25, margin_r=150)
+    figure.update_layout(barmode="stack", bargap=0.25, margin_r=SCORES_ROOM)
     figure.update_xaxes(title_text="share of attention", range=[0, 1], dtick=0.2, showgrid=False)
     names = [head if len(kinds) == 1 else f"{head} · {kind}" for head, kind in bars]
     figure.update_yaxes(tickvals=list(range(len(bars))), ticktext=names, autorange="reversed", automargin=True)
@@ -91,7 +92,7 @@ def _bars(rows: Sequence[Row | None], segment: str, look: Look, theme: Theme) ->
         x=[row["share"] for row in known], y=list(range(len(known))), orientation="h", name=look.label,
         marker={"color": colour, "line": {"width": 0}},
         text=[f"{row['share']:.2f}" if row["share"] >= 0.08 else "" for row in known],
-        textposition="inside", insidetextanchor="middle", textangle=0,
+        textposition="inside", insidetextanchor="middle", textangle=0, constraintext="none",
         textfont={"size": 10, "color": readable_on(colour)},
         customdata=[[row["low"], row["high"]] for row in known],
         hovertemplate=f"{look.label}: %{{x:.3f}} (%{{customdata[0]:.3f}} to %{{customdata[1]:.3f}})<extra></extra>",

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pandas as pd
 import plotly.graph_objects as go
 
-from ivlens.show.figures.panels import LEVELS_NOTE, Look, Panels, mark, rows_by_task
+from ivlens.show.figures.panels import Look, Panels, mark, rows_by_task
 from ivlens.show.figures.rows import Row, interval_kinds
 from ivlens.show.figures.theme import LIGHT, Theme, translucent
 
@@ -38,7 +38,7 @@ def by_k_plot(table: pd.DataFrame, *, theme: Theme = LIGHT) -> go.Figure:
                 panels.add(number, [trace.update(legendrank=rank) for trace in _traces(chosen, look, theme)])
         panels.levels(number, rows)
     shown = [row for rows in tasks.values() for row in rows if row["condition"] in LOOKS]
-    note = f"bands: {interval_kinds(shown)} over prompts · {LEVELS_NOTE}"
+    note = f"bands: {interval_kinds(shown)} over prompts"
     figure = panels.finished("How many heads", note, height=270, margin_t=96)
     figure.update_xaxes(
         title_text="heads in the vector, k", type="category", categoryorder="array",

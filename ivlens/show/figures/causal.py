@@ -22,6 +22,9 @@ LOOKS = {
     "random_heads": ("random heads", "square", "control"),
     "other_tasks": ("other tasks' vectors", "triangle-up", "control"),
 }
+CONTROLS = ("none", "iv/zero_vector")  # kinds of guidance that others are compared with
+# label, symbol and colour (its name in the theme), and whether it is about controls
+SIDES = (("guidance", "circle", "accent", False), ("no guidance, or without its content", "square", "control", True))
 NAMES = {
     "none": "none",
     "iv": "iv: intervention, KL, heads",
@@ -100,20 +103,23 @@ def guidance_plot(evidence: pd.DataFrame, *, theme: Theme = LIGHT) -> go.Figure:
         points = [(row["value"], row["name"].removeprefix("instruction_"), row["task"]) for row in own]
         if size == 12:
             points = [(mean(x for x, kind, _ in points if kind == one), one, "mean of tasks") for one in kinds]
-        colours = [theme.accent if kind not in ("none", "iv/zero_vector") else theme.control for _, kind, _ in points]
-        figure.add_trace(
-            go.Scatter(
-                x=[x for x, _, _ in points], y=[len(kinds) - 1 - kinds.index(kind) for _, kind, _ in points],
-                mode="markers", opacity=opacity, text=[task for _, _, task in points], showlegend=False,
-                marker={"size": size, "color": colours}, hovertemplate="%{text}: %{x:.2f}<extra></extra>",
-            )
-        )  # fmt: skip
+        for label, symbol, colour, is_control in SIDES:
+            chosen = [point for point in points if (point[1] in CONTROLS) == is_control]
+            figure.add_trace(
+                go.Scatter(
+                    x=[x for x, _, _ in chosen], y=[len(kinds) - 1 - kinds.index(kind) for _, kind, _ in chosen],
+                    mode="markers", opacity=opacity, text=[task for _, _, task in chosen], name=label,
+                    showlegend=size == 12 and bool(chosen),
+                    marker={"size": size, "symbol": symbol, "color": getattr(theme, colour)},
+                    hovertemplate="%{text}: %{x:.2f}<extra></extra>",
+                )
+            )  # fmt: skip
     styled(
         figure,
         theme,
         "What guidance keeps",
         "large: mean of earlier tasks; small: each task; test inputs",
-        height=150 + 48 * len(kinds),
+        height=176 + 48 * len(kinds),
     )
     figure.update_xaxes(
         title_text="probability of the answer with the instruction, per token", range=[-0.03, 1.03], dtick=0.2
@@ -122,7 +128,7 @@ def guidance_plot(evidence: pd.DataFrame, *, theme: Theme = LIGHT) -> go.Figure:
         tickvals=list(range(len(kinds))), ticktext=[NAMES.get(kind, kind) for kind in reversed(kinds)], showgrid=False,
         range=[-0.6, len(kinds) - 0.4], automargin=True, tickfont={"size": 12, "color": theme.text},
     )  # fmt: skip
-    return figure
+    return with_legend(figure, theme)
 
 
 def _folded(text: str) -> str:

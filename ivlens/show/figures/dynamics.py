@@ -10,7 +10,7 @@ from plotly.subplots import make_subplots
 
 from ivlens.analysis.dynamics.comparison import Dynamics
 from ivlens.show.figures.rows import Row, grouped, mean, rows_of
-from ivlens.show.figures.theme import LIGHT, Theme, colour_at, colour_bar, styled, with_legend
+from ivlens.show.figures.theme import LIGHT, Theme, colour_at, colour_bar, level_entry, styled, with_legend
 
 PANELS = {"accuracy": "accuracy with the instruction", "iv_cosine_fixed": "cosine with the first vector"}
 
@@ -18,8 +18,8 @@ PANELS = {"accuracy": "accuracy with the instruction", "iv_cosine_fixed": "cosin
 def dynamics_curves(tasks: pd.DataFrame, *, theme: Theme = LIGHT) -> go.Figure:
     """Accuracy (left) and the cosine of each vector with its first version (right), over the checkpoints.
 
-    Thin lines are tasks, thick lines their means. Dashed lines in the right panel are references: the cosine between
-    vectors from two halves of the prompts (as if nothing had changed), and the mean cosine between vectors of
+    Thin lines are tasks, thick lines their means. Dashed and dotted lines in the right panel are references: the cosine
+    between vectors from two halves of the prompts (as if nothing had changed), and the mean cosine between vectors of
     different tasks.
 
     Args:
@@ -158,14 +158,12 @@ def _axis(rows: Sequence[Row]) -> str:
 
 
 def _references(figure: go.Figure, rows: Sequence[Row], theme: Theme) -> None:
-    """Draw the two dashed reference lines in the right panel, each the mean over tasks at the first checkpoint."""
+    """Draw the two reference lines in the right panel, each the mean over tasks at the first checkpoint."""
     first = [row for row in rows if row["checkpoint"] == rows[0]["checkpoint"]]
-    for value, label in (("split_half", "two halves"), ("between_mean", "between tasks")):
+    lines = (("split_half", "two halves of the prompts", "dash"), ("between_mean", "vectors of different tasks", "dot"))
+    for value, label, dash in lines:
         level = mean(row[value] for row in first if row[value] == row[value])
         if level == level:
             at = {"xref": "x2 domain", "yref": "y2", "y0": level, "y1": level, "x0": 0, "x1": 1}
-            figure.add_shape(type="line", **at, line={"dash": "dash", "width": 1.2, "color": theme.reference})
-            figure.add_annotation(
-                x=1, xref="x2 domain", xanchor="right", y=level, yref="y2", yanchor="top" if level > 0.9 else "bottom",
-                text=label, showarrow=False, font={"size": 11, "color": theme.muted},
-            )  # fmt: skip
+            figure.add_shape(type="line", **at, line={"dash": dash, "width": 1.5, "color": theme.reference})
+            figure.add_trace(level_entry(label, theme.reference, dash), row=1, col=2)

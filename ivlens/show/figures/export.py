@@ -8,14 +8,16 @@ import plotly.graph_objects as go
 from ivlens.common.names import path_of
 from ivlens.common.saves import filling
 from ivlens.show.figures.images import one_browser
-from ivlens.show.figures.paper import Drawing
+from ivlens.show.figures.paper import USUAL, Drawing, Paper
 from ivlens.show.figures.theme import IMAGE_SUFFIXES, write_figure
 
 FORMATS = ("pdf", "png", "svg", "html", "json")
 PNG_SCALE = 3.125  # 300 pixels per inch, since figures have 96
 
 
-def write_set(drawings: Sequence[Drawing], folder: str | Path, formats: Sequence[str]) -> tuple[list[Path], str]:
+def write_set(
+    drawings: Sequence[Drawing], folder: str | Path, formats: Sequence[str], paper: Paper = USUAL
+) -> tuple[list[Path], str]:
     """Write every figure in every format, every table as `.tex`, and all captions to `captions.md`.
 
     HTML pages share one `plotly.min.js` in the same folder and need no network. If images cannot be made on this
@@ -23,6 +25,7 @@ def write_set(drawings: Sequence[Drawing], folder: str | Path, formats: Sequence
 
     Args:
         formats: some of `FORMATS`.
+        paper: widths and font of the paper that the figures are for.
 
     Returns:
         The files, and the reason why images could not be made; an empty text if they were.
@@ -40,12 +43,12 @@ def write_set(drawings: Sequence[Drawing], folder: str | Path, formats: Sequence
         for drawing in (one for one in drawings if one.figure is not None and not trouble):
             try:
                 for suffix in (name for name in wanted if f".{name}" in IMAGE_SUFFIXES):
-                    write_figure(drawing.printed(), scratch / f"{drawing.name}.{suffix}", scale=_scale(suffix))
+                    write_figure(drawing.printed(paper), scratch / f"{drawing.name}.{suffix}", scale=_scale(suffix))
             except (ImportError, FileNotFoundError, TimeoutError) as error:
                 trouble = str(error)
         pages = [name for name in wanted if f".{name}" not in IMAGE_SUFFIXES]
         for drawing in drawings:
-            _write_others(drawing, scratch, pages or (["html"] if trouble else []))
+            _write_others(drawing, scratch, pages or (["html"] if trouble else []), paper)
         (scratch / "captions.md").write_text(_captions(drawings), encoding="utf-8")
         files = sorted(path.relative_to(scratch) for path in scratch.rglob("*") if path.is_file())
     return [root / file for file in files], trouble
@@ -78,13 +81,13 @@ def _scale(suffix: str) -> float:
     return PNG_SCALE if suffix == "png" else 1.0
 
 
-def _write_others(drawing: Drawing, folder: Path, formats: Sequence[str]) -> None:
+def _write_others(drawing: Drawing, folder: Path, formats: Sequence[str], paper: Paper) -> None:
     """Write what needs no browser: a table as LaTeX, a figure as JSON or HTML."""
     if drawing.figure is None:
         (folder / f"{drawing.name}.tex").write_text(drawing.table, encoding="utf-8")
         return
     if "json" in formats:
-        write_figure(drawing.printed(), folder / f"{drawing.name}.json")
+        write_figure(drawing.printed(paper), folder / f"{drawing.name}.json")
     if "html" in formats:
         # the figure for screens: a page has room for the title, and hover texts
         page = go.Figure(drawing.figure)

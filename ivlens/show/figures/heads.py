@@ -6,8 +6,11 @@ from jaxtyping import Bool
 
 from ivlens.effects.results import HeadEffects
 from ivlens.models.mixers import head_label
+from ivlens.show.figures.marks import grey, rank_marks, unsure, with_map_legend
 from ivlens.show.figures.theme import LIGHT, Theme, colour_bar, styled
+from ivlens.vectors.vector import InstructionVector
 
+MARGINS = 144  # px above and below the map: title, note and legend; the axis
 UNITS = {"prob": "probability", "logprob": "nats", "logit_diff": "logits"}
 
 
@@ -19,9 +22,9 @@ def head_heatmap(
     show_scale: bool = True,
     theme: Theme = LIGHT,
 ) -> go.Figure:
-    """Map of the average indirect effect (AIE) of every head; the strongest heads are marked by rank.
+    """Map of the average indirect effect (AIE) of every head; the strongest heads are outlined, with their rank.
 
-    In maps with many heads, where numbers do not fit, the strongest are marked by dots.
+    Heads whose interval, the one for whole maps, includes 0 are grey.
 
     Args:
         top: how many heads to mark; 0: none.
@@ -44,24 +47,26 @@ def head_heatmap(
         go.Heatmap(
             z=aie, zmin=-limit, zmax=limit, colorscale=theme.diverging, xgap=1, ygap=1,
             customdata=np.stack([low, high], axis=-1), hoverongaps=False,
-            text=names, hovertemplate="%{text}: %{z:+.3f}<br>" + (shown.kind or "no interval")
-            + ": %{customdata[0]:+.3f} to %{customdata[1]:+.3f}<extra></extra>",
+            text=names, hovertemplate="%{text}: %{z:+.2g}<br>" + (shown.kind or "no interval")
+            + ": %{customdata[0]:+.2g} to %{customdata[1]:+.2g}<extra></extra>",
             showscale=show_scale, colorbar=colour_bar(theme, f"AIE ({unit_of(effects)})"),
         )
     )  # fmt: skip
     figure.add_traces(hatching(empty_places(effects), theme))
-    _mark_ranks(figure, effects, top, theme)
-    n = len(effects.corruptions)
-    name = effects.model.name.rstrip("/").rpartition("/")[2]
-    marks = f"dots: the {top} strongest heads" if is_crowded(effects) else f"numbers: rank of the {top} strongest heads"
-    note = f"{name} · {n} corrupted prompts" + (f" · {marks}" if top else "")
-    styled(figure, theme, f"Effect of each head: {effects.task}", note, height=120 + max(170, min(34 * n_layers, 560)))
-    figure.update_xaxes(title_text="head", showgrid=False, **_ticks(n_heads), range=[-0.5, n_heads - 0.5])
+    covered = unsure(low, high)
+    if covered.any():
+        figure.add_trace(grey(covered, theme))
+    figure.add_traces(rank_marks(aie, top, limit, covered, theme))
+    note = f"{short_name(effects)} · {len(effects.corruptions)} corrupted prompts"
+    height = MARGINS + max(170, min(34 * n_layers, 560))
+    styled(figure, theme, f"Effect of each head: {effects.task}", note, height=height)
+    figure.update_xaxes(title_text="head", showgrid=False, **_ticks(n_heads), range=[-0.55, n_heads - 0.45])
     if n_heads > effects.model.n_heads:  # behind attention's heads are those of recurrent mixers, counted on
         figure.update_xaxes(title_text="head of attention | of the mixer")
         figure.add_vline(effects.model.n_heads - 0.5, line={"color": theme.text, "width": 2})
-    figure.update_yaxes(title_text="layer", showgrid=False, **_ticks(n_layers), range=[-0.5, n_layers - 0.5])
-    return figure
+    figure.update_yaxes(title_text="layer", showgrid=False, **_ticks(n_layers), range=[-0.6, n_layers - 0.4])
+    n_marked = min(top, int(np.isfinite(aie).sum()))
+    return with_map_legend(figure, theme, n_marked, shown.kind if covered.any() else "", margin_t=MARGINS - 48)
 
 
 def empty_places(effects: HeadEffects) -> Bool[np.ndarray, "n_layers n_heads"]:
@@ -92,31 +97,9 @@ def unit_of(effects: HeadEffects) -> str:
     return UNITS.get(str(effects.settings.get("score")), "score")
 
 
-def is_crowded(effects: HeadEffects) -> bool:
-    """Whether the cells of the map are too small to hold a number."""
-    return max(effects.aie.shape) > 20
-
-
-def _mark_ranks(figure: go.Figure, effects: HeadEffects, top: int, theme: Theme) -> None:
-    """Mark the `top` heads of largest effect with their ranks, or with dots in a crowded map."""
-    if top < 1:
-        return
-    # heads that were not measured are NaN and have no rank
-    heads = effects.top_heads(min(top, int(effects.aie.isfinite().sum())))
-    crowded = is_crowded(effects)
-    figure.add_trace(
-        go.Scatter(
-            x=[head for _, head in heads], y=[layer for layer, _ in heads],
-            text=[str(rank) for rank in range(1, len(heads) + 1)],
-            mode="markers" if crowded else "text+markers",
-            textfont={"size": 11, "color": theme.text},
-            marker={
-                "symbol": "circle", "size": 8 if crowded else 18, "color": theme.surface,
-                "opacity": 0.82, "line": {"width": 1, "color": theme.text},
-            },
-            hoverinfo="skip", showlegend=False,
-        )
-    )  # fmt: skip
+def short_name(result: HeadEffects | InstructionVector) -> str:
+    """The name of a result's model without the folder or the owner before it: captions hold no paths."""
+    return result.model.name.replace("\\", "/").rstrip("/").rpartition("/")[2] or result.model.name
 
 
 def _ticks(n: int) -> dict:

@@ -157,6 +157,8 @@ class _Camera:
         except (OSError, subprocess.TimeoutExpired):
             pass
         end(self._child)
+        if self._child.stdout is not None:
+            self._child.stdout.close()
         self._scratch.cleanup()
 
 

@@ -9,7 +9,7 @@ from plotly.subplots import make_subplots
 
 from ivlens.common.intervals import wilson
 from ivlens.show.figures.rows import Row, grouped, mean, rows_of
-from ivlens.show.figures.theme import LIGHT, Theme, styled, translucent, with_legend
+from ivlens.show.figures.theme import LIGHT, Theme, level_entry, styled, translucent, with_legend
 
 
 class Curve(NamedTuple):
@@ -61,7 +61,9 @@ def intervention_curves(frame: pd.DataFrame, *, theme: Theme = LIGHT) -> go.Figu
         if baseline == baseline:  # not NaN: the table has rows without a vector
             level = {"dash": "dash", "width": 1.2, "color": theme.reference}
             figure.add_hline(y=baseline, line=level, row=1, col=column)  # pyright: ignore[reportArgumentType]
-    note = "best strength at each layer, select inputs · bands: Wilson 95 % over prompts · dashed: no vector"
+    if baseline == baseline:
+        figure.add_trace(level_entry("no vector", theme.reference, "dash"))
+    note = "best strength at each layer, select inputs · bands: Wilson 95 % over prompts"
     styled(figure, theme, "Accuracy with a vector added", note, height=380)
     for column, site in enumerate(sites, start=1):
         n_layers = len({row["layer"] for row in steered})

@@ -1,9 +1,14 @@
 """Which figures and tables are drawn from each kind of result. A new kind is one entry of `KINDS_OF_RESULTS`."""
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+import pandas as pd
+
+from ivlens.analysis.attention.files import FILE as ATTENTION_FILE
+from ivlens.analysis.attention.results import HeadAttention
 from ivlens.effects.files import FILE as EFFECTS_FILE
 from ivlens.effects.results import HeadEffects
 from ivlens.runs.suites.report import latex, summary_of
@@ -11,20 +16,23 @@ from ivlens.show.figures.attention import attention_bars
 from ivlens.show.figures.benchmarks import COLUMNS, method_summary, score_matrices
 from ivlens.show.figures.evaluation_kinds import EVALUATION_KINDS
 from ivlens.show.figures.found import Found
-from ivlens.show.figures.heads import head_heatmap, is_crowded
+from ivlens.show.figures.heads import head_heatmap, short_name
 from ivlens.show.figures.interventions import intervention_curves
 from ivlens.show.figures.kind import Kind, count, each
-from ivlens.show.figures.maps import head_maps
+from ivlens.show.figures.maps import head_maps, inches_of
 from ivlens.show.figures.paper import Drawing
 from ivlens.show.figures.rows import grouped, interval_kinds, rows_of
 from ivlens.show.figures.similarity import similarity_matrix
 from ivlens.show.figures.study_kinds import STUDY_KINDS
-from ivlens.show.figures.sweeps import strength_curves
+from ivlens.show.figures.sweeps import strength_curves, strength_map
 from ivlens.show.figures.tables import tuning_table
+from ivlens.show.figures.tokens import attention_tokens
+from ivlens.show.figures.tokens import inches_of as inches_of_tokens
 from ivlens.show.figures.training import forgetting_against_learning, shown_kinds, trained_once, training_curves
 from ivlens.vectors.file import FILE as VECTOR_FILE
 from ivlens.vectors.vector import InstructionVector
 
+MARKS = "outlined with their rank: the strongest heads; grey: the interval includes 0"
 PANELS = 12  # the largest number of head maps in one figure
 
 
@@ -56,7 +64,7 @@ def _kind_of(file: Found) -> Kind | None:
 
 
 def _heads(files: Sequence[Found]) -> Iterator[Drawing]:
-    effects = [HeadEffects.load(file.path) for file in files]
+    effects = [file.loaded(HeadEffects) for file in files]
     models = [*grouped(effects, lambda found: found.model.key)]
     scores = [*grouped(effects, lambda found: found.settings.get("score"))]
     # maps share a colour scale only where model and score, and so the unit, are the same
@@ -66,12 +74,11 @@ def _heads(files: Sequence[Found]) -> Iterator[Drawing]:
         suffix += "" if len(scores) == 1 else f"-{score}"
         if len(results) == 1:
             n_layers, n_heads = results[0].aie.shape
-            marks = "dots: the" if is_crowded(results[0]) else "numbers: rank of the"
             caption = (
-                f"Average indirect effect of every head of {results[0].model.name} on the task {results[0].task}, over "
-                f"{len(results[0].cie)} corrupted prompts; {marks} ten strongest heads."
+                f"Average indirect effect of every head of {short_name(results[0])} on the task {results[0].task}, "
+                f"over {len(results[0].cie)} corrupted prompts; {MARKS}."
             )
-            inches = min(4.0, max(2.2, 0.8 + 2.2 * n_layers / n_heads))
+            inches = min(4.2, max(2.4, 1.0 + 2.2 * max(n_layers / n_heads, n_layers / 16)))
             yield Drawing(f"heads{suffix}", caption, head_heatmap(results[0]), inches=inches)
         for start in range(0, len(results), PANELS) if len(results) > 1 else ():
             page = results[start : start + PANELS]
@@ -79,11 +86,11 @@ def _heads(files: Sequence[Found]) -> Iterator[Drawing]:
             over = f"{n_prompts[0]} to {n_prompts[-1]}" if len(n_prompts) > 1 else f"{n_prompts[0]}"
             maps = "" if n_tasks == len(page) else f" in {len(page)} maps"
             caption = (
-                f"Average indirect effect of every head of {page[0].model.name} on {n_tasks} task(s){maps}, over "
-                f"{over} corrupted prompts each; dots: the five strongest heads."
+                f"Average indirect effect of every head of {short_name(page[0])} on {n_tasks} task(s){maps}, over "
+                f"{over} corrupted prompts each; {MARKS}."
             )
             number = f"-{1 + start // PANELS}" if len(results) > PANELS else ""
-            inches = 0.5 + 1.3 * math.ceil(len(page) / COLUMNS)
+            inches = 0.7 + inches_of(page[0].aie.shape[0]) * math.ceil(len(page) / COLUMNS)
             yield Drawing(f"heads{suffix}{number}", caption, head_maps(page), width="page", inches=inches)
 
 
@@ -91,9 +98,9 @@ def _head_table(name: str, file: Found) -> Iterator[Drawing]:
     by_score = [*file.frame.groupby("score")] if "score" in file.frame else [("", file.frame)]
     for score, frame in by_score:
         n_tasks = count(frame, "task")
-        caption = f"Average indirect effect of every head on {n_tasks} task(s); dots: the five strongest heads."
+        caption = f"Average indirect effect of every head on {n_tasks} task(s); {MARKS}."
         width = "column" if n_tasks < 3 else "page"
-        inches = max(2.2, 0.5 + 1.3 * math.ceil(n_tasks / COLUMNS))
+        inches = max(2.4, 0.7 + inches_of(1 + max(map(int, frame["layer"].tolist()))) * math.ceil(n_tasks / COLUMNS))
         yield Drawing(
             name + (f"-{score}" if len(by_score) > 1 else ""), caption, head_maps(frame), width=width, inches=inches
         )
@@ -102,18 +109,34 @@ def _head_table(name: str, file: Found) -> Iterator[Drawing]:
 def _attention(name: str, file: Found) -> Iterator[Drawing]:
     tasks = [*file.frame.groupby("task", sort=False)]
     for task, frame in tasks:
-        n = max(frame["n"])
-        caption = (
-            f"Attention from the last prompt token on the task {task}, summed over each part of the prompt: means over "
-            f"{n} prompts of each kind; beside it each head's induction and previous-token score."
-        )
-        n_bars = min(20, count(frame, "label")) * count(frame, "prompts")
-        suffix = f"-{task}" if len(tasks) > 1 else ""
-        yield Drawing(name + suffix, caption, attention_bars(frame), width="page", inches=min(8.0, 1.0 + 0.2 * n_bars))
+        suffix = "-" + re.sub(r"[^\w.-]+", "_", str(task)) if len(tasks) > 1 else ""
+        yield _shares(name + suffix, str(task), frame)
+
+
+def _attention_file(name: str, file: Found) -> Iterator[Drawing]:
+    found = file.loaded(HeadAttention)
+    yield _shares(name, found.task, found.frame())
+    if all(one.shown for one in found.looked.values()):
+        for kind in found.prompts:
+            figure = attention_tokens(found, prompts=kind)
+            caption = (
+                f"One {kind} prompt of the task {found.task}, for each head: the darker a token, the more the last "
+                "token attends to it; the line below it tells which part of the prompt it belongs to."
+            )
+            yield Drawing(f"{name}-{kind}", caption, figure, width="page", inches=min(8.5, inches_of_tokens(figure)))
+
+
+def _shares(name: str, task: str, frame: pd.DataFrame) -> Drawing:
+    caption = (
+        f"Attention from the last prompt token on the task {task}, summed over each part of the prompt: means over "
+        f"{max(frame['n'])} prompts of each kind; beside it each head's induction and previous-token score."
+    )
+    n_bars = min(20, count(frame, "label")) * count(frame, "prompts")
+    return Drawing(name, caption, attention_bars(frame), width="page", inches=min(8.0, 1.0 + 0.2 * n_bars))
 
 
 def _similarity(files: Sequence[Found]) -> Iterator[Drawing]:
-    vectors = [InstructionVector.load(file.path) for file in files]
+    vectors = [file.loaded(InstructionVector) for file in files]
     by_model = grouped(vectors, lambda vector: vector.model.key)
     for rank, group in enumerate(by_model.values(), start=1):
         # one vector per task, the last one where a run saved several
@@ -138,6 +161,10 @@ def _curves(name: str, file: Found) -> Iterator[Drawing]:
 def _strengths(name: str, file: Found) -> Iterator[Drawing]:
     caption = "Accuracy on bare select inputs by layer, one line per strength; dashed: no vector."
     yield Drawing(name, caption, strength_curves(file.frame), width="page", inches=2.5)
+    caption = "Accuracy on bare select inputs by layer (columns) and strength (rows); outlined: the best setting."
+    n_alphas, wide = count(file.frame, "alpha"), count(file.frame, "layer") > 6 or count(file.frame, "site") > 1
+    figure = strength_map(file.frame)
+    yield Drawing(f"{name}-map", caption, figure, width="page" if wide else "column", inches=0.8 + 0.25 * n_alphas)
 
 
 def _training(name: str, file: Found) -> Iterator[Drawing]:
@@ -190,11 +217,13 @@ def _tuning_scores(name: str, file: Found) -> Iterator[Drawing]:
 KINDS_OF_RESULTS = (
     *STUDY_KINDS,
     Kind("heads", lambda file: file.format == EFFECTS_FILE.format, _heads),
+    Kind("attention_file", lambda file: file.format == ATTENTION_FILE.format, each("attention", _attention_file)),
     Kind("similarity", lambda file: file.format == VECTOR_FILE.format, _similarity),
     Kind(
         "attention",
         lambda file: file.has("task", "prompts", "label", "segment", "share", "low", "high", "n"),
         each("attention", _attention),
+        "attention_file",
     ),
     Kind("head_table", lambda file: file.has("task", "layer", "head", "aie"), each("heads", _head_table), "heads"),
     Kind(

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 import plotly.graph_objects as go
 
-from ivlens.show.figures.panels import LEVELS_NOTE, Look, Panels, mark, reach, rows_by_task
+from ivlens.show.figures.panels import Look, Panels, mark, reach, rows_by_task
 from ivlens.show.figures.rows import Row, interval_kinds
 from ivlens.show.figures.theme import LIGHT, Theme
 
@@ -67,7 +67,7 @@ def other_vectors_plot(table: pd.DataFrame, *, theme: Theme = LIGHT) -> go.Figur
         shown += [row for _, _, row in found]
         panels.add(number, [_marks(look, found, theme) for look in LOOKS])
         panels.levels(number, rows, upright=True)
-    note = f"bars: {interval_kinds(shown)} over prompts · {LEVELS_NOTE}"
+    note = f"bars: {interval_kinds(shown)} over prompts"
     figure = panels.finished("Other ways to a vector", note, height=60 + round(21 * height), margin_t=116)
     figure.update_xaxes(title_text="accuracy on bare inputs", range=[-0.03, 1.03], dtick=0.2)
     middles = [top - (len(looks) - 1) / 2 for top, looks in zip(tops, ways.values(), strict=True)]

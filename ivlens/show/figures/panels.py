@@ -9,13 +9,13 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from ivlens.show.figures.rows import Row, rows_of
-from ivlens.show.figures.theme import Theme, styled, with_legend
+from ivlens.show.figures.theme import Theme, level_entry, styled, with_legend
 
 COLUMNS = 3  # panels side by side
 NAMES = 22  # px, the height of the names of tasks above their panels
-# the dash of the level without anything added, for each kind of prompt; figures say so in their notes
+# the dash of the level without anything added, and its name in the legend, for each kind of prompt
 LEVELS = {"bare": "dash", "clean": "dot"}
-LEVELS_NOTE = "dashed: bare input · dotted: clean prompt"
+LEVEL_NAMES = {"bare": "bare input", "clean": "clean prompt"}
 NEEDED = ("condition", "variant", "accuracy", "accuracy_lo", "accuracy_hi")
 
 
@@ -55,7 +55,7 @@ class Panels:
     """A figure with a panel for each task, at most three side by side."""
 
     def __init__(self, tasks: Sequence[str], theme: Theme, *, n_columns: int = COLUMNS) -> None:
-        self._tasks, self._theme = list(tasks), theme
+        self._tasks, self._theme, self._levels = list(tasks), theme, set[str]()
         self.n_columns = min(n_columns, len(tasks))
         self.n_rows = math.ceil(len(tasks) / self.n_columns)
         self.figure: go.Figure = make_subplots(
@@ -82,6 +82,7 @@ class Panels:
                 line: Any = {"dash": LEVELS[row["condition"]], "width": 1.2, "color": self._theme.reference}
                 draw = self.figure.add_vline if upright else self.figure.add_hline
                 draw(row["accuracy"], line=line, layer="below", **self.place(number))
+                self._levels.add(row["condition"])
 
     def finished(self, title: str, note: str, *, height: int, margin_t: int) -> go.Figure:
         """The figure with title, note and a legend, which stands above the names of tasks.
@@ -90,6 +91,8 @@ class Panels:
             height: Pixels of one panel, with what stands below it.
             margin_t: Pixels above the plot, for title, note and legend.
         """
+        for name in (name for name in LEVELS if name in self._levels):
+            self.figure.add_trace(level_entry(LEVEL_NAMES[name], self._theme.reference, LEVELS[name]), row=1, col=1)
         several = len(self._tasks) > 1
         named = f"{title}: {self._tasks[0]}" if not several and self._tasks[0] else title
         figure = self.figure.update_annotations(font={"size": 12, "color": self._theme.text})

@@ -1,6 +1,7 @@
 """Figures for papers: at printed size, as wide as a column or the page, without title, in fonts of 7 to 8 points."""
 
 import math
+import re
 from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass
@@ -8,9 +9,10 @@ from typing import Any, Literal
 
 import plotly.graph_objects as go
 
+from ivlens.show.figures.metadata import PX_PER_INCH, plain_title
+
 Width = Literal["column", "page"]
 
-PX_PER_INCH = 96
 INCHES: dict[Width, float] = {"column": 3.3, "page": 6.8}
 # these fonts look alike, and every Chromium finds at least one of them
 PAPER_FONT = "Helvetica, Arial, 'Liberation Sans', 'DejaVu Sans', sans-serif"
@@ -19,6 +21,31 @@ FONTS, MARKS, LINES = 0.8, 0.7, 0.75  # sizes on paper, as shares of those on th
 # px, to estimate the legend's size: mean width of a letter; line sample and gaps of an entry; height of a line
 LETTER, KEY, LEGEND_LINE = 4.9, 36.0, 15.0
 TITLES = 14  # px, the height of the titles of panels
+
+
+@dataclass(frozen=True)
+class Paper:
+    """What a paper looks like.
+
+    Attributes:
+        column, page: width of a column and of the page's text, in inches; the same in a paper of one column.
+        font: names of fonts as CSS lists them, the first one that Chromium finds is used. The program and the version
+            of Chromium decide which there are.
+    """
+
+    column: float = INCHES["column"]
+    page: float = INCHES["page"]
+    font: str = PAPER_FONT
+
+    def __post_init__(self) -> None:
+        for name in ("column", "page"):
+            if not 1.5 <= (inches := getattr(self, name)) <= 20:
+                raise ValueError(f"{name} is {inches:g} inches, expected 1.5 to 20; name the width that LaTeX prints.")
+        if not re.fullmatch(r"[\w ,'-]{1,200}", self.font):
+            raise ValueError(f"font is {self.font!r:.60}, expected names of fonts such as 'Times New Roman'.")
+
+
+USUAL = Paper()
 
 
 @dataclass(frozen=True)
@@ -41,32 +68,34 @@ class Drawing:
     width: Width = "column"
     inches: float = 2.4
 
-    def printed(self) -> go.Figure:
+    def printed(self, paper: Paper = USUAL) -> go.Figure:
         """The figure at its printed size, see `for_paper`."""
         assert self.figure is not None
-        return for_paper(self.figure, self.width, self.inches)
+        return for_paper(self.figure, self.width, self.inches, paper)
 
 
-def for_paper(figure: go.Figure, width: Width = "column", inches: float = 2.4) -> go.Figure:
+def for_paper(figure: go.Figure, width: Width = "column", inches: float = 2.4, paper: Paper = USUAL) -> go.Figure:
     """A copy of the figure at its printed size, without title and note.
 
     Args:
         figure: a figure that `ivlens.show.figures` drew.
-        width: `column` (3.3 inches) or `page` (6.8 inches).
+        width: `column` (3.3 inches, unless `paper` says otherwise) or `page` (6.8 inches).
         inches: the height of the printed figure.
+        paper: widths and font.
 
     Returns:
         The copy. Its pixels are 1/96 inch, so that a PDF of it has the printed size; its fonts have 7 points or more.
     """
     content = deepcopy(figure.to_plotly_json())
-    content["layout"].pop("title", None)
+    title = content["layout"].pop("title", {}).get("text", "")
     for part in (*content["data"], content["layout"]):
         _shrink(part)
     small = go.Figure(content)
-    px = INCHES[width] * PX_PER_INCH
+    px = getattr(paper, width) * PX_PER_INCH
     small.update_layout(
-        width=round(px), height=round(inches * PX_PER_INCH), font_family=PAPER_FONT, autosize=False,
-        margin={"l": 40, "r": 8, "t": _top(small, px), "b": 34, "pad": 0},
+        width=round(px), height=round(inches * PX_PER_INCH), font_family=paper.font, autosize=False,
+        meta={"title": plain_title(title)},
+        margin={"l": 40, "r": _right(small), "t": _top(small, px), "b": 34, "pad": 0},
     )  # fmt: skip
     small.update_xaxes(automargin=True, title_standoff=6)
     small.update_yaxes(automargin=True, title_standoff=5)
@@ -103,10 +132,19 @@ def _top(figure: go.Figure, width: float) -> int:
     traces: tuple[Any, ...] = figure.data  # pyright: ignore[reportAssignmentType]
     names = [trace.name for trace in traces if trace.name and trace.showlegend is not False]
     panels = _has_panels(figure)
-    if not names or figure.layout.showlegend is False or len(names) < 2:
+    # of one trace alone plotly draws a legend only where it is asked to
+    if len(names) < (1 if figure.layout.showlegend else 2) or figure.layout.showlegend is False:
         return 22 if panels else 8
     title = figure.layout.legend.title.text or ""
     return round(8 + LEGEND_LINE * _lines(names, width - 60, len(title) * LETTER)) + (TITLES if panels else 0)
+
+
+def _right(figure: go.Figure) -> int:
+    """The margin to the right of the plot, in pixels: room for texts that stand there."""
+    beside = [
+        note for note in figure.layout.annotations if note.xref == "paper" and note.x == 1 and note.xanchor == "left"
+    ]
+    return 8 + max((round((note.xshift or 0) + len(note.text) * LETTER) for note in beside), default=0)
 
 
 def _has_panels(figure: go.Figure) -> bool:

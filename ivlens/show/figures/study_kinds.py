@@ -38,7 +38,7 @@ def _forgetting(name: str, file: Found) -> Iterator[Drawing]:
 def _dynamics(name: str, file: Found) -> Iterator[Drawing]:
     caption = (
         "Accuracy, and cosine of each Instruction Vector with its first version, along the training; thin: each task, "
-        "thick: mean; dashed: cosine of two halves of the prompts, and between tasks."
+        "thick: mean; dashed: cosine of two halves of the prompts; dotted: cosine between tasks."
     )
     yield Drawing(name, caption, dynamics_curves(file.frame), width="page", inches=2.6)
 

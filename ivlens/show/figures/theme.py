@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 from ivlens.common.files import write_whole
 from ivlens.common.names import path_of
 from ivlens.show.figures.images import image
+from ivlens.show.figures.metadata import plain_title, sized, titled
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'DejaVu Sans', sans-serif"
 IMAGE_SUFFIXES = (".png", ".svg", ".pdf", ".jpg", ".webp")
@@ -26,6 +27,7 @@ class Theme:
         text, muted, grid: the colours of titles and labels; of ticks and notes; of grid lines.
         accent, control, reference: the colours of what is judged (the vector); of what it is compared with (its
             controls); of reference lines.
+        unsure: the grey of heads whose interval includes 0; no colour of `diverging` is close to it.
         diverging: colour scale for signed quantities, close to the background at zero.
         steps: colour scale for ordered lines such as strengths, weakest first, legible on the background throughout.
     """
@@ -38,6 +40,7 @@ class Theme:
     accent: str
     control: str
     reference: str
+    unsure: str
     diverging: Scale
     steps: Scale
 
@@ -51,6 +54,7 @@ LIGHT = Theme(
     accent="#0b62a8",
     control="#b4590a",
     reference="#8a94a1",
+    unsure="#e2e2e2",
     diverging=((0.0, "#8f3f00"), (0.25, "#e08a3c"), (0.5, "#f7f7f5"), (0.75, "#5ba0d6"), (1.0, "#06477f")),
     steps=((0.0, "#e0a100"), (0.35, "#d2601a"), (0.7, "#8f2a78"), (1.0, "#26246e")),
 )
@@ -63,6 +67,7 @@ DARK = Theme(
     accent="#62b0f0",
     control="#f0a04b",
     reference="#8390a0",
+    unsure="#33363b",
     diverging=((0.0, "#ffb870"), (0.25, "#a85d16"), (0.5, "#20262f"), (0.75, "#1f6fae"), (1.0, "#9ad0ff")),
     steps=((0.0, "#7a6cf0"), (0.35, "#d061b8"), (0.7, "#f58a55"), (1.0, "#f9dd6a")),
 )
@@ -102,6 +107,12 @@ def with_legend(figure: go.Figure, theme: Theme, margin_t: int = 92, **legend: A
     """Put the legend above the plot, in a top margin of `margin_t` pixels, and return the same figure."""
     place = {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom", "font": {"color": theme.text}}
     return figure.update_layout(legend=place | legend, margin_t=margin_t)
+
+
+def level_entry(label: str, colour: str, dash: str) -> go.Scatter:
+    """A trace that draws nothing and stands in the legend for a reference line."""
+    line: Any = {"color": colour, "dash": dash, "width": 1.5}
+    return go.Scatter(x=[None], y=[None], mode="lines", name=label, line=line, showlegend=True, legendrank=2000)
 
 
 def colour_bar(theme: Theme, title: str) -> dict:
@@ -144,6 +155,8 @@ def readable_on(colour: str) -> str:
 def write_figure(figure: go.Figure, path: str | Path, *, scale: float = 2.0) -> Path:
     """Write the figure to a file, whole or not at all, in the format that the suffix of the path names.
 
+    A PDF has the figure's title in its properties, a PNG its resolution.
+
     Args:
         path: ends in `.html` (works offline), `.json`, or the suffix of an image: .png, .svg, .pdf, .jpg, .webp.
         scale: pixels of an image for each pixel of the figure.
@@ -161,11 +174,21 @@ def write_figure(figure: go.Figure, path: str | Path, *, scale: float = 2.0) -> 
     elif suffix == ".json":
         content = str(figure.to_json()).encode()
     elif suffix in IMAGE_SUFFIXES:
-        content = image(figure, suffix.removeprefix("."), scale)
+        content = _described(image(figure, suffix.removeprefix("."), scale), suffix, figure, target, scale)
     else:
         known = ", ".join((".html", ".json", *IMAGE_SUFFIXES))
         raise ValueError(f"{target} has suffix {suffix!r}, expected one of {known}; rename it.")
     return write_whole(target, lambda path: path.write_bytes(content))
+
+
+def _described(content: bytes, suffix: str, figure: go.Figure, target: Path, scale: float) -> bytes:
+    """The bytes of an image with what the format can say of it: its title or its size."""
+    if suffix == ".png":
+        return sized(content, scale)
+    if suffix != ".pdf":
+        return content
+    kept = figure.layout.meta.get("title") if isinstance(figure.layout.meta, dict) else None
+    return titled(content, kept or plain_title(figure.layout.title.text or "") or target.stem)
 
 
 def _channels(colour: str) -> tuple[int, int, int]:

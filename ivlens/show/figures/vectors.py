@@ -3,6 +3,7 @@
 import plotly.graph_objects as go
 
 from ivlens.models.mixers import head_labels
+from ivlens.show.figures.heads import short_name
 from ivlens.show.figures.theme import LIGHT, Theme, styled
 from ivlens.vectors.vector import InstructionVector
 
@@ -32,9 +33,8 @@ def head_shares(vector: InstructionVector, *, theme: Theme = LIGHT) -> go.Figure
             hovertemplate="%{y}: %{x:.3f}<br>norm of its mean output %{customdata:.3g}<extra></extra>",
         )
     )  # fmt: skip
-    name = vector.model.name.rstrip("/").rpartition("/")[2]
-    note = f"{name} · norm {vector.norm:.3g} · heads by their effect, largest on top"
+    note = f"{short_name(vector)} · norm {vector.norm:.3g} · heads by their effect, largest on top"
     styled(figure, theme, f"Instruction Vector of {vector.task}", note, height=130 + 24 * len(labels))
     figure.update_xaxes(title_text="share of the vector" if shares else "norm of the head's mean output")
-    figure.update_yaxes(autorange="reversed", showgrid=False, type="category", dtick=1)
+    figure.update_yaxes(title_text="head", autorange="reversed", showgrid=False, type="category", dtick=1)
     return figure
