@@ -260,11 +260,7 @@ class HeadEffects:
         return effects_html(self)
 
     def save(self, path: str | Path) -> Path:
-        """Write one safetensors file with metadata in JSON; a file of that name is replaced as a whole.
-
-        Raises:
-            ValueError: settings that JSON cannot hold.
-        """
+        """Write one safetensors file with metadata in JSON; ValueError for settings that JSON cannot hold."""
         names = ("task", "model", "settings", "corruptions", "inputs")
         content = {name: getattr(self, name) for name in names} | {"settings": dict(self.settings)}
         tensors = {name: tensor for name in TENSORS if (tensor := getattr(self, name)) is not None}

@@ -13,6 +13,7 @@ from ivlens.common.precision import rounding_share
 from ivlens.forward.hooks import captured_residual, check_layers, check_site, model_lock
 from ivlens.forward.writes import attention_factor
 from ivlens.models.boot import TransformerBridge
+from ivlens.models.plain import ModulePaths
 from ivlens.models.selfcheck import probe_prompts
 from ivlens.steering.edits import Positions
 from ivlens.steering.positions import check_positions
@@ -110,10 +111,22 @@ def _attention_share(model: TransformerBridge, layer: int) -> float:
     return share * attention_factor(model, layer)
 
 
-def place_name(model: TransformerBridge, names: tuple[str, ...], layer: int) -> str:
-    """The name of a layer's module below the part of the Hugging Face model that has no unembedding (`base_model`)."""
+def module_name(paths: ModulePaths, layer: int, site: str) -> str:
+    """The name of the module in the Hugging Face model whose output is changed.
+
+    Raises:
+        ValueError: a layer without attention has no site `attn_out`.
+    """
+    name = (paths.blocks if site == "resid_post" else paths.attn_out)[layer]
+    if name is None:
+        raise ValueError(f"layer {layer} has no attention, expected one that has, or the site resid_post.")
+    return name
+
+
+def place_name(model: TransformerBridge, name: str) -> str:
+    """The name of a module below the part of the Hugging Face model that has no unembedding (`base_model`)."""
     prefix = getattr(model.original_model, "base_model_prefix", "")
-    return names[layer].removeprefix(f"{prefix}.") if prefix else names[layer]
+    return name.removeprefix(f"{prefix}.") if prefix else name
 
 
 def plain_vector(vector: Float[Tensor, " d_model"]) -> Float[Tensor, " d_model"]:

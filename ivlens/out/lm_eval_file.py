@@ -7,7 +7,7 @@ import torch
 
 from ivlens.common.files import write_whole
 from ivlens.models.plain import module_paths
-from ivlens.out.leaving import Leaving, place_name, plain_vector
+from ivlens.out.leaving import Leaving, module_name, place_name, plain_vector
 
 
 def write_lm_eval(leaving: Leaving, path: Path) -> Path:
@@ -20,9 +20,8 @@ def write_lm_eval(leaving: Leaving, path: Path) -> Path:
     """
     leaving.check_all("lm-eval's steered model")
     paths, (layer, alpha, site) = module_paths(leaving.model), leaving.at
-    names = paths.blocks if site == "resid_post" else paths.attn_out
     content = {
-        place_name(leaving.model, names, layer): {
+        place_name(leaving.model, module_name(paths, layer, site)): {
             "steering_vector": plain_vector(leaving.iv.theta),
             "steering_coefficient": float(alpha) / leaving.factor,
             "action": "add",

@@ -8,7 +8,7 @@ from ivlens.common.version import __version__
 from ivlens.models.ggufheader import is_gguf
 from ivlens.models.known import source_of
 from ivlens.models.plain import module_paths
-from ivlens.out.leaving import Leaving, plain_vector
+from ivlens.out.leaving import Leaving, module_name, plain_vector
 from ivlens.prompts.rendering import Renderer
 from ivlens.prompts.templates import find_template
 from ivlens.prompts.tokens import Encoder
@@ -85,7 +85,7 @@ def write_script(leaving: Leaving, path: Path) -> Path:
         version=__version__,
         model=place,
         options=options,
-        module=(paths.blocks if site == "resid_post" else paths.attn_out)[layer],
+        module=module_name(paths, layer, site),
         positions=leaving.positions,
         before=before,
         after=after,

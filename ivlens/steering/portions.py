@@ -36,7 +36,7 @@ Part = Literal["all", "no logprob", "first tokens", "rest"]
 
 
 class Portion:
-    """As many prompts as fit in memory together, with their shared prefix."""
+    """As many prompts as fit in memory together, with their shared prefix; `first` is the number of the first one."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class Portion:
         positions: Positions,
         rows_per_pass: int,
         borders: Borders,
-        first: int = 0,  # the number of its first prompt among those of all portions
+        first: int = 0,
     ) -> None:
         self.model, self.batch, self._borders, self._first = model, batch, borders, first
         self.positions: Positions = positions
@@ -57,7 +57,6 @@ class Portion:
         self._answers = AnswerTable.of(batch.alternatives, asked_behind, n_ctx - self._tokens.shape[1])
         self._streams_of: dict[tuple[int, int], Tensor | None] = {}  # by the identity of rows, and the tokens given
         self._narrow: dict[int, SharedPrefix] = {}  # by the number of tokens given after the prompt
-        # vectors that are added to the prompt's earlier tokens too leave nothing of its cache that could be shared
         self._unshared = "vectors are added to all tokens" if positions == "all" else None
         self._prefix = SharedPrefix(model, self._tokens, self._mask, self._answers.most_given, self._unshared)
         if (fault := self._prefix.fault) is not None and not self._prefix.is_known:
@@ -247,8 +246,7 @@ class Portion:
         where, prefix = self._where(group, len(rows), n_given), self.prefix_for(group.given.shape[1])
         given = group.prompts[rows], group.given[rows, :n_given]
         if not isinstance(edit, Additions):
-            own = given[0] + self._first, given[1]
-            with edit.of_rows(where, *own) if isinstance(edit, RowEdit) else edit(where):
+            with edit.of_rows(where, given[0] + self._first, given[1]) if isinstance(edit, RowEdit) else edit(where):
                 return prefix.logits(*given)
         own, streams, with_grad = edit.chosen(chosen), self._streams(group, n_given), edit.deltas.requires_grad
         # nothing below an edit changes, so a row starts there if it can, with the unedited stream

@@ -103,7 +103,8 @@ class Trials:
                     prefix = self._portion(number).prefix_for(given.shape[1])
                     with captured_heads(self.model, select=lambda z: z[:, -given.shape[1] - 1 :].cpu()) as kept:
                         prefix.logits(prompts[some] - own.start, given[some])
-                    parts.append(torch.stack([kept[layer] for layer in sorted(kept)], 2))
+                    nothing = torch.zeros_like(next(iter(kept.values())))  # in the layers of hybrids without heads
+                    parts.append(torch.stack([kept.get(at, nothing) for at in range(self.model.cfg.n_layers)], 2))
                     order.append(some)
         return torch.cat(parts)[torch.cat(order).argsort()]
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from random import Random
+from typing import Literal
 
 from ivlens.analysis.attention.chosen import judged_recipe
 from ivlens.analysis.transplant.donors import Donor, FromDonor, check_alike
@@ -14,12 +15,12 @@ from ivlens.common.progress import ticking
 from ivlens.effects.results import HeadEffects
 from ivlens.forward.hooks import check_unsteered, model_lock
 from ivlens.forward.remembered import Auto
+from ivlens.models.attention import all_heads
 from ivlens.models.boot import TransformerBridge, check_model
 from ivlens.models.fingerprint import model_identity
 from ivlens.prompts.batch import PromptBatch
 from ivlens.prompts.recipe import PromptRecipe
 from ivlens.steering.controls import matched_heads
-from ivlens.steering.edits import Positions
 from ivlens.steering.prompt_sets import PromptSets
 from ivlens.steering.summary import Scores
 from ivlens.steering.trials import Trials
@@ -47,7 +48,7 @@ class TransplantOptions:
 
     ks: Sequence[int] = (1, 5, 10, 20, 40)
     n_draws: int = 5
-    positions: Positions = "every"
+    positions: Literal["prompt", "every"] = "every"
     split: SplitName = "test"
     seed: int = 0
 
@@ -105,7 +106,7 @@ def transplant(
     check_alike(before, after)
     recipe = judged_recipe(before, task, heads, recipe, options.split)
     prompts = PromptSets(before, task, recipe, None, n_prompts, options.seed).batch(options.split)
-    ranked = heads.heads if isinstance(heads, InstructionVector) else _ranked(heads)
+    ranked = _ranked(before, heads)
     ks = (len(ranked),) if isinstance(heads, InstructionVector) else options.ks
     sets = _sets(before, ranked, ks, options)
     received: list[Received] = []
@@ -126,26 +127,33 @@ def transplant(
     return Transplant.of(received, settings)
 
 
-def _ranked(effects: HeadEffects) -> Heads:
-    """All measured heads, the strongest first."""
-    return tuple(effects.top_heads(int((~effects.aie.isnan()).sum())))
+def _ranked(model: TransformerBridge, heads: HeadEffects | InstructionVector) -> Heads:
+    """All measured heads of attention, the strongest first, or those of a vector."""
+    every = set(all_heads(model))
+    if isinstance(heads, HeadEffects):
+        return tuple(head for head in heads.top_heads(int((~heads.aie.isnan()).sum())) if head in every)
+    if not every.issuperset(heads.heads):
+        raise ValueError(
+            f"the vector of {heads.task!r} has heads of recurrent mixers, expected heads of attention alone; measure "
+            "effects with mixer='attention'."
+        )
+    return heads.heads
 
 
 def _sets(
     model: TransformerBridge, ranked: Heads, ks: Sequence[int], options: TransplantOptions
 ) -> list[tuple[str, int, tuple[Heads, ...]]]:
     """Every kind and number of heads, with its sets."""
-    shape = model.cfg.n_layers, model.cfg.n_heads
+    every = tuple(all_heads(model))
     found: list[tuple[str, int, tuple[Heads, ...]]] = []
     for k in sorted({k for k in ks if k <= len(ranked)}):
         chosen = ranked[:k]
         draws = [Random(f"{options.seed}\0{k}\0{draw}") for draw in range(options.n_draws)]
-        drawn = [matched_heads(chosen, (), shape, draw) for draw in draws]
+        drawn = [matched_heads(chosen, (), every, draw) for draw in draws]
         found.append((VECTOR, k, (chosen,)))
         # where most heads are in the set, there are not as many others
         if drawn and all(len(each) == k for each in drawn):
             found.append((RANDOM, k, tuple(drawn)))
-    every = tuple((layer, head) for layer in range(shape[0]) for head in range(shape[1]))
     return [*found, (EVERY, len(every), (every,))]
 
 
