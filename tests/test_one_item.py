@@ -64,6 +64,7 @@ REFUSED = {
 }
 ELSEWHERE = {
     ("head_attention", "heads"),
+    ("attention_tokens", "heads"),
     ("lab", "tasks"),
     ("causal_tests", "tests"),
     ("predictors", "names"),
