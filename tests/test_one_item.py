@@ -65,6 +65,7 @@ REFUSED = {
 }
 ELSEWHERE = {
     ("head_attention", "heads"),
+    ("attention_tokens", "heads"),
     ("lab", "tasks"),
     ("causal_tests", "tests"),
     ("lm_eval_table", "tasks"),  # in tests/out/test_harness.py, which has the harness

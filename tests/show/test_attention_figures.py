@@ -100,6 +100,9 @@ def test_one_result_draws_the_heads_that_look_at_the_task(found):
     assert drawn == list(told.groupby("label")["share"].sum().sort_values(ascending=False).index[:3])
     assert len(texts_of(found.plot((0, 1)))) == len(texts_of(found.plot("l0h1"))) == 1
     assert len(texts_of(found.plot(["L0H1", (5, 2)], prompt=1))) == 2
+    with pytest.raises(ValueError, match="heads is empty, expected one head or more"):
+        found.plot([])
+    assert attention_tokens(found, "L0H1").to_json() == attention_tokens(found, ["L0H1"]).to_json()
     with pytest.raises(ValueError, match="head is 'L99H0', expected one of the heads that were watched"):
         found.plot("L99H0")
     with pytest.raises(ValueError, match="prompt is 6, expected a number below 6"):

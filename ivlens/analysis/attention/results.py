@@ -182,7 +182,7 @@ class HeadAttention:
         """
         from ivlens.show.figures.tokens import attention_tokens  # late: `show` is a room below, and brings plotly
 
-        return attention_tokens(self, _listed(head), prompt=prompt, prompts=prompts)
+        return attention_tokens(self, head, prompt=prompt, prompts=prompts)
 
     def plot_shares(self, top: int = 20) -> "go.Figure":
         """A figure of the mean shares over all prompts: a bar for each head and kind of prompts, divided by segment.
@@ -260,14 +260,6 @@ class HeadAttention:
                 "were kept; AttentionOptions(n_kept=None) keeps all."
             )
         return shown[prompt]
-
-
-def _listed(head: Any) -> list[tuple[int, int] | str] | None:
-    """One head or several as a list; None stays."""
-    if head is None:
-        return None
-    is_one = isinstance(head, str) or (len(head) == 2 and all(isinstance(part, int) for part in head))
-    return [head] if is_one else list(head)
 
 
 def _intervals(shares: Float[Tensor, "n_prompts heads segments"]) -> tuple[Tensor, Tensor, Tensor]:

@@ -199,14 +199,15 @@ def _matrices(name: str, file: Found) -> Iterator[Drawing]:
 
 def _methods(name: str, file: Found) -> Iterator[Drawing]:
     frame = file.frame
-    n = len(frame[["method", "guidance"]].drop_duplicates())
+    n, summary = len(frame[["method", "guidance"]].drop_duplicates()), summary_of(frame)
+    runs = " to ".join(str(each) for each in sorted({min(summary["runs"]), max(summary["runs"])}))
     caption = (
         "Mean score on the trained tasks right after each was trained (AP) and at the end (FP), with intervals "
-        f"({interval_kinds(summary_of(frame).to_dict('records'))}) over runs; the distance between the marks is what "
-        "was forgotten."
+        f"({interval_kinds(summary.to_dict('records'))}) over {runs} runs; the distance between the marks is what was "
+        "forgotten."
     )
     yield Drawing(name, caption, method_summary(frame), inches=0.9 + 0.28 * n)
-    yield Drawing(name, caption, table=latex(summary_of(frame)))
+    yield Drawing(name, caption, table=latex(summary))
 
 
 def _tuning_scores(name: str, file: Found) -> Iterator[Drawing]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any
+from typing import Any, cast
 from unicodedata import east_asian_width
 
 import plotly.graph_objects as go
@@ -27,7 +27,7 @@ MONO = "ui-monospace, 'DejaVu Sans Mono', Menlo, Consolas, monospace"
 
 def attention_tokens(
     found: HeadAttention,
-    heads: Sequence[Head] | None = None,
+    heads: Head | Sequence[Head] | None = None,
     *,
     prompt: int = 0,
     prompts: str = "clean",
@@ -40,14 +40,15 @@ def attention_tokens(
 
     Args:
         found: what `head_attention` returned.
-        heads: pairs `(layer, head)` or labels. None: the three that look most at what tells the task.
+        heads: one or several, as pairs `(layer, head)` or labels. None: the three that look most at what tells the
+            task.
         prompt: which of the prompts whose tokens were kept.
         prompts: which kind of prompts.
 
     Raises:
         ValueError: no such head or prompts, or a prompt whose tokens were not kept.
     """
-    chosen = _telling(found, prompts) if heads is None else heads
+    chosen = _telling(found, prompts) if heads is None else _listed(heads)
     tables = {_name(found, head): found.tokens(head, prompt, prompts).to_dict("records") for head in chosen}
     if not tables:
         raise ValueError("heads is empty, expected one head or more; leave it out for those that look most.")
@@ -84,7 +85,8 @@ def attention_tokens(
 
 def inches_of(figure: go.Figure) -> float:
     """The height of this figure where it is printed."""
-    return 0.5 + 0.2 * (figure.layout.height - MARGINS) / LINE
+    layout: Any = figure.layout
+    return 0.5 + 0.2 * (layout.height - MARGINS) / LINE
 
 
 @dataclass(frozen=True)
@@ -171,6 +173,12 @@ def _telling(found: HeadAttention, prompts: str) -> list[Head]:
     means = found.shares(prompts).mean(0)
     told = means[:, [SEGMENTS.index(name) for name in TELLING]].sum(1)
     return [found.heads[number] for number in told.argsort(descending=True, stable=True)[:MOST_HEADS].tolist()]
+
+
+def _listed(heads: Head | Sequence[Head]) -> list[Head]:
+    """One head or several as a list."""
+    is_pair = len(heads) == 2 and all(isinstance(part, int) for part in heads)
+    return [cast(Head, heads)] if isinstance(heads, str) or is_pair else list(cast(Sequence[Head], heads))
 
 
 def _name(found: HeadAttention, head: Head) -> str:
