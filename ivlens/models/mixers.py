@@ -44,12 +44,14 @@ class Columns:
         n_mixer: The mixers' heads, behind them; 0 for models without such mixers.
         width: Width of an output: that of the wider kind.
         layers: The layers with a mixer that has heads.
+        fault: Why the mixers' heads are left out; empty where they are not, or where there are none.
     """
 
     n_attention: int
     n_mixer: int
     width: int
     layers: tuple[int, ...]
+    fault: str = ""
 
     @property
     def n(self) -> int:
@@ -78,21 +80,16 @@ def mixer_of(block: Any) -> Mixer | None:
 
 
 def columns(model: Any) -> Columns:
-    """What the columns of this model's layers are.
-
-    Raises:
-        ValueError: mixers with different numbers of heads in two layers.
-    """
+    """What the columns of this model's layers are; attention's alone where mixers have heads of several shapes."""
     if model not in _COLUMNS:
         found = {layer: mixer for layer, block in enumerate(model.blocks) if (mixer := mixer_of(block)) is not None}
         shapes = {(mixer.n_heads, mixer.d_head) for mixer in found.values()}
         if len(shapes) > 1:
-            raise ValueError(
-                f"the mixers of {model.cfg.architecture} have {sorted(shapes)} heads of these widths, expected the "
-                "same in every layer; measure mixer='attention'."
-            )
-        n, width = shapes.pop() if shapes else (0, 0)
-        _COLUMNS[model] = Columns(model.cfg.n_heads, n, max(model.cfg.d_head, width), tuple(found))
+            fault = f"the mixers of {model.cfg.architecture} have heads of several numbers and widths {sorted(shapes)}"
+            _COLUMNS[model] = Columns(model.cfg.n_heads, 0, model.cfg.d_head, (), fault)
+        else:
+            n, width = shapes.pop() if shapes else (0, 0)
+            _COLUMNS[model] = Columns(model.cfg.n_heads, n, max(model.cfg.d_head, width), tuple(found))
     return _COLUMNS[model]
 
 
@@ -100,15 +97,13 @@ def check_mixer(model: Any, mixer: str) -> bool:
     """Whether heads of all mixers are meant.
 
     Raises:
-        ValueError: an unknown kind, or a model whose other mixers have no heads.
+        ValueError: an unknown kind, or a model whose other mixers have no heads, or heads of several shapes.
     """
     if mixer not in ("attention", "all"):
         raise ValueError(f"mixer is {mixer!r:.60}, expected 'attention' or 'all'.")
     if mixer == "all" and not columns(model).n_mixer:
-        raise ValueError(
-            f"mixer is 'all', but no layer of {model.cfg.architecture} has a mixer with heads beside attention; use "
-            "mixer='attention'."
-        )
+        why = columns(model).fault or f"no layer of {model.cfg.architecture} has a mixer with heads beside attention"
+        raise ValueError(f"mixer is 'all', but {why}; use mixer='attention'.")
     return mixer == "all"
 
 

@@ -36,9 +36,9 @@ def text_tower(hf_model: Any, label: str) -> Any:
             f"model {label!r} {kind} takes more than text, and transformers has no language model of its text part "
             f"alone ({config.model_type}); use a model of text."
         )
+    found: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     with torch.device("meta"):  # without memory for weights, all of which are put in place below
-        kind_of: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-        made: Any = kind_of(config)
+        made = found(config)
     tokens = torch.arange(8, device=next(hf_model.parameters()).device)[None] * 7 % config.vocab_size
     try:
         setattr(made, made.base_model_prefix, hf_model.get_decoder())

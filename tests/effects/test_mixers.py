@@ -16,6 +16,7 @@ from ivlens.forward.means import head_means, mean_head_outputs
 from ivlens.forward.writes import mixer_factors
 from ivlens.models import load_model
 from ivlens.models.mixers import column_matrices, columns, existing, head_label
+from ivlens.tuning.training.sites import Sites
 from ivlens.vectors.heads import head_writes
 
 # the name of the mixer in each family's layers, its output projection, and the multiplier behind it
@@ -176,3 +177,20 @@ def test_what_has_no_such_heads_says_so(bridges, measured):
     iv = ivlens.InstructionVector.from_effects(effects, heads=[(0, 5)])
     with pytest.raises(ValueError, match="heads have L0M1 among them, expected one or more different heads"):
         ivlens.head_attention(model, TASK, iv)
+
+
+def test_mixers_of_several_shapes_leave_attention_as_it_is():
+    model = load_model(hf_model=hf_model("qwen3_5"))
+    # as if this layer had two heads
+    model.blocks[2].linear_attn.original_component.A_log = torch.nn.Parameter(torch.zeros(2))
+    assert columns(model).n_mixer == 0 and columns(model).n == 4
+    with pytest.raises(ValueError, match="have heads of several numbers and widths"):
+        mean_head_outputs(model, *[torch.ones(1, 3, dtype=torch.long)] * 2, mixer="all")
+    assert existing(model)[1].all() and not existing(model)[[0, 2]].any()
+
+
+def test_training_holds_attention_heads_alone(bridges):
+    with pytest.raises(
+        ValueError, match="heads L0M1 do not exist: the model has 4 in a layer"
+    ):
+        Sites(bridges("falcon_h1")).check_heads([(0, 5)])

@@ -13,6 +13,7 @@ from ivlens.forward.hooks import check_layers, check_site
 from ivlens.forward.writes import attention_factor
 from ivlens.models.attention import attention_layers, without_heads
 from ivlens.models.boot import TransformerBridge
+from ivlens.models.mixers import head_label
 from ivlens.models.plain import ModulePaths, module_paths
 from ivlens.models.projection import adapted_weight, is_plain, written_by
 from ivlens.tuning.training.data import base_model
@@ -42,9 +43,12 @@ class Sites:
     def check_heads(self, heads: Sequence[tuple[int, int]]) -> None:
         """Raise ValueError if the model lacks one of these heads."""
         check_layers(self._model, [layer for layer, _ in heads])
-        missing = [f"L{layer}H{head}" for layer, head in heads if not 0 <= head < self._n_heads]
+        missing = [head_label(layer, head, self._n_heads) for layer, head in heads if not 0 <= head < self._n_heads]
         if missing:
-            raise ValueError(f"heads {', '.join(missing)} do not exist: the model has {self._n_heads} in a layer.")
+            named, n = ", ".join(missing), self._n_heads
+            raise ValueError(
+                f"heads {named} do not exist: the model has {n} in a layer, and training holds attention's alone."
+            )
         for layer, _ in heads:
             if layer not in attention_layers(self._model):
                 raise ValueError(without_heads(self._model, layer))
