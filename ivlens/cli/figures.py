@@ -32,6 +32,7 @@ def figures(
         formats: Formats separated by commas: pdf, png (300 dpi), svg, html (works offline), json.
     """
     from ivlens.common.disk import check_folder
+    from ivlens.common.store.written import said_of
     from ivlens.show.figures.export import write_set
     from ivlens.show.figures.found import find_results
     from ivlens.show.figures.kinds import draw_all
@@ -39,9 +40,11 @@ def figures(
     check_folder(out)
     drawings, unknown = draw_all(find_results(*results))
     if not drawings:  # an empty folder would look like success
+        what = next(filter(None, map(said_of, results)), "")
         raise ValueError(
             f"--from {', '.join(map(repr, map(str, results)))} has {len(unknown)} tables or artefacts, none of a known "
-            "kind, expected results of ivlens demo, effects, vector, tune or bench; run one of them with --out there."
+            f"kind{f' (it is {what})' if what else ''}, expected the --out folder of a command that measures, or a "
+            "store; name one."
         )
     files, trouble = write_set(drawings, out, [part.strip() for part in formats.split(",") if part.strip()])
     if as_json:
