@@ -1,4 +1,7 @@
-"""Every folder with a model that ivlens writes is one that ivlens opens, with the same logits and the same tokens."""
+"""Every folder that ivlens writes is one that ivlens opens; what cannot open it says what it is.
+
+A folder with a model opens with the same logits and the same tokens.
+"""
 
 import re
 from pathlib import Path
@@ -8,11 +11,13 @@ import pytest
 import torch
 from conftest import byte_level_tokenizer, tiny_task
 from families import hf_model
+from lines import all_commands, options_of
 from tiny_training import TINY
 
 import ivlens
 from ivlens.cli.main import main
 from ivlens.common.store import Store, verify
+from ivlens.common.store.written import kind_of
 from ivlens.models import model_identity
 from ivlens.models.checkpoints import Checkpoint, checkpoint_series
 from ivlens.models.gguf import write_checkpoint
@@ -34,7 +39,7 @@ WRITERS = {"tuning/learner.py", "pocket/train.py", "models/gguf.py", "out/foldin
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("base") / "model"
-    hf_model("llama", n_ctx=64).save_pretrained(folder)
+    hf_model("llama", n_ctx=256).save_pretrained(folder)
     tokenizer = byte_level_tokenizer()
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(folder)
@@ -160,3 +165,117 @@ def test_every_module_that_writes_a_model_is_walked() -> None:
     """By the calls by which models are written: a new one needs a case above."""
     texts = {path.relative_to(PACKAGE).as_posix(): path.read_text(encoding="utf-8") for path in PACKAGE.rglob("*.py")}
     assert {name for name, text in texts.items() if re.search(r"\.save_pretrained\(", text)} == WRITERS
+
+
+# --- folders of results ----------------------------------------------------------------------------------------------
+
+# by command: what its folder is called, and what opens it; everything else of READERS says what it is
+OPENED = {
+    "tune": ("the folder of a training", {"model", "series", "figures"}),
+    "forget": ("a result of ivlens forget", {"store", "figures"}),
+    "dynamics": ("a result of ivlens dynamics", {"store", "figures"}),
+    "attention": ("a result of ivlens attention", {"figures"}),
+    "evaluate": ("a result of ivlens evaluate", {"store", "figures"}),
+    "demo": ("a result of ivlens demo", {"figures"}),
+    "sweep": ("a store of results", {"store", "figures"}),
+    "figures": ("a folder of figures for a paper", set()),
+    "bench": ("a result of ivlens bench", {"store", "figures"}),
+    "study": ("a result of ivlens study", {"figures"}),
+}
+SLOW = {"dynamics", "evaluate", "demo", "bench", "study"}
+OTHERS = {"effects", "vector", "store export", "pocket train", "pocket card"}  # files; walked above; two pages of text
+
+
+def main_of(*words: object) -> None:
+    assert main([str(word) for word in words]) == 0, words
+
+
+def store_of(folder: Path) -> None:
+    main_of("store", "ls", folder)
+
+
+def figures_of(folder: Path) -> None:
+    main_of("figures", "--from", folder, "--out", folder.parent / "drawn", "--format", "json")
+
+
+READERS = {
+    "model": ivlens.load_model, "task": ivlens.load_task, "series": checkpoint_series, "store": store_of,
+    "figures": figures_of, "vector": ivlens.InstructionVector.load, "effects": ivlens.HeadEffects.load,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def series(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("tuned") / "out"
+    few = ["--steps", 2, "--batch-size", 2, "--n-samples", 2, "--n-prompts", 2, "--checkpoint-every", 1]
+    main_of("tune", "--task", "antonym", "--model", base, "--out", out, *few, "--template", "plain")
+    return out
+
+
+def write(command: str, out: Path, base: Path, series: Path) -> None:
+    """Let a command write its folder, with as little work as it takes."""
+    few, drawn = ["--n-prompts", 2, "--template", "plain"], ["--figures", "json"]
+    asked = ["--model", base, "--task", "antonym", *few]
+    if command == "sweep":
+        out.mkdir()
+        (out / "grid.toml").write_text(f'models = ["{base}"]\ntasks = ["antonym"]\n[effects]\nn_prompts = 2\n')
+        main_of("sweep", out / "grid.toml", "--store", out / "store")
+        (out / "grid.toml").unlink()
+        (out / "store").rename(out.parent / "store")
+        out.rmdir()
+        (out.parent / "store").rename(out)
+        return
+    main_of(command, *{
+        "forget": [series, "--task", "antonym", *few, *drawn],
+        "dynamics": [series, "--task", "antonym", *few, "--k", 1, "--n-judge-prompts", 2, *drawn],
+        "attention": asked,
+        "evaluate": [*asked, "--rows", "none", "--n-draws", 1, "--n-judge-prompts", 2, "--k", 1, *drawn],
+        "demo": [*asked, "--task", "synonym", "--k", 1],
+        "figures": ["--from", series, "--format", "json"],
+        "bench": [*asked[:2], *few, "--tasks", "middle_of_three,second_letter", "--methods", "full", "--guidance",
+                  "none", "--steps", 1, "--batch-size", 2, "--n-samples", 2],
+        "study": [*asked[:2], *few, "--earlier", "antonym", "--earlier", "synonym", "--new", "second_letter", "--steps",
+                  1, "--batch-size", 2, "--n-records", 1, "--n-judge-prompts", 2, "--n-draws", 1, "--k", 1, *drawn],
+    }[command], "--out", out)  # fmt: skip
+
+
+@pytest.mark.parametrize("command", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in OPENED])
+def test_what_opens_the_folder_of_a_command(
+    base: Path, series: Path, tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = series if command == "tune" else tmp_path / "out"
+    if command != "tune":
+        write(command, folder, base, series)
+    kind = kind_of(folder)
+    assert kind is not None and kind.what == OPENED[command][0]
+    opened, said = set(), {}
+    for name, read in READERS.items():
+        capsys.readouterr()
+        try:
+            read(folder)
+            opened.add(name)
+        except (ValueError, FileNotFoundError, AssertionError) as error:
+            said[name] = f"{error} {capsys.readouterr().err}"
+    assert opened == OPENED[command][1]
+    for name, text in said.items():
+        assert kind.what in text and kind.by in text, (name, text)
+
+
+def test_every_command_that_writes_a_folder_is_walked() -> None:
+    """By its options: one that writes a folder needs a line above."""
+    writes = {name for name in all_commands() if {"--out", "--store"} & {one.name for one in options_of(name)}}
+    assert writes == OPENED.keys() | OTHERS
+
+
+def test_folders_with_one_json_file_that_is_no_task(tmp_path: Path) -> None:
+    for name, said in {
+        "adapter_config.json": "an adapter of peft, opened by --model",
+        "store.json": "a store of results",
+    }.items():
+        (tmp_path / name).write_text('{"format": "x"}')
+        with pytest.raises(ValueError, match=f"is {said}"):
+            ivlens.load_task(tmp_path)
+        (tmp_path / "train.json").write_text('{"a": "b"}')  # a task beside it is one
+        assert len(ivlens.load_task(tmp_path)) == 1
+        (tmp_path / "train.json").unlink()
+        (tmp_path / name).unlink()

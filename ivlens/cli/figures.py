@@ -41,6 +41,7 @@ def figures(
         rename: What a task is called in figures and tables, as task=Label; the option can be given several times.
     """
     from ivlens.common.disk import check_folder
+    from ivlens.common.store.written import said_of
     from ivlens.show.figures.export import write_set
     from ivlens.show.figures.found import find_results
     from ivlens.show.figures.kinds import draw_all
@@ -49,9 +50,11 @@ def figures(
     check_folder(out)
     drawings, unknown = draw_all(find_results(*results, names=_names(rename)))
     if not drawings:  # an empty folder would look like success
+        what = next(filter(None, map(said_of, results)), "")
         raise ValueError(
             f"--from {', '.join(map(repr, map(str, results)))} has {len(unknown)} tables or artefacts, none of a known "
-            "kind, expected results of ivlens demo, effects, vector, tune or bench; run one of them with --out there."
+            f"kind{f' (it is {what})' if what else ''}, expected the --out folder of a command that measures, or a "
+            "store; name one."
         )
     files, trouble = write_set(drawings, out, [part.strip() for part in formats.split(",") if part.strip()], paper)
     if as_json:

@@ -122,16 +122,19 @@ def export(store: Folder, /, *, out: Path, kind: str | None = None, as_json: AsJ
 
 
 def _opened(folder: Path) -> "Store":
-    """The store in a folder; any other folder is an error."""
-    from ivlens.common.store.store import MARK, Store
+    """The store in a folder, or the one that a command keeps in its folder; any other folder is an error."""
+    from ivlens.common.store.store import KEPT, MARK, Store
+    from ivlens.common.store.written import said_of
 
     # `Store` would make a new store in any folder
-    if not (folder / MARK).is_file():
-        raise FileNotFoundError(
-            f"{str(folder)!r} is no store, expected the --store folder of `ivlens sweep`, or store/ in the --out "
-            "folder of another command; check the path."
-        )
-    return Store(folder)
+    for place in (folder, folder / KEPT):
+        if (place / MARK).is_file():
+            return Store(place)
+    what = said_of(folder) or "no store"
+    raise FileNotFoundError(
+        f"{str(folder)!r} is {what}, expected the --store folder of `ivlens sweep`, or the --out folder of a command "
+        "that keeps a store in it; check the path."
+    )
 
 
 def _varied(found: "list[Entry]") -> set[tuple[str, str]]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from ivlens.common.files import write_whole
 from ivlens.common.foreign import read_tensors
 from ivlens.common.names import path_of
+from ivlens.common.store.written import said_of
 from ivlens.models.fingerprint import ModelIdentity
 
 _LARGEST_FILE = 2**30  # bytes; effects of 1,000 prompts on 10,000 heads have a twentieth of this
@@ -63,7 +64,8 @@ class Artefact:
         """
         source = path_of(path)
         if not source.is_file():
-            raise FileNotFoundError(f"{str(source)!r} is not a file, expected one written by {self.written_by}.")
+            what = f"not a file{f' ({told})' if (told := said_of(source)) else ''}"
+            raise FileNotFoundError(f"{str(source)!r} is {what}, expected one written by {self.written_by}.")
         try:
             if source.stat().st_size > _LARGEST_FILE:
                 raise ValueError(f"has {source.stat().st_size:,} bytes, more than the limit of {_LARGEST_FILE:,}")

@@ -11,6 +11,7 @@ from ivlens.common.digests import content_digest
 from ivlens.common.files import STATE, read_small
 from ivlens.common.names import expanded
 from ivlens.common.saves import whole
+from ivlens.common.store.written import said_of
 from ivlens.models.adapters import CONFIG, adapter_folders, is_adapter, named_base
 from ivlens.models.boot import TransformerBridge, check_model
 from ivlens.models.fingerprint import model_identity
@@ -171,8 +172,10 @@ def _listed(source: "str | Path | Sequence[Any] | Mapping[str, Any]", base: Any)
             "--checkpoint-every N."
         )
     if not folders:
+        told = said_of(root)
+        what = f"is {told}, and holds" if told else "holds"
         raise FileNotFoundError(
-            f"{str(source)!r} holds no checkpoints, expected subfolders written by save_pretrained (whole models or "
+            f"{str(source)!r} {what} no checkpoints, expected subfolders written by save_pretrained (whole models or "
             "adapters); `ivlens tune --checkpoint-every N` writes them."
         )
     return [_checked(path.name, path, base) for path in sorted(folders, key=_place)]

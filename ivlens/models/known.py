@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ivlens.common.cache import cache_folder
 from ivlens.common.saves import LIST, whole
+from ivlens.common.store.written import said_of
 from ivlens.models.ggufheader import is_gguf
 
 
@@ -160,7 +161,8 @@ def source_of(name: str | Path) -> str | Path:
     remedy = "pass one written by save_pretrained"
     if place.is_dir():
         # the remedy names something in the folder that can be opened: a GGUF file, or a checkpoint one level below
-        what, inside = "is a folder without config.json", sorted(filter(is_gguf, place.iterdir()))
+        what, told = "is a folder without config.json", said_of(place)
+        what, inside = f"{what}: {told}" if told else what, sorted(filter(is_gguf, place.iterdir()))
         remedy = f"pass its file {str(inside[0])!r}" if inside else remedy
         within = [path.parent for path in sorted([*place.glob("*/config.json"), *place.glob("*/adapter_config.json")])]
         within = [path for path in within if not path.name.startswith(".")]

@@ -11,6 +11,7 @@ from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 
+from ivlens.common.store.written import said_of
 from ivlens.tasks.formats.arrow import read_hub, read_parquet, read_saved
 from ivlens.tasks.formats.contents import is_record, parse_json, read_text
 from ivlens.tasks.formats.documents import PARTS, no_parts, read_document
@@ -159,6 +160,9 @@ def _read_folder(path: Path, columns: Columns, part: str | None) -> Source:
         return replace(_read_folder(path / "data", columns, part), name=path.resolve().name)
     stems = {file: data_stem(file.name) or "" for file in files}
     parts = [(match[1], file) for file in files if (match := PART_FILE.fullmatch(stems[file]))]
+    # a store of results and an adapter have one JSON file, which is no task
+    if not parts and (told := said_of(path)):
+        raise wrong(path, f"is {told}", "a task's folder", "name the file or folder of a task")
     if len(files) == 1 and not parts:
         return _read_file(files[0], columns, part)
     if not parts:
