@@ -90,13 +90,14 @@ def _has_ended(server: "LabServer") -> bool:
 
 
 def _server(what: LabOptions, where: ModelOptions, prompts: PromptOptions, port: int) -> "LabServer":
-    from ivlens.show.lab.engine import EngineOptions
+    from ivlens.show.lab.kept import kept_results
+    from ivlens.show.lab.limits import Limits
+    from ivlens.show.lab.measures import EngineOptions
     from ivlens.show.lab.opening import open_engines
     from ivlens.show.lab.server import open_server
-    from ivlens.show.lab.state import Limits
 
     recipe = prompts.recipe()
-    options = EngineOptions(what.n_prompts, what.n_search, recipe.seed)
+    options = EngineOptions(what.n_prompts, what.n_search, recipe.seed, kept=kept_results())
     opened = open_engines(where.load(), what.task or None, _second(what, where), (), options)
     given = {name: value for name in ("layer", "alpha", "site") if (value := getattr(what, name)) is not None}
     first = opened.engines[0]

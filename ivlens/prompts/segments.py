@@ -45,6 +45,11 @@ def token_segments(tokenizer: Any, task: Task, recipe: PromptRecipe, batch: Prom
     return found
 
 
+def piece_segments(tokenizer: Any, pieces: list[Piece]) -> list[Segment]:
+    """The segment of each token of the prompt that these pieces make up, as `token_segments` gives it for a batch."""
+    return _of_tokens(Encoder(tokenizer), joined(pieces), pieces)
+
+
 def _of_tokens(encoder: Encoder, text: str, pieces: list[Piece]) -> list[Segment]:
     """The segment of each token of one prompt."""
     part_of: list[Part] = [piece.part for piece in pieces for _ in piece.text]  # of each character

@@ -123,7 +123,7 @@ def test_page_loads_without_complaints_or_foreign_requests(new_tab, address):
     assert tab.text("patched") == "small" and tab.text("plain") != "small"
     assert "token" not in tab.page.url and tab.page.title() == "ivlens lab"
     assert tab.page.locator("td[data-head]").count() == 48 and len(tab.chosen()) == 10
-    assert tab.page.locator('[data-column="patched"] .bars li').count() == 10
+    assert tab.page.locator('[data-column="patched"] .bars li').count() == 6
     tab.page.reload()
     assert tab.settle().text("patched") == "small"
 
@@ -152,19 +152,45 @@ def test_dragging_ends_with_the_last_value(new_tab):
 
 def test_click_on_a_head_changes_the_vector(new_tab):
     tab = new_tab()
-    before, note = tab.chosen(), tab.page.locator(".vector .hint").inner_text()
-    tab.page.locator('td[data-head="L5H5"]').click()
+    before, note = tab.chosen(), tab.page.locator(".view-vector .hint").text_content()
+    tab.page.locator('td[data-head="L5H5"]').click(modifiers=["Shift"])
     tab.settle()
     assert tab.chosen() == before | {"L5H5"}
-    changed = tab.page.locator(".vector .hint").inner_text()
+    changed = tab.page.locator(".view-vector .hint").text_content()
     assert "11 heads" in changed and changed.split("norm")[1] != note.split("norm")[1]
-    tab.page.locator('td[data-head="L5H5"]').click()
+    tab.page.locator('td[data-head="L5H5"]').click(modifiers=["Shift"])
     assert tab.settle().chosen() == before
     tab.page.get_by_role("button", name="No heads").click()
     tab.settle()
     assert tab.chosen() == set() and tab.text("patched") == tab.text("plain")
     tab.slide("k", 3)
     assert len(tab.chosen()) == 3
+
+
+def test_a_click_opens_the_card_of_a_head(new_tab):
+    tab = new_tab()
+    before, patched = tab.chosen(), tab.text("patched")
+    tab.page.locator('td[data-head="L3H4"]').click()
+    tab.settle()
+    card = tab.page.locator(".headcard")
+    assert card.locator("h3").first.inner_text() == "L3H4" and tab.chosen() == before
+    assert tab.page.locator("td.current").get_attribute("data-head") == "L3H4"
+    facts = card.locator("dl").inner_text()
+    assert re.search(r"Effect on the task\s+[+−]\d.* probability \(", facts) and "Cosine with the vector" in facts
+    shares = card.locator(".shares").last.inner_text()
+    assert "instruction" in shares and "query" in shares
+    measured = card.locator('[data-prompt="measured"]')
+    assert "Instruction:" in measured.inner_text() and measured.locator(".seg-instruction").count() > 2
+    tints = measured.locator(".tok").evaluate_all("nodes => nodes.map(node => getComputedStyle(node).backgroundColor)")
+    assert len(set(tints)) > 2, "tokens of different weights have different shades"
+    assert card.locator(".bars li").count() == 8 and card.locator(".inputs li").count() == 10
+    card.locator('[data-name="in_vector"]').click()
+    assert tab.settle().chosen() == before ^ {"L3H4"} and tab.text("plain") != patched
+    card.locator('[data-name="in_vector"]').click()
+    assert tab.settle().chosen() == before
+    card.locator(".inputs button").first.click()
+    tab.settle()
+    assert tab.control("text").input_value() != "big" and "measured prompts" in card.locator("dl").inner_text()
 
 
 def test_map_by_keyboard(new_tab):
@@ -175,7 +201,10 @@ def test_map_by_keyboard(new_tab):
         tab.page.keyboard.press(key)
     tab.settle()
     assert tab.chosen() == before ^ {"L4H6"}
-    assert "Layer 4, head 6" in tab.page.locator(".about").inner_text()
+    assert "layer 4, head 6" in tab.page.locator(".about").inner_text()
+    tab.page.keyboard.press("Enter")
+    tab.settle()
+    assert tab.page.locator(".headcard h3").first.inner_text() == "L4H6" and tab.chosen() == before ^ {"L4H6"}
     focused = "document.activeElement.shadowRoot ? 1 : 0"
     assert tab.page.evaluate(focused) == 1, "the map was drawn anew and lost the focus"
 
@@ -197,7 +226,7 @@ def test_three_tabs_at_once(new_tab, monkeypatch):
     plain = complete(model, ["Input: big\nOutput:"], max_new_tokens=12)[0].strip()
     for tab in tabs:
         tab.settle()
-        code = tab.page.locator("details pre").text_content()
+        code = tab.page.locator(".view-code pre").text_content()
         printed: list[str] = []
         exec(code, {"print": lambda texts, printed=printed: printed.append(texts[0].strip())})
         assert [tab.text("plain"), tab.text("patched")] == printed
@@ -233,14 +262,14 @@ def test_demonstrations_stand_in_the_shown_and_the_measured_prompts(new_tab):
     shown = tab.page.get_by_label("The prompt as the model gets it")
     tab.choose("n_shots", "3")
     assert shown.inner_text().count("Output:") == 4
-    assert "n_shots=3, seed=0)" in tab.page.locator("details pre").text_content()
+    assert "n_shots=3, seed=0)" in tab.page.locator(".view-code pre").text_content()
     tab.page.get_by_role("checkbox", name="Bare").check()
     assert tab.settle() and shown.inner_text() == "Input: big\nOutput:"
     tab.choose("told", '"none"')
-    assert "instruction=None, n_shots=3" in tab.page.locator("details pre").text_content()
+    assert "instruction=None, n_shots=3" in tab.page.locator(".view-code pre").text_content()
     tab.control("instruction").fill("Say the opposite.")
     tab.settle().choose("told", '["Say the opposite."]')
-    assert "instruction='Say the opposite.', n_shots=3" in tab.page.locator("details pre").text_content()
+    assert "instruction='Say the opposite.', n_shots=3" in tab.page.locator(".view-code pre").text_content()
     tab.choose("task", "english_french").choose("n_shots", "")
     assert tab.control("told").input_value() == '"task"' and tab.page.locator(".error").text_content() == ""
 
@@ -259,11 +288,11 @@ def test_save_load_and_copy(new_tab, tmp_path: Path):
     tab.settle()
     assert (
         tab.text("patched") == patched
-        and "loaded from antonym.safetensors" in tab.page.locator(".vector .hint").inner_text()
+        and "loaded from antonym.safetensors" in tab.page.locator(".view-vector .hint").text_content()
     )
     tab.page.get_by_role("button", name="Copy as Python").click()
     copied = tab.page.evaluate("navigator.clipboard.readText()")
-    assert copied == tab.page.locator("details pre").text_content() and "InstructionVector.load(" in copied
+    assert copied == tab.page.locator(".view-code pre").text_content() and "InstructionVector.load(" in copied
     (tmp_path / "notes.safetensors").write_bytes(b"no vector")
     tab.page.locator('input[type="file"]').set_input_files(tmp_path / "notes.safetensors")
     tab.page.wait_for_timeout(500)
@@ -276,23 +305,26 @@ def test_axe_finds_nothing(new_tab, scheme):
 
     tab = new_tab(color_scheme=scheme)
     tab.page.get_by_role("checkbox", name="Random vector of equal norm").check()
-    tab.page.locator("summary").click()
     tab.settle()
-    found = Axe().run(tab.page).response["violations"]
-    assert not found, "\n".join(f"{each['id']} ({each['impact']}): {each['nodes'][0]['html']}" for each in found)
+    views = tab.page.get_by_role("tab")
+    for number in range(views.count()):
+        views.nth(number).click()
+        tab.settle()
+        found = Axe().run(tab.page).response["violations"]
+        assert not found, "\n".join(f"{each['id']} ({each['impact']}): {each['nodes'][0]['html']}" for each in found)
 
 
 def test_every_control_is_reached_by_tab(new_tab):
     tab = new_tab()
     tab.page.locator("h1").click()
     reached = []
-    for _ in range(40):
+    for _ in range(70):
         tab.page.keyboard.press("Tab")
         where = tab.page.evaluate(
             "() => { let at = document.activeElement;"
             "  while (at.shadowRoot?.activeElement) at = at.shadowRoot.activeElement;"
             "  const box = at.getBoundingClientRect();"
-            "  const name = at.dataset?.name || at.dataset?.head || at.textContent.trim().slice(0, 30);"
+            "  const name = at.dataset?.name || at.dataset?.head || at.dataset?.view || at.textContent.trim().slice(0, 30);"
             "  return [name, box.width, box.height]; }"
         )
         reached.append(where)
@@ -310,7 +342,7 @@ def test_every_control_is_reached_by_tab(new_tab):
         "No heads",
     ]
     assert set(wanted) <= set(names)
-    assert any(re.fullmatch(r"L\dH\d", name) for name in names) and "The Python that gives these" in " ".join(names)
+    assert any(re.fullmatch(r"L\dH\d", name) for name in names) and {"head", "in_vector"} <= set(names)
     order = [names.index(name) for name in wanted[:15]]
     assert order == sorted(order), names
     assert all(width > 8 and height > 8 for name, width, height in reached if name in wanted)
@@ -350,11 +382,11 @@ def test_two_checkpoints_on_one_page(new_tab, tmp_path_factory):
     with running(*LAB[:5], "--compare", str(folder), "--text", "big", "--layer", "1", "--alpha", "4") as url:
         tab = new_tab(url)
         assert tab.page.locator('[role="grid"]').count() == 2 and tab.page.locator(".model").count() == 2
-        tab.page.locator('td[data-head="L5H5"]').last.click()
+        tab.page.locator('td[data-head="L5H5"]').last.click(modifiers=["Shift"])
         tab.settle()
         assert tab.page.locator('td[data-head="L5H5"][aria-selected="true"]').count() == 2
         tab.choose("donor", "first")
-        assert "iv = iv.for_model(model)" in tab.page.locator("details pre").text_content()
+        assert "iv = iv.for_model(model)" in tab.page.locator(".view-code pre").text_content()
 
 
 def notebook(folder: Path) -> Path:
@@ -388,7 +420,7 @@ def test_same_page_in_jupyterlab(browser, tmp_path: Path):
         page.wait_for_function(_SETTLED, timeout=60_000)
         assert patched.inner_text().strip() == "small"
         before = page.locator('td[aria-selected="true"]').count()
-        page.locator('td[data-head="L5H5"]').click()
+        page.locator('td[data-head="L5H5"]').click(modifiers=["Shift"])
         page.locator('td[data-head="L5H5"][aria-selected="true"]').wait_for(timeout=20_000)
         assert page.locator('td[aria-selected="true"]').count() == before + 1
         page.locator('[data-name="alpha"]').evaluate(

@@ -13,14 +13,16 @@ from panel.custom import JSComponent
 
 from ivlens.show.figures.theme import DARK, LIGHT
 from ivlens.show.lab.engine import Engine
+from ivlens.show.lab.limits import Limits
 from ivlens.show.lab.session import MAX_FILE, Session
-from ivlens.show.lab.state import LabState, Limits, with_template
+from ivlens.show.lab.state import LabState, with_template
 
 if TYPE_CHECKING:
     from ivlens.effects.results import HeadEffects
     from ivlens.vectors.vector import InstructionVector
 
 _PAGE = Path(__file__).parent / "page"
+_SCRIPTS = ("base", "map", "card", "page")  # in this order: each uses what stands before it
 # bounds on what a page may send: 2**53 is the largest whole number that JavaScript can count to
 _N_PAGES = 64
 _LONGEST_NAME, _MOST_EVENTS = 200, 2**53
@@ -34,11 +36,15 @@ class LabView(JSComponent):
     ability = param.String(doc="Clean and bare accuracy, which tell whether the model can do the task at all.")
     task = param.String(doc="Inputs and instructions of the task, effects of all heads.")
     result = param.String(doc="The completions, as far as they have come.")
+    view = param.String(doc="What is shown beside the completions: a head's card, many inputs, ...")
     code = param.String(doc="The Python script that gives the completions.")
     status = param.String(doc="What is being done, or what went wrong.")
+    progress = param.String(doc="How far a measurement has come; null while nothing is measured.")
+    shared = param.String(doc="The state as a text, which another lab on the same model opens.")
     running = param.String(doc="What is being done for which page.")
 
-    _esm = (_PAGE / "lab.js").read_text(encoding="utf-8")
+    # one script: panel serves no files beside it, and nothing may be fetched from elsewhere
+    _esm = "\n".join((_PAGE / f"{name}.js").read_text(encoding="utf-8") for name in _SCRIPTS)
     _stylesheets = [(_PAGE / "lab.css").read_text(encoding="utf-8")]
 
 

@@ -1,0 +1,147 @@
+// The maps of effects: layers from bottom to top, heads from left to right. A click opens a head's card; space, or a
+// click with shift, takes the head into the vector or out of it.
+
+class Maps {
+  constructor(page) {
+    this.page = page;
+    this.cursor = [0, 0];
+    this.cells = [];
+    this.drawn = [];
+    this.box = make("div", { class: "maps" });
+    this.about = make("p", { class: "about" });
+    this.taken = make("div", { class: "taken" });
+    this.legend = make("div", { class: "legend" },
+      make("span"), make("span", { class: "bar" }), make("span"), make("span", { class: "swatch grey" }), make("span"));
+    this.note = make("p", { class: "hint keys" });
+  }
+
+  draw(maps) {
+    const scale = this.page.facts.scales[this.page.dark ? "dark" : "light"];
+    const values = (kind) => maps.filter((map) => map.kind === kind).flatMap((map) => map.aie.flat()).map((x) => Math.abs(x ?? 0));
+    // effects share one scale, so that two models can be compared by eye; their difference has its own
+    const reach = { effect: Math.max(...values("effect"), 1e-9), difference: Math.max(...values("difference"), 1e-9) };
+    const focused = this.box.contains(this.page.root.getRootNode().activeElement);
+    this.cells = [];
+    this.drawn = maps;
+    this.box.classList.toggle("several", maps.length > 1);
+    this.box.replaceChildren(...maps.map((map, index) => this.grid(map, index, scale, reach[map.kind], maps.length > 1)));
+    this.explain(maps, scale, reach);
+    this.choose();
+    if (focused) this.cells[0]?.[this.cursor[0]]?.[this.cursor[1]]?.focus();
+  }
+
+  explain(maps, scale, reach) {
+    const [low, bar, high, , grey] = this.legend.children;
+    this.legend.hidden = !maps.length;
+    if (!maps.length) {
+      this.taken.replaceChildren();
+      return;
+    }
+    low.textContent = `−${reach.effect.toPrecision(2)}`;
+    high.textContent = `+${reach.effect.toPrecision(2)} ${maps[0].unit}`;
+    bar.style.background = `linear-gradient(90deg, ${scale.map(([at, colour]) => `${colour} ${100 * at}%`).join(", ")})`;
+    grey.textContent = maps[0].interval ? `interval (${maps[0].interval}) has 0` : "not measured";
+    this.taken.replaceChildren(...maps.filter((map) => map.taken || map.warning).map((map) => make("p",
+      { class: map.warning ? "warning" : "hint" }, (maps.length > 1 ? `${map.name}: ` : "") + (map.warning || map.taken))));
+  }
+
+  grid(map, index, scale, reach, titled) {
+    const ranks = new Map(map.ranked.map((head, at) => [headLabel(head), at + 1]));
+    const rows = map.aie.map((row, layer) => row.map((aie, head) => this.cell(map, index, [layer, head], aie, scale, reach, ranks)));
+    this.cells.push(rows);
+    const everyHead = map.n_heads > 16 ? 4 : 1, everyLayer = map.n_layers > 40 ? 4 : map.n_layers > 24 ? 2 : 1;
+    const heads = Array.from({ length: map.n_heads }, (_, head) => make("th", { scope: "col", role: "columnheader" }, head % everyHead ? "" : String(head)));
+    const body = rows.map((cells, layer) => make("tr", { role: "row" },
+      make("th", { scope: "row", role: "rowheader", class: "layer" }, layer % everyLayer ? "" : String(layer)), ...cells)).reverse();
+    const size = map.n_layers > 12 || map.n_heads > 14 ? "map dense" : "map";
+    const what = map.kind === "effect" ? `Effect of each head of ${map.name}` : `Difference of effects, ${map.name}`;
+    const table = make("table", {
+      class: size, role: "grid", "aria-multiselectable": "true", style: `--n-layers:${map.n_layers}`,
+      "aria-label": `${what}: layers from bottom to top, heads from left to right`,
+      onkeydown: (event) => this.key(event, index),
+    }, make("tbody", { role: "rowgroup" }, ...body, make("tr", { role: "row" }, make("th", { role: "columnheader", class: "layer" }, make("span", { class: "sr" }, "layer")), ...heads)));
+    const scales = map.kind === "difference" ? [make("p", { class: "hint" }, `from −${reach.toPrecision(2)} to +${reach.toPrecision(2)}`)] : [];
+    return make("figure", { class: "one" },
+      ...(titled ? [make("h3", {}, map.name)] : []),
+      make("div", { class: "axes" }, make("span", { class: "axis layers", "aria-hidden": "true" }, "layer"), table,
+        make("span", { class: "axis heads", "aria-hidden": "true" }, "head")), ...scales);
+  }
+
+  cell(map, index, head, aie, scale, reach, ranks) {
+    const [layer, number] = head, label = headLabel(head);
+    const [low, high] = [map.low[layer][number], map.high[layer][number]];
+    const unsure = low !== null && low <= 0 && high >= 0;
+    const rank = map.kind === "effect" ? ranks.get(label) : undefined;
+    const cell = make("td", {
+      role: "gridcell", "aria-selected": "false", tabindex: "-1", "data-head": label,
+      class: `${unsure ? "unsure" : ""}${ranks.has(label) ? " ranked" : ""}`.trim() || null,
+      "aria-label": `${label}, effect ${aie === null ? "not measured" : signed(aie)}${unsure ? ", its interval has 0" : ""}${rank ? `, rank ${rank}` : ""}`,
+      onclick: (event) => this.open(index, head, event.shiftKey),
+      onmouseenter: () => this.tell(map, head), onfocus: () => this.tell(map, head),
+    }, ranks.has(label) ? String(ranks.get(label)) : "");
+    if (aie === null) return cell;
+    const colour = unsure ? null : colourAt(scale, 0.5 + aie / reach / 2);
+    if (colour) {
+      cell.style.background = colour;
+      cell.style.color = inkOn(colour.startsWith("#") ? `rgb(${channels(colour).join(" ")})` : colour);
+    }
+    return cell;
+  }
+
+  open(index, head, toggles) {
+    this.move(index, ...head, false);
+    if (toggles) this.page.send("toggle", { head });
+    else this.page.set({ head, view: "head" });
+  }
+
+  tell(map, [layer, head]) {
+    const [aie, low, high] = ["aie", "low", "high"].map((name) => map[name][layer][head]);
+    const chosen = this.page.state?.heads.some(([l, h]) => l === layer && h === head);
+    const interval = low === null ? "" : ` (${map.interval}: ${signed(low)} to ${signed(high)})`;
+    const effect = aie === null ? "not measured" : `${signed(aie)} ${map.unit}${interval}`;
+    const of = this.drawn.length > 1 ? `${map.name}, ` : "";
+    this.about.textContent = `${of}L${layer}H${head}, layer ${layer}, head ${head}: ${effect}; ${chosen ? "in the vector" : "not in the vector"}.`;
+  }
+
+  choose() {
+    const { state } = this.page;
+    if (!state) return;
+    const chosen = new Set(state.heads.map(headLabel)), shown = this.page.views?.head?.head;
+    for (const rows of this.cells) for (const cell of rows.flat()) {
+      put(cell, "ariaSelected", String(chosen.has(cell.dataset.head)));
+      cell.classList.toggle("current", state.view === "head" && shown && headLabel(shown) === cell.dataset.head);
+    }
+    this.rove();
+    if (this.box.contains(this.page.root.getRootNode().activeElement)) return;
+    const first = this.drawn[0];
+    this.about.textContent = first
+      ? `${chosen.size} of ${first.n_layers * first.n_heads} heads in the vector (framed). Mean effect of each head on the answer, ${first.n_prompts} prompts; numbers: the ten strongest.`
+      : "The heads are being measured.";
+    this.note.textContent = first ? "Click or Enter: the head’s card. Shift-click or space: in or out of the vector." : "";
+  }
+
+  // one head of each map is reached by Tab, the others from there by arrow keys
+  rove() {
+    for (const rows of this.cells) rows.forEach((row, layer) => row.forEach((cell, head) => {
+      put(cell, "tabIndex", layer === this.cursor[0] && head === this.cursor[1] ? 0 : -1);
+    }));
+  }
+
+  move(index, layer, head, focus = true) {
+    const rows = this.cells[index];
+    this.cursor = [Math.min(Math.max(layer, 0), rows.length - 1), Math.min(Math.max(head, 0), rows[0].length - 1)];
+    this.rove();
+    if (focus) rows[this.cursor[0]][this.cursor[1]].focus();
+  }
+
+  key(event, index) {
+    const [layer, head] = this.cursor;
+    const steps = { ArrowUp: [1, 0], ArrowDown: [-1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1], Home: [0, -999], End: [0, 999], PageUp: [999, 0], PageDown: [-999, 0] };
+    if (steps[event.key]) this.move(index, layer + steps[event.key][0], head + steps[event.key][1]);
+    else if (event.key === " ") this.open(index, [layer, head], true);
+    else if (event.key === "Enter") this.open(index, [layer, head], event.shiftKey);
+    else return;
+    event.preventDefault();
+    event.stopPropagation(); // a notebook has shortcuts of its own on these keys
+  }
+}
