@@ -55,6 +55,17 @@ def prompt_pieces(
     return render.pieces(told.instruction, told.shots, text)
 
 
+def prompt_shots(
+    tokenizer: Any, task: Task, text: str, recipe: PromptRecipe, *, seed: int | None = None
+) -> tuple[tuple[str, str], ...]:
+    """Input and answer of each demonstration that is drawn for the same prompt.
+
+    Raises:
+        TypeError, ValueError: as `prompt_text`.
+    """
+    return _one(tokenizer, task, text, recipe, None, seed)[1].shots
+
+
 def _one(
     tokenizer: Any,
     task: Task,

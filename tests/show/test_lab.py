@@ -12,6 +12,7 @@ from random import Random
 
 import pytest
 import torch
+from labs import STATE, Screen, assert_code_prints_what_is_shown, opened
 
 import ivlens
 from ivlens.cli import main as cli
@@ -34,7 +35,6 @@ from ivlens.steering.steer import steer
 from ivlens.vectors import InstructionVector
 
 LIMITS = Limits(("antonym", "synonym"), 6, 8)
-STATE = LabState("antonym", text="big", layer=2, alpha=4.0, site="resid_post")
 
 
 @pytest.fixture(scope="module")
@@ -46,28 +46,6 @@ def pocket():
 def engine(pocket):
     tasks = {name: ivlens.load_task(name) for name in ("antonym", "synonym", "english_french", "last_letter")}
     return Engine(pocket, tasks, EngineOptions(n_prompts=16, n_search=12))
-
-
-class Screen(dict):
-    """What a session has shown last on every channel, and everything on the way."""
-
-    def __init__(self):
-        self.history = []
-
-    def __call__(self, channel, value):
-        self[channel] = value
-        self.history.append((channel, value))
-
-    def texts(self, model=0):
-        return {column["name"]: column["text"] for column in self["result"]["models"][model]["columns"]}
-
-
-def opened(engines, state=STATE):
-    screen = Screen()
-    session = Session(engines, state, screen)
-    session.refresh()
-    assert session.wait()
-    return session, screen
 
 
 @pytest.fixture
@@ -256,16 +234,13 @@ def random_state(draw: Random) -> dict:
         "seed": draw.randrange(1000),
         "positions": draw.choice(["prompt", "every"]),
         "max_new_tokens": draw.randrange(1, 6),
+        "begins": draw.choice(["", "", "the {word}"]),
+        "demos": draw.choice([None, None, [["up", "down"], ["a {b}", "c"]]]),
+        "demo_seed": draw.choice([None, 4]),
+        "system": draw.choice(["", "Be brief."]),
+        "view": "code",
         **draw.choice([{"layer": None}, place]),
     }
-
-
-def assert_code_prints_what_is_shown(screen: Screen) -> None:
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        exec(screen["code"], {})
-    shown = [screen.texts(number) for number in range(len(screen["result"]["models"]))]
-    assert printed.getvalue().splitlines() == [str([text]) for texts in shown for text in texts.values()]
 
 
 @pytest.mark.parametrize("number", [*range(4), *(pytest.param(n, marks=pytest.mark.slow) for n in range(4, 9))])

@@ -324,7 +324,8 @@ def test_every_control_is_reached_by_tab(new_tab):
             "() => { let at = document.activeElement;"
             "  while (at.shadowRoot?.activeElement) at = at.shadowRoot.activeElement;"
             "  const box = at.getBoundingClientRect();"
-            "  const name = at.dataset?.name || at.dataset?.head || at.dataset?.view || at.textContent.trim().slice(0, 30);"
+            "  const own = at.dataset?.name || at.dataset?.head || at.dataset?.view;"
+            "  const name = own || at.textContent.trim().slice(0, 30);"
             "  return [name, box.width, box.height]; }"
         )
         reached.append(where)

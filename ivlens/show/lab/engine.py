@@ -10,7 +10,7 @@ from ivlens.forward.borders import begins_with
 from ivlens.forward.sharing import stopping
 from ivlens.prompts.parts import Piece
 from ivlens.prompts.recipe import PromptRecipe
-from ivlens.prompts.single import prompt_pieces, prompt_text
+from ivlens.prompts.single import prompt_pieces, prompt_shots, prompt_text
 from ivlens.show.lab.measures import Asked, Measures
 from ivlens.show.lab.state import RAW, LabState
 from ivlens.show.lab.streams import Addition, Completion, stream_completions
@@ -54,6 +54,18 @@ class Engine(Measures):
         if state.template == RAW:
             return [Piece(state.text, "query")]
         return prompt_pieces(*self._asked(state, seed), **self._demos(state))
+
+    def shots(self, state: LabState, seed: int | None = None) -> tuple[tuple[str, str], ...]:
+        """Input and answer of each demonstration in the shown prompt, which may be written by hand.
+
+        Raises:
+            ValueError: the task has too few demonstrations.
+        """
+        if state.bare or state.template == RAW:
+            return ()
+        if state.demos is not None:
+            return state.demos
+        return prompt_shots(*self._asked(state, seed), seed=state.demo_seed)
 
     def _asked(self, state: LabState, seed: int | None) -> tuple[Any, Task, str, PromptRecipe]:
         task, seed = self.tasks[state.task], self.recipe(state).seed if seed is None else seed

@@ -8,6 +8,8 @@ from ivlens.common.checks import check_counts
 from ivlens.effects.measure import EffectOptions, head_effects
 from ivlens.effects.results import HeadEffects
 from ivlens.forward.ability import Ability, measure_ability
+from ivlens.forward.finding import PromptSearch
+from ivlens.forward.remembered import remembered_search
 from ivlens.forward.scoring import Score
 from ivlens.models.boot import TransformerBridge, check_model
 from ivlens.models.fingerprint import model_identity
@@ -36,6 +38,7 @@ class EngineOptions:
         seed: the seed of the recipes by which this engine makes prompts.
         score: the score whose gain is the effect; None: the one that suits the task.
         kept: where results are kept from one run to the next; None: nowhere.
+        auto: whether the form of prompt is still to be looked for, by the first page.
     """
 
     n_prompts: int = 32
@@ -43,6 +46,7 @@ class EngineOptions:
     seed: int = 0
     score: Score | None = None
     kept: Kept | None = None
+    auto: bool = False
 
     def __post_init__(self) -> None:
         check_counts(self, n_prompts=1, n_search=0)
@@ -95,6 +99,7 @@ class Measures:
         self.running, self._turns = Running(), Turns()
         self._effects: dict[Key, HeadEffects] = {}
         self._abilities: dict[Key, Ability | None] = {}
+        self._searches: dict[str, PromptSearch] = {}
         self._settings: dict[tuple[Key, str], Setting] = {}
         self.given = {each.task: self._checked(each) for each in effects}
         for each in effects:
@@ -160,6 +165,18 @@ class Measures:
                     self._abilities[key] = known or measure_ability(self.model, task, recipe)
         return self._abilities[key]
 
+    def search(self, task: str, client: Client = ANYBODY) -> PromptSearch:
+        """The form of prompt in which the model answers a task best; searched for once, and remembered between runs.
+
+        Raises:
+            Unwanted: the client no longer wants it.
+            ValueError: no form suits the task.
+        """
+        with self._turns.taken(client.unwanted, client.waiting):
+            if task not in self._searches:
+                self._searches[task] = remembered_search(self.model, self.tasks[task], self.options.seed)
+            return self._searches[task]
+
     def effects(self, state: LabState, client: Client = ANYBODY) -> HeadEffects:
         """The effects of the state's task, measured on the first call; another caller waits until they are measured.
 
@@ -180,7 +197,8 @@ class Measures:
         def report(done: int, total: int) -> None:
             if client.unwanted():
                 raise Unwanted
-            client.progress(done, total)
+            if done:
+                client.progress(done, total)
 
         report(0, 1)  # it may have become unwanted while it waited for its turn
         found = head_effects(

@@ -57,12 +57,17 @@ def task_facts(task: Task, seed: int) -> dict[str, Any]:
 
 
 def results(
-    engines: Sequence[Engine], state: LabState, vectors: Sequence[InstructionVector | None] | None, prompt: str
+    engines: Sequence[Engine],
+    state: LabState,
+    vectors: Sequence[InstructionVector | None] | None,
+    prompt: str,
+    shots: Sequence[tuple[str, str]] = (),
 ) -> Iterator[dict[str, Any]]:
     """The completions of all models as far as they have come, yielded after every token.
 
     Args:
         vectors: what is added to each model; None: nothing is measured yet, and only the plain model completes.
+        shots: the demonstrations in the prompt, which the page offers to change.
     """
     answers, setting = engines[0].answers(state), None
     if vectors is not None:
@@ -82,7 +87,7 @@ def results(
             {**facts, "columns": [column(name, one, answers) for name, one in rows.items()]}
             for facts, rows in zip(about, latest, strict=True)
         ]
-        yield {"models": models, "answers": list(answers), "measured": vectors is not None}
+        yield {"models": models, "answers": list(answers), "measured": vectors is not None, "shots": list(shots)}
 
 
 @contextmanager

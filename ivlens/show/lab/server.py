@@ -63,7 +63,7 @@ class LabServer:
             self.server.stop()
             until = time.monotonic() + MOST_SECONDS
             for page in self.pages:
-                page.session.close()
+                page.close()
         return all([page.wait(max(0.0, until - time.monotonic())) for page in list(self.pages)])
 
     def stop(self) -> None:
@@ -111,7 +111,7 @@ def open_server(engines: tuple[Engine, ...], state: LabState, *, port: int = 0, 
         lab = Lab(engines, state, page=True)
         # pages whose work is over are forgotten; a closed page that still computes is waited for at the end
         pages[:] = [*(one for one in pages if not one.session.is_over), lab]
-        pn.state.on_session_destroyed(lambda context: lab.session.close())
+        pn.state.on_session_destroyed(lambda context: lab.close())
         return lab
 
     with _port_error(port):

@@ -7,12 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ivlens.prompts.templates import PromptTemplate
+from ivlens.prompts.templates import PromptTemplate, find_template
 from ivlens.show.lab.chosen import Chosen
 from ivlens.show.lab.engine import Engine
 from ivlens.show.lab.limits import Limits
+from ivlens.show.lab.measures import Client
 from ivlens.show.lab.plain import as_file, inputs_of, sentence
-from ivlens.show.lab.state import LabState, values_of
+from ivlens.show.lab.share import opened, shared
+from ivlens.show.lab.state import RAW, LabState, values_of
 from ivlens.show.lab.work import Job, Show, Work
 from ivlens.show.lab.worker import Cancelled, Worker
 from ivlens.vectors.vector import InstructionVector, base_task
@@ -37,7 +39,8 @@ class Session:
         self._worker = Worker(lambda error: self._work.say(error=sentence(error)))
         self._running = self.engines[0].running
         self.number = self._running.join(self._hear)
-        self._work = Work(show, self._settled, self._running, self.number)
+        self._work = Work(show, self._formed, self._settled, self._running, self.number)
+        self._seeks = self.engines[0].options.auto
         self.chosen, self._is_closed = Chosen(self.engines), False
         self._own_templates: dict[str, PromptTemplate] = {}
         state = self.limits.changed(state, vars(state))
@@ -46,12 +49,15 @@ class Session:
     def refresh(self) -> None:
         """Show everything that the present state needs, measuring and completing what is not there yet."""
         with self._guard:
-            state, chosen, began = self.state, self.chosen, time.perf_counter()
+            began = time.perf_counter()
             self._work.say(busy="Writing …")  # before the state, by which the page knows that its event arrived
             self._show("state", self._shown_state())
-            self._worker.submit(lambda cancelled: self._work.run(self._job(state, chosen, cancelled, began)))
+            self._worker.submit(lambda cancelled: self._work.run(self._job(cancelled, began)))
 
-    def _job(self, state: LabState, chosen: Chosen, cancelled: Cancelled, began: float) -> Job:
+    def _job(self, cancelled: Cancelled, began: float) -> Job:
+        with self._guard:  # the state of now: an earlier job may have changed its form
+            state, chosen = self.state, self.chosen
+
         def unneeded() -> bool:
             # a newer request that needs the same effects waits for them, so measuring goes on
             return cancelled() and (self._is_closed or not self._needs_the_same(state))
@@ -79,6 +85,7 @@ class Session:
                 after = replace(after, source="heads")
             if after.n_shots != before.n_shots and "demos" not in values:
                 after = replace(after, demos=None)  # drawn anew, in the number that was asked for
+            self._seeks &= not values.keys() & {"template", "n_shots", "told"}  # the user has chosen a form
             self.state = after
             self.refresh()
 
@@ -102,6 +109,43 @@ class Session:
     def vectors(self, state: LabState | None = None) -> list[InstructionVector | None]:
         """The vector that is added to each model; None where no head is chosen."""
         return self.chosen.vectors(state or self.state)
+
+    def find_form(self) -> None:
+        """Go to the form of prompt in which the model answers the task best; the search is remembered."""
+        with self._guard:
+            self._seeks = True
+            self.refresh()
+
+    def _formed(self, job: Job) -> Job:
+        """The same job in the best form of prompt, where that has been asked for."""
+        if not self._seeks:
+            return job
+        engine, task = self.engines[0], self.engines[0].tasks[job.state.task]
+        with self._work.step(0, 3, f"Looking for the form of prompt in which the model answers {task.name} best"):
+            recipe = engine.search(task.name, Client(job.unneeded)).best
+        with self._guard:
+            self._seeks = False
+            values = values_of(recipe, task)
+            # bare: beside demonstrations the model answers without the vector
+            self.state = replace(self.state, **values, demos=None, bare=bool(values["n_shots"]))
+            self._show("state", self._shown_state())
+            return replace(job, state=self.state)
+
+    def shared(self) -> str:
+        """The state as a text, which `open` reads in this lab or in another one on the same model."""
+        return shared(self.chosen, self.state)
+
+    def open(self, text: Any) -> str:
+        """Go to a state that `shared` wrote; return a sentence on what is not as it was, if anything.
+
+        Raises:
+            ValueError: as `opened`.
+        """
+        state, said = opened(text, self.chosen, self.limits)
+        with self._guard:
+            self.state, self._seeks = state if state.text.strip() else self._with_text(state), False
+            self.refresh()
+        return said
 
     def code(self) -> str:
         """A Python script that prints the completions that are shown."""
@@ -165,6 +209,10 @@ class Session:
         self._worker.close()
         self._running.leave(self.number)
 
+    def remark(self, text: str) -> None:
+        """Show a sentence beside the status, until the next event; an empty one shows nothing."""
+        self._show("remark", text)
+
     def say_error(self, error: Exception) -> None:
         """Show an error that an event caused, and the state, which the event did not change."""
         self._show("state", self._shown_state())
@@ -195,9 +243,11 @@ class Session:
     def _shown_state(self) -> dict[str, Any]:
         """The state as the page gets it: with the list of heads, the template's name and the vector's file."""
         state, chosen = self.state, self.chosen
+        self._show("shared", shared(chosen, state))
         heads = [list(head) for head in (chosen.heads(state) if chosen.is_ready(state) else ())]
         template = self._template_name(state.template)
-        return {**vars(state), "heads": heads, "template": template, "file": chosen.file}
+        is_chat = find_template("plain" if state.template == RAW else state.template).chat
+        return {**vars(state), "heads": heads, "template": template, "chat": is_chat, "file": chosen.file}
 
     def _template_name(self, template: str | PromptTemplate) -> str:
         """The name by which the page shows a template and chooses it; templates of one name get numbers."""

@@ -7,7 +7,7 @@ const LOST = "The lab is gone: its server has ended, or the connection to it was
 const SILENT = "The lab does not answer: its server is stopped, or the connection to it is broken. This goes away when it answers.";
 const BUSY = "Python does not answer: the kernel runs another cell, or has ended. This goes away when it answers.";
 const PATIENCE = 8000; // milliseconds; Python answers an event within this time, even while it computes
-const CHANNELS = ["state", "ability", "task", "result", "view", "code", "status", "progress", "running", "shared"];
+const CHANNELS = ["state", "ability", "task", "result", "view", "code", "status", "progress", "running", "remark", "shared"];
 const VIEWS = [["head", "Head"], ["many", "Many inputs"], ["layers", "By layer"], ["places", "By place"], ["vector", "Vector"], ["code", "Code"]];
 const SHOTS = [0, 1, 2, 3, 4, 5, 8, 10, 15, 20];
 
@@ -64,7 +64,7 @@ function digits(value) {
   const size = Math.abs(value);
   if (size === 0) return "0";
   if (size >= 0.0995) return size.toFixed(size < 9.95 ? 2 : 1);
-  return size < 1e-5 ? size.toExponential(1).replace("e-", "·10^−") : size.toFixed(1 - Math.floor(Math.log10(size) + 1e-9));
+  return size < 1e-4 ? size.toExponential(1).replace("-", "−") : size.toFixed(1 - Math.floor(Math.log10(size) + 1e-9));
 }
 
 function signed(value) {
@@ -73,6 +73,23 @@ function signed(value) {
 
 function percent(p) {
   return `${(100 * p).toFixed(p < 0.0995 ? 1 : 0)} %`;
+}
+
+// the state in the page's address: base64 without signs that addresses use otherwise
+function packed(text) {
+  const bytes = new TextEncoder().encode(text);
+  let letters = "";
+  for (const byte of bytes) letters += String.fromCharCode(byte);
+  return btoa(letters).replaceAll("+", "-").replaceAll("/", "_").replace(/=+$/, "");
+}
+
+function unpacked(text) {
+  try {
+    const letters = atob(text.replaceAll("-", "+").replaceAll("_", "/"));
+    return new TextDecoder("utf-8", { fatal: true }).decode(Uint8Array.from(letters, (letter) => letter.charCodeAt(0)));
+  } catch {
+    return text; // Python says that it cannot be read
+  }
 }
 
 function headLabel([layer, head]) {

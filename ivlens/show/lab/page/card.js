@@ -39,7 +39,7 @@ class HeadCard {
   effects(card) {
     const [aie, low, high] = card.effect, here = card.here;
     const interval = low === null ? "" : ` (${signed(low)} to ${signed(high)}, ${card.interval})`;
-    const alone = card.alone[1] === null ? "" : ` Alone: ${signed(card.alone[1])} to ${signed(card.alone[2])} (95 %).`;
+    const alone = card.alone[1] === null || !card.interval.startsWith("sim") ? "" : ` Alone: ${signed(card.alone[1])} to ${signed(card.alone[2])} (95 %).`;
     const onThis = !here ? "…" : here.value === null ? `none: ${here.why}`
       : `${signed(here.value)} ${card.unit}${here.among ? " (one of the measured prompts)" : ""}`;
     const fact = (name, ...what) => [make("dt", {}, name), make("dd", {}, ...what)];

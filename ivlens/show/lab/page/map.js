@@ -38,9 +38,9 @@ class Maps {
       return;
     }
     low.textContent = `−${reach.effect.toPrecision(2)}`;
-    high.textContent = `+${reach.effect.toPrecision(2)} ${maps[0].unit}`;
+    high.textContent = `+${reach.effect.toPrecision(2)}`;
     bar.style.background = `linear-gradient(90deg, ${scale.map(([at, colour]) => `${colour} ${100 * at}%`).join(", ")})`;
-    grey.textContent = maps[0].interval ? `interval (${maps[0].interval}) has 0` : "not measured";
+    grey.textContent = maps[0].interval ? `${maps[0].interval} interval has 0` : "no interval";
     this.taken.replaceChildren(...maps.filter((map) => map.taken || map.warning).map((map) => make("p",
       { class: map.warning ? "warning" : "hint" }, (maps.length > 1 ? `${map.name}: ` : "") + (map.warning || map.taken))));
   }
@@ -115,9 +115,9 @@ class Maps {
     if (this.box.contains(this.page.root.getRootNode().activeElement)) return;
     const first = this.drawn[0];
     this.about.textContent = first
-      ? `${chosen.size} of ${first.n_layers * first.n_heads} heads in the vector (framed). Mean effect of each head on the answer, ${first.n_prompts} prompts; numbers: the ten strongest.`
+      ? `${chosen.size} of ${first.n_layers * first.n_heads} heads in the vector (framed); numbers: the ten strongest. Mean effect on the answer (${first.unit}), ${first.n_prompts} prompts.`
       : "The heads are being measured.";
-    this.note.textContent = first ? "Click or Enter: the head’s card. Shift-click or space: in or out of the vector." : "";
+    this.note.textContent = first ? "Click or Enter: a head’s card. Shift-click or space: in or out." : "";
   }
 
   // one head of each map is reached by Tab, the others from there by arrow keys

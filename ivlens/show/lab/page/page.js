@@ -25,7 +25,8 @@ class Page {
   // in a notebook the page may be there before Python listens to it
   greet() {
     if (this.heard) return;
-    this.send("hello");
+    const state = this.facts.page && location.hash.length > 1 ? unpacked(location.hash.slice(1)) : null;
+    this.send("hello", state ? { shared: state } : {});
     setTimeout(() => this.greet(), 700);
   }
 
@@ -146,6 +147,7 @@ class Page {
     this.statusLine = make("p", { class: "status", role: "status" });
     this.errorLine = make("p", { class: "error", role: "alert" });
     this.goneLine = make("p", { class: "gone", role: "alert" });
+    this.remarkLine = make("p", { class: "remark", role: "status" });
     this.runningLine = make("p", { class: "running", role: "note" });
     this.themeButton = make("button", { type: "button", onclick: () => this.turn() });
     this.progressBar = make("progress", { max: "1", "aria-label": "What is measured" });
@@ -155,9 +157,16 @@ class Page {
     this.root.append(
       make("header", {},
         make(this.facts.page ? "h1" : "h2", {}, "ivlens lab"),
-        make("p", { class: "models" }, names.join("   |   ")), this.statusLine, this.themeButton),
-      this.goneLine, this.errorLine, this.runningLine, this.progressBox,
+        make("p", { class: "models" }, names.join("   |   ")), this.statusLine, this.sessions(), this.themeButton),
+      this.goneLine, this.errorLine, this.remarkLine, this.runningLine, this.progressBox,
       make("div", { class: "columns" }, this.left(), this.middle(), this.right()));
+  }
+
+  sessions() {
+    this.sessionFile = make("input", { type: "file", accept: ".json", class: "sr", tabindex: "-1", "aria-hidden": "true", "data-name": "session_file", onchange: () => this.openSession() });
+    return make("div", { class: "row" },
+      make("button", { type: "button", onclick: () => this.saveSession() }, "Save session"),
+      make("button", { type: "button", onclick: () => this.sessionFile.click() }, "Open session…"), this.sessionFile);
   }
 
   panel(title, className, ...children) {
@@ -178,6 +187,7 @@ class Page {
     this.shotsSelect = this.select("n_shots", (n) => this.set({ n_shots: n === "" ? null : Number(n) }));
     this.bareBox = this.box("bare", "Bare: neither instruction nor demonstrations", (bare) => this.set({ bare }));
     this.toldSelect = this.select("told", (told) => this.set({ told: JSON.parse(told) }));
+    this.more = new MorePrompt(this);
     this.lengthRange = this.range("max_new_tokens", 1, 64, 1, (value) => this.soon("max_new_tokens", 60, value));
     this.abilityLines = make("div", { class: "ability", role: "note", "aria-live": "polite" });
     this.formRow = make("div", { class: "row field", hidden: true },
@@ -189,7 +199,7 @@ class Page {
       this.field(this.label("Instruction in the prompt", this.instructionArea), this.instructionSelect),
       make("div", { class: "pair" },
         this.label("Template", this.templateSelect), this.label("Demonstrations", this.shotsSelect)),
-      make("div", { class: "row field" }, this.bareBox),
+      make("div", { class: "row field" }, this.bareBox), this.more.root,
       make("div", { class: "field" }, make("span", { class: "label" }, "The model gets"), this.prompts),
       this.label("New tokens ", this.lengthRange, this.max_new_tokens_value),
       this.label("Heads are measured with", this.toldSelect));
@@ -251,16 +261,19 @@ class Page {
   }
 
   tabs() {
-    this.card = new HeadCard(this);
+    this.parts = { head: new HeadCard(this), many: new ManyInputs(this), layers: new ByLayer(this), places: new ByPlace(this) };
     this.vectorBox = make("div", { class: "both" });
-    const fill = { head: this.card.root, vector: this.vectorBox, code: this.codeText };
+    const fill = { vector: this.vectorBox, code: this.codeText };
+    for (const [name, part] of Object.entries(this.parts)) fill[name] = part.root;
+    this.wrong = {}; // for each view the line that says why it could not be filled
     this.panels = {};
     this.tabList = make("div", { class: "tabs", role: "tablist", "aria-label": "Beside the completions" });
-    for (const [name, title] of VIEWS.filter(([name]) => fill[name])) {
+    for (const [name, title] of VIEWS) {
+      this.wrong[name] = make("p", { class: "warning", hidden: true });
       const tab = make("button", { type: "button", role: "tab", id: `${this.id}-tab-${name}`, "data-view": name, "aria-controls": `${this.id}-view-${name}`, onclick: () => this.turnTo(name) }, title);
       tab.addEventListener("keydown", (event) => this.tabKey(event));
       this.tabList.append(tab);
-      this.panels[name] = make("div", { role: "tabpanel", class: `view view-${name}`, id: `${this.id}-view-${name}`, "aria-labelledby": tab.id, tabindex: "0" }, fill[name]);
+      this.panels[name] = make("div", { role: "tabpanel", class: `view view-${name}`, id: `${this.id}-view-${name}`, "aria-labelledby": tab.id, tabindex: "0" }, this.wrong[name], fill[name]);
     }
     return make("div", { class: "views" }, this.tabList, ...Object.values(this.panels));
   }
@@ -297,6 +310,7 @@ class Page {
     put(this.textArea, "value", state.text);
     put(this.instructionArea, "value", state.instruction);
     this.recipe(state);
+    this.more.showState(state);
     for (const [name, range] of [["k", this.kRange], ["layer", this.layerRange], ["alpha", this.alphaRange], ["max_new_tokens", this.lengthRange]]) {
       if (state[name] === null) continue;
       if (name === "alpha") { // a strength set from Python may lie beyond the slider's ends
@@ -313,7 +327,7 @@ class Page {
     this.fill();
     this.tab(state.view);
     this.maps.choose();
-    if (this.views.head) this.card.show(this.views.head);
+    if (this.views.head) this.parts.head.show(this.views.head);
   }
 
   // values that came with effects, with a vector or from Python need not be among the usual choices
@@ -356,10 +370,13 @@ class Page {
   }
 
   show_view(view) {
-    if (view.error) this.panels[view.view]?.replaceChildren(make("p", { class: "warning" }, view.error));
-    if (!view.busy || view.cards) this.views[view.view] = view;
-    if (view.view === "head") this.card.show(view);
-    this.maps.choose();
+    put(this.wrong[view.view], "hidden", !view.error);
+    put(this.wrong[view.view], "textContent", view.error ?? "");
+    this.panels[view.view].classList.toggle("old", Boolean(view.error || (view.busy && !view.done)));
+    if (view.error) return;
+    this.views[view.view] = { ...this.views[view.view], ...view };
+    this.parts[view.view]?.show(view);
+    if (view.view === "head") this.maps.choose();
   }
 
   show_progress(progress) {
@@ -368,10 +385,19 @@ class Page {
     if (progress.share === null) this.progressBar.removeAttribute("value");
     else this.progressBar.value = progress.share;
     const left = progress.left === null ? "" : `, ${seconds(progress.left)} left`;
-    put(this.progressText, "textContent", `${progress.step} of ${progress.of}: ${progress.what}${left}`);
+    put(this.progressText, "textContent", `${progress.step ? `${progress.step} of ${progress.of}: ` : ""}${progress.what}${progress.part ? ` (${progress.part})` : ""}${left}`);
   }
 
-  show_shared() {}
+  // a reload, or this address in another lab, opens the same state; without a new entry in the browser's history
+  show_shared(text) {
+    if (!this.facts.page) return;
+    const address = packed(text);
+    if (address.length <= 30000) history.replaceState(history.state, "", `#${address}`);
+  }
+
+  show_remark(text) {
+    put(this.remarkLine, "textContent", text);
+  }
 
   fill() {
     if (!this.state || !this.task) return;
@@ -401,6 +427,7 @@ class Page {
   show_result(result) {
     const several = result.models.length > 1;
     const prompts = [...new Set(result.models.map((one) => one.prompt))];
+    this.more.show(result.shots);
     put(this.prompts, "textContent", prompts.join("\n———\n"));
     this.models.replaceChildren(...result.models.map((one) => this.completions(one, result, several)));
     if (result.measured) this.vectorBox.replaceChildren(...result.models.map((one) => this.vector(one, several)));
@@ -421,7 +448,7 @@ class Page {
     const firsts = answers.map((answer) => answer.trim());
     return make("article", { class: `card ${column.name}`, "data-column": column.name },
       make("h3", {}, title),
-      make("p", { class: column.done ? "text" : "text writing" }, column.text.trim() || (column.done ? "(nothing)" : "")),
+      make("p", { class: column.done ? "text" : "text writing", tabindex: column.text.length > 60 || column.text.trim().includes("\n") ? "0" : null }, column.text.trim() || (column.done ? "(nothing)" : "")),
       make("div", { class: "judged" }, ...mark),
       bars(`Next tokens, ${title.toLowerCase()}`, column.top.slice(0, 6), 1, percent,
         (token) => token.trim() && firsts.some((answer) => answer === token.trim())));
@@ -474,13 +501,38 @@ class Page {
       this.fileInput.value = "";
       return;
     }
+    const reader = this.reader((result) => this.send("load", { name: file.name, content: result.split(",", 2)[1] ?? "" }));
+    reader.readAsDataURL(file);
+    this.fileInput.value = "";
+  }
+
+  reader(then) {
     const reader = new FileReader();
     this.sent++; // asked for, though nothing goes out until the file is read
     this.wait();
     reader.onerror = () => this.set({});
-    reader.onload = () => this.send("load", { name: file.name, content: reader.result.split(",", 2)[1] ?? "" });
-    reader.readAsDataURL(file);
-    this.fileInput.value = "";
+    reader.onload = () => then(reader.result);
+    return reader;
+  }
+
+  readText(file, then) {
+    if (file.size > this.facts.max_shared) {
+      put(this.errorLine, "textContent", `${file.name} has ${file.size} bytes, expected at most ${this.facts.max_shared}.`);
+      return;
+    }
+    this.reader(then).readAsText(file);
+  }
+
+  saveSession() {
+    const address = URL.createObjectURL(new Blob([this.shared ?? ""], { type: "application/json" }));
+    make("a", { href: address, download: `lab-${this.state?.task ?? "session"}.json` }).click();
+    setTimeout(() => URL.revokeObjectURL(address), 10000);
+  }
+
+  openSession() {
+    const [file] = this.sessionFile.files;
+    this.sessionFile.value = "";
+    if (file) this.readText(file, (content) => this.send("open", { content }));
   }
 
   async copy() {
