@@ -115,7 +115,7 @@ def new_tab(browser, address) -> Iterator:
     for context in contexts:
         context.close()
     for tab in tabs:
-        assert tab.complaints == [] and tab.foreign == []
+        assert (tab.foreign, tab.complaints) == ([], [])
 
 
 def test_page_loads_without_complaints_or_foreign_requests(new_tab, address):
@@ -191,6 +191,135 @@ def test_a_click_opens_the_card_of_a_head(new_tab):
     card.locator(".inputs button").first.click()
     tab.settle()
     assert tab.control("text").input_value() != "big" and "measured prompts" in card.locator("dl").inner_text()
+
+
+def test_many_inputs_are_sorted_by_a_click(new_tab):
+    tab = new_tab()
+    tab.page.get_by_role("tab", name="Many inputs").click()
+    tab.page.locator('[data-total="patched"]').wait_for()
+    tab.settle()
+    rows = tab.page.locator(".many tbody tr")
+    assert rows.count() == 32
+    rate = float(re.search(r"(\d\.\d\d) \(", tab.page.locator('[data-total="patched"]').inner_text())[1])
+    good = tab.page.locator(".many tbody td:nth-child(4) .mark").count()
+    assert rate == pytest.approx(good / 32, abs=0.006) and rate > 0.8
+    first = rows.first.inner_text()
+    tab.page.locator('[data-sort="patched"]').click()
+    assert tab.page.locator('th[aria-sort="ascending"]').inner_text().startswith("With the vector")
+    marks = rows.evaluate_all("nodes => nodes.map(node => Boolean(node.cells[3].querySelector('.mark')))")
+    assert marks == sorted(marks, reverse=True), "right answers come first"
+    tab.page.locator('[data-sort="patched"]').click()
+    assert rows.last.inner_text() != first
+    tab.page.locator(".many tbody button").first.click()
+    assert tab.settle().control("text").input_value() != "big"
+
+
+def test_by_layer_and_by_place(new_tab):
+    tab = new_tab()
+    tab.page.get_by_role("tab", name="By layer").click()
+    rows = tab.page.locator(".lens tbody tr")
+    rows.first.wait_for()
+    assert tab.settle() and rows.count() == 6
+    assert rows.first.locator(".answer").first.inner_text() == "small", "the model's output stands first"
+    assert tab.page.locator("tr.added th").inner_text().endswith("vector")
+    tab.page.get_by_role("tab", name="By place").click()
+    tab.page.locator(".places tbody tr").first.wait_for()
+    tab.settle()
+    assert tab.page.locator(".places tbody th").all_inner_texts() == ["instruction", "query", "prompt (last token)"]
+    assert re.search(r"[+−]\d.*\n?\([+−]", tab.page.locator(".places td").first.inner_text())
+
+
+def test_the_address_holds_the_state(new_tab, address, tmp_path: Path):
+    tab = new_tab()
+    tab.slide("k", 3)
+    tab.control("text").fill("hot ⟨x⟩ #%")
+    tab.settle().slide("alpha", -2.5)
+    shown = [tab.text("plain"), tab.text("patched"), tab.chosen()]
+    url = tab.page.url
+    assert "#" in url and "token" not in url and "hot" not in url
+    tab.page.reload()
+    tab.settle()
+    assert [tab.text("plain"), tab.text("patched"), tab.chosen()] == shown and tab.page.url == url
+    # the address with the token leads on to the page, and the state comes along
+    other = new_tab(address + "#" + url.partition("#")[2])
+    assert other.control("text").input_value() == "hot ⟨x⟩ #%" and other.control("alpha").input_value() == "-2.5"
+    assert other.chosen() == shown[2] and "token" not in other.page.url
+    with tab.page.expect_download() as saved:
+        tab.page.get_by_role("button", name="Save session").click()
+    path = tmp_path / saved.value.suggested_filename
+    saved.value.save_as(path)
+    third = new_tab()
+    assert third.control("text").input_value() == "big"
+    third.control("session_file").set_input_files(path)
+    third.page.wait_for_timeout(300)
+    assert third.settle().control("text").input_value() == "hot ⟨x⟩ #%" and third.chosen() == shown[2]
+    wrong = new_tab(address + "#nonsense")
+    assert "cannot be read" in wrong.page.locator(".remark").text_content() and wrong.text("patched") == "small"
+
+
+def test_demonstrations_are_edited_on_the_page(new_tab):
+    tab = new_tab()
+    shown = tab.page.get_by_label("The prompt as the model gets it")
+    tab.choose("n_shots", "2")
+    tab.page.locator(".more summary").click()
+    before = shown.inner_text()
+    tab.page.get_by_role("button", name="Redraw").click()
+    tab.page.wait_for_timeout(300)
+    assert tab.settle() and shown.inner_text() != before
+    tab.control("demo_input_0").fill("up")
+    tab.control("demo_input_0").press("Tab")
+    assert tab.page.evaluate(_FOCUS) == "demo_answer_0", "the focus goes on to the next field"
+    tab.control("demo_answer_0").fill("down")
+    tab.control("demo_answer_0").press("Tab")
+    tab.page.wait_for_timeout(300)
+    assert tab.settle() and shown.inner_text().startswith("Input: up\nOutput: down\n")
+    tab.page.get_by_label("Leave out demonstration 2").click()
+    tab.page.wait_for_timeout(300)
+    assert tab.settle() and shown.inner_text() == "Input: up\nOutput: down\n\nInput: big\nOutput:"
+    tab.control("begins").fill("the word")
+    tab.page.wait_for_timeout(400)
+    assert tab.settle() and shown.inner_text().endswith("Output: the word down\n\nInput: big\nOutput: the word")
+    assert tab.control("system").is_disabled(), "the template is no chat"
+
+
+_FOCUS = """() => {
+  let at = document.activeElement;
+  while (at.shadowRoot?.activeElement) at = at.shadowRoot.activeElement;
+  return at.dataset.name;
+}"""
+
+
+@pytest.mark.parametrize(
+    ("n_layers", "n_heads"), [pytest.param(30, 9, marks=pytest.mark.slow), (32, 32)], ids=["30 x 9", "32 x 32"]
+)
+def test_what_matters_fits_the_screen_at_real_size(new_tab, tmp_path_factory, n_layers, n_heads):
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("wide")
+    config = AutoConfig.from_pretrained(ivlens.pocket_path())
+    config.num_hidden_layers, config.num_attention_heads, config.num_key_value_heads = n_layers, n_heads, n_heads
+    config.hidden_size, config.intermediate_size, config.head_dim = 4 * n_heads, 32, 4
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(ivlens.pocket_path()).save_pretrained(folder)
+    few = ("--n-prompts", "6", "--n-search", "0", "--layer", "1", "--alpha", "1", "--template", "plain")
+    with running(*LAB[:5], "--model", str(folder), *few) as url:
+        tab = new_tab(url, viewport={"width": 1400, "height": 900})
+        assert tab.page.locator("td[data-head]").count() == n_layers * n_heads
+        assert tab.page.evaluate("document.documentElement.scrollHeight <= innerHeight")
+        panel = tab.page.locator(".panel.middle")
+        assert panel.evaluate("node => node.scrollHeight <= node.clientHeight && node.scrollWidth <= node.clientWidth")
+        ranks = tab.page.locator("td.ranked").all_inner_texts()
+        assert sorted(map(int, ranks)) == list(range(1, len(ranks) + 1)) and 1 <= len(ranks) <= 10
+        small = tab.page.locator("td.ranked").first
+        assert small.evaluate("node => node.scrollWidth <= node.clientWidth + 1"), "the rank fits its cell"
+        assert tab.page.locator(".axis").all_inner_texts() == ["layer", "head"]
+        for part in (".card.plain", ".card.patched", ".tabs", ".rates"):
+            box = tab.page.locator(part).first.bounding_box()
+            assert box["y"] + box["height"] <= 900 and box["x"] + box["width"] <= 1400, part
+        small.click()
+        tab.settle()
+        effect = tab.page.locator(".headcard dd strong").first.inner_text()
+        assert re.search(r"[+−](0\.0*[1-9]\d|\d\.\de|[1-9])", effect), "two significant digits"
 
 
 def test_map_by_keyboard(new_tab):
@@ -284,7 +413,7 @@ def test_save_load_and_copy(new_tab, tmp_path: Path):
     patched = tab.text("patched")
     tab.slide("k", 1)
     assert tab.text("patched") != patched
-    tab.page.locator('input[type="file"]').set_input_files(path)
+    tab.page.locator('input[accept=".safetensors"]').set_input_files(path)
     tab.settle()
     assert (
         tab.text("patched") == patched
@@ -294,7 +423,7 @@ def test_save_load_and_copy(new_tab, tmp_path: Path):
     copied = tab.page.evaluate("navigator.clipboard.readText()")
     assert copied == tab.page.locator(".view-code pre").text_content() and "InstructionVector.load(" in copied
     (tmp_path / "notes.safetensors").write_bytes(b"no vector")
-    tab.page.locator('input[type="file"]').set_input_files(tmp_path / "notes.safetensors")
+    tab.page.locator('input[accept=".safetensors"]').set_input_files(tmp_path / "notes.safetensors")
     tab.page.wait_for_timeout(500)
     assert "notes.safetensors" in tab.page.locator(".error").text_content()
 
@@ -466,7 +595,7 @@ def test_a_file_that_is_too_large_is_refused_before_it_is_sent(new_tab, tmp_path
     ):
         path = tmp_path / f"{n_bytes}.safetensors"
         path.write_bytes(b"\1" * n_bytes)
-        tab.page.locator('input[type="file"]').set_input_files(path)
+        tab.page.locator('input[accept=".safetensors"]').set_input_files(path)
         tab.page.locator(".error", has_text=path.name).wait_for(timeout=30_000)
         assert re.search(said, tab.page.locator(".error").text_content())
     tab.slide("alpha", 0)  # the connection is still there

@@ -34,7 +34,7 @@ def _table(chosen: Chosen, engine: Engine, number: int, state: LabState) -> Iter
     prompts = [_prompt(engine, state, example, seed) for example in examples]
     n_new = _n_new(engine, state, examples)
     vector = chosen.vectors(state)[number]
-    rows = [{"input": each.input, "answer": each.answer.strip()} for each in examples]
+    rows: list[dict[str, Any]] = [{"input": each.input, "answer": each.answer.strip()} for each in examples]
     kinds = ["plain", "patched", *(["random"] if state.random else [])] if vector is not None else ["plain"]
     totals: list[dict[str, Any]] = []
     for kind in kinds:

@@ -235,15 +235,23 @@ class Measures:
             return self.usual()
         # two sets of heads may give one vector, so settings are kept by the vector's bytes
         name = digest(vector.theta.numpy().tobytes())
-        key, kept = (self.needs(state), name), self.options.kept
+        key = self.needs(state), name
         if key not in self._settings:
-            about = None if kept is None else self._kept_key("setting", state, vector=name, n=self.options.n_search)
-            known = None if kept is None else kept.facts(about)
-            found = Setting(**known) if known else self._searched(state, vector)
-            if kept is not None and found is not None and not known:
-                kept.keep_facts(about, found._asdict())
-            self._settings[key] = found or self.usual()
+            self._settings[key] = self._kept_setting(state, vector, name) or self.usual()
         return self._settings[key]
+
+    def _kept_setting(self, state: LabState, vector: InstructionVector, name: str) -> Setting | None:
+        """The setting that was found for this vector in an earlier run, or is searched for now."""
+        kept = self.options.kept
+        if kept is None:
+            return self._searched(state, vector)
+        key = self._kept_key("setting", state, vector=name, n=self.options.n_search)
+        if known := kept.facts(key):
+            return Setting(**known)
+        found = self._searched(state, vector)
+        if found is not None:
+            kept.keep_facts(key, found._asdict())
+        return found
 
     def usual(self) -> Setting:
         """The paper's setting, scaled to the depth of this model."""

@@ -56,7 +56,7 @@ def opened(text: Any, chosen: Chosen, limits: Limits) -> tuple[LabState, str]:
         )
     values = dict(about["values"])
     task = values.get("task")
-    if task not in limits.tasks:
+    if not isinstance(task, str) or task not in limits.tasks:
         raise ValueError(
             f"the session is of task {task!r:.80}, expected one of {', '.join(limits.tasks)[:120]}; start the lab with "
             "that task among --task."

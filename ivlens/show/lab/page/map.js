@@ -27,7 +27,17 @@ class Maps {
     this.box.replaceChildren(...maps.map((map, index) => this.grid(map, index, scale, reach[map.kind], maps.length > 1)));
     this.explain(maps, scale, reach);
     this.choose();
+    this.fit();
     if (focused) this.cells[0]?.[this.cursor[0]]?.[this.cursor[1]]?.focus();
+  }
+
+  // lower cells where the panel would have to be scrolled: with a long warning above the map, or in a low window
+  fit() {
+    const panel = this.box.closest(".panel"), cell = this.box.querySelector(".dense td");
+    this.box.style.removeProperty("--cell");
+    if (!panel || !cell || getComputedStyle(panel).overflowY !== "auto") return;
+    const extra = panel.scrollHeight - panel.clientHeight, n = this.drawn[0].n_layers;
+    if (extra > 0) this.box.style.setProperty("--cell", `${Math.max(8, cell.offsetHeight - Math.ceil(extra / n))}px`);
   }
 
   explain(maps, scale, reach) {

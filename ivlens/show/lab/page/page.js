@@ -88,6 +88,8 @@ class Page {
     this.media = matchMedia("(prefers-color-scheme: dark)");
     this.redress = () => this.dress();
     this.media.addEventListener("change", this.redress);
+    this.sizes = new ResizeObserver(() => this.maps.fit());
+    this.sizes.observe(this.root);
     // JupyterLab says in an attribute of the body whether its theme is light
     this.observer = new MutationObserver(this.redress);
     this.observer.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light"] });
@@ -97,6 +99,7 @@ class Page {
     clearInterval(this.clock);
     this.media.removeEventListener("change", this.redress);
     this.observer.disconnect();
+    this.sizes.disconnect();
   }
 
   receive(name) {
@@ -359,6 +362,7 @@ class Page {
         make("span", { class: "number" }, `${value.toFixed(2)} (${low.toFixed(2)} to ${high.toFixed(2)})`)))),
       ...(one.warning ? [make("p", { class: "warning" }, one.warning)] : []),
     ]));
+    this.maps.fit();
     this.formRow.hidden = !models.some((one) => one.warning);
   }
 
