@@ -511,10 +511,12 @@ def test_two_checkpoints_on_one_page(new_tab, tmp_path_factory):
     AutoTokenizer.from_pretrained(ivlens.pocket_path()).save_pretrained(folder)
     with running(*LAB[:5], "--compare", str(folder), "--text", "big", "--layer", "1", "--alpha", "4") as url:
         tab = new_tab(url)
-        assert tab.page.locator('[role="grid"]').count() == 2 and tab.page.locator(".model").count() == 2
-        tab.page.locator('td[data-head="L5H5"]').last.click(modifiers=["Shift"])
+        assert tab.page.locator('[role="grid"]').count() == 3 and tab.page.locator(".model").count() == 2
+        names = tab.page.locator(".one h3").all_inner_texts()
+        assert names[0] == "pocket" and names[1] == folder.name and names[2] == f"{folder.name} − pocket"
+        tab.page.locator('td[data-head="L5H5"]').nth(1).click(modifiers=["Shift"])
         tab.settle()
-        assert tab.page.locator('td[data-head="L5H5"][aria-selected="true"]').count() == 2
+        assert tab.page.locator('td[data-head="L5H5"][aria-selected="true"]').count() == 3
         tab.choose("donor", "first")
         assert "iv = iv.for_model(model)" in tab.page.locator(".view-code pre").text_content()
 
