@@ -13,6 +13,19 @@ class Maps {
     this.legend = make("div", { class: "legend" },
       make("span"), make("span", { class: "bar" }), make("span"), make("span", { class: "swatch grey" }), make("span"));
     this.note = make("p", { class: "hint keys" });
+    // wide maps of several models do not fit beside one another, so one of them is shown at a time
+    this.picked = 0;
+    this.picker = make("select", { "data-name": "map", "aria-label": "Which map is shown", hidden: true });
+    this.picker.addEventListener("change", () => { this.picked = Number(this.picker.value); this.pick(); this.fit(); });
+  }
+
+  pick() {
+    const [first] = this.drawn, single = this.drawn.length > 1 && first.n_heads > 12;
+    this.picker.hidden = !single;
+    this.box.classList.toggle("several", this.drawn.length > 1 && !single);
+    if (single) options(this.picker, this.drawn.map((map, index) => [String(index), map.kind === "difference" ? `Difference: ${map.name}` : map.name]));
+    put(this.picker, "value", String(this.picked));
+    [...this.box.children].forEach((figure, index) => put(figure, "hidden", single && index !== this.picked));
   }
 
   draw(maps) {
@@ -23,8 +36,8 @@ class Maps {
     const focused = this.box.contains(this.page.root.getRootNode().activeElement);
     this.cells = [];
     this.drawn = maps;
-    this.box.classList.toggle("several", maps.length > 1);
     this.box.replaceChildren(...maps.map((map, index) => this.grid(map, index, scale, reach[map.kind], maps.length > 1)));
+    this.pick();
     this.explain(maps, scale, reach);
     this.choose();
     this.fit();
@@ -33,7 +46,7 @@ class Maps {
 
   // lower cells where the panel would have to be scrolled: with a long warning above the map, or in a low window
   fit() {
-    const panel = this.box.closest(".panel"), cell = this.box.querySelector(".dense td");
+    const panel = this.box.closest(".panel"), cell = this.box.querySelector(".one:not([hidden]) .dense td");
     this.box.style.removeProperty("--cell");
     if (!panel || !cell || getComputedStyle(panel).overflowY !== "auto") return;
     const extra = panel.scrollHeight - panel.clientHeight, n = this.drawn[0].n_layers;

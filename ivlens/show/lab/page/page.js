@@ -237,7 +237,7 @@ class Page {
     const random = this.box("random", "Random vector of equal norm", (random) => this.set({ random }));
     this.againButton = make("button", { type: "button", onclick: () => this.set({ random: true, seed: this.state.seed + 1 }) }, "Draw another");
     return this.panel("Heads and vector", "middle",
-      this.maps.taken, this.maps.box, this.maps.legend, this.maps.about, this.maps.note,
+      this.maps.taken, this.maps.picker, this.maps.box, this.maps.legend, this.maps.about, this.maps.note,
       make("div", { class: "sliders" },
         this.label("Strongest ", this.kRange, this.k_value),
         this.label("Layer ", this.layerRange, this.layer_value),
