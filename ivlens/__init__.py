@@ -47,8 +47,10 @@ _MODULE_OF = {  # for each public name the module under `ivlens` that it is impo
     "load_model": "models",
     "load_suite": "runs.suites",
     "load_task": "tasks",
+    "logit_lens": "analysis.inside",
     "mean_head_outputs": "forward.means",
     "measure_again": "effects",
+    "patch_places": "analysis.inside",
     "pocket_path": "models",
     "showing_progress": "common.progress",
     "splice": "analysis.transplant",
@@ -62,6 +64,7 @@ _MODULE_OF = {  # for each public name the module under `ivlens` that it is impo
 if TYPE_CHECKING:  # editors and type checkers read the names here; a running program gets them by `__getattr__`
     from ivlens.analysis.attention import ablate_heads, head_attention, head_scores
     from ivlens.analysis.transplant import splice, transplant
+    from ivlens.analysis.inside import logit_lens, patch_places
     from ivlens.common.progress import showing_progress
     from ivlens.effects import (
         EffectOptions,
@@ -122,8 +125,10 @@ __all__ = [
     "load_model",
     "load_suite",
     "load_task",
+    "logit_lens",
     "mean_head_outputs",
     "measure_again",
+    "patch_places",
     "pocket_path",
     "showing_progress",
     "splice",

@@ -39,6 +39,7 @@ from ivlens.analysis.dynamics import TrackOptions, measure_stage
 from ivlens.analysis.forgetting import ProbeOptions, probe
 from ivlens.analysis.transplant import SpliceOptions, TransplantOptions
 from ivlens.out import export_vector
+from ivlens.analysis.inside import LensOptions, PlaceOptions
 from ivlens.steering.summary import Judged, accuracy_only
 from ivlens.tasks import check_task
 from ivlens.tuning import Along, TuneOptions
@@ -211,6 +212,12 @@ def calls(the: Things) -> dict[str, Call]:
     def scored_with(**options: Any) -> Any:
         return ivlens.head_scores(model, ScoreOptions(**{"length": 4, "n_sequences": 2} | options))
 
+    def read_with(**options: Any) -> Any:
+        return ivlens.logit_lens(model, "big", options=LensOptions(**options))
+
+    def placed_with(**options: Any) -> Any:
+        return ivlens.patch_places(model, task, layers=[0], n_prompts=1, options=PlaceOptions(**options))
+
     def ablated_with(**options: Any) -> Any:
         few: dict[str, Any] = {"k": 2, "n_draws": 1, "n_mean_prompts": 2, "corruption": "drop"}
         return ivlens.ablate_heads(
@@ -257,6 +264,12 @@ def calls(the: Things) -> dict[str, Call]:
         "AttentionOptions": (watched_with, dict),
         "head_scores": (ivlens.head_scores, lambda: {"model": model}),
         "ScoreOptions": (scored_with, dict),
+        "logit_lens": (ivlens.logit_lens, lambda: {"model": model, "prompts": ["big", "small"], "iv": iv, "at": at}),
+        "LensOptions": (read_with, dict),
+        "patch_places": (ivlens.patch_places, lambda: {
+            **own, "layers": [0], "heads": ["L0H1"], "n_prompts": 1
+        }),
+        "PlaceOptions": (placed_with, dict),
         "ablate_heads": (ivlens.ablate_heads, lambda: {
             **own, "heads": effects, "scores": the.scores, "n_prompts": 2,
             "options": AblationOptions(k=2, n_draws=1, n_mean_prompts=2, corruption="drop"),

@@ -4,6 +4,7 @@ import os
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
@@ -11,6 +12,7 @@ from cyclopts import Parameter
 from ivlens.cli._options import ColumnOptions, ModelOptions, PromptOptions
 
 if TYPE_CHECKING:
+    from ivlens.effects.results import HeadEffects
     from ivlens.models.boot import TransformerBridge
     from ivlens.show.lab.server import LabServer
 
@@ -33,6 +35,10 @@ class LabOptions(ColumnOptions):
         site: Place in that layer: resid_post (after the block) or attn_out (what attention adds).
         n_prompts: Number of prompts on which the effects of a task are measured.
         n_search: Number of *select* prompts on which layer, strength and site are searched for; 0: no search.
+        score: The score whose gain is the effect of a head; by default prob, or logprob where answers share their first
+            tokens.
+        effects: A file of effects (`ivlens effects --out`), which are shown instead of being measured; can be given
+            several times. The first one's form of prompt is taken, unless options name another.
     """
 
     task: tuple[str, ...] = ()
@@ -43,6 +49,8 @@ class LabOptions(ColumnOptions):
     site: Literal["resid_post", "attn_out"] | None = None
     n_prompts: int = 32
     n_search: int = 24
+    score: Literal["prob", "logprob", "logit_diff"] | None = None
+    effects: tuple[Path, ...] = ()
 
 
 def lab(
@@ -90,24 +98,36 @@ def _has_ended(server: "LabServer") -> bool:
 
 
 def _server(what: LabOptions, where: ModelOptions, prompts: PromptOptions, port: int) -> "LabServer":
-    from ivlens.show.lab.engine import EngineOptions
+    from ivlens.models.fingerprint import is_built_in
+    from ivlens.show.lab.kept import kept_results
+    from ivlens.show.lab.limits import Limits
+    from ivlens.show.lab.measures import EngineOptions
     from ivlens.show.lab.opening import open_engines
     from ivlens.show.lab.server import open_server
-    from ivlens.show.lab.state import Limits
 
-    recipe = prompts.recipe()
-    options = EngineOptions(what.n_prompts, what.n_search, recipe.seed)
-    tasks = what.load_all(what.task) if what.task else what.load_if_given(None)
-    opened = open_engines(where.load(), tasks, _second(what, where), (), options)
+    model, given_effects = where.load(), [_effects(path) for path in what.effects]
+    recorded = given_effects[0].recipe if given_effects else None
+    recipe = prompts.recipe(recorded)
+    # the built-in model is asked as it was trained; for others the page looks for a form, after it has opened
+    auto = prompts.is_open and not given_effects and not is_built_in(model)
+    options = EngineOptions(what.n_prompts, what.n_search, recipe.seed, what.score, kept_results(), auto)
+    named = tuple(dict.fromkeys(each.task for each in given_effects)) or None
+    tasks = what.load_all(what.task) if what.task else what.load_if_given(None) or named
+    opened = open_engines(model, tasks, _second(what, where), given_effects, options)
     given = {name: value for name in ("layer", "alpha", "site") if (value := getattr(what, name)) is not None}
-    first = opened.engines[0]
-    recipe = prompts.chosen(first.model, [next(iter(first.tasks.values()))])
     # bare: beside demonstrations the model answers without the vector, and its effect could not be seen
     state = opened.state(recipe, text=what.text, bare=bool(recipe.n_shots), **given)
     about = opened.engines[0].identity
     # a wrong layer is refused here in one line; otherwise the page would open with an error
     Limits((state.task,), about.n_layers, about.n_heads).changed(state, {"text": what.text, **given})
     return open_server(opened.engines, state, port=port)
+
+
+def _effects(path: Path) -> "HeadEffects":
+    """The effects in a file; the lab checks that they are of its model and tasks."""
+    from ivlens.effects.results import HeadEffects
+
+    return HeadEffects.load(path)
 
 
 def _second(what: LabOptions, where: ModelOptions) -> "TransformerBridge | None":

@@ -25,6 +25,8 @@ T = TypeVar("T")
 
 DELAY = 1.0  # seconds that work must last before its bar appears
 _shown: ContextVar[bool] = ContextVar("ivlens_progress_shown", default=False)
+_listener: ContextVar[Callable[[str, int, int], object] | None] = ContextVar("ivlens_progress_listener", default=None)
+_depth: ContextVar[int] = ContextVar("ivlens_progress_depth", default=0)  # of bars inside one another
 
 
 def is_showing() -> bool:
@@ -48,6 +50,19 @@ def showing_progress(shown: bool = True) -> Iterator[None]:
 
 
 @contextmanager
+def heard_by(listener: Callable[[str, int, int], object]) -> Iterator[None]:
+    """Call `listener(what, done, total)` at every step of the work in the body, for a display of one's own.
+
+    Of bars inside one another only the outer one is told, so that what is told never goes back.
+    """
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
+
+
+@contextmanager
 def bar(what: str, total: int | None = None, unit: str = "it") -> Iterator[Progress]:
     """Show a bar while the body runs; yields the function that the body calls with (done, total).
 
@@ -56,14 +71,25 @@ def bar(what: str, total: int | None = None, unit: str = "it") -> Iterator[Progr
         total: The number of steps; None: not known.
         unit: What the steps are called.
     """
-    if not _shown.get():
+    listener, depth = _listener.get(), _depth.get()
+    if not _shown.get() and listener is None:
         yield lambda done, total: None
         return
-    one = _Bar(what, total, unit)
+    one = _Bar(what, total, unit) if _shown.get() else None
+    token = _depth.set(depth + 1)
+
+    def report(done: int, total: int | None) -> None:
+        if one is not None:
+            one.report(done, total)
+        if listener is not None and depth == 0 and total:
+            listener(what, done, total)
+
     try:
-        yield one.report
+        yield report
     finally:
-        one.close()
+        _depth.reset(token)
+        if one is not None:
+            one.close()
 
 
 def ticking(items: Sequence[T], what: str, unit: str = "it") -> Iterator[T]:

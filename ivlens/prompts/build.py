@@ -78,7 +78,7 @@ def build_prompts(
     """
     if not examples:
         raise ValueError(f"build_prompts got no examples of task {task.name!r}, expected at least one.")
-    maker = _Maker(Encoder(tokenizer), task, recipe or PromptRecipe(), corruption, others)
+    maker = Maker(Encoder(tokenizer), task, recipe or PromptRecipe(), corruption, others)
     return _batch(_writable(maker, examples), corruption, tokenizer)
 
 
@@ -93,11 +93,11 @@ def sampled_prompts(
         TypeError: no usable tokenizer.
         ValueError: too few demonstrations, or no answer that the tokenizer can write.
     """
-    maker = _Maker(Encoder(tokenizer), task, recipe, None, None, seed)
+    maker = Maker(Encoder(tokenizer), task, recipe, None, None, seed)
     return _batch(_writable(maker, examples, n), None, tokenizer)
 
 
-def _writable(maker: "_Maker", examples: Sequence[TaskExample], at_most: int | None = None) -> list[_Row]:
+def _writable(maker: "Maker", examples: Sequence[TaskExample], at_most: int | None = None) -> list[_Row]:
     """The rows of the examples whose answers the tokenizer can write; after `at_most` of them no more are made."""
     rows: list[_Row] = []
     unknown: list[str] = []
@@ -112,18 +112,6 @@ def _writable(maker: "_Maker", examples: Sequence[TaskExample], at_most: int | N
     if unknown:
         _report_unknown(maker.task, unknown, len(rows))
     return rows
-
-
-def prompt_text(tokenizer: Any, task: Task, text: str, recipe: PromptRecipe) -> str:
-    """The text of one clean prompt, for any input, which need not be one of the task's.
-
-    Raises:
-        TypeError: no usable tokenizer.
-        ValueError: too few demonstrations, or an instruction for a task whose inputs carry their own.
-    """
-    maker = _Maker(Encoder(tokenizer), task, recipe, None, None)
-    told = maker.told(text)
-    return maker.render(told.instruction, told.shots, text)[0]
 
 
 def _report_unknown(task: Task, answers: Sequence[str], n_left: int) -> None:
@@ -156,7 +144,7 @@ def _batch(rows: Sequence[_Row], corruption: str | None, tokenizer: Any) -> Prom
     )
 
 
-class _Maker:
+class Maker:
     """Makes the rows of one batch, each from its example alone.
 
     Args:

@@ -1,6 +1,7 @@
 """Which part of the prompt every token of a batch belongs to."""
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from ivlens.prompts.batch import PromptBatch
@@ -29,11 +30,20 @@ def token_segments(tokenizer: Any, task: Task, recipe: PromptRecipe, batch: Prom
             parts stand.
     """
     encoder = Encoder(tokenizer)
+    return [
+        _of_tokens(encoder, joined(pieces), pieces)[:n_tokens]
+        for pieces, n_tokens in _rendered(tokenizer, task, recipe, batch)
+    ]
+
+
+def _rendered(
+    tokenizer: Any, task: Task, recipe: PromptRecipe, batch: PromptBatch
+) -> Iterator[tuple[list[Piece], int]]:
+    """The pieces of each prompt of a batch, and its number of tokens."""
     render = Renderer(find_template(recipe.template), tokenizer, fused=task.fused)
     shots = batch.shots or ((),) * len(batch)
     lengths = batch.attention_mask.sum(1).tolist()
     told = zip(batch.texts, batch.instructions, shots, batch.examples, lengths, strict=True)
-    found = []
     for text, instruction, shown, example, n_tokens in told:
         pieces = render.pieces(instruction, shown, example.input)
         if joined(pieces) != text:
@@ -41,8 +51,45 @@ def token_segments(tokenizer: Any, task: Task, recipe: PromptRecipe, batch: Prom
                 f"the prompt of {example.input!r:.60} was not made by this recipe ({recipe}), expected a batch of "
                 "build_prompts with the same task and recipe; build it again."
             )
-        found.append(_of_tokens(encoder, text, pieces)[:n_tokens])
+        yield pieces, n_tokens
+
+
+def place_tokens(tokenizer: Any, task: Task, recipe: PromptRecipe, batch: PromptBatch) -> list[dict[str, int]]:
+    """For each prompt of a batch the number of the last token of each of its places, counted without padding.
+
+    The places, in the prompt's order: `instruction`; `input 1`, `answer 1`, `input 2` ... of the demonstrations;
+    `query`; and `last`, the last token of all. A place that a prompt lacks is left out.
+
+    Args:
+        task, recipe: Those that the batch was built from.
+
+    Raises:
+        ValueError: as `token_segments`.
+    """
+    encoder, found = Encoder(tokenizer), []
+    for pieces, n_tokens in _rendered(tokenizer, task, recipe, batch):
+        spans, at = encoder.spans(joined(pieces))[:n_tokens], 0
+        ends: dict[str, int] = {}
+        counts: Counter[Part] = Counter()
+        for text, part in pieces:
+            counts[part] += 1
+            name = _PLACES.get(part, "").format(counts[part])
+            begin, end = at, at + len(text.rstrip())
+            at += len(text)
+            inside = [number for number, (first, last) in enumerate(spans) if first < end and last > begin]
+            if name and inside:
+                ends[name] = inside[-1]
+        found.append({**ends, "last": n_tokens - 1})
     return found
+
+
+# the name of the place at the end of a piece; demonstrations are counted
+_PLACES: dict[str, str] = {"instruction": "instruction", "inputs": "input {}", "answers": "answer {}", "query": "query"}
+
+
+def piece_segments(tokenizer: Any, pieces: list[Piece]) -> list[Segment]:
+    """The segment of each token of the prompt that these pieces make up, as `token_segments` gives it for a batch."""
+    return _of_tokens(Encoder(tokenizer), joined(pieces), pieces)
 
 
 def _of_tokens(encoder: Encoder, text: str, pieces: list[Piece]) -> list[Segment]:

@@ -118,7 +118,9 @@ def test_half_precision_has_no_sink(byte_level):
     for shown in found.looked["clean"].shown:
         torch.testing.assert_close(shown.weights.sum(-1), torch.ones(12), atol=1e-5, rtol=0)
     batch = PromptSets(model, TASK, SHOWN, None, 4, 0).batch("select", corrupted=False)
-    sums = torch.stack([weights.sum(-1) for _, weights in last_rows(model, batch, found.heads, 4)])
+    sums = torch.stack(
+        [weights.sum(-1) for _, weights in last_rows(model, batch.tokens, batch.attention_mask, found.heads, 4)]
+    )
     assert (sums - 1).abs().max() > 1e-4, "the model itself rounds"
 
 

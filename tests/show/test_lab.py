@@ -12,26 +12,29 @@ from random import Random
 
 import pytest
 import torch
+from labs import STATE, Screen, assert_code_prints_what_is_shown, opened
 
 import ivlens
 from ivlens.cli import main as cli
 from ivlens.effects.measure import EffectOptions
+from ivlens.effects.plan import Plan
 from ivlens.forward.completions import complete
 from ivlens.forward.hooks import model_lock
 from ivlens.prompts.recipe import PromptRecipe
 from ivlens.prompts.templates import PromptTemplate
-from ivlens.show.lab.engine import SEARCH, Engine, EngineOptions, Unwanted, begins_right
+from ivlens.show.lab.engine import Engine, begins_right
+from ivlens.show.lab.limits import Limits
+from ivlens.show.lab.measures import SEARCH, EngineOptions, Unwanted
 from ivlens.show.lab.opening import Opened
 from ivlens.show.lab.running import Turns
 from ivlens.show.lab.session import Session
-from ivlens.show.lab.state import LabState, Limits
+from ivlens.show.lab.state import LabState
 from ivlens.show.lab.streams import Addition, stream_completions
 from ivlens.show.lab.worker import Worker
 from ivlens.steering.steer import steer
 from ivlens.vectors import InstructionVector
 
 LIMITS = Limits(("antonym", "synonym"), 6, 8)
-STATE = LabState("antonym", text="big", layer=2, alpha=4.0, site="resid_post")
 
 
 @pytest.fixture(scope="module")
@@ -43,28 +46,6 @@ def pocket():
 def engine(pocket):
     tasks = {name: ivlens.load_task(name) for name in ("antonym", "synonym", "english_french", "last_letter")}
     return Engine(pocket, tasks, EngineOptions(n_prompts=16, n_search=12))
-
-
-class Screen(dict):
-    """What a session has shown last on every channel, and everything on the way."""
-
-    def __init__(self):
-        self.history = []
-
-    def __call__(self, channel, value):
-        self[channel] = value
-        self.history.append((channel, value))
-
-    def texts(self, model=0):
-        return {column["name"]: column["text"] for column in self["result"]["models"][model]["columns"]}
-
-
-def opened(engines, state=STATE):
-    screen = Screen()
-    session = Session(engines, state, screen)
-    session.refresh()
-    assert session.wait()
-    return session, screen
 
 
 @pytest.fixture
@@ -253,16 +234,13 @@ def random_state(draw: Random) -> dict:
         "seed": draw.randrange(1000),
         "positions": draw.choice(["prompt", "every", "all"]),
         "max_new_tokens": draw.randrange(1, 6),
+        "begins": draw.choice(["", "", "the {word}"]),
+        "demos": draw.choice([None, None, [["up", "down"], ["a {b}", "c"]]]),
+        "demo_seed": draw.choice([None, 4]),
+        "system": draw.choice(["", "Be brief."]),
+        "view": "code",
         **draw.choice([{"layer": None}, place]),
     }
-
-
-def assert_code_prints_what_is_shown(screen: Screen) -> None:
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        exec(screen["code"], {})
-    shown = [screen.texts(number) for number in range(len(screen["result"]["models"]))]
-    assert printed.getvalue().splitlines() == [str([text]) for texts in shown for text in texts.values()]
 
 
 @pytest.mark.parametrize("number", [*range(4), *(pytest.param(n, marks=pytest.mark.slow) for n in range(4, 9))])
@@ -349,9 +327,9 @@ def test_a_loaded_vector_brings_its_recipe_and_is_what_is_searched_for(engine, o
 def test_hand_picked_heads_are_what_is_searched_for(engine, opened_lab, monkeypatch):
     """Not the strongest heads of the map."""
     session, _ = opened_lab
-    searched, search = [], ivlens.show.lab.engine.best_settings
+    searched, search = [], ivlens.show.lab.measures.best_settings
     monkeypatch.setattr(
-        ivlens.show.lab.engine, "best_settings", lambda *given: (searched.append(given[1]), search(*given))[1]
+        ivlens.show.lab.measures, "best_settings", lambda *given: (searched.append(given[1]), search(*given))[1]
     )
     session.change(heads=tuple(engine.effects(STATE).top_heads(30)[-2:]))
     session.search()
@@ -426,7 +404,7 @@ def test_new_event_preempts_a_running_generation(engine):
         if channel == "result":
             writing.set()
 
-    session._show = show
+    session._show = session._work.show = show
     session.refresh()
     assert writing.wait(20)
     session.change(task="english_french", max_new_tokens=3)
@@ -465,7 +443,7 @@ def test_a_known_task_does_not_wait_for_another_page_that_measures(pocket, monke
         while not stuck.wait(0.01):
             progress(1, 2)
 
-    monkeypatch.setattr("ivlens.show.lab.engine.head_effects", slow)
+    monkeypatch.setattr("ivlens.show.lab.measures.head_effects", slow)
     others = [Session([shared], replace(STATE, task="synonym"), Screen()) for _ in range(2)]
     others[0].refresh()
     assert begun.wait(20)
@@ -583,7 +561,7 @@ def test_another_task_ends_a_measurement_and_another_strength_does_not(pocket, m
                 raise
         return ivlens.head_effects(model, task, progress=progress, **options)
 
-    monkeypatch.setattr("ivlens.show.lab.engine.head_effects", slow)
+    monkeypatch.setattr("ivlens.show.lab.measures.head_effects", slow)
     for changes, ended, told in (({"alpha": 2.0}, [], ["antonym"]), ({"task": "synonym"}, ["antonym"], ["synonym"])):
         fresh._effects.clear(), begun.clear(), ends.clear(), go_on.clear()
         screen = Screen()
@@ -624,6 +602,59 @@ def test_worker_runs_the_newest_job_only():
     worker.close()
     worker.submit(slow)
     assert len(ran) == 2
+
+
+def test_the_card_of_a_head_says_what_the_library_says(engine, opened_lab):
+    session, screen = opened_lab
+    effects = engine.effects(session.state)
+    session.change(head=[3, 4])
+    assert session.wait() and screen["view"]["done"] and screen["view"]["head"] == [3, 4]
+    (card,) = screen["view"]["cards"]
+    aie, low, high = (float(each[3, 4]) for each in (effects.aie, *effects.interval(simultaneous=True)))
+    assert card["effect"] == pytest.approx([aie, low, high], abs=1e-5)
+    strongest = effects.top_heads(48)
+    assert card["rank"] == strongest.index((3, 4)) + 1
+    alone = InstructionVector.from_effects(effects, heads=[(3, 4)])
+    assert [token for token, _ in card["tokens"]] == [token for token, _ in alone.decode(k=10)]
+    assert card["cosine"] == pytest.approx(alone.cosine(session.vectors()[0]), abs=1e-5)
+    column = effects.cie[:, 3, 4]
+    assert card["most"][0][0] == effects.inputs[int(column.argmax())]
+    assert card["least"][0][1] == pytest.approx(float(column.min()), abs=1e-6)
+    shown, measured = card["attention"]
+    assert [token for token, _, _ in shown["tokens"]][-2:] == ["Output", ":"] or shown["tokens"][-1][
+        0
+    ].strip() == "Output:"
+    for each in (shown, measured):
+        assert sum(share for _, share in each["shares"]) == pytest.approx(1, abs=2e-3)
+        assert sum(weight for _, weight, _ in each["tokens"]) == pytest.approx(1, abs=1e-2)
+    assert "instruction" in dict(measured["shares"]) and "instruction" not in dict(shown["shares"])
+
+
+def test_the_effect_on_an_input_is_that_of_the_map(engine, opened_lab):
+    session, screen = opened_lab
+    effects, task = engine.effects(session.state), engine.tasks["antonym"]
+    for text, among in ((effects.inputs[3], True), (task.split("test")[0].input, False)):
+        session.change(text=text, head=[0, 7])
+        assert session.wait() and screen["view"]["cards"][0]["here"]["among"] is among
+    example = task.split("test")[0]
+    plan = Plan.of(task, effects.recipe, effects.settings["corruption"], None)
+    batch = plan.pairs(engine.model, [example], "prob").corrupted
+    every = ivlens.causal_indirect_effect(
+        engine.model, batch.tokens, batch.attention_mask, batch.answer_tokens, effects.mean_z, method="reference"
+    )
+    assert screen["view"]["cards"][0]["here"]["value"] == pytest.approx(float(every[0, 0, 7]), abs=1e-5)
+    session.change(text="no such word")
+    assert session.wait() and "does not list this input" in screen["view"]["cards"][0]["here"]["why"]
+
+
+def test_another_view_leaves_the_completions_as_they_are(opened_lab):
+    session, screen = opened_lab
+    screen.history.clear()
+    session.change(head=[1, 1])
+    session.change(view="code")
+    assert session.wait() and "result" not in dict(screen.history)
+    session.change(alpha=1.0)
+    assert session.wait() and "result" in dict(screen.history)
 
 
 def test_two_checkpoints_side_by_side(pocket, engine):

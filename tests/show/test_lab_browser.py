@@ -115,7 +115,7 @@ def new_tab(browser, address) -> Iterator:
     for context in contexts:
         context.close()
     for tab in tabs:
-        assert tab.complaints == [] and tab.foreign == []
+        assert (tab.foreign, tab.complaints) == ([], [])
 
 
 def test_page_loads_without_complaints_or_foreign_requests(new_tab, address):
@@ -123,7 +123,7 @@ def test_page_loads_without_complaints_or_foreign_requests(new_tab, address):
     assert tab.text("patched") == "small" and tab.text("plain") != "small"
     assert "token" not in tab.page.url and tab.page.title() == "ivlens lab"
     assert tab.page.locator("td[data-head]").count() == 48 and len(tab.chosen()) == 10
-    assert tab.page.locator('[data-column="patched"] .bars li').count() == 10
+    assert tab.page.locator('[data-column="patched"] .bars li').count() == 6
     tab.page.reload()
     assert tab.settle().text("patched") == "small"
 
@@ -152,19 +152,174 @@ def test_dragging_ends_with_the_last_value(new_tab):
 
 def test_click_on_a_head_changes_the_vector(new_tab):
     tab = new_tab()
-    before, note = tab.chosen(), tab.page.locator(".vector .hint").inner_text()
-    tab.page.locator('td[data-head="L5H5"]').click()
+    before, note = tab.chosen(), tab.page.locator(".view-vector .hint").text_content()
+    tab.page.locator('td[data-head="L5H5"]').click(modifiers=["Shift"])
     tab.settle()
     assert tab.chosen() == before | {"L5H5"}
-    changed = tab.page.locator(".vector .hint").inner_text()
+    changed = tab.page.locator(".view-vector .hint").text_content()
     assert "11 heads" in changed and changed.split("norm")[1] != note.split("norm")[1]
-    tab.page.locator('td[data-head="L5H5"]').click()
+    tab.page.locator('td[data-head="L5H5"]').click(modifiers=["Shift"])
     assert tab.settle().chosen() == before
     tab.page.get_by_role("button", name="No heads").click()
     tab.settle()
     assert tab.chosen() == set() and tab.text("patched") == tab.text("plain")
     tab.slide("k", 3)
     assert len(tab.chosen()) == 3
+
+
+def test_a_click_opens_the_card_of_a_head(new_tab):
+    tab = new_tab()
+    before, patched = tab.chosen(), tab.text("patched")
+    tab.page.locator('td[data-head="L3H4"]').click()
+    tab.settle()
+    card = tab.page.locator(".headcard")
+    assert card.locator("h3").first.inner_text() == "L3H4" and tab.chosen() == before
+    assert tab.page.locator("td.current").get_attribute("data-head") == "L3H4"
+    facts = card.locator("dl").inner_text()
+    assert re.search(r"Effect on the task\s+[+−]\d.* probability \(", facts) and "Cosine with the vector" in facts
+    shares = card.locator(".shares").last.inner_text()
+    assert "instruction" in shares and "query" in shares
+    measured = card.locator('[data-prompt="measured"]')
+    assert "Instruction:" in measured.inner_text() and measured.locator(".seg-instruction").count() > 2
+    tints = measured.locator(".tok").evaluate_all("nodes => nodes.map(node => getComputedStyle(node).backgroundColor)")
+    assert len(set(tints)) > 2, "tokens of different weights have different shades"
+    assert card.locator(".bars li").count() == 8 and card.locator(".inputs li").count() == 10
+    card.locator('[data-name="in_vector"]').click()
+    assert tab.settle().chosen() == before ^ {"L3H4"} and tab.text("plain") != patched
+    card.locator('[data-name="in_vector"]').click()
+    assert tab.settle().chosen() == before
+    card.locator(".inputs button").first.click()
+    tab.settle()
+    assert tab.control("text").input_value() != "big" and "measured prompts" in card.locator("dl").inner_text()
+
+
+def test_many_inputs_are_sorted_by_a_click(new_tab):
+    tab = new_tab()
+    tab.page.get_by_role("tab", name="Many inputs").click()
+    tab.page.locator('[data-total="patched"]').wait_for()
+    tab.settle()
+    rows = tab.page.locator(".many tbody tr")
+    assert rows.count() == 32
+    rate = float(re.search(r"(\d\.\d\d) \(", tab.page.locator('[data-total="patched"]').inner_text())[1])
+    good = tab.page.locator(".many tbody td:nth-child(4) .mark").count()
+    assert rate == pytest.approx(good / 32, abs=0.006) and rate > 0.8
+    first = rows.first.inner_text()
+    tab.page.locator('[data-sort="patched"]').click()
+    assert tab.page.locator('th[aria-sort="ascending"]').inner_text().startswith("With the vector")
+    marks = rows.evaluate_all("nodes => nodes.map(node => Boolean(node.cells[3].querySelector('.mark')))")
+    assert marks == sorted(marks, reverse=True), "right answers come first"
+    tab.page.locator('[data-sort="patched"]').click()
+    assert rows.last.inner_text() != first
+    tab.page.locator(".many tbody button").first.click()
+    assert tab.settle().control("text").input_value() != "big"
+
+
+def test_by_layer_and_by_place(new_tab):
+    tab = new_tab()
+    tab.page.get_by_role("tab", name="By layer").click()
+    rows = tab.page.locator(".lens tbody tr")
+    rows.first.wait_for()
+    assert tab.settle() and rows.count() == 6
+    assert rows.first.locator(".answer").first.inner_text() == "small", "the model's output stands first"
+    assert tab.page.locator("tr.added th").inner_text().endswith("vector")
+    tab.page.get_by_role("tab", name="By place").click()
+    tab.page.locator(".places tbody tr").first.wait_for()
+    tab.settle()
+    assert tab.page.locator(".places tbody th").all_inner_texts() == ["instruction", "query", "prompt (last token)"]
+    assert re.search(r"[+−]\d.*\n?\([+−]", tab.page.locator(".places td").first.inner_text())
+
+
+def test_the_address_holds_the_state(new_tab, address, tmp_path: Path):
+    tab = new_tab()
+    tab.slide("k", 3)
+    tab.control("text").fill("hot ⟨x⟩ #%")
+    tab.settle().slide("alpha", -2.5)
+    shown = [tab.text("plain"), tab.text("patched"), tab.chosen()]
+    url = tab.page.url
+    assert "#" in url and "token" not in url and "hot" not in url
+    tab.page.reload()
+    tab.settle()
+    assert [tab.text("plain"), tab.text("patched"), tab.chosen()] == shown and tab.page.url == url
+    # the address with the token leads on to the page, and the state comes along
+    other = new_tab(address + "#" + url.partition("#")[2])
+    assert other.control("text").input_value() == "hot ⟨x⟩ #%" and other.control("alpha").input_value() == "-2.5"
+    assert other.chosen() == shown[2] and "token" not in other.page.url
+    with tab.page.expect_download() as saved:
+        tab.page.get_by_role("button", name="Save session").click()
+    path = tmp_path / saved.value.suggested_filename
+    saved.value.save_as(path)
+    third = new_tab()
+    assert third.control("text").input_value() == "big"
+    third.control("session_file").set_input_files(path)
+    third.page.wait_for_timeout(300)
+    assert third.settle().control("text").input_value() == "hot ⟨x⟩ #%" and third.chosen() == shown[2]
+    wrong = new_tab(address + "#nonsense")
+    assert "cannot be read" in wrong.page.locator(".remark").text_content() and wrong.text("patched") == "small"
+
+
+def test_demonstrations_are_edited_on_the_page(new_tab):
+    tab = new_tab()
+    shown = tab.page.get_by_label("The prompt as the model gets it")
+    tab.choose("n_shots", "2")
+    tab.page.locator(".more summary").click()
+    before = shown.inner_text()
+    tab.page.get_by_role("button", name="Redraw").click()
+    tab.page.wait_for_timeout(300)
+    assert tab.settle() and shown.inner_text() != before
+    tab.control("demo_input_0").fill("up")
+    tab.control("demo_input_0").press("Tab")
+    assert tab.page.evaluate(_FOCUS) == "demo_answer_0", "the focus goes on to the next field"
+    tab.control("demo_answer_0").fill("down")
+    tab.control("demo_answer_0").press("Tab")
+    tab.page.wait_for_timeout(300)
+    assert tab.settle() and shown.inner_text().startswith("Input: up\nOutput: down\n")
+    tab.page.get_by_label("Leave out demonstration 2").click()
+    tab.page.wait_for_timeout(300)
+    assert tab.settle() and shown.inner_text() == "Input: up\nOutput: down\n\nInput: big\nOutput:"
+    tab.control("begins").fill("the word")
+    tab.page.wait_for_timeout(400)
+    assert tab.settle() and shown.inner_text().endswith("Output: the word down\n\nInput: big\nOutput: the word")
+    assert tab.control("system").is_disabled(), "the template is no chat"
+
+
+_FOCUS = """() => {
+  let at = document.activeElement;
+  while (at.shadowRoot?.activeElement) at = at.shadowRoot.activeElement;
+  return at.dataset.name;
+}"""
+
+
+@pytest.mark.parametrize(
+    ("n_layers", "n_heads"), [pytest.param(30, 9, marks=pytest.mark.slow), (32, 32)], ids=["30 x 9", "32 x 32"]
+)
+def test_what_matters_fits_the_screen_at_real_size(new_tab, tmp_path_factory, n_layers, n_heads):
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("wide")
+    config = AutoConfig.from_pretrained(ivlens.pocket_path())
+    config.num_hidden_layers, config.num_attention_heads, config.num_key_value_heads = n_layers, n_heads, n_heads
+    config.hidden_size, config.intermediate_size, config.head_dim = 4 * n_heads, 32, 4
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(ivlens.pocket_path()).save_pretrained(folder)
+    few = ("--n-prompts", "6", "--n-search", "0", "--layer", "1", "--alpha", "1", "--template", "plain")
+    with running(*LAB[:5], "--model", str(folder), *few) as url:
+        tab = new_tab(url, viewport={"width": 1400, "height": 900})
+        assert tab.page.locator("td[data-head]").count() == n_layers * n_heads
+        assert tab.page.evaluate("document.documentElement.scrollHeight <= innerHeight")
+        panel = tab.page.locator(".panel.middle")
+        assert panel.evaluate("node => node.scrollHeight <= node.clientHeight && node.scrollWidth <= node.clientWidth")
+        ranks = tab.page.locator("td.ranked").all_inner_texts()
+        assert sorted(map(int, ranks)) == list(range(1, len(ranks) + 1)) and 1 <= len(ranks) <= 10
+        small = tab.page.locator("td.ranked").first
+        assert small.evaluate("node => node.scrollWidth <= node.clientWidth + 1"), "the rank fits its cell"
+        assert tab.page.locator(".axis").all_inner_texts() == ["layer", "head"]
+        for part in (".card.plain", ".card.patched", ".tabs", ".rates"):
+            box = tab.page.locator(part).first.bounding_box()
+            assert box["y"] + box["height"] <= 900 and box["x"] + box["width"] <= 1400, part
+        small.click()
+        tab.settle()
+        effect = tab.page.locator(".headcard dd strong").first.inner_text()
+        assert re.search(r"[+−](0\.0*[1-9]\d|\d\.\de|[1-9])", effect), "two significant digits"
 
 
 def test_map_by_keyboard(new_tab):
@@ -175,7 +330,10 @@ def test_map_by_keyboard(new_tab):
         tab.page.keyboard.press(key)
     tab.settle()
     assert tab.chosen() == before ^ {"L4H6"}
-    assert "Layer 4, head 6" in tab.page.locator(".about").inner_text()
+    assert "layer 4, head 6" in tab.page.locator(".about").inner_text()
+    tab.page.keyboard.press("Enter")
+    tab.settle()
+    assert tab.page.locator(".headcard h3").first.inner_text() == "L4H6" and tab.chosen() == before ^ {"L4H6"}
     focused = "document.activeElement.shadowRoot ? 1 : 0"
     assert tab.page.evaluate(focused) == 1, "the map was drawn anew and lost the focus"
 
@@ -197,7 +355,7 @@ def test_three_tabs_at_once(new_tab, monkeypatch):
     plain = complete(model, ["Input: big\nOutput:"], max_new_tokens=12)[0].strip()
     for tab in tabs:
         tab.settle()
-        code = tab.page.locator("details pre").text_content()
+        code = tab.page.locator(".view-code pre").text_content()
         printed: list[str] = []
         exec(code, {"print": lambda texts, printed=printed: printed.append(texts[0].strip())})
         assert [tab.text("plain"), tab.text("patched")] == printed
@@ -233,14 +391,14 @@ def test_demonstrations_stand_in_the_shown_and_the_measured_prompts(new_tab):
     shown = tab.page.get_by_label("The prompt as the model gets it")
     tab.choose("n_shots", "3")
     assert shown.inner_text().count("Output:") == 4
-    assert "n_shots=3, seed=0)" in tab.page.locator("details pre").text_content()
+    assert "n_shots=3, seed=0)" in tab.page.locator(".view-code pre").text_content()
     tab.page.get_by_role("checkbox", name="Bare").check()
     assert tab.settle() and shown.inner_text() == "Input: big\nOutput:"
     tab.choose("told", '"none"')
-    assert "instruction=None, n_shots=3" in tab.page.locator("details pre").text_content()
+    assert "instruction=None, n_shots=3" in tab.page.locator(".view-code pre").text_content()
     tab.control("instruction").fill("Say the opposite.")
     tab.settle().choose("told", '["Say the opposite."]')
-    assert "instruction='Say the opposite.', n_shots=3" in tab.page.locator("details pre").text_content()
+    assert "instruction='Say the opposite.', n_shots=3" in tab.page.locator(".view-code pre").text_content()
     tab.choose("task", "english_french").choose("n_shots", "")
     assert tab.control("told").input_value() == '"task"' and tab.page.locator(".error").text_content() == ""
 
@@ -255,17 +413,17 @@ def test_save_load_and_copy(new_tab, tmp_path: Path):
     patched = tab.text("patched")
     tab.slide("k", 1)
     assert tab.text("patched") != patched
-    tab.page.locator('input[type="file"]').set_input_files(path)
+    tab.page.locator('input[accept=".safetensors"]').set_input_files(path)
     tab.settle()
     assert (
         tab.text("patched") == patched
-        and "loaded from antonym.safetensors" in tab.page.locator(".vector .hint").inner_text()
+        and "loaded from antonym.safetensors" in tab.page.locator(".view-vector .hint").text_content()
     )
     tab.page.get_by_role("button", name="Copy as Python").click()
     copied = tab.page.evaluate("navigator.clipboard.readText()")
-    assert copied == tab.page.locator("details pre").text_content() and "InstructionVector.load(" in copied
+    assert copied == tab.page.locator(".view-code pre").text_content() and "InstructionVector.load(" in copied
     (tmp_path / "notes.safetensors").write_bytes(b"no vector")
-    tab.page.locator('input[type="file"]').set_input_files(tmp_path / "notes.safetensors")
+    tab.page.locator('input[accept=".safetensors"]').set_input_files(tmp_path / "notes.safetensors")
     tab.page.wait_for_timeout(500)
     assert "notes.safetensors" in tab.page.locator(".error").text_content()
 
@@ -276,23 +434,27 @@ def test_axe_finds_nothing(new_tab, scheme):
 
     tab = new_tab(color_scheme=scheme)
     tab.page.get_by_role("checkbox", name="Random vector of equal norm").check()
-    tab.page.locator("summary").click()
     tab.settle()
-    found = Axe().run(tab.page).response["violations"]
-    assert not found, "\n".join(f"{each['id']} ({each['impact']}): {each['nodes'][0]['html']}" for each in found)
+    views = tab.page.get_by_role("tab")
+    for number in range(views.count()):
+        views.nth(number).click()
+        tab.settle()
+        found = Axe().run(tab.page).response["violations"]
+        assert not found, "\n".join(f"{each['id']} ({each['impact']}): {each['nodes'][0]['html']}" for each in found)
 
 
 def test_every_control_is_reached_by_tab(new_tab):
     tab = new_tab()
     tab.page.locator("h1").click()
     reached = []
-    for _ in range(40):
+    for _ in range(70):
         tab.page.keyboard.press("Tab")
         where = tab.page.evaluate(
             "() => { let at = document.activeElement;"
             "  while (at.shadowRoot?.activeElement) at = at.shadowRoot.activeElement;"
             "  const box = at.getBoundingClientRect();"
-            "  const name = at.dataset?.name || at.dataset?.head || at.textContent.trim().slice(0, 30);"
+            "  const own = at.dataset?.name || at.dataset?.head || at.dataset?.view;"
+            "  const name = own || at.textContent.trim().slice(0, 30);"
             "  return [name, box.width, box.height]; }"
         )
         reached.append(where)
@@ -310,7 +472,7 @@ def test_every_control_is_reached_by_tab(new_tab):
         "No heads",
     ]
     assert set(wanted) <= set(names)
-    assert any(re.fullmatch(r"L\dH\d", name) for name in names) and "The Python that gives these" in " ".join(names)
+    assert any(re.fullmatch(r"L\dH\d", name) for name in names) and {"head", "in_vector"} <= set(names)
     order = [names.index(name) for name in wanted[:15]]
     assert order == sorted(order), names
     assert all(width > 8 and height > 8 for name, width, height in reached if name in wanted)
@@ -349,12 +511,14 @@ def test_two_checkpoints_on_one_page(new_tab, tmp_path_factory):
     AutoTokenizer.from_pretrained(ivlens.pocket_path()).save_pretrained(folder)
     with running(*LAB[:5], "--compare", str(folder), "--text", "big", "--layer", "1", "--alpha", "4") as url:
         tab = new_tab(url)
-        assert tab.page.locator('[role="grid"]').count() == 2 and tab.page.locator(".model").count() == 2
-        tab.page.locator('td[data-head="L5H5"]').last.click()
+        assert tab.page.locator('[role="grid"]').count() == 3 and tab.page.locator(".model").count() == 2
+        names = tab.page.locator(".one h3").all_inner_texts()
+        assert names[0] == "pocket" and names[1] == folder.name and names[2] == f"{folder.name} − pocket"
+        tab.page.locator('td[data-head="L5H5"]').nth(1).click(modifiers=["Shift"])
         tab.settle()
-        assert tab.page.locator('td[data-head="L5H5"][aria-selected="true"]').count() == 2
+        assert tab.page.locator('td[data-head="L5H5"][aria-selected="true"]').count() == 3
         tab.choose("donor", "first")
-        assert "iv = iv.for_model(model)" in tab.page.locator("details pre").text_content()
+        assert "iv = iv.for_model(model)" in tab.page.locator(".view-code pre").text_content()
 
 
 def notebook(folder: Path) -> Path:
@@ -388,7 +552,7 @@ def test_same_page_in_jupyterlab(browser, tmp_path: Path):
         page.wait_for_function(_SETTLED, timeout=60_000)
         assert patched.inner_text().strip() == "small"
         before = page.locator('td[aria-selected="true"]').count()
-        page.locator('td[data-head="L5H5"]').click()
+        page.locator('td[data-head="L5H5"]').click(modifiers=["Shift"])
         page.locator('td[data-head="L5H5"][aria-selected="true"]').wait_for(timeout=20_000)
         assert page.locator('td[aria-selected="true"]').count() == before + 1
         page.locator('[data-name="alpha"]').evaluate(
@@ -433,7 +597,7 @@ def test_a_file_that_is_too_large_is_refused_before_it_is_sent(new_tab, tmp_path
     ):
         path = tmp_path / f"{n_bytes}.safetensors"
         path.write_bytes(b"\1" * n_bytes)
-        tab.page.locator('input[type="file"]').set_input_files(path)
+        tab.page.locator('input[accept=".safetensors"]').set_input_files(path)
         tab.page.locator(".error", has_text=path.name).wait_for(timeout=30_000)
         assert re.search(said, tab.page.locator(".error").text_content())
     tab.slide("alpha", 0)  # the connection is still there

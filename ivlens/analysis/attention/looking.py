@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ivlens.analysis.attention.chosen import Named, chosen_heads, followed
@@ -146,7 +146,9 @@ def _looked(
 ) -> Looked:
     """Shares of one kind of prompts, and the weights of single tokens of the first ones."""
     shares, kept = torch.zeros(len(batch), len(heads), len(SEGMENTS)), list[LookedAt]()
-    for prompt, (ids, weights) in enumerate(last_rows(model, batch, heads, options.batch_size)):
+    for prompt, (ids, weights) in enumerate(
+        last_rows(model, batch.tokens, batch.attention_mask, heads, options.batch_size)
+    ):
         labels = segments[prompt]
         shares[prompt].index_add_(1, torch.tensor([SEGMENTS.index(each) for each in labels]), weights)
         if options.n_kept is None or prompt < options.n_kept:
@@ -170,7 +172,11 @@ def with_sinks(short: Float[Tensor, "n_prompts heads"], heads: Heads, is_half: b
 
 
 def last_rows(
-    model: TransformerBridge, batch: PromptBatch, heads: Heads, batch_size: int
+    model: TransformerBridge,
+    tokens: Int[Tensor, "batch pos"],
+    attention_mask: Int[Tensor, "batch pos"],
+    heads: Heads,
+    batch_size: int,
 ) -> Iterator[tuple[tuple[int, ...], Float[Tensor, "heads pos"]]]:
     """For each prompt its tokens, and the weights of these heads from the last to each of them (float32, CPU).
 
@@ -178,17 +184,17 @@ def last_rows(
         ValueError: prompts that do not fit the model, weights that are NaN, or attention that gives none.
     """
     layers = sorted({layer for layer, _ in heads})
-    for rows in ticking(list(row_slices(len(batch), batch_size)), "attention", "pass"):
+    for rows in ticking(list(row_slices(len(tokens), batch_size)), "attention", "pass"):
         # checked in parts, which cuts the padding that these rows do not need
-        tokens, mask = check_prompts(model, batch.tokens[rows], batch.attention_mask[rows])
+        part, mask = check_prompts(model, tokens[rows], attention_mask[rows])
         with model_lock(model), captured_patterns(model, layers, select=_last) as kept:
             check_unsteered(model)
-            Inputs(tokens, mask, last=tokens.shape[1] - 1, n_answer=1).logits(model)
+            Inputs(part, mask, last=part.shape[1] - 1, n_answer=1).logits(model)
             check_seen(model, kept, layers)
         weights = torch.stack([kept[layer][:, head].cpu() for layer, head in heads], 1)
         if bool(weights.isnan().any()):
             raise ValueError("the model's attention has NaN weights, expected numbers; load it in float32 or bfloat16.")
-        for ids, each, seen in zip(tokens.cpu(), weights, (mask == 1).cpu(), strict=True):
+        for ids, each, seen in zip(part.cpu(), weights, (mask == 1).cpu(), strict=True):
             yield tuple(ids[seen].tolist()), each[:, seen]
 
 

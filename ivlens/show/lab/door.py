@@ -6,6 +6,7 @@ lab lies under a path that is drawn at random, and its cookie is sent to that pa
 
 import hmac
 import html
+import json
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -34,11 +35,13 @@ _HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
 }
-# leads on to the address without the token. It is a page, not a redirection: after a link from another site, browsers
+# leads on to the address without the token, and keeps the part of the address behind "#", which holds a state and never
+# reaches the server. It is a page, not a redirection: after a link from another site, browsers
 # follow redirections without the cookie, which is for requests from this site alone (SameSite=Strict)
 _FORWARD = (
-    '<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="0;url={}"><link rel="icon" href="data:,">'
-    "<title>ivlens lab</title>\n"
+    '<!doctype html><meta charset="utf-8"><link rel="icon" href="data:,"><title>ivlens lab</title>'
+    "<script>location.replace({script} + location.hash)</script>"
+    '<noscript><meta http-equiv="refresh" content="0;url={}"></noscript>\n'
 )
 _REFUSAL = "This lab opens with the address that `ivlens lab` printed, token included.\n"
 
@@ -147,7 +150,8 @@ class _Enter(RequestHandler):
     def get(self) -> None:
         self.set_cookie(self.name, self.value, httponly=True, samesite="Strict", path=self.place)
         self.set_header("Cache-Control", "no-store")
-        self.finish(_FORWARD.format(html.escape(f"{self.place}/")))
+        address = f"{self.place}/"  # drawn by this program: letters, digits, a dash and slashes
+        self.finish(_FORWARD.format(html.escape(address), script=json.dumps(address)))
 
 
 class _Refuse(RequestHandler):

@@ -12,7 +12,9 @@ from ivlens.models.boot import TransformerBridge
 from ivlens.models.fingerprint import model_identity
 from ivlens.models.load import load_model
 from ivlens.prompts.recipe import PromptRecipe
-from ivlens.show.lab.engine import Engine, EngineOptions
+from ivlens.show.lab.engine import Engine
+from ivlens.show.lab.kept import kept_results
+from ivlens.show.lab.measures import EngineOptions
 from ivlens.show.lab.state import LabState, values_of, with_template
 from ivlens.tasks.bank import list_tasks, load_task
 from ivlens.tasks.task import Task
@@ -70,7 +72,8 @@ def lab(
         pn.extension(inline=True)
     # the seed has to be known before "auto" can be searched for, since that needs the loaded model
     given = recipe if isinstance(recipe, PromptRecipe) else effects[0].recipe if effects else PromptRecipe()
-    opened = open_engines(model, tasks, compare, effects, EngineOptions(n_prompts, n_search, given.seed))
+    options = EngineOptions(n_prompts, n_search, given.seed, kept=kept_results())
+    opened = open_engines(model, tasks, compare, effects, options)
     if recipe is not None:
         first = opened.engines[0]
         recipe = recipe_for(first.model, next(iter(first.tasks.values())), recipe)

@@ -1,15 +1,13 @@
 """All that a session shows, as values that JSON can hold."""
 
-import math
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from ivlens.common.names import one_line
-from ivlens.show.figures.heads import unit_of
 from ivlens.show.lab.engine import Engine, begins_right
 from ivlens.show.lab.state import Head, LabState
 from ivlens.show.lab.streams import Completion
@@ -20,32 +18,14 @@ from ivlens.vectors.vector import InstructionVector
 N_INPUTS = 60  # inputs of a task that the page offers to choose from
 
 
-def ability_facts(engine: Engine, state: LabState) -> dict[str, str]:
-    """The model's clean and bare accuracy on the state's task as a text, and a warning if it cannot do the task."""
+def ability_facts(engine: Engine, state: LabState) -> dict[str, Any]:
+    """The model's clean and bare accuracy on the state's task, and a warning if it cannot do the task."""
     found, about = engine.ability(state), engine.facts()
-    warning = found.warning(state.task, engine.identity.name) if found else ""
-    return {"name": about["name"], "text": str(found) if found else "", "warning": warning}
-
-
-def effects_map(engine: Engine, state: LabState) -> Mapping[str, Any]:
-    """The effects of all heads with their intervals and the kind of interval; None for a head that was not measured."""
-    effects = engine.effects(state)
-    shown = effects.interval(simultaneous=True)
-    # JSON has no NaN, so that a missing value becomes None
-    named = {"aie": effects.aie, "low": shown.low, "high": shown.high}
-    values = {
-        name: [[round(x, 5) if math.isfinite(x) else None for x in row] for row in part.tolist()]
-        for name, part in named.items()
-    }
-    taken = {"taken": str(effects.taken or ""), "warning": effects.taken_warning}
-    return {
-        **engine.facts(),
-        **values,
-        **taken,
-        "interval": shown.kind,
-        "unit": unit_of(effects),
-        "n_prompts": len(effects.cie),
-    }
+    if found is None:
+        return {"name": about["name"], "text": "", "warning": "", "n": 0, "rates": []}
+    rates = [[name, getattr(found, name), low, high] for name, (low, high) in found.intervals.items()]
+    warning = found.warning(state.task, about["name"])
+    return {"name": about["name"], "text": str(found), "warning": warning, "n": found.n, "rates": rates}
 
 
 def vector_facts(vector: InstructionVector | None, engine: Engine) -> dict[str, Any] | None:
@@ -77,12 +57,23 @@ def task_facts(task: Task, seed: int) -> dict[str, Any]:
 
 
 def results(
-    engines: Sequence[Engine], state: LabState, vectors: Sequence[InstructionVector | None], prompt: str
+    engines: Sequence[Engine],
+    state: LabState,
+    vectors: Sequence[InstructionVector | None] | None,
+    prompt: str,
+    shots: Sequence[tuple[str, str]] = (),
 ) -> Iterator[dict[str, Any]]:
-    """The completions of all models as far as they have come, yielded after every token."""
-    assert state.layer is not None and state.alpha is not None and state.site is not None
-    setting, answers = Setting(state.layer, state.alpha, state.site), engines[0].answers(state)
-    pairs = list(zip(engines, vectors, strict=True))
+    """The completions of all models as far as they have come, yielded after every token.
+
+    Args:
+        vectors: what is added to each model; None: nothing is measured yet, and only the plain model completes.
+        shots: the demonstrations in the prompt, which the page offers to change.
+    """
+    answers, setting = engines[0].answers(state), None
+    if vectors is not None:
+        assert state.layer is not None and state.alpha is not None and state.site is not None
+        setting = Setting(state.layer, state.alpha, state.site)
+    pairs = list(zip(engines, vectors or [None] * len(engines), strict=True))
     about = [
         {"name": engine.facts()["name"], "prompt": prompt, "vector": vector_facts(vector, engine)}
         for engine, vector in pairs
@@ -96,7 +87,7 @@ def results(
             {**facts, "columns": [column(name, one, answers) for name, one in rows.items()]}
             for facts, rows in zip(about, latest, strict=True)
         ]
-        yield {"models": models, "answers": list(answers)}
+        yield {"models": models, "answers": list(answers), "measured": vectors is not None, "shots": list(shots)}
 
 
 @contextmanager

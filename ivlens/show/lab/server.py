@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import panel as pn
+from panel.io.resources import LOCAL_DIST
 from panel.io.server import get_server
 
 from ivlens.common.cache import ready_cache
@@ -63,7 +64,7 @@ class LabServer:
             self.server.stop()
             until = time.monotonic() + MOST_SECONDS
             for page in self.pages:
-                page.session.close()
+                page.close()
         return all([page.wait(max(0.0, until - time.monotonic())) for page in list(self.pages)])
 
     def stop(self) -> None:
@@ -108,10 +109,12 @@ def open_server(engines: tuple[Engine, ...], state: LabState, *, port: int = 0, 
     door, pages = door or Door(), list[Lab]()
 
     def page() -> Lab:
+        # otherwise a page so slow that its session was dropped gets a new one whose styles come from panel's own host
+        pn.state.curdoc.template_variables["dist_url"] = f"{door.place}/{LOCAL_DIST}"
         lab = Lab(engines, state, page=True)
         # pages whose work is over are forgotten; a closed page that still computes is waited for at the end
         pages[:] = [*(one for one in pages if not one.session.is_over), lab]
-        pn.state.on_session_destroyed(lambda context: lab.session.close())
+        pn.state.on_session_destroyed(lambda context: lab.close())
         return lab
 
     with _port_error(port):

@@ -2,22 +2,23 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ivlens.prompts.templates import PromptTemplate
-from ivlens.show.lab.code import Listing, python_code
+from ivlens.prompts.templates import PromptTemplate, find_template
+from ivlens.show.lab.chosen import Chosen
 from ivlens.show.lab.engine import Engine
-from ivlens.show.lab.plain import ability_facts, as_file, effects_map, inputs_of, results, sentence, task_facts
-from ivlens.show.lab.state import LabState, Limits, values_of
+from ivlens.show.lab.limits import Limits
+from ivlens.show.lab.measures import Client
+from ivlens.show.lab.plain import as_file, inputs_of, sentence
+from ivlens.show.lab.share import opened, shared
+from ivlens.show.lab.state import RAW, LabState, values_of
+from ivlens.show.lab.work import Job, Show, Work
 from ivlens.show.lab.worker import Cancelled, Worker
 from ivlens.vectors.vector import InstructionVector, base_task
 
-Show = Callable[[str, Any], None]
 _FRESH: Mapping[str, Any] = dict.fromkeys(("heads", "layer", "alpha", "site")) | {"instruction": "", "source": "heads"}
 MAX_FILE = 16_000_000  # bytes of a vector's file
 
@@ -26,8 +27,8 @@ class Session:
     """The lab for one page, with one model or two that are compared; several sessions may share their engines.
 
     `show(channel, value)` is called from any thread, with values that JSON can hold. The channels are `state`,
-    `ability`, `task` (with the `maps` of effects), `result` (completions, after every token), `code`, `status`, and
-    `running` (what is being done for which page).
+    `ability`, `task` (with the `maps` of effects), `result` (completions, after every token), `view` (what is shown
+    beside them), `code`, `status`, `progress` (of a measurement), and `running` (what is being done for which page).
     """
 
     def __init__(self, engines: Sequence[Engine], state: LabState, show: Show) -> None:
@@ -35,21 +36,33 @@ class Session:
         about = self.engines[0].identity
         self.limits = Limits(tuple(self.engines[0].tasks), about.n_layers, about.n_heads)
         self._guard = threading.RLock()  # methods that hold it call one another
-        self._worker = Worker(lambda error: self._say(error=sentence(error)))
+        self._worker = Worker(lambda error: self._work.say(error=sentence(error)))
         self._running = self.engines[0].running
         self.number = self._running.join(self._hear)
-        self._loaded: InstructionVector | None = None
-        self._file, self._is_closed = "", False
+        self._work = Work(show, self._formed, self._settled, self._running, self.number)
+        self._seeks = self.engines[0].options.auto
+        self.chosen, self._is_closed = Chosen(self.engines), False
         self._own_templates: dict[str, PromptTemplate] = {}
-        self.state = self._with_text(self.limits.changed(state, vars(state)))
+        state = self.limits.changed(state, vars(state))
+        self.state = state if state.text.strip() else self._with_text(state)
 
     def refresh(self) -> None:
-        """Show everything again, measuring and completing what the present state needs."""
+        """Show everything that the present state needs, measuring and completing what is not there yet."""
         with self._guard:
-            state, began = self.state, time.perf_counter()
-            self._say(busy="Writing …")  # before the state, by which the page knows that its event arrived
+            began = time.perf_counter()
+            self._work.say(busy="Writing …")  # before the state, by which the page knows that its event arrived
             self._show("state", self._shown_state())
-            self._worker.submit(lambda cancelled: self._work(state, cancelled, began))
+            self._worker.submit(lambda cancelled: self._work.run(self._job(cancelled, began)))
+
+    def _job(self, cancelled: Cancelled, began: float) -> Job:
+        with self._guard:  # the state of now: an earlier job may have changed its form
+            state, chosen = self.state, self.chosen
+
+        def unneeded() -> bool:
+            # a newer request that needs the same effects waits for them, so measuring goes on
+            return cancelled() and (self._is_closed or not self._needs_the_same(state))
+
+        return Job(state, chosen, cancelled, unneeded, began)
 
     def change(self, **values: Any) -> None:
         """Set some of the state's values; what follows from them is shown as soon as it is computed.
@@ -64,12 +77,15 @@ class Session:
             if after.task != before.task:
                 fresh = {name: value for name, value in self._fresh(after).items() if name not in values}
                 after = self._with_text(replace(after, **fresh))
-            if after.source == "file" and self._loaded is None:
+            if after.source == "file" and self.chosen.loaded is None:
                 raise ValueError("source is 'file', but no vector was loaded; load one first.")
             if "k" in values and "heads" not in values:
                 after = replace(after, heads=None)  # the `k` strongest heads, whatever was chosen by hand before
-            if after.heads != before.heads or after.k != before.k:
+            if "source" not in values and values.keys() & {"heads", "k"}:
                 after = replace(after, source="heads")
+            if after.n_shots != before.n_shots and "demos" not in values:
+                after = replace(after, demos=None)  # drawn anew, in the number that was asked for
+            self._seeks &= not values.keys() & {"template", "n_shots", "told"}  # the user has chosen a form
             self.state = after
             self.refresh()
 
@@ -81,10 +97,10 @@ class Session:
         return {**_FRESH, **told, **recipe}
 
     def toggle(self, head: Any) -> None:
-        """Take a head into the vector, or out of it; nothing happens as long as the effects are not measured."""
+        """Take a head into the shown vector, or out of it; nothing happens as long as its heads are not known."""
         with self._guard:
-            if self.engines[0].knows(self.state):
-                self.change(heads=self.limits.toggled(self.engines[0].heads(self.state), head))
+            if self.chosen.is_ready(self.state):
+                self.change(heads=self.limits.toggled(self.chosen.heads(self.state), head))
 
     def search(self) -> None:
         """Go to the layer, strength and site at which the vector works best on *select* prompts."""
@@ -92,28 +108,48 @@ class Session:
 
     def vectors(self, state: LabState | None = None) -> list[InstructionVector | None]:
         """The vector that is added to each model; None where no head is chosen."""
-        state = state or self.state
-        if state.source == "file":
-            return [self._loaded] * len(self.engines)
-        if len(self.engines) == 1 or state.donor == "first":
-            return [self.engines[0].vector(state)] * len(self.engines)
-        # the same heads in both models, each with its own mean outputs
-        named = replace(state, heads=self.engines[0].heads(state))
-        return [engine.vector(named) for engine in self.engines]
+        return self.chosen.vectors(state or self.state)
 
-    def resolved(self, state: LabState | None = None) -> LabState:
-        """The state with its heads, layer, strength and site filled in, searched for where it has none."""
-        state = state or self.state
-        heads = self.engines[0].heads(state)
-        if None in (state.layer, state.alpha, state.site):
-            found = self.engines[0].setting(state, self.vectors(state)[0])._asdict()
-            missing = {name: value for name, value in found.items() if getattr(state, name) is None}
-            state = replace(state, **missing)
-        return replace(state, heads=heads)
+    def find_form(self) -> None:
+        """Go to the form of prompt in which the model answers the task best; the search is remembered."""
+        with self._guard:
+            self._seeks = True
+            self.refresh()
+
+    def _formed(self, job: Job) -> Job:
+        """The same job in the best form of prompt, where that has been asked for."""
+        if not self._seeks:
+            return job
+        engine, task = self.engines[0], self.engines[0].tasks[job.state.task]
+        with self._work.step(0, 3, f"Looking for the form of prompt in which the model answers {task.name} best"):
+            recipe = engine.search(task.name, Client(job.unneeded)).best
+        with self._guard:
+            self._seeks = False
+            values = values_of(recipe, task)
+            # bare: beside demonstrations the model answers without the vector
+            self.state = replace(self.state, **values, demos=None, bare=bool(values["n_shots"]))
+            self._show("state", self._shown_state())
+            return replace(job, state=self.state)
+
+    def shared(self) -> str:
+        """The state as a text, which `open` reads in this lab or in another one on the same model."""
+        return shared(self.chosen, self.state)
+
+    def open(self, text: Any) -> str:
+        """Go to a state that `shared` wrote; return a sentence on what is not as it was, if anything.
+
+        Raises:
+            ValueError: as `opened`.
+        """
+        state, said = opened(text, self.chosen, self.limits)
+        with self._guard:
+            self.state, self._seeks = state if state.text.strip() else self._with_text(state), False
+            self.refresh()
+        return said
 
     def code(self) -> str:
         """A Python script that prints the completions that are shown."""
-        return self._code(self.resolved())
+        return self.chosen.code(self.chosen.resolved(self.state))
 
     def load(self, path: str | Path, name: str = "") -> None:
         """Use a saved vector, of these weights or others of the same shape, and make prompts by its recipe.
@@ -125,12 +161,11 @@ class Session:
         with self._guard:
             task, recipe = self.engines[0].tasks[self.state.task], loaded.recipe
             values = {} if recipe is None else values_of(recipe, task, own=base_task(loaded) == task.name)
-            before = self._loaded, self._file
-            self._loaded, self._file = loaded, name or str(path)
+            before, self.chosen = self.chosen, Chosen(self.engines, loaded, name or str(path))
             try:
                 self.change(source="file", **values)
             except ValueError:
-                self._loaded, self._file = before
+                self.chosen = before
                 raise
 
     def load_bytes(self, name: str, content: bytes) -> None:
@@ -174,65 +209,23 @@ class Session:
         self._worker.close()
         self._running.leave(self.number)
 
+    def remark(self, text: str) -> None:
+        """Show a sentence beside the status, until the next event; an empty one shows nothing."""
+        self._show("remark", text)
+
     def say_error(self, error: Exception) -> None:
         """Show an error that an event caused, and the state, which the event did not change."""
         self._show("state", self._shown_state())
-        self._say(error=sentence(error))
+        self._work.say(error=sentence(error))
 
-    def _work(self, state: LabState, cancelled: Cancelled, began: float) -> None:
-        def unneeded() -> bool:
-            # a newer request that needs the same effects waits for them, so measuring goes on
-            return cancelled() and (self._is_closed or not self._needs_the_same(state))
-
-        try:
-            with self._stopping(unneeded):
-                self._measure(state, unneeded)
-            if not cancelled():
-                with self._stopping(cancelled):
-                    self._complete(state, cancelled, began)
-        finally:
-            self._running.say(self.number, "")
-
-    @contextmanager
-    def _stopping(self, unwanted: Cancelled) -> Iterator[None]:
-        """End forward passes of all engines during the body once `unwanted()` is True."""
-        with ExitStack() as stack:
-            for engine in self.engines:
-                stack.enter_context(engine.stopping(unwanted))
-            yield
-
-    def _measure(self, state: LabState, unneeded: Cancelled) -> None:
-        """Measure what the state needs: first the ability, which takes little time and may bring a warning."""
-        waiting, shown = partial(self._do, f"Waiting to measure {state.task} …"), []
-        for engine in self.engines:
-            if not engine.knows(state):
-                self._do(f"Asking whether the model can do {state.task} …")
-            engine.ability(state, unneeded, waiting)
-            shown.append(ability_facts(engine, state))
-        self._show("ability", shown)
-        for engine in self.engines:
-            if not engine.knows(state):
-                self._do(f"Measuring all heads of {engine.facts()['name']} on {state.task} …")
-            engine.effects(state, unneeded, waiting)
-
-    def _complete(self, state: LabState, cancelled: Cancelled, began: float) -> None:
-        """Show the effects, find the setting, and write the completions; `began`: when the event came."""
-        about = task_facts(self.engines[0].tasks[state.task], self._seed(state))
-        self._show("task", {**about, "maps": [effects_map(engine, state) for engine in self.engines]})
-        if None in (state.layer, state.alpha, state.site):
-            self._do("Looking for layer and strength on inputs that are not judged …")
-        resolved = self.resolved(state)
+    def _settled(self, job: Job, found: Mapping[str, Any]) -> bool:
+        """Take over the layer, strength and site that were found, unless a newer change may have set them."""
         with self._guard:
-            if cancelled():  # a newer change may have set layer, strength or site
-                return
-            found = {name: getattr(resolved, name) for name in ("layer", "alpha", "site")}
+            if job.cancelled():
+                return False
             self.state = replace(self.state, **found)
             self._show("state", self._shown_state())
-        self._do("Writing …")
-        first = self._stream(resolved, cancelled, began)
-        if not cancelled():
-            self._show("code", self._code(resolved))
-            self._say(done=f"{first:.2f} s to the first tokens, {time.perf_counter() - began:.2f} s in all")
+            return True
 
     def _hear(self, at_work: list[dict[str, Any]]) -> None:
         self._show("running", {"page": self.number, "at_work": at_work})
@@ -240,34 +233,21 @@ class Session:
     def _needs_the_same(self, state: LabState) -> bool:
         return self.engines[0].needs(self.state) == self.engines[0].needs(state)
 
-    def _stream(self, state: LabState, cancelled: Cancelled, began: float) -> float:
-        """Show the completions token by token; return the seconds from `began` to the first tokens."""
-        prompt, first = self.engines[0].prompt(state, self._seed(state)), 0.0
-        for shown in results(self.engines, state, self.vectors(state), prompt):
-            if cancelled():
-                break
-            first = first or time.perf_counter() - began  # only the first tokens set it
-            self._show("result", shown)
-        return first
-
     def _with_text(self, state: LabState) -> LabState:
         """The state with an input of its task: its own text, or one of *test*, which chose no heads or settings."""
         task = self.engines[0].tasks[state.task]
         if state.text and task.find(state.text) is not None:
             return state
-        return replace(state, text=inputs_of(task, self._seed(state))[0])
-
-    def _seed(self, state: LabState) -> int:
-        """The seed of the splits and demonstrations with which the vector was made."""
-        loaded = self._loaded.recipe if self._loaded is not None and state.source == "file" else None
-        return (loaded or self.engines[0].recipe(state)).seed
+        return replace(state, text=inputs_of(task, self.chosen.seed(state))[0])
 
     def _shown_state(self) -> dict[str, Any]:
         """The state as the page gets it: with the list of heads, the template's name and the vector's file."""
-        state, known = self.state, self.engines[0].knows(self.state)
-        heads = [list(head) for head in (self.engines[0].heads(state) if known else state.heads or ())]
+        state, chosen = self.state, self.chosen
+        self._show("shared", shared(chosen, state))
+        heads = [list(head) for head in (chosen.heads(state) if chosen.is_ready(state) else ())]
         template = self._template_name(state.template)
-        return {**vars(state), "heads": heads, "template": template, "file": self._file}
+        is_chat = find_template("plain" if state.template == RAW else state.template).chat
+        return {**vars(state), "heads": heads, "template": template, "chat": is_chat, "file": chosen.file}
 
     def _template_name(self, template: str | PromptTemplate) -> str:
         """The name by which the page shows a template and chooses it; templates of one name get numbers."""
@@ -279,22 +259,3 @@ class Session:
             name = f"{template.name} {number}"
         self._own_templates[name] = template
         return name
-
-    def _code(self, state: LabState) -> str:
-        from_file = state.source == "file"
-        listing = Listing(
-            models=[each.identity.name for each in self.engines],
-            task=self.engines[0].tasks[state.task],
-            prompt=self.engines[0].prompt(state, self._seed(state)),
-            effects=[] if from_file else [engine.effects(state).settings for engine in self.engines],
-            file=self._file if from_file else None,
-        )
-        return python_code(state, listing)
-
-    def _say(self, *, busy: str = "", done: str = "", error: str = "") -> None:
-        self._show("status", {"busy": busy, "done": done, "error": error})
-
-    def _do(self, what: str) -> None:
-        """Show what begins now, on this page and on all others of the lab."""
-        self._say(busy=what)
-        self._running.say(self.number, what)

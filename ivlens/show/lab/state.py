@@ -1,14 +1,11 @@
-"""The state of the lab's controls as one immutable value, and the checks of every change to it."""
+"""The state of the lab's controls as one immutable value, and the recipes of prompts that it stands for."""
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, NoReturn
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
-from ivlens.forward.hooks import SITES
 from ivlens.prompts.recipe import TASK, PromptRecipe
-from ivlens.prompts.templates import TEMPLATES, PromptTemplate, find_template
-from ivlens.steering.edits import POSITIONS
+from ivlens.prompts.templates import PromptTemplate, find_template
 from ivlens.tasks.task import Task
 
 RAW = "raw"  # the template of a prompt that is the text itself
@@ -16,10 +13,8 @@ RAW = "raw"  # the template of a prompt that is the text itself
 TOLD = ("task", "none")
 DONORS = ("own", "first")
 SOURCES = ("heads", "file")
-MAX_ALPHA = 64.0
-MAX_SHOTS = 64
-MAX_TEXT = 100_000
-MAX_NEW_TOKENS = 256
+# the parts of the page of which one is shown beside the completions, see `LabState.view`
+VIEWS = ("head", "many", "layers", "places", "vector", "code")
 
 Head = tuple[int, int]
 
@@ -51,6 +46,13 @@ class LabState:
         max_new_tokens: the length of the completions.
         source: where the vector comes from: the `heads`, or a loaded `file`.
         donor: where two models are compared, the vector that each gets: its `own`, or that of the `first`.
+        demos: input and answer of each demonstration in the shown prompt, written by hand; None: `n_shots` drawn ones.
+        demo_seed: draws the demonstrations of the shown prompt; None: the seed of the measured prompts.
+        system: the system text, for templates that are a chat; empty: the template's own.
+        begins: the beginning of every answer, in measured prompts and the shown one; empty: the template's own.
+        head: the head whose card is shown; None: the one of largest effect.
+        view: what is shown beside the completions: a `head`, `many` inputs, the next token by `layers`, where patching
+            matters (`places`), the `vector`, or the `code`. Nothing else depends on it.
     """
 
     task: str
@@ -71,16 +73,48 @@ class LabState:
     max_new_tokens: int = 12
     source: str = "heads"
     donor: str = "own"
+    demos: tuple[tuple[str, str], ...] | None = None
+    demo_seed: int | None = None
+    system: str = ""
+    begins: str = ""
+    head: Head | None = None
+    view: str = "head"
 
     def measured(self, seed: int) -> PromptRecipe:
         """The recipe of the prompts on which the effects of the task's heads are measured."""
         told = {"task": TASK, "none": None}[self.told] if isinstance(self.told, str) else self.told
-        return PromptRecipe("plain" if self.template == RAW else self.template, told, self.n_shots, seed)
+        return PromptRecipe(self.form(), told, self.n_shots, seed)
 
     def shown(self, task: Task, seed: int) -> PromptRecipe:
         """The recipe of the prompt that is completed; not to be used with the template `raw`."""
         told = None if self.bare or task.fused else self.instruction.strip() or None
-        return PromptRecipe(self.template, told, 0 if self.bare else self.n_shots or 0, seed)
+        return PromptRecipe(self.form(), told, 0 if self.bare else self.n_shots or 0, seed)
+
+    def form(self) -> str | PromptTemplate:
+        """The template with the system text and the beginning of answers that the state has."""
+        name = "plain" if self.template == RAW else self.template
+        found, begins = find_template(name), _plain(self.begins.strip())
+        if found.chat:
+            changes = {"system": _plain(self.system.strip()), "answer_start": begins}
+            changes = {part: text for part, text in changes.items() if text}
+            # in a chat the text between the beginning and the answer is the template's own, which may be none
+            if begins:
+                changes["separator"] = found.separator or " "
+        elif begins:
+            start = found.separator + begins
+            changes = {
+                "instructed": found.instructed + start,
+                "bare": found.bare + start,
+                "demonstration": found.demonstration.replace("{answer}", f"{begins}{found.separator}{{answer}}"),
+            }
+        else:
+            changes = {}
+        return replace(found, name=f"{found.name}, changed", **changes) if changes else name
+
+
+def _plain(text: str) -> str:
+    """A text that a template writes as it is, braces included."""
+    return text.replace("{", "{{").replace("}", "}}")
 
 
 def with_template(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,132 +148,3 @@ def values_of(recipe: PromptRecipe, task: Task, *, own: bool = True) -> dict[str
     values["told"] = texts or ("none" if told is None else "task")
     # TASK draws one of the task's instructions for each prompt, so no single text can be shown in the field
     return values if told is TASK else {**values, "instruction": texts[0] if texts else ""}
-
-
-@dataclass(frozen=True)
-class Limits:
-    """The values that a state may have, for one model and its tasks."""
-
-    tasks: Sequence[str]
-    n_layers: int
-    n_heads: int
-    templates: Sequence[str] = (*TEMPLATES, RAW)
-
-    def changed(self, state: LabState, values: Mapping[str, Any]) -> LabState:
-        """The state with some values replaced; each is checked, since it may come from a browser.
-
-        Raises:
-            ValueError: an unknown name, or a value that is not allowed.
-        """
-        known = {field.name for field in fields(LabState)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise ValueError(f"the lab has no setting {unknown[0]!r}, expected one of {', '.join(sorted(known))}.")
-        checks = self._checks()
-        return replace(state, **{name: checks[name](name, value) for name, value in values.items()})
-
-    def toggled(self, heads: Sequence[Head], head: Any) -> tuple[Head, ...]:
-        """The heads without `head` if it is among them, otherwise with `head` at the end.
-
-        Raises:
-            ValueError: the model has no such head.
-        """
-        (one,) = self._heads("head", [head])
-        return tuple(other for other in heads if other != one) if one in heads else (*heads, one)
-
-    def _checks(self) -> dict[str, Callable[[str, Any], Any]]:
-        """The check of every value: a function of its name and the value, which returns the value or refuses it."""
-        count = self.n_layers * self.n_heads
-        return {
-            "task": _one_of(self.tasks),
-            "text": _text,
-            "instruction": _text,
-            "template": self._template,
-            "n_shots": _or_none(_whole(0, MAX_SHOTS)),
-            "bare": _truth,
-            "told": _told,
-            "heads": lambda name, value: None if value is None else self._heads(name, value),
-            "k": _whole(1, count),
-            "layer": _or_none(_whole(0, self.n_layers - 1)),
-            "alpha": _or_none(_alpha),
-            "site": _or_none(_one_of(SITES)),
-            "positions": _one_of(POSITIONS),
-            "random": _truth,
-            "seed": _whole(0, 2**31 - 1),
-            "max_new_tokens": _whole(1, MAX_NEW_TOKENS),
-            "source": _one_of(SOURCES),
-            "donor": _one_of(DONORS),
-        }
-
-    def _template(self, name: str, value: Any) -> str | PromptTemplate:
-        # a known name or an object, never a path: a page could name any file of this machine
-        return value if isinstance(value, PromptTemplate) else _one_of(self.templates)(name, value)
-
-    def _heads(self, name: str, value: Any) -> tuple[Head, ...]:
-        """The heads in a list of pairs, each of them once and within the model's shape."""
-        if not isinstance(value, Sequence) or isinstance(value, str):
-            _refuse(name, value, "a list of (layer, head) pairs")
-        layer_of, head_of = _whole(0, self.n_layers - 1), _whole(0, self.n_heads - 1)
-        heads = []
-        for pair in value:
-            if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
-                _refuse(name, pair, "pairs (layer, head)")
-            heads.append((layer_of(f"layer of {name}", pair[0]), head_of(f"head of {name}", pair[1])))
-        return tuple(dict.fromkeys(heads))
-
-
-def _refuse(name: str, value: Any, expected: str) -> NoReturn:
-    """Raise the error that a value is not allowed."""
-    raise ValueError(f"{name} is {value!r:.60}, expected {expected}.")
-
-
-def _one_of(allowed: Sequence[str]) -> Callable[[str, Any], str]:
-    def check(name: str, value: Any) -> str:
-        return value if isinstance(value, str) and value in allowed else _refuse(name, value, ", ".join(allowed))
-
-    return check
-
-
-def _or_none(check: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
-    return lambda name, value: None if value is None else check(name, value)
-
-
-def _whole(low: int, high: int) -> Callable[[str, Any], int]:
-    def check(name: str, value: Any) -> int:
-        # JavaScript has one kind of number, so that 3.0 may arrive for 3
-        number = not isinstance(value, bool) and isinstance(value, int | float)
-        if not (number and low <= value <= high and value == math.floor(value)):
-            _refuse(name, value, f"a whole number from {low} to {high}")
-        return int(value)
-
-    return check
-
-
-def _alpha(name: str, value: Any) -> float:
-    number = not isinstance(value, bool) and isinstance(value, int | float)
-    if not (number and abs(value) <= MAX_ALPHA):  # false for NaN
-        _refuse(name, value, f"a strength from {-MAX_ALPHA:g} to {MAX_ALPHA:g}")
-    return float(value)
-
-
-def _truth(name: str, value: Any) -> bool:
-    return value if isinstance(value, bool) else _refuse(name, value, "true or false")
-
-
-def _told(name: str, value: Any) -> str | tuple[str, ...]:
-    if isinstance(value, str) and value in TOLD:
-        return value
-    texts = (value,) if isinstance(value, str) else value
-    if not (isinstance(texts, Sequence) and texts and all(isinstance(text, str) and text.strip() for text in texts)):
-        _refuse(name, value, f"{', '.join(TOLD)}, or instructions that are not empty")
-    return tuple(_text(name, text) for text in texts)
-
-
-def _text(name: str, value: Any) -> str:
-    if not isinstance(value, str) or len(value) > MAX_TEXT:
-        _refuse(name, value, f"a text of at most {MAX_TEXT} characters")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        _refuse(name, value, "whole characters (half a surrogate pair is no text)")
-    return value

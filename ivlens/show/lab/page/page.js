@@ -1,66 +1,3 @@
-// The lab's page. It holds no state of its own: every control sends an event, and shows what the Python side answers.
-// Values travel as JSON texts, so that no types are converted between JavaScript and Python.
-
-let n_pages = 0;
-const LOST = "The lab is gone: its server has ended, or the connection to it was lost. What is shown stays; start `ivlens lab` again, or reload the page if it still runs.";
-const SILENT = "The lab does not answer: its server is stopped, or the connection to it is broken. This goes away when it answers.";
-const BUSY = "Python does not answer: the kernel runs another cell, or has ended. This goes away when it answers.";
-const PATIENCE = 8000; // milliseconds; Python answers an event within this time, even while it computes
-const CHANNELS = ["state", "ability", "task", "result", "code", "status", "running"];
-const SHOTS = [0, 1, 2, 3, 4, 5, 8, 10, 15, 20];
-
-function make(tag, attributes = {}, ...children) {
-  const node = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
-    else if (value === true) node.setAttribute(name, "");
-    else if (value !== false && value != null) node.setAttribute(name, value);
-  }
-  node.append(...children);
-  return node;
-}
-
-// a value that did not change is not set again: it would move the cursor, and close an open list
-function put(node, name, value) {
-  if (node[name] !== value) node[name] = value;
-}
-
-function options(select, pairs) {
-  const wanted = JSON.stringify(pairs);
-  if (select.dataset.pairs === wanted) return;
-  select.dataset.pairs = wanted;
-  select.replaceChildren(...pairs.map(([value, text]) => make("option", { value }, text)));
-}
-
-function visible(token) {
-  return token.trim() ? token.trim() : JSON.stringify(token).slice(1, -1).replaceAll(" ", "␣") || "(empty)";
-}
-
-function channels(colour) {
-  return [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
-}
-
-function colourAt(scale, position) {
-  const p = Math.min(Math.max(position, 0), 1);
-  for (let i = 1; i < scale.length; i++) {
-    const [low, first] = scale[i - 1], [high, second] = scale[i];
-    if (p <= high) {
-      const a = channels(first), b = channels(second), share = (p - low) / (high - low);
-      return `rgb(${a.map((part, k) => Math.round(part + share * (b[k] - part))).join(" ")})`;
-    }
-  }
-  return scale.at(-1)[1];
-}
-
-function inkOn(colour) {
-  const [r, g, b] = colour.match(/\d+/g).map((part) => (part / 255) ** 2.2);
-  return 0.2126 * r + 0.7152 * g + 0.0722 * b > 0.18 ? "#10151c" : "#ffffff";
-}
-
-function signed(value) {
-  return `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(3)}`;
-}
-
 class Page {
   constructor(model) {
     this.model = model;
@@ -71,8 +8,7 @@ class Page {
     this.seen = 0; // the number of the newest event that Python has answered
     this.out = 0; // the number of the newest event that was sent: typing and dragging are held back for a moment
     this.asked_at = this.called_at = this.heard_at = Date.now();
-    this.cursor = [0, 0];
-    this.cells = [];
+    this.views = {}; // what each view shows, as it was sent last
     this.templates = [...this.facts.templates];
     this.timers = new Map();
     this.root = make(this.facts.page ? "main" : "section", {
@@ -89,7 +25,8 @@ class Page {
   // in a notebook the page may be there before Python listens to it
   greet() {
     if (this.heard) return;
-    this.send("hello");
+    const state = this.facts.page && location.hash.length > 1 ? unpacked(location.hash.slice(1)) : null;
+    this.send("hello", state ? { shared: state } : {});
     setTimeout(() => this.greet(), 700);
   }
 
@@ -151,6 +88,8 @@ class Page {
     this.media = matchMedia("(prefers-color-scheme: dark)");
     this.redress = () => this.dress();
     this.media.addEventListener("change", this.redress);
+    this.sizes = new ResizeObserver(() => this.maps.fit());
+    this.sizes.observe(this.root);
     // JupyterLab says in an attribute of the body whether its theme is light
     this.observer = new MutationObserver(this.redress);
     this.observer.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-light"] });
@@ -160,6 +99,7 @@ class Page {
     clearInterval(this.clock);
     this.media.removeEventListener("change", this.redress);
     this.observer.disconnect();
+    this.sizes.disconnect();
   }
 
   receive(name) {
@@ -210,15 +150,26 @@ class Page {
     this.statusLine = make("p", { class: "status", role: "status" });
     this.errorLine = make("p", { class: "error", role: "alert" });
     this.goneLine = make("p", { class: "gone", role: "alert" });
+    this.remarkLine = make("p", { class: "remark", role: "status" });
     this.runningLine = make("p", { class: "running", role: "note" });
     this.themeButton = make("button", { type: "button", onclick: () => this.turn() });
+    this.progressBar = make("progress", { max: "1", "aria-label": "What is measured" });
+    this.progressText = make("span");
+    this.progressBox = make("div", { class: "progress", hidden: true }, this.progressBar, this.progressText);
     const names = this.facts.models.map((one) => `${one.name} · ${one.n_layers} layers × ${one.n_heads} heads · ${one.weights}`);
     this.root.append(
       make("header", {},
         make(this.facts.page ? "h1" : "h2", {}, "ivlens lab"),
-        make("p", { class: "models" }, names.join("   |   ")), this.statusLine, this.themeButton),
-      this.goneLine, this.errorLine, this.runningLine,
+        make("p", { class: "models" }, names.join("   |   ")), this.statusLine, this.sessions(), this.themeButton),
+      this.goneLine, this.errorLine, this.remarkLine, this.runningLine, this.progressBox,
       make("div", { class: "columns" }, this.left(), this.middle(), this.right()));
+  }
+
+  sessions() {
+    this.sessionFile = make("input", { type: "file", accept: ".json", class: "sr", tabindex: "-1", "aria-hidden": "true", "data-name": "session_file", onchange: () => this.openSession() });
+    return make("div", { class: "row" },
+      make("button", { type: "button", onclick: () => this.saveSession() }, "Save session"),
+      make("button", { type: "button", onclick: () => this.sessionFile.click() }, "Open session…"), this.sessionFile);
   }
 
   panel(title, className, ...children) {
@@ -239,16 +190,19 @@ class Page {
     this.shotsSelect = this.select("n_shots", (n) => this.set({ n_shots: n === "" ? null : Number(n) }));
     this.bareBox = this.box("bare", "Bare: neither instruction nor demonstrations", (bare) => this.set({ bare }));
     this.toldSelect = this.select("told", (told) => this.set({ told: JSON.parse(told) }));
+    this.more = new MorePrompt(this);
     this.lengthRange = this.range("max_new_tokens", 1, 64, 1, (value) => this.soon("max_new_tokens", 60, value));
     this.abilityLines = make("div", { class: "ability", role: "note", "aria-live": "polite" });
+    this.formRow = make("div", { class: "row field", hidden: true },
+      make("button", { type: "button", onclick: () => this.send("form") }, "Find a form it can answer"));
     this.prompts = make("pre", { tabindex: "0", "aria-label": "The prompt as the model gets it" });
     return this.panel("Prompt", "left",
-      this.label("Task", this.taskSelect), this.abilityLines,
+      this.label("Task", this.taskSelect), this.abilityLines, this.formRow,
       this.field(this.label("Input", this.textArea), this.inputSelect),
       this.field(this.label("Instruction in the prompt", this.instructionArea), this.instructionSelect),
       make("div", { class: "pair" },
         this.label("Template", this.templateSelect), this.label("Demonstrations", this.shotsSelect)),
-      make("div", { class: "row field" }, this.bareBox),
+      make("div", { class: "row field" }, this.bareBox), this.more.root,
       make("div", { class: "field" }, make("span", { class: "label" }, "The model gets"), this.prompts),
       this.label("New tokens ", this.lengthRange, this.max_new_tokens_value),
       this.label("Heads are measured with", this.toldSelect));
@@ -267,10 +221,7 @@ class Page {
   }
 
   middle() {
-    this.maps = make("div", { class: "maps" });
-    this.about = make("p", { class: "about" });
-    this.takenLines = make("div", { class: "taken" });
-    this.legend = make("div", { class: "legend" }, make("span"), make("span", { class: "bar" }), make("span"));
+    this.maps = new Maps(this);
     const first = this.facts.models[0];
     this.kRange = this.range("k", 1, Math.min(first.n_layers * first.n_heads, 64), 1, (value) => this.soon("k", 60, value));
     this.layerRange = this.range("layer", 0, first.n_layers - 1, 1, (value) => this.soon("layer", 60, value));
@@ -286,7 +237,7 @@ class Page {
     const random = this.box("random", "Random vector of equal norm", (random) => this.set({ random }));
     this.againButton = make("button", { type: "button", onclick: () => this.set({ random: true, seed: this.state.seed + 1 }) }, "Draw another");
     return this.panel("Heads and vector", "middle",
-      this.maps, this.legend, this.takenLines, this.about,
+      this.maps.taken, this.maps.picker, this.maps.box, this.maps.legend, this.maps.about, this.maps.note,
       make("div", { class: "sliders" },
         this.label("Strongest ", this.kRange, this.k_value),
         this.label("Layer ", this.layerRange, this.layer_value),
@@ -304,13 +255,55 @@ class Page {
     this.fileInput = make("input", { type: "file", accept: ".safetensors", class: "sr", tabindex: "-1", "aria-hidden": "true", onchange: () => this.upload() });
     this.codeText = make("pre", { tabindex: "0", "aria-label": "Code" });
     this.copyButton = make("button", { type: "button", onclick: () => this.copy() }, "Copy as Python");
-    this.details = make("details", {}, make("summary", {}, "The Python that gives these texts"), this.codeText);
     return this.panel("Completions", "right", this.models,
-      make("div", { class: "row" },
+      make("div", { class: "row buttons" },
         make("button", { type: "button", class: "main", onclick: () => this.send("save") }, "Save vector"),
         make("button", { type: "button", onclick: () => this.fileInput.click() }, "Load vector…"),
         this.copyButton, this.fileInput),
-      this.details);
+      this.tabs());
+  }
+
+  tabs() {
+    this.parts = { head: new HeadCard(this), many: new ManyInputs(this), layers: new ByLayer(this), places: new ByPlace(this) };
+    this.vectorBox = make("div", { class: "both" });
+    const fill = { vector: this.vectorBox, code: this.codeText };
+    for (const [name, part] of Object.entries(this.parts)) fill[name] = part.root;
+    this.wrong = {}; // for each view the line that says why it could not be filled
+    this.panels = {};
+    this.tabList = make("div", { class: "tabs", role: "tablist", "aria-label": "Beside the completions" });
+    for (const [name, title] of VIEWS) {
+      this.wrong[name] = make("p", { class: "warning", hidden: true });
+      const tab = make("button", { type: "button", role: "tab", id: `${this.id}-tab-${name}`, "data-view": name, "aria-controls": `${this.id}-view-${name}`, onclick: () => this.turnTo(name) }, title);
+      tab.addEventListener("keydown", (event) => this.tabKey(event));
+      this.tabList.append(tab);
+      this.panels[name] = make("div", { role: "tabpanel", class: `view view-${name}`, id: `${this.id}-view-${name}`, "aria-labelledby": tab.id, tabindex: "0" }, this.wrong[name], fill[name]);
+    }
+    return make("div", { class: "views" }, this.tabList, ...Object.values(this.panels));
+  }
+
+  turnTo(name) {
+    this.tab(name); // at once; what is in it comes from Python
+    if (this.state?.view !== name) this.set({ view: name });
+  }
+
+  tab(name) {
+    for (const tab of this.tabList.children) {
+      const open = tab.dataset.view === name;
+      put(tab, "ariaSelected", String(open));
+      put(tab, "tabIndex", open ? 0 : -1);
+    }
+    for (const [key, panel] of Object.entries(this.panels)) put(panel, "hidden", key !== name);
+  }
+
+  tabKey(event) {
+    const tabs = [...this.tabList.children], at = tabs.indexOf(event.target);
+    const to = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: tabs.length - 1 }[event.key];
+    if (to === undefined) return;
+    const next = tabs[(to + tabs.length) % tabs.length];
+    next.focus();
+    this.turnTo(next.dataset.view);
+    event.preventDefault();
+    event.stopPropagation();
   }
 
   // ---- showing what Python sends
@@ -320,6 +313,7 @@ class Page {
     put(this.textArea, "value", state.text);
     put(this.instructionArea, "value", state.instruction);
     this.recipe(state);
+    this.more.showState(state);
     for (const [name, range] of [["k", this.kRange], ["layer", this.layerRange], ["alpha", this.alphaRange], ["max_new_tokens", this.lengthRange]]) {
       if (state[name] === null) continue;
       if (name === "alpha") { // a strength set from Python may lie beyond the slider's ends
@@ -334,7 +328,9 @@ class Page {
     put(this.donorSelect, "value", state.donor);
     put(this.randomInput, "checked", state.random);
     this.fill();
-    this.choose();
+    this.tab(state.view);
+    this.maps.choose();
+    if (this.views.head) this.parts.head.show(this.views.head);
   }
 
   // values that came with effects, with a vector or from Python need not be among the usual choices
@@ -357,16 +353,54 @@ class Page {
 
   show_ability(models) {
     const many = models.length > 1;
-    this.abilityLines.replaceChildren(...models.filter((one) => one.text).map((one) => one.warning
-      ? make("p", { class: "warning" }, (many ? `${one.name}: ` : "") + one.warning)
-      : make("p", { class: "hint" }, (many ? `${one.name}: ` : "") + one.text)));
+    this.abilityLines.replaceChildren(...models.filter((one) => one.text).flatMap((one) => [
+      ...(many ? [make("p", { class: "label" }, one.name)] : []),
+      make("ul", { class: "rates", "aria-label": `Accuracy of ${one.name} on ${one.n} inputs` }, ...one.rates.map(([name, value, low, high]) =>
+        make("li", {}, make("span", {}, name), make("span", { class: "track", "aria-hidden": "true" },
+          make("span", { class: "fill", style: `display:block;width:${100 * value}%` }),
+          make("span", { class: "reach", style: `left:${100 * low}%;width:${100 * (high - low)}%` })),
+        make("span", { class: "number" }, `${value.toFixed(2)} (${low.toFixed(2)} to ${high.toFixed(2)})`)))),
+      ...(one.warning ? [make("p", { class: "warning" }, one.warning)] : []),
+    ]));
+    this.maps.fit();
+    this.formRow.hidden = !models.some((one) => one.warning);
   }
 
   show_task(task) {
     options(this.inputSelect, [["", "an input of the task …"], ...task.inputs.map((text) => [text, text.slice(0, 80)])]);
     options(this.instructionSelect, [["", "none: the vector's place"], ...task.instructions.map((text) => [text, text])]);
     this.fill();
-    this.draw();
+    this.maps.draw(task.maps);
+  }
+
+  show_view(view) {
+    put(this.wrong[view.view], "hidden", !view.error);
+    put(this.wrong[view.view], "textContent", view.error ?? "");
+    this.panels[view.view].classList.toggle("old", Boolean(view.error || (view.busy && !view.done)));
+    if (view.error) return;
+    this.views[view.view] = { ...this.views[view.view], ...view };
+    this.parts[view.view]?.show(view);
+    if (view.view === "head") this.maps.choose();
+  }
+
+  show_progress(progress) {
+    put(this.progressBox, "hidden", !progress.what);
+    if (!progress.what) return;
+    if (progress.share === null) this.progressBar.removeAttribute("value");
+    else this.progressBar.value = progress.share;
+    const left = progress.left === null ? "" : `, ${seconds(progress.left)} left`;
+    put(this.progressText, "textContent", `${progress.step ? `${progress.step} of ${progress.of}: ` : ""}${progress.what}${progress.part ? ` (${progress.part})` : ""}${left}`);
+  }
+
+  // a reload, or this address in another lab, opens the same state; without a new entry in the browser's history
+  show_shared(text) {
+    if (!this.facts.page) return;
+    const address = packed(text);
+    if (address.length <= 30000) history.replaceState(history.state, "", `#${address}`);
+  }
+
+  show_remark(text) {
+    put(this.remarkLine, "textContent", text);
   }
 
   fill() {
@@ -397,142 +431,43 @@ class Page {
   show_result(result) {
     const several = result.models.length > 1;
     const prompts = [...new Set(result.models.map((one) => one.prompt))];
+    this.more.show(result.shots);
     put(this.prompts, "textContent", prompts.join("\n———\n"));
-    this.models.replaceChildren(...result.models.map((one) => this.completions(one, result.answers, several)));
+    this.models.replaceChildren(...result.models.map((one) => this.completions(one, result, several)));
+    if (result.measured) this.vectorBox.replaceChildren(...result.models.map((one) => this.vector(one, several)));
   }
 
-  completions(model, answers, titled) {
+  completions(model, result, titled) {
     const title = titled ? [make("h3", {}, model.name)] : [];
-    const cards = model.columns.map((column) => this.card(column, answers));
-    return make("div", { class: "model" }, ...title, make("div", { class: "cards" }, ...cards), this.vector(model.vector));
+    const cards = model.columns.map((column) => this.completion(column, result.answers));
+    if (!result.measured) cards.push(make("article", { class: "card patched", "data-column": "coming" }, make("h3", {}, "With the vector"),
+      make("p", { class: "hint" }, "follows once the heads are measured")));
+    return make("div", { class: "model" }, ...title, make("div", { class: "cards" }, ...cards));
   }
 
-  card(column, answers) {
+  completion(column, answers) {
     const title = { plain: "Plain", patched: "With the vector", random: "Random vector" }[column.name];
     const mark = column.right === null || !column.done ? [] :
       [make("p", { class: `mark ${column.right ? "right" : "wrong"}` }, column.right ? "✓ the task’s answer" : `expected ${answers[0].trim()}`)];
     const firsts = answers.map((answer) => answer.trim());
     return make("article", { class: `card ${column.name}`, "data-column": column.name },
       make("h3", {}, title),
-      make("p", { class: column.done ? "text" : "text writing" }, column.text.trim() || (column.done ? "(nothing)" : "")),
+      make("p", { class: column.done ? "text" : "text writing", tabindex: column.text.length > 60 || column.text.trim().includes("\n") ? "0" : null }, column.text.trim() || (column.done ? "(nothing)" : "")),
       make("div", { class: "judged" }, ...mark),
-      this.bars(`Next tokens, ${title.toLowerCase()}`, column.top, 1, (p) => `${(100 * p).toFixed(p < 0.0995 ? 1 : 0)} %`,
+      bars(`Next tokens, ${title.toLowerCase()}`, column.top.slice(0, 6), 1, percent,
         (token) => token.trim() && firsts.some((answer) => answer === token.trim())));
   }
 
-  bars(name, pairs, reach, number, isAnswer) {
-    return make("ol", { class: "bars", "aria-label": name }, ...pairs.map(([token, value]) =>
-      make("li", {},
-        make("span", { class: isAnswer(token) ? "token answer" : "token", title: JSON.stringify(token) }, visible(token)),
-        make("span", { class: "track", "aria-hidden": "true" },
-          make("span", { class: "fill", style: `display:block;width:${Math.max(0, 100 * value / reach).toFixed(1)}%` })),
-        make("span", { class: "number" }, number(value)))));
-  }
-
-  vector(vector) {
-    if (!vector) return make("p", { class: "vector hint" }, "No head is chosen, so nothing is added. Choose heads on the map.");
+  vector({ name, vector }, titled) {
+    const title = titled ? [make("h3", {}, name)] : [];
+    if (!vector) return make("div", { class: "vector" }, ...title, make("p", { class: "hint" }, "No head is chosen, so nothing is added. Choose heads on the map."));
     const heads = vector.k ? `${vector.k} head${vector.k === 1 ? "" : "s"}` : "no heads of its own";
     const file = this.state?.source === "file" ? `loaded from ${this.state.file}, ` : "";
     const reach = Math.max(...vector.tokens.map(([, value]) => Math.abs(value)), 1e-9);
-    return make("div", { class: "vector" },
-      make("h3", {}, `The vector alone, decoded`),
+    return make("div", { class: "vector" }, ...title,
+      make("h4", {}, "The vector alone, decoded"),
       make("p", { class: "hint" }, `${vector.task}: ${file}${heads}, norm ${vector.norm.toPrecision(3)}; logits after the final norm`),
-      this.bars("Tokens the vector points to", vector.tokens, reach, (value) => value.toFixed(1), () => false));
-  }
-
-  // ---- the map
-
-  draw() {
-    const { maps } = this.task;
-    const scale = this.facts.scales[this.dark ? "dark" : "light"];
-    const reach = Math.max(...maps.flatMap((map) => map.aie.flat()).map((x) => Math.abs(x ?? 0)), 1e-9);
-    this.cells = [];
-    const focused = this.maps.contains(this.root.getRootNode().activeElement);
-    this.maps.replaceChildren(...maps.map((map, index) => this.grid(map, index, scale, reach, maps.length > 1)));
-    const [low, bar, high] = this.legend.children;
-    low.textContent = `−${reach.toPrecision(2)}`;
-    high.textContent = `+${reach.toPrecision(2)} ${maps[0].unit}`;
-    bar.style.background = `linear-gradient(90deg, ${scale.map(([at, colour]) => `${colour} ${100 * at}%`).join(", ")})`;
-    this.takenLines.replaceChildren(...maps.filter((map) => map.taken).map((map) => make("p",
-      { class: map.warning ? "warning" : "hint" }, (maps.length > 1 ? `${map.name}: ` : "") + (map.warning || map.taken))));
-    this.choose();
-    if (focused) this.cells[0]?.[this.cursor[0]]?.[this.cursor[1]]?.focus();
-  }
-
-  grid(map, index, scale, reach, titled) {
-    const rows = map.aie.map((row, layer) => row.map((aie, head) => this.cell(map, index, layer, head, aie, scale, reach)));
-    this.cells.push(rows);
-    const every = map.n_heads > 20 ? 4 : 1;
-    const heads = Array.from({ length: map.n_heads }, (_, head) => make("th", { scope: "col", role: "columnheader" }, head % every ? "" : String(head)));
-    const body = rows.map((cells, layer) => make("tr", { role: "row" },
-      make("th", { scope: "row", role: "rowheader", class: "layer" }, map.n_layers > 20 && layer % 4 ? "" : String(layer)), ...cells)).reverse();
-    const table = make("table", {
-      class: map.n_heads > 14 ? "map dense" : "map", role: "grid", "aria-multiselectable": "true",
-      "aria-label": `Effect of each head of ${map.name}: layers from bottom to top, heads from left to right`,
-      onkeydown: (event) => this.key(event, index),
-    }, make("tbody", { role: "rowgroup" }, ...body, make("tr", { role: "row" }, make("th", { role: "columnheader", class: "layer" }, make("span", { class: "sr" }, "layer")), ...heads)));
-    return titled ? make("div", {}, make("h3", {}, map.name), table) : table;
-  }
-
-  cell(map, index, layer, head, aie, scale, reach) {
-    const colour = aie === null ? "transparent" : colourAt(scale, 0.5 + aie / reach / 2);
-    const tell = () => this.tell(map, layer, head);
-    const cell = make("td", {
-      role: "gridcell", "aria-selected": "false", tabindex: "-1", "data-head": `L${layer}H${head}`, class: aie === null ? "empty" : null,
-      "aria-label": `L${layer}H${head}, effect ${aie === null ? "not measured" : signed(aie)}`,
-      onclick: () => { this.move(index, layer, head, false); this.send("toggle", { head: [layer, head] }); },
-      onmouseenter: tell, onfocus: tell,
-    });
-    if (aie !== null) cell.style.background = colour;
-    if (aie !== null) cell.style.color = inkOn(colour.startsWith("#") ? `rgb(${channels(colour).join(" ")})` : colour);
-    return cell;
-  }
-
-  tell(map, layer, head) {
-    const [aie, low, high] = ["aie", "low", "high"].map((name) => map[name][layer][head]);
-    const rank = this.state ? this.state.heads.findIndex(([l, h]) => l === layer && h === head) + 1 : 0;
-    const interval = low === null ? "" : ` (${map.interval}: ${signed(low)} to ${signed(high)})`;
-    const effect = aie === null ? "not measured" : `${signed(aie)} ${map.unit}${interval}`;
-    this.about.textContent = `Layer ${layer}, head ${head}: ${effect}; ${rank ? "in the vector" : "not in the vector"}.`;
-  }
-
-  choose() {
-    if (!this.state || !this.task) return;
-    const chosen = new Map(this.state.heads.map(([layer, head], at) => [`L${layer}H${head}`, at + 1]));
-    for (const rows of this.cells) for (const cell of rows.flat()) {
-      const rank = chosen.get(cell.dataset.head);
-      cell.setAttribute("aria-selected", String(Boolean(rank)));
-      put(cell, "textContent", rank ? String(rank) : "");
-    }
-    this.rove();
-    if (!this.maps.contains(this.root.getRootNode().activeElement)) {
-      const n = this.task.maps[0].n_prompts;
-      this.about.textContent = `${chosen.size} of ${this.cells[0].flat().length} heads in the vector. Mean effect of each head on the answer, ${n} prompts. Click, or arrow keys and space, to add or remove one.`;
-    }
-  }
-
-  // one head of each map is reached by Tab, the others from there by arrow keys
-  rove() {
-    for (const rows of this.cells) rows.forEach((row, layer) => row.forEach((cell, head) => {
-      put(cell, "tabIndex", layer === this.cursor[0] && head === this.cursor[1] ? 0 : -1);
-    }));
-  }
-
-  move(index, layer, head, focus = true) {
-    const rows = this.cells[index];
-    this.cursor = [Math.min(Math.max(layer, 0), rows.length - 1), Math.min(Math.max(head, 0), rows[0].length - 1)];
-    this.rove();
-    if (focus) rows[this.cursor[0]][this.cursor[1]].focus();
-  }
-
-  key(event, index) {
-    const [layer, head] = this.cursor;
-    const steps = { ArrowUp: [1, 0], ArrowDown: [-1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1], Home: [0, -999], End: [0, 999], PageUp: [999, 0], PageDown: [-999, 0] };
-    if (steps[event.key]) this.move(index, layer + steps[event.key][0], head + steps[event.key][1]);
-    else if (event.key === " " || event.key === "Enter") this.send("toggle", { head: [layer, head] });
-    else return;
-    event.preventDefault();
-    event.stopPropagation(); // a notebook has shortcuts of its own on these keys
+      bars("Tokens the vector points to", vector.tokens, reach, (value) => value.toFixed(1)));
   }
 
   // ---- light and dark
@@ -550,7 +485,7 @@ class Page {
     this.root.classList.toggle("dark", dark);
     this.themeButton.textContent = dark ? "Light colours" : "Dark colours";
     if (this.facts.page) document.documentElement.style.background = dark ? "#171c24" : "#ffffff";
-    if (changed && this.task) this.draw();
+    if (changed && this.task) this.maps.draw(this.task.maps);
   }
 
   // ---- files and clipboard
@@ -570,13 +505,38 @@ class Page {
       this.fileInput.value = "";
       return;
     }
+    const reader = this.reader((result) => this.send("load", { name: file.name, content: result.split(",", 2)[1] ?? "" }));
+    reader.readAsDataURL(file);
+    this.fileInput.value = "";
+  }
+
+  reader(then) {
     const reader = new FileReader();
     this.sent++; // asked for, though nothing goes out until the file is read
     this.wait();
     reader.onerror = () => this.set({});
-    reader.onload = () => this.send("load", { name: file.name, content: reader.result.split(",", 2)[1] ?? "" });
-    reader.readAsDataURL(file);
-    this.fileInput.value = "";
+    reader.onload = () => then(reader.result);
+    return reader;
+  }
+
+  readText(file, then) {
+    if (file.size > this.facts.max_shared) {
+      put(this.errorLine, "textContent", `${file.name} has ${file.size} bytes, expected at most ${this.facts.max_shared}.`);
+      return;
+    }
+    this.reader(then).readAsText(file);
+  }
+
+  saveSession() {
+    const address = URL.createObjectURL(new Blob([this.shared ?? ""], { type: "application/json" }));
+    make("a", { href: address, download: `lab-${this.state?.task ?? "session"}.json` }).click();
+    setTimeout(() => URL.revokeObjectURL(address), 10000);
+  }
+
+  openSession() {
+    const [file] = this.sessionFile.files;
+    this.sessionFile.value = "";
+    if (file) this.readText(file, (content) => this.send("open", { content }));
   }
 
   async copy() {
@@ -584,7 +544,7 @@ class Page {
       await navigator.clipboard.writeText(this.code ?? "");
       this.copyButton.textContent = "Copied";
     } catch { // no permission to copy: the text is selected for the user to copy
-      this.details.open = true;
+      this.turnTo("code");
       getSelection().selectAllChildren(this.codeText);
       this.copyButton.textContent = "Selected below";
     }
