@@ -63,8 +63,8 @@ _MODULE_OF = {  # for each public name the module under `ivlens` that it is impo
 
 if TYPE_CHECKING:  # editors and type checkers read the names here; a running program gets them by `__getattr__`
     from ivlens.analysis.attention import ablate_heads, head_attention, head_scores
-    from ivlens.analysis.transplant import splice, transplant
     from ivlens.analysis.inside import logit_lens, patch_places
+    from ivlens.analysis.transplant import splice, transplant
     from ivlens.common.progress import showing_progress
     from ivlens.effects import (
         EffectOptions,

@@ -37,9 +37,9 @@ import ivlens
 from ivlens.analysis.attention import AblationOptions, AttentionOptions, ScoreOptions
 from ivlens.analysis.dynamics import TrackOptions, measure_stage
 from ivlens.analysis.forgetting import ProbeOptions, probe
+from ivlens.analysis.inside import LensOptions, PlaceOptions
 from ivlens.analysis.transplant import SpliceOptions, TransplantOptions
 from ivlens.out import export_vector
-from ivlens.analysis.inside import LensOptions, PlaceOptions
 from ivlens.steering.summary import Judged, accuracy_only
 from ivlens.tasks import check_task
 from ivlens.tuning import Along, TuneOptions

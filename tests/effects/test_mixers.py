@@ -190,7 +190,5 @@ def test_mixers_of_several_shapes_leave_attention_as_it_is():
 
 
 def test_training_holds_attention_heads_alone(bridges):
-    with pytest.raises(
-        ValueError, match="heads L0M1 do not exist: the model has 4 in a layer"
-    ):
+    with pytest.raises(ValueError, match="heads L0M1 do not exist: the model has 4 in a layer"):
         Sites(bridges("falcon_h1")).check_heads([(0, 5)])
