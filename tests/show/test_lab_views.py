@@ -11,6 +11,7 @@ from labs import STATE, Screen, assert_code_prints_what_is_shown, opened
 from test_lab import OWN, random_state
 
 import ivlens
+from ivlens.cli import main as cli
 from ivlens.common.intervals import wilson
 from ivlens.common.store import Store
 from ivlens.forward.completions import complete
@@ -328,3 +329,22 @@ def test_a_template_from_a_file(lab):
 
 def test_every_value_of_the_state_is_checked():
     assert set(asdict(STATE)) == set(Limits(("antonym",), 6, 8)._checks())
+
+
+def test_effects_and_score_on_the_command_line(engine, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("panel")
+
+    def told(engines, state, *, port):
+        knows, options = engines[0].knows(state), engines[0].options
+        raise ValueError(f"{state.task} {state.template} {state.n_shots} {state.bare} {options.score} {knows}")
+
+    monkeypatch.setattr("ivlens.show.lab.server.open_server", told)
+    recipe = ivlens.PromptRecipe("qa", n_shots=2)
+    measured = ivlens.head_effects(engine.model, engine.tasks["synonym"], recipe=recipe, n_prompts=4)
+    path = str(measured.save(tmp_path / "effects.safetensors"))
+    assert cli.main(["lab", "--effects", path]) == 2
+    assert "synonym qa 2 True None True" in capsys.readouterr().err
+    assert cli.main(["lab", "--effects", path, "--template", "plain", "--score", "logprob"]) == 2
+    assert "synonym plain 2 True logprob False" in capsys.readouterr().err
+    assert cli.main(["lab", "--effects", path, "--task", "antonym"]) == 2
+    assert "belong to none of the lab's tasks" in capsys.readouterr().err

@@ -110,9 +110,8 @@ def open_server(engines: tuple[Engine, ...], state: LabState, *, port: int = 0, 
 
     def page() -> Lab:
         # otherwise a page so slow that its session was dropped gets a new one whose styles come from panel's own host
-        document = pn.state.curdoc
-        assert document is not None  # panel calls this while it makes a page
-        document.template_variables["dist_url"] = f"{door.place}/{LOCAL_DIST}"
+        assert pn.state.curdoc is not None  # the server makes a document before it asks for what is in it
+        pn.state.curdoc.template_variables["dist_url"] = f"{door.place}/{LOCAL_DIST}"
         lab = Lab(engines, state, page=True)
         # pages whose work is over are forgotten; a closed page that still computes is waited for at the end
         pages[:] = [*(one for one in pages if not one.session.is_over), lab]
