@@ -83,6 +83,7 @@ def test_help_is_quick_and_lists_every_command():
 
 GROUPS = (
     "pocket train", "pocket card", "store ls", "store verify", "store gc", "store export", "tasks show", "tasks check",
+    "terse train", "terse card",
 )  # fmt: skip
 
 

@@ -181,9 +181,19 @@ OPENED = {
     "figures": ("a folder of figures for a paper", set()),
     "bench": ("a result of ivlens bench", {"store", "figures"}),
     "study": ("a result of ivlens study", {"figures"}),
+    "transplant": ("a result of ivlens transplant", {"store", "figures"}),
+    "terse train": ("the folder of a training", {"model", "series"}),
 }
-SLOW = {"dynamics", "evaluate", "demo", "bench", "study"}
-OTHERS = {"effects", "vector", "store export", "pocket train", "pocket card"}  # files; walked above; two pages of text
+SLOW = {"dynamics", "evaluate", "demo", "bench", "study", "terse train"}
+OTHERS = {
+    "effects",
+    "vector",
+    "store export",
+    "pocket train",
+    "pocket card",
+    "export",
+    "terse card",
+}  # files; walked above; texts
 
 
 def main_of(*words: object) -> None:
@@ -225,7 +235,7 @@ def write(command: str, out: Path, base: Path, series: Path) -> None:
         out.rmdir()
         (out.parent / "store").rename(out)
         return
-    main_of(command, *{
+    main_of(*command.split(), *{
         "forget": [series, "--task", "antonym", *few, *drawn],
         "dynamics": [series, "--task", "antonym", *few, "--k", 1, "--n-judge-prompts", 2, *drawn],
         "attention": asked,
@@ -236,6 +246,9 @@ def write(command: str, out: Path, base: Path, series: Path) -> None:
                   "none", "--steps", 1, "--batch-size", 2, "--n-samples", 2],
         "study": [*asked[:2], *few, "--earlier", "antonym", "--earlier", "synonym", "--new", "second_letter", "--steps",
                   1, "--batch-size", 2, "--n-records", 1, "--n-judge-prompts", 2, "--n-draws", 1, "--k", 1, *drawn],
+        "transplant": [base, series, "--task", "antonym", *few, "--n-judge-prompts", 2, "--n-draws", 1, "--k", 1,
+                       *drawn],
+        "terse train": [*asked[:2], "--steps", 1, "--batch-size", 16, "--rank", 1],
     }[command], "--out", out)  # fmt: skip
 
 

@@ -34,7 +34,7 @@ def train(
 
     Args:
         model: The model that is taught: "smollm2", a folder or a Hub name.
-        out: Folder for the state of the training and, at the end, adapter/ and record.json.
+        out: Folder for the state of the training and, at the end, the adapter (model/) and record.json.
         steps: Number of training steps.
         batch_size: Prompts in a step.
         rank: Rank of the adapter.
@@ -70,7 +70,7 @@ def card(
 ) -> None:
     """Measure what a model answers: by instructions that it was taught and others, bare, and by demonstrations.
 
-    Example: `ivlens terse card --model out/terse/adapter --out out/terse/card.parquet`
+    Example: `ivlens terse card --model out/terse --out out/terse/card.parquet`
 
     Args:
         split: The split of inputs; neither has inputs that were trained on.

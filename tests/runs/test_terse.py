@@ -8,10 +8,12 @@ import torch
 
 import ivlens.runs.terse.build as build
 import ivlens.runs.terse.plan as plan
+from ivlens.common.files import STATE
 from ivlens.runs.terse import HELD_OUT, TAUGHT, TerseOptions, build_terse, terse_card
 from ivlens.runs.terse.build import lessons
 from ivlens.runs.terse.plan import kept_instructions, taught_instructions
 from ivlens.tasks.bank import load_bank
+from ivlens.tuning.finetuning import MODEL
 
 FEW = ("antonym", "singular_plural")
 
@@ -71,7 +73,7 @@ def test_a_training_that_was_interrupted_ends_with_the_same_adapter(model, few, 
 
     with pytest.raises(KeyboardInterrupt):
         build_terse(tmp_path / "parts", options, model=model, on_step=interrupt)
-    assert (tmp_path / "parts" / "state").exists() and not (tmp_path / "parts" / "adapter").exists()
+    assert (tmp_path / "parts" / STATE).exists() and not (tmp_path / "parts" / MODEL).exists()
     steps = []
     parts = build_terse(tmp_path / "parts", options, model=model, on_step=lambda row: steps.append(row["step"]))
     assert steps[0] == 3, "it goes on from the state of step 2"

@@ -29,6 +29,7 @@ KINDS = (  # the first that fits
     Kind(("config.json", "tokenizer_config.json"), "a model", _MODEL),
     Kind(("evidence.parquet", "predictors.parquet"), "a result of ivlens study", _DRAWN),
     Kind(("rows.parquet", "settings.parquet"), "a result of ivlens evaluate", _DRAWN),
+    Kind(("transplant.parquet",), "a result of ivlens transplant", _DRAWN),
     Kind(("forgetting.parquet", "probes.parquet"), "a result of ivlens forget", _DRAWN),
     Kind(("similarity.parquet", "layers.parquet"), "a result of ivlens dynamics", _DRAWN),
     Kind(("attention.parquet", "index.html"), "a result of ivlens attention", _DRAWN),

@@ -11,11 +11,12 @@ from ivlens.common.saves import filling
 from ivlens.models.boot import TransformerBridge
 from ivlens.models.load import load_model
 from ivlens.runs.terse.plan import TAUGHT, TerseOptions, tasks_named, taught_instructions
+from ivlens.tuning.finetuning import MODEL
 from ivlens.tuning.learner import Learner
 from ivlens.tuning.loop import Row
 from ivlens.tuning.training.data import TrainingSet, training_set
 
-STATE, ADAPTER, RECORD = "state", "adapter", "record.json"
+RECORD = "record.json"
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ def build_terse(
     training is saved in `folder` every `save_every` steps.
 
     Args:
-        folder: Gets `adapter/`, `record.json` (how it was made, with the loss of every step) and, until it is done,
-            `state/`.
+        folder: Gets the adapter in `model/`, `record.json` (how it was made, with the loss of every step) and the state
+            of the training; `load_model` opens it.
         model: A model that is open; None: `options.model` is loaded, in float32.
         on_step: Called with every row of the log.
 
@@ -70,10 +71,10 @@ def build_terse(
     first = load_model(options.model, dtype="float32") if model is None else model
     learner = Learner(first, options.method)
     data, began = lessons(first, options), time.perf_counter()
-    log = learner.learn(data, options.tune, folder=target / STATE, on_step=on_step)
+    log = learner.learn(data, options.tune, folder=target, on_step=on_step)
     seconds = time.perf_counter() - began
     learner.trained = learner.trained.to(torch.float16)  # half of the size, far below the step of a training
-    adapter = learner.save(target / ADAPTER)
+    adapter = learner.save(target / MODEL)
     with filling(target) as scratch:
         record = {"options": asdict(options), "taught": TAUGHT, "n_prompts": len(data), "log": log.to_dict("records")}
         (scratch / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
