@@ -114,8 +114,9 @@ def head_effects(
             or five demonstrations where it has none. `"auto"`: the form in which the model answers best, as
             `find_prompts` finds it once for each model and task; the log names it.
         corruption: What the patched prompts lack, see `build_prompts`. None: `counterfactual` where there is an
-            instruction, `shuffle` where there are demonstrations alone, `none` where instruction and input are one
-            text. Prompts that had to be corrupted in another way than most are left out.
+            instruction, `shuffle` where there are demonstrations alone, `none` (and a warning) where instruction and
+            input are one text without demonstrations. Prompts that had to be corrupted in another way than most are
+            left out.
         score: `prob`, `logprob` or `logit_diff`; the last leaves out prompts without a foil. None: `prob`, or `logprob`
             where the answers share their first tokens (numbers after a lone space); see `fitting_score`.
         n_prompts: Number of corrupted prompts; fewer where the split has fewer.
@@ -138,6 +139,12 @@ def head_effects(
         raise ValueError(f"n_prompts is {n_prompts}, expected 1 or more.")
     with showing_progress(progress is True):  # `recipe="auto"` may search for a while
         plan = Plan.of(task, recipe_for(model, task, recipe), corruption, options.others)
+    if corruption is None and plan.corruption == "none":
+        logger.warning(
+            "%s: nothing is taken from its prompts, which have instruction and input in one text, so effects are those "
+            "on the prompts themselves; with demonstrations (n_shots) there is something to take.",
+            task.name,
+        )
     if score is not None:
         check_score(score, has_foils=plan.corruption == "counterfactual")
     examples = list(task.split(options.split, plan.recipe.seed))

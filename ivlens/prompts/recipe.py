@@ -113,9 +113,11 @@ class PromptRecipe:
         """The default corruption for prompts of `task`.
 
         It is `counterfactual` where there is an instruction, `shuffle` where there are demonstrations alone, `none`
-        where instruction and input are one text.
+        where instruction and input are one text without demonstrations to shuffle.
         """
-        return "none" if task.fused else "counterfactual" if self.texts(task) else "shuffle"
+        if self.texts(task):
+            return "counterfactual"
+        return "none" if task.fused and self.shots(task) < 2 else "shuffle"
 
     def for_other_tasks(self) -> "PromptRecipe":
         """The same recipe for other tasks: each is asked by its own instruction, if the recipe has instructions at all.

@@ -266,7 +266,7 @@ def test_the_same_seed_gives_the_same_bits(effects, llama):
     assert effects.inputs != other.inputs
 
 
-def test_the_default_corruption_follows_the_task(llama):
+def test_the_default_corruption_follows_the_task(llama, caplog):
     bare = Task("bare", TASK.examples)
     fused = Task("fused", tuple(TaskExample(f"Is it {x.input}? Answer:", x.answers) for x in TASK.examples), fused=True)
     few = {"n_prompts": 2, "options": EffectOptions(n_mean_prompts=3, contrast=True, layers=[0], heads=[0])}
@@ -274,6 +274,12 @@ def test_the_default_corruption_follows_the_task(llama):
     assert set(shuffled.corruptions) == {"shuffle"} and shuffled.recipe.n_shots == 5
     assert set(none.corruptions) == {"none"} and none.recipe.n_shots == 0
     assert torch.allclose(none.mean_z, none.mean_z_corrupted)  # nothing is taken away
+    assert caplog.text.count("fused: nothing is taken from its prompts") == 1 and "bare: nothing" not in caplog.text
+    shown = head_effects(llama, fused, recipe=PromptRecipe(n_shots=3), **few)
+    assert set(shown.corruptions) == {"shuffle"} and not torch.equal(shown.clean_scores, shown.base_scores)
+    caplog.clear()
+    head_effects(llama, fused, corruption="none", **few)
+    assert "nothing is taken" not in caplog.text  # it was asked for
     told = head_effects(llama, TASK, recipe=PromptRecipe(n_shots=3), corruption="shuffle", **few)
     assert set(told.corruptions) == {"shuffle"} and told.recipe.n_shots == 3
     dropped = head_effects(llama, bare, corruption="drop", **few)

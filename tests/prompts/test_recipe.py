@@ -27,6 +27,8 @@ SPOKEN = PromptTemplate("spoken", "{instruction} {input}", "{input}", chat=True,
         (tiny_task(), PromptRecipe(instruction="Do it.", n_shots=2), 2, "counterfactual"),
         (replace(tiny_task(), instructions=()), PromptRecipe(), 5, "shuffle"),
         (replace(tiny_task(), fused=True), PromptRecipe(), 0, "none"),
+        (replace(tiny_task(), fused=True), PromptRecipe(n_shots=1), 1, "none"),
+        (replace(tiny_task(), fused=True), PromptRecipe(n_shots=3), 3, "shuffle"),
         (replace(tiny_task(), instructions=(), examples=tiny_task().examples[:4]), PromptRecipe(), None, "shuffle"),
     ],
 )
