@@ -351,7 +351,7 @@ def _without_work(error: Callable[[], BaseException]) -> Iterator[None]:
         for target in (
             "ivlens.models.load.load_model", "ivlens.models.checkpoints.load_model", "ivlens.pocket.train.Trainer.run",
             "ivlens.runs.sweep.runner.make_plan", "ivlens.show.figures.export.write_set",
-            "ivlens.models.getting.get_model",
+            "ivlens.models.getting.get_model", "ivlens.runs.terse.build.build_terse",
         ):  # fmt: skip
             stack.enter_context(patch(target, raised))
         yield
