@@ -90,7 +90,8 @@ def test_the_code_of_the_lab_opens_the_very_task(tmp_path, monkeypatch):
 
 
 def test_engines_of_the_lab_refuse_effects_of_another_task(llama):
-    from ivlens.show.lab.engine import Engine, EngineOptions
+    from ivlens.show.lab.engine import Engine
+    from ivlens.show.lab.measures import EngineOptions
 
     effects = head_effects(llama, OTHER, n_prompts=2, corruption="drop", options=EffectOptions(n_check_prompts=0))
     with pytest.raises(ValueError, match="effects of 'antonym' were measured on another task of that name"):

@@ -66,6 +66,8 @@ REFUSED = {
 ELSEWHERE = {
     ("head_attention", "heads"),
     ("attention_tokens", "heads"),
+    ("logit_lens", "prompts"),
+    ("patch_places", "heads"),
     ("lab", "tasks"),
     ("causal_tests", "tests"),
     ("lm_eval_table", "tasks"),  # in tests/out/test_harness.py, which has the harness

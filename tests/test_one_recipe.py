@@ -111,7 +111,7 @@ import contextlib, io, json, sys
 import ivlens
 from ivlens.forward.completions import complete
 from ivlens.prompts import build_prompts
-from ivlens.show.lab.engine import EngineOptions
+from ivlens.show.lab.measures import EngineOptions
 from ivlens.show.lab.opening import open_engines
 from ivlens.show.lab.session import Session
 
@@ -126,7 +126,7 @@ opened = open_engines(model, ["antonym"], None, (), EngineOptions(n_prompts=2, n
 session = Session(opened.engines, opened.state(text="big", max_new_tokens=3), lambda channel, value: None)
 session.load(sys.argv[1])
 session.change(layer=0, alpha=2.0, site="resid_post")
-shown, code = session.engines[0].prompt(session.resolved()), session.code()
+shown, code = session.engines[0].prompt(session.chosen.resolved(session.state)), session.code()
 with contextlib.redirect_stdout(io.StringIO()) as said:
     exec(code, {})
 found = {"recipe": iv.recipe.to_dict(), "judged": judged.recipe.to_dict(), "bare": bare, "steered": steered}

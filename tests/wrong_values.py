@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -232,6 +233,11 @@ def calls(the: Things) -> dict[str, Call]:
     def spliced_with(**options: Any) -> Any:
         return ivlens.splice(model, the.copy, task, n_prompts=2, options=SpliceOptions(**options))
 
+    def picked(k: Any = 10) -> Any:
+        # as in a notebook, without one
+        with patch("ivlens.show.picking.opening._is_notebook", lambda: True), patch("panel.extension"):
+            return effects.pick(k)
+
     own = {"model": model, "task": task}
     prompts = {"model": model, "tokens": the.batch.tokens, "attention_mask": the.batch.attention_mask}
     vector, found = ivlens.InstructionVector, ivlens.HeadEffects
@@ -275,6 +281,7 @@ def calls(the: Things) -> dict[str, Call]:
             "options": AblationOptions(k=2, n_draws=1, n_mean_prompts=2, corruption="drop"),
         }),
         "AblationOptions": (ablated_with, dict),
+        "HeadEffects.pick": (picked, dict),
         "transplant": (ivlens.transplant, lambda: {
             "before": model, "after": the.copy, "task": task, "heads": effects, "n_prompts": 2,
             "options": TransplantOptions(ks=(1,), n_draws=1),

@@ -105,14 +105,16 @@ def _server(what: LabOptions, where: ModelOptions, prompts: PromptOptions, port:
     from ivlens.show.lab.opening import open_engines
     from ivlens.show.lab.server import open_server
 
-    model, given_effects = where.load(), [_effects(path) for path in what.effects]
+    given_effects = [_effects(path) for path in what.effects]
+    named = tuple(dict.fromkeys(each.task for each in given_effects)) or None
+    # before the model, which takes longer to open
+    tasks = what.load_all(what.task) if what.task else what.load_if_given(None) or named
+    model = where.load()
     recorded = given_effects[0].recipe if given_effects else None
     recipe = prompts.recipe(recorded)
     # the built-in model is asked as it was trained; for others the page looks for a form, after it has opened
     auto = prompts.is_open and not given_effects and not is_built_in(model)
     options = EngineOptions(what.n_prompts, what.n_search, recipe.seed, what.score, kept_results(), auto)
-    named = tuple(dict.fromkeys(each.task for each in given_effects)) or None
-    tasks = what.load_all(what.task) if what.task else what.load_if_given(None) or named
     opened = open_engines(model, tasks, _second(what, where), given_effects, options)
     given = {name: value for name in ("layer", "alpha", "site") if (value := getattr(what, name)) is not None}
     # bare: beside demonstrations the model answers without the vector, and its effect could not be seen

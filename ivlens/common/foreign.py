@@ -17,7 +17,7 @@ from typing import Any
 _NO_WAITING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _LONGEST_HEADER = 2**25  # bytes of names and shapes; the largest models need a twentieth of it
 _MOST_VALUES = 2**21  # in one column of a table
-_MOST_TABLE_BYTES = 2**27  # of a table whose repeated values are written out
+_MOST_TABLE_BYTES = 2**26  # of a table whose repeated values are written out
 
 
 def read_foreign(path: Path, limit: int) -> bytes:

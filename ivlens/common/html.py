@@ -36,8 +36,13 @@ def table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> str:
 
 def of_frame(frame: "pd.DataFrame", title: str) -> str:
     """A data frame as a table without its index; what is missing stays empty."""
-    rows = [["" if value is None or value != value else value for value in row] for row in frame.to_numpy(object)]
-    return titled(title, table(map(str, frame.columns), [[_plain(value) for value in row] for row in rows]))
+    missing = frame.isna().to_numpy()  # of whatever kind: NaN, None, pandas' own
+    values = frame.to_numpy(object)
+    rows = [
+        ["" if gone else _plain(value) for value, gone in zip(*row, strict=True)]
+        for row in zip(values, missing, strict=True)
+    ]
+    return titled(title, table(map(str, frame.columns), rows))
 
 
 def short(value: Any) -> str:

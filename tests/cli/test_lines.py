@@ -258,7 +258,7 @@ def test_what_only_quotes_it_is_something_else():
 
 
 def test_a_model_is_not_unfit_because_memory_ran_out(llama, place: Path, tmp_path: Path, monkeypatch):
-    class Block:
+    class Block(torch.nn.Module):
         @property
         def attn(self) -> object:
             return self

@@ -126,10 +126,20 @@ def study_tables() -> dict[str, pd.DataFrame]:
         {"test": test, "task": task, "condition": name, "accuracy": 0.5, "accuracy_lo": 0.4, "accuracy_hi": 0.6}
         for test in ("write", "read") for task in tasks[:2] for name in ("baseline", "iv", "random")
     ]  # fmt: skip
+    numbers = {"accuracy": 0.5, "accuracy_lo": 0.4, "accuracy_hi": 0.6, "interval": "Wilson 95 %"}
+    received = [
+        {"task": task, "into": into, "heads": heads, "k": k, "gain": 0.1, **numbers}
+        for task in tasks[:2] for into in ("after", "before")
+        for heads, k in (("own", 0), ("vector", 1), ("random", 1), ("vector", 5), ("every", 48))
+    ]  # fmt: skip
+    spliced = [
+        {"task": task, "lower": lower, "layer": layer, **numbers}
+        for task in tasks[:2] for lower in ("before", "after") for layer in range(4)
+    ]  # fmt: skip
     claim = {"claim": "a", "text": "It falls_more.", "paper": "5 %", "value": 0.7, "low": 0.5, "high": 0.9}
     return {
         "l": pd.DataFrame(lost), "m": pd.DataFrame([{**stage, **measured} for stage in stages]),
-        "n": pd.DataFrame(heads), "o": pd.DataFrame(tests),
+        "n": pd.DataFrame(heads), "o": pd.DataFrame(tests), "s": pd.DataFrame(received), "t": pd.DataFrame(spliced),
         "q": pd.DataFrame([{**claim, "margin": 0.5, "verdict": "seen in pocket"}]),
         "p": pd.DataFrame([{"name": f"instruction_{kind}", "task": "one", "value": 0.5} for kind in ("none", "iv")]),
     }  # fmt: skip
@@ -177,7 +187,7 @@ def test_every_kind_of_file_is_known_by_its_content(folder: Path) -> None:
         "run-scores", "run-forgetting", "run-training", "run-forgotten", "run-forgotten-along", "run-dynamics",
         "run-drift", "run-causal", "run-guidance", "run-attention", "judged-conditions", "judged-conditions-by_k",
         "judged-conditions-necessity", "judged-conditions-vectors", "judged-matrix", "watched-attention",
-        "watched-attention-clean", "run-strengths-map",
+        "watched-attention-clean", "run-strengths-map", "run-transplant", "run-splices",
     }  # fmt: skip
     assert {one.name for one in drawings if one.table} == {
         "run-conditions", "run-methods", "run-tuning", "run-claims", "judged-conditions"

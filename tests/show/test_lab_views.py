@@ -155,7 +155,8 @@ def test_what_was_measured_is_kept(pocket, tasks, tmp_path, monkeypatch, caplog)
     session.close()
 
 
-def test_the_plain_completion_and_the_inputs_come_before_any_measurement(pocket, tasks):
+def test_the_plain_completion_and_the_inputs_come_before_any_measurement(pocket, tasks, monkeypatch):
+    monkeypatch.setattr("ivlens.show.lab.work._EVERY", 0.0)  # every step is shown, however fast they come
     fresh, screen = Engine(pocket, tasks, FEW), Screen()
     session = Session([fresh], LabState("antonym", text="big"), screen)
     session.refresh()

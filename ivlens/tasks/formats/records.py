@@ -17,7 +17,7 @@ from ivlens.common.names import shown
 # If there are more distinct instructions than this, and more than half as many as rows, they are no paraphrases: each
 # row has an instruction of its own.
 MAX_PARAPHRASES = 20
-MOST_RECORDS = 700_000  # each takes about 15 microseconds to read
+MOST_RECORDS = 400_000  # each takes up to 15 microseconds to read
 N_NAMED = 12  # names in an error
 N_HEAD = 3  # records that are kept as they are, to show what other columns would give
 

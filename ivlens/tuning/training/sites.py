@@ -13,7 +13,6 @@ from ivlens.forward.hooks import check_layers, check_site
 from ivlens.forward.writes import attention_factor
 from ivlens.models.attention import attention_layers, without_heads
 from ivlens.models.boot import TransformerBridge
-from ivlens.models.mixers import head_label
 from ivlens.models.plain import ModulePaths, module_paths
 from ivlens.models.projection import adapted_weight, is_plain, written_by
 from ivlens.tuning.training.data import base_model
@@ -43,7 +42,7 @@ class Sites:
     def check_heads(self, heads: Sequence[tuple[int, int]]) -> None:
         """Raise ValueError if the model lacks one of these heads."""
         check_layers(self._model, [layer for layer, _ in heads])
-        missing = [head_label(layer, head, self._n_heads) for layer, head in heads if not 0 <= head < self._n_heads]
+        missing = [f"L{layer}H{head}" for layer, head in heads if not 0 <= head < self._n_heads]
         if missing:
             named, n = ", ".join(missing), self._n_heads
             raise ValueError(
