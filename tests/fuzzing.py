@@ -13,6 +13,7 @@ import os
 import shutil
 import signal
 import struct
+import sys
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
