@@ -238,7 +238,7 @@ def test_a_whole_disk_is_no_folder_of_results(tmp_path: Path, monkeypatch: pytes
 
 def test_figures_are_the_same_every_time(folder: Path) -> None:
     first, second = figures_of(folder), figures_of(folder)
-    assert len(first) == 25
+    assert len(first) == 27
     assert {name: figure.to_json() for name, figure in first.items()} == {
         name: figure.to_json() for name, figure in second.items()
     }

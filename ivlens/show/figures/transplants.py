@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 
 from ivlens.show.figures.panels import Look, Panels, mark
 from ivlens.show.figures.rows import Row, grouped, interval_kinds, rows_of
-from ivlens.show.figures.theme import LIGHT, Theme, translucent
+from ivlens.show.figures.theme import LIGHT, Theme, level_entry, translucent
 
 HEADS = {
     "vector": Look("the k strongest heads", "circle", "accent"),
@@ -47,12 +47,14 @@ def transplant_plot(table: pd.DataFrame, *, theme: Theme = LIGHT) -> go.Figure:
                     dash = "dash" if giving == into else "dot"
                     line = {"dash": dash, "width": 1.2, "color": theme.reference}
                     panels.figure.add_hline(row["accuracy"], line=line, layer="below", **panels.place(number))
-    note = f"bands: {interval_kinds(rows)} over prompts · dashed: the model as it is · dotted: the giving model"
-    figure = panels.finished("Heads of one model in the other", note, height=250, margin_t=96)
+    for dash, name in (("dash", "the model as it is"), ("dot", "the giving model")):
+        panels.figure.add_trace(level_entry(name, theme.reference, dash), row=1, col=1)
+    note = f"bands: {interval_kinds(rows)} over prompts"
+    figure = panels.finished("Heads of one model in the other", note, height=280, margin_t=96)
     figure.update_xaxes(
-        type="category", categoryorder="array", categoryarray=[*map(str, ks), last], range=[-0.3, len(ks) + 0.3]
-    )
-    figure.update_xaxes(title_text="heads that are received, k", row=panels.n_rows)
+        title_text="heads that are received, k", type="category", categoryorder="array",
+        categoryarray=[*map(str, ks), last], range=[-0.3, len(ks) + 0.3],
+    )  # fmt: skip
     figure.update_yaxes(range=[-0.03, 1.03], dtick=0.2)
     return figure.update_yaxes(title_text="accuracy (share of prompts)", col=1)
 

@@ -13,6 +13,7 @@ from ivlens.forward.hooks import check_layers, check_site
 from ivlens.forward.writes import attention_factor
 from ivlens.models.attention import attention_layers, without_heads
 from ivlens.models.boot import TransformerBridge
+from ivlens.models.mixers import head_label, mixer_of
 from ivlens.models.plain import ModulePaths, module_paths
 from ivlens.models.projection import adapted_weight, is_plain, written_by
 from ivlens.tuning.training.data import base_model
@@ -42,7 +43,9 @@ class Sites:
     def check_heads(self, heads: Sequence[tuple[int, int]]) -> None:
         """Raise ValueError if the model lacks one of these heads."""
         check_layers(self._model, [layer for layer, _ in heads])
-        missing = [f"L{layer}H{head}" for layer, head in heads if not 0 <= head < self._n_heads]
+        has_mixers = any(mixer_of(block) is not None for block in self._model.blocks)
+        n_named = self._n_heads if has_mixers else max((head + 1 for _, head in heads), default=0)
+        missing = [head_label(layer, head, n_named) for layer, head in heads if not 0 <= head < self._n_heads]
         if missing:
             named, n = ", ".join(missing), self._n_heads
             raise ValueError(
