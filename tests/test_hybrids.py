@@ -29,8 +29,9 @@ from ivlens.models.plain import module_paths
 from ivlens.show.demo.run import DemoOptions, run_demo
 from ivlens.show.figures.heads import empty_places, hatching
 from ivlens.show.figures.theme import LIGHT
-from ivlens.show.lab.engine import Engine, EngineOptions
-from ivlens.show.lab.plain import effects_map
+from ivlens.show.lab.engine import Engine
+from ivlens.show.lab.maps import effects_maps
+from ivlens.show.lab.measures import EngineOptions
 from ivlens.show.lab.state import LabState
 from ivlens.show.pages.demo import page
 from ivlens.steering.controls import matched_heads, random_head_vectors
@@ -227,7 +228,7 @@ def test_the_lab_of_a_hybrid(hybrids):
     session, screen = opened([engine], LabState("antonym", text="big", layer=0, alpha=1.0, site="resid_post"))
     try:
         assert screen["status"]["error"] == "" and {layer for layer, _ in screen["state"]["heads"]} == {1}
-        shown = effects_map(engine, session.state)
+        (shown,) = effects_maps([engine], session.state)
         assert shown["aie"][0] == [None] * 4 and None not in shown["aie"][1]
         session.toggle((0, 1))
         assert session.wait()

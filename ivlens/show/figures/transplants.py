@@ -50,7 +50,7 @@ def transplant_plot(table: pd.DataFrame, *, theme: Theme = LIGHT) -> go.Figure:
     for dash, name in (("dash", "the model as it is"), ("dot", "the giving model")):
         panels.figure.add_trace(level_entry(name, theme.reference, dash), row=1, col=1)
     note = f"bands: {interval_kinds(rows)} over prompts"
-    figure = panels.finished("Heads of one model in the other", note, height=280, margin_t=96)
+    figure = panels.finished("Heads of one model in the other", note, height=280, margin_t=112)
     figure.update_xaxes(
         title_text="heads that are received, k", type="category", categoryorder="array",
         categoryarray=[*map(str, ks), last], range=[-0.3, len(ks) + 0.3],
