@@ -16,7 +16,8 @@ TASK = tiny_task()
 TEXTS = ["Input: big\nOutput:", "Input: a much longer one, red\nOutput:"]
 # a scale or a softcap behind the unembedding, norms with a bias, tied and untied matrices
 FEW = ("gpt2", "llama", "gemma2", "cohere", "granite", "opt")
-REST = [pytest.param(family, marks=pytest.mark.slow) for family in CONFIGS if family not in FEW]
+# GPT-1 gives its blocks no output that a hook could read
+REST = [pytest.param(family, marks=pytest.mark.slow) for family in CONFIGS if family not in (*FEW, "openai_gpt")]
 
 
 @pytest.fixture(scope="module")
