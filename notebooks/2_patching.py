@@ -121,7 +121,7 @@ heat.update_xaxes(title_text="layer", dtick=4).update_yaxes(title_text="strength
 # the shown task's own vector away as well, with a negative strength. Contexts nest and add up.
 
 # %%
-from ivlens.prompts.build import prompt_text
+from ivlens.prompts.single import prompt_text
 
 shown_task = ivlens.load_task(OTHER)
 shown = [prompt_text(model.tokenizer, shown_task, word, recipe) for word in words]
