@@ -257,16 +257,16 @@ def _check_same(model: TransformerBridge, hf_model: Any, want: PlainLogits, labe
         raise ValueError(f"model {label!r} failed the self-check: wrapped, it {reason}; {remedy}.")
 
 
-def check_model(model: Any) -> TransformerBridge:
-    """`model`, if it is a bridge.
+def check_model(model: Any, name: str = "model") -> TransformerBridge:
+    """`model`, if it is a bridge; `name` is what the error calls it.
 
     Raises:
         TypeError: anything else, such as the Hugging Face model itself.
     """
     # recognised by its attributes: asking for the class would import transformer_lens, see the top of the file
-    if not all(hasattr(model, name) for name in ("original_model", "blocks", "cfg")):
+    if not all(hasattr(model, each) for each in ("original_model", "blocks", "cfg")):
         raise TypeError(
-            f"model is {type(model).__name__}, expected the TransformerBridge that ivlens.load_model returns; "
+            f"{name} is {type(model).__name__}, expected the TransformerBridge that ivlens.load_model returns; "
             "wrap a Hugging Face model with load_model(hf_model=model, tokenizer=tokenizer)."
         )
     return model

@@ -101,8 +101,8 @@ def transplant(
         2502.11019; head outputs of a tuned model are patched into the first one in arXiv 2402.14811.
     """
     options = options or TransplantOptions()
-    for model in (before, after):
-        check_unsteered(check_model(model))
+    for name, model in (("before", before), ("after", after)):
+        check_unsteered(check_model(model, name))
     check_alike(before, after)
     recipe = judged_recipe(before, task, heads, recipe, options.split)
     prompts = PromptSets(before, task, recipe, None, n_prompts, options.seed).batch(options.split)

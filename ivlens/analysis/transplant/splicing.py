@@ -80,8 +80,8 @@ def splice(
     Source: docs/method.md, 16 Parts of one model in another.
     """
     options = options or SpliceOptions()
-    for model in (before, after):
-        check_unsteered(check_model(model))
+    for name, model in (("before", before), ("after", after)):
+        check_unsteered(check_model(model, name))
     check_alike(before, after)
     n_layers = before.cfg.n_layers
     layers = sorted(set(options.layers if options.layers is not None else range(1, n_layers + 1)))
