@@ -77,9 +77,12 @@ def card(
         n_prompts: At most so many inputs of each task.
         out: A file for the table of all tasks (.parquet).
     """
+    from ivlens.common.disk import check_file
     from ivlens.common.files import write_whole
     from ivlens.runs.terse.card import terse_card
 
+    if out is not None:  # before minutes of measuring
+        check_file(out, (".parquet",))
     found = terse_card((where or ModelOptions()).load(), split=split, n_prompts=n_prompts)
     if out is not None:
         write_whole(out, lambda path: found.table.to_parquet(path, index=False))
