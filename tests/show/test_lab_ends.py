@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+import warm
 from warm import Warm
 
 pytest.importorskip("panel")
@@ -65,3 +66,23 @@ def test_ctrl_c_while_the_lab_computes(seconds, most, n_signals):
     assert job.returncode == 130 and complaint.rstrip().endswith("ivlens: interrupted"), complaint
     assert "terminate called" not in complaint and "Fatal" not in complaint and "Traceback" not in complaint
     assert time.monotonic() - began < 30
+
+
+LEFT_OPEN = """
+import time, ivlens
+from ivlens.show.lab.measures import EngineOptions
+from ivlens.show.lab.opening import open_engines
+from ivlens.show.lab.session import Session
+
+opened = open_engines(ivlens.load_model("pocket"), ["antonym"], None, (), EngineOptions(n_prompts=64, n_search=16))
+session = Session(opened.engines, opened.state(text="big", max_new_tokens=3), lambda channel, value: None)
+session.refresh()
+time.sleep(0.2)
+print("at work" if not session.wait(0) else "done")
+"""
+
+
+def test_a_program_that_ends_while_its_lab_computes_ends_well():
+    done = warm.run(["-c", LEFT_OPEN], timeout=120)
+    assert done.stdout.strip() == "at work" and done.returncode == 0, done.stderr
+    assert "terminate called" not in done.stderr and "Traceback" not in done.stderr

@@ -16,7 +16,7 @@ from ivlens.show.lab.plain import as_file, inputs_of, sentence
 from ivlens.show.lab.share import opened, shared
 from ivlens.show.lab.state import RAW, LabState, values_of
 from ivlens.show.lab.work import Job, Show, Work
-from ivlens.show.lab.worker import Cancelled, Worker
+from ivlens.show.lab.worker import Cancelled, Worker, is_ending
 from ivlens.vectors.vector import InstructionVector, base_task
 
 _FRESH: Mapping[str, Any] = dict.fromkeys(("heads", "layer", "alpha", "site")) | {"instruction": "", "source": "heads"}
@@ -60,7 +60,7 @@ class Session:
 
         def unneeded() -> bool:
             # a newer request that needs the same effects waits for them, so measuring goes on
-            return cancelled() and (self._is_closed or not self._needs_the_same(state))
+            return cancelled() and (self._is_closed or is_ending() or not self._needs_the_same(state))
 
         return Job(state, chosen, cancelled, unneeded, began)
 

@@ -226,7 +226,7 @@ class Lab(pn.viewable.Viewer):
             self.session.load_bytes(str(event["name"])[:_LONGEST_NAME], base64.b64decode(event["content"]))
         elif kind == "save":
             # in a thread of its own: it may have to wait for the model, while other pages have to be served
-            threading.Thread(target=self._save, name="ivlens-lab-save", daemon=True).start()
+            threading.Thread(target=self._save, name="ivlens-lab-save", daemon=False).start()
         else:
             raise ValueError(f"the page asked for {kind!r:.40}, expected an event it knows; reload it.")
 

@@ -17,8 +17,13 @@ class Unwanted(BaseException):
     """
 
 
+def is_ending() -> bool:
+    """Whether the program is about to end and only waits for threads such as this one."""
+    return not threading.main_thread().is_alive()
+
+
 class Worker:
-    """Runs the newest job; a running job learns from `cancelled()` that a newer one has come.
+    """Runs the newest job; a running job learns from `cancelled()` that a newer one has come, or the program's end.
 
     Jobs run one after the other, in one thread, so an old job can never show something after a newer one. The thread
     ends when there is nothing left to do. A job may end itself by raising `Unwanted`.
@@ -44,7 +49,8 @@ class Worker:
             self._waiting = job
             if not self._running:
                 self._running = True
-                threading.Thread(target=self._work, name="ivlens-lab", daemon=True).start()
+                # the program waits for it at its end: cut off inside torch, a thread aborts the whole process
+                threading.Thread(target=self._work, name="ivlens-lab", daemon=False).start()
 
     def close(self) -> None:
         """Tell the running job to stop, and take no more jobs."""
@@ -61,7 +67,7 @@ class Worker:
     def _next(self) -> tuple[Job, int] | None:
         """The waiting job and its number; None if there is none, and then the thread ends."""
         with self._guard:
-            if self._waiting is None:
+            if self._waiting is None or is_ending():
                 # under the lock, so that `submit` cannot believe that this thread will take its job
                 self._running = False
                 self._guard.notify_all()
@@ -74,10 +80,10 @@ class Worker:
         while (taken := self._next()) is not None:
             job, number = taken
             try:
-                job(lambda number=number: self._number != number)
+                job(lambda number=number: self._number != number or is_ending())
             except Unwanted:
                 pass
             except Exception as error:  # whatever it is, the page must show it and stay usable
                 logger.debug("the lab's work failed", exc_info=True)
-                if self._number == number:
+                if self._number == number and not is_ending():
                     self._on_error(error)
