@@ -416,6 +416,11 @@ def test_new_event_preempts_a_running_generation(engine):
 
 
 def test_whether_the_model_can_do_the_task_is_shown_before_its_heads_are_measured(pocket, monkeypatch):
+    def slow(*given, **options):
+        time.sleep(1)
+        return ivlens.head_effects(*given, **options)
+
+    monkeypatch.setattr("ivlens.show.lab.measures.head_effects", slow)
     tasks = {name: ivlens.load_task(name) for name in ("antonym", "synonym")}
     fresh = Engine(pocket, tasks, EngineOptions(n_prompts=2, n_search=0))
     session, screen = opened([fresh], replace(STATE, alpha=1.0, layer=2, site="resid_post"))
@@ -424,6 +429,10 @@ def test_whether_the_model_can_do_the_task_is_shown_before_its_heads_are_measure
     channels = [channel for channel, value in screen.history if channel != "task" or value["maps"]]
     assert channels.index("ability") < channels.index("task")
     assert "clean minus corrupted score" in screen["task"]["maps"][0]["taken"]
+    at = screen.history.index(("ability", screen["ability"]))
+    assert any(channel == "result" for channel, _ in screen.history[:at]), "the plain completion comes before it"
+    first, whole = (float(number) for number in screen["status"]["done"].split() if number[0].isdigit())
+    assert whole - first > 1, "the first tokens are those of the plain completion"
     direct = ivlens.head_effects(pocket, tasks["antonym"], n_prompts=2)
     assert fresh.effects(session.state).ability == direct.ability == fresh.ability(session.state)
     session.change(told="Qqq.")

@@ -226,7 +226,16 @@ def test_by_layer_and_by_place(new_tab):
     tab.page.locator(".places tbody tr").first.wait_for()
     tab.settle()
     assert tab.page.locator(".places tbody th").all_inner_texts() == ["instruction", "query", "prompt (last token)"]
-    assert re.search(r"[+−]\d.*\n?\([+−]", tab.page.locator(".places td").first.inner_text())
+    cells = tab.page.locator(".places td")
+    assert cells.first.inner_text().split("\n")[0] == "0", "rounding is no effect"
+    assert re.fullmatch(r"\+1\.00\n\(\+0\.99 to \+1\.00\)", cells.nth(6).inner_text())
+    tints = cells.evaluate_all("nodes => nodes.map(node => getComputedStyle(node).backgroundColor)")
+    assert tints[0] == tints[3] != tints[6] == tints[7]
+    tab.page.set_viewport_size({"width": 420, "height": 800})
+    tab.page.get_by_role("tab", name="By layer").click()
+    tab.settle()
+    wide = tab.page.locator(".bylayer .scroll").evaluate("node => node.scrollWidth - node.clientWidth")
+    assert wide <= 1, "both runs are seen on a phone"
 
 
 def test_the_address_holds_the_state(new_tab, address, tmp_path: Path):

@@ -66,7 +66,7 @@ class Work:
         """Do everything that a state needs; parts that are there already are only shown."""
         try:
             with self._stopping(job, job.unneeded):
-                self._first(job)
+                first = self._first(job)
                 job = self.formed(job)
                 self._measure(job)
             if job.cancelled():
@@ -74,10 +74,11 @@ class Work:
             with self._stopping(job, job.cancelled):
                 resolved = self._settle(job)
                 if resolved is not None:
-                    first = self._complete(job, resolved)
+                    first = self._complete(job, resolved, first)
                     self._view(job, resolved)
                     if not job.cancelled():
-                        self.say(done=f"{first}{time.perf_counter() - job.began:.2f} s in all")
+                        said = "" if first is None else f"{first:.2f} s to the first tokens, "
+                        self.say(done=f"{said}{time.perf_counter() - job.began:.2f} s in all")
         finally:
             self.show("progress", {})
             self.running.say(self.number, "")
@@ -103,22 +104,27 @@ class Work:
                 stack.enter_context(engine.stopping(unwanted))
             yield
 
-    def _first(self, job: Job) -> None:
-        """Where heads have yet to be measured: the inputs to choose from, and the completion without a vector."""
+    def _first(self, job: Job) -> float | None:
+        """Where heads have yet to be measured: the inputs to choose from, and the completion without a vector.
+
+        Returns the seconds until its first tokens; None where nothing was shown.
+        """
         state, engine = job.state, job.chosen.engines[0]
         if not state.text.strip() or all(each.knows(state) for each in job.chosen.engines):
-            return
+            return None
         seed = job.chosen.seed(state)
         self.show("task", {**task_facts(engine.tasks[state.task], seed), "maps": []})
         if job.cancelled():
-            return
+            return None
         self._do("Writing …")
         prompt = engine.prompt(state, seed)
-        self._written = None
+        self._written, first = None, None
         for shown in results(job.chosen.engines, state, None, prompt, engine.shots(state, seed)):
             if job.cancelled():
-                return
+                return first
+            first = first or time.perf_counter() - job.began
             self.show("result", shown)
+        return first
 
     def _measure(self, job: Job) -> None:
         """Measure what the state needs: first the ability, which takes little time and may bring a warning."""
@@ -181,24 +187,27 @@ class Work:
         found = {name: getattr(resolved, name) for name in ("layer", "alpha", "site")}
         return resolved if self.settled(job, found) else None
 
-    def _complete(self, job: Job, state: LabState) -> str:
-        """Show the completions token by token, if they are not on the page already; say when the first tokens came."""
+    def _complete(self, job: Job, state: LabState, first: float | None) -> float | None:
+        """Show the completions token by token, if they are not on the page already.
+
+        Returns the seconds until the first tokens, `first` if they came before; None where nothing was to be written.
+        """
         chosen, began = job.chosen, job.began
         written = (replace(state, **_BESIDE), chosen.loaded)
         if written == self._written:
-            return ""
-        self._written, first = None, 0.0
+            return first
+        self._written = None
         self._do("Writing …")
         engine, seed = chosen.engines[0], chosen.seed(state)
         prompt, shots = engine.prompt(state, seed), engine.shots(state, seed)
         for shown in results(chosen.engines, state, chosen.vectors(state), prompt, shots):
             if job.cancelled():
-                return ""
+                return first
             first = first or time.perf_counter() - began  # only the first tokens set it
             self.show("result", shown)
         self.show("code", chosen.code(state))
         self._written = written
-        return f"{first:.2f} s to the first tokens, "
+        return first
 
     def _view(self, job: Job, state: LabState) -> None:
         """Fill the view that is open beside the completions, or show again what fills it."""

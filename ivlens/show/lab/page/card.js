@@ -48,7 +48,7 @@ class HeadCard {
         `${interval}; rank ${card.rank} of ${card.n_heads}, ${card.n_prompts} prompts.${alone}`),
       ...fact("Effect on this input", make("strong", { "data-fact": "here" }, onThis)),
       ...fact("Cosine with the vector", make("strong", {}, card.cosine === null ? "–" : card.cosine.toFixed(2).replace("-", "−")),
-        card.norm === null ? "" : ` norm of its mean write ${card.norm.toPrecision(3)}`))];
+        card.norm === null ? "" : `; norm of its mean write ${card.norm.toPrecision(3)}`))];
   }
 
   looks(card) {

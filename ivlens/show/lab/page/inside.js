@@ -26,8 +26,8 @@ class ByLayer {
 
   tokens({ tokens, probs }, answer) {
     return make("td", {}, ...tokens.slice(0, 2).flatMap((token, rank) => [
-      make("span", { class: `${rank ? "lesser" : "first"}${token.trim() && token.trim() === answer ? " answer" : ""}`, title: `${JSON.stringify(token)} ${percent(probs[rank])}` }, visible(token)),
-      make("span", { class: "lesser" }, ` ${percent(probs[rank])}  `)]));
+      make("span", { class: `${rank ? "lesser second" : "first"}${token.trim() && token.trim() === answer ? " answer" : ""}`, title: `${JSON.stringify(token)} ${percent(probs[rank])}` }, visible(token)),
+      make("span", { class: rank ? "lesser second" : "lesser" }, ` ${percent(probs[rank])}  `)]));
   }
 
   answer({ answer }, run) {
@@ -47,7 +47,7 @@ class ByPlace {
     const reach = Math.max(Math.abs(taken), ...targets.flatMap((one) => one.effects.map(([mean]) => Math.abs(mean))), 1e-9);
     const row = (place, at) => make("tr", {}, make("th", { scope: "row" }, place), ...targets.map((one) => this.cell(one.effects[at], reach)));
     this.root.replaceChildren(
-      make("p", { class: "hint" }, `How much of the answer’s score comes back when one activation at one place is taken from the clean prompt. All that there is to come back: ${signed(taken)} ${unit}. ${n_prompts} prompts of select inputs (${told}); in brackets: ${interval}.`),
+      make("p", { class: "hint" }, `How much of the answer’s score comes back when one activation at one place is taken from the clean prompt. All that there is to come back: ${signed(taken)} ${unit}. ${n_prompts} prompts of select inputs (${told}); in brackets: ${interval === "descriptive" ? "a 95 % interval of so few prompts that it describes them and proves nothing" : interval}.`),
       make("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": "Effects of patching by place" }, make("table", { class: "rows places" },
         make("thead", {}, make("tr", {}, make("th", { scope: "col" }, "End of"), ...targets.map((one) => make("th", { scope: "col" }, one.name)))),
         make("tbody", {}, ...places.map((place, at) => row({ last: "prompt (last token)", ...Object.fromEntries(places.filter((name) => / /.test(name)).map((name) => [name, `demonstration ${name.split(" ")[1]}: ${name.split(" ")[0]}`])) }[place] ?? place, at))))));
@@ -55,10 +55,13 @@ class ByPlace {
 
   cell([mean, low, high], reach) {
     const scale = this.page.facts.scales[this.page.dark ? "dark" : "light"];
-    const between = low === null || low !== low ? "" : ` (${signed(low)} to ${signed(high)})`;
+    // four digits are enough here: less is the rounding of a pass
+    const near = (value) => (Math.abs(value) < 5e-5 ? "0" : Math.abs(value) < 0.01 ? `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(4)}` : signed(value));
+    const between = low === null || low !== low ? "" : `(${near(low)} to ${near(high)})`;
     const colour = colourAt(scale, 0.5 + mean / reach / 2);
-    const cell = make("td", { class: "effect" }, make("strong", {}, signed(mean)), make("div", { class: "lesser" }, between.trim()));
-    cell.style.setProperty("--tint", colour);
+    const cell = make("td", { class: "effect" }, make("strong", {}, near(mean)), make("div", { class: "between" }, between));
+    cell.style.background = colour;
+    cell.style.color = inkOn(colour.startsWith("#") ? `rgb(${channels(colour).join(" ")})` : colour);
     return cell;
   }
 }

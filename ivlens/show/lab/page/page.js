@@ -315,7 +315,11 @@ class Page {
     this.recipe(state);
     this.more.showState(state);
     for (const [name, range] of [["k", this.kRange], ["layer", this.layerRange], ["alpha", this.alphaRange], ["max_new_tokens", this.lengthRange]]) {
-      if (state[name] === null) continue;
+      range.classList.toggle("unset", state[name] === null); // it is still looked for
+      if (state[name] === null) {
+        put(this[`${name}_value`], "textContent", "…");
+        continue;
+      }
       if (name === "alpha") { // a strength set from Python may lie beyond the slider's ends
         const reach = Math.max(16, Math.ceil(Math.abs(state.alpha)));
         range.min = -reach; range.max = reach;
