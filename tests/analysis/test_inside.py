@@ -71,6 +71,24 @@ def test_every_layer_is_read_by_hand(pocket, vector):
     assert str(lens).splitlines()[1].split()[0] == "5" and "<table" in lens._repr_html_()
 
 
+def test_the_figure_shows_followed_texts_layer_by_layer(pocket, vector):
+    lens = logit_lens(
+        pocket, TEXTS, vector, at=Setting(1, 4.0, "attn_out"), options=LensOptions(k=1, follow=[" small", " red"])
+    )
+    figure = lens.plot(prompt=1)
+    lines = [trace for trace in figure.data if trace.x[0] is not None]
+    assert [trace.name for trace in lines] == ["plain", "with the vector"] * 2
+    assert list(lines[3].y) == pytest.approx(lens.followed_probs[1, 1, :, 1].tolist())
+    assert [shape.x0 for shape in figure.layout.shapes] == [1, 1], "the vector's layer, in both panels"
+    assert [one.text for one in figure.layout.annotations] == ["“small”", "“red”"]
+    alone = logit_lens(pocket, TEXTS[0], options=LensOptions(follow=[" small"])).plot()
+    assert [trace.name for trace in alone.data] == ["plain"] and not alone.layout.shapes
+    with pytest.raises(ValueError, match="followed no text"):
+        logit_lens(pocket, TEXTS[0]).plot()
+    with pytest.raises(ValueError, match="prompt is 2, expected 0 to 1"):
+        lens.plot(2)
+
+
 def test_batches_change_nothing(pocket):
     texts = [f"Input: {word}\nOutput:" for word in ("big", "hot", "sad", "old", "dark")]
     whole, parts = (logit_lens(pocket, texts, options=LensOptions(batch_size=n)) for n in (8, 2))

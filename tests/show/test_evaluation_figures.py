@@ -83,6 +83,7 @@ def test_accuracy_goes_along_the_number_of_heads(theme) -> None:
     (band,) = [one for one in figure.data if one.fill == "toself" and len(one.x) == 6]
     assert list(band.y) == pytest.approx([0.4, 0.7, 0.9, 0.7, 0.5, 0.2]), "upper ends there, lower ends back"
     assert {(shape.y0, shape.line.dash) for shape in figure.layout.shapes} == {(0.9, "dot"), (0.05, "dash")}
+    assert {shape.layer for shape in figure.layout.shapes} == {"above"}, "above the grid, which hides a level of 1"
     assert "Wilson 95 %" in figure.layout.title.text and figure.data[-3].name == vector.name, "drawn on top"
     assert {(one.name, one.line.dash) for one in figure.data[-2:]} == {("bare input", "dash"), ("clean prompt", "dot")}
 

@@ -192,9 +192,15 @@ def test_similarity_refuses_one_vector_and_repeated_names() -> None:
         similarity_matrix([VECTORS[0], VECTORS[0]])
 
 
+def test_names_below_the_similarity_are_slanted_only_where_they_need_room() -> None:
+    assert similarity_matrix(VECTORS[:2]).layout.xaxis.tickangle == 0
+    long = [replace(vector, task=f"{vector.task} of a rather long name") for vector in VECTORS[:2]]
+    assert similarity_matrix(long).layout.xaxis.tickangle == -45
+
+
 def test_curves_have_a_line_for_each_strength_and_a_panel_for_each_site() -> None:
     figure = strength_curves(swept())
-    assert [trace.name for trace in figure.data] == ["1", "2", "4"] * 2
+    assert [trace.name for trace in figure.data] == ["strength 1", "strength 2", "strength 4"] * 2
     assert [trace.showlegend for trace in figure.data] == [True] * 3 + [False] * 3
     assert list(figure.data[2].y) == pytest.approx([0.04, 0.14, 0.24])
     assert figure.layout.yaxis.title.text == "accuracy (share of prompts)"
@@ -253,6 +259,8 @@ def test_conditions_put_the_mean_first_and_carry_intervals() -> None:
     assert list(iv.error_x.array) == pytest.approx([0.0, 0.1, 0.1])
     assert list(iv.error_x.arrayminus) == pytest.approx([0.0, 0.1, 0.1])
     assert figure.layout.xaxis.title.text == "accuracy (share of prompts)"
+    left_out = judged(("x",)).replace({"accuracy": {0.0: float("nan")}})
+    assert LOOKS["constant"].label not in condition_plot(left_out).layout.yaxis.ticktext, "no row without a value"
 
 
 def test_conditions_of_one_task_are_rows_with_names() -> None:

@@ -203,7 +203,7 @@ def test_maps_in_several_units_have_a_figure_each_and_none_is_lost(tmp_path: Pat
         one.save(tmp_path / f"{name}.safetensors")
     drawings = {one.name: one for one in draw_all(find_results(tmp_path))[0]}
     assert set(drawings) == {"heads-logprob", "heads-prob"}
-    assert "on 1 task(s) in 2 maps" in drawings["heads-logprob"].caption
+    assert "on one task in 2 maps" in drawings["heads-logprob"].caption
     titles = [note.text for note in drawings["heads-logprob"].printed().layout.annotations]
     assert titles[:2] == [found.task, f"{found.task} (2)"]
     both = pd.concat([nats.to_frame(), prob.to_frame()])

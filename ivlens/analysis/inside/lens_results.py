@@ -12,6 +12,7 @@ from ivlens.models.fingerprint import ModelIdentity
 
 if TYPE_CHECKING:
     import pandas as pd
+    import plotly.graph_objects as go
 
 
 @checked
@@ -101,6 +102,16 @@ class LogitLens:
                 row |= {run: self.tokens[i][prompt][layer][0], f"{run}_prob": float(self.probs[i, prompt, layer, 0])}
             rows.append(row)
         return pd.DataFrame(rows)
+
+    def plot(self, prompt: int = 0) -> "go.Figure":
+        """A figure of one prompt: the probability of each followed text by layer, plain and with the vector.
+
+        Raises:
+            ValueError: no text was followed, or there is no such prompt.
+        """
+        from ivlens.show.figures.lens import lens_plot  # late: `show` is a room below, and brings plotly
+
+        return lens_plot(self, prompt)
 
     def __str__(self) -> str:
         return self.table().to_string(index=False, float_format="%.3f")

@@ -9,6 +9,7 @@ from ivlens.show.figures.dynamics import drift_heatmap, dynamics_curves, predict
 from ivlens.show.figures.forgetting import forgetting_plot
 from ivlens.show.figures.heads import head_heatmap
 from ivlens.show.figures.interventions import intervention_curves
+from ivlens.show.figures.lens import lens_plot
 from ivlens.show.figures.maps import head_maps
 from ivlens.show.figures.matrix import matrix_plot
 from ivlens.show.figures.necessity import necessity_plot
@@ -39,6 +40,7 @@ __all__ = [
     "head_heatmap",
     "head_maps",
     "intervention_curves",
+    "lens_plot",
     "matrix_plot",
     "method_summary",
     "necessity_plot",

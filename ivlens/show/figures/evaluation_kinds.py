@@ -29,7 +29,8 @@ def _conditions(name: str, file: Found) -> Iterator[Drawing]:
         f"intervals ({interval_kinds(condition_rows(frame))}) over prompts; settings were searched on other "
         "inputs, for controls as for the vector."
     )
-    inches = 2.4 if n_tasks == 1 else 0.9 + 0.55 * (n_tasks + 1)
+    # eight marks in each row; many tasks have to fit a page
+    inches = 2.4 if n_tasks == 1 else 0.9 + (0.7 if n_tasks < 6 else 0.55) * (n_tasks + 1)
     yield Drawing(name, caption, condition_plot(frame), width="column" if n_tasks == 1 else "page", inches=inches)
     yield Drawing(name, caption, table=condition_table(frame))
 

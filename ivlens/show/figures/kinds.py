@@ -86,7 +86,7 @@ def _heads(files: Sequence[Found]) -> Iterator[Drawing]:
             over = f"{n_prompts[0]} to {n_prompts[-1]}" if len(n_prompts) > 1 else f"{n_prompts[0]}"
             maps = "" if n_tasks == len(page) else f" in {len(page)} maps"
             caption = (
-                f"Average indirect effect of every head of {short_name(page[0])} on {n_tasks} task(s){maps}, over "
+                f"Average indirect effect of every head of {short_name(page[0])} on {_tasks(n_tasks)}{maps}, over "
                 f"{over} corrupted prompts each; {MARKS}."
             )
             number = f"-{1 + start // PANELS}" if len(results) > PANELS else ""
@@ -94,11 +94,15 @@ def _heads(files: Sequence[Found]) -> Iterator[Drawing]:
             yield Drawing(f"heads{suffix}{number}", caption, head_maps(page), width="page", inches=inches)
 
 
+def _tasks(n: int) -> str:
+    return "one task" if n == 1 else f"{n} tasks"
+
+
 def _head_table(name: str, file: Found) -> Iterator[Drawing]:
     by_score = [*file.frame.groupby("score")] if "score" in file.frame else [("", file.frame)]
     for score, frame in by_score:
         n_tasks = count(frame, "task")
-        caption = f"Average indirect effect of every head on {n_tasks} task(s); {MARKS}."
+        caption = f"Average indirect effect of every head on {_tasks(n_tasks)}; {MARKS}."
         width = "column" if n_tasks < 3 else "page"
         inches = max(2.4, 0.7 + inches_of(1 + max(map(int, frame["layer"].tolist()))) * math.ceil(n_tasks / COLUMNS))
         yield Drawing(
@@ -159,9 +163,11 @@ def _curves(name: str, file: Found) -> Iterator[Drawing]:
 
 
 def _strengths(name: str, file: Found) -> Iterator[Drawing]:
-    caption = "Accuracy on bare select inputs by layer, one line per strength; dashed: no vector."
+    n_tasks = count(file.frame, "task")
+    of = f" (mean of {n_tasks} tasks)" if n_tasks > 1 else ""
+    caption = f"Accuracy on bare select inputs{of} by layer, one line per strength; dashed: no vector."
     yield Drawing(name, caption, strength_curves(file.frame), width="page", inches=2.5)
-    caption = "Accuracy on bare select inputs by layer (columns) and strength (rows); outlined: the best setting."
+    caption = f"Accuracy on bare select inputs{of} by layer (columns) and strength (rows); outlined: the best setting."
     n_alphas, wide = count(file.frame, "alpha"), count(file.frame, "layer") > 6 or count(file.frame, "site") > 1
     figure = strength_map(file.frame)
     yield Drawing(f"{name}-map", caption, figure, width="page" if wide else "column", inches=0.8 + 0.25 * n_alphas)

@@ -81,7 +81,8 @@ class Panels:
             if row["condition"] in LEVELS:
                 line: Any = {"dash": LEVELS[row["condition"]], "width": 1.2, "color": self._theme.reference}
                 draw = self.figure.add_vline if upright else self.figure.add_hline
-                draw(row["accuracy"], line=line, layer="below", **self.place(number))
+                # below, it would lie under the lines of the grid, where a level of 0 or 1 is not seen
+                draw(row["accuracy"], line=line, layer="above", **self.place(number))
                 self._levels.add(row["condition"])
 
     def finished(self, title: str, note: str, *, height: int, margin_t: int) -> go.Figure:

@@ -9,6 +9,8 @@ from ivlens.analysis.dynamics.cosines import hierarchical_order
 from ivlens.show.figures.theme import LIGHT, Theme, colour_at, colour_bar, readable_on, styled
 from ivlens.vectors.vector import InstructionVector
 
+STRAIGHT = 36  # letters that fit side by side below the map, in a column of a paper
+
 
 def similarity_matrix(vectors: Sequence[InstructionVector], *, theme: Theme = LIGHT) -> go.Figure:
     """Map of the cosine of every pair of vectors, in the order of `similarity_order`.
@@ -31,7 +33,8 @@ def similarity_matrix(vectors: Sequence[InstructionVector], *, theme: Theme = LI
         _write_values(figure, names, cosines, theme)
     height = 200 + max(200, min(40 * n, 720))
     styled(figure, theme, "Instruction Vectors compared", "cosine · hierarchical order, average linkage", height=height)
-    figure.update_xaxes(showgrid=False, tickangle=-45, automargin=True)
+    slanted = n * max(map(len, names)) > STRAIGHT
+    figure.update_xaxes(showgrid=False, tickangle=-45 if slanted else 0, automargin=True)
     figure.update_yaxes(showgrid=False, autorange="reversed", automargin=True)
     return figure
 

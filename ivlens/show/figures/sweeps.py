@@ -129,7 +129,7 @@ def _outline(figure: go.Figure, column: int, x: int, y: int, theme: Theme) -> No
 def _line(layers: Sequence[int], y: Sequence[float], alpha: float, colour: str) -> go.Scatter:
     """The line of one strength."""
     return go.Scatter(
-        x=list(layers), y=list(y), name=f"{alpha:g}", legendgroup=f"{alpha:g}", mode="lines+markers",
+        x=list(layers), y=list(y), name=f"strength {alpha:g}", legendgroup=f"{alpha:g}", mode="lines+markers",
         line={"color": colour, "width": 2}, marker={"size": 6, "color": colour},
         hovertemplate=f"layer %{{x}}, strength {alpha:g}: %{{y:.2f}}<extra></extra>",
     )  # fmt: skip
@@ -151,5 +151,4 @@ def _finish(figure: go.Figure, sites: Sequence[str], layers: Sequence[int], metr
     figure.update_yaxes(title_text=METRIC_NAMES[metric], row=1, col=1)
     if metric != "logprob":  # all others are shares
         figure.update_yaxes(range=[-0.03, 1.03], dtick=0.2)
-    title = {"text": "strength α ", "font": {"color": theme.text, "size": 12}}
-    with_legend(figure, theme, xanchor="left", title=title)
+    with_legend(figure, theme, xanchor="left")

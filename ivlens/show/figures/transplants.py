@@ -46,7 +46,7 @@ def transplant_plot(table: pd.DataFrame, *, theme: Theme = LIGHT) -> go.Figure:
                 if row["heads"] == "own" and row["into"] == giving:
                     dash = "dash" if giving == into else "dot"
                     line = {"dash": dash, "width": 1.2, "color": theme.reference}
-                    panels.figure.add_hline(row["accuracy"], line=line, layer="below", **panels.place(number))
+                    panels.figure.add_hline(row["accuracy"], line=line, layer="above", **panels.place(number))
     for dash, name in (("dash", "the model as it is"), ("dot", "the giving model")):
         panels.figure.add_trace(level_entry(name, theme.reference, dash), row=1, col=1)
     note = f"bands: {interval_kinds(rows)} over prompts"
