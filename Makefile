@@ -67,8 +67,8 @@ lab: $(VENV)/.demo  ## the live page on the built-in model; ARGS="--model ./my-c
 	@$(PIP) install --quiet -c constraints.txt -e '.[lab]'
 	@$(PY) -m ivlens lab $(ARGS)
 
-screenshots: $(VENV)/.test browser  ## figures/lab.png, of the running page
-	@$(PY) figures/lab.py figures/lab.png
+screenshots: smollm2 $(VENV)/.test browser  ## figures/lab*.png, of the running page on SmolLM2
+	@$(PY) figures/lab.py figures
 
 # Only where it is missing and can be installed without asking; elsewhere the tests that need it skip and say so.
 browser:  ## Chromium for the browser tests and for images (Debian, as root)
