@@ -1,11 +1,13 @@
 """The code of the guides runs, and every public name has its place in the reference."""
 
+import doctest
 import re
 from pathlib import Path
 
 import pytest
 
 import ivlens
+from ivlens.tuning import finetune
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = [DOCS / "index.md", *sorted((DOCS / "guide").glob("*.md"))]
@@ -19,6 +21,39 @@ def test_code_of_the_guides_runs(page: Path, capsys: pytest.CaptureFixture[str])
     exec(compile("\n".join(blocks), str(page), "exec"), {})
     printed = capsys.readouterr().out
     assert "print(" not in "".join(blocks) or printed.strip()
+
+
+# the names that most users need; each has an example that runs by itself
+EXAMPLES = [
+    ivlens.load_model,
+    ivlens.load_task,
+    ivlens.head_effects,
+    ivlens.InstructionVector.from_effects,
+    ivlens.steer,
+    ivlens.evaluate_intervention,
+    ivlens.head_attention,
+    ivlens.logit_lens,
+    ivlens.patch_places,
+    finetune,
+]
+
+
+@pytest.fixture(scope="module")
+def pocket():
+    return ivlens.load_model("pocket")
+
+
+@pytest.mark.parametrize("documented", EXAMPLES, ids=lambda one: one.__name__)
+def test_examples_of_the_reference_print_what_they_say(documented, pocket, monkeypatch) -> None:
+    """The example in a docstring, pasted into a new session; the model is loaded once for all of them."""
+    text = documented.__doc__ or ""
+    assert re.search(r"^ +Example:$", text, re.MULTILINE), "it has an example"
+    monkeypatch.setattr(ivlens, "load_model", lambda name: {"pocket": pocket}[name])
+    test = doctest.DocTestParser().get_doctest(text, {}, documented.__name__, None, None)
+    said: list[str] = []
+    found = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(test, out=said.append)
+    assert not found.failed, "".join(said)
+    assert found.attempted >= 3 and "import ivlens" in test.examples[0].source
 
 
 def test_production_guide_steers() -> None:

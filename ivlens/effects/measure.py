@@ -102,10 +102,21 @@ def head_effects(
 ) -> HeadEffects:
     """Measure the effect of every head for `task`: its mean over clean prompts, patched into corrupted prompts.
 
-        >>> effects = ivlens.head_effects(model, task, recipe=ivlens.PromptRecipe(n_shots=10, instruction=None))
-
     A check on *select* inputs comes first: whether the model can do the task at all (`HeadEffects.ability`). A warning
     in the log says where no vector can carry the task, and another one where the corruption takes little away.
+
+    Example:
+        >>> import ivlens
+        >>> model, task = ivlens.load_model("pocket"), ivlens.load_task("antonym")
+        >>> effects = ivlens.head_effects(model, task, n_prompts=8)
+        >>> effects.to_frame()[["label", "aie", "low", "high"]].head(1).round(2)
+          label   aie  low  high
+        0  L0H7  0.02 -0.0  0.04
+
+        Demonstrations alone instead of an instruction:
+
+        >>> shown = ivlens.PromptRecipe(n_shots=5, instruction=None)
+        >>> effects = ivlens.head_effects(model, task, recipe=shown, n_prompts=8)
 
     Args:
         model: From `load_model`, with its tokenizer.

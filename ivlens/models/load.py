@@ -56,6 +56,12 @@ def load_model(
     padding token pads with its end-of-text token. Text given to the model gets a BOS token exactly where the tokenizer
     adds one. Adapters inside a given model (`peft_model.get_base_model()`) stay trainable if they were.
 
+    Example:
+        >>> import ivlens
+        >>> model = ivlens.load_model("pocket")  # or "smollm2", a folder, a name on the Hub
+        >>> model.cfg.n_layers, model.cfg.n_heads
+        (6, 8)
+
     Args:
         name: `"pocket"` (the built-in model), `"smollm2"` (a real one; `ivlens get smollm2` fetches it), a folder, a
             GGUF file that transformers reads, or a name on the Hugging Face Hub. Adapters in a folder that peft wrote

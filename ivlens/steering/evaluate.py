@@ -84,9 +84,6 @@ def evaluate_intervention(
 ) -> Evaluation:
     """Measure the model's accuracy with the vector added, and under all controls that the vector has to beat.
 
-        >>> evaluation = ivlens.evaluate_intervention(model, task, iv)
-        >>> with ivlens.steer(model, iv, at=evaluation.best): ...
-
     Layer, strength and site are searched for on the *select* split, for the vector and for *each* control vector on its
     own, over the same grid and the same prompts. The judged split is then used once.
 
@@ -98,6 +95,17 @@ def evaluate_intervention(
 
     An answer is right (`accuracy`) where greedy decoding begins with it and does not go on inside its last word: "12"
     is not "1", "small dog" is "small". It is also `exact` where the text or the line then ends.
+
+    Example:
+        >>> import ivlens
+        >>> model, task = ivlens.load_model("pocket"), ivlens.load_task("antonym")
+        >>> effects = ivlens.head_effects(model, task, n_prompts=8)
+        >>> iv = ivlens.InstructionVector.from_effects(effects, k=10)
+        >>> grid = ivlens.Grid(layers=(0, 1), alphas=(2, 4), sites=("attn_out",))  # None: a wider one
+        >>> options = ivlens.JudgeOptions(means=effects, other_vectors=())
+        >>> judged = ivlens.evaluate_intervention(model, task, iv, at=grid, n_prompts=16, n_draws=2, options=options)
+        >>> judged.table.set_index("condition")["accuracy"].round(1)[["bare", "iv"]].to_dict()
+        {'bare': 0.1, 'iv': 0.9}
 
     Args:
         recipe: How clean prompts are made; None: as those of the vector were.

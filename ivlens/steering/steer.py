@@ -35,9 +35,6 @@ def steer(
 ) -> Iterator[None]:
     """Run the body with the vector added to the residual stream: `h_layer <- h_layer + alpha * theta`.
 
-        >>> with ivlens.steer(model, iv, at=evaluation.best):   # or layer=3, alpha=2
-        ...     model.generate("Input: big\\nOutput:", do_sample=False)
-
     Generations: the vector is added in `generate`, `hf_generate`, `generate_stream` and Hugging Face's own `generate`.
     The prompt is all tokens that the call was given. It does not matter whether these tokens are read at once or in
     chunks, whether they continue a cache, or which model drafts tokens. Ways of decoding that cannot be followed are
@@ -49,6 +46,15 @@ def steer(
     Contexts on one model nest, and their vectors add up. A context belongs to the thread or asyncio task that opened it
     and to the tasks that are started inside. Another thread waits until the context is left; another task of the same
     thread gets an error, and so does a pass that another thread runs inside the context.
+
+    Example:
+        >>> import ivlens
+        >>> from ivlens.forward.completions import complete
+        >>> model, task = ivlens.load_model("pocket"), ivlens.load_task("antonym")
+        >>> iv = ivlens.InstructionVector.from_effects(ivlens.head_effects(model, task, n_prompts=8), k=10)
+        >>> with ivlens.steer(model, iv, layer=1, alpha=4, site="attn_out"):  # or at=evaluation.best
+        ...     complete(model, ["Input: big\\nOutput:"], max_new_tokens=1)  # or model.generate
+        ['small']
 
     Args:
         at: Layer, strength and site together, such as `Evaluation.best`; instead, each can be given alone.

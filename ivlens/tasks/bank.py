@@ -66,6 +66,12 @@ def load_task(
     and input are joined to such a prompt. Choices and texts that a question is about stand in the prompt, and the
     answer of a multiple-choice record is the text of the right choice. `check_task` says how a file was read.
 
+    Example:
+        >>> import ivlens
+        >>> task = ivlens.load_task("antonym")  # or a file, a folder, a data set on the Hub
+        >>> len(task), task.examples[0].input, task.examples[0].answers
+        (216, 'big', ('small', 'little', 'tiny'))
+
     Args:
         name_or_path: A built-in name, the path of a file or folder, or the name of a dataset on the Hub.
         input_column: The column or key that holds the inputs; None: one of the usual names is looked for.

@@ -94,7 +94,14 @@ def finetune(
 ) -> TuneResult:
     """Teach a copy of `model` one task, from the inputs of its `fit` split, and judge it before and after.
 
-        >>> finetune(model, task, options=TuneOptions(steps=100, seed=1), watch=[other], along=Along("out/task"))
+    Example:
+        >>> import ivlens
+        >>> from ivlens.tuning import TuneOptions, finetune
+        >>> model, new = ivlens.load_model("pocket"), ivlens.load_task("middle_of_three")
+        >>> options = TuneOptions(steps=2, batch_size=4, n_prompts=8)  # far too few: to see what comes back
+        >>> tuned = finetune(model, new, method="lora", options=options, watch=[ivlens.load_task("antonym")])
+        >>> list(tuned.scores["task"]), list(tuned.scores.columns)
+        (['middle_of_three', 'antonym'], ['task', 'role', 'before', 'after'])
 
     Args:
         method: Name of a method, such as `full` or `lora` (see `METHODS`), or a method with options of its own.

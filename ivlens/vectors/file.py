@@ -1,6 +1,6 @@
 """Writing and reading the file of an `InstructionVector`, and checking that a vector belongs to a model."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,20 @@ def was_allowed(settings: Mapping[str, Any], model: ModelIdentity) -> bool:
     # only hashes are compared: the same checkpoint may have been opened under another name
     hashes = {name: allowed.get(name, "") for name in ("weights_hash", "config_hash", "tokenizer_hash")}
     return bool(hashes["weights_hash"]) and not replace(model, **hashes).differs(model)
+
+
+def check_parts(task: str, theta: Tensor, heads: Sequence[tuple[int, int]], means: Tensor) -> None:
+    """Raise ValueError if a vector has another number of heads than of head means, or values that are not finite."""
+    if len(heads) != len(means):
+        raise ValueError(
+            f"InstructionVector got {len(heads)} heads and {len(means)} head means, expected one mean per head; both "
+            "may be empty."
+        )
+    if not bool(theta.isfinite().all() and means.isfinite().all()):
+        raise ValueError(
+            f"InstructionVector {task!r} contains NaN or infinite values, expected finite ones; compute the effects in "
+            "float32."
+        )
 
 
 def check_same_width(one: Tensor, other: Tensor) -> None:

@@ -17,7 +17,7 @@ from ivlens.models.fingerprint import ModelIdentity, model_identity
 from ivlens.models.mixers import head_labels
 from ivlens.prompts.recipe import PromptRecipe
 from ivlens.vectors.decode import top_tokens
-from ivlens.vectors.file import check_same_width, check_weights, read_vector, was_allowed, write_vector
+from ivlens.vectors.file import check_parts, check_same_width, check_weights, read_vector, was_allowed, write_vector
 from ivlens.vectors.heads import Heads, checked_model, choose_heads, choosing, chosen_means, head_writes, named_heads
 from ivlens.vectors.provenance import bracketed, made_from, recipe_of, shares_of
 
@@ -55,16 +55,7 @@ class InstructionVector:
     def __post_init__(self) -> None:
         set_shown(self, "task")
         ModelRef.set_in(self)
-        if len(self.heads) != len(self.head_means):
-            raise ValueError(
-                f"InstructionVector got {len(self.heads)} heads and {len(self.head_means)} head means, expected one "
-                "mean per head; both may be empty."
-            )
-        if not bool(self.theta.isfinite().all() and self.head_means.isfinite().all()):
-            raise ValueError(
-                f"InstructionVector {self.task!r} contains NaN or infinite values, expected finite ones; "
-                "compute the effects in float32."
-            )
+        check_parts(self.task, self.theta, self.heads, self.head_means)
 
     def __repr__(self) -> str:
         labels = ", ".join(head_labels(self.heads, self.model.n_heads)) or "no heads"
@@ -82,6 +73,14 @@ class InstructionVector:
         universal: Sequence[HeadEffects] | None = None,
     ) -> "InstructionVector":
         """The vector of the `k` heads with the largest average effects, or of `heads`.
+
+        Example:
+            >>> import ivlens
+            >>> model, task = ivlens.load_model("pocket"), ivlens.load_task("antonym")
+            >>> effects = ivlens.head_effects(model, task, n_prompts=8)
+            >>> iv = ivlens.InstructionVector.from_effects(effects, k=10)
+            >>> iv.k, iv.task, len(iv.theta)
+            (10, 'antonym', 128)
 
         Args:
             effects: measured effects and head means of the task.

@@ -73,10 +73,6 @@ def head_attention(
 ) -> HeadAttention:
     """Measure how much attention heads pay, from the last prompt token, to each part of the prompt.
 
-        >>> found = ivlens.head_attention(model, task, ["L20H5", "L18H6"], recipe=recipe)
-        >>> print(found)           # shares of instruction, demonstrations, query ..., and scores of both kinds
-        >>> found.tokens("L20H5")  # one prompt, token by token
-
     The weights of the tokens of each segment are added, so the shares of a head sum to 1 in every prompt:
 
     - `start`: the first token (BOS, or whatever a prompt begins with), to which heads attend that do nothing;
@@ -87,6 +83,14 @@ def head_attention(
     - `sink`: attention that goes to no token, in families that have learned such sinks (gpt-oss); otherwise 0.
 
     A token that lies across two parts counts for the one that has most of its letters.
+
+    Example:
+        >>> import ivlens
+        >>> model, task = ivlens.load_model("pocket"), ivlens.load_task("antonym")
+        >>> found = ivlens.head_attention(model, task, ["L0H7"], n_prompts=4)
+        >>> found.frame().set_index("segment")["share"].round(1)[["instruction", "query"]].to_dict()
+        {'instruction': 1.0, 'query': 0.0}
+        >>> figure = found.plot("L0H7")  # one prompt, token by token; print(found): the shares of all parts
 
     Args:
         model: From `load_model`, with its tokenizer.

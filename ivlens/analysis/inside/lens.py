@@ -62,13 +62,20 @@ def logit_lens(
 
         `p_l = softmax(U(norm(h_l)))`
 
-        >>> lens = ivlens.logit_lens(model, "Input: big\\nOutput:", iv, at=evaluation.best)
-        >>> print(lens)   # the likeliest token after each layer, plain and patched
-
     Everything that the model does after its last block is done to the stream of every layer: final norm, unembedding,
     and a scale or a softcap where the family has one. So the last layer gives the model's own output, which is checked.
     An early layer's stream was not made for this norm, so what the lens shows there is a reading, not what the model
     "thinks"; layers read with trained translations (a tuned lens) differ.
+
+    Example:
+        >>> import ivlens
+        >>> model, task = ivlens.load_model("pocket"), ivlens.load_task("antonym")
+        >>> iv = ivlens.InstructionVector.from_effects(ivlens.head_effects(model, task, n_prompts=8), k=10)
+        >>> lens = ivlens.logit_lens(model, "Input: big\\nOutput:", iv, at=ivlens.Setting(1, 4.0, "attn_out"))
+        >>> print(lens.table().head(2).round(1).to_string(index=False))
+         layer plain  plain_prob patched  patched_prob
+             5  size         0.1   small           0.9
+             4     g         0.3   small           0.5
 
     Args:
         model: From `load_model`, with its tokenizer.
