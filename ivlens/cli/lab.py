@@ -41,7 +41,7 @@ class LabOptions(ColumnOptions):
             several times. The first one's form of prompt is taken, unless options name another.
     """
 
-    task: tuple[str, ...] = ()
+    task: Annotated[tuple[str, ...], Parameter(negative="")] = ()
     compare: str | None = None
     text: str = ""
     layer: int | None = None
@@ -50,7 +50,7 @@ class LabOptions(ColumnOptions):
     n_prompts: int = 32
     n_search: int = 24
     score: Literal["prob", "logprob", "logit_diff"] | None = None
-    effects: tuple[Path, ...] = ()
+    effects: Annotated[tuple[Path, ...], Parameter(negative="")] = ()
 
 
 def lab(
