@@ -36,5 +36,6 @@ def head_shares(vector: InstructionVector, *, theme: Theme = LIGHT) -> go.Figure
     note = f"{short_name(vector)} · norm {vector.norm:.3g} · heads by their effect, largest on top"
     styled(figure, theme, f"Instruction Vector of {vector.task}", note, height=130 + 24 * len(labels))
     figure.update_xaxes(title_text="share of the vector" if shares else "norm of the head's mean output")
-    figure.update_yaxes(title_text="head", autorange="reversed", showgrid=False, type="category", dtick=1)
+    # no title: labels such as L24H4 say what they are, and would lie below it
+    figure.update_yaxes(autorange="reversed", showgrid=False, type="category", dtick=1)
     return figure
