@@ -22,7 +22,6 @@ TASK, OTHER = "third_person", "present_gerund"
 LAYER, ALPHA, SITE = 14, 2.0, "resid_post"  # found as in notebook 1; for another model, use its `evaluation.best`
 
 import pandas as pd
-import torch
 
 import ivlens
 from ivlens.forward.completions import complete, first_line
@@ -64,56 +63,42 @@ pd.DataFrame({name: [first_line(text) for text in texts] for name, texts in colu
 #
 # ## What it does to the next token
 #
-# The probabilities of the next token for one prompt, before and after:
+# The five likeliest next tokens for one prompt, plain and with the vector. The *logit lens* reads the residual stream after every layer
+# as the model reads its last one; the last layer is the model's own output.
 
 # %%
-import plotly.graph_objects as go
+from ivlens.analysis.inside import LensOptions
 
-from ivlens.show.figures.theme import LIGHT, styled
-
-tokens = model.tokenizer(prompts[:1], return_tensors="pt").input_ids.to(model.W_E.device)
-with torch.no_grad():
-    before = model(tokens)[0, -1].float().softmax(-1)
-    with ivlens.steer(model, iv, at=AT):
-        after = model(tokens)[0, -1].float().softmax(-1)
-shown = list(dict.fromkeys([*after.topk(5).indices.tolist(), *before.topk(5).indices.tolist()]))
-labels = [model.tokenizer.decode([token]).strip() or repr(token) for token in shown]
-bars = go.Figure(
-    [
-        go.Bar(name="plain", x=labels, y=before[shown].tolist(), marker_color=LIGHT.reference),
-        go.Bar(name="steered", x=labels, y=after[shown].tolist(), marker_color=LIGHT.accent),
-    ]
-)
-styled(bars, LIGHT, f"Next token after {words[0]!r}", "the five most probable of each", height=340)
-bars.update_yaxes(title_text="probability", range=[0, 1])
+lens = ivlens.logit_lens(model, prompts[0], iv, at=AT, options=LensOptions(k=5, follow=[" walks", " walk"]))
+output = lens.frame().query("layer == layer.max()")
+output.pivot(index="rank", columns="run", values=["token", "prob"]).round(2)
 
 # %% [markdown]
-# **The bars.** Grey: what the model would say. Blue: the same model, a moment later, with the vector. The mass moves to
-# verbs, most of them in the third person, although nothing in the prompt asks for that. For this word it is a close race: *walk*
-# itself is just ahead of *walks*.
+# Plain: what the model would say. Patched: the same model, a moment later, with the vector. The mass moves to verbs, most of
+# them in the third person, although nothing in the prompt asks for that. And where in the model does this happen?
+
+# %%
+lens.plot()
+
+# %% [markdown]
+# **The lines.** The probability of two next tokens, as it stands after each layer; the dotted line is where the vector goes in. It
+# takes several more layers until a token comes of it: what the vector holds is read by them, and not a word that is written down.
+# For this input it is a close race.
 #
 # ## How strongly, and where?
 #
-# The probability of the right answer for one prompt, at every layer and strength. Strength 0 is the plain model.
+# The probability of the right answer at layers and strengths, on *select* inputs.
 
 # %%
-right = model.tokenizer(" walks").input_ids[0]
-alphas = [0, 0.5, 1, 2, 4, 8]
-rows = []
-for layer in range(0, model.cfg.n_layers, 2):
-    for alpha in alphas:
-        with torch.no_grad(), ivlens.steer(model, iv, layer=layer, alpha=alpha, site=SITE):
-            probability = float(model(tokens)[0, -1].float().softmax(-1)[right])
-        rows.append({"layer": layer, "alpha": alpha, "prob": probability})
-table = pd.DataFrame(rows).pivot(index="alpha", columns="layer", values="prob")
-heat = go.Figure(go.Heatmap(z=table, x=table.columns, y=[f"{alpha:g}" for alpha in alphas], zmin=0, zmax=1,
-                            colorscale="Blues", colorbar_title="P(walks)"))  # fmt: skip
-styled(heat, LIGHT, "Probability of 'walks' after 'walk'", f"site {SITE}", height=320)
-heat.update_xaxes(title_text="layer", dtick=4).update_yaxes(title_text="strength α", type="category")
+from ivlens.show.figures import strength_map
+
+grid = ivlens.Grid(layers=range(0, model.cfg.n_layers, 3), alphas=(0.5, 1.0, 2.0, 4.0, 8.0), sites=(SITE,))
+strength_map(ivlens.sweep_settings(model, ivlens.load_task(TASK), iv, grid=grid, n_prompts=16), metric="prob")
 
 # %% [markdown]
-# **The map.** Dark: the model is sure of the form. At twice the strength the early layers win this race. One prompt proves little; `sweep_settings` does the same over many, and
-# `evaluate_intervention` judges on others.
+# **The map.** The darker, the more probable the right answer. Outlined: the best setting; even there the answer has a quarter of the
+# probability on average, and what counts is whether any other token has more. Sixteen prompts are enough to see where to look; for a
+# judgement, `evaluate_intervention` searches on these inputs and judges on others.
 #
 # ## Against what the prompt shows
 #
