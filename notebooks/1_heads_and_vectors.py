@@ -74,15 +74,28 @@ effects.plot()
 
 # %% [markdown]
 # **The map.** One cell per head, layers from bottom to top. Blue: with this head's mean patched in, the right answer
-# becomes more probable (average over prompts). The dots mark the ten strongest. Most heads do nothing; a handful in the upper half
-# do a lot.
+# becomes more probable (average over prompts). The ten strongest are outlined and have their rank. Grey: the head's interval over
+# prompts includes zero, so that we cannot be sure of it. Most heads do nothing; a handful in the upper half do a lot.
 #
-# The same as a table, with intervals over prompts. An interval that includes zero is a head we cannot be sure of.
+# In JupyterLab, `picked = effects.pick()` as the last line of a cell shows this map to click on: heads are taken in and out, and
+# `picked.vector()` is the vector of those that are chosen. Here we take the strongest ones. The same as a table, with the intervals:
 
 # %%
 effects.to_frame().head(8).round(4)
 
 # %% [markdown]
+# ## Where do the strongest heads look?
+#
+# The answer is made at the last token. So we ask how much of each head's attention goes, from there, to which part of the prompt.
+
+# %%
+looking = ivlens.head_attention(model, task, effects, n_prompts=8)
+looking.plot(effects.top_heads(2))
+
+# %% [markdown]
+# **One prompt.** The darker a token, the more the head looks at it from the last token; the line below says which part of the prompt
+# it belongs to. Both heads look at the *answers* of the demonstrations, where the form that is asked for can be read.
+#
 # ## The vector
 #
 # Each head writes its output into the residual stream through its slice of `W_O`. The Instruction Vector is the sum of the
@@ -93,8 +106,12 @@ effects.to_frame().head(8).round(4)
 iv = ivlens.InstructionVector.from_effects(effects, k=10)
 print(iv)
 print([token.strip() for token, _ in iv.decode(model, k=8)])
+iv.plot()
 
 # %% [markdown]
+# **The bars.** What each head contributes: the part of its write that points along the sum, as a share of the sum's length. They add
+# up to 1.
+#
 # ## Does it hold the task?
 #
 # Now the test: the vector is added to *bare* inputs, without instruction and demonstrations. Layer and strength are searched on
@@ -110,8 +127,8 @@ evaluation  # noqa: B018, the cell shows it
 evaluation.plot()
 
 # %% [markdown]
-# **How to read it.** Top: the clean prompt, the best that can be hoped for. The filled circle is the vector, the *bare input*
-# is where it starts from. If the vector comes up towards the clean prompt while random vectors stay down, it holds the task.
+# **How to read it.** Top: the clean prompt, the best that can be hoped for. The filled circle below it is the vector, the *bare
+# input* is where it starts from. If the vector comes up towards the clean prompt while random vectors stay down, it holds the task.
 # **Random heads** are the control that counts: vectors made in the same way from ten other heads. Five draws of each are a
 # quick look; the command line takes 19.
 #
