@@ -85,7 +85,7 @@ effects.plot()
 
 # %% [markdown]
 # **The map.** Blue heads raise the right answer's probability when their mean output under clean prompts is put into a
-# corrupted one. If the map is empty, compare the scores with and without corruption: where the model answers rightly all the
+# corrupted one; the ten strongest are outlined, and grey ones have an interval that includes zero. If the map is empty, compare the scores with and without corruption: where the model answers rightly all the
 # same, nothing is left to gain.
 #
 # ## Judge it

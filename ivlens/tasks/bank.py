@@ -182,8 +182,10 @@ def _report(source: Source, skipped: list[str], n_merged: int) -> None:
         logger.info("Task %r: %s.", source.name, note)
     for loss in source.losses:
         logger.warning("Task %r: %s.", source.name, loss)
-    if skipped or n_merged:
+    if skipped:
         logger.warning(
-            "Task %r: %d of %d records left out because they lack an answer or an input%s, %d repeated inputs merged.",
-            source.name, len(skipped), len(source.records), f" (first: {skipped[0]})" if skipped else "", n_merged,
+            "Task %r: %d of %d records left out because they lack an answer or an input (first: %s), %d repeated inputs "
+            "merged.", source.name, len(skipped), len(source.records), skipped[0], n_merged,
         )  # fmt: skip
+    elif n_merged:  # nothing is lost: the later answers are alternatives
+        logger.info("Task %r: %d repeated inputs merged.", source.name, n_merged)

@@ -213,9 +213,11 @@ def test_reading_leaves_the_garbage_collector_as_it_was(tmp_path: Path) -> None:
 def test_repeated_inputs_become_alternatives(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     pairs = [("happy", "sad"), ("big", "small"), ("happy", ["unhappy", "sad"]), ("big", "small")]
     path = write(tmp_path / "t.json", [{"input": x, "output": y} for x, y in pairs])
-    task = load_task(path)
+    with caplog.at_level(logging.INFO, logger="ivlens"):
+        task = load_task(path)
     assert [(e.input, e.answers) for e in task.examples] == [("happy", ("sad", "unhappy")), ("big", ("small",))]
     assert "2 repeated inputs merged" in caplog.text
+    assert not [one for one in caplog.records if one.levelno >= logging.WARNING], "nothing is lost"
 
 
 def test_tasks_need_neither_torch_nor_datasets() -> None:
