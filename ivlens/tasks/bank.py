@@ -184,8 +184,8 @@ def _report(source: Source, skipped: list[str], n_merged: int) -> None:
         logger.warning("Task %r: %s.", source.name, loss)
     if skipped:
         logger.warning(
-            "Task %r: %d of %d records left out because they lack an answer or an input (first: %s), %d repeated inputs "
-            "merged.", source.name, len(skipped), len(source.records), skipped[0], n_merged,
+            "Task %r: %d of %d records left out because they lack an answer or an input (first: %s), %d repeated "
+            "inputs merged.", source.name, len(skipped), len(source.records), skipped[0], n_merged,
         )  # fmt: skip
     elif n_merged:  # nothing is lost: the later answers are alternatives
         logger.info("Task %r: %d repeated inputs merged.", source.name, n_merged)
