@@ -5,13 +5,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ivlens.runs.study.plan import CONTROL, PAPER, PLAIN, REHEARSAL
+from ivlens.runs.study.plan import CONTROL, PAPER, PLAIN, REHEARSALS
 
 LEVEL = 0.75  # of the best score on the new task that training without guidance has at a judged step
 _ROUNDING = 1e-9  # 0.75 of 0.8 is a little more than 0.6
 COLUMNS = ("guidance", "task", "step", "new", "old")
 # what is compared with what: the quantity in the evidence, the guidance that is judged, and what it has to beat
-PAIRS = (("equal", PAPER, PLAIN), ("equal_vector", PAPER, CONTROL), ("equal_rehearsal", REHEARSAL, PLAIN))
+PAIRS = (
+    ("equal", PAPER, PLAIN),
+    ("equal_vector", PAPER, CONTROL),
+    *(("equal_rehearsal", rehearsal, PLAIN) for rehearsal in REHEARSALS),
+)
 
 
 def equal_scores(frontier: pd.DataFrame) -> pd.DataFrame:
@@ -55,7 +59,11 @@ def equal_evidence(frontier: pd.DataFrame) -> pd.DataFrame:
         for guidance, old in found.items():
             rows.append({"name": f"old_{guidance}", "task": task, "value": float(np.nan_to_num(old))})
             rows.append({"name": f"reached_{guidance}", "task": task, "value": float(old == old)})
+        done = set[str]()  # of several kinds of rehearsal the first one counts
         for name, judged, beside in PAIRS:
+            if name in done or judged not in found:
+                continue
+            done.add(name)
             if {judged, beside} <= found.keys() and found[beside] == found[beside]:
                 lead = float(np.nan_to_num(found[judged])) - found[beside]
                 rows.append({"name": name, "task": task, "value": lead})

@@ -23,6 +23,8 @@ GENERAL_TASKS = ("synonym", "noun_kind", "first_letter", "present_gerund", "thir
 PLAIN, PAPER, CONTROL, REHEARSAL = "none", "iv", "iv/zero_vector", "instructions_lighter"
 SPLICES = 8  # layers at which the models are spliced: each costs a pass over all prompts, for both ways round
 JUDGEMENTS = 5  # times that each training on a new task is judged, the last time at its end
+# kinds of rehearsal, the first of which that a study has is the one that its claims are about
+REHEARSALS = (REHEARSAL, "answers", "instructions", "instructions_light", "answers_light")
 GUIDANCE = (PLAIN, PAPER, CONTROL, REHEARSAL)
 
 

@@ -75,9 +75,9 @@ def run_study(
     first = load_model(options.model) if model is None else model
     store = None if folder is None else Store(path_of(folder, "folder") / KEPT)
     earlier = tasks_of("earlier", map(load_task, options.earlier))
-    new_tasks = tasks_of("new", _new_tasks(options))
-    tasks_of("new", new_tasks, beside=earlier)  # no two tasks of one name: tables tell tasks apart by it
-    run = _Run(first, list(earlier), list(new_tasks), options, store)
+    news = tasks_of("new", new_tasks(options.new))
+    tasks_of("new", news, beside=earlier)  # no two tasks of one name: tables tell tasks apart by it
+    run = _Run(first, list(earlier), list(news), options, store)
     say("the model before training")
     kept = None if store is None else store.folder
     training = {"study": run.facts, "new": [task.full_hash() for task in run.new]}
@@ -127,13 +127,12 @@ def _after_the_start(tasks: pd.DataFrame) -> pd.DataFrame:
     return tasks.loc[tasks["step"].to_numpy() > 0]
 
 
-def _new_tasks(options: StudyOptions) -> list[Task]:
-    """The new tasks; those of the pocket suite come from it, as it has more training inputs than the bank."""
+def new_tasks(names: Sequence[str]) -> list[Task]:
+    """Tasks to train on; those of the pocket suite come from it, as it has more training inputs than the bank."""
     suite = {task.name for task in load_suite("pocket").tasks}
-    drilled = {
-        task.name: task for task in load_suite("pocket", order=[n for n in options.new if n in suite] or 0).tasks
-    }
-    return [drilled[name] if name in suite else load_task(name) for name in options.new]
+    own = [name for name in names if name in suite]
+    drilled = {task.name: task for task in load_suite("pocket", order=own or 0).tasks}
+    return [drilled[name] if name in suite else load_task(name) for name in names]
 
 
 @dataclass
