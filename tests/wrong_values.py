@@ -343,7 +343,7 @@ def calls(the: Things) -> dict[str, Call]:
         "ProbeOptions": (probed_with, dict),
         "answers_said": (
             answers_said,
-            lambda: {"model": model, "tasks": [task], "new": [things.other], "options": ProbeOptions(n_prompts=2)},
+            lambda: {"model": model, "tasks": [task], "new": [the.other], "options": ProbeOptions(n_prompts=2)},
         ),
         "general_scores": (general_scores, lambda: {"model": model, "tasks": [task], "n_prompts": 2, "seed": 0}),
         "measure_stage": (measure_stage, lambda: {
