@@ -61,7 +61,9 @@ def _colour(kind: str, theme: Theme) -> str:
         "own": translucent(theme.accent, 0.45),
         "new": theme.control,
         "copied": translucent(theme.control, 0.35),
-        "earlier": theme.steps[2][1],
+        "earlier": next(
+            colour for at, colour in theme.steps if at >= (0.7 if theme.name == "light" else 0.3)
+        ),  # purple
         "other": theme.unsure,
     }
     return colours[kind]
