@@ -169,7 +169,7 @@ def pilot(out: Path, regime: str) -> None:
     """Train on the pilot's new tasks, and print what is left of earlier ones at every judged step.
 
     `left` is the mean over earlier tasks of `(now - floor) / (before - floor)` on *select*, where the floor is what the
-    bare input gives, or the commonest answer. Trainings of the report end at the first judged step with half of it.
+    bare input gives, or the commonest answer. docs/study.md says how the length of trainings follows from it.
     """
     own = REGIMES[regime].options
     recipe, model = replace(own.recipe, seed=PILOT_SEED), load_model(own.model)
