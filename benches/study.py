@@ -1,16 +1,17 @@
 """The claims of the Instruction Vector paper: several orders of new tasks, on the built-in model and on a real one.
 
     python benches/study.py run   --out out/study-cells [--regime NAME] [--orders 0,1,2] [--seeds N] [--cells N]
-    python benches/study.py pilot --out out/study-cells  --regime few|terse
+    python benches/study.py pilot --out out/study-cells  --regime NAME
     python benches/study.py show [--out out/study-cells] [--write]
 
 A cell is one `ivlens study` without its page. `run` keeps every cell and can be interrupted, also within a cell, or
 told to stop after some new cells. `show` pools them with the committed ones: intervals are t over runs, of one run over
 its tasks. Its `--out` may also be the file that `gpu_study.py` writes.
 
-`short` and `long` are of the built-in model. `few` is of SmolLM2-135M-Instruct, which is asked by five demonstrations;
-`terse` is of the same model after it was taught to follow instructions. `pilot` finds the length of the training for
-these two, in an order and with a seed that are not reported.
+`short` and `long` are of the built-in model. `few` is of SmolLM2-135M-Instruct, which is asked by five demonstrations
+and trained by instructions; in `shots` it is trained by demonstrations too; `terse` is of the same model after it was
+taught to follow instructions. `pilot` finds the length of the training for these, in an order and with a seed that are
+not reported.
 
 Margins are in `ivlens/runs/study/claims.py`; they, the tasks, orders, seeds, kinds of guidance and the rule for the
 length of the training were written down before the first cell of a real model was run (docs/study.md).
@@ -78,11 +79,13 @@ class Regime:
         return self.options.model != "pocket"
 
 
-def real(model: str, earlier: Sequence[str], recipe: PromptRecipe, steps: int) -> StudyOptions:
+def real(
+    model: str, earlier: Sequence[str], recipe: PromptRecipe, steps: int, training: PromptRecipe | None = None
+) -> StudyOptions:
     """The options of a real model: fewer prompts and draws than on pocket, in the form in which it is asked."""
     return StudyOptions(
-        model=model, earlier=earlier, recipe=recipe, steps=steps, guidance=GUIDANCE, lr=5e-4, batch_size=8, n_records=1,
-        n_prompts=16, n_judge_prompts=24, n_exam_prompts=8, n_draws=9,
+        model=model, earlier=earlier, recipe=recipe, training=training, steps=steps, guidance=GUIDANCE, lr=5e-4,
+        batch_size=8, n_records=1, n_prompts=16, n_judge_prompts=24, n_exam_prompts=8, n_draws=9,
     )  # fmt: skip
 
 
@@ -98,7 +101,12 @@ REGIMES = {
         StudyOptions(steps=120, decay="constant"), POCKET_ORDERS, "Pocket, 120 steps for each new task, constant decay"
     ),
     "few": Regime(
-        real("smollm2", FEW_EARLIER, FIVE_SHOTS, 25), REAL_ORDERS, "SmolLM2-135M-Instruct, asked by five demonstrations"
+        real("smollm2", FEW_EARLIER, FIVE_SHOTS, 25, PromptRecipe()), REAL_ORDERS,
+        "SmolLM2-135M-Instruct, asked by five demonstrations, trained by instructions",
+    ),
+    "shots": Regime(
+        real("smollm2", FEW_EARLIER, FIVE_SHOTS, 25), REAL_ORDERS,
+        "SmolLM2-135M-Instruct, asked and trained by five demonstrations",
     ),
     "terse": Regime(
         real("smollm2-terse", TERSE_EARLIER, PromptRecipe(), 25), REAL_ORDERS,
@@ -142,8 +150,9 @@ def run(
         model = load_model(own.options.model)
     for seed in seeds:
         for order in orders:
+            told = None if own.options.training is None else replace(own.options.training, seed=seed)
             recipe = replace(own.options.recipe, seed=seed)
-            options = replace(own.options, new=own.orders[order], recipe=recipe, seed=seed)
+            options = replace(own.options, new=own.orders[order], recipe=recipe, training=told, seed=seed)
             name = f"{regime}-order{order}-seed{seed}"
             what = {"kind": "study", "options": plain_options(options), "model": model_identity(model).key}
             if store.find(what | versions()) is not None:
@@ -172,7 +181,8 @@ def pilot(out: Path, regime: str) -> None:
     bare input gives, or the commonest answer. docs/study.md says how the length of trainings follows from it.
     """
     own = REGIMES[regime].options
-    recipe, model = replace(own.recipe, seed=PILOT_SEED), load_model(own.model)
+    recipe, told = replace(own.recipe, seed=PILOT_SEED), replace(own.told, seed=PILOT_SEED)
+    model = load_model(own.model)
     earlier = [(task, task.split("select", PILOT_SEED)) for task in map(load_task, own.earlier)]
     exam = make_exam(model, earlier, recipe=recipe, n_prompts=16, seed=PILOT_SEED)
     before, floors = exam.sit(plain_model(model)), {task.name: floor(model, task, recipe) for task, _ in earlier}
@@ -180,7 +190,7 @@ def pilot(out: Path, regime: str) -> None:
     learner = Learner(model, own.method)
     for number, task in enumerate(new_tasks(PILOT_ORDER)):
         asked = [(for_training(task), split_examples(task, "select"))]
-        new = make_exam(model, asked, recipe=recipe, n_prompts=16, seed=PILOT_SEED)
+        new = make_exam(model, asked, recipe=told, n_prompts=16, seed=PILOT_SEED)
 
         def judge(trained: torch.nn.Module, new: Exam = new, name: str = task.name) -> dict[str, float]:
             old, learnt = exam.sit(trained), new.sit(trained)[name]
@@ -190,7 +200,7 @@ def pilot(out: Path, regime: str) -> None:
             return found
 
         data = training_set(
-            model, asked[0][0], asked[0][0].examples, recipe=recipe, n_samples=own.n_samples, seed=PILOT_SEED
+            model, asked[0][0], asked[0][0].examples, recipe=told, n_samples=own.n_samples, seed=PILOT_SEED
         )
         tune = replace(own.tune, steps=PILOT_STEPS, judge_every=5, seed=PILOT_SEED)
         learner.learn(data, tune, folder=out / "pilot" / regime / str(number), judge=judge)

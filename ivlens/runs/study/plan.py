@@ -52,6 +52,8 @@ class StudyOptions:
             prompts of each general task.
         n_draws: Number of random vectors, and of sets of random heads, beside every causal test.
         k: Number of heads in a vector.
+        training: How prompts of new tasks are made where the model is trained and judged on them; None: by `recipe`. A
+            model may be asked old tasks by demonstrations, and be trained on new ones by instructions.
         recipe: How prompts of all tasks are made. Its seed is that of everything that is measured, and of the splits of
             earlier tasks; new tasks are divided as a suite divides them.
         seed: Seed of the trainings: samples, their order, new adapters.
@@ -76,6 +78,7 @@ class StudyOptions:
     n_draws: int = 19
     k: int = 10
     recipe: PromptRecipe = PromptRecipe()
+    training: PromptRecipe | None = None
     seed: int = 0
     grid: Grid = field(
         default_factory=lambda: Grid(alphas=(1.0, 2.0, 4.0), sites=("resid_post",), n_screen=12, n_finalists=4)
@@ -100,6 +103,11 @@ class StudyOptions:
                 f"steps is {self.steps} and n_records {self.n_records}, expected no more records than steps, and 1 "
                 "or more; take more steps."
             )
+
+    @property
+    def told(self) -> PromptRecipe:
+        """How prompts of new tasks are made."""
+        return self.recipe if self.training is None else self.training
 
     @property
     def tune(self) -> TuneOptions:

@@ -226,7 +226,7 @@ class _Run:
                     seed=options.seed,
                 )
             data = training_set(
-                self.model, own, own.examples, recipe=options.recipe, n_samples=options.n_samples, seed=options.seed
+                self.model, own, own.examples, recipe=options.told, n_samples=options.n_samples, seed=options.seed
             )
             if recorder is not None:
                 recorder.offset = number * options.steps
@@ -252,5 +252,6 @@ class _Run:
         return learner.bridge()
 
     def _exam(self, asked: Sequence[tuple[Task, Sequence[TaskExample]]], n_prompts: int) -> Exam:
-        recipe = self.options.recipe
-        return make_exam(self.model, asked, recipe=recipe, n_prompts=n_prompts, seed=recipe.seed)
+        recipe, new = self.options.recipe, {task.name for task in self.new}
+        recipes = {task.name: self.options.told if task.name in new else recipe for task, _ in asked}
+        return make_exam(self.model, asked, recipe=recipes, n_prompts=n_prompts, seed=recipe.seed)
