@@ -7,11 +7,11 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from ivlens import load_model, load_task
+from ivlens import PromptRecipe, load_model, load_task
 from ivlens.analysis.forgetting import ProbeOptions, decomposition, probe
 from ivlens.cli.main import main
 from ivlens.common.store import Store, verify
-from ivlens.runs.study import StudyOptions, claim_table, run_study, write_study
+from ivlens.runs.study import StudyOptions, claim_table, run_study, running, write_study
 from ivlens.runs.study.frontier import equal_evidence, equal_scores
 from ivlens.runs.study.results import iv_place, study_facts, training_key
 from ivlens.show.pages.study import about, page, write_page
@@ -93,6 +93,24 @@ def test_every_training_is_judged_at_the_same_steps(result):
     assert result.frontier[["new", "old"]].to_numpy().min() >= 0
 
 
+def test_new_tasks_may_be_told_in_another_form_than_earlier_ones(pocket, monkeypatch):
+    seen, shots = {}, PromptRecipe(instruction=None, n_shots=2)
+
+    def exam(model, asked, *, recipe, **more):
+        seen.update(recipe)
+        raise InterruptedError
+
+    made = running.training_set
+    monkeypatch.setattr(
+        running, "training_set", lambda *args, **more: seen.update(data=more["recipe"]) or made(*args, **more)
+    )
+    monkeypatch.setattr(running, "make_exam", exam)
+    with pytest.raises(InterruptedError):
+        run_study(replace(TINY, recipe=shots, training=PromptRecipe()), model=pocket)
+    assert seen == {"data": PromptRecipe(), "middle_of_three": PromptRecipe()} | dict.fromkeys(TINY.earlier, shots)
+    assert replace(TINY, recipe=shots).told == shots
+
+
 def frontier(**courses):
     rows = [
         {"guidance": name.replace("_zero", "/zero_vector"), "task": "new", "step": 10 * step, "new": new, "old": old}
@@ -157,7 +175,6 @@ def test_a_study_leaves_what_others_keep_in_its_store(pocket, tmp_path, monkeypa
 @pytest.mark.slow
 def test_an_interrupted_study_goes_on_to_the_same_result(pocket, result, tmp_path, monkeypatch):
     """Interrupted before its last training, it repeats neither the others nor what was measured between them."""
-    from ivlens.runs.study import running
     from ivlens.tuning.loop import Trainer
 
     said, steps, probed = [], [], []
