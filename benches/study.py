@@ -174,13 +174,14 @@ def run(
             print(f"{name}: {made['seconds']:.0f} s", flush=True)
 
 
-def pilot(out: Path, regime: str) -> None:
+def pilot(out: Path, regime: str, lr: float | None) -> None:
     """Train on the pilot's new tasks, and print what is left of earlier ones at every judged step.
 
     `left` is the mean over earlier tasks of `(now - floor) / (before - floor)` on *select*, where the floor is what the
     bare input gives, or the commonest answer. docs/study.md says how the length of trainings follows from it.
     """
     own = REGIMES[regime].options
+    own = own if lr is None else replace(own, lr=lr)
     recipe, told = replace(own.recipe, seed=PILOT_SEED), replace(own.told, seed=PILOT_SEED)
     model = load_model(own.model)
     earlier = [(task, task.split("select", PILOT_SEED)) for task in map(load_task, own.earlier)]
@@ -203,7 +204,7 @@ def pilot(out: Path, regime: str) -> None:
             model, asked[0][0], asked[0][0].examples, recipe=told, n_samples=own.n_samples, seed=PILOT_SEED
         )
         tune = replace(own.tune, steps=PILOT_STEPS, judge_every=5, seed=PILOT_SEED)
-        learner.learn(data, tune, folder=out / "pilot" / regime / str(number), judge=judge)
+        learner.learn(data, tune, folder=out / "pilot" / f"{regime}-{own.lr:g}" / str(number), judge=judge)
 
 
 def floor(model: TransformerBridge, task: Task, recipe: PromptRecipe) -> float:
@@ -325,6 +326,7 @@ def main() -> None:
     parser.add_argument("--orders", default="0,1,2")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--regime", choices=REGIMES, default="short")
+    parser.add_argument("--lr", type=float, help="another learning rate for the pilot")
     parser.add_argument("--cells", type=int, help="stop after so many new cells")
     parser.add_argument("--write", action="store_true", help="into RESULTS.md, and cells into study.parquet")
     given = parser.parse_args()
@@ -332,7 +334,7 @@ def main() -> None:
         run(given.out, [int(n) for n in given.orders.split(",")], range(given.seeds), given.cells, given.regime)
         return
     if given.what == "pilot":
-        pilot(given.out, given.regime)
+        pilot(given.out, given.regime, given.lr)
         return
     more = [] if given.out is None else [committed(given.out) if given.out.is_file() else kept(given.out)]
     cells = together([committed(), *more])
