@@ -41,6 +41,7 @@ ONE = {
     ("load_suite", "general"): lambda given: ivlens.load_suite("pocket", general=given("antonym")).general,
     ("MoreRows", "rows"): lambda given: ivlens.MoreRows(given("by_k")),
     ("MoreRows", "templates"): lambda given: ivlens.MoreRows(templates=given("qa")),
+    ("StudyOptions", "general"): lambda given: StudyOptions(general=given("rhyme")),
     ("StudyOptions", "new"): lambda given: StudyOptions(new=given("rhyme")),
     ("StudyOptions", "guidance"): lambda given: StudyOptions(guidance=given("none")),
     ("all_cells", "methods"): lambda given: all_cells(given("lora"), ["none"], [0], [0]),

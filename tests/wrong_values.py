@@ -37,7 +37,7 @@ from fuzzing import PACKAGE, Hang, silence, time_limit
 import ivlens
 from ivlens.analysis.attention import AblationOptions, AttentionOptions, ScoreOptions
 from ivlens.analysis.dynamics import TrackOptions, measure_stage
-from ivlens.analysis.forgetting import ProbeOptions, probe
+from ivlens.analysis.forgetting import ProbeOptions, answers_said, general_scores, probe
 from ivlens.analysis.inside import LensOptions, PlaceOptions
 from ivlens.analysis.transplant import SpliceOptions, TransplantOptions
 from ivlens.out import export_vector
@@ -341,6 +341,11 @@ def calls(the: Things) -> dict[str, Call]:
         "Along": (along_with, dict),
         "probe": (probe, lambda: {"model": model, "tasks": [task], "options": ProbeOptions(n_prompts=2)}),
         "ProbeOptions": (probed_with, dict),
+        "answers_said": (
+            answers_said,
+            lambda: {"model": model, "tasks": [task], "new": [the.other], "options": ProbeOptions(n_prompts=2)},
+        ),
+        "general_scores": (general_scores, lambda: {"model": model, "tasks": [task], "n_prompts": 2, "seed": 0}),
         "measure_stage": (measure_stage, lambda: {
             "model": model, "tasks": [task], "options": TrackOptions(n_prompts=2, k=1, n_judge_prompts=2)
         }),

@@ -56,14 +56,15 @@ def _show_list(as_json: bool) -> None:
 
 
 def _get(name: str, as_json: bool) -> None:
-    from ivlens.models.known import known_model
+    from ivlens.models.known import KNOWN, known_model
 
     known = known_model(name)
     # licence and size are printed before anything is downloaded, so that a user can still stop it
     if known is not None and not as_json:
         print(f"{known.name}: {known.about}; licence {known.licence}", flush=True)
-        if known.packaged is not None and not known.is_here():
-            download, disk = known.packaged.wheel_bytes, known.n_bytes
+        if known.fetched is not None and not known.is_here():
+            disk = known.n_bytes + (0 if known.base is None else KNOWN[known.base].n_bytes)
+            download = known.fetched.wheel_bytes
             print(f"{_megabytes(download)} to download, {_megabytes(disk)} on the disk", flush=True)
 
     from ivlens.models.getting import get_model  # this import takes seconds, so the lines above are printed first
@@ -85,7 +86,7 @@ def _facts(known: "KnownModel") -> dict[str, Any]:
         "name": known.name,
         "about": known.about,
         "licence": known.licence,
-        "download_bytes": known.packaged.wheel_bytes if known.packaged else 0,
+        "download_bytes": known.fetched.wheel_bytes if known.fetched else 0,
         "bytes": known.n_bytes,
         "folder": str(known.folder),
         "here": known.is_here(),

@@ -27,8 +27,11 @@ class StudyAmounts:
         n_records: Checkpoints that are measured during each new task.
         n_prompts: Corrupted prompts of each task on which effects are measured.
         n_judge_prompts: Prompts of each earlier task in every judgement.
+        n_exam_prompts: Prompts of each task wherever a training is judged, and of each general task.
         n_draws: Number of random vectors, and of sets of random heads, as controls of every vector.
         k: Number of heads in a vector.
+        guidance: A kind of guidance that is compared with plain training; give it once for each, as named for tune.
+            By default iv, iv/zero_vector and instructions_lighter.
     """
 
     method: str = "lora"
@@ -38,8 +41,10 @@ class StudyAmounts:
     n_records: int = 3
     n_prompts: int = 24
     n_judge_prompts: int = 32
+    n_exam_prompts: int = 16
     n_draws: int = 19
     k: int = 10
+    guidance: Annotated[tuple[str, ...], Parameter(negative="")] = ()
 
 
 def study(
@@ -114,11 +119,13 @@ def _options(
     """The study's options; tasks that are not given stay at their defaults."""
     from dataclasses import asdict
 
-    from ivlens.runs.study.plan import StudyOptions
+    from ivlens.runs.study.plan import GUIDANCE, PLAIN, StudyOptions
 
     tasks = {name: value for name, value in (("earlier", earlier), ("new", new)) if value}
-    recipe = prompts.recipe()
-    return StudyOptions(model=model, **tasks, **asdict(amounts), recipe=recipe, seed=recipe.seed)
+    recipe, given = prompts.recipe(), amounts.guidance or GUIDANCE
+    kinds = tuple(dict.fromkeys((PLAIN, *given)))
+    chosen = {**asdict(amounts), "guidance": kinds, "recipe": recipe, "seed": recipe.seed}
+    return StudyOptions(model=model, **tasks, **chosen)
 
 
 def _print(result: "StudyResult") -> None:

@@ -10,9 +10,8 @@ from typing import Any
 import torch
 
 from ivlens.common.foreign import foreign_json, read_pickled, read_tensors
-from ivlens.common.names import expanded
 from ivlens.common.saves import LIST, listed, whole
-from ivlens.models.known import known_model
+from ivlens.models.known import known_model, place_of
 from ivlens.models.opening import WEIGHT_FILES, check_name
 
 logger = logging.getLogger("ivlens")
@@ -57,9 +56,10 @@ def adapter_folders(folder: str | Path) -> dict[str, Path]:
     Returns:
         Empty where `folder` holds no adapters, is a known model's name, a whole model or a folder of checkpoints.
     """
-    if known_model(folder) is not None:
+    known = known_model(folder)
+    if known is not None and known.base is None:
         return {}
-    root = whole(expanded(folder))
+    root = whole(place_of(folder))
     # some trainers write the configuration of the whole model beside its adapters
     if not root.is_dir() or ((root / "config.json").is_file() and not (root / CONFIG).is_file()):
         return {}
@@ -112,9 +112,9 @@ def named_base(folder: str | Path) -> str:
 
 def _check_no_circle(folder: str | Path, name: str) -> None:
     """Refuse adapters whose model is a folder of adapters that leads, through others, back to the first folder."""
-    seen = {expanded(folder).resolve()}
+    seen = {place_of(folder).resolve()}
     while found := adapter_folders(name):
-        place = expanded(name).resolve()
+        place = place_of(name).resolve()
         if place in seen:
             raise ValueError(
                 f"the adapters in {str(folder)!r} name each other as their model, expected a model; name it with base=."
@@ -137,7 +137,7 @@ def read_adapters(folder: str | Path) -> dict[str, Adapter]:
         ValueError: adapters that are damaged or incomplete, that do not change weights, or that lie beside a whole
             model.
     """
-    root, found = whole(expanded(folder)), adapter_folders(folder)
+    root, found = whole(place_of(folder)), adapter_folders(folder)
     models = [name for name in WEIGHT_FILES if (root / name).is_file()]
     if models:
         raise ValueError(

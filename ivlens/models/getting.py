@@ -59,6 +59,8 @@ def get_model(name: str, *, progress: bool = False) -> Path:
             f"there is no known model {str(name)!r:.80} ({nearest_known(str(name))}), expected "
             f"{' or '.join(map(repr, KNOWN))}; load_model opens a folder, a GGUF file or a Hub name as it is."
         )
+    if known.base is not None:
+        get_model(known.base, progress=progress)
     if known.packaged is None or is_whole(known.folder):
         return known.folder
     check_gguf_installed()

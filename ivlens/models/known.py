@@ -7,6 +7,7 @@ from importlib import resources
 from pathlib import Path
 
 from ivlens.common.cache import cache_folder
+from ivlens.common.names import expanded
 from ivlens.common.saves import LIST, whole
 from ivlens.common.store.written import said_of
 from ivlens.models.ggufheader import is_gguf
@@ -44,7 +45,9 @@ class KnownModel:
         about: A description in one line.
         licence: The licence of the weights.
         n_bytes: Size of the checkpoint folder.
-        packaged: The file that the checkpoint is made from; None for the built-in model.
+        packaged: The file that the checkpoint is made from; None for what comes with ivlens.
+        inside: The name of its folder in `ivlens/data`, for what comes with ivlens.
+        base: The name of the known model that it is an adapter of; None: it is a whole model.
     """
 
     name: str
@@ -52,27 +55,37 @@ class KnownModel:
     licence: str
     n_bytes: int
     packaged: Packaged | None = None
+    inside: str = "pocket"
+    base: str | None = None
 
     @property
     def folder(self) -> Path:
-        """The folder of its checkpoint, whether it is there yet or not; plain transformers opens it as well."""
+        """The folder of its checkpoint or adapter, there or not; plain transformers, or peft, opens it as well."""
         if self.packaged is None:
-            return pocket_path()
+            return Path(str(resources.files("ivlens") / "data" / self.inside))
         # the hash of its source is part of the name: a newer ivlens with another source makes a folder of its own
         return cache_folder() / "models" / f"{self.name}-{self.packaged.member_hash[:12]}"
 
     @property
     def remedy(self) -> str:
         """What an error tells the user to do where the checkpoint is missing."""
-        return (
-            "train it with `ivlens pocket train`" if self.packaged is None else f"get it with `ivlens get {self.name}`"
-        )
+        is_fetched = self.packaged is not None or self.base is not None
+        return f"get it with `ivlens get {self.name}`" if is_fetched else "train it with `ivlens pocket train`"
+
+    @property
+    def fetched(self) -> Packaged | None:
+        """What has to be fetched for it: its own file, or that of the model it belongs to."""
+        return self.packaged if self.base is None else KNOWN[self.base].fetched
 
     def is_here(self) -> bool:
-        """Whether configuration and weights lie in its folder."""
-        return all((self.folder / name).is_file() for name in ("config.json", "model.safetensors"))
+        """Whether configuration and weights lie in its folder, and those of the model that it belongs to in theirs."""
+        files = ("config.json", "model.safetensors") if self.base is None else _ADAPTER
+        return all((self.folder / name).is_file() for name in files) and (
+            self.base is None or KNOWN[self.base].is_here()
+        )
 
 
+_ADAPTER = ("adapter_config.json", "adapter_model.safetensors")  # peft's files
 _RECORD = "training.json"  # how the built-in model was trained, beside it
 KNOWN = {
     model.name: model
@@ -98,6 +111,14 @@ KNOWN = {
                 member_bytes=98_362_432,
             ),
         ),
+        KnownModel(
+            name="smollm2-terse",
+            about="smollm2 with an adapter that taught it to answer instructions tersely (ivlens terse)",
+            licence="Apache-2.0",
+            n_bytes=9_800_000,
+            inside="terse",
+            base="smollm2",
+        ),
     )
 }
 
@@ -109,7 +130,13 @@ def known_model(name: object) -> KnownModel | None:
 
 def pocket_path() -> Path:
     """The folder of the built-in model's checkpoint, which plain transformers opens as well."""
-    return Path(str(resources.files("ivlens") / "data" / "pocket"))
+    return KNOWN["pocket"].folder
+
+
+def place_of(name: str | Path) -> Path:
+    """The path of a folder: a known model's, or the one that `name` spells."""
+    known = known_model(name)
+    return expanded(name) if known is None else known.folder
 
 
 def label_of(name: str | Path) -> str:

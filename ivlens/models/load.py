@@ -13,7 +13,6 @@ from ivlens.common.checks import check_filled
 from ivlens.common.foreign import read_foreign
 from ivlens.common.hub import without_retries
 from ivlens.common.memory import pass_on_shortage
-from ivlens.common.names import expanded
 from ivlens.common.progress import bar
 from ivlens.common.saves import whole
 from ivlens.models.adapters import is_adapter, named_base, named_revision
@@ -21,7 +20,7 @@ from ivlens.models.boot import TransformerBridge, boot, check_model, check_suppo
 from ivlens.models.fingerprint import remember_name
 from ivlens.models.folders import open_folder
 from ivlens.models.gguf import gguf_tokenizer, open_gguf
-from ivlens.models.known import finished, label_of, nearest_known, source_of
+from ivlens.models.known import finished, label_of, nearest_known, place_of, source_of
 from ivlens.models.live import LiveAdapters
 from ivlens.models.looks import MOST_TEMPLATE, check_entries
 from ivlens.models.merging import with_adapters
@@ -111,7 +110,7 @@ def _loaded(
         raise ValueError(f"load_model got base= for {str(name)!r}, which is no folder of adapters; leave base out.")
     if is_folder:
         label = label_of(name)
-        hf_model, tokenizer = _adapted(expanded(name), base, tokenizer, asked, revision)
+        hf_model, tokenizer = _adapted(place_of(name), base, tokenizer, asked, revision)
     elif hf_model is None:
         label = label_of(name)
         hf_model, tokenizer = _opened(source_of(name), tokenizer, asked, revision)
@@ -157,7 +156,7 @@ def _adapted(
         plain = plain_model(check_model(named))
         tokenizer = named.tokenizer if tokenizer is None else tokenizer
     elif is_adapter(named):
-        plain, tokenizer = _adapted(expanded(named), None, tokenizer, dtype, revision)
+        plain, tokenizer = _adapted(place_of(named), None, tokenizer, dtype, revision)
     else:
         # a revision in the adapters' description belongs to the model that they name, not to another one
         revision = named_revision(folder) if base is None and revision is None else revision

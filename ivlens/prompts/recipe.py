@@ -205,9 +205,9 @@ class PromptRecipe:
 
 
 def plain_options(options: Any) -> dict[str, Any]:
-    """The fields of an options object in plain JSON values, with its `recipe` if it has one, for keys and settings."""
-    recipe = getattr(options, "recipe", None)
-    return asdict(options) | ({} if recipe is None else {"recipe": recipe.to_dict()})
+    """The fields of an options object in plain JSON values, with those of its recipes, for keys and settings."""
+    recipes = {name: value for name, value in vars(options).items() if isinstance(value, PromptRecipe)}
+    return asdict(options) | {name: recipe.to_dict() for name, recipe in recipes.items()}
 
 
 def _checked_instruction(given: Any) -> Any:

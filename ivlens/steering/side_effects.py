@@ -68,6 +68,18 @@ def plain_text() -> str:
     return (resources.files("ivlens") / "data" / "text" / "plain.txt").read_text(encoding="utf-8")
 
 
+def perplexity(model: TransformerBridge, text: str | None = None) -> float:
+    """Exponential of the mean negative log-probability of a text's tokens, read in windows of 128 tokens.
+
+    Args:
+        text: The text; None: the one that comes with ivlens.
+
+    Raises:
+        ValueError: a text of too few words.
+    """
+    return _Texts(model, text).perplexity(lambda where: nullcontext())
+
+
 class _Texts:
     """A text as tokens: the beginnings of its sentences, and the whole in windows, with the plain model's answers."""
 

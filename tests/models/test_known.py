@@ -2,14 +2,18 @@
 
 import re
 import shutil
+import warnings
+from dataclasses import replace
 
 import pytest
 import real
+import torch
+import transformers
 from families import hf_model
 
 from ivlens.models import known, load_model, model_identity, pocket_path
-from ivlens.models.adapters import adapter_folders
-from ivlens.models.checkpoints import checkpoint_series
+from ivlens.models.adapters import adapter_folders, named_base
+from ivlens.models.checkpoints import Checkpoint, checkpoint_series
 from ivlens.models.known import KNOWN, known_model, label_of, source_of
 from ivlens.runs.sweep.grid import _beside
 from ivlens.tuning import Learner
@@ -37,8 +41,12 @@ def test_the_table_says_all_there_is_to_know(model):
         hashes = (model.packaged.wheel_hash, model.packaged.member_hash)
         assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in hashes)
         assert 0 < model.packaged.wheel_bytes and 0 < model.packaged.member_bytes
-    else:
+    elif model.base is None:
         assert model.is_here()
+    else:  # what comes with ivlens is there; what it belongs to may have to be fetched
+        assert (model.folder / "adapter_model.safetensors").is_file() and model.fetched == KNOWN[model.base].packaged
+        assert named_base(model.folder) == model.base
+        assert sum(path.stat().st_size for path in model.folder.iterdir()) == pytest.approx(model.n_bytes, rel=0.1)
 
 
 def test_what_pocket_takes_is_what_the_table_says():
@@ -51,6 +59,37 @@ def test_a_known_model_opens_by_its_name_from_the_cache(here, cache):
     assert here.is_relative_to(cache) and source_of("smollm2") == here
     model = load_model("smollm2")
     assert model_identity(model).name == model.cfg.model_name == "smollm2"
+
+
+@pytest.fixture
+def taught(here, tmp_path, monkeypatch):
+    """A stand-in for the adapter that comes with ivlens, of the stand-in for the model."""
+    peft = pytest.importorskip("peft")
+    plain = transformers.AutoModelForCausalLM.from_pretrained(here)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        inside = peft.get_peft_model(plain, peft.LoraConfig(r=2, init_lora_weights=False, target_modules=["q_proj"]))
+        inside.peft_config["default"].base_model_name_or_path = "smollm2"
+        inside.save_pretrained(tmp_path / "terse", save_embedding_layers=False)
+    monkeypatch.setitem(KNOWN, "smollm2-terse", replace(KNOWN["smollm2-terse"], inside=str(tmp_path / "terse")))
+    return inside.merge_and_unload()
+
+
+def test_a_known_adapter_opens_on_the_model_it_belongs_to(taught, here):
+    model = load_model("smollm2-terse")
+    assert model_identity(model).name == "smollm2-terse" and model.tokenizer is not None
+    tokens = torch.arange(4)[None]
+    assert torch.allclose(model(tokens), taught(tokens).logits, atol=1e-5)
+    assert not torch.allclose(model(tokens), load_model("smollm2")(tokens), atol=1e-5)
+    key = Checkpoint("taught", "smollm2-terse").key()
+    assert key["base"] == Checkpoint("first", "smollm2").key() and key["files"]
+
+
+def test_a_known_adapter_without_its_model_says_what_to_get(taught, here):
+    shutil.rmtree(here)
+    assert not KNOWN["smollm2-terse"].is_here()
+    with pytest.raises(FileNotFoundError, match="get it with `ivlens get smollm2`"):
+        load_model("smollm2-terse")
 
 
 def test_one_that_is_missing_names_the_command(cache):

@@ -7,12 +7,13 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from ivlens import load_model, load_task
+from ivlens import PromptRecipe, load_model, load_task
 from ivlens.analysis.forgetting import ProbeOptions, decomposition, probe
 from ivlens.cli.main import main
 from ivlens.common.store import Store, verify
-from ivlens.runs.study import StudyOptions, claim_table, run_study, write_study
-from ivlens.runs.study.results import study_facts, training_key
+from ivlens.runs.study import StudyOptions, claim_table, run_study, running, write_study
+from ivlens.runs.study.frontier import equal_evidence, equal_scores
+from ivlens.runs.study.results import iv_place, study_facts, training_key
 from ivlens.show.pages.study import about, page, write_page
 from ivlens.steering.search import Grid
 from ivlens.tuning import Along, TuneOptions, finetune
@@ -20,6 +21,7 @@ from ivlens.tuning import Along, TuneOptions, finetune
 TINY = StudyOptions(
     earlier=("antonym", "country_capital"),
     new=("middle_of_three",),
+    general=("synonym", "antonym", "noun_kind"),
     guidance=("none", "iv", "iv/zero_vector"),
     steps=2,
     n_records=2,
@@ -27,6 +29,7 @@ TINY = StudyOptions(
     batch_size=8,
     n_prompts=3,
     n_judge_prompts=4,
+    n_exam_prompts=3,
     n_draws=2,
     k=4,
     grid=Grid(layers=(1,), alphas=(2.0,), sites=("resid_post",)),
@@ -64,7 +67,84 @@ def test_every_part_is_there(result):
         "kept_iv",
         "instruction_none",
     } <= names
-    assert result.evidence.groupby("name").size().eq(2).all(), "one value for each old task"
+    sizes, equal = result.evidence.groupby("name").size(), {"equal", "equal_vector"}
+    per_new = [name for name in sizes.index if name in equal or name.startswith(("old_", "reached_"))]
+    assert sizes.drop(per_new).eq(2).all(), "one value for each old task"
+    assert len(per_new) >= 6 and sizes[per_new].eq(1).all(), "and one for each new task"
+
+
+def test_what_is_said_and_kept_of_every_model(result):
+    runs = {"before", *TINY.guidance}
+    assert set(result.answers["run"]) == set(result.general["run"]) == runs
+    counts = result.answers.groupby(["run", "task"]).size()
+    assert counts.eq(TINY.n_judge_prompts).all() and len(counts) == 8
+    right = result.evidence[result.evidence["name"].str.startswith("said_")].groupby("task")["value"].sum()
+    assert right.to_numpy() == pytest.approx(1)  # the kinds are all answers
+    after = result.probes.query("run == 'none' and kind == 'instruction'").groupby("task")["accuracy"].mean()
+    said = result.answers.query("run == 'none'").groupby("task")["kind"].agg(lambda kinds: (kinds == "right").mean())
+    assert said.to_dict() == pytest.approx(after.to_dict())
+    general = [name for name in TINY.general if name not in (*TINY.earlier, *TINY.new)]
+    assert set(result.general["task"]) == {"plain text", *general}
+
+
+def test_every_training_is_judged_at_the_same_steps(result):
+    steps = result.frontier.groupby(["guidance", "task"])["step"].agg(tuple)
+    assert len(steps) == 3 and set(steps) == {(1, 2)}
+    assert result.frontier[["new", "old"]].to_numpy().min() >= 0
+
+
+def test_new_tasks_may_be_told_in_another_form_than_earlier_ones(pocket, monkeypatch):
+    seen, shots = {}, PromptRecipe(instruction=None, n_shots=2)
+
+    def exam(model, asked, *, recipe, **more):
+        seen.update(recipe)
+        raise InterruptedError
+
+    made = running.training_set
+    monkeypatch.setattr(
+        running, "training_set", lambda *args, **more: seen.update(data=more["recipe"]) or made(*args, **more)
+    )
+    monkeypatch.setattr(running, "make_exam", exam)
+    with pytest.raises(InterruptedError):
+        run_study(replace(TINY, recipe=shots, training=PromptRecipe()), model=pocket)
+    assert seen == {"data": PromptRecipe(), "middle_of_three": PromptRecipe()} | dict.fromkeys(TINY.earlier, shots)
+    assert replace(TINY, recipe=shots).told == shots
+
+
+def frontier(**courses):
+    rows = [
+        {"guidance": name.replace("_zero", "/zero_vector"), "task": "new", "step": 10 * step, "new": new, "old": old}
+        for name, course in courses.items()
+        for step, (new, old) in enumerate(course, 1)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_equal_scores_take_the_first_step_that_is_good_enough():
+    found = frontier(none=[(0.2, 0.9), (0.6, 0.5), (0.8, 0.1)], iv=[(0.1, 0.9), (0.5, 0.8), (0.7, 0.7)])
+    equal = equal_scores(found).set_index("guidance")
+    assert equal["wanted"].tolist() == pytest.approx([0.6, 0.6])  # 0.75 of plain training's best
+    assert equal["step"].tolist() == [20, 30] and equal["old"].tolist() == [0.5, 0.7]
+    assert equal_evidence(found).set_index("name")["value"]["equal"] == pytest.approx(0.2)
+
+
+def test_a_training_that_never_gets_there_has_failed():
+    found = frontier(none=[(0.8, 0.3)], iv=[(0.5, 0.9)], iv_zero=[(0.5, 0.9)])
+    values = equal_evidence(found).set_index("name")["value"]
+    assert values["equal"] == pytest.approx(-0.3) and values["reached_iv"] == 0.0 and values["old_iv"] == 0.0
+    assert "equal_vector" not in values  # its control failed: there is nothing to compare
+    assert equal_evidence(frontier(none=[(0.0, 0.5)], iv=[(0.0, 0.5)])).query("name == 'equal'").empty
+
+
+def test_the_place_of_a_cosine():
+    assert iv_place(0.9, 0.8, 1.0) == pytest.approx(0.5)
+    assert iv_place(0.7, 0.8, 1.0) < 0 and iv_place(0.9, 1.0, 1.0) != iv_place(0.9, 1.0, 1.0)  # NaN
+
+
+def test_studies_of_older_versions_lack_claims_and_get_no_verdict_on_them():
+    assert "equal" not in claims(FELL) and "cosine" not in claims(FELL)
+    found = claims({**FELL, "reached_none": [0.0] * 8, "iv_place": [0.9] * 8})
+    assert found["cosine"] == "seen" and found["equal"] == "not testable here"
 
 
 @pytest.mark.slow
@@ -95,7 +175,6 @@ def test_a_study_leaves_what_others_keep_in_its_store(pocket, tmp_path, monkeypa
 @pytest.mark.slow
 def test_an_interrupted_study_goes_on_to_the_same_result(pocket, result, tmp_path, monkeypatch):
     """Interrupted before its last training, it repeats neither the others nor what was measured between them."""
-    from ivlens.runs.study import running
     from ivlens.tuning.loop import Trainer
 
     said, steps, probed = [], [], []
@@ -172,7 +251,7 @@ def test_page_needs_nothing_else(result):
     assert all(set(themes) == {"light", "dark"} for themes in figures.values())
     assert "no evidence about large models" in own and "cover one base model" in own
     assert "$" not in re.sub(r"<script.*?</script>", "", own, flags=re.DOTALL)
-    assert own.count("<td class=verdict>") == 11
+    assert own.count("<td class=verdict>") == 14
 
 
 # ---- verdicts
@@ -199,29 +278,32 @@ FELL = {"accuracy_drop": [0.5, 0.6] * 4, "instruction_drop": [0.5, 0.6] * 4}
 @pytest.mark.parametrize(
     "name, quantity, values, verdict",
     [
-        ("instruction", "excess", [1.0, 2.0], "seen in pocket"),
+        ("instruction", "excess", [1.0, 2.0], "seen"),
         ("instruction", "excess", [0.4, 2.0], "undecided"),
         ("instruction", "excess", [0.1, 0.4], "not seen"),
-        ("cosine", "iv_cosine", [0.92, 0.95], "seen in pocket"),
-        ("cosine", "iv_cosine", [0.5, 0.6], "not seen"),
+        ("cosine", "iv_place", [0.62, 0.65], "seen"),
+        ("cosine", "iv_place", [0.3, 0.4], "not seen"),
+        ("equal", "equal", [0.06, 0.1], "seen"),
+        ("equal_vector", "equal_vector", [-0.1, 0.04], "not seen"),
+        ("equal_rehearsal", "equal_rehearsal", [0.0, 0.3], "undecided"),
         ("reinjection", "reinjection_lead", [0.04, 0.2], "undecided"),
-        ("guidance", "kept_iv", [0.6, 0.7], "seen in pocket"),
+        ("guidance", "kept_iv", [0.6, 0.7], "seen"),
     ],
 )
 def test_margins(name, quantity, values, verdict):
-    assert claims({**FELL, quantity: values * 4})[name] == verdict
+    assert claims({**FELL, "reached_none": [1.0] * 8, quantity: values * 4})[name] == verdict
 
 
 def test_two_tasks_decide_nothing():
     assert claims({**FELL, "excess": [1.0, 2.0]})["instruction"] == "undecided"
-    assert claims({**FELL, "excess": [1.0, 2.0] * 3})["instruction"] == "seen in pocket"
+    assert claims({**FELL, "excess": [1.0, 2.0] * 3})["instruction"] == "seen"
 
 
 def test_nothing_to_see_where_nothing_was_lost():
     kept = {
         "accuracy_drop": [0.0, 0.1],
         "instruction_drop": [0.0, 0.05],
-        "iv_cosine": [0.99, 0.98],
+        "iv_place": [0.99, 0.98],
         "excess": [1.0, 1.0],
     }
     found = claims(kept)
@@ -230,7 +312,7 @@ def test_nothing_to_see_where_nothing_was_lost():
 
 
 def test_overlaid_needs_both_tests():
-    assert claims({**FELL, "write_lead": [0.5, 0.6] * 4, "read_lead": [0.5, 0.6] * 4})["overlaid"] == "seen in pocket"
+    assert claims({**FELL, "write_lead": [0.5, 0.6] * 4, "read_lead": [0.5, 0.6] * 4})["overlaid"] == "seen"
     assert claims({**FELL, "write_lead": [0.5, 0.6] * 4, "read_lead": [0.0, 0.01] * 4})["overlaid"] == "not seen"
     assert claims({**FELL, "write_lead": [0.5, 0.6] * 4, "read_lead": [0.0, 0.6] * 4})["overlaid"] == "undecided"
 
@@ -238,11 +320,11 @@ def test_overlaid_needs_both_tests():
 def test_the_vector_itself_is_compared_with_its_control():
     found = {**FELL, "kept_iv": [3.0, 3.0], "kept_iv/zero_vector": [3.0, 3.0]}
     verdicts = claims(found)
-    assert (verdicts["guidance"], verdicts["vector"]) == ("seen in pocket", "not seen")
+    assert (verdicts["guidance"], verdicts["vector"]) == ("seen", "not seen")
 
 
 def test_a_rival_that_predicts_better():
-    assert claims(FELL, r2=(0.9, 0.8, 0.95))["prediction"] == "seen in pocket"
+    assert claims(FELL, r2=(0.9, 0.8, 0.95))["prediction"] == "seen"
     assert claims(FELL, r2=(0.2, 0.1, 0.3))["prediction"] == "not seen"
     assert claims(FELL, r2=(0.6, 0.4, 0.7))["prediction"] == "undecided"
 

@@ -136,11 +136,17 @@ def study_tables() -> dict[str, pd.DataFrame]:
         {"task": task, "lower": lower, "layer": layer, **numbers}
         for task in tasks[:2] for lower in ("before", "after") for layer in range(4)
     ]  # fmt: skip
+    said = [
+        {"run": run, "task": task, "input": "big", "said": "small", "kind": kind}
+        for run, kinds in (("before", ("right", "right")), ("none", ("new", "copied"))) for task in tasks[:2]
+        for kind in kinds
+    ]  # fmt: skip
     claim = {"claim": "a", "text": "It falls_more.", "paper": "5 %", "value": 0.7, "low": 0.5, "high": 0.9}
     return {
         "l": pd.DataFrame(lost), "m": pd.DataFrame([{**stage, **measured} for stage in stages]),
         "n": pd.DataFrame(heads), "o": pd.DataFrame(tests), "s": pd.DataFrame(received), "t": pd.DataFrame(spliced),
-        "q": pd.DataFrame([{**claim, "margin": 0.5, "verdict": "seen in pocket"}]),
+        "u": pd.DataFrame(said),
+        "q": pd.DataFrame([{**claim, "margin": 0.5, "verdict": "seen"}]),
         "p": pd.DataFrame([{"name": f"instruction_{kind}", "task": "one", "value": 0.5} for kind in ("none", "iv")]),
     }  # fmt: skip
 
@@ -187,7 +193,7 @@ def test_every_kind_of_file_is_known_by_its_content(folder: Path) -> None:
         "run-scores", "run-forgetting", "run-training", "run-forgotten", "run-forgotten-along", "run-dynamics",
         "run-drift", "run-causal", "run-guidance", "run-attention", "judged-conditions", "judged-conditions-by_k",
         "judged-conditions-necessity", "judged-conditions-vectors", "judged-matrix", "watched-attention",
-        "watched-attention-clean", "run-strengths-map", "run-transplant", "run-splices",
+        "watched-attention-clean", "run-strengths-map", "run-transplant", "run-splices", "run-answers",
     }  # fmt: skip
     assert {one.name for one in drawings if one.table} == {
         "run-conditions", "run-methods", "run-tuning", "run-claims", "judged-conditions"
@@ -238,7 +244,7 @@ def test_a_whole_disk_is_no_folder_of_results(tmp_path: Path, monkeypatch: pytes
 
 def test_figures_are_the_same_every_time(folder: Path) -> None:
     first, second = figures_of(folder), figures_of(folder)
-    assert len(first) == 27
+    assert len(first) == 28
     assert {name: figure.to_json() for name, figure in first.items()} == {
         name: figure.to_json() for name, figure in second.items()
     }

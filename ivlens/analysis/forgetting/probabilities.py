@@ -101,7 +101,7 @@ def probe(model: TransformerBridge, tasks: Sequence[Task], options: ProbeOptions
     options.recipe.check_for(tasks)
     rows: list[dict[str, Any]] = []
     for task in ticking(tasks, "probing", "tasks"):
-        examples = _shuffled(task, options)
+        examples = shuffled(task, options)
         if not (task.fused or options.recipe.texts(task) or options.recipe.shots(task)):
             raise ValueError(
                 f"task {task.name!r}: the recipe gives its prompts neither an instruction nor demonstrations, expected "
@@ -130,7 +130,7 @@ def shape_of(model: TransformerBridge) -> str:
     return f"{cfg.architecture} of {cfg.n_layers} layers x {cfg.n_heads} heads, d_model {cfg.d_model}"
 
 
-def _shuffled(task: Task, options: ProbeOptions) -> list[TaskExample]:
+def shuffled(task: Task, options: ProbeOptions) -> list[TaskExample]:
     """The examples of a task in the order in which they are asked, the same for every model."""
     seed = options.recipe.seed
     examples = list(task.split(options.split, seed))

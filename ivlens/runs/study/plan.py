@@ -17,9 +17,14 @@ from ivlens.tuning.training.options import Decay, TuneOptions
 # tasks that the built-in model knows. All have clozes, which knowledge probability needs
 EARLIER_TASKS = ("antonym", "english_french", "comparative", "country_capital", "present_past", "singular_plural")
 NEW_TASKS = ("middle_of_three", "second_letter")  # tasks that the built-in model was not trained on
+# tasks beside both, in which general abilities are measured; those that a study trains or keeps are left out of it
+GENERAL_TASKS = ("synonym", "noun_kind", "first_letter", "present_gerund", "third_person", "country_language")
 # kinds of guidance: none, that of the paper, the same with a zero vector, and rehearsal of instructions
 PLAIN, PAPER, CONTROL, REHEARSAL = "none", "iv", "iv/zero_vector", "instructions_lighter"
 SPLICES = 8  # layers at which the models are spliced: each costs a pass over all prompts, for both ways round
+JUDGEMENTS = 5  # times that each training on a new task is judged, the last time at its end
+# kinds of rehearsal, the first of which that a study has is the one that its claims are about
+REHEARSALS = (REHEARSAL, "answers", "instructions", "instructions_light", "answers_light")
 GUIDANCE = (PLAIN, PAPER, CONTROL, REHEARSAL)
 
 
@@ -32,6 +37,8 @@ class StudyOptions:
         earlier: Tasks that the model knows, by name or path. They are measured during training, their forgetting is
             taken apart, and guidance keeps them.
         new: Tasks that the model is trained on, one after the other.
+        general: Tasks beside these, for what is kept of general abilities; earlier and new tasks among them are left
+            out.
         guidance: Names of guidance (`ivlens.tuning.RECIPES`). The first is `none`: only in this training are
             vectors measured, and only its model has causal tests.
         method: Name of the training method.
@@ -41,8 +48,12 @@ class StudyOptions:
         n_records: Number of checkpoints that are measured during each new task.
         n_prompts: Number of corrupted prompts of each task for the effects.
         n_judge_prompts: At most so many prompts of each earlier task in every judgement.
+        n_exam_prompts: At most so many *select* prompts of each task wherever a training is judged, and so many *test*
+            prompts of each general task.
         n_draws: Number of random vectors, and of sets of random heads, beside every causal test.
         k: Number of heads in a vector.
+        training: How prompts of new tasks are made where the model is trained and judged on them; None: by `recipe`. A
+            model may be asked old tasks by demonstrations, and be trained on new ones by instructions.
         recipe: How prompts of all tasks are made. Its seed is that of everything that is measured, and of the splits of
             earlier tasks; new tasks are divided as a suite divides them.
         seed: Seed of the trainings: samples, their order, new adapters.
@@ -52,6 +63,7 @@ class StudyOptions:
     model: str = "pocket"
     earlier: Texts = EARLIER_TASKS
     new: Texts = NEW_TASKS
+    general: Texts = GENERAL_TASKS
     guidance: Texts = GUIDANCE
     method: str = "lora"
     steps: int = 50
@@ -62,16 +74,18 @@ class StudyOptions:
     n_records: int = 3
     n_prompts: int = 24
     n_judge_prompts: int = 32
+    n_exam_prompts: int = 16
     n_draws: int = 19
     k: int = 10
     recipe: PromptRecipe = PromptRecipe()
+    training: PromptRecipe | None = None
     seed: int = 0
     grid: Grid = field(
         default_factory=lambda: Grid(alphas=(1.0, 2.0, 4.0), sites=("resid_post",), n_screen=12, n_finalists=4)
     )
 
     def __post_init__(self) -> None:
-        set_items(self, "earlier", "new", "guidance")
+        set_items(self, "earlier", "new", "general", "guidance")
         if len(self.earlier) < 2 or not self.new or {*self.earlier} & {*self.new}:
             raise ValueError(
                 f"the study got the earlier tasks {', '.join(self.earlier) or 'none'} and the new ones "
@@ -82,7 +96,7 @@ class StudyOptions:
         for name in self.guidance:
             find_guidance(name)
         new_method(self.method)
-        check_counts(self, n_prompts=1, n_judge_prompts=1, n_draws=1, k=1, n_samples=1, n_records=1)
+        check_counts(self, n_prompts=1, n_judge_prompts=1, n_exam_prompts=1, n_draws=1, k=1, n_samples=1, n_records=1)
         _ = self.tune  # which checks its options: an error comes here, and not after the first measurements
         if not 1 <= self.n_records <= self.steps:
             raise ValueError(
@@ -91,10 +105,16 @@ class StudyOptions:
             )
 
     @property
+    def told(self) -> PromptRecipe:
+        """How prompts of new tasks are made."""
+        return self.recipe if self.training is None else self.training
+
+    @property
     def tune(self) -> TuneOptions:
-        """Options of each training, which is judged at its end."""
+        """Options of each training, which is judged five times and at its end."""
         names = ("lr", "steps", "batch_size", "decay", "n_samples", "seed")
-        return TuneOptions(judge_every=self.steps, **{name: getattr(self, name) for name in names})
+        every = max(1, self.steps // JUDGEMENTS)
+        return TuneOptions(judge_every=every, **{name: getattr(self, name) for name in names})
 
     @property
     def track(self) -> TrackOptions:

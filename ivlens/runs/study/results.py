@@ -12,6 +12,7 @@ import pandas as pd
 
 from ivlens.analysis.dynamics.causal import CausalTest
 from ivlens.analysis.dynamics.comparison import Dynamics
+from ivlens.analysis.forgetting.answers import SAID, shares_said
 from ivlens.analysis.forgetting.drops import log_odds
 from ivlens.common.names import path_of
 from ivlens.common.saves import filling
@@ -21,7 +22,11 @@ from ivlens.models.fingerprint import ModelIdentity
 from ivlens.prompts.recipe import plain_options
 from ivlens.runs.study.plan import PLAIN, StudyOptions
 
-TABLES = ("evidence", "forgetting", "probes", "causal", "transplants", "splices", "predictors", "new_scores")
+TABLES = (
+    "evidence", "forgetting", "probes", "answers", "general", "causal", "transplants", "splices", "predictors",
+    "new_scores", "frontier",
+)  # fmt: skip
+ASKED = ("answers", "general")  # kinds in a store of what models were asked, beside `probe`
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,13 +40,18 @@ class StudyResult:
         probes: Instruction and knowledge probability of every test example; the column `run` is `before` or a kind of
             guidance.
         forgetting: `decomposition` of the model before and after the training without guidance.
+        answers: What the model says to every test example (`answers_said`), with the column `run` as in `probes`.
+        general: `general_scores`, with the same column.
         causal: One row for each causal test, task and condition, on *test*.
         transplants, splices: The tables of `transplant` (with the heads of the first model's vectors) and of `splice`
             for every earlier task, between the model before and after the training without guidance, on *test*.
         predictors: How well step, weight distance and similarities predict performance during training; each task is
             predicted from the others.
         new_scores: Accuracy on each new task after training with each kind of guidance, on *test*.
-        evidence: One number for each quantity and earlier task: `name`, `task`, `value`; see `evidence`.
+        frontier: Accuracy on the new task and, as a mean, on the earlier ones, at every judged step of each training,
+            on *select*; see `equal_scores`.
+        evidence: One number for each quantity and earlier task: `name`, `task`, `value`; see `evidence`. At equal
+            scores the task is the new one.
         seconds: Wall time.
     """
 
@@ -50,11 +60,14 @@ class StudyResult:
     dynamics: Dynamics
     probes: pd.DataFrame
     forgetting: pd.DataFrame
+    answers: pd.DataFrame
+    general: pd.DataFrame
     causal: pd.DataFrame
     transplants: pd.DataFrame
     splices: pd.DataFrame
     predictors: pd.DataFrame
     new_scores: pd.DataFrame
+    frontier: pd.DataFrame
     evidence: pd.DataFrame
     seconds: float
 
@@ -83,7 +96,8 @@ def _forget(store: Store, study: Mapping[str, Any]) -> None:
     """Remove what a store keeps of a study that is done, and the store if it has nothing else."""
     trainings = [(one, one.what["recording"].get("training") or {}) for one in store.entries("stage")]
     records = [one for one, training in trainings if training.get("study") == study]
-    probes = [one for one in store.entries("probe") if label_of(study).items() <= one.labels.items()]
+    asked = [one for kind in ("probe", *ASKED) for one in store.entries(kind)]
+    probes = [one for one in asked if label_of(study).items() <= one.labels.items()]
     for entry in records + probes:
         store.remove(entry.key)
     for guidance in study["options"]["guidance"]:
@@ -98,13 +112,17 @@ def evidence(
     probes: Mapping[str, pd.DataFrame],
     tests: Sequence[CausalTest],
     transplants: pd.DataFrame,
+    answers: pd.DataFrame,
     guidance: Sequence[str],
 ) -> pd.DataFrame:
     """The numbers that decide the claims: each quantity as a mean over prompts, for every earlier task.
 
     - `instruction_drop`, `knowledge_drop`: by how much the two probabilities (`seq_prob`) fall in the training without
       guidance; `excess`: by how much more the instruction's log-odds fall, in nats.
-    - `iv_cosine`, `accuracy_drop`: at the end of that training, on *select*.
+    - `iv_cosine`, `accuracy_drop`: at the end of that training, on *select*. `nearest_other`, `split_half`: the
+      references of the cosine, the largest one with another task's vector and that between two halves of the prompts;
+      `iv_place`: where it lies between them, 0 at another task's vector and 1 at the same.
+    - `said_<kind>`: the share of each kind of answer (`answers_said`) after that training, on *test*.
     - `<test>_baseline`, `<test>_iv`, `<test>_control`, `<test>_best_draw`, `<test>_clean`: accuracies in a causal test,
       on *test*; `<test>_lead`: accuracy with the IV minus that of the strongest kind of control;
       `reinjection_own_lead`: minus that of the tuned model's own vector.
@@ -135,8 +153,15 @@ def evidence(
     first, last = dynamics.stages[0], dynamics.stages[-1]
     for row in dynamics.tasks.to_dict("records"):
         if row["checkpoint"] == last.name:
-            add("iv_cosine", row["task"], row["iv_cosine_fixed"])
+            cosine, other, same = (row[name] for name in ("iv_cosine_fixed", "between_max", "split_half"))
+            add("iv_cosine", row["task"], cosine)
+            add("nearest_other", row["task"], other)
+            add("split_half", row["task"], same)
+            add("iv_place", row["task"], iv_place(cosine, other, same))
             add("accuracy_drop", row["task"], float(first.tasks[row["task"]].accuracy.mean()) - row["accuracy"])
+    for task, shares in shares_said(answers).iterrows():
+        for kind in SAID:
+            add(f"said_{kind}", str(task), shares[kind])
     for test in tests:
         for what in ("clean", "baseline", "iv", "control", "best_draw"):
             add(f"{test.test}_{what}", test.task, test.accuracy(what))
@@ -147,6 +172,11 @@ def evidence(
         for name, value in found.items():
             add(name, task, value)
     return pd.DataFrame(rows)
+
+
+def iv_place(cosine: float, other: float, same: float) -> float:
+    """Where a cosine lies between another task's vector (0) and the same vector (1); NaN where these are as near."""
+    return (cosine - other) / (same - other) if same > other else float("nan")
 
 
 def _received(transplants: pd.DataFrame) -> dict[str, dict[str, float]]:

@@ -1,18 +1,21 @@
 """`run_study` measures every claim: training, forgetting, causal tests, and training again with guidance."""
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from torch import nn
 
 from ivlens.analysis.dynamics.causal import causal_tests
 from ivlens.analysis.dynamics.predict import predictors
 from ivlens.analysis.dynamics.recording import Recorder
 from ivlens.analysis.dynamics.stages import Stage, measure_stage
+from ivlens.analysis.forgetting.answers import answers_said
 from ivlens.analysis.forgetting.drops import decomposition
+from ivlens.analysis.forgetting.general import general_scores
 from ivlens.analysis.forgetting.probabilities import probe
 from ivlens.analysis.forgetting.series import probed
 from ivlens.analysis.transplant.heads import transplant
@@ -20,22 +23,25 @@ from ivlens.analysis.transplant.several import tables_below
 from ivlens.analysis.transplant.splicing import splice
 from ivlens.common.names import path_of
 from ivlens.common.progress import ticking
+from ivlens.common.store.keys import versions
 from ivlens.common.store.store import KEPT, Store
 from ivlens.effects.results import HeadEffects
 from ivlens.models.boot import TransformerBridge
 from ivlens.models.fingerprint import model_identity
 from ivlens.models.load import load_model
+from ivlens.runs.study.frontier import COLUMNS, equal_evidence
 from ivlens.runs.study.plan import PLAIN, StudyOptions
-from ivlens.runs.study.results import StudyResult, evidence, label_of, study_facts, training_key
+from ivlens.runs.study.results import ASKED, StudyResult, evidence, label_of, study_facts, training_key
 from ivlens.runs.suites.suite import for_training, load_suite, split_examples
 from ivlens.tasks.bank import load_task
-from ivlens.tasks.task import Task, tasks_of
+from ivlens.tasks.task import Task, TaskExample, tasks_of
 from ivlens.tuning.builder import find_guidance, guidance_by_name
-from ivlens.tuning.exams import make_exam
+from ivlens.tuning.exams import Exam, make_exam
 from ivlens.tuning.learner import Learner
 from ivlens.tuning.training.data import training_set
 
 Say = Callable[[str], None]
+_N_TEST = 64  # prompts of each new task at the end of a training
 
 
 def run_study(
@@ -48,7 +54,8 @@ def run_study(
     """Measure every claim of the paper on one model and one sequence of new tasks.
 
     1. Train on the new tasks without guidance; on the way measure vectors, heads and performance of the earlier tasks.
-    2. Measure what was forgotten: the instruction or the knowledge.
+    2. Measure what was forgotten, the instruction or the knowledge, what the model says instead, and what it keeps of
+       general abilities.
     3. Run the causal tests between the first model and the last one: write, read, re-injection, and subtraction of the
        new task's vector.
     4. Put outputs of the first model's heads into the last one and the other way round, and splice their blocks.
@@ -68,17 +75,18 @@ def run_study(
     first = load_model(options.model) if model is None else model
     store = None if folder is None else Store(path_of(folder, "folder") / KEPT)
     earlier = tasks_of("earlier", map(load_task, options.earlier))
-    new_tasks = tasks_of("new", _new_tasks(options))
-    tasks_of("new", new_tasks, beside=earlier)  # no two tasks of one name: tables tell tasks apart by it
-    run = _Run(first, list(earlier), list(new_tasks), options, store)
+    news = tasks_of("new", new_tasks(options.new))
+    tasks_of("new", news, beside=earlier)  # no two tasks of one name: tables tell tasks apart by it
+    run = _Run(first, list(earlier), list(news), options, store)
     say("the model before training")
     kept = None if store is None else store.folder
     training = {"study": run.facts, "new": [task.full_hash() for task in run.new]}
     recorder = Recorder(first, run.earlier, options.track, folder=kept, training=training)
-    tuned, scores = run.train(PLAIN, recorder, say)
+    tuned = run.train(PLAIN, recorder, say)
     dynamics = recorder.dynamics()
     say("instruction and knowledge")
-    probes = {"before": run.probed(first), PLAIN: run.probed(tuned)}
+    run.ask("before", first)
+    run.ask(PLAIN, tuned)
     say("causal tests")
     stages = dynamics.stages[0], dynamics.stages[-1]
     new = measure_stage(tuned, [for_training(run.new[-1])], options.track, first=first)
@@ -86,24 +94,32 @@ def run_study(
     say("heads and blocks of one model in the other")
     swapped, spliced = run.transplanted(tuned, stages[0])
     for name in options.guidance[1:]:
-        guided, found = run.train(name, None, say)
-        scores |= found
-        probes[name] = run.probed(guided)
-    table = pd.concat([one.assign(run=name) for name, one in probes.items()], ignore_index=True)
+        run.ask(name, run.train(name, None, say))
+    probes, said = run.asked["probes"], run.asked["answers"]
+    frontier = pd.concat(run.judged, ignore_index=True)
+    found = evidence(dynamics, probes, tests, swapped, said[PLAIN], options.guidance)
     return StudyResult(
         options=options,
         model=model_identity(first),
         dynamics=dynamics,
-        probes=table,
+        probes=below(probes),
+        answers=below(said),
+        general=below(run.asked["general"]),
         forgetting=decomposition(probes["before"], probes[PLAIN]),
         causal=pd.concat([test.frame() for test in tests], ignore_index=True),
         transplants=swapped,
         splices=spliced,
         predictors=predictors(_after_the_start(dynamics.tasks)),
-        new_scores=pd.DataFrame([{"guidance": name, **row} for name, row in scores.items()]),
-        evidence=evidence(dynamics, probes, tests, swapped, options.guidance),
+        new_scores=pd.DataFrame([{"guidance": name, **row} for name, row in run.scores.items()]),
+        frontier=frontier,
+        evidence=pd.concat([found, equal_evidence(frontier)], ignore_index=True),
         seconds=time.perf_counter() - start,
     )
+
+
+def below(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Tables one below the other, each with its name in the column `run`."""
+    return pd.concat([one.assign(run=name) for name, one in tables.items()], ignore_index=True)
 
 
 def _after_the_start(tasks: pd.DataFrame) -> pd.DataFrame:
@@ -111,37 +127,61 @@ def _after_the_start(tasks: pd.DataFrame) -> pd.DataFrame:
     return tasks.loc[tasks["step"].to_numpy() > 0]
 
 
-def _new_tasks(options: StudyOptions) -> list[Task]:
-    """The new tasks; those of the pocket suite come from it, as it has more training inputs than the bank."""
+def new_tasks(names: Sequence[str]) -> list[Task]:
+    """Tasks to train on; those of the pocket suite come from it, as it has more training inputs than the bank."""
     suite = {task.name for task in load_suite("pocket").tasks}
-    drilled = {
-        task.name: task for task in load_suite("pocket", order=[n for n in options.new if n in suite] or 0).tasks
-    }
-    return [drilled[name] if name in suite else load_task(name) for name in options.new]
+    own = [name for name in names if name in suite]
+    drilled = {task.name: task for task in load_suite("pocket", order=own or 0).tasks}
+    return [drilled[name] if name in suite else load_task(name) for name in names]
 
 
 @dataclass
 class _Run:
-    """Trains and measures one model: a training on all new tasks for each kind of guidance."""
+    """Trains and measures one model: a training on all new tasks for each kind of guidance.
+
+    Attributes:
+        asked: The tables of what every model was asked: `probes`, `answers` and `general`, each by the model's run.
+        scores: Accuracy on each new task at the end, on *test*, by the guidance of the training.
+        judged: A table for each training on a new task, see `StudyResult.frontier`.
+    """
 
     model: TransformerBridge
     earlier: list[Task]
     new: list[Task]
     options: StudyOptions
     store: Store | None
+    asked: dict[str, dict[str, pd.DataFrame]] = field(default_factory=dict)
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    judged: list[pd.DataFrame] = field(default_factory=list)
 
     @property
     def facts(self) -> dict[str, Any]:
         """Everything that the study depends on."""
         return study_facts(model_identity(self.model), self.options)
 
-    def probed(self, model: TransformerBridge) -> pd.DataFrame:
-        """Instruction and knowledge probability of the earlier tasks in a model, from the store if they are there."""
-        asked = self.options.probe
-        if self.store is None:
-            return probe(model, self.earlier, asked)
-        what = probed({"model": model_identity(model).key}, self.earlier, asked)
-        return self.store.table(what, lambda: probe(model, self.earlier, asked), label_of(self.facts))
+    def ask(self, name: str, model: TransformerBridge) -> None:
+        """Measure what a model knows, says and keeps; what is in the store already is read from there."""
+        options, known = self.options, {"model": model_identity(model).key}
+        taken = {*options.earlier, *options.new}
+        general = [load_task(one) for one in options.general if one not in taken]
+        n, seed = options.n_exam_prompts, options.recipe.seed
+        found = {
+            "probes": self._kept(
+                probed(known, self.earlier, options.probe), lambda: probe(model, self.earlier, options.probe)
+            )
+        }
+        ways: dict[str, Callable[[], pd.DataFrame]] = {
+            "answers": lambda: answers_said(model, self.earlier, self.new, options.probe),
+            "general": lambda: general_scores(model, general, n_prompts=n, seed=seed),
+        }
+        for kind in ASKED:
+            found[kind] = self._kept({"kind": kind, "study": self.facts, **known, **versions()}, ways[kind])
+        for part, table in found.items():
+            self.asked.setdefault(part, {})[name] = table
+
+    def _kept(self, what: Mapping[str, Any], made: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+        """The table of this description in the store; where there is none, it is made and kept."""
+        return made() if self.store is None else self.store.table(what, made, label_of(self.facts))
 
     def transplanted(self, tuned: TransformerBridge, first: Stage) -> tuple[pd.DataFrame, pd.DataFrame]:
         """The tables of transplants and of splices between the first model and the tuned one, for all earlier tasks."""
@@ -165,10 +205,8 @@ class _Run:
             return None
         return self.store.work(training_key(self.facts, name)) / str(number)
 
-    def train(
-        self, name: str, recorder: Recorder | None, say: Say
-    ) -> tuple[TransformerBridge, dict[str, dict[str, float]]]:
-        """Train on all new tasks with one guidance; returns the model, and its accuracy on each new task on *test*."""
+    def train(self, name: str, recorder: Recorder | None, say: Say) -> TransformerBridge:
+        """Train on all new tasks with one guidance, and note how each of them went; returns the model."""
         options = self.options
         learner = Learner(self.model, options.method)
         every = max(1, options.steps // options.n_records)  # steps between two records
@@ -188,7 +226,7 @@ class _Run:
                     seed=options.seed,
                 )
             data = training_set(
-                self.model, own, own.examples, recipe=options.recipe, n_samples=options.n_samples, seed=options.seed
+                self.model, own, own.examples, recipe=options.told, n_samples=options.n_samples, seed=options.seed
             )
             if recorder is not None:
                 recorder.offset = number * options.steps
@@ -198,7 +236,22 @@ class _Run:
                 if recorder is not None and int(row["step"]) % every == 0:
                     recorder(int(row["step"]), learner.bridge())
 
-            learner.learn(data, options.tune, guidance, on_step=record, folder=self._state(name, number))
+            old = [(one, one.split("select", options.recipe.seed)) for one in self.earlier]
+            exam = self._exam([(own, split_examples(task, "select")), *old], options.n_exam_prompts)
+
+            def judge(model: nn.Module, exam: Exam = exam, new: str = own.name) -> dict[str, float]:
+                found = exam.sit(model)
+                return {"new": found.pop(new), "old": sum(found.values()) / len(found)}
+
+            state = self._state(name, number)
+            log = learner.learn(data, options.tune, guidance, on_step=record, folder=state, judge=judge)
+            steps = log.loc[log["new"].notna(), ["step", "new", "old"]]
+            self.judged.append(steps.assign(guidance=name, task=own.name)[list(COLUMNS)])
         asked = [(for_training(task), split_examples(task, "test")) for task in self.new]
-        exam = make_exam(self.model, asked, recipe=options.recipe, n_prompts=64, seed=options.recipe.seed)
-        return learner.bridge(), {name: exam.sit(learner.trained)}
+        self.scores[name] = self._exam(asked, _N_TEST).sit(learner.trained)
+        return learner.bridge()
+
+    def _exam(self, asked: Sequence[tuple[Task, Sequence[TaskExample]]], n_prompts: int) -> Exam:
+        recipe, new = self.options.recipe, {task.name for task in self.new}
+        recipes = {task.name: self.options.told if task.name in new else recipe for task, _ in asked}
+        return make_exam(self.model, asked, recipe=recipes, n_prompts=n_prompts, seed=recipe.seed)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
+from ivlens.show.figures.answers import answers_plot
 from ivlens.show.figures.causal import causal_plot, guidance_plot
 from ivlens.show.figures.dynamics import dynamics_curves
 from ivlens.show.figures.forgetting import forgetting_plot
@@ -55,6 +56,11 @@ def _causal(name: str, file: Found) -> Iterator[Drawing]:
     caption = "Accuracy with vectors of one checkpoint in another, and with their controls; small marks are tasks."
     n = count(file.frame, "test")
     yield Drawing(name, caption, causal_plot(file.frame), width="page", inches=1.0 + 0.7 * n)
+
+
+def _answers(name: str, file: Found) -> Iterator[Drawing]:
+    caption = "What the model says to the earlier tasks' test prompts before and after the training: shares of prompts."
+    yield Drawing(name, caption, answers_plot(file.frame), width="page", inches=1.2 + 0.4 * count(file.frame, "task"))
 
 
 def _guidance(name: str, file: Found) -> Iterator[Drawing]:
@@ -112,6 +118,7 @@ STUDY_KINDS = (
     Kind(
         "transplant", lambda file: file.has("into", "heads", "k", "accuracy", "gain"), each("transplant", _transplants)
     ),
+    Kind("answers", lambda file: file.has("run", "task", "said", "kind"), each("answers", _answers)),
     Kind("splices", lambda file: file.has("lower", "layer", "accuracy"), each("splices", _splices)),
     # these three names occur in many tables, so this one must have no other column
     Kind("guidance", lambda file: file.columns == {"name", "task", "value"}, each("guidance", _guidance)),

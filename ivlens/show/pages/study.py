@@ -1,6 +1,7 @@
 """The study's page: the paper's analysis with this study's numbers, as one HTML file that loads nothing else."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from html import escape
 from pathlib import Path
@@ -12,12 +13,17 @@ from plotly.offline import get_plotlyjs
 from ivlens.common.names import path_of
 from ivlens.common.version import __version__
 from ivlens.runs.study.claims import claim_table, interval_text
+from ivlens.runs.study.frontier import equal_scores
+from ivlens.runs.study.plan import PLAIN
 from ivlens.runs.study.results import StudyResult
+from ivlens.show.figures.answers import LABELS, answers_plot
 from ivlens.show.figures.causal import NAMES, causal_plot, guidance_plot
 from ivlens.show.figures.dynamics import drift_heatmap, dynamics_curves, prediction_plot
 from ivlens.show.figures.forgetting import forgetting_plot
+from ivlens.show.figures.rows import mean
 from ivlens.show.figures.similarity import similarity_matrix
 from ivlens.show.figures.theme import Theme
+from ivlens.show.figures.training import forgetting_against_learning
 from ivlens.show.figures.transplants import splice_plot, transplant_plot
 from ivlens.show.pages.html import embedded, script, style, template
 from ivlens.tasks.bank import load_task
@@ -54,6 +60,7 @@ def study_figures(result: StudyResult, theme: Theme) -> dict[str, go.Figure]:
     later = result.dynamics.tasks.loc[result.dynamics.tasks["step"].to_numpy() > 0]
     return {
         "forgetting": forgetting_plot(result.forgetting, theme=theme),
+        "answers": answers_plot(result.answers, theme=theme),
         "dynamics": dynamics_curves(result.dynamics.tasks, theme=theme),
         "drift": drift_heatmap(result.dynamics, theme=theme),
         "prediction": prediction_plot(pd.DataFrame(later), result.predictors, theme=theme),
@@ -62,6 +69,7 @@ def study_figures(result: StudyResult, theme: Theme) -> dict[str, go.Figure]:
         "transplant": transplant_plot(result.transplants, theme=theme),
         "splices": splice_plot(result.splices, theme=theme),
         "guidance": guidance_plot(result.evidence, theme=theme),
+        "frontier": forgetting_against_learning(result.frontier, theme=theme),
     }
 
 
@@ -76,12 +84,15 @@ def page(result: StudyResult) -> str:
     return template("study.html").substitute(
         title=f"What {name} forgets",
         heading=f"What <code>{name}</code> forgets, and whether its Instruction Vectors stay",
-        lead=_lead(result, numbers),
+        lead=_lead(result),
         warning=WARNING if result.model.name == "pocket" else OTHER,
         style=style(),
         claims="".join(_claim(row) for row in claims.to_dict("records")),
         cloze=escape((task.clozes or ("…",))[0].replace("{x}", task.examples[0].input)),
         forgetting_text=_verdict(numbers["instruction"]),
+        answers_text=_said(result),
+        general_head=_row(["", *(label for _, label in _GENERAL)], "th"),
+        general=_general(result),
         dynamics_text=_verdict(numbers["cosine"]),
         maps_text="Drift: the change in what a head writes on average, as a share of what it wrote at first (1 for a "
         "head that fell silent). R²: of a line that was fitted on the other tasks. Step and weight distance are rival "
@@ -94,6 +105,8 @@ def page(result: StudyResult) -> str:
         "intervention, IV-based KL, head consistency); its control has a zero vector in the place of the Instruction "
         "Vector; rehearsal gives earlier instructions on new inputs. "
         f"{_verdict(numbers['guidance'])} {_verdict(numbers['vector'])}",
+        equal_text=f"{_verdict(numbers['equal'])} {_verdict(numbers['equal_vector'])}",
+        equal=_equal(result),
         scores_head=head,
         scores=body,
         settings=_settings(result),
@@ -109,17 +122,18 @@ def claims_of(result: StudyResult) -> pd.DataFrame:
     return claim_table({"study": result.evidence}, result.predictors)
 
 
-def _lead(result: StudyResult, numbers: dict) -> str:
+def _lead(result: StudyResult) -> str:
     """The page's first paragraph: what was lost in the training, and what became of the vectors."""
     # the row over all tasks, by the measure that counts all tokens of an answer
     lost = result.forgetting.to_dict("records")
     row = next(one for one in lost if one["task"] == "all tasks" and one["measure"] == "seq_prob")
+    cosine = mean(row["value"] for row in result.evidence.to_dict("records") if row["name"] == "iv_cosine")
     new = " and ".join(f"<code>{escape(task)}</code>" for task in result.options.new)
     return (
         f"Trained on {new}, the model answers what {len(result.options.earlier)} earlier tasks ask with a probability "
         f"of {row['instruction_after']:.2f} instead of {row['instruction_before']:.2f} where an instruction tells it "
         f"to, and of {row['knowledge_after']:.2f} instead of {row['knowledge_before']:.2f} where a sentence asks for "
-        f"the same. The Instruction Vectors of these tasks have kept a cosine of {numbers['cosine']['value']:.2f}."
+        f"the same. The Instruction Vectors of these tasks have kept a cosine of {cosine:.2f}."
     )
 
 
@@ -138,6 +152,55 @@ def _claim(row: dict) -> str:
         f"{margin}</td><td>{escape(row['beside'])}</td><td class=verdict>{escape(row['verdict'])}</td>"
         f"<td><code>{escape(row['command'])}</code></td></tr>"
     )
+
+
+_GENERAL = (
+    ("perplexity", "perplexity of plain text"),
+    ("gp", "general tasks, by instruction"),
+    ("ip", "general tasks, by demonstrations"),
+)  # measures of `general_scores`
+
+
+def _row(cells: Sequence[str], tag: str = "td") -> str:
+    """A row of a table: a name, and numbers."""
+    first, *others = cells
+    return (
+        f"<tr><th>{escape(first)}</th>" + "".join(f"<{tag} class=n>{escape(one)}</{tag}>" for one in others) + "</tr>"
+    )
+
+
+def _name(guidance: str) -> str:
+    """How the page calls a model: by the guidance of its training."""
+    return "before training" if guidance == "before" else NAMES.get(guidance, guidance)
+
+
+def _said(result: StudyResult) -> str:
+    """What became of the right answers, in one sentence."""
+    kinds = [row["kind"] for row in result.answers.to_dict("records") if row["run"] == PLAIN]
+    parts = [f"{LABELS[kind]} {n}" for kind in LABELS if kind != "right" and (n := kinds.count(kind))]
+    what = ", ".join(parts) or "none"
+    n_wrong = len(kinds) - kinds.count("right")
+    return f"Wrong after the training without guidance are {n_wrong} of {len(kinds)} answers: {escape(what)}."
+
+
+def _general(result: StudyResult) -> str:
+    """The rows of general abilities: the perplexity, and means over the general tasks."""
+    rows = []
+    for run, own in result.general.groupby("run", sort=False):
+        found = own.to_dict("records")
+        values = [[row["value"] for row in found if row["measure"] == measure] for measure, _ in _GENERAL]
+        rows.append(_row([_name(str(run)), *(f"{mean(one):.2f}" if one else "–" for one in values)]))
+    return "".join(rows)
+
+
+def _equal(result: StudyResult) -> str:
+    """A row for each guidance and new task: where the score on the new task was first reached, and what was kept."""
+    rows = []
+    for row in equal_scores(result.frontier).to_dict("records"):
+        missed = row["step"] != row["step"]
+        found = ["not reached", "–"] if missed else [f"{row['step']:.0f}", f"{row['old']:.2f}"]
+        rows.append(_row([_name(str(row["guidance"])), str(row["task"]), f"{row['wanted']:.2f}", *found]))
+    return "".join(rows)
 
 
 def _scores(result: StudyResult) -> tuple[str, str]:
@@ -181,10 +244,13 @@ def _files() -> str:
         "evidence",
         "forgetting",
         "probes",
+        "answers",
+        "general",
         "causal",
         "transplants",
         "splices",
         "predictors",
+        "frontier",
         "dynamics_tasks",
         "dynamics_heads",
     )
