@@ -6,6 +6,7 @@ The harness is `ivlens[eval]`, and nothing of it is imported before it is asked 
 import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,12 +95,13 @@ class HarnessOptions:
         check_fields(self)
         check_counts(self, limit=1, n_shots=0, batch_size=1, seed=0)
 
-    def run(self, lm: Any, tasks: Sequence[str]) -> dict[str, Any]:
-        """The results of `lm_eval.simple_evaluate` for this model, with the scores of every document."""
-        from importlib import import_module
+    def run(self, lm: Any, tasks: Sequence[str], *, index: Any = None) -> dict[str, Any]:
+        """The results of `lm_eval.simple_evaluate` for this model, with the scores of every document.
 
-        harness, manager = import_module("lm_eval"), import_module("lm_eval.tasks").TaskManager
-        path = None if self.include_path is None else str(self.include_path)
+        `index`: the harness' `TaskManager`, which takes seconds to read; None: it is read now.
+        """
+        _check_installed()
+        harness = import_module("lm_eval")
         seeds = dict.fromkeys(
             ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), self.seed
         )
@@ -108,12 +110,18 @@ class HarnessOptions:
             tasks=list(tasks),
             num_fewshot=self.n_shots,
             limit=self.limit,
-            task_manager=manager(include_path=path),
+            task_manager=index or self.index(),
             apply_chat_template=self.chat,
             bootstrap_iters=0,
             log_samples=True,
             **seeds,
         )
+
+    def index(self) -> Any:
+        """What the harness knows of its tasks and yours, for several runs (its `TaskManager`)."""
+        _check_installed()
+        path = None if self.include_path is None else str(self.include_path)
+        return import_module("lm_eval.tasks").TaskManager(include_path=path)
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,10 +177,13 @@ def lm_eval_table(
     options, names = options or HarnessOptions(), as_items("tasks", tasks)
     if not names:
         raise ValueError("lm_eval_table got no tasks, expected at least one name, such as 'hellaswag'.")
-    plain, steered = (
-        options.run(lm_eval_model(model, vector, at=place, positions=positions, batch_size=options.batch_size), names)
+    size = options.batch_size
+    models = [
+        lm_eval_model(model, vector, at=place, positions=positions, batch_size=size)
         for vector, place in ((None, None), (iv, at))
-    )
+    ]
+    index = options.index()
+    plain, steered = (options.run(lm, names, index=index) for lm in models)
     settings = {
         "vector": iv.task,
         "at": at._asdict(),

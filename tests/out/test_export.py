@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import random_prompts
+from elsewhere import tool
 from families import hf_model
 
 import ivlens
@@ -197,7 +198,7 @@ def test_the_named_module_gives_the_steered_logits_in_every_family(new_model, tm
 
 
 def test_a_control_vector_is_read_back(pocket, vector, tmp_path):
-    gguf = pytest.importorskip("gguf", reason="the package gguf is not here: pip install 'ivlens[gguf]'")
+    gguf = tool("gguf")
     path = export_vector(pocket, vector, tmp_path / "v.gguf", format="gguf-control-vector", at=POST, positions="all")
     reader = gguf.GGUFReader(path)
     assert reader.get_field("general.architecture").contents() == "controlvector"
@@ -213,8 +214,7 @@ def test_a_control_vector_is_read_back(pocket, vector, tmp_path):
 @pytest.mark.slow
 def test_llama_cpp_gives_the_logits_of_every_position(pocket, vector, byte_level, tmp_path):
     """The file as llama.cpp's loader puts it into its buffer: direction L at place L - 1."""
-    llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not here: pip install llama-cpp-python")
-    gguf = pytest.importorskip("gguf")
+    llama_cpp, gguf = tool("llama_cpp"), tool("gguf")
     from ggufs import write_llama
     from transformers import AutoModelForCausalLM
 
