@@ -138,6 +138,23 @@ def test_a_folded_checkpoint_writes_the_steered_texts_and_opens_in_ivlens(pocket
     assert not [path for path in folder.iterdir() if path.suffix == ".py"]  # no code is needed
 
 
+def test_no_model_is_lost_under_a_folded_one(pocket, vector, tmp_path):
+    """Neither the one that is steered, nor one of somebody else; an earlier export is replaced."""
+    other, folded = tmp_path / "other", tmp_path / "folded"
+    other.mkdir()
+    (other / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds a model that was not exported by ivlens"):
+        export_vector(pocket, vector, other, format="checkpoint", at=POST)
+    assert [path.name for path in other.iterdir()] == ["config.json"]
+    for _ in range(2):
+        export_vector(pocket, vector, folded, format="checkpoint", at=POST)
+    before = (folded / "model.safetensors").read_bytes()
+    steered = load_model(folded)
+    with pytest.raises(ValueError, match="is the folder that the model was opened from"):
+        export_vector(steered, vector.for_model(steered), folded, format="checkpoint", at=POST)
+    assert (folded / "model.safetensors").read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("family", "site", "message"),
     [
