@@ -185,7 +185,7 @@ def test_the_table_pairs_documents(pocket, vector, tasks):
 
 
 @needs_harness
-def test_what_cannot_be_asked_is_refused(pocket, vector, new_model):
+def test_what_cannot_be_asked_is_refused(pocket, vector, tasks, new_model):
     with pytest.raises(ValueError, match=r"a vector and no place \(at=\), expected both"):
         lm_eval_model(pocket, vector)
     with pytest.raises(ValueError, match="without a tokenizer"):
@@ -201,6 +201,10 @@ def test_what_cannot_be_asked_is_refused(pocket, vector, new_model):
         lm._model_call(torch.tensor([[5, 6]]))
     with pytest.raises(ValueError, match="got no tasks"):
         lm_eval_table(pocket, vector, [], at=AT)
+    with pytest.raises(ValueError, match=r"no task 'iv_choise' \(did you mean 'iv_choice'\?\), expected one that"):
+        lm_eval_table(pocket, vector, ["iv_rolling", "iv_choise"], at=AT, options=tasks)
+    with pytest.raises(ValueError, match="include_path is '/nowhere', which is no folder"):
+        lm_eval_table(pocket, vector, "iv_choice", at=AT, options=HarnessOptions(include_path="/nowhere"))
 
 
 def test_without_the_harness_one_sentence_says_what_to_install(pocket, vector, monkeypatch):
