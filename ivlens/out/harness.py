@@ -219,7 +219,7 @@ def _check_tasks(index: Any, names: Sequence[str]) -> None:
         if name not in known and not Path(name).is_file():
             near = "".join(f" (did you mean {one!r}?)" for one in get_close_matches(name, known, 1))
             raise ValueError(
-                f"lm-evaluation-harness has no task {name!r:.60}{near}, expected one that `lm_eval ls tasks` lists, or a "
+                f"lm-evaluation-harness has no task {name!r:.60}{near}, expected one of `lm_eval ls tasks`, or a "
                 "task in include_path."
             )
 
