@@ -141,6 +141,16 @@ def test_a_text_part_that_is_no_language_model_by_itself():
         load_model(hf_model=qwen2_5_vl())
 
 
+def test_a_folder_of_such_a_model_is_refused_before_it_is_wrapped(tmp_path, monkeypatch):
+    """TransformerLens would fetch a processor for it, and install packages by itself."""
+    from transformer_lens.model_bridge import TransformerBridge
+
+    monkeypatch.setattr(TransformerBridge, "boot_transformers", lambda *args, **options: pytest.fail("wrapped"))
+    qwen3_vl().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="takes more than text, expected a language model alone; open it with"):
+        load_model(tmp_path)
+
+
 def test_a_text_part_that_is_not_all_of_the_text_is_refused():
     whole = mistral3()
     forward = whole.forward
