@@ -16,6 +16,7 @@ ARGS ?=
 VENV := .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check
+ELSEWHERE := .venv-elsewhere
 STARTED := $(VENV).installing
 OUT := out
 
@@ -48,7 +49,7 @@ $(VENV)/.test: $(VENV)/.demo
 	@$(PIP) install --quiet -c constraints.txt -e '.[dev]'
 	@rm $(STARTED) && touch $@
 
-.PHONY: demo smollm2 real real-test slow lab screenshots browser figures docs notebooks test parity families lint types wheel wheel-test install clean help
+.PHONY: demo smollm2 real real-test slow harness elsewhere lab screenshots browser figures docs notebooks test parity families lint types wheel wheel-test install clean help
 
 demo: $(VENV)/.demo  ## the main job on the built-in model, at most 2 minutes; report in out/demo/index.html
 	@$(PY) -m ivlens demo $(ARGS)
@@ -102,6 +103,28 @@ real-test: $(VENV)/.test smollm2  ## the tests that ask the real model, at most 
 slow: $(VENV)/.test  ## every parameter with every wrong value, a quarter of all options, and what takes long; ten minutes
 	@PYTHONDONTWRITEBYTECODE= $(PY) -m pytest -m slow -n auto --dist worksteal --durations=0 $(ARGS)
 
+# The tools that vectors leave for bring much that nothing else here needs, and an older python-dateutil, so they get an
+# environment of their own. It borrows the packages of the first by a plain path, so that only what is missing is
+# installed; pip leaves alone what lies outside the environment in which it runs.
+$(ELSEWHERE)/.harness: $(VENV)/.test
+	@echo "== $(ELSEWHERE): lm-evaluation-harness, in an environment that borrows the packages of $(VENV)"
+	@$(PY) -m venv --clear $(ELSEWHERE)
+	@borrowed=$$($(PY) -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
+	echo "$$borrowed" > "$$($(ELSEWHERE)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/borrowed.pth"
+	@$(ELSEWHERE)/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt -e '.[eval,gguf]'
+	@touch $@
+
+$(ELSEWHERE)/.llama: $(ELSEWHERE)/.harness
+	@echo "== $(ELSEWHERE): llama.cpp's Python binding, which is compiled here (some ten minutes on two cores, once)"
+	@$(ELSEWHERE)/bin/python -m pip --disable-pip-version-check install --quiet -c constraints.txt llama-cpp-python
+	@touch $@
+
+harness: $(ELSEWHERE)/.harness smollm2  ## exported vectors in lm-evaluation-harness, against its own numbers
+	@IVLENS_REQUIRE_ELSEWHERE=1 $(ELSEWHERE)/bin/python -m pytest tests/out/test_harness.py -m "" $(ARGS)
+
+elsewhere: $(ELSEWHERE)/.harness $(ELSEWHERE)/.llama smollm2  ## all exports against the other tools' own numbers, llama.cpp too
+	@IVLENS_REQUIRE_ELSEWHERE=1 $(ELSEWHERE)/bin/python -m pytest tests/out -m "" $(ARGS)
+
 parity: $(VENV)/.test  ## all of the parity matrix; `make test` runs the most used families
 	@$(PY) -m pytest tests/effects/test_parity.py tests/forward/test_writes.py -m "not real" $(ARGS)
 
@@ -133,7 +156,7 @@ wheel-test: wheel  ## the wheel, installed outside the checkout, runs the demo
 install: $(VENV)/.test  ## the environment with the development tools, nothing else
 
 clean:  ## remove the environment, out/ and caches
-	rm -rf $(VENV) $(STARTED) $(OUT) .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(STARTED) $(ELSEWHERE) $(OUT) .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:  ## this list

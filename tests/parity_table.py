@@ -80,8 +80,14 @@ GPT-1 and Zamba 2, effects can be measured, but vectors are refused.
 
 Models that take images or sound as well are never wrapped as a whole. Of one that is in memory (`hf_model=`) the text
 part is measured, if transformers has a language model of that part alone: Mistral 3, Gemma 3, Qwen3.5. Qwen3-VL has
-none; a class for its text part in transformers would lift that. Gemma 3n keeps several residual streams, which have no
-one vector; Gemma 4 needs a bridge whose layers may have heads of several sizes.
+none, but on text it is a Qwen 3, and is opened as one with the same weights. For others, such as Qwen2.5-VL, a class
+for their text part in transformers would lift the refusal.
+
+What would lift it for models of text: for Gemma 4, a bridge whose layers may have heads of several sizes. For
+RecurrentGemma, a version of transformers that masks padding in its recurrence and keeps its state in the cache. Mamba-2
+without any attention has mixers with heads, but ivlens numbers these behind attention's, and prompts, vectors and the
+lab ask for attention first; a kind of model without attention would have to be added. Gemma 3n keeps several residual
+streams, and there is no one place to add a vector.
 """
 
 

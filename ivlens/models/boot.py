@@ -67,6 +67,10 @@ def check_config(config: Any, label: str) -> None:
         raise ValueError(
             f"model {label!r} ({kind}) keeps several residual streams (AltUp), expected one; use another model."
         )
+    if kind == "recurrent_gemma":
+        raise ValueError(
+            f"model {label!r} ({kind}) reads padding as text and keeps its state outside the cache; use another model."
+        )
     if getattr(config, "new_decoder_architecture", False):
         raise ValueError(
             f"model {label!r} has Falcon's new decoder architecture, which transformer_lens wraps with wrong logits; "

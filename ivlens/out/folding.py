@@ -34,10 +34,11 @@ def write_folded(leaving: Leaving, path: Path) -> Path:
 
     Raises:
         ValueError: other positions than `all`; an architecture that has no bias there and no setting for one, or norms
-            what is written; the folded model gives other logits than the steered one.
+            what is written; the folded model gives other logits than the steered one; a folder with another model.
         TypeError: `load_model` did not make the model.
     """
     leaving.check_all("a bias in a checkpoint")
+    _check_place(leaving, path)
     folded = folded_model(leaving)
     about = {"vector": leaving.iv.task, "at": leaving.at._asdict(), "norm": leaving.iv.norm, "positions": "all"}
     record = {**about, "model": asdict(leaving.iv.model), "ivlens": __version__}
@@ -47,6 +48,18 @@ def write_folded(leaving: Leaving, path: Path) -> Path:
             leaving.model.tokenizer.save_pretrained(scratch)
         (scratch / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     return path
+
+
+def _check_place(leaving: Leaving, path: Path) -> None:
+    """Refuse a folder whose model would be lost: the one that is being steered, or one of somebody else."""
+    origin = getattr(leaving.model.original_model, "name_or_path", "")
+    if origin and path.is_dir() and Path(origin).is_dir() and path.samefile(origin):
+        why = "is the folder that the model was opened from"
+    elif (path / "config.json").exists() and not (path / RECORD).exists():
+        why = "holds a model that was not exported by ivlens"
+    else:
+        return
+    raise ValueError(f"{str(path)!r} {why}, expected a new folder, or one of an earlier export; name another one.")
 
 
 def folded_model(leaving: Leaving) -> Any:

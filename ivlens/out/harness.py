@@ -6,6 +6,8 @@ The harness is `ivlens[eval]`, and nothing of it is imported before it is asked 
 import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from difflib import get_close_matches
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,12 +96,17 @@ class HarnessOptions:
         check_fields(self)
         check_counts(self, limit=1, n_shots=0, batch_size=1, seed=0)
 
-    def run(self, lm: Any, tasks: Sequence[str]) -> dict[str, Any]:
-        """The results of `lm_eval.simple_evaluate` for this model, with the scores of every document."""
-        from importlib import import_module
+    def run(self, lm: Any, tasks: Sequence[str], *, index: Any = None) -> dict[str, Any]:
+        """The results of `lm_eval.simple_evaluate` for this model, with the scores of every document.
 
-        harness, manager = import_module("lm_eval"), import_module("lm_eval.tasks").TaskManager
-        path = None if self.include_path is None else str(self.include_path)
+        `index`: the harness' `TaskManager`, which takes seconds to read; None: it is read now.
+
+        Raises:
+            ValueError: the harness knows no such task.
+        """
+        _check_installed()
+        harness, index = import_module("lm_eval"), index or self.index()
+        _check_tasks(index, tasks)
         seeds = dict.fromkeys(
             ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), self.seed
         )
@@ -108,12 +115,26 @@ class HarnessOptions:
             tasks=list(tasks),
             num_fewshot=self.n_shots,
             limit=self.limit,
-            task_manager=manager(include_path=path),
+            task_manager=index,
             apply_chat_template=self.chat,
             bootstrap_iters=0,
             log_samples=True,
             **seeds,
         )
+
+    def index(self) -> Any:
+        """What the harness knows of its tasks and yours, for several runs (its `TaskManager`).
+
+        Raises:
+            ValueError: `include_path` is no folder; the harness itself would only leave it out.
+        """
+        _check_installed()
+        if self.include_path is not None and not Path(self.include_path).is_dir():
+            raise ValueError(
+                f"include_path is {str(self.include_path)!r}, which is no folder, expected one with tasks (YAML files)."
+            )
+        path = None if self.include_path is None else str(self.include_path)
+        return import_module("lm_eval.tasks").TaskManager(include_path=path)
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,7 +181,7 @@ def lm_eval_table(
         at, positions: As in `lm_eval_model`.
 
     Raises:
-        ImportError, ValueError, RuntimeError: as `lm_eval_model`; no tasks.
+        ImportError, ValueError, RuntimeError: as `lm_eval_model`; no tasks, or one that the harness does not know.
 
     Source: docs/guide/elsewhere.md.
     """
@@ -169,10 +190,13 @@ def lm_eval_table(
     options, names = options or HarnessOptions(), as_items("tasks", tasks)
     if not names:
         raise ValueError("lm_eval_table got no tasks, expected at least one name, such as 'hellaswag'.")
-    plain, steered = (
-        options.run(lm_eval_model(model, vector, at=place, positions=positions, batch_size=options.batch_size), names)
+    size = options.batch_size
+    models = [
+        lm_eval_model(model, vector, at=place, positions=positions, batch_size=size)
         for vector, place in ((None, None), (iv, at))
-    )
+    ]
+    index = options.index()
+    plain, steered = (options.run(lm, names, index=index) for lm in models)
     settings = {
         "vector": iv.task,
         "at": at._asdict(),
@@ -186,6 +210,18 @@ def lm_eval_table(
 
 def _given(iv: object, at: object) -> str:
     return "a vector and no place (at=)" if at is None else "a place (at=) and no vector"
+
+
+def _check_tasks(index: Any, names: Sequence[str]) -> None:
+    """Refuse names that are no task, group or tag of the harness, and no file of one."""
+    known = index.all_tasks
+    for name in names:
+        if name not in known and not Path(name).is_file():
+            near = "".join(f" (did you mean {one!r}?)" for one in get_close_matches(name, known, 1))
+            raise ValueError(
+                f"lm-evaluation-harness has no task {name!r:.60}{near}, expected one of `lm_eval ls tasks`, or a "
+                "task in include_path."
+            )
 
 
 def _check_installed() -> None:

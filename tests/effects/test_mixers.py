@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import tiny_task
 from families import hf_model
-from test_parity import SMALLEST_EFFECT, check_equal, request_on
+from test_parity import NOT_EXACT, SMALLEST_EFFECT, check_equal, request_on
 
 import ivlens
 from ivlens.effects.engines import run_engine
@@ -28,6 +28,9 @@ MIXERS = {
     "olmo_hybrid": ("linear_attn.o_proj", 1.0),
     "qwen3_next": ("linear_attn.out_proj", 1.0),
     "bamba": ("mamba.out_proj", 1.0),
+    "qwen3_5_moe": ("linear_attn.out_proj", 1.0),
+    "granite_hybrid_dense": ("mamba.out_proj", 0.3),
+    "zamba2": ("mamba.out_proj", 1.0),
 }
 OFTEN = ("qwen3_5", "falcon_h1", "nemotron_h")
 FAMILIES = [pytest.param(name, marks=() if name in OFTEN else pytest.mark.families, id=name) for name in MIXERS]
@@ -65,7 +68,7 @@ def test_every_engine_gives_what_the_reference_gives(bridges, family):
     request = wide_request(model)
     want = run_engine(model, request, "reference")
     assert torch.equal(~want.cie[0].isnan(), existing(model))
-    for method in ("exact", "cached"):
+    for method in ("cached",) if family in NOT_EXACT else ("exact", "cached"):
         found = run_engine(model, request, method)
         assert found.method == method
         check_equal(found.cie, want.cie)
@@ -110,6 +113,10 @@ def test_writes_are_what_the_plain_mixer_adds(bridges, family):
     what, n_heads = columns(model), model.cfg.n_heads
     own = means.mean_z[0, n_heads:]
     torch.testing.assert_close(own[:, : kept["z"].shape[-1] // what.n_mixer].flatten(), kept["z"][0, -1])
+    if family == "zamba2":  # what its attention adds is no fixed multiple of what the heads write
+        with pytest.raises(ValueError, match="what a head of layer 1 writes is not defined in Zamba2ForCausalLM"):
+            head_writes(model, means.mean_z, means.write_scale)
+        return
     written = head_writes(model, means.mean_z, means.write_scale)
     torch.testing.assert_close(written[0, n_heads:].sum(0), kept["out"][0, -1] * multiplier, atol=1e-4, rtol=1e-4)
     assert torch.equal(written.isnan().all(-1), ~existing(model))

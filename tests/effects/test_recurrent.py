@@ -5,7 +5,7 @@ from families import hf_model
 from test_parity import check_equal, request_on
 
 from ivlens.effects import recurrent
-from ivlens.effects.engines import METHODS
+from ivlens.effects.engines import METHODS, run_engine
 from ivlens.effects.recurrent import Recurrences
 from ivlens.effects.request import Unsuitable
 from ivlens.forward.kept import KeptLayer
@@ -77,3 +77,18 @@ def test_prompts_of_one_and_two_tokens(bridges, family):
         request = request_on(model, lengths=lengths)
         found, want = METHODS["exact"](model, request).cie, METHODS["reference"](model, request).cie
         assert (found - want).nan_to_num(0.0).abs().max() <= 1e-4
+
+
+def test_several_answer_tokens_of_jamba(bridges, caplog):
+    """Its mixers continue from a state by one token alone: exact does that, and cached cannot and says so."""
+    model = bridges("jamba")
+    request = request_on(model, n_answer=3)
+    want = METHODS["reference"](model, request).cie
+    found = run_engine(model, request, "exact")
+    assert found.method == "exact" and not [one for one in caplog.records if one.name.startswith("ivlens")]
+    check_equal(found.cie, want)
+    slower = run_engine(model, request, "cached")
+    said = [one.getMessage() for one in caplog.records if one.name.startswith("ivlens")]
+    assert slower.method == "reference" and len(said) == 1 and "cached" in said[0]
+    check_equal(slower.cie, want)
+    assert run_engine(model, request_on(model, n_answer=1), "cached").method == "cached"

@@ -21,7 +21,7 @@ REASONS = {
     "jetmoe": r"attention in layer 0 has no output projection of its own \(W_O\)",
     "hrm_text": "it has no plain stack of layers",
     "mamba2": r"no layer has attention heads \(layer 0 has Mamba2Mixer\)",
-    "recurrent_gemma": "failed the self-check: wrapped, it gives other logits on padded prompts",
+    "recurrent_gemma": "reads padding as text and keeps its state outside the cache",
     "phimoe": "it has no adapter for this architecture",
     "persimmon": "it has no adapter for this architecture",
     "opt_post_norm": r"failed the self-check: wrapped, it fails \(RuntimeError",

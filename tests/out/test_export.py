@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import random_prompts
+from elsewhere import tool
 from families import hf_model
 
 import ivlens
@@ -137,6 +138,23 @@ def test_a_folded_checkpoint_writes_the_steered_texts_and_opens_in_ivlens(pocket
     assert not [path for path in folder.iterdir() if path.suffix == ".py"]  # no code is needed
 
 
+def test_no_model_is_lost_under_a_folded_one(pocket, vector, tmp_path):
+    """Neither the one that is steered, nor one of somebody else; an earlier export is replaced."""
+    other, folded = tmp_path / "other", tmp_path / "folded"
+    other.mkdir()
+    (other / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds a model that was not exported by ivlens"):
+        export_vector(pocket, vector, other, format="checkpoint", at=POST)
+    assert [path.name for path in other.iterdir()] == ["config.json"]
+    for _ in range(2):
+        export_vector(pocket, vector, folded, format="checkpoint", at=POST)
+    before = (folded / "model.safetensors").read_bytes()
+    steered = load_model(folded)
+    with pytest.raises(ValueError, match="is the folder that the model was opened from"):
+        export_vector(steered, vector.for_model(steered), folded, format="checkpoint", at=POST)
+    assert (folded / "model.safetensors").read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("family", "site", "message"),
     [
@@ -197,7 +215,7 @@ def test_the_named_module_gives_the_steered_logits_in_every_family(new_model, tm
 
 
 def test_a_control_vector_is_read_back(pocket, vector, tmp_path):
-    gguf = pytest.importorskip("gguf", reason="the package gguf is not here: pip install 'ivlens[gguf]'")
+    gguf = tool("gguf")
     path = export_vector(pocket, vector, tmp_path / "v.gguf", format="gguf-control-vector", at=POST, positions="all")
     reader = gguf.GGUFReader(path)
     assert reader.get_field("general.architecture").contents() == "controlvector"
@@ -213,8 +231,7 @@ def test_a_control_vector_is_read_back(pocket, vector, tmp_path):
 @pytest.mark.slow
 def test_llama_cpp_gives_the_logits_of_every_position(pocket, vector, byte_level, tmp_path):
     """The file as llama.cpp's loader puts it into its buffer: direction L at place L - 1."""
-    llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not here: pip install llama-cpp-python")
-    gguf = pytest.importorskip("gguf")
+    llama_cpp, gguf = tool("llama_cpp"), tool("gguf")
     from ggufs import write_llama
     from transformers import AutoModelForCausalLM
 

@@ -1,10 +1,12 @@
 """Tasks of lm-evaluation-harness under a vector: as `steer` by hand, and at every position as the harness' own hook."""
 
+import functools
 import importlib.util
 from dataclasses import replace
 
 import pytest
 import torch
+from elsewhere import missing
 from harness_tasks import PAIRS, TEXTS, write_tasks
 
 import ivlens
@@ -15,9 +17,7 @@ from ivlens.steering.summary import Setting
 
 AT = Setting(1, 4.0, "attn_out")
 POST = Setting(2, 3.0, "resid_post")
-needs_harness = pytest.mark.skipif(
-    importlib.util.find_spec("lm_eval") is None, reason="lm-evaluation-harness is not here: pip install 'ivlens[eval]'"
-)
+needs_harness = pytest.mark.skipif(missing("lm_eval"), reason="lm-evaluation-harness is not here: run `make harness`")
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +33,19 @@ def vector(pocket):
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory):
     return HarnessOptions(include_path=write_tasks(tmp_path_factory.mktemp("tasks")), batch_size=5)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_index():
+    """The harness reads all its task files for every index, which takes five seconds."""
+    if importlib.util.find_spec("lm_eval") is None:
+        yield
+        return
+    from lm_eval import tasks
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tasks, "TaskManager", functools.cache(tasks.TaskManager))
+        yield
 
 
 def asked(*pairs):
@@ -172,7 +185,7 @@ def test_the_table_pairs_documents(pocket, vector, tasks):
 
 
 @needs_harness
-def test_what_cannot_be_asked_is_refused(pocket, vector, new_model):
+def test_what_cannot_be_asked_is_refused(pocket, vector, tasks, new_model):
     with pytest.raises(ValueError, match=r"a vector and no place \(at=\), expected both"):
         lm_eval_model(pocket, vector)
     with pytest.raises(ValueError, match="without a tokenizer"):
@@ -188,6 +201,10 @@ def test_what_cannot_be_asked_is_refused(pocket, vector, new_model):
         lm._model_call(torch.tensor([[5, 6]]))
     with pytest.raises(ValueError, match="got no tasks"):
         lm_eval_table(pocket, vector, [], at=AT)
+    with pytest.raises(ValueError, match=r"no task 'iv_choise' \(did you mean 'iv_choice'\?\), expected one that"):
+        lm_eval_table(pocket, vector, ["iv_rolling", "iv_choise"], at=AT, options=tasks)
+    with pytest.raises(ValueError, match="include_path is '/nowhere', which is no folder"):
+        lm_eval_table(pocket, vector, "iv_choice", at=AT, options=HarnessOptions(include_path="/nowhere"))
 
 
 def test_without_the_harness_one_sentence_says_what_to_install(pocket, vector, monkeypatch):
