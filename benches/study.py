@@ -34,7 +34,7 @@ from ivlens.analysis.dynamics import predictors
 from ivlens.analysis.forgetting import GENERAL, SAID
 from ivlens.common.store.entries import TABLE
 from ivlens.common.store.keys import versions
-from ivlens.common.store.store import Store
+from ivlens.common.store.store import KEPT, Store
 from ivlens.models import model_identity
 from ivlens.models.boot import TransformerBridge
 from ivlens.models.plain import plain_model
@@ -144,7 +144,7 @@ def run(
         model: the regime's model, opened on any device; None: it is opened here, and pocket takes one thread.
         until: no cell is begun after this time (`time.monotonic`).
     """
-    own, store = REGIMES[regime], Store(out)
+    own, store = REGIMES[regime], Store(out / KEPT)
     if model is None:
         torch.set_num_threads(torch.get_num_threads() if own.is_real else 1)
         model = load_model(own.options.model)
@@ -217,7 +217,7 @@ def floor(model: TransformerBridge, task: Task, recipe: PromptRecipe) -> float:
 
 def kept(out: Path) -> dict[str, pd.DataFrame]:
     """All cells, one below the other."""
-    entries = Store(out).entries("study")
+    entries = Store(out / KEPT).entries("study")
     return {name: pd.concat([pd.read_parquet(one.path(file)) for one in entries]) for name, file in TABLES.items()}
 
 
