@@ -203,8 +203,11 @@ def _corruptions(rows: pd.DataFrame) -> str:
         clean, shared = f"{by.loc['clean', 'accuracy']:.2f}", second["shared"].iloc[0]
         lines.append([str(task), scores, clean, _cell(first), _cell(second), f"{differences[-1]:.2f}"])
         lines[-1].append("" if shared != shared else f"{shared:.0f}")
-    mean, low, high = t_interval(differences)
-    lines.append(["mean", "", "", "", "", f"{mean:.2f} [{low:.2f}, {high:.2f}]", ""])
+    if not lines:
+        return "no task yet"
+    if len(lines) > 1:
+        mean, low, high = t_interval(differences)
+        lines.append(["mean", "", "", "", "", f"{mean:.2f} [{low:.2f}, {high:.2f}]", ""])
     head = ["task", "what `shuffle` takes (score)", "clean", "heads under `shuffle`", "heads under `drop`"]
     return table([*head, "difference", f"heads shared of {K}"], lines)
 
