@@ -13,10 +13,11 @@ from typing import Any
 
 import pandas as pd
 from common import table, write_section
-from vectors import N_SHOTS, measured
+from vectors import N_SHOTS, able, measured
 
 import ivlens
 from ivlens.analysis.attention import AblationOptions, AttentionOptions
+from ivlens.common.intervals import t_interval
 from ivlens.effects import HeadEffects
 
 FILE = Path(__file__).parent / "heads.parquet"
@@ -45,11 +46,22 @@ def asked(model: Any, task: ivlens.Task, effects: HeadEffects) -> dict[str, pd.D
     return {"looks": looked.table(), "ablated": pd.concat(tables)}
 
 
+def strongest(model: Any, name: str, seed: int, out: Path) -> pd.DataFrame:
+    """The strongest heads of every task that the model can do."""
+    rows = []
+    for task, effects in measured(model, name, able(model, name), seed, out).items():
+        for rank, (layer, head) in enumerate(effects.top_heads(N_HEADS)):
+            about = {"rank": rank, "head": f"L{layer}H{head}", "aie": float(effects.aie[layer, head])}
+            rows.append({"task": task, "score": effects.settings["score"], **about})
+    return pd.DataFrame(rows).assign(of="strongest", model=name, seed=seed)
+
+
 def run(name: str, tasks: Sequence[str], seed: int, out: Path) -> None:
     model = ivlens.load_model(name, dtype="float32")
     for task in tasks:
-        known = pd.read_parquet(FILE) if FILE.exists() else pd.DataFrame(columns=["model", "task", "seed"])
-        if ((known["model"] == name) & (known["task"] == task) & (known["seed"] == seed)).any():
+        known = pd.read_parquet(FILE) if FILE.exists() else pd.DataFrame(columns=["model", "task", "seed", "of"])
+        looked = known[known["of"] == "looks"]
+        if ((looked["model"] == name) & (looked["task"] == task) & (looked["seed"] == seed)).any():
             continue
         effects = measured(model, name, [task], seed, out)[task]
         frames = asked(model, ivlens.load_task(task), effects)
@@ -57,6 +69,9 @@ def run(name: str, tasks: Sequence[str], seed: int, out: Path) -> None:
         new = [frame.assign(of=of, **about) for of, frame in frames.items()]
         pd.concat([known, *new], ignore_index=True).to_parquet(FILE, index=False)
         print(f"{task}: kept", flush=True)
+    known = pd.read_parquet(FILE)
+    if not ((known["model"] == name) & (known["of"] == "strongest") & (known["seed"] == seed)).any():
+        pd.concat([known, strongest(model, name, seed, out)], ignore_index=True).to_parquet(FILE, index=False)
 
 
 def show(found: pd.DataFrame) -> str:
@@ -70,8 +85,19 @@ def show(found: pd.DataFrame) -> str:
     for name, rows in found.groupby("model", sort=False):
         looks = rows[rows["of"] == "looks"].dropna(axis=1, how="all")
         ablated = rows[rows["of"] == "ablated"].dropna(axis=1, how="all")
-        parts += [f"### {name}", _looks(looks), _ablated(ablated)]
+        parts += [f"### {name}", _strongest(rows[rows["of"] == "strongest"]), _looks(looks), _ablated(ablated)]
     return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def _strongest(rows: pd.DataFrame) -> str:
+    if rows.empty:
+        return ""
+    first = rows[rows["rank"] == 0]
+    head = first["head"].mode().iloc[0]
+    others = rows[(rows["head"] == head) & (rows["rank"] > 0)]
+    places = [f"{task} (place {rank + 1:.0f})" for task, rank in zip(others["task"], others["rank"], strict=True)]
+    among = f"; among the {N_HEADS} strongest of {', '.join(places)}" if places else ""
+    return f"{head} has the largest effect in {(first['head'] == head).sum()} of {len(first)} tasks{among}."
 
 
 def _looks(looks: pd.DataFrame) -> str:
@@ -99,7 +125,20 @@ def _ablated(rows: pd.DataFrame) -> str:
             p = "" if one["p"] != one["p"] else f"{one['p']:.2f}"
             about = [task, "" if name == "nothing" else kind, name, int(one["n_heads"])]
             lines.append([*map(str, about), shown, beside, p])
+    for kind, own in rows.groupby("replaced_by", sort=False):
+        whole = own[own["ablated"] == "nothing"].set_index("task")["accuracy"]
+        for name in dict.fromkeys(own.loc[own["ablated"] != "nothing", "ablated"]):
+            with_ = own[own["ablated"] == name].set_index("task")
+            chosen, drawn = (with_.loc[with_["drawn"] == each, "accuracy"].dropna() for each in (False, True))
+            lost = [_mean(whole.reindex(each.index) - each) for each in (chosen, drawn)]
+            lines.append([f"mean of {len(chosen)}: lost", str(kind), name, "", *lost, ""])
     return table(["task", "means over", "without", "heads", "accuracy", "random heads", "p"], lines)
+
+
+def _mean(values: pd.Series) -> str:
+    """A mean over tasks with its t interval."""
+    mean, low, high = t_interval(values.to_numpy()) if len(values) > 1 else (values.mean(), float("nan"), float("nan"))
+    return f"{mean:.2f} [{low:.2f}, {high:.2f}]" if low == low else f"{mean:.2f}"
 
 
 def main() -> None:

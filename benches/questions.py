@@ -1,6 +1,6 @@
 """Questions about vectors in a real model that `benches/vectors.py` raises, answered with numbers either way.
 
-    python benches/questions.py run  [--model smollm2] [--tasks double,noun_article,third_person] [--seed 0]
+    python benches/questions.py run  [--model smollm2] [--tasks double,noun_article,third_person] [--seed 0] [--brief]
     python benches/questions.py show [--write]
 
 - Why do some vectors fail where the prompt works? Is only the first token right, or does the rest need the vector too?
@@ -9,6 +9,7 @@
 - Where `shuffle` takes nothing away, do heads that are chosen under `drop` make a vector?
 
 Effects are those of `benches/vectors.py`, from its folder or measured anew. Answers are kept in `questions.parquet`.
+With `--brief` only the last question is asked.
 """
 
 import argparse
@@ -20,10 +21,10 @@ from typing import Any
 import pandas as pd
 import torch
 from common import table, write_section
-from vectors import N_EFFECTS, N_JUDGED, K, measured, recipe_of
+from vectors import N_EFFECTS, N_JUDGED, N_MEANS, K, measured, recipe_of
 
 import ivlens
-from ivlens.common.intervals import wilson
+from ivlens.common.intervals import t_interval, wilson
 from ivlens.effects import HeadEffects
 from ivlens.forward.hooks import patched_heads
 from ivlens.steering.edits import HeadOutputs, head_addition, replacement
@@ -59,8 +60,8 @@ def of_heads(sets: PromptSets, outputs: HeadOutputs, how: str, alpha: float) -> 
     return {"accuracy": float(scores.accuracy.mean()), "logprob": float(scores.logprob.mean()), "alpha": alpha}
 
 
-def answers(model: Any, task: ivlens.Task, effects: HeadEffects) -> pd.DataFrame:
-    """All interventions on one task."""
+def answers(model: Any, task: ivlens.Task, effects: HeadEffects, brief: bool) -> pd.DataFrame:
+    """All interventions on one task; with `brief` only those that compare two corruptions."""
     iv = ivlens.InstructionVector.from_effects(effects, K, model=model)
     sets = PromptSets(model, task, effects.recipe, n_prompts=N_JUDGED, seed=effects.recipe.seed, kept={})
     every = replace(sets, positions="every", kept={})
@@ -76,6 +77,36 @@ def answers(model: Any, task: ivlens.Task, effects: HeadEffects) -> pd.DataFrame
             "accuracy": float(sets.trials("test", corrupted=False).unsteered().accuracy.mean()),
         },
         {"what": "sum, last prompt token"} | of_sum(iv, sets, STRENGTHS),
+    ]
+    if not brief:
+        rows += of_strengths(model, iv, effects, sets, every)
+    rows += of_drop(model, task, effects, {"last prompt token": sets} | ({} if brief else {"every token": every}))
+    return pd.DataFrame(rows).assign(task=task.name, seed=effects.recipe.seed, n=len(bare.batch))
+
+
+def of_drop(model: Any, task: ivlens.Task, effects: HeadEffects, sets: dict[str, PromptSets]) -> list[dict[str, Any]]:
+    """The vector of the heads that are strongest on bare prompts; their means are those of the given effects."""
+    dropped = ivlens.head_effects(
+        model,
+        task,
+        recipe=effects.recipe,
+        corruption="drop",
+        n_prompts=N_EFFECTS,
+        options=ivlens.EffectOptions(n_mean_prompts=N_MEANS, n_check_prompts=0),
+    )
+    heads = dropped.top_heads(K)
+    iv = ivlens.InstructionVector.from_effects(effects, heads=heads, model=model)
+    about = {"head": label(heads[0]), "shared": len(set(heads) & set(effects.top_heads(K)))}
+    return [
+        {"what": f"heads chosen under drop, {name}"} | about | of_sum(iv, own, STRENGTHS) for name, own in sets.items()
+    ]
+
+
+def of_strengths(
+    model: Any, iv: ivlens.InstructionVector, effects: HeadEffects, sets: PromptSets, every: PromptSets
+) -> list[dict[str, Any]]:
+    """Sums and heads at several strengths and positions, and what the strongest head does."""
+    rows = [
         {"what": "sum, every token"} | of_sum(iv, every, STRENGTHS),
         {"what": "sum, strength 1"} | of_sum(iv, sets, (1.0,)),
     ]
@@ -84,44 +115,45 @@ def answers(model: Any, task: ivlens.Task, effects: HeadEffects) -> pd.DataFrame
         rows.append({"what": f"heads replaced, {alpha:g}"} | of_heads(sets, means, "replaced", alpha))
         rows.append({"what": f"means added, {alpha:g}"} | of_heads(sets, means, "added", alpha))
     rows.append({"what": "means added at every token, 1"} | of_heads(every, means, "added", 1.0))
-    strongest = iv.heads[0]
-    alone = ivlens.InstructionVector.from_effects(effects, heads=[strongest], model=model)
+    alone = ivlens.InstructionVector.from_effects(effects, heads=[iv.heads[0]], model=model)
     others = ivlens.InstructionVector.from_effects(effects, heads=iv.heads[1:], model=model)
-    label = f"L{strongest[0]}H{strongest[1]}"
-    rows.append({"what": "strongest head alone", "head": label} | of_sum(alone, sets, (*STRENGTHS, 8.0)))
-    rows.append({"what": "all but the strongest", "head": label} | of_sum(others, sets, STRENGTHS))
-    # where shuffled answers tell the task as well, effects under `shuffle` are noise: is another corruption the remedy?
-    dropped = ivlens.head_effects(
-        model, task, recipe=effects.recipe, corruption="drop", n_prompts=N_EFFECTS, options=ivlens.EffectOptions()
-    )
-    other = ivlens.InstructionVector.from_effects(dropped, K, model=model)
-    label_dropped = "L{}H{}".format(*other.heads[0])
-    for name, positions in (("last prompt token", sets), ("every token", every)):
-        rows.append(
-            {"what": f"heads chosen under drop, {name}", "head": label_dropped} | of_sum(other, positions, STRENGTHS)
-        )
+    name = {"head": label(iv.heads[0])}
+    rows.append({"what": "strongest head alone"} | name | of_sum(alone, sets, (*STRENGTHS, 8.0)))
+    rows.append({"what": "all but the strongest"} | name | of_sum(others, sets, STRENGTHS))
     rows.append(
         {
             "what": "the strongest head's write",
-            "head": label,
             "tokens": " ".join(token.strip() for token, _ in alone.decode(model, k=8)),
             "cosine": alone.cosine(iv),
             "share": iv.settings["shares"][0],
         }
+        | name
     )
-    return pd.DataFrame(rows).assign(task=task.name, seed=effects.recipe.seed, n=len(bare.batch))
+    return rows
 
 
-def run(name: str, tasks: Sequence[str], seed: int, out: Path) -> None:
+def label(head: tuple[int, int]) -> str:
+    return "L{}H{}".format(*head)
+
+
+def taken(effects: HeadEffects) -> dict[str, Any]:
+    """What the corruption of the effects takes away, in the unit of their score."""
+    scores = {"clean_score": float(effects.clean_scores.mean()), "corrupted_score": float(effects.base_scores.mean())}
+    return {"what": "corruption", "score": effects.settings["score"], "takes_enough": effects.taken.is_enough} | scores
+
+
+def run(name: str, tasks: Sequence[str], seed: int, out: Path, brief: bool) -> None:
     model = ivlens.load_model(name, dtype="float32")
     for task in tasks:
-        known = pd.read_parquet(FILE) if FILE.exists() else pd.DataFrame(columns=["model", "task", "seed"])
-        if ((known["model"] == name) & (known["task"] == task) & (known["seed"] == seed)).any():
+        known = pd.read_parquet(FILE) if FILE.exists() else pd.DataFrame(columns=["model", "task", "seed", "what"])
+        asked = set(known.loc[(known[["model", "task", "seed"]] == [name, task, seed]).all(axis=1), "what"])
+        if "corruption" in asked:
             continue
-        effects = measured(model, name, [task], seed, out)[task]
+        effects, loaded = measured(model, name, [task], seed, out)[task], ivlens.load_task(task)
         with torch.no_grad():
-            found = answers(model, ivlens.load_task(task), effects).assign(model=name)
-        pd.concat([known, found], ignore_index=True).to_parquet(FILE, index=False)
+            found = answers(model, loaded, effects, brief)
+        found = pd.concat([found, pd.DataFrame([taken(effects)]).assign(task=task, seed=seed, n=len(effects.cie))])
+        pd.concat([known, found.assign(model=name)], ignore_index=True).to_parquet(FILE, index=False)
         print(found.to_string(), flush=True)
 
 
@@ -131,9 +163,10 @@ def show(found: pd.DataFrame) -> str:
         f"{N_JUDGED} *test* inputs, vectors of {K} heads, {recipe_of(0).n_shots} demonstrations; layers and strengths "
         "of sums from *select*. *First*: the answer's first token is right; *whole*: the answer is. Brackets: Wilson.",
     ]
-    kinds = [what for what in dict.fromkeys(found["what"]) if "write" not in what]
     for name, rows in found.groupby("model", sort=False):
-        tasks = list(dict.fromkeys(rows["task"]))
+        tasks = list(rows.loc[rows["what"] == "sum, strength 1", "task"])
+        full = rows[rows["task"].isin(tasks)]
+        kinds = [what for what in dict.fromkeys(full["what"]) if "write" not in what and what != "corruption"]
         lines = []
         for what in kinds:
             line = [what]
@@ -152,7 +185,31 @@ def show(found: pd.DataFrame) -> str:
                 ],
             )
         ]
+        parts += ["### Heads chosen under `shuffle` and under `drop`", _corruptions(rows)]
     return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def _corruptions(rows: pd.DataFrame) -> str:
+    """The vector under both corruptions, task by task, with the mean difference."""
+    lines, differences = [], []
+    for task, own in rows.groupby("task", sort=False):
+        by = own.set_index("what")
+        if "corruption" not in by.index:
+            continue
+        lost, ends = by.loc["corruption"], ("sum, last prompt token", "heads chosen under drop, last prompt token")
+        first, second = (by.loc[[end]] for end in ends)
+        differences.append(float(second["accuracy"].iloc[0] - first["accuracy"].iloc[0]))
+        scores = f"{lost['score']}: {lost['clean_score']:.2f} → {lost['corrupted_score']:.2f}"
+        clean, shared = f"{by.loc['clean', 'accuracy']:.2f}", second["shared"].iloc[0]
+        lines.append([str(task), scores, clean, _cell(first), _cell(second), f"{differences[-1]:.2f}"])
+        lines[-1].append("" if shared != shared else f"{shared:.0f}")
+    if not lines:
+        return "no task yet"
+    if len(lines) > 1:
+        mean, low, high = t_interval(differences)
+        lines.append(["mean", "", "", "", "", f"{mean:.2f} [{low:.2f}, {high:.2f}]", ""])
+    head = ["task", "what `shuffle` takes (score)", "clean", "heads under `shuffle`", "heads under `drop`"]
+    return table([*head, "difference", f"heads shared of {K}"], lines)
 
 
 def _cell(own: pd.DataFrame) -> str:
@@ -169,10 +226,11 @@ def main() -> None:
     parser.add_argument("--tasks", default="double,noun_article,third_person,present_past,singular_plural")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("out/vectors"), help="where effects are kept")
+    parser.add_argument("--brief", action="store_true", help="only compare heads under shuffle and under drop")
     parser.add_argument("--write", action="store_true", help="into RESULTS.md")
     given = parser.parse_args()
     if given.what == "run":
-        run(given.model, given.tasks.split(","), given.seed, given.out)
+        run(given.model, given.tasks.split(","), given.seed, given.out, given.brief)
         return
     text = show(pd.read_parquet(FILE))
     print(text)

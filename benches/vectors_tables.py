@@ -125,8 +125,18 @@ def _in_short(frames: dict[str, pd.DataFrame], rows: pd.DataFrame, tasks: Sequen
         "task's own.",
         f"- Heads: one gives {mean('by_k', 'k=1')}, five {mean('by_k', 'k=5')}, ten {mean('by_k', 'k=10')}, forty "
         f"{mean('by_k', 'k=40')}.",
+        f"- The vector less the best constant: {less(iv, ('constant', ''))}; trained on permuted answers: "
+        f"{mean('trained_permuted')}. In the template `qa`, with the setting found in `plain`: "
+        f"{mean('other_template', 'qa')} (demonstrations there {mean('other_template_clean', 'qa')}).",
+        f"- {_strongest(rows)}",
     ]
     return "\n".join(lines)
+
+
+def _strongest(rows: pd.DataFrame) -> str:
+    """How often the largest strength of the grid was the best one, which says that a larger one may do better."""
+    alphas = rows.loc[rows["condition"] == "iv", "alpha"]
+    return f"Strength {alphas.max():g} did best in {(alphas == alphas.max()).sum()} of {len(alphas)} cells."
 
 
 def _ability(ability: pd.DataFrame) -> str:

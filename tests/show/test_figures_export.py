@@ -227,6 +227,14 @@ def test_a_table_of_heads_is_left_out_beside_the_effects_themselves(folder: Path
     assert [one.name for one in drawings] == ["heads"] and not unknown
 
 
+def test_a_file_of_several_tables_is_not_taken_for_one_of_them(tmp_path: Path) -> None:
+    heads, judged = effects().to_frame(), pd.DataFrame([{"condition": "iv", "accuracy": 0.5, "accuracy_lo": 0.4}])
+    mixed = pd.concat([heads.assign(table="heads"), judged.assign(table="rows")])
+    mixed.to_parquet(tmp_path / "cells.parquet")
+    drawings, unknown = draw_all(find_results(tmp_path))
+    assert not drawings and [file.path.name for file in unknown] == ["cells.parquet"]
+
+
 def test_a_whole_disk_is_no_folder_of_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("ivlens.show.figures.found._MOST_FILES", 30)
     for hidden in (".git/objects", "store/entries"):

@@ -57,6 +57,8 @@ def draw_all(files: Sequence[Found]) -> tuple[list[Drawing], list[Found]]:
 
 def _kind_of(file: Found) -> Kind | None:
     """The first kind that recognises the file; None: no kind does."""
+    if file.has("table"):  # several tables in one file, as benches keep them: their columns say nothing about a row
+        return None
     return next((kind for kind in KINDS_OF_RESULTS if kind.holds(file)), None)
 
 
