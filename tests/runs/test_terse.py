@@ -9,6 +9,7 @@ import torch
 import ivlens.runs.terse.build as build
 import ivlens.runs.terse.plan as plan
 from ivlens.common.files import STATE
+from ivlens.models.adapters import named_base
 from ivlens.runs.terse import HELD_OUT, TAUGHT, TerseOptions, build_terse, terse_card
 from ivlens.runs.terse.build import lessons
 from ivlens.runs.terse.plan import kept_instructions, taught_instructions
@@ -82,6 +83,7 @@ def test_a_training_that_was_interrupted_ends_with_the_same_adapter(model, few, 
     from safetensors.torch import load_file
 
     assert {tensor.dtype for tensor in load_file(files[0]).values()} == {torch.float16}
+    assert named_base(whole.folder) == "smollm2", "by the name that every machine knows"
     record = json.loads((tmp_path / "parts" / "record.json").read_text())
     assert record["options"]["steps"] == 6 and len(record["log"]) == 6
 

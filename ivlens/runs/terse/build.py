@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 
 from ivlens.common.names import path_of
 from ivlens.common.saves import filling
 from ivlens.models.boot import TransformerBridge
+from ivlens.models.known import known_model
 from ivlens.models.load import load_model
 from ivlens.runs.terse.plan import TAUGHT, TerseOptions, tasks_named, taught_instructions
 from ivlens.tuning.finetuning import MODEL
@@ -74,6 +76,10 @@ def build_terse(
     log = learner.learn(data, options.tune, folder=target, on_step=on_step)
     seconds = time.perf_counter() - began
     learner.trained = learner.trained.to(torch.float16)  # half of the size, far below the step of a training
+    if known_model(options.model) is not None:
+        # by its name: its folder is another one on every machine
+        for config in cast("dict[str, Any]", learner.trained.peft_config).values():
+            config.base_model_name_or_path = options.model
     adapter = learner.save(target / MODEL)
     with filling(target) as scratch:
         record = {"options": asdict(options), "taught": TAUGHT, "n_prompts": len(data), "log": log.to_dict("records")}
