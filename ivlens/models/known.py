@@ -55,14 +55,14 @@ class KnownModel:
     licence: str
     n_bytes: int
     packaged: Packaged | None = None
-    inside: str = "pocket"
+    inside: str = ""
     base: str | None = None
 
     @property
     def folder(self) -> Path:
         """The folder of its checkpoint or adapter, there or not; plain transformers, or peft, opens it as well."""
         if self.packaged is None:
-            return Path(str(resources.files("ivlens") / "data" / self.inside))
+            return pocket_path() if self.name == "pocket" else _data(self.inside)
         # the hash of its source is part of the name: a newer ivlens with another source makes a folder of its own
         return cache_folder() / "models" / f"{self.name}-{self.packaged.member_hash[:12]}"
 
@@ -95,6 +95,7 @@ KNOWN = {
             about="built in; a tiny model trained on the task bank, for trying things fast",
             licence="MIT",
             n_bytes=8_288_340,
+            inside="pocket",
         ),
         KnownModel(
             name="smollm2",
@@ -130,7 +131,11 @@ def known_model(name: object) -> KnownModel | None:
 
 def pocket_path() -> Path:
     """The folder of the built-in model's checkpoint, which plain transformers opens as well."""
-    return KNOWN["pocket"].folder
+    return _data("pocket")
+
+
+def _data(name: str) -> Path:
+    return Path(str(resources.files("ivlens") / "data" / name))
 
 
 def place_of(name: str | Path) -> Path:

@@ -12,7 +12,7 @@ class HeadCard {
   }
 
   show(view) {
-    if (!view.cards) return;
+    if (!view.cards || !this.page.state) return; // after a reload a view may come before the state, which shows it again
     const several = view.cards.length > 1;
     this.root.replaceChildren(this.title(view), ...view.cards.map((card) => this.card(view, card, several)));
   }
