@@ -201,7 +201,7 @@ def test_what_cannot_be_asked_is_refused(pocket, vector, tasks, new_model):
         lm._model_call(torch.tensor([[5, 6]]))
     with pytest.raises(ValueError, match="got no tasks"):
         lm_eval_table(pocket, vector, [], at=AT)
-    with pytest.raises(ValueError, match=r"no task 'iv_choise' \(did you mean 'iv_choice'\?\), expected one that"):
+    with pytest.raises(ValueError, match=r"no task 'iv_choise' \(did you mean 'iv_choice'\?\), expected one of"):
         lm_eval_table(pocket, vector, ["iv_rolling", "iv_choise"], at=AT, options=tasks)
     with pytest.raises(ValueError, match="include_path is '/nowhere', which is no folder"):
         lm_eval_table(pocket, vector, "iv_choice", at=AT, options=HarnessOptions(include_path="/nowhere"))
