@@ -109,7 +109,7 @@ REGIMES = {
         "SmolLM2-135M-Instruct, asked and trained by five demonstrations",
     ),
     "terse": Regime(
-        real("smollm2-terse", TERSE_EARLIER, PromptRecipe(), 10), REAL_ORDERS,
+        real("smollm2-terse", TERSE_EARLIER, PromptRecipe(), PILOT_STEPS), REAL_ORDERS,
         "SmolLM2-135M-Instruct, recently taught to answer instructions",
     ),
 }  # fmt: skip
