@@ -104,11 +104,11 @@ def test_unknown_command_and_option(capsys: pytest.CaptureFixture[str]):
     assert "--json" in capsys.readouterr().err
 
 
-def fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
-    def fail() -> None:
+def fail_with(monkeypatch: pytest.MonkeyPatch, error: BaseException, where: str = "ivlens.cli.doctor.survey") -> None:
+    def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("ivlens.cli.doctor.survey", fail)
+    monkeypatch.setattr(where, fail)
 
 
 @pytest.mark.parametrize("error", [ValueError("k is 0,\n  expected 1"), FileNotFoundError(2, "No such file", "iv.x")])
@@ -144,6 +144,9 @@ def test_interrupt(monkeypatch, capsys):
     fail_with(monkeypatch, KeyboardInterrupt())
     assert cli.main(["doctor"]) == 130
     assert capsys.readouterr().err.strip() == "ivlens: interrupted"
+    fail_with(monkeypatch, KeyboardInterrupt(), "ivlens.common.disk.check_folder")
+    assert cli.main(["study"]) == 130
+    assert capsys.readouterr().err.strip() == "ivlens: interrupted; the same command goes on from what it has kept"
 
 
 def test_interrupt_by_signal():

@@ -67,7 +67,7 @@ class CausalTests:
 
 
 def dynamics(
-    checkpoints: Path,
+    checkpoints: str,
     *,
     which: TrackedOptions | None = None,
     prompts: PromptOptions | None = None,
@@ -88,7 +88,7 @@ def dynamics(
 
     Args:
         checkpoints: Folder with whole models or peft adapters in its subfolders, as `ivlens tune --checkpoint-every N`
-            writes it; or one checkpoint.
+            writes it; or one checkpoint, or a model by its name, such as smollm2-terse.
         out: Folder for tasks.parquet, heads.parquet, layers.parquet, similarity.parquet, causal.parquet, the figures,
             and store/, which keeps the measurements of every checkpoint.
         figures: Suffix of the figures.

@@ -8,10 +8,17 @@ from cyclopts import Parameter
 
 from ivlens.cli._options import AsJson, ModelOptions
 from ivlens.cli._output import print_json
-from ivlens.out.formats import SUFFIXES, Format
+from ivlens.out.formats import SUFFIXES, Format, usual_positions
 
 if TYPE_CHECKING:
     from ivlens.steering.summary import Setting
+
+_USES: dict[Format, str] = {  # what is typed next; capitals stand for what the user has
+    "lm-eval": "lm_eval --model steered --model_args pretrained=FOLDER,steer_path={out} --tasks arc_easy",
+    "python": "python {out} TEXT",
+    "checkpoint": "AutoModelForCausalLM.from_pretrained('{out}')",
+    "gguf-control-vector": "llama-cli -m MODEL.gguf --control-vector {out} -p PROMPT",
+}
 
 
 @Parameter(name="*")
@@ -24,14 +31,14 @@ class PlaceOptions:
         alpha: Strength of the vector, negative to subtract it.
         site: Place in the layer: resid_post (after the block) or attn_out (what attention adds).
         positions: prompt: once, at the last prompt token; every: at each generated token too; all: at every token.
-            Other tools than python know all alone.
+            By default prompt for python, as ivlens steer does; the other formats can only do all.
         allow_other_weights: Accept a vector from a model of the same architecture with other weights.
     """
 
     layer: int
     alpha: Annotated[float, Parameter(allow_leading_hyphen=True)]
     site: Literal["resid_post", "attn_out"] = "resid_post"
-    positions: Literal["prompt", "every", "all"] = "all"
+    positions: Literal["prompt", "every", "all"] | None = None
     allow_other_weights: Annotated[bool, Parameter(negative="")] = False
 
     @property
@@ -54,8 +61,8 @@ def export(
 ) -> None:
     """Write a vector in the format of another tool, which then steers without ivlens.
 
-    Example: `ivlens export antonym.safetensors --format python --layer 1 --alpha 4 --site attn_out --positions prompt
-    --out antonym.py`, then `python antonym.py big`
+    Example: `ivlens export antonym.safetensors --format python --layer 1 --alpha 4 --site attn_out --out antonym.py`,
+    then `python antonym.py big`
 
     Args:
         file: File of a vector, as `ivlens vector --out` wrote it.
@@ -76,10 +83,12 @@ def export(
     from ivlens.vectors.vector import InstructionVector
 
     iv = InstructionVector.load(file, model, allow_other_weights=place.allow_other_weights)
-    export_vector(model, iv, out, format=format, at=place.at, positions=place.positions)
+    positions = place.positions or usual_positions(format)
+    export_vector(model, iv, out, format=format, at=place.at, positions=positions)
     if as_json:
-        at = {**place.at._asdict(), "positions": place.positions}
+        at = {**place.at._asdict(), "positions": positions}
         print_json({"vector": iv.task, "format": format, "setting": at, "out": str(out)})
         return
-    print(f"{iv.task}: layer {place.layer}, alpha {place.alpha:g}, {place.site}, {place.positions}")
+    print(f"{iv.task}: layer {place.layer}, alpha {place.alpha:g}, {place.site}, {positions}")
     print(f"written: {out}")
+    print(f"use it:  {_USES[format].format(out=out)}")

@@ -21,8 +21,8 @@ class SeriesOptions(ColumnOptions):
     """The series of models, and the tasks that are measured in each.
 
     Attributes:
-        before: The model to compare with: "pocket", a folder or a Hub name. By default the model that adapters were
-            trained on, or else the first checkpoint.
+        before: The model to compare with: "pocket", "smollm2", a folder or a Hub name. By default the model that
+            adapters were trained on, or else the first checkpoint.
         task: A task that the first model knows: a built-in name or a path; may be given several times. By default six
             tasks that the built-in model was trained on.
         device: auto, cpu, cuda, cuda:1 ...
@@ -34,7 +34,7 @@ class SeriesOptions(ColumnOptions):
     device: str = "auto"
     dtype: str = "auto"
 
-    def series(self, checkpoints: Path) -> "CheckpointSeries":
+    def series(self, checkpoints: str) -> "CheckpointSeries":
         """The checkpoints in the order of their steps, after the model to compare with."""
         from ivlens.models.checkpoints import checkpoint_series
 
@@ -67,7 +67,7 @@ def said(checkpoint: "Checkpoint") -> None:
 
 
 def forget(
-    checkpoints: Path,
+    checkpoints: str,
     *,
     which: ProbedOptions | None = None,
     prompts: PromptOptions | None = None,
@@ -89,7 +89,7 @@ def forget(
 
     Args:
         checkpoints: Folder with whole models or peft adapters in its subfolders, as `ivlens tune --checkpoint-every N`
-            writes it; or one checkpoint.
+            writes it; or one checkpoint, or a model by its name, such as smollm2-terse.
         out: Folder for probes.parquet (every example at every checkpoint), forgetting.parquet (both drops, with
             intervals) and the figure, and for store/, which keeps the measurements of every checkpoint.
         split: The split whose inputs are asked.

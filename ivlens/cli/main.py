@@ -61,6 +61,8 @@ COMMANDS = {
 
 EXIT_INTERRUPTED = 130  # as shells report a program that Ctrl-C has ended
 # what cyclopts puts before an error of ours, which names the option itself
+# commands that keep what they have measured or trained as soon as it is done
+_GO_ON = frozenset({"evaluate", "tune", "bench", "sweep", "forget", "dynamics", "transplant", "study"})
 _TWICE = re.compile(r"^Invalid value for \S+: (?=\S+ is .*, expected )")
 _NARROWEST, _WIDEST = 40, 250  # columns of the help; on a screen of one or two columns rich never ends its layout
 
@@ -107,7 +109,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         complain(f"{said}; ivlens {words[0]} --help shows what there is." if words else f"{said}.")
         return EXIT_ERROR
     except KeyboardInterrupt:
-        quietly(lambda: print("\nivlens: interrupted", file=sys.stderr))
+        more = "; the same command goes on from what it has kept" if words[:1] and words[0] in _GO_ON else ""
+        quietly(lambda: print(f"\nivlens: interrupted{more}", file=sys.stderr))
         if argv is None:  # the program ends here: Python need not search a model's objects for garbage, for seconds
             gc.freeze()
         return EXIT_INTERRUPTED

@@ -133,6 +133,7 @@ def _print(result: "StudyResult") -> None:
     from ivlens.show.pages.study import claims_of
 
     rows = [
-        [row["claim"], interval_text(row), row["paper"], row["verdict"]] for row in claims_of(result).to_dict("records")
+        [row["claim"], interval_text(row), row["paper"], row["verdict"], row["why"]]
+        for row in claims_of(result).to_dict("records")
     ]
-    print_table(["claim", "here", "the paper", "verdict"], rows)
+    print_table(["claim", "here", "the paper", "verdict", "why not testable"], rows)

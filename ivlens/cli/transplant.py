@@ -61,7 +61,7 @@ class TransplantAmounts:
 
 def transplant(
     before: str,
-    after: Path,
+    after: str,
     *,
     amounts: TransplantAmounts | None = None,
     prompts: PromptOptions | None = None,
@@ -84,7 +84,7 @@ def transplant(
     Args:
         before: The first model: "pocket", "smollm2", a folder or a Hub name.
         after: The tuned model: a folder with a whole model or a peft adapter, or with several in its subfolders, of
-            which the last one is taken.
+            which the last one is taken; or a model by its name, such as smollm2-terse.
         out: Folder for transplant.parquet, splices.parquet, the figures, and store/, which keeps what was measured.
         figures: Suffix of the figures.
     """

@@ -16,7 +16,7 @@ from ivlens.common.intervals import LEVEL, N_RESAMPLES
 from ivlens.common.names import set_shown
 from ivlens.effects.bands import ChosenHeads, MapInterval
 from ivlens.effects.files import FILE, TENSORS, again_content, check_model_of, read_effects
-from ivlens.effects.taken import Taken
+from ivlens.effects.taken import LEAST_SHARE, Taken
 from ivlens.forward.ability import Ability
 from ivlens.models.boot import ModelRef, TransformerBridge, WeakModel
 from ivlens.models.fingerprint import ModelIdentity, model_identity
@@ -107,8 +107,11 @@ class HeadEffects:
         if set(self.corruptions) == {"none"} or self.taken is None or self.taken.is_enough:
             return ""
         kinds = ", ".join(sorted(set(self.corruptions)))
+        # a fifth or more on average, from prompts that differ so much that it may be nothing
+        unsure = self.taken.mean > 0 and self.taken.share >= LEAST_SHARE
+        little = "may take nothing away (the interval includes 0)" if unsure else "takes little away"
         return (
-            f"{self.task}: the corruption {kinds} takes little away, {self.taken}: what heads bring back then says "
+            f"{self.task}: the corruption {kinds} {little}, {self.taken}: what heads bring back then says "
             "little of the task; use another corruption or recipe, or more prompts."
         )
 

@@ -16,7 +16,7 @@ from ivlens.models.adapters import CONFIG, adapter_folders, is_adapter, named_ba
 from ivlens.models.boot import TransformerBridge, check_model
 from ivlens.models.fingerprint import model_identity
 from ivlens.models.ggufheader import is_gguf
-from ivlens.models.known import finished, known_model
+from ivlens.models.known import finished, known_model, place_of
 from ivlens.models.load import commit_of, load_model
 
 # beginnings of names of files that trainers write beside a model, and that do not change it
@@ -109,11 +109,11 @@ def checkpoint_series(
     """The checkpoints in `source` as a series, in the order of the training.
 
     Args:
-        source: A folder with one checkpoint in each subfolder, or bridges, folders and names as a list or by name.
-            A list keeps its order. Subfolders (whole models, or adapters in peft's format, as `ivlens tune
-            --checkpoint-every` and transformers' Trainer write them) are ordered by the last number in their names;
-            names without a number come last. A folder that is itself a checkpoint comes after the checkpoints inside
-            it; without any inside it is a series of one.
+        source: A folder with one checkpoint in each subfolder, the name of a known model, or bridges, folders and names
+            as a list or by name. A list keeps its order. Subfolders (whole models, or adapters in peft's format, as
+            `ivlens tune --checkpoint-every` and transformers' Trainer write them) are ordered by the last number in
+            their names; names without a number come last. A folder that is itself a checkpoint comes after the
+            checkpoints inside it; without any inside it is a series of one.
         first: The model with which all are compared, as a bridge, folder or name. None: the model that the adapters
             name, or else the first of the series.
         base: The model that adapters belong to, where it is not the one they name.
@@ -124,8 +124,8 @@ def checkpoint_series(
         ValueError: fewer than two models, so that nothing can be compared, or two of one name.
     """
     found = _listed(source, base)
-    if first is None and found and isinstance(found[0].source, str | Path) and is_adapter(found[0].source):
-        first = base if base is not None else named_base(found[0].source)
+    if first is None and found and isinstance(found[0].source, str | Path) and is_adapter(place_of(found[0].source)):
+        first = base if base is not None else named_base(place_of(found[0].source))
     if first is not None:
         found = [Checkpoint("before", first, 0), *found]
     names = [checkpoint.name for checkpoint in found]

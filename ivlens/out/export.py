@@ -8,7 +8,7 @@ from ivlens.common.names import path_of
 from ivlens.models.boot import TransformerBridge
 from ivlens.out.control_vector import write_control_vector
 from ivlens.out.folding import write_folded
-from ivlens.out.formats import SUFFIXES, Format
+from ivlens.out.formats import SUFFIXES, Format, usual_positions
 from ivlens.out.leaving import Leaving
 from ivlens.out.lm_eval_file import write_lm_eval
 from ivlens.out.script import write_script
@@ -32,11 +32,11 @@ def export_vector(
     *,
     format: Format,
     at: Setting,
-    positions: Positions = "all",
+    positions: Positions | None = None,
 ) -> Path:
     """Write the vector, at its place and with its strength, in the format of another tool; returns the path.
 
-        >>> export_vector(model, iv, "antonym.py", format="python", at=evaluation.best, positions="prompt")
+        >>> export_vector(model, iv, "antonym.py", format="python", at=evaluation.best)
 
     Formats:
 
@@ -51,7 +51,8 @@ def export_vector(
         path: The file, or for `checkpoint` the folder.
         format: One of these.
         at: Layer, strength and site, such as `Evaluation.best`.
-        positions: As in `steer`; slices and masks belong to one batch, and stay here.
+        positions: As in `steer`; slices and masks belong to one batch, and stay here. By default `prompt` for `python`,
+            and `all`, the only one they can express, for the others.
 
     Raises:
         ValueError: a vector of another model, a setting that does not exist, a suffix of another format; a setting or
@@ -67,4 +68,6 @@ def export_vector(
             f"{str(place)!r} has suffix {place.suffix!r}, expected {' or '.join(suffixes)} for format {format!r}; name "
             "another file."
         )
-    return _WRITERS[format](Leaving(model, iv, at, positions), place)
+    # a setting is usually searched for `prompt`: a script that added it everywhere would write nonsense
+    leaving = Leaving(model, iv, at, usual_positions(format) if positions is None else positions)
+    return _WRITERS[format](leaving, place)

@@ -10,3 +10,8 @@ SUFFIXES: dict[Format, tuple[str, ...]] = {  # none: a folder
     "checkpoint": (),
     "gguf-control-vector": (".gguf",),
 }
+
+
+def usual_positions(format: Format) -> Literal["prompt", "all"]:
+    """Where a format adds the vector if nothing is said: a script as `steer` does, any other where alone it can."""
+    return "prompt" if format == "python" else "all"

@@ -1,6 +1,7 @@
 """A corruption has to take something away: clean minus corrupted score stands beside every map, with a warning."""
 
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -92,6 +93,12 @@ def test_one_prompt_has_no_interval():
         and taken.is_enough
         and str(taken) == "clean minus corrupted score +0.8, 89 % of the clean score"
     )
+
+
+def test_a_large_share_that_may_be_nothing_is_not_called_little(effects):
+    one = torch.zeros_like(effects.base_scores)
+    said = replace(effects, clean_scores=one.index_fill(0, torch.tensor([0]), 1.0), base_scores=one).taken_warning
+    assert "may take nothing away (the interval includes 0)" in said and "100 % of the clean score" in said
 
 
 def test_effects_say_it_first_and_a_vector_once(llama, caplog):

@@ -11,6 +11,7 @@ import torch
 import transformers
 from families import hf_model
 
+from ivlens.cli.main import main
 from ivlens.models import known, load_model, model_identity, pocket_path
 from ivlens.models.adapters import adapter_folders, named_base
 from ivlens.models.checkpoints import Checkpoint, checkpoint_series
@@ -121,6 +122,23 @@ def test_adapters_find_the_known_model_they_belong_to(here, tmp_path):
     pytest.importorskip("peft")
     learner = Learner(load_model("smollm2"))
     assert learner.trained.name_or_path == str(here)  # which plain peft opens, too
+
+
+def test_a_series_of_a_known_adapter_begins_with_the_model_it_belongs_to():
+    series = checkpoint_series("smollm2-terse")
+    assert [(one.name, one.source, one.step) for one in series] == [
+        ("before", "smollm2", 0), ("smollm2-terse", "smollm2-terse", None)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("words", [["forget"], ["dynamics"], ["transplant", "smollm2"]])
+def test_commands_take_a_known_model_as_the_tuned_one(words, tmp_path, monkeypatch, capsys):
+    def looked_for(source, **_):
+        raise ValueError(f"looked for {source!r}")  # a Path here would be a folder, and never a known model
+
+    monkeypatch.setattr("ivlens.models.checkpoints.checkpoint_series", looked_for)
+    assert main([*words, "smollm2-terse", "--task", "antonym", "--out", str(tmp_path / "out")]) == 2
+    assert "looked for 'smollm2-terse'" in capsys.readouterr().err
 
 
 def test_a_series_takes_known_names(here, cache):

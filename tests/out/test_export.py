@@ -71,7 +71,8 @@ def test_the_script_writes_what_steer_writes(pocket, vector, tmp_path, monkeypat
 
 
 def test_the_script_is_short_and_needs_torch_and_transformers_alone(pocket, vector, tmp_path):
-    path = export_vector(pocket, vector, tmp_path / "antonym.py", format="python", at=AT, positions="prompt")
+    path = export_vector(pocket, vector, tmp_path / "antonym.py", format="python", at=AT)
+    assert "POSITIONS = 'prompt'" in path.read_text()
     text = path.read_text()
     tree = ast.parse(text)
     needed = {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
@@ -82,11 +83,12 @@ def test_the_script_is_short_and_needs_torch_and_transformers_alone(pocket, vect
     assert again.read_text() == text
 
 
-def test_the_command_writes_the_script_whose_texts_are_those_of_steer(vector, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("positions", [(), ("--positions", "every")])  # nothing said: both commands mean the same
+def test_the_command_writes_the_script_whose_texts_are_those_of_steer(vector, tmp_path, monkeypatch, capsys, positions):
     file, out = vector.save(tmp_path / "antonym.safetensors"), tmp_path / "antonym.py"
-    place = ["--layer", "1", "--alpha", "4", "--site", "attn_out", "--positions", "every"]
+    place = ["--layer", "1", "--alpha", "4", "--site", "attn_out", *positions]
     assert main(["export", str(file), "--format", "python", *place, "--out", str(out)]) == 0
-    assert str(out) in capsys.readouterr().out
+    assert capsys.readouterr().out.splitlines()[-2:] == [f"written: {out}", f"use it:  python {out} TEXT"]
     ((plain, steered),) = run_script(out, monkeypatch, capsys, "big")
     assert main(["steer", "--vector", str(file), *place, "--text", "big"]) == 0
     said = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if line[:1] in "ps" and line)

@@ -257,7 +257,7 @@ def test_page_needs_nothing_else(result):
 # ---- verdicts
 
 
-def claims(values, r2=(0.1, 0.0, 0.2)):
+def claims(values, r2=(0.1, 0.0, 0.2), column="verdict"):
     rows = [
         {"name": name, "task": f"t{n}", "value": value} for name, each in values.items() for n, value in enumerate(each)
     ]
@@ -269,7 +269,7 @@ def claims(values, r2=(0.1, 0.0, 0.2)):
             for name, r in scores
         ]
     )
-    return claim_table({"run": pd.DataFrame(rows)}, predictors).set_index("claim")["verdict"]
+    return claim_table({"run": pd.DataFrame(rows)}, predictors).set_index("claim")[column]
 
 
 FELL = {"accuracy_drop": [0.5, 0.6] * 4, "instruction_drop": [0.5, 0.6] * 4}
@@ -309,6 +309,11 @@ def test_nothing_to_see_where_nothing_was_lost():
     found = claims(kept)
     assert found["cosine"] == found["instruction"] == found["reinjection"] == "not testable here"
     assert found["large"] == "not testable here"
+    why = claims(kept, column="why")
+    assert why["cosine"] == why["prediction"] == "accuracy drop 0.05, needed 0.2"
+    assert why["instruction"] == "instruction drop 0.03, needed 0.1" and why["large"] == "it is about other models"
+    why = claims(FELL | {"excess": [1.0, 1.0]}, column="why")
+    assert why["instruction"] == "" and why["vector"] == "not measured, or not reached"
 
 
 def test_overlaid_needs_both_tests():

@@ -139,17 +139,21 @@ def _lead(result: StudyResult) -> str:
 
 def _verdict(row: dict) -> str:
     """A claim's verdict, number and margin in one sentence."""
-    number = interval_text(row)
-    return f"<b>{escape(row['verdict'].capitalize())}</b>: {escape(number)}, margin {row['margin']:g}."
+    why = f" ({escape(row['why'])})" if row["why"] else ""
+    verdict = f"<b>{escape(row['verdict'].capitalize())}</b>{why}"
+    measured = row["value"] == row["value"]
+    return f"{verdict}: {escape(interval_text(row))}, margin {row['margin']:g}." if measured else f"{verdict}."
 
 
 def _claim(row: dict) -> str:
     """The row of one claim in the table of claims."""
     # some claims have no margin: they cannot be tested here
     margin = "" if math.isnan(row["margin"]) else f"<small>margin {row['margin']:g}</small>"
+    why = f"<small>{escape(row['why'])}</small>" if row["why"] else ""
     return (
         f"<tr><td class=claim>{escape(row['text'])}</td><td>{escape(row['paper'])}</td><td>{escape(interval_text(row))}"
-        f"{margin}</td><td>{escape(row['beside'])}</td><td class=verdict>{escape(row['verdict'])}</td>"
+        f"{margin}</td><td>{escape(row['beside'])}</td><td class=verdict>{escape(row['verdict'])}"
+        f"{why}</td>"
         f"<td><code>{escape(row['command'])}</code></td></tr>"
     )
 
