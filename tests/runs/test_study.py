@@ -13,7 +13,8 @@ from ivlens.cli.main import main
 from ivlens.common.store import Store, verify
 from ivlens.runs.study import StudyOptions, claim_table, run_study, running, write_study
 from ivlens.runs.study.frontier import equal_evidence, equal_scores
-from ivlens.runs.study.results import iv_place, study_facts, training_key
+from ivlens.runs.study.results import TABLES, iv_place, study_facts, training_key
+from ivlens.show.pages.study import _general as page_general
 from ivlens.show.pages.study import about, page, write_page
 from ivlens.steering.search import Grid
 from ivlens.tuning import Along, TuneOptions, finetune
@@ -252,6 +253,15 @@ def test_page_needs_nothing_else(result):
     assert "no evidence about large models" in own and "cover one base model" in own
     assert "$" not in re.sub(r"<script.*?</script>", "", own, flags=re.DOTALL)
     assert own.count("<td class=verdict>") == 14
+    linked = set(re.findall(r'href="([^"]+)[.]parquet"', own))
+    assert linked == {"claims", *TABLES, "dynamics_tasks", "dynamics_heads"}
+
+
+def test_a_general_task_without_a_number_does_not_hide_the_others(result):
+    blank = result.general.assign(value=lambda table: table["value"].where(table["task"] != "noun_kind"))
+    assert blank["value"].isna().sum() == 8 and "nan" not in page_general(replace(result, general=blank))
+    alone = blank[blank["task"] != "synonym"]
+    assert page_general(replace(result, general=alone)).count("–") == 8  # two measures of four models
 
 
 # ---- verdicts
@@ -338,6 +348,50 @@ def test_what_no_study_can_be_made_of():
         StudyOptions(guidance=("iv",))
     with pytest.raises(ValueError, match="n_records is 0"):
         StudyOptions(n_records=0)
+    for name, given in (
+        ("earlier", ("antonym", "antonym", "comparative")),
+        ("new", ("second_letter", "second_letter")),
+        ("general", ("synonym", "synonym")),
+        ("guidance", ("none", "iv", "iv")),
+    ):
+        with pytest.raises(ValueError, match=f"{name} is .*expected each name once; leave out the second"):
+            StudyOptions(**{name: given})
+
+
+def test_tasks_that_cannot_be_measured_are_refused_before_the_training(pocket, tmp_path):
+    def refused(**options):
+        said = []
+        with pytest.raises(ValueError) as error:
+            run_study(replace(TINY, **options), model=pocket, say=said.append)
+        assert not any("training" in text.split() and "on" in text.split() for text in said)
+        return str(error.value)
+
+    rows = [{"input": one.input, "output": list(one.answers)} for one in load_task("antonym").examples]
+    (tmp_path / "antonym.json").write_text(json.dumps(rows[:60]))
+    (tmp_path / "untold.json").write_text(json.dumps(rows[:60]))
+    (tmp_path / "tiny.json").write_text(json.dumps(rows[:2]))
+    assert "'nosuch' is unknown" in refused(general=("nosuch",))
+    assert "antonym" in refused(earlier=("antonym", str(tmp_path / "antonym.json")))
+    twice = (str(tmp_path / "untold.json"), str(tmp_path / "../" / tmp_path.name / "untold.json"))
+    assert "holds a task twice" in refused(earlier=twice)
+    assert "neither an instruction nor demonstrations" in refused(general=(str(tmp_path / "untold.json"),))
+    assert "is empty" in refused(general=(str(tmp_path / "tiny.json"),))
+
+
+def test_a_task_that_was_edited_is_measured_again(pocket, tmp_path, monkeypatch):
+    """The options of a study name its tasks; what it keeps also depends on what the tasks hold."""
+    asked = []
+    for name in ("probe", "answers_said", "general_scores"):
+        table = pd.DataFrame({"asked": [name]})
+        monkeypatch.setattr(running, name, lambda *_, name=name, table=table, **__: asked.append(name) or table)
+    store, places = Store(tmp_path / "store"), []
+    antonym, other, new = load_task("antonym"), load_task("country_capital"), load_task("middle_of_three")
+    for task in (antonym, antonym, replace(antonym, examples=antonym.examples[:100])):
+        run = running._Run(pocket, [task, other], [new], [load_task("synonym")], TINY, store)
+        run.ask("before", pocket)
+        places.append(run._state("none", 0))
+    assert asked == ["probe", "answers_said", "general_scores"] * 2
+    assert places[0] == places[1] != places[2]
 
 
 def test_too_many_heads_are_refused_before_anything_is_measured(pocket):

@@ -15,7 +15,7 @@ from ivlens.common.version import __version__
 from ivlens.runs.study.claims import claim_table, interval_text
 from ivlens.runs.study.frontier import equal_scores
 from ivlens.runs.study.plan import PLAIN
-from ivlens.runs.study.results import StudyResult
+from ivlens.runs.study.results import TABLES, StudyResult
 from ivlens.show.figures.answers import LABELS, answers_plot
 from ivlens.show.figures.causal import NAMES, causal_plot, guidance_plot
 from ivlens.show.figures.dynamics import drift_heatmap, dynamics_curves, prediction_plot
@@ -188,7 +188,9 @@ def _general(result: StudyResult) -> str:
     rows = []
     for run, own in result.general.groupby("run", sort=False):
         found = own.to_dict("records")
-        values = [[row["value"] for row in found if row["measure"] == measure] for measure, _ in _GENERAL]
+        # a task whose answers all begin alike has no ranked accuracy (NaN)
+        seen = [row for row in found if row["value"] == row["value"]]
+        values = [[row["value"] for row in seen if row["measure"] == measure] for measure, _ in _GENERAL]
         rows.append(_row([_name(str(run)), *(f"{mean(one):.2f}" if one else "–" for one in values)]))
     return "".join(rows)
 
@@ -239,21 +241,7 @@ def _settings(result: StudyResult) -> str:
 
 def _files() -> str:
     """Which files lie in the same folder as the page."""
-    names = (
-        "claims",
-        "evidence",
-        "forgetting",
-        "probes",
-        "answers",
-        "general",
-        "causal",
-        "transplants",
-        "splices",
-        "predictors",
-        "frontier",
-        "dynamics_tasks",
-        "dynamics_heads",
-    )
+    names = ("claims", *TABLES, "dynamics_tasks", "dynamics_heads")
     links = ", ".join(f'<a href="{name}.parquet">{name}.parquet</a>' for name in names)
     return f"Beside this page: {links}, and all figures of it as JSON that plotly reads."
 
