@@ -13,7 +13,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from logging import getLogger
 from pathlib import Path
@@ -60,7 +60,7 @@ def get_model(name: str, *, progress: bool = False) -> Path:
         )
     if known.base is not None:  # an adapter, which comes with ivlens
         if not known.has_files:
-            raise FileNotFoundError(f"model {name!r} is not in {known.folder}, expected its adapter; {known.remedy}.")
+            raise known.missing()
         get_model(known.base, progress=progress)
     if known.packaged is None or is_whole(known.folder):
         return known.folder
@@ -295,8 +295,6 @@ def _largest(folder: Path) -> int:
     sizes = [0]
     for root, _, names in os.walk(folder):
         for name in names:
-            try:
+            with suppress(OSError):  # deleted since it was listed
                 sizes.append(os.stat(os.path.join(root, name)).st_size)
-            except OSError:  # deleted since it was listed
-                continue
     return max(sizes)

@@ -89,6 +89,14 @@ class KnownModel:
         """Whether it can be opened: its own files, and those of the model that it belongs to, are in their folders."""
         return self.has_files and (self.base is None or KNOWN[self.base].is_here())
 
+    def missing(self) -> FileNotFoundError:
+        """The error, to be raised by the caller, for a model whose files are not there."""
+        what = "checkpoint" if self.base is None else "adapter"
+        return FileNotFoundError(
+            f"model {self.name!r} ({self.about}; {self.licence}) is not in {self.folder}, expected its {what} there; "
+            f"{self.remedy}."
+        )
+
 
 _ADAPTER = ("adapter_config.json", "adapter_model.safetensors")  # peft's files
 _RECORD = "training.json"  # how the built-in model was trained, beside it
@@ -178,10 +186,7 @@ def source_of(name: str | Path) -> str | Path:
     known = known_model(name)
     if known is not None:
         if not known.is_here():
-            raise FileNotFoundError(
-                f"model {name!r} ({known.about}; {known.licence}) is not in {known.folder}, expected its checkpoint "
-                f"there; {known.remedy}."
-            )
+            raise known.missing()
         return known.folder
     place = Path(os.path.expanduser(name))
     # Hub names have one slash at most; anything else that does not exist is a mistyped path and not worth a download
