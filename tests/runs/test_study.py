@@ -1,5 +1,6 @@
 """The study end to end in miniature, the rules of its verdicts, its page, and the commands over checkpoints."""
 
+import html
 import json
 import re
 from dataclasses import replace
@@ -257,6 +258,13 @@ def test_page_needs_nothing_else(result):
     assert own.count("<td class=verdict>") == 14
     linked = set(re.findall(r'href="([^"]+)[.]parquet"', own))
     assert linked == {"claims", *TABLES, "dynamics_tasks", "dynamics_heads"}
+
+
+def test_the_page_says_in_which_form_the_model_was_trained(result):
+    shown = PromptRecipe(instruction=None, n_shots=2)
+    other = replace(result, options=replace(result.options, training=shown))
+    assert "trained and judged on new tasks with" not in page(result)
+    assert f"trained and judged on new tasks with {shown}" in html.unescape(page(other))
 
 
 def test_a_general_task_without_a_number_does_not_hide_the_others(result):

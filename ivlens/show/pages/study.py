@@ -222,6 +222,7 @@ def _scores(result: StudyResult) -> tuple[str, str]:
 def _settings(result: StudyResult) -> str:
     """How everything was measured, as a list of names and values."""
     model, options = result.model, result.options
+    told = "" if options.training is None else f"; trained and judged on new tasks with {options.training}"
     # what is needed to judge the numbers, or to measure them again
     facts = {
         "model": f"{model.name} · {model.n_layers} layers × {model.n_heads} heads · weights {model.weights_hash[:12]}",
@@ -232,7 +233,7 @@ def _settings(result: StudyResult) -> str:
         "vectors": f"{options.k} heads, effects on {options.n_prompts} corrupted prompts",
         "controls": f"{options.n_draws} random vectors of equal norm, {options.n_draws} sets of random heads, the "
         "other earlier tasks' vectors; quoted is the kind that does best on select, on average",
-        "prompts": f"at most {options.n_judge_prompts} of each task and split; {options.recipe}",
+        "prompts": f"at most {options.n_judge_prompts} of each task and split; {options.recipe}{told}",
         "seed": f"{options.seed} of the trainings",
         "made with": f"ivlens {__version__} in {result.seconds:.0f} s",
     }
