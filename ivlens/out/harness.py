@@ -105,7 +105,7 @@ class HarnessOptions:
             ValueError: the harness knows no such task.
         """
         _check_installed()
-        harness, index = import_module("lm_eval"), index or self.index()
+        harness, index = import_module("lm_eval"), self.index() if index is None else index
         _check_tasks(index, tasks)
         seeds = dict.fromkeys(
             ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), self.seed

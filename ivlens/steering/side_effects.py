@@ -92,7 +92,10 @@ class _Texts:
         windows = [ids[at : at + size] for at in range(0, len(ids), size)]
         windows = [window for window in windows if len(window) > 1]  # the first token of each is not predicted
         if not begun or not all(begun) or not windows:
-            raise ValueError("MoreRows.text has too few words, expected a text of some lines.")
+            raise ValueError(
+                f"text is {text!r:.40}, which has too few words, expected some lines; leave it out for the text that "
+                "comes with ivlens."
+            )
         self._begun, self._windows = _batch(model, begun), _batch(model, windows)
 
     @cached_property

@@ -1,5 +1,7 @@
 """What a model says in place of the right answer: kinds of answers, by examples written here and by pocket's own."""
 
+from dataclasses import replace
+
 import pytest
 
 from ivlens import PromptRecipe, Task, TaskExample, load_model, load_task
@@ -38,6 +40,14 @@ def test_a_new_task_that_does_not_know_the_input_may_give_any_of_its_answers():
     assert _kind("a", "hot", OPPOSITE, [LETTER], [FRENCH]) == "new"
     assert _kind("hot", "hot", OPPOSITE, [task("copies", cold="hot")], []) == "copied"  # sooner than any new answer
     assert _kind("red", "red, blue", OPPOSITE, [], []) == "copied"  # the first word
+
+
+def test_words_end_as_they_do_for_accuracy():
+    """After a full stop a letter begins a word, Han has no spaces, and a mark belongs to the letter before it."""
+    other = task("other", a="U.S.", b="大", c="cafe")
+    assert _kind("U.S.A", "x", other, [], []) == _kind("大学", "x", other, [], []) == "own"
+    assert _kind("cafe\u0301", "x", other, [], []) == "other"
+    assert _kind("anything", "... and more", other, [], []) == "other"  # the first word without its marks is empty
 
 
 @pytest.fixture(scope="module")
@@ -84,3 +94,17 @@ def test_general_scores_are_those_of_the_two_forms(pocket):
     shorter = general_scores(pocket, [], text="the cat is big\nthe dog is small\n")
     assert shorter["measure"].tolist() == ["perplexity"]
     assert shorter["value"][0] != pytest.approx(found["perplexity", "plain text"])
+    with pytest.raises(ValueError, match="text is '', which has too few words"):
+        general_scores(pocket, [], text="")
+
+
+def test_general_tasks_have_to_be_told_by_an_instruction(pocket):
+    """Otherwise `gp` would be asked by demonstrations, as `ip` is."""
+    untold = replace(load_task("antonym"), instructions=())
+    with pytest.raises(ValueError, match="neither an instruction nor demonstrations"):
+        general_scores(pocket, [untold], n_prompts=2)
+
+
+def test_no_answers_have_no_shares(pocket):
+    found = answers_said(pocket, [load_task("antonym")], options=ProbeOptions(n_prompts=2))
+    assert shares_said(found[:0]).empty and list(shares_said(found[:0]).columns) == list(SAID)

@@ -15,6 +15,7 @@ from ivlens.cli.main import main
 from ivlens.models import known, load_model, model_identity, pocket_path
 from ivlens.models.adapters import adapter_folders, named_base
 from ivlens.models.checkpoints import Checkpoint, checkpoint_series
+from ivlens.models.getting import get_model
 from ivlens.models.known import KNOWN, known_model, label_of, source_of
 from ivlens.runs.sweep.grid import _beside
 from ivlens.tuning import Learner
@@ -93,6 +94,25 @@ def test_a_known_adapter_without_its_model_says_what_to_get(taught, here):
         load_model("smollm2-terse")
 
 
+@pytest.mark.parametrize("lost", ["adapter_config.json", "adapter_model.safetensors"])
+def test_a_known_adapter_without_its_own_files_cannot_be_fetched(taught, lost):
+    known = KNOWN["smollm2-terse"]
+    (known.folder / lost).unlink()
+    assert not known.is_here() and "install ivlens again" in known.remedy
+    with pytest.raises(FileNotFoundError, match="model 'smollm2-terse' .* is not in .*install ivlens again"):
+        get_model("smollm2-terse")
+    with pytest.raises((FileNotFoundError, ValueError), match="install ivlens again|holds neither adapter_model"):
+        load_model("smollm2-terse")
+
+
+@pytest.mark.parametrize("n_bytes", [0, 100])
+def test_a_known_adapter_whose_file_is_cut_is_refused(taught, n_bytes):
+    weights = KNOWN["smollm2-terse"].folder / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:n_bytes])
+    with pytest.raises(ValueError, match="adapter_model.safetensors' cannot be read .*it is no whole safetensors file"):
+        load_model("smollm2-terse")
+
+
 def test_one_that_is_missing_names_the_command(cache):
     with pytest.raises(FileNotFoundError, match=r"model 'smollm2' .*Apache-2.0.*get it with `ivlens get smollm2`"):
         load_model("smollm2")
@@ -161,7 +181,7 @@ def test_a_misspelt_name_is_told_from_a_hub_name(monkeypatch):
     monkeypatch.setattr("ivlens.common.hub.hub_answers", lambda timeout=3.0: False)
     with pytest.raises(ConnectionError, match="did you mean 'smollm2'"):
         load_model("smolm2")
-    with pytest.raises(ConnectionError, match="known by name are 'pocket' and 'smollm2'"):
+    with pytest.raises(ConnectionError, match="known by name are 'pocket', 'smollm2', 'smollm2-terse'"):
         load_model("someone/some-model")
 
 

@@ -1,5 +1,6 @@
 """The study end to end in miniature, the rules of its verdicts, its page, and the commands over checkpoints."""
 
+import html
 import json
 import re
 from dataclasses import replace
@@ -13,7 +14,8 @@ from ivlens.cli.main import main
 from ivlens.common.store import Store, verify
 from ivlens.runs.study import StudyOptions, claim_table, run_study, running, write_study
 from ivlens.runs.study.frontier import equal_evidence, equal_scores
-from ivlens.runs.study.results import iv_place, study_facts, training_key
+from ivlens.runs.study.results import TABLES, iv_place, study_facts, training_key
+from ivlens.show.pages.study import _general as page_general
 from ivlens.show.pages.study import about, page, write_page
 from ivlens.steering.search import Grid
 from ivlens.tuning import Along, TuneOptions, finetune
@@ -168,7 +170,8 @@ def test_a_study_leaves_what_others_keep_in_its_store(pocket, tmp_path, monkeypa
     assert [stage.step for stage in found.dynamics.stages] == [0, 2]
     write_study(found, tmp_path)
     kept = [(entry.kind, entry.what.get("step")) for entry in store.entries()]
-    assert kept == [("cell", None), ("stage", 0), ("stage", 1)], "of the study with other options, and the cell"
+    others = [("answers", None), ("cell", None), ("general", None), ("probe", None), ("stage", 0), ("stage", 1)]
+    assert sorted(kept, key=str) == others, "of the study with other options, and the cell"
     assert not store.work(training_key(study_facts(found.model, other), "none")).exists()
 
 
@@ -193,7 +196,8 @@ def test_an_interrupted_study_goes_on_to_the_same_result(pocket, result, tmp_pat
     steps.append(0)
     found = run_study(TINY, model=pocket, folder=tmp_path, say=interrupt)
     assert len(steps) == 1 + 3 * 2 and len(probed) == 4
-    pd.testing.assert_frame_equal(found.evidence, result.evidence)
+    for name in ("evidence", "answers", "general", "frontier", "new_scores"):  # read from the store, or from logs
+        pd.testing.assert_frame_equal(getattr(found, name), getattr(result, name))
     write_study(found, tmp_path)
     assert not (tmp_path / "unfinished").exists() and (tmp_path / "evidence.parquet").exists()
 
@@ -252,6 +256,22 @@ def test_page_needs_nothing_else(result):
     assert "no evidence about large models" in own and "cover one base model" in own
     assert "$" not in re.sub(r"<script.*?</script>", "", own, flags=re.DOTALL)
     assert own.count("<td class=verdict>") == 14
+    linked = set(re.findall(r'href="([^"]+)[.]parquet"', own))
+    assert linked == {"claims", *TABLES, "dynamics_tasks", "dynamics_heads"}
+
+
+def test_the_page_says_in_which_form_the_model_was_trained(result):
+    shown = PromptRecipe(instruction=None, n_shots=2)
+    other = replace(result, options=replace(result.options, training=shown))
+    assert "trained and judged on new tasks with" not in page(result)
+    assert f"trained and judged on new tasks with {shown}" in html.unescape(page(other))
+
+
+def test_a_general_task_without_a_number_does_not_hide_the_others(result):
+    blank = result.general.assign(value=lambda table: table["value"].where(table["task"] != "noun_kind"))
+    assert blank["value"].isna().sum() == 8 and "nan" not in page_general(replace(result, general=blank))
+    alone = blank[blank["task"] != "synonym"]
+    assert page_general(replace(result, general=alone)).count("–") == 8  # two measures of four models
 
 
 # ---- verdicts
@@ -343,6 +363,50 @@ def test_what_no_study_can_be_made_of():
         StudyOptions(guidance=("iv",))
     with pytest.raises(ValueError, match="n_records is 0"):
         StudyOptions(n_records=0)
+    for name, given in (
+        ("earlier", ("antonym", "antonym", "comparative")),
+        ("new", ("second_letter", "second_letter")),
+        ("general", ("synonym", "synonym")),
+        ("guidance", ("none", "iv", "iv")),
+    ):
+        with pytest.raises(ValueError, match=f"{name} is .*expected each name once; leave out the second"):
+            StudyOptions(**{name: given})
+
+
+def test_tasks_that_cannot_be_measured_are_refused_before_the_training(pocket, tmp_path):
+    def refused(**options):
+        said = []
+        with pytest.raises(ValueError) as error:
+            run_study(replace(TINY, **options), model=pocket, say=said.append)
+        assert not any("training" in text.split() and "on" in text.split() for text in said)
+        return str(error.value)
+
+    rows = [{"input": one.input, "output": list(one.answers)} for one in load_task("antonym").examples]
+    (tmp_path / "antonym.json").write_text(json.dumps(rows[:60]))
+    (tmp_path / "untold.json").write_text(json.dumps(rows[:60]))
+    (tmp_path / "tiny.json").write_text(json.dumps(rows[:2]))
+    assert "'nosuch' is unknown" in refused(general=("nosuch",))
+    assert "antonym" in refused(earlier=("antonym", str(tmp_path / "antonym.json")))
+    twice = (str(tmp_path / "untold.json"), str(tmp_path / "../" / tmp_path.name / "untold.json"))
+    assert "holds a task twice" in refused(earlier=twice)
+    assert "neither an instruction nor demonstrations" in refused(general=(str(tmp_path / "untold.json"),))
+    assert "is empty" in refused(general=(str(tmp_path / "tiny.json"),))
+
+
+def test_a_task_that_was_edited_is_measured_again(pocket, tmp_path, monkeypatch):
+    """The options of a study name its tasks; what it keeps also depends on what the tasks hold."""
+    asked = []
+    for name in ("probe", "answers_said", "general_scores"):
+        table = pd.DataFrame({"asked": [name]})
+        monkeypatch.setattr(running, name, lambda *_, name=name, table=table, **__: asked.append(name) or table)
+    store, places = Store(tmp_path / "store"), []
+    antonym, other, new = load_task("antonym"), load_task("country_capital"), load_task("middle_of_three")
+    for task in (antonym, antonym, replace(antonym, examples=antonym.examples[:100])):
+        run = running._Run(pocket, [task, other], [new], [load_task("synonym")], TINY, store)
+        run.ask("before", pocket)
+        places.append(run._state("none", 0))
+    assert asked == ["probe", "answers_said", "general_scores"] * 2
+    assert places[0] == places[1] != places[2]
 
 
 def test_too_many_heads_are_refused_before_anything_is_measured(pocket):
@@ -439,6 +503,9 @@ def test_commands_say_what_is_missing(tmp_path, capsys):
         ("study --steps 2", "steps is 2 and n_records 3, expected no more records than steps"),
         ("study --lr nan", "lr is nan, expected a finite number"),
         ("study --method magic", "method is 'magic', expected one of full"),
+        ("study --n-exam-prompts 0", "n_exam_prompts is 0, expected a whole number, 1 or more"),
+        ("study --earlier antonym --earlier antonym", "earlier is antonym, antonym, expected each name once"),
+        ("study --new nosuch", "Task 'nosuch' is unknown"),
         ("dynamics CHECKPOINTS --k 0", "--k is 0, expected a whole number, 1 or more"),
         ("dynamics CHECKPOINTS --n-prompts 0", "--n-prompts is 0, expected a whole number, 1 or more"),
         ("dynamics CHECKPOINTS --causal --n-draws 0", "n_draws is 0, expected a whole number, 1 or more"),

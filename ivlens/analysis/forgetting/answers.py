@@ -8,6 +8,7 @@ from ivlens.common.arguments import checked
 from ivlens.common.checks import as_items
 from ivlens.common.progress import ticking
 from ivlens.forward.asking import Room, prompts_for
+from ivlens.forward.borders import begins_with
 from ivlens.forward.completions import complete, first_line
 from ivlens.forward.scoring import greedy_accuracy
 from ivlens.models.boot import TransformerBridge, check_model
@@ -37,7 +38,8 @@ def answers_said(
     - `new`: an answer that one of the new tasks gives to this input;
     - `copied`: the input itself, or its first word;
     - `new` again: any answer of a new task that does not know this input;
-    - `own`: the task's answer to another input: what was asked is still clear, but not the answer;
+    - `own`: the task's answer to another input: what was asked is still clear, but not the answer (the right answer
+      after a blank line, which `accuracy` does not count, is here too);
     - `earlier`: what another of `tasks` answers to this input or, if it does not know it, to any;
     - `other`: none of these.
 
@@ -89,7 +91,7 @@ def shares_said(answers: "pd.DataFrame") -> "pd.DataFrame":
     for task, own in answers.groupby("task", sort=False):
         kinds = own["kind"].tolist()
         rows.append({"task": task, **{kind: kinds.count(kind) / len(kinds) for kind in SAID}})
-    return pd.DataFrame(rows).set_index("task")
+    return pd.DataFrame(rows, columns=["task", *SAID]).set_index("task")
 
 
 def _kind(text: str, asked: str, task: Task, new: Sequence[Task], others: Sequence[Task]) -> str:
@@ -116,6 +118,5 @@ def _gives(task: Task, asked: str, text: str, known: bool) -> bool:
 
 
 def _begins(text: str, answer: str) -> bool:
-    """Whether a text begins with an answer, and not with a longer word."""
-    answer = answer.strip()
-    return bool(answer) and text.startswith(answer) and not text[len(answer) : len(answer) + 1].isalnum()
+    """Whether a text begins with an answer, and not with a longer word; nothing begins with an empty one."""
+    return bool(answer.strip()) and begins_with(text, answer)

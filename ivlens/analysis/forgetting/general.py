@@ -41,6 +41,7 @@ def general_scores(
 
     Returns:
         One row for each measure and task: `measure`, `task`, `value` (a share, or a perplexity), `n` prompts or texts.
+        A share is NaN where all answers of the task begin with the same token, so that none can be ranked.
 
     Raises:
         ValueError: a task cannot be asked in one of the two forms, or the text has too few words.
@@ -53,7 +54,8 @@ def general_scores(
     model = check_model(model)
     tasks = as_items("tasks", tasks, Task, meant="ivlens.load_task opens one by its name")
     rows = [{"measure": "perplexity", "task": TEXT, "value": perplexity(model, text), "n": 1}]
-    forms = {"gp": PromptRecipe(instruction=TASK, seed=seed), "ip": PromptRecipe("plain", None, N_SHOTS, seed)}
+    # no demonstrations in `gp`: left open, a task without an instruction would be asked by them, and pass for the other
+    forms = {"gp": PromptRecipe("plain", TASK, 0, seed), "ip": PromptRecipe("plain", None, N_SHOTS, seed)}
     for measure, recipe in forms.items() if tasks else ():
         asked = probe(
             model, [replace(task, clozes=()) for task in tasks], ProbeOptions(n_prompts=n_prompts, recipe=recipe)

@@ -91,6 +91,8 @@ class StudyOptions:
                 f"the study got the earlier tasks {', '.join(self.earlier) or 'none'} and the new ones "
                 f"{', '.join(self.new) or 'none'}, expected two or more earlier ones and others that are new."
             )
+        for name in ("earlier", "new", "general", "guidance"):
+            self._check_once(name)
         if not self.guidance or self.guidance[0] != PLAIN:
             raise ValueError(f"guidance is {', '.join(self.guidance)}, expected {PLAIN} first.")
         for name in self.guidance:
@@ -104,6 +106,13 @@ class StudyOptions:
                 "or more; take more steps."
             )
 
+    def _check_once(self, name: str) -> None:
+        """Refuse a name that is given twice: results are filed by names, so the second would be lost."""
+        given = getattr(self, name)
+        twice = next((one for one in given if given.count(one) > 1), None)
+        if twice is not None:
+            raise ValueError(f"{name} is {', '.join(given)}, expected each name once; leave out the second {twice!r}.")
+
     @property
     def told(self) -> PromptRecipe:
         """How prompts of new tasks are made."""
@@ -111,7 +120,7 @@ class StudyOptions:
 
     @property
     def tune(self) -> TuneOptions:
-        """Options of each training, which is judged five times and at its end."""
+        """Options of each training, which is judged five times, and once more at its end if the steps leave a rest."""
         names = ("lr", "steps", "batch_size", "decay", "n_samples", "seed")
         every = max(1, self.steps // JUDGEMENTS)
         return TuneOptions(judge_every=every, **{name: getattr(self, name) for name in names})

@@ -23,7 +23,7 @@ from ivlens.analysis.transplant.several import tables_below
 from ivlens.analysis.transplant.splicing import splice
 from ivlens.common.names import path_of
 from ivlens.common.progress import ticking
-from ivlens.common.store.keys import versions
+from ivlens.common.store.keys import content_key, versions
 from ivlens.common.store.store import KEPT, Store
 from ivlens.effects.results import HeadEffects
 from ivlens.models.boot import TransformerBridge
@@ -36,7 +36,7 @@ from ivlens.runs.suites.suite import for_training, load_suite, split_examples
 from ivlens.tasks.bank import load_task
 from ivlens.tasks.task import Task, TaskExample, tasks_of
 from ivlens.tuning.builder import find_guidance, guidance_by_name
-from ivlens.tuning.exams import Exam, make_exam
+from ivlens.tuning.exams import Exam, make_exam, mean_score
 from ivlens.tuning.learner import Learner
 from ivlens.tuning.training.data import training_set
 
@@ -73,19 +73,17 @@ def run_study(
     start = time.perf_counter()
     options = options or StudyOptions()
     first = load_model(options.model) if model is None else model
+    tasks = _tasks(options)  # before the store, which makes its folder
     store = None if folder is None else Store(path_of(folder, "folder") / KEPT)
-    earlier = tasks_of("earlier", map(load_task, options.earlier))
-    news = tasks_of("new", new_tasks(options.new))
-    tasks_of("new", news, beside=earlier)  # no two tasks of one name: tables tell tasks apart by it
-    run = _Run(first, list(earlier), list(news), options, store)
+    run = _Run(first, *tasks, options, store)
     say("the model before training")
     kept = None if store is None else store.folder
     training = {"study": run.facts, "new": [task.full_hash() for task in run.new]}
     recorder = Recorder(first, run.earlier, options.track, folder=kept, training=training)
+    run.ask("before", first)  # before the long part: a task that cannot be asked is found here
     tuned = run.train(PLAIN, recorder, say)
     dynamics = recorder.dynamics()
     say("instruction and knowledge")
-    run.ask("before", first)
     run.ask(PLAIN, tuned)
     say("causal tests")
     stages = dynamics.stages[0], dynamics.stages[-1]
@@ -115,6 +113,24 @@ def run_study(
         evidence=pd.concat([found, equal_evidence(frontier)], ignore_index=True),
         seconds=time.perf_counter() - start,
     )
+
+
+def _tasks(options: StudyOptions) -> tuple[list[Task], list[Task], list[Task]]:
+    """The earlier, the new and the general tasks; tables tell tasks apart by their names, so these have to differ.
+
+    Raises:
+        ValueError: two tasks of one name; a task that is given twice, by its name and by a path for instance.
+    """
+    earlier = [load_task(name) for name in options.earlier]
+    news = new_tasks(options.new)
+    for what, given in (("earlier", earlier), ("new", news)):
+        beside = [] if what == "earlier" else earlier
+        if len(tasks_of(what, given, beside=beside)) < len(given):
+            named = ", ".join(getattr(options, what))
+            raise ValueError(f"{what} is {named}, which holds a task twice, expected each task once; leave one out.")
+    taken = {task.name for task in (*earlier, *news)}
+    general = [task for task in map(load_task, options.general) if task.name not in taken]
+    return earlier, news, list(tasks_of("general", general))
 
 
 def below(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -148,6 +164,7 @@ class _Run:
     model: TransformerBridge
     earlier: list[Task]
     new: list[Task]
+    general: list[Task]
     options: StudyOptions
     store: Store | None
     asked: dict[str, dict[str, pd.DataFrame]] = field(default_factory=dict)
@@ -159,11 +176,14 @@ class _Run:
         """Everything that the study depends on."""
         return study_facts(model_identity(self.model), self.options)
 
+    @property
+    def content(self) -> str:
+        """A key of what the tasks hold, which the options do not say: a file may be edited before a study goes on."""
+        return content_key({"tasks": [task.full_hash() for task in (*self.earlier, *self.new, *self.general)]})
+
     def ask(self, name: str, model: TransformerBridge) -> None:
         """Measure what a model knows, says and keeps; what is in the store already is read from there."""
         options, known = self.options, {"model": model_identity(model).key}
-        taken = {*options.earlier, *options.new}
-        general = [load_task(one) for one in options.general if one not in taken]
         n, seed = options.n_exam_prompts, options.recipe.seed
         found = {
             "probes": self._kept(
@@ -172,10 +192,11 @@ class _Run:
         }
         ways: dict[str, Callable[[], pd.DataFrame]] = {
             "answers": lambda: answers_said(model, self.earlier, self.new, options.probe),
-            "general": lambda: general_scores(model, general, n_prompts=n, seed=seed),
+            "general": lambda: general_scores(model, self.general, n_prompts=n, seed=seed),
         }
         for kind in ASKED:
-            found[kind] = self._kept({"kind": kind, "study": self.facts, **known, **versions()}, ways[kind])
+            what = {"kind": kind, "study": self.facts, "tasks": self.content, **known, **versions()}
+            found[kind] = self._kept(what, ways[kind])
         for part, table in found.items():
             self.asked.setdefault(part, {})[name] = table
 
@@ -199,11 +220,11 @@ class _Run:
     def _state(self, name: str, number: int) -> Path | None:
         """The folder for the state of the training on one new task; None without a store.
 
-        Its key has all options, as the training depends on all trainings before it.
+        Its key has all options, as the training depends on all trainings before it, and all tasks, as it is judged.
         """
         if self.store is None:
             return None
-        return self.store.work(training_key(self.facts, name)) / str(number)
+        return self.store.work(training_key(self.facts, name)) / self.content / str(number)
 
     def train(self, name: str, recorder: Recorder | None, say: Say) -> TransformerBridge:
         """Train on all new tasks with one guidance, and note how each of them went; returns the model."""
@@ -236,20 +257,25 @@ class _Run:
                 if recorder is not None and int(row["step"]) % every == 0:
                     recorder(int(row["step"]), learner.bridge())
 
-            old = [(one, one.split("select", options.recipe.seed)) for one in self.earlier]
-            exam = self._exam([(own, split_examples(task, "select")), *old], options.n_exam_prompts)
-
-            def judge(model: nn.Module, exam: Exam = exam, new: str = own.name) -> dict[str, float]:
-                found = exam.sit(model)
-                return {"new": found.pop(new), "old": sum(found.values()) / len(found)}
-
-            state = self._state(name, number)
+            state, judge = self._state(name, number), self._judge(task)
             log = learner.learn(data, options.tune, guidance, on_step=record, folder=state, judge=judge)
             steps = log.loc[log["new"].notna(), ["step", "new", "old"]]
             self.judged.append(steps.assign(guidance=name, task=own.name)[list(COLUMNS)])
         asked = [(for_training(task), split_examples(task, "test")) for task in self.new]
         self.scores[name] = self._exam(asked, _N_TEST).sit(learner.trained)
         return learner.bridge()
+
+    def _judge(self, task: Task) -> Callable[[nn.Module], dict[str, float]]:
+        """A function that gives a model's accuracy on a new task and its mean one on the earlier tasks, on *select*."""
+        old = [(one, one.split("select", self.options.recipe.seed)) for one in self.earlier]
+        new = (for_training(task), split_examples(task, "select"))
+        exam = self._exam([new, *old], self.options.n_exam_prompts)
+
+        def judge(model: nn.Module) -> dict[str, float]:
+            found = exam.sit(model)
+            return {"new": found.pop(task.name), "old": mean_score(found)}
+
+        return judge
 
     def _exam(self, asked: Sequence[tuple[Task, Sequence[TaskExample]]], n_prompts: int) -> Exam:
         recipe, new = self.options.recipe, {task.name for task in self.new}

@@ -1,5 +1,6 @@
 """Results as plotly figures, for the screen and for papers: each function takes a result and returns a `Figure`."""
 
+from ivlens.show.figures.answers import answers_plot
 from ivlens.show.figures.attention import attention_bars
 from ivlens.show.figures.benchmarks import method_summary, score_matrices
 from ivlens.show.figures.by_k import by_k_plot
@@ -26,6 +27,7 @@ __all__ = [
     "DARK",
     "LIGHT",
     "Theme",
+    "answers_plot",
     "attention_bars",
     "attention_tokens",
     "by_k_plot",

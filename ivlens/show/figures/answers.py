@@ -26,10 +26,19 @@ def answers_plot(table: pd.DataFrame, *, theme: Theme = LIGHT) -> go.Figure:
             and `none` for the model that was trained without guidance.
 
     Raises:
-        ValueError: a column is missing, or there are no rows.
+        ValueError: a column is missing, there are no rows of these two models, or a kind is unknown.
     """
     rows = rows_of(table, ("task", "kind", "run"), "ivlens study")
+    found = {str(row["run"]) for row in rows}
     rows = [row for row in rows if row["run"] in RUNS]
+    if not rows:
+        raise ValueError(
+            f"the table has the runs {', '.join(sorted(found)):.80}, expected {' or '.join(RUNS)} among them; pass "
+            "what ivlens study writes."
+        )
+    # a kind without a label would be drawn nowhere, and the shares would not add up to 1
+    if unknown := sorted({str(row["kind"]) for row in rows} - LABELS.keys()):
+        raise ValueError(f"the table has the kinds {', '.join(unknown):.80}, expected those of {', '.join(LABELS)}.")
     tasks = grouped(rows, lambda row: str(row["task"]))
     # from bottom to top: the first task stands on top, "before" above "after"
     places = [(task, run) for task in reversed(tasks) for run in reversed(RUNS)]

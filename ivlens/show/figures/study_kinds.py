@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from ivlens.show.figures.answers import answers_plot
+from ivlens.show.figures.answers import RUNS, answers_plot
 from ivlens.show.figures.causal import causal_plot, guidance_plot
 from ivlens.show.figures.dynamics import dynamics_curves
 from ivlens.show.figures.forgetting import forgetting_plot
@@ -63,6 +63,11 @@ def _answers(name: str, file: Found) -> Iterator[Drawing]:
     yield Drawing(name, caption, answers_plot(file.frame), width="page", inches=1.2 + 0.4 * count(file.frame, "task"))
 
 
+def _is_answers(file: Found) -> bool:
+    """Whether a table says what the models of one study say; a table of several studies has their names as runs."""
+    return file.has("run", "task", "said", "kind") and bool(RUNS.keys() & set(file.frame["run"]))
+
+
 def _guidance(name: str, file: Found) -> Iterator[Drawing]:
     caption = "Probability of earlier tasks' answers, with their instruction, after each guidance; small marks: tasks."
     yield Drawing(name, caption, guidance_plot(file.frame), width="page", inches=2.4)
@@ -118,7 +123,7 @@ STUDY_KINDS = (
     Kind(
         "transplant", lambda file: file.has("into", "heads", "k", "accuracy", "gain"), each("transplant", _transplants)
     ),
-    Kind("answers", lambda file: file.has("run", "task", "said", "kind"), each("answers", _answers)),
+    Kind("answers", _is_answers, each("answers", _answers)),
     Kind("splices", lambda file: file.has("lower", "layer", "accuracy"), each("splices", _splices)),
     # these three names occur in many tables, so this one must have no other column
     Kind("guidance", lambda file: file.columns == {"name", "task", "value"}, each("guidance", _guidance)),

@@ -15,7 +15,7 @@ from ivlens.common.version import __version__
 from ivlens.runs.study.claims import claim_table, interval_text
 from ivlens.runs.study.frontier import equal_scores
 from ivlens.runs.study.plan import PLAIN
-from ivlens.runs.study.results import StudyResult
+from ivlens.runs.study.results import TABLES, StudyResult
 from ivlens.show.figures.answers import LABELS, answers_plot
 from ivlens.show.figures.causal import NAMES, causal_plot, guidance_plot
 from ivlens.show.figures.dynamics import drift_heatmap, dynamics_curves, prediction_plot
@@ -192,7 +192,9 @@ def _general(result: StudyResult) -> str:
     rows = []
     for run, own in result.general.groupby("run", sort=False):
         found = own.to_dict("records")
-        values = [[row["value"] for row in found if row["measure"] == measure] for measure, _ in _GENERAL]
+        # a task whose answers all begin alike has no ranked accuracy (NaN)
+        seen = [row for row in found if row["value"] == row["value"]]
+        values = [[row["value"] for row in seen if row["measure"] == measure] for measure, _ in _GENERAL]
         rows.append(_row([_name(str(run)), *(f"{mean(one):.2f}" if one else "–" for one in values)]))
     return "".join(rows)
 
@@ -224,6 +226,7 @@ def _scores(result: StudyResult) -> tuple[str, str]:
 def _settings(result: StudyResult) -> str:
     """How everything was measured, as a list of names and values."""
     model, options = result.model, result.options
+    told = "" if options.training is None else f"; trained and judged on new tasks with {options.training}"
     # what is needed to judge the numbers, or to measure them again
     facts = {
         "model": f"{model.name} · {model.n_layers} layers × {model.n_heads} heads · weights {model.weights_hash[:12]}",
@@ -234,7 +237,7 @@ def _settings(result: StudyResult) -> str:
         "vectors": f"{options.k} heads, effects on {options.n_prompts} corrupted prompts",
         "controls": f"{options.n_draws} random vectors of equal norm, {options.n_draws} sets of random heads, the "
         "other earlier tasks' vectors; quoted is the kind that does best on select, on average",
-        "prompts": f"at most {options.n_judge_prompts} of each task and split; {options.recipe}",
+        "prompts": f"at most {options.n_judge_prompts} of each task and split; {options.recipe}{told}",
         "seed": f"{options.seed} of the trainings",
         "made with": f"ivlens {__version__} in {result.seconds:.0f} s",
     }
@@ -243,21 +246,7 @@ def _settings(result: StudyResult) -> str:
 
 def _files() -> str:
     """Which files lie in the same folder as the page."""
-    names = (
-        "claims",
-        "evidence",
-        "forgetting",
-        "probes",
-        "answers",
-        "general",
-        "causal",
-        "transplants",
-        "splices",
-        "predictors",
-        "frontier",
-        "dynamics_tasks",
-        "dynamics_heads",
-    )
+    names = ("claims", *TABLES, "dynamics_tasks", "dynamics_heads")
     links = ", ".join(f'<a href="{name}.parquet">{name}.parquet</a>' for name in names)
     return f"Beside this page: {links}, and all figures of it as JSON that plotly reads."
 
