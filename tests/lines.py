@@ -9,6 +9,7 @@ import errno
 import io
 import json
 import os
+import pkgutil
 import random
 import resource
 import sys
@@ -347,14 +348,25 @@ def _without_work(error: Callable[[], BaseException]) -> Iterator[None]:
     def raised(*args: Any, **more: Any) -> Any:
         raise error()
 
+    originals: dict[str, Any] = {}
     with contextlib.ExitStack() as stack:
         for target in (
             "ivlens.models.load.load_model", "ivlens.models.checkpoints.load_model", "ivlens.pocket.train.Trainer.run",
             "ivlens.runs.sweep.runner.make_plan", "ivlens.show.figures.export.write_set",
             "ivlens.models.getting.get_model", "ivlens.runs.terse.build.build_terse",
         ):  # fmt: skip
+            originals.setdefault(target.rpartition(".")[2], pkgutil.resolve_name(target))
             stack.enter_context(patch(target, raised))
+        stack.callback(_given_back, raised, originals)
         yield
+
+
+def _given_back(raised: Callable[..., Any], originals: dict[str, Any]) -> None:
+    """Modules that were imported meanwhile keep the stand-in under its name; they get what belongs there."""
+    for name, module in list(sys.modules.items()):
+        for attribute in originals if name.partition(".")[0] == "ivlens" else ():
+            if vars(module).get(attribute) is raised:
+                setattr(module, attribute, originals[attribute])
 
 
 def _spoil(stream: str, err: int) -> None:
