@@ -63,7 +63,8 @@ def main() -> None:
     for order in range(len(study.REAL_ORDERS)):
         for name, model in models.items():
             study.run(cells, [order], [0], None, name, model=model, until=until)
-            study.in_one_file(study.kept(cells), given.out / "cells.parquet")
+            if done := study.kept(cells):
+                study.in_one_file(done, given.out / "cells.parquet")
 
 
 if __name__ == "__main__":

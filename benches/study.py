@@ -195,8 +195,8 @@ def pilot(out: Path, regime: str, lr: float | None) -> None:
 
         def judge(trained: torch.nn.Module, new: Exam = new, name: str = task.name) -> dict[str, float]:
             old, learnt = exam.sit(trained), new.sit(trained)[name]
-            left = [(old[one] - floors[one]) / (before[one] - floors[one]) for one in old]
-            found = {"new": learnt, "left": sum(left) / len(left)}
+            left = [(old[one] - floors[one]) / (before[one] - floors[one]) for one in old if before[one] > floors[one]]
+            found = {"new": learnt, "left": sum(left) / max(1, len(left))}
             print(name, {what: round(value, 2) for what, value in (found | old).items()}, flush=True)
             return found
 
@@ -216,8 +216,10 @@ def floor(model: TransformerBridge, task: Task, recipe: PromptRecipe) -> float:
 
 
 def kept(out: Path) -> dict[str, pd.DataFrame]:
-    """All cells, one below the other."""
+    """All cells, one below the other; no tables before the first cell is done."""
     entries = Store(out / KEPT).entries("study")
+    if not entries:
+        return {}
     return {name: pd.concat([pd.read_parquet(one.path(file)) for one in entries]) for name, file in TABLES.items()}
 
 
@@ -336,7 +338,7 @@ def main() -> None:
         pilot(given.out, given.regime, given.lr)
         return
     more = [] if given.out is None else [committed(given.out) if given.out.is_file() else kept(given.out)]
-    cells = together([committed(), *more])
+    cells = together([committed(), *filter(None, more)])
     print(show(cells))
     if given.write:
         write_section("study", show(cells))

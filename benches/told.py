@@ -127,8 +127,8 @@ def run(name: str, tasks: Sequence[str] | None, n_shots: int, only_maps: bool) -
     chosen, scores = tasks or able(model, n_shots), None if only_maps else head_scores(model)
     print(f"{len(chosen)} tasks: {', '.join(chosen)}", flush=True)
     for task in chosen:
-        known = pd.read_parquet(FILE) if FILE.exists() else pd.DataFrame(columns=["model", "task"])
-        if ((known["model"] == name) & (known["task"] == task)).any():
+        known = pd.read_parquet(FILE) if FILE.exists() else pd.DataFrame(columns=["model", "task", "n_shots"])
+        if ((known["model"] == name) & (known["task"] == task) & (known["n_shots"] == n_shots)).any():
             continue
         found = answers(model, ivlens.load_task(task), name, n_shots, scores)
         new = [frame.assign(table=what, task=task, model=name, n_shots=n_shots) for what, frame in found]
