@@ -108,7 +108,7 @@ def test_an_unfinished_study_of_another_version_begins_anew(pocket, tmp_path, ea
 
     places = []
 
-    def begun(self, data, options, guidance, *, on_step, folder):
+    def begun(self, data, options, guidance, *, on_step, folder, judge):
         places.append(folder)
         raise Begun
 
