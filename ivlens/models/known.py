@@ -222,4 +222,4 @@ def source_of(name: str | Path) -> str | Path:
 def nearest_known(name: str) -> str:
     """A hint for a name that was not found: the known model with a similar name, or all known names."""
     near = get_close_matches(name.lower(), KNOWN, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known by name are {', '.join(map(repr, KNOWN))}"
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(map(repr, KNOWN))}"

@@ -181,7 +181,7 @@ def test_a_misspelt_name_is_told_from_a_hub_name(monkeypatch):
     monkeypatch.setattr("ivlens.common.hub.hub_answers", lambda timeout=3.0: False)
     with pytest.raises(ConnectionError, match="did you mean 'smollm2'"):
         load_model("smolm2")
-    with pytest.raises(ConnectionError, match="known by name are 'pocket', 'smollm2', 'smollm2-terse'"):
+    with pytest.raises(ConnectionError, match="known: 'pocket', 'smollm2', 'smollm2-terse'"):
         load_model("someone/some-model")
 
 
