@@ -41,8 +41,8 @@ from ivlens.models.plain import plain_model
 from ivlens.prompts.recipe import PromptRecipe, plain_options
 from ivlens.runs.study import StudyOptions, claim_table, run_study
 from ivlens.runs.study.claims import interval_text
+from ivlens.runs.study.plan import new_tasks
 from ivlens.runs.study.results import iv_place
-from ivlens.runs.study.running import new_tasks
 from ivlens.runs.suites.suite import for_training, split_examples
 from ivlens.steering.prompt_sets import PromptSets
 from ivlens.tasks.task import Task
@@ -64,6 +64,7 @@ REAL_ORDERS = (
 )
 PILOT_ORDER, PILOT_SEED, PILOT_STEPS = ("swap_pair", "shortest_of_three"), 9, 40
 GUIDANCE = ("none", "iv", "iv/zero_vector", "answers")
+HELD = ("heads", "heads/random_heads")  # for the regime of short prompts alone: the hours of `few` are for its orders
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,8 @@ REGIMES = {
         "SmolLM2-135M-Instruct, asked and trained by five demonstrations",
     ),
     "terse": Regime(
-        real("smollm2-terse", TERSE_EARLIER, PromptRecipe(), PILOT_STEPS), REAL_ORDERS,
+        replace(real("smollm2-terse", TERSE_EARLIER, PromptRecipe(), PILOT_STEPS), guidance=GUIDANCE + HELD),
+        REAL_ORDERS,
         "SmolLM2-135M-Instruct, recently taught to answer instructions",
     ),
 }  # fmt: skip

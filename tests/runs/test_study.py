@@ -3,6 +3,7 @@
 import html
 import json
 import re
+from collections import Counter
 from dataclasses import replace
 
 import pandas as pd
@@ -130,6 +131,14 @@ def test_equal_scores_take_the_first_step_that_is_good_enough():
     assert equal_evidence(found).set_index("name")["value"]["equal"] == pytest.approx(0.2)
 
 
+def test_held_heads_are_compared_with_random_ones_at_equal_scores():
+    found = frontier(none=[(0.8, 0.1)], heads=[(0.3, 0.9), (0.7, 0.6)])
+    assert "equal_heads" not in set(equal_evidence(found)["name"])
+    other = frontier(random=[(0.65, 0.2)]).assign(guidance="heads/random_heads")
+    value = equal_evidence(pd.concat([found, other])).set_index("name")["value"]
+    assert value["equal_heads"] == pytest.approx(0.4) and value["reached_heads"] == 1.0
+
+
 def test_a_training_that_never_gets_there_has_failed():
     found = frontier(none=[(0.8, 0.3)], iv=[(0.5, 0.9)], iv_zero=[(0.5, 0.9)])
     values = equal_evidence(found).set_index("name")["value"]
@@ -180,8 +189,13 @@ def test_an_interrupted_study_goes_on_to_the_same_result(pocket, result, tmp_pat
     """Interrupted before its last training, it repeats neither the others nor what was measured between them."""
     from ivlens.tuning.loop import Trainer
 
-    said, steps, probed = [], [], []
+    said, steps, probed, tested = [], [], [], []
     trained, measured = Trainer._step, running.probe
+    for name in ("causal_tests", "transplant", "splice", "measure_stage"):
+        own = getattr(running, name)
+        monkeypatch.setattr(
+            running, name, lambda *args, _own=own, _name=name, **more: tested.append(_name) or _own(*args, **more)
+        )
     monkeypatch.setattr(Trainer, "_step", lambda *given: steps.append(1) or trained(*given))
     monkeypatch.setattr(running, "probe", lambda *given: probed.append(1) or measured(*given))
 
@@ -193,10 +207,12 @@ def test_an_interrupted_study_goes_on_to_the_same_result(pocket, result, tmp_pat
     with pytest.raises(KeyboardInterrupt):
         run_study(TINY, model=pocket, folder=tmp_path, say=interrupt)
     assert len(steps) == 4 and len(probed) == 3  # of `none` and `iv`; of the model before, too
+    assert Counter(tested) == dict(causal_tests=2, transplant=2, splice=2, measure_stage=1)  # for each earlier task
     steps.append(0)
     found = run_study(TINY, model=pocket, folder=tmp_path, say=interrupt)
-    assert len(steps) == 1 + 3 * 2 and len(probed) == 4
-    for name in ("evidence", "answers", "general", "frontier", "new_scores"):  # read from the store, or from logs
+    assert len(steps) == 1 + 3 * 2 and len(probed) == 4 and len(tested) == 7
+    tables = ("causal", "transplants", "splices", "evidence", "answers", "general", "frontier", "new_scores")
+    for name in tables:  # read from the store, or from logs
         pd.testing.assert_frame_equal(getattr(found, name), getattr(result, name))
     write_study(found, tmp_path)
     assert not (tmp_path / "unfinished").exists() and (tmp_path / "evidence.parquet").exists()
@@ -306,12 +322,15 @@ FELL = {"accuracy_drop": [0.5, 0.6] * 4, "instruction_drop": [0.5, 0.6] * 4}
         ("equal", "equal", [0.06, 0.1], "seen"),
         ("equal_vector", "equal_vector", [-0.1, 0.04], "not seen"),
         ("equal_rehearsal", "equal_rehearsal", [0.0, 0.3], "undecided"),
+        ("equal_heads", "equal_heads", [0.06, 0.2], "seen"),
         ("reinjection", "reinjection_lead", [0.04, 0.2], "undecided"),
         ("guidance", "kept_iv", [0.6, 0.7], "seen"),
     ],
 )
 def test_margins(name, quantity, values, verdict):
-    assert claims({**FELL, "reached_none": [1.0] * 8, quantity: values * 4})[name] == verdict
+    assert (
+        claims({**FELL, "reached_none": [1.0] * 8, "reached_heads": [1.0] * 8, quantity: values * 4})[name] == verdict
+    )
 
 
 def test_two_tasks_decide_nothing():

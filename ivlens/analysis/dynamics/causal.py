@@ -59,6 +59,11 @@ class CausalOptions:
     def __post_init__(self) -> None:
         check_counts(self, n_prompts=1, n_draws=1)
 
+    @property
+    def seed(self) -> int:
+        """The recipe's seed."""
+        return (self.recipe or PromptRecipe()).seed
+
 
 @dataclass(frozen=True, eq=False)
 class CausalTest:
@@ -95,11 +100,11 @@ class CausalTest:
         return self.conditions[condition].scores.accuracy.mean(0).numpy()
 
     def frame(self) -> "pd.DataFrame":
-        """One row for each condition, with the columns of `evaluate_intervention` and `test`, `task`, `strongest`.
+        """One row for each condition, with the columns of `evaluate_intervention`, `test`, `task` and these.
 
         `n_as_good` counts the vectors that reach the Instruction Vector's accuracy, `p` is
         `(1 + n_as_good) / (1 + n_vectors)`: with 19 draws never below 0.05. `strongest` marks the kind of control that
-        did best on *select*.
+        did best on *select*. `best_draw` is the accuracy of the best single control vector, in the row of its kind.
         """
         import pandas as pd
 
@@ -109,7 +114,10 @@ class CausalTest:
             as_good = n_as_good(judged, mean) if name in DRAWN else None
             p = None if as_good is None else p_of_draws(as_good, len(judged.scores.accuracy))
             about = {"test": self.test, "task": self.task}
-            rows.append({**about, **summary(judged), "n_as_good": as_good, "p": p, "strongest": self.strongest == name})
+            is_best = self.best_draw is not None and self.best_draw[0] == name
+            best = float(self.accuracy("best_draw").mean()) if is_best else float("nan")
+            own = {"n_as_good": as_good, "p": p, "strongest": self.strongest == name, "best_draw": best}
+            rows.append({**about, **summary(judged), **own})
         return pd.DataFrame(rows)
 
 
@@ -188,7 +196,8 @@ def causal_tests(
             "reinjection": (after, None, _groups(before, first, task, old, options) | {"own": [own]}),
         }
         if new is not None:
-            sources["subtraction"] = (after, None, _negated(_groups(after, last, task, new, options)))
+            taken = _groups(after, last, task, new, options)  # added with the opposite sign
+            sources["subtraction"] = (after, None, {name: [-iv for iv in ivs] for name, ivs in taken.items()})
         asked = _Asked(before)
         for test in tests:
             if test in sources:
@@ -244,26 +253,17 @@ def _groups(
     own_heads = HeadMeans(means.mean_z, means.write_scale)
     return {
         "iv": [iv],
-        "random": random_vectors(iv, options.n_draws, _seed(options)),
-        "random_heads": random_head_vectors(model, iv, own_heads, options.n_draws, _seed(options)),
+        "random": random_vectors(iv, options.n_draws, options.seed),
+        "random_heads": random_head_vectors(model, iv, own_heads, options.n_draws, options.seed),
         "other_tasks": others,
     }
-
-
-def _seed(options: CausalOptions) -> int:
-    return (options.recipe or PromptRecipe()).seed
-
-
-def _negated(groups: _Groups) -> _Groups:
-    """All vectors with the opposite sign, so that adding them subtracts."""
-    return {name: [-vector for vector in vectors] for name, vectors in groups.items()}
 
 
 def _judged(
     test: str, asked: _Asked, task: Task, groups: _Groups, corruption: Corruption | None, options: CausalOptions
 ) -> CausalTest:
     """Search for each vector's best setting, judge all vectors on the same prompts, and find the strongest control."""
-    model, own, seed = asked.model, model_identity(asked.model), _seed(options)
+    model, own, seed = asked.model, model_identity(asked.model), options.seed
     groups = {name: [vector.for_model(model, own) for vector in vectors] for name, vectors in groups.items()}
     every = [vector for vectors in groups.values() for vector in vectors]
     recipe = followed_recipe(every, options.recipe, task, options.split, seed)

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from ivlens.common.intervals import grouped_interval, grouped_name
-from ivlens.runs.study.plan import CONTROL, PAPER, PLAIN, REHEARSAL, REHEARSALS
+from ivlens.runs.study.plan import CONTROL, HEADS, OTHER_HEADS, PAPER, PLAIN, REHEARSAL, REHEARSALS
 
 SEEN, NOT_SEEN, UNDECIDED, NOT_TESTABLE = "seen", "not seen", "undecided", "not testable here"
 LEAD = 0.05  # accuracy by which a vector must be better than the strongest kind of control
@@ -122,16 +122,20 @@ CLAIMS = (
         ("accuracy_drop", FORGOTTEN), f"{_TUNE} {CONTROL}",
     ),
     Claim(
+        "equal_heads", "At equal scores, holding the strongest heads keeps more than holding random ones.",
+        "not compared at equal scores", ("equal_heads",), LEAD, "accuracy over random heads",
+        _equal(HEADS, OTHER_HEADS), ("accuracy_drop", FORGOTTEN), f"{_TUNE} {OTHER_HEADS}",
+    ),
+    Claim(
         "equal_rehearsal", "At equal scores, rehearsing old instructions keeps more of earlier tasks.",
         "–", ("equal_rehearsal",), LEAD, "accuracy over plain", _equal("rehearsal", PLAIN),
         ("accuracy_drop", FORGOTTEN), f"{_TUNE} {REHEARSAL}",
     ),
 )  # fmt: skip
 PREDICTION = "Similarity of the activated vector predicts performance, better than step and weight distance do."
-# claims that older studies did not measure, and a quantity that a study has if it did
-LATER = {"cosine": "iv_place", "activation": "restored_lead"} | dict.fromkeys(
-    ("equal", "equal_vector", "equal_rehearsal"), f"reached_{PLAIN}"
-)
+# claims that a study need not have measured, and a quantity that it has if it did
+LATER = {"cosine": "iv_place", "activation": "restored_lead", "equal_heads": f"reached_{HEADS}"}
+LATER |= dict.fromkeys(("equal", "equal_vector", "equal_rehearsal"), f"reached_{PLAIN}")
 LARGE = "The same holds in models of 7B parameters."
 
 

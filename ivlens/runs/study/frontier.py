@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ivlens.runs.study.plan import CONTROL, PAPER, PLAIN, REHEARSALS
+from ivlens.runs.study.plan import CONTROL, HEADS, OTHER_HEADS, PAPER, PLAIN, REHEARSALS
 
 LEVEL = 0.75  # of the best score on the new task that training without guidance has at a judged step
 _ROUNDING = 1e-9  # 0.75 of 0.8 is a little more than 0.6
@@ -14,6 +14,7 @@ COLUMNS = ("guidance", "task", "step", "new", "old")
 PAIRS = (
     ("equal", PAPER, PLAIN),
     ("equal_vector", PAPER, CONTROL),
+    ("equal_heads", HEADS, OTHER_HEADS),
     *(("equal_rehearsal", rehearsal, PLAIN) for rehearsal in REHEARSALS),
 )
 
@@ -49,9 +50,9 @@ def equal_evidence(frontier: pd.DataFrame) -> pd.DataFrame:
 
     - `old_<guidance>`: accuracy on earlier tasks where the score on the new one is first reached; 0 for a miss;
     - `reached_<guidance>`: 1 where it is reached, else 0;
-    - `equal`, `equal_vector`, `equal_rehearsal`: by how much more `iv` keeps than no guidance, `iv` than `iv` with a
-      zero vector, and rehearsal than no guidance. Where what it is compared with misses, there is nothing to compare,
-      and no row.
+    - `equal`, `equal_vector`, `equal_heads`, `equal_rehearsal`: by how much more `iv` keeps than no guidance, `iv` than
+      `iv` with a zero vector, `heads` than the same guidance of random heads, and rehearsal than no guidance. Where
+      what it is compared with misses, there is nothing to compare, and no row.
     """
     rows = []
     for task, own in equal_scores(frontier).groupby("task", sort=False):

@@ -1,5 +1,6 @@
 """The options of a study: its tasks, its trainings, and how everything is measured."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ivlens.analysis.dynamics.causal import CausalOptions
@@ -9,7 +10,10 @@ from ivlens.analysis.transplant.heads import TransplantOptions
 from ivlens.analysis.transplant.splicing import SpliceOptions
 from ivlens.common.checks import Texts, check_counts, set_items
 from ivlens.prompts.recipe import PromptRecipe
+from ivlens.runs.suites.suite import load_suite
 from ivlens.steering.search import Grid
+from ivlens.tasks.bank import load_task
+from ivlens.tasks.task import Task, tasks_of
 from ivlens.tuning.builder import find_guidance
 from ivlens.tuning.methods import new_method
 from ivlens.tuning.training.options import Decay, TuneOptions
@@ -21,6 +25,7 @@ NEW_TASKS = ("middle_of_three", "second_letter")  # tasks that the built-in mode
 GENERAL_TASKS = ("synonym", "noun_kind", "first_letter", "present_gerund", "third_person", "country_language")
 # kinds of guidance: none, that of the paper, the same with a zero vector, and rehearsal of instructions
 PLAIN, PAPER, CONTROL, REHEARSAL = "none", "iv", "iv/zero_vector", "instructions_lighter"
+HEADS, OTHER_HEADS = "heads", "heads/random_heads"  # kinds that a study may have beside these
 SPLICES = 8  # layers at which the models are spliced: each costs a pass over all prompts, for both ways round
 JUDGEMENTS = 5  # times that each training on a new task is judged, the last time at its end
 # kinds of rehearsal, the first of which that a study has is the one that its claims are about
@@ -150,3 +155,29 @@ class StudyOptions:
     def probe(self) -> ProbeOptions:
         """Options of instruction and knowledge probability, on *test*."""
         return ProbeOptions(n_prompts=self.n_judge_prompts, recipe=self.recipe)
+
+
+def study_tasks(options: StudyOptions) -> tuple[list[Task], list[Task], list[Task]]:
+    """The earlier, the new and the general tasks; tables tell tasks apart by their names, so these have to differ.
+
+    Raises:
+        ValueError: two tasks of one name; a task that is given twice, by its name and by a path for instance.
+    """
+    earlier = [load_task(name) for name in options.earlier]
+    news = new_tasks(options.new)
+    for what, given in (("earlier", earlier), ("new", news)):
+        beside = [] if what == "earlier" else earlier
+        if len(tasks_of(what, given, beside=beside)) < len(given):
+            named = ", ".join(getattr(options, what))
+            raise ValueError(f"{what} is {named}, which holds a task twice, expected each task once; leave one out.")
+    taken = {task.name for task in (*earlier, *news)}
+    general = [task for task in map(load_task, options.general) if task.name not in taken]
+    return earlier, news, list(tasks_of("general", general))
+
+
+def new_tasks(names: Sequence[str]) -> list[Task]:
+    """Tasks to train on; those of the pocket suite come from it, as it has more training inputs than the bank."""
+    suite = {task.name for task in load_suite("pocket").tasks}
+    own = [name for name in names if name in suite]
+    drilled = {task.name: task for task in load_suite("pocket", order=own or 0).tasks}
+    return [drilled[name] if name in suite else load_task(name) for name in names]

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ivlens.analysis.dynamics.causal import CausalTest
 from ivlens.analysis.dynamics.comparison import Dynamics
 from ivlens.analysis.forgetting.answers import SAID, shares_said
 from ivlens.analysis.forgetting.drops import log_odds
@@ -26,7 +25,7 @@ TABLES = (
     "evidence", "forgetting", "probes", "answers", "general", "causal", "transplants", "splices", "predictors",
     "new_scores", "frontier",
 )  # fmt: skip
-ASKED = ("answers", "general")  # kinds in a store of what models were asked, beside `probe`
+MADE = ("answers", "general", "causal", "transplant", "splice")  # kinds in a store of a study's tables, beside `probe`
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +95,7 @@ def _forget(store: Store, study: Mapping[str, Any]) -> None:
     """Remove what a store keeps of a study that is done, and the store if it has nothing else."""
     trainings = [(one, one.what["recording"].get("training") or {}) for one in store.entries("stage")]
     records = [one for one, training in trainings if training.get("study") == study]
-    asked = [one for kind in ("probe", *ASKED) for one in store.entries(kind)]
+    asked = [one for kind in ("probe", *MADE) for one in store.entries(kind)]
     probes = [one for one in asked if label_of(study).items() <= one.labels.items()]
     for entry in records + probes:
         store.remove(entry.key)
@@ -110,7 +109,7 @@ def _forget(store: Store, study: Mapping[str, Any]) -> None:
 def evidence(
     dynamics: Dynamics,
     probes: Mapping[str, pd.DataFrame],
-    tests: Sequence[CausalTest],
+    causal: pd.DataFrame,
     transplants: pd.DataFrame,
     answers: pd.DataFrame,
     guidance: Sequence[str],
@@ -162,12 +161,14 @@ def evidence(
     for task, shares in shares_said(answers).iterrows():
         for kind in SAID:
             add(f"said_{kind}", str(task), shares[kind])
-    for test in tests:
-        for what in ("clean", "baseline", "iv", "control", "best_draw"):
-            add(f"{test.test}_{what}", test.task, test.accuracy(what))
-        add(f"{test.test}_lead", test.task, test.accuracy("iv") - test.accuracy("control"))
-        if "own" in test.conditions:  # in re-injection alone
-            add(f"{test.test}_own_lead", test.task, test.accuracy("iv") - test.accuracy("own"))
+    for task, tests in causal.groupby("task", sort=False):
+        for test, own in tests.groupby("test", sort=False):
+            found = _judged(own)
+            for what in ("clean", "baseline", "iv", "control", "best_draw"):
+                add(f"{test}_{what}", str(task), found[what])
+            add(f"{test}_lead", str(task), found["iv"] - found["control"])
+            if "own" in found:  # in re-injection alone
+                add(f"{test}_own_lead", str(task), found["iv"] - found["own"])
     for task, found in _received(transplants).items():
         for name, value in found.items():
             add(name, task, value)
@@ -177,6 +178,16 @@ def evidence(
 def iv_place(cosine: float, other: float, same: float) -> float:
     """Where a cosine lies between another task's vector (0) and the same vector (1); NaN where these are as near."""
     return (cosine - other) / (same - other) if same > other else float("nan")
+
+
+def _judged(test: pd.DataFrame) -> dict[str, float]:
+    """Accuracies of one causal test by condition, with the strongest kind of control and its best single vector."""
+    found = {row["condition"]: float(row["accuracy"]) for row in test.to_dict("records")}
+    # without controls, the prompts with nothing added
+    strongest, best = test.loc[test["strongest"], "accuracy"], test["best_draw"].dropna()
+    for name, values in (("control", strongest), ("best_draw", best)):
+        found[name] = float(values.iloc[0]) if len(values) else found["baseline"]
+    return found
 
 
 def _received(transplants: pd.DataFrame) -> dict[str, dict[str, float]]:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +31,15 @@ from ivlens.models.boot import TransformerBridge
 from ivlens.models.fingerprint import model_identity
 from ivlens.models.load import load_model
 from ivlens.runs.study.frontier import COLUMNS, equal_evidence
-from ivlens.runs.study.plan import PLAIN, StudyOptions
-from ivlens.runs.study.results import ASKED, StudyResult, evidence, label_of, study_facts, training_key
-from ivlens.runs.suites.suite import for_training, load_suite, split_examples
-from ivlens.tasks.bank import load_task
-from ivlens.tasks.task import Task, TaskExample, tasks_of
+from ivlens.runs.study.plan import PLAIN, StudyOptions, study_tasks
+from ivlens.runs.study.results import StudyResult, evidence, label_of, study_facts, training_key
+from ivlens.runs.suites.suite import for_training, split_examples
+from ivlens.tasks.task import Task, TaskExample
 from ivlens.tuning.builder import find_guidance, guidance_by_name
 from ivlens.tuning.exams import Exam, make_exam, mean_score
 from ivlens.tuning.learner import Learner
 from ivlens.tuning.training.data import training_set
+from ivlens.vectors.vector import InstructionVector
 
 Say = Callable[[str], None]
 _N_TEST = 64  # prompts of each new task at the end of a training
@@ -73,7 +74,7 @@ def run_study(
     start = time.perf_counter()
     options = options or StudyOptions()
     first = load_model(options.model) if model is None else model
-    tasks = _tasks(options)  # before the store, which makes its folder
+    tasks = study_tasks(options)  # before the store, which makes its folder
     store = None if folder is None else Store(path_of(folder, "folder") / KEPT)
     run = _Run(first, *tasks, options, store)
     say("the model before training")
@@ -87,15 +88,14 @@ def run_study(
     run.ask(PLAIN, tuned)
     say("causal tests")
     stages = dynamics.stages[0], dynamics.stages[-1]
-    new = measure_stage(tuned, [for_training(run.new[-1])], options.track, first=first)
-    tests = causal_tests(first, tuned, stages, run.earlier, new=new.vector(run.new[-1].name), options=options.causal)
+    causal = run.tested(tuned, stages)
     say("heads and blocks of one model in the other")
     swapped, spliced = run.transplanted(tuned, stages[0])
     for name in options.guidance[1:]:
         run.ask(name, run.train(name, None, say))
     probes, said = run.asked["probes"], run.asked["answers"]
     frontier = pd.concat(run.judged, ignore_index=True)
-    found = evidence(dynamics, probes, tests, swapped, said[PLAIN], options.guidance)
+    found = evidence(dynamics, probes, causal, swapped, said[PLAIN], options.guidance)
     return StudyResult(
         options=options,
         model=model_identity(first),
@@ -104,7 +104,7 @@ def run_study(
         answers=below(said),
         general=below(run.asked["general"]),
         forgetting=decomposition(probes["before"], probes[PLAIN]),
-        causal=pd.concat([test.frame() for test in tests], ignore_index=True),
+        causal=causal,
         transplants=swapped,
         splices=spliced,
         predictors=predictors(_after_the_start(dynamics.tasks)),
@@ -115,24 +115,6 @@ def run_study(
     )
 
 
-def _tasks(options: StudyOptions) -> tuple[list[Task], list[Task], list[Task]]:
-    """The earlier, the new and the general tasks; tables tell tasks apart by their names, so these have to differ.
-
-    Raises:
-        ValueError: two tasks of one name; a task that is given twice, by its name and by a path for instance.
-    """
-    earlier = [load_task(name) for name in options.earlier]
-    news = new_tasks(options.new)
-    for what, given in (("earlier", earlier), ("new", news)):
-        beside = [] if what == "earlier" else earlier
-        if len(tasks_of(what, given, beside=beside)) < len(given):
-            named = ", ".join(getattr(options, what))
-            raise ValueError(f"{what} is {named}, which holds a task twice, expected each task once; leave one out.")
-    taken = {task.name for task in (*earlier, *news)}
-    general = [task for task in map(load_task, options.general) if task.name not in taken]
-    return earlier, news, list(tasks_of("general", general))
-
-
 def below(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Tables one below the other, each with its name in the column `run`."""
     return pd.concat([one.assign(run=name) for name, one in tables.items()], ignore_index=True)
@@ -141,14 +123,6 @@ def below(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 def _after_the_start(tasks: pd.DataFrame) -> pd.DataFrame:
     """Rows of all checkpoints but the first model, which has cosine 1 and full performance by construction."""
     return tasks.loc[tasks["step"].to_numpy() > 0]
-
-
-def new_tasks(names: Sequence[str]) -> list[Task]:
-    """Tasks to train on; those of the pocket suite come from it, as it has more training inputs than the bank."""
-    suite = {task.name for task in load_suite("pocket").tasks}
-    own = [name for name in names if name in suite]
-    drilled = {task.name: task for task in load_suite("pocket", order=own or 0).tasks}
-    return [drilled[name] if name in suite else load_task(name) for name in names]
 
 
 @dataclass
@@ -194,9 +168,8 @@ class _Run:
             "answers": lambda: answers_said(model, self.earlier, self.new, options.probe),
             "general": lambda: general_scores(model, self.general, n_prompts=n, seed=seed),
         }
-        for kind in ASKED:
-            what = {"kind": kind, "study": self.facts, "tasks": self.content, **known, **versions()}
-            found[kind] = self._kept(what, ways[kind])
+        for kind, way in ways.items():
+            found[kind] = self._kept(self._own(kind) | known, way)
         for part, table in found.items():
             self.asked.setdefault(part, {})[name] = table
 
@@ -204,18 +177,50 @@ class _Run:
         """The table of this description in the store; where there is none, it is made and kept."""
         return made() if self.store is None else self.store.table(what, made, label_of(self.facts))
 
+    def _own(self, kind: str) -> dict[str, Any]:
+        """What every description in the store of a table begins with that is made for this study alone."""
+        return {"kind": kind, "study": self.facts, "tasks": self.content, **versions()}
+
+    def tested(self, tuned: TransformerBridge, stages: tuple[Stage, Stage]) -> pd.DataFrame:
+        """The table of all causal tests between the first model and the tuned one, each task kept once it is done."""
+        options, last = self.options, self.new[-1]
+
+        @cache
+        def new() -> InstructionVector:
+            return measure_stage(tuned, [for_training(last)], options.track, first=self.model).vector(last.name)
+
+        def test(task: Task) -> pd.DataFrame:
+            found = causal_tests(self.model, tuned, stages, [task], new=new(), options=options.causal)
+            return tables_below([one.frame() for one in found])
+
+        known = self._own("causal") | {"model": model_identity(tuned).key}
+        return tables_below(
+            [
+                self._kept(known | {"task": task.name}, partial(test, task))
+                for task in ticking(self.earlier, "causal tests", "tasks")
+            ]
+        )
+
     def transplanted(self, tuned: TransformerBridge, first: Stage) -> tuple[pd.DataFrame, pd.DataFrame]:
         """The tables of transplants and of splices between the first model and the tuned one, for all earlier tasks."""
-        options, swapped, spliced = self.options, [], []
+        options = self.options
         blocks = options.splice(self.model.cfg.n_layers)
-        for task in ticking(self.earlier, "transplants", "tasks"):
-            asked = {"recipe": options.recipe, "n_prompts": options.n_judge_prompts}
+        asked = {"recipe": options.recipe, "n_prompts": options.n_judge_prompts}
+        known = {kind: self._own(kind) | {"model": model_identity(tuned).key} for kind in ("transplant", "splice")}
+
+        def swap(task: Task) -> pd.DataFrame:
             vector = first.vector(task.name)
-            one = transplant(self.model, tuned, task, vector, **asked, options=options.transplant)
-            other = splice(self.model, tuned, task, **asked, options=blocks)
-            for found, table in ((swapped, one.table), (spliced, other.table)):
-                found.append(table.assign(task=task.name))
-        return tables_below(swapped), tables_below(spliced)
+            return transplant(self.model, tuned, task, vector, **asked, options=options.transplant).table
+
+        def join(task: Task) -> pd.DataFrame:
+            return splice(self.model, tuned, task, **asked, options=blocks).table
+
+        found: dict[str, list[pd.DataFrame]] = {"transplant": [], "splice": []}
+        for task in ticking(self.earlier, "transplants", "tasks"):
+            for kind, made in (("transplant", swap), ("splice", join)):
+                table = self._kept(known[kind] | {"task": task.name}, partial(made, task))
+                found[kind].append(table.assign(task=task.name))
+        return tables_below(found["transplant"]), tables_below(found["splice"])
 
     def _state(self, name: str, number: int) -> Path | None:
         """The folder for the state of the training on one new task; None without a store.
