@@ -145,10 +145,10 @@ class BlockArguments:
             return value[..., self._n_shared :, :]
         if name == "attention_mask":
             return self._mask(value)[..., :n_positions, : self._n_shared + n_positions]
-        if name not in _INDEXED:  # a guess at its axes could be wrong without an error
+        if name not in INDEXED:  # a guess at its axes could be wrong without an error
             raise Unsuitable(f"its blocks take {name!r}, which copies have no version of")
         queries, keys = self._queries[:n_positions], self._keys[: self._n_shared + n_positions]
-        return _INDEXED[name](value, queries.to(value.device), keys.to(value.device))
+        return INDEXED[name](value, queries.to(value.device), keys.to(value.device))
 
     def _mask(self, mask: Tensor) -> Tensor:
         """The mask of as many copies as there can be; fewer copies need its upper left corner."""
@@ -172,7 +172,7 @@ class BlockArguments:
         return wide
 
 
-def _of_queries(value: Tensor, queries: Int[Tensor, " queries"], keys: Int[Tensor, " keys"]) -> Tensor:
+def of_queries(value: Tensor, queries: Int[Tensor, " queries"], keys: Int[Tensor, " keys"]) -> Tensor:
     """The copies' part of a tensor with one entry for each query position."""
     return value[:, queries]
 
@@ -189,9 +189,9 @@ def _of_last_keys(value: Tensor, queries: Int[Tensor, " queries"], keys: Int[Ten
 
 
 # how each known argument is cut out; `position_bias` is MPT's table, as long as the longest context
-_INDEXED: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "position_ids": _of_queries,
-    "position_embeddings": _of_queries,
+INDEXED: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "position_ids": of_queries,
+    "position_embeddings": of_queries,
     "alibi": _of_keys,
     "position_bias": _of_last_keys,
 }

@@ -31,7 +31,7 @@ _NAME = "ivlens_copies"
 
 # what a family may tell its attention function, and which is no part of what it computes for copies: windows are in the
 # mask, dropout is 0 in eval mode, and the others are for kernels of other kinds
-_WITHOUT_EFFECT = frozenset(
+WITHOUT_EFFECT = frozenset(
     "dropout sliding_window position_ids cache_position use_cache output_attentions output_hidden_states output_router_"
     "logits is_causal position_embeddings past_key_values logits_to_keep return_dict token_type_ids".split()
 )
@@ -97,7 +97,7 @@ def _attend(
 ) -> tuple[Float[Tensor, "batch copied n_heads d_value"], None]:
     """What Hugging Face's eager attention gives for each copy (see the formula above)."""
     shared = _SHARED.get()
-    unknown = [name for name, told in others.items() if told is not None and name not in _WITHOUT_EFFECT]
+    unknown = [name for name, told in others.items() if told is not None and name not in WITHOUT_EFFECT]
     if shared is None or unknown or attention_mask is None or not attention_mask.is_floating_point():
         raise Unsuitable(f"its attention function is told {', '.join(unknown) or 'no mask'}, which is not known here")
     if attention_mask.shape[-2:] != (shared.n_own, shared.keys.shape[-2] + shared.n_own):
@@ -112,7 +112,7 @@ def _attend(
         each.unflatten(-2, (-1, n_own)) for each in (grouped.unflatten(2, (-1, n_copied)), key, value)
     )
     scores = torch.cat(
-        [before, _products(copies, keys.unsqueeze(2))], -1
+        [before, products(copies, keys.unsqueeze(2))], -1
     )  # [batch, n_key_heads, group, copies, own, seen]
     del before
     if softcap is not None:
@@ -131,7 +131,7 @@ def _attend(
     return found.reshape(batch, n_heads, n_copied, -1).transpose(1, 2), None
 
 
-def _products(queries: Float[Tensor, "*rows own d_head"], keys: Float[Tensor, "*same_rows own d_head"]) -> Tensor:
+def products(queries: Float[Tensor, "*rows own d_head"], keys: Float[Tensor, "*same_rows own d_head"]) -> Tensor:
     """`q . k` of each query with each key of its own copy."""
     if queries.shape[-2] == 1:  # as one product of numbers: a matrix product for each copy takes far longer
         return (queries * keys).sum(-1, keepdim=True)

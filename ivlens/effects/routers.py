@@ -29,6 +29,11 @@ class RouterWatch:
         blocks = {block: [module for module in block.modules() if _is_router(module)] for block in model.blocks}
         self._routers = {block: routers for block, routers in blocks.items() if routers and half}
 
+    @property
+    def is_watching(self) -> bool:
+        """Whether the model has routers that are compared."""
+        return bool(self._routers)
+
     @contextmanager
     def open(self) -> Iterator[None]:
         """In the body, note the decisions of all routers."""

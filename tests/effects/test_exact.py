@@ -143,7 +143,7 @@ def test_the_peak_stays_within_the_budget(family, new_model):
     whole = peak_of(lambda: exact.measure(model, request))
     for budget in (one_head, 8 * one_head):
         small = dataclasses.replace(request, max_memory=budget)
-        size = chunk_size(model, small, is_split=not exact._MASKED[model])
+        size = chunk_size(model, small, is_split=(torch.float32, False) not in exact._FIRST[model])
         assert size.n_prompts < 12 or size.n_heads < 4
         exact.measure(model, small)
         assert peak_of(lambda small=small: exact.measure(model, small)) <= min(budget, whole)
@@ -238,7 +238,8 @@ def test_a_broken_attention_of_copies_is_refused_and_a_mask_takes_over(fresh, fa
 
     monkeypatch.setitem(own_attention.AttentionInterface._global_mapping, own_attention._NAME, broken)
     with pytest.raises(Unsuitable, match="an unpatched copy's logits are off by"):
-        exact._measured(fresh, request, is_split=True)
+        exact._measured(fresh, request, "own attention")
+    exact._FIRST[fresh] = {(torch.float32, False): "own attention"}
     found = exact.measure(fresh, request)
     assert found.record["copies"] == "one mask"
     torch.testing.assert_close(found.cie, METHODS["reference"](fresh, request).cie, atol=1e-4, rtol=0)
@@ -246,7 +247,7 @@ def test_a_broken_attention_of_copies_is_refused_and_a_mask_takes_over(fresh, fa
 
 def test_a_broken_mask_is_refused_and_the_next_engine_takes_over(fresh, monkeypatch, caplog):
     monkeypatch.setattr(copies.BlockArguments, "_wide_mask", see_each_other)
-    exact._MASKED[fresh] = {(torch.float32, False)}
+    exact._FIRST[fresh] = {(torch.float32, False): "one mask"}
     request = request_for(fresh)
     with pytest.raises(Unsuitable, match="an unpatched copy's logits are off by"):
         exact.measure(fresh, request)
@@ -264,7 +265,7 @@ def test_a_broken_mask_is_refused_and_the_next_engine_takes_over(fresh, monkeypa
 def test_the_unpatched_row_alone_would_not_have_seen_it(fresh, monkeypatch):
     """Why the check's copy stands last: under a broken mask the first copy is right all the same."""
     monkeypatch.setattr(copies.BlockArguments, "_wide_mask", see_each_other)
-    exact._MASKED[fresh] = {(torch.float32, False)}
+    exact._FIRST[fresh] = {(torch.float32, False): "one mask"}
     monkeypatch.setattr(Check, "is_due", lambda self: False)
     monkeypatch.setattr(Check, "plain", lambda self, copied, plain: None)
     zeros = torch.zeros(3, 4, 12)
@@ -275,7 +276,7 @@ def test_the_unpatched_row_alone_would_not_have_seen_it(fresh, monkeypatch):
 
 def test_a_refusal_is_told_once(fresh, monkeypatch, caplog):
     monkeypatch.setattr(copies.BlockArguments, "_wide_mask", see_each_other)
-    exact._MASKED[fresh] = {(torch.float32, False)}
+    exact._FIRST[fresh] = {(torch.float32, False): "one mask"}
     request = request_for(fresh)
     with caplog.at_level(logging.WARNING, "ivlens"):
         assert run_engine(fresh, request, "exact").method == "cached"
@@ -294,7 +295,7 @@ def test_both_fast_engines_broken(fresh, monkeypatch, caplog):
 
 
 def test_an_argument_nobody_knows_is_refused(fresh, monkeypatch):
-    monkeypatch.delitem(copies._INDEXED, "position_embeddings")
+    monkeypatch.delitem(copies.INDEXED, "position_embeddings")
     with pytest.raises(Unsuitable, match="its blocks take 'position_embeddings', which copies have no version of"):
         exact.measure(fresh, request_for(fresh))
     assert not any(block._forward_hooks for block in fresh.blocks), "a refusal left hooks behind"
@@ -460,7 +461,7 @@ def test_under_autocast_nothing_has_no_effect(fresh):
     with torch.autocast("cpu", torch.bfloat16):
         found = exact.measure(fresh, request)
     assert found.cie.abs().max() < 1e-6
-    assert exact.measure(fresh, request).record["copies"] == "own attention", "outside of it nothing was refused"
+    assert exact.measure(fresh, request).record["copies"] == "with the prompts", "outside of it nothing was refused"
 
 
 def test_models_of_one_configuration_do_not_meet(new_model):

@@ -193,8 +193,8 @@ def test_wrong_positions_are_refused(family, monkeypatch):
         return value[:, queries * 0]
 
     model = load_model(hf_model=hf_model(family))
-    monkeypatch.setitem(copies._INDEXED, "position_embeddings", at_the_beginning)
-    monkeypatch.setitem(copies._INDEXED, "position_ids", at_the_beginning)
+    monkeypatch.setitem(copies.INDEXED, "position_embeddings", at_the_beginning)
+    monkeypatch.setitem(copies.INDEXED, "position_ids", at_the_beginning)
     if family == "gpt2":  # adds positions before its blocks, so that nothing can go wrong in them
         check_equal(METHODS["exact"](model, request_on(model)).cie, METHODS["reference"](model, request_on(model)).cie)
     else:
@@ -212,7 +212,7 @@ def test_copies_that_see_each_other_are_refused(family, monkeypatch):
 
     model = load_model(hf_model=hf_model(family))
     monkeypatch.setattr(copies.BlockArguments, "_wide_mask", see_all_before)
-    exact._MASKED[model] = {(torch.float32, False)}
+    exact._FIRST[model] = {(torch.float32, False): "one mask"}
     with pytest.raises(Unsuitable, match="an unpatched copy's logits are off by"):
         METHODS["exact"](model, request_on(model))
 
@@ -237,15 +237,21 @@ def test_half_precision(family, dtype):
         assert "router_flips" not in found.record
 
 
-# families whose attention has no place for another attention function, or hides the output projection from hooks
-MASKED = {"gpt2", "bloom", "gptj", "gptneo", "mpt", "falcon", "falcon_mqa"}
+# families whose attention, as the bridge has wrapped it, has no place for another attention function
+MASKED = {"gpt2"}
 
 
 @pytest.mark.parametrize("family", MOST_USED)
-def test_copies_with_an_attention_of_their_own_and_behind_a_mask_agree(family):
+def test_all_ways_of_copies_agree(family):
+    """With the prompts, behind them with an attention of their own, and behind a mask."""
     model = load_model(hf_model=hf_model(family))
-    request = request_on(model)
-    found = METHODS["exact"](model, request)
-    assert found.record["copies"] == ("one mask" if family in MASKED else "own attention")
-    exact._MASKED[model] = {(torch.float32, False)}
-    check_equal(found.cie, METHODS["exact"](model, request).cie)
+    for n_answer in (3, 1):
+        request = request_on(model, n_answer)
+        found = METHODS["exact"](model, request)
+        assert found.record["copies"] == "with the prompts"
+        for way in exact.WAYS[1:]:
+            exact._FIRST[model] = {(torch.float32, False): way}
+            other = METHODS["exact"](model, request)
+            assert other.record["copies"] == ("one mask" if family in MASKED else way)
+            check_equal(found.cie, other.cie)
+        del exact._FIRST[model]

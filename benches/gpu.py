@@ -1,0 +1,221 @@
+"""What the exact engine takes on a GPU, its two ways side by side; and without a GPU, what it would launch and move.
+
+    python benches/gpu.py [--model FOLDER] [--json PATH] [--write]    # where there is a GPU: five minutes at most
+    python benches/gpu.py --count [--json PATH] [--write]             # without one: half a minute
+    python benches/gpu.py --dry                                       # a trial of the first on a CPU, tiny
+
+*With the prompts* and *own attention* are ways of the engine (`ivlens/effects/exact.py`): copies in the call of each
+block on the prompt, or in one of their own. Both check themselves against the reference on their first pass.
+The arithmetic is that of a plain pass over the prompts, of one copy for each head from its layer upward, and of their
+unembedding, at the rate that a large product of matrices has here.
+
+`--count` runs a Llama of 16 layers and 32 heads, in bfloat16, and counts every call of torch that makes or changes a
+tensor, with the bytes that it reads and writes. Norms count once, as on a GPU, where torch has one kernel for them.
+
+`--model` is a checkpoint folder of SmolLM2-135M-Instruct (`ivlens get smollm2` prints its place); without it the rows
+of a real model are left out. Rows are printed as they are measured, and the table once more at the end.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from common import machine_line, random_request, table, write_json, write_section
+from real_size import causal_way
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ivlens import PromptRecipe, head_effects, load_model, load_task
+from ivlens.effects import exact
+from ivlens.forward import norms
+
+WAYS: tuple[exact.Way, ...] = ("own attention", "with the prompts")
+GOALS = {"64": 1.8, "512": 1.8, "one": 0.12, "smollm2": 0.25, "causal": 20.0}
+NO_WORK = {"aten::_unsafe_view", "aten::detach", "aten::new_empty", "aten::empty", "aten::empty_strided"}
+Rows = list[list[str]]
+
+
+class Calls(TorchDispatchMode):
+    """Counts calls that make or change a tensor, and the bytes of their inputs and outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n = self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        is_view = any(each.alias_info is not None and not each.alias_info.is_write for each in func._schema.returns)
+        if not is_view and func._schema.name not in NO_WORK:
+            self.add(torch.utils._pytree.tree_leaves((args, kwargs, made)))
+        return made
+
+    def add(self, tensors: list[Any]) -> None:
+        self.n += 1
+        self.bytes += sum(each.numel() * each.element_size() for each in tensors if isinstance(each, torch.Tensor))
+
+
+@contextmanager
+def norms_counted_once(calls: Calls) -> Iterator[None]:
+    """In the body, the one call of a norm counts as one, whatever a CPU makes of it."""
+    whole = norms.rms_norm
+
+    def counted(stream: torch.Tensor, *others: Any) -> torch.Tensor:
+        n, moved = calls.n, calls.bytes
+        found = whole(stream, *others)
+        calls.n, calls.bytes = n, moved
+        calls.add([stream, found])
+        return found
+
+    norms.rms_norm = counted
+    try:
+        yield
+    finally:
+        norms.rms_norm = whole
+
+
+def llama(device: str, dtype: torch.dtype, **shape: int) -> Any:
+    torch.manual_seed(0)
+    with torch.device(device):
+        plain = transformers.AutoModelForCausalLM.from_config(transformers.LlamaConfig(**shape), dtype=dtype).eval()
+    return load_model(hf_model=plain, device=device)
+
+
+def counted() -> tuple[Rows, dict[str, Any]]:
+    """Calls and bytes of one map, each way."""
+    shape = {"hidden_size": 1024, "intermediate_size": 2752, "num_hidden_layers": 16, "num_attention_heads": 32}
+    model = llama("cpu", torch.bfloat16, vocab_size=2048, **shape)
+    request, found = random_request(model, 4, 64), {}
+    for way in WAYS:
+        exact._measured(model, request, way)  # with the check
+        with Calls() as calls, norms_counted_once(calls):
+            cie = exact._measured(model, request, way).cie
+        found[way] = {"calls": calls.n / model.cfg.n_layers, "mb": calls.bytes / 1e6, "cie": cie}
+    off = float((found[WAYS[0]].pop("cie") - found[WAYS[1]].pop("cie")).abs().max())
+    rows = [[way, f"{own['calls']:.0f}", f"{own['mb']:,.0f}"] for way, own in found.items()]
+    old, new = found.values()
+    rows.append(["÷", f"{old['calls'] / new['calls']:.2f}", f"{old['mb'] / new['mb']:.2f}"])
+    return rows, {**found, "largest difference, nats": off}
+
+
+def best(run: Callable[[], Any], rounds: int, device: str) -> float:
+    """Seconds of the best round, until the device is done."""
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        run()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def rate(device: str, dtype: torch.dtype, n: int) -> float:
+    """Operations in a second, of one large product."""
+    left, right = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+    left @ right
+    return 2 * n**3 / best(lambda: left @ right, 10, device)
+
+
+def arithmetic(model: Any, n_prompts: int, n_tokens: int) -> float:
+    """Operations that a map cannot do without, attention scores left out."""
+    cfg = model.cfg
+    block = 2 * sum(p.numel() for p in model.blocks[0].parameters() if p.ndim == 2)
+    copies = cfg.n_heads * cfg.n_layers * (cfg.n_layers + 1) / 2
+    unembedded = 2 * cfg.d_model * cfg.d_vocab * (cfg.n_layers * cfg.n_heads + 1)
+    return n_prompts * (block * (n_tokens * cfg.n_layers + copies) + unembedded)
+
+
+class Measured:
+    """Rows of the table, printed as they come."""
+
+    def __init__(self) -> None:
+        self.rows: Rows = []
+        self.numbers: dict[str, Any] = {}
+
+    def add(self, name: str, goal: str, numbers: dict[str, float], text: list[str]) -> None:
+        self.numbers[name] = numbers
+        self.rows.append([name, *text, goal])
+        print(*self.rows[-1], sep=" | ", flush=True)
+
+
+def map_rows(found: Measured, device: str, dry: bool) -> None:
+    """Maps of the 7B shape."""
+    dtype = torch.float32 if dry else torch.bfloat16
+    small = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = llama(device, dtype, **(small if dry else {}))
+    per_second = rate(device, dtype, 256 if dry else 8192)
+    for n_prompts, n_tokens in ((25, 64), (25, 256), (25, 512), (1, 64)):
+        request = random_request(model, n_prompts, n_tokens)
+        for way in WAYS:
+            exact._measured(model, request, way)  # with the check
+        took = [best(lambda way=way, request=request: exact._measured(model, request, way), 4, device) for way in WAYS]
+        least = arithmetic(model, n_prompts, n_tokens) / per_second
+        goal = f"{GOALS['one']} s" if n_prompts == 1 else f"{GOALS.get(str(n_tokens), 1.8)} × arithmetic"
+        text = [f"{took[0]:.3f}", f"{took[1]:.3f}", f"{took[0] / took[1]:.2f}", f"{took[1] / least:.2f}"]
+        numbers = {**dict(zip(WAYS, took, strict=True)), "arithmetic": least}
+        found.add(f"7B shape, {n_prompts} prompts, {n_tokens} tokens", goal, numbers, text)
+
+
+def real_rows(found: Measured, folder: str, device: str, dry: bool) -> None:
+    """A real model: its map, and the causal tests of one task of a study."""
+    model = load_model(folder, device=device, dtype="float32")
+    task, recipe = load_task("third_person"), PromptRecipe(n_shots=2 if dry else 10, instruction=None)
+    took = {}
+    for way in WAYS:
+        exact._FIRST[model] = {(torch.float32, False): way}
+        run = lambda: head_effects(model, task, recipe=recipe, n_prompts=2 if dry else 32)  # noqa: E731
+        run()
+        took[way] = best(run, 1 if dry else 3, device)
+    del exact._FIRST[model]
+    old, new = took.values()
+    found.add(
+        "SmolLM2, effects of 32 ten-shot prompts with their means", f"{GOALS['smollm2']} s", took,
+        [f"{old:.3f}", f"{new:.3f}", f"{old / new:.2f}", ""],
+    )  # fmt: skip
+    if not dry:
+        causal = causal_way(model)
+        seconds = best(causal.run, 1, device)
+        text = ["", f"{seconds:.1f}", "", ""]
+        found.add("SmolLM2, causal tests of one task", f"{GOALS['causal']:.0f} s for six", {"now": seconds}, text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", action="store_true", help="count calls and bytes, without a GPU")
+    parser.add_argument("--dry", action="store_true", help="a trial on a CPU")
+    parser.add_argument("--model", help="a checkpoint folder of SmolLM2-135M-Instruct")
+    parser.add_argument("--json", type=Path, help="also write the numbers there")
+    parser.add_argument("--write", action="store_true", help="put the table into benches/RESULTS.md")
+    given = parser.parse_args()
+    if given.count:
+        rows, numbers = counted()
+        shown = table(["way", "calls for each layer", "MB read and written"], rows)
+        title = "## What one map launches and moves (`python benches/gpu.py --count --write`)"
+        text = f"{title}\n\n{machine_line()} Counted on a CPU: no GPU was at hand.\n\n{shown}"
+        section = "gpu_count"
+    else:
+        device = "cpu" if given.dry else "cuda"
+        if device == "cuda" and not torch.cuda.is_available():
+            sys.exit("gpu.py: torch finds no CUDA device; --count counts what it would be asked, --dry tries this out.")
+        found = Measured()
+        map_rows(found, device, given.dry)
+        if given.model:
+            real_rows(found, given.model, device, given.dry)
+        head = ["", f"{WAYS[0]}, s", f"{WAYS[1]}, s", "÷", "÷ arithmetic", "goal"]
+        card = torch.cuda.get_device_name() if device == "cuda" else "a trial on a CPU"
+        shown, numbers = table(head, found.rows), found.numbers
+        text = f"## On a GPU (`python benches/gpu.py --write`)\n\n{card}. {machine_line()}\n\n{shown}"
+        section = "gpu_now"
+    print(text)
+    write_json(given.json, numbers)
+    if given.write and not given.dry:
+        write_section(section, text)
+
+
+if __name__ == "__main__":
+    main()
