@@ -106,6 +106,11 @@ def _forget(store: Store, study: Mapping[str, Any]) -> None:
         store.clear()
 
 
+def below(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Tables one below the other, each with its name in the column `run`."""
+    return pd.concat([one.assign(run=name) for name, one in tables.items()], ignore_index=True)
+
+
 def evidence(
     dynamics: Dynamics,
     probes: Mapping[str, pd.DataFrame],

@@ -32,12 +32,13 @@ from ivlens.models.fingerprint import model_identity
 from ivlens.models.load import load_model
 from ivlens.runs.study.frontier import COLUMNS, equal_evidence
 from ivlens.runs.study.plan import PLAIN, StudyOptions, study_tasks
-from ivlens.runs.study.results import StudyResult, evidence, label_of, study_facts, training_key
+from ivlens.runs.study.results import StudyResult, below, evidence, label_of, study_facts, training_key
 from ivlens.runs.suites.suite import for_training, split_examples
 from ivlens.tasks.task import Task, TaskExample
 from ivlens.tuning.builder import find_guidance, guidance_by_name
 from ivlens.tuning.exams import Exam, make_exam, mean_score
 from ivlens.tuning.learner import Learner
+from ivlens.tuning.terms.measuring import effects_before
 from ivlens.tuning.training.data import training_set
 from ivlens.vectors.vector import InstructionVector
 
@@ -115,11 +116,6 @@ def run_study(
     )
 
 
-def below(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """Tables one below the other, each with its name in the column `run`."""
-    return pd.concat([one.assign(run=name) for name, one in tables.items()], ignore_index=True)
-
-
 def _after_the_start(tasks: pd.DataFrame) -> pd.DataFrame:
     """Rows of all checkpoints but the first model, which has cosine 1 and full performance by construction."""
     return tasks.loc[tasks["step"].to_numpy() > 0]
@@ -133,6 +129,7 @@ class _Run:
         asked: The tables of what every model was asked: `probes`, `answers` and `general`, each by the model's run.
         scores: Accuracy on each new task at the end, on *test*, by the guidance of the training.
         judged: A table for each training on a new task, see `StudyResult.frontier`.
+        effects: Effects of the earlier tasks in the first model, by the number of prompts that guidance asks for.
     """
 
     model: TransformerBridge
@@ -144,6 +141,7 @@ class _Run:
     asked: dict[str, dict[str, pd.DataFrame]] = field(default_factory=dict)
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
     judged: list[pd.DataFrame] = field(default_factory=list)
+    effects: dict[int, dict[str, HeadEffects]] = field(default_factory=dict)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -236,7 +234,6 @@ class _Run:
         options = self.options
         learner = Learner(self.model, options.method)
         every = max(1, options.steps // options.n_records)  # steps between two records
-        effects: dict[str, HeadEffects] = {}  # of earlier tasks, measured once and used for all new tasks
         for number, task in enumerate(self.new):
             say(f"training on {task.name}, guidance {name}")
             guidance = None
@@ -248,7 +245,8 @@ class _Run:
                     own,
                     recipe=options.recipe,
                     earlier=[*self.earlier, *before],
-                    effects=effects,
+                    # before the first new task the model is the same for all kinds of guidance
+                    effects=self._effects_for(name) if number == 0 else None,
                     seed=options.seed,
                 )
             data = training_set(
@@ -269,6 +267,18 @@ class _Run:
         asked = [(for_training(task), split_examples(task, "test")) for task in self.new]
         self.scores[name] = self._exam(asked, _N_TEST).sit(learner.trained)
         return learner.bridge()
+
+    def _effects_for(self, guidance: str) -> dict[str, HeadEffects]:
+        """Effects of the earlier tasks in the first model, if the guidance chooses heads by them; measured once."""
+        plan, _ = find_guidance(guidance)
+        if plan is None or not any(term.needs_heads for term in plan.terms):
+            return {}
+        if plan.n_prompts not in self.effects:
+            self.effects[plan.n_prompts] = {
+                task.name: effects_before(self.model, task, self.options.recipe.for_other_tasks(), plan.n_prompts)
+                for task in self.earlier
+            }
+        return self.effects[plan.n_prompts]
 
     def _judge(self, task: Task) -> Callable[[nn.Module], dict[str, float]]:
         """A function that gives a model's accuracy on a new task and its mean one on the earlier tasks, on *select*."""

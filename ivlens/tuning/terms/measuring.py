@@ -17,6 +17,12 @@ from ivlens.vectors.heads import choose_heads
 from ivlens.vectors.vector import InstructionVector
 
 
+def effects_before(model: TransformerBridge, task: Task, recipe: PromptRecipe, n_prompts: int) -> HeadEffects:
+    """The head effects of a task before a training, as guidance measures them."""
+    # no check of accuracy: the task is judged along the training anyway
+    return head_effects(model, task, recipe=recipe, n_prompts=n_prompts, options=EffectOptions(n_check_prompts=0))
+
+
 @dataclass
 class Before:
     """The model before a task, in which terms of guidance measure effects, heads and vectors.
@@ -53,11 +59,7 @@ class Before:
         """The head effects of a task in this model, on prompts with the task's own instruction or demonstrations."""
         if task.name not in self._found:
             recipe = self.recipe if task.name == self.task.name else self.recipe.for_other_tasks()
-            # no check of accuracy: the task is judged along the training anyway
-            options = EffectOptions(n_check_prompts=0)
-            self._found[task.name] = head_effects(
-                self.model, task, recipe=recipe, n_prompts=self.n_prompts, options=options
-            )
+            self._found[task.name] = effects_before(self.model, task, recipe, self.n_prompts)
         return self._found[task.name]
 
     def vector(self, task: Task) -> Float[Tensor, " d_model"]:
