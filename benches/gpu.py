@@ -1,7 +1,7 @@
 """What the exact engine takes on a GPU, its two ways side by side; and without a GPU, what it would launch and move.
 
     python benches/gpu.py [--model FOLDER] [--json PATH] [--write]    # where there is a GPU: five minutes at most
-    python benches/gpu.py --count [--json PATH] [--write]             # without one: half a minute
+    python benches/gpu.py --count [--against PATH] [--json PATH] [--write]    # without one: a minute
     python benches/gpu.py --dry                                       # a trial of the first on a CPU, tiny
 
 *With the prompts* and *own attention* are ways of the engine (`ivlens/effects/exact.py`): copies in the call of each
@@ -11,12 +11,15 @@ unembedding, at the rate that a large product of matrices has here.
 
 `--count` runs a Llama of 16 layers and 32 heads, in bfloat16, and counts every call of torch that makes or changes a
 tensor, with the bytes that it reads and writes. Norms count once, as on a GPU, where torch has one kernel for them.
+`--against` counts the engine of an older checkout of ivlens as well.
 
 `--model` is a checkpoint folder of SmolLM2-135M-Instruct (`ivlens get smollm2` prints its place); without it the rows
 of a real model are left out. Rows are printed as they are measured, and the table once more at the end.
 """
 
 import argparse
+import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -26,37 +29,18 @@ from typing import Any
 
 import torch
 import transformers
+from calls import COUNTED, Calls
 from common import machine_line, random_request, table, write_json, write_section
-from real_size import causal_way
-from torch.utils._python_dispatch import TorchDispatchMode
+from real_size import causal_way, commit
 
 from ivlens import PromptRecipe, head_effects, load_model, load_task
 from ivlens.effects import exact
 from ivlens.forward import norms
 
 WAYS: tuple[exact.Way, ...] = ("own attention", "with the prompts")
+N_COUNTED = (4, 25)
 GOALS = {"64": 1.8, "512": 1.8, "one": 0.12, "smollm2": 0.25, "causal": 20.0}
-NO_WORK = {"aten::_unsafe_view", "aten::detach", "aten::new_empty", "aten::empty", "aten::empty_strided"}
 Rows = list[list[str]]
-
-
-class Calls(TorchDispatchMode):
-    """Counts calls that make or change a tensor, and the bytes of their inputs and outputs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.n = self.bytes = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        is_view = any(each.alias_info is not None and not each.alias_info.is_write for each in func._schema.returns)
-        if not is_view and func._schema.name not in NO_WORK:
-            self.add(torch.utils._pytree.tree_leaves((args, kwargs, made)))
-        return made
-
-    def add(self, tensors: list[Any]) -> None:
-        self.n += 1
-        self.bytes += sum(each.numel() * each.element_size() for each in tensors if isinstance(each, torch.Tensor))
 
 
 @contextmanager
@@ -85,21 +69,48 @@ def llama(device: str, dtype: torch.dtype, **shape: int) -> Any:
     return load_model(hf_model=plain, device=device)
 
 
-def counted() -> tuple[Rows, dict[str, Any]]:
-    """Calls and bytes of one map, each way."""
-    shape = {"hidden_size": 1024, "intermediate_size": 2752, "num_hidden_layers": 16, "num_attention_heads": 32}
-    model = llama("cpu", torch.bfloat16, vocab_size=2048, **shape)
-    request, found = random_request(model, 4, 64), {}
-    for way in WAYS:
-        exact._measured(model, request, way)  # with the check
-        with Calls() as calls, norms_counted_once(calls):
-            cie = exact._measured(model, request, way).cie
-        found[way] = {"calls": calls.n / model.cfg.n_layers, "mb": calls.bytes / 1e6, "cie": cie}
-    off = float((found[WAYS[0]].pop("cie") - found[WAYS[1]].pop("cie")).abs().max())
-    rows = [[way, f"{own['calls']:.0f}", f"{own['mb']:,.0f}"] for way, own in found.items()]
-    old, new = found.values()
-    rows.append(["÷", f"{old['calls'] / new['calls']:.2f}", f"{old['mb'] / new['mb']:.2f}"])
-    return rows, {**found, "largest difference, nats": off}
+def counted(against: Path | None) -> tuple[Rows, dict[str, Any]]:
+    """Calls and bytes of maps of few and of many prompts, each way, and in an older checkout."""
+    model, found = llama("cpu", torch.bfloat16, **COUNTED), {}
+    for n_prompts in N_COUNTED:
+        request = random_request(model, n_prompts, 64)
+        older = {} if against is None else {f"checkout {commit(against)}": older_count(against, n_prompts)}
+        own = {way: count(model, lambda way=way, request=request: exact._measured(model, request, way)) for way in WAYS}
+        found |= {f"{n_prompts} prompts, {name}": numbers for name, numbers in (older | own).items()}
+    rows = []
+    for name, (calls, moved) in found.items():
+        new = found[f"{name.partition(',')[0]}, {WAYS[1]}"]
+        rows.append([name, f"{calls:.0f}", f"{moved:,.0f}", f"{calls / new[0]:.2f}", f"{moved / new[1]:.2f}"])
+    return rows, found
+
+
+def count(model: Any, run: Callable[[], Any]) -> tuple[float, float]:
+    """Calls for each layer, and MB, of a run after the first one, which has checks."""
+    run()
+    with Calls() as calls, norms_counted_once(calls):
+        run()
+    return calls.n / model.cfg.n_layers, calls.bytes / 1e6
+
+
+def older_count(tree: Path, n_prompts: int) -> tuple[float, float]:
+    """`count` of the engine of another checkout, which its own code runs in a process of its own."""
+    script = (
+        "import sys, torch, transformers; from common import random_request; from ivlens import load_model\n"
+        "from ivlens.effects import exact; sys.path.append(sys.argv[1]); from calls import COUNTED, Calls\n"
+        "config = transformers.LlamaConfig(**COUNTED); torch.manual_seed(0)\n"
+        "plain = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()\n"
+        "model = load_model(hf_model=plain); request = random_request(model, int(sys.argv[2]), 64)\n"
+        "exact.measure(model, request)\n"
+        "with Calls() as calls: exact.measure(model, request)\n"
+        "print(calls.n / model.cfg.n_layers, calls.bytes / 1e6)"
+    )
+    path = os.pathsep.join([str(tree), str(tree / "benches")])
+    ran = subprocess.run(
+        [sys.executable, "-c", script, str(Path(__file__).parent), str(n_prompts)],
+        env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    calls, moved = map(float, ran.stdout.split()[-2:])
+    return calls, moved
 
 
 def best(run: Callable[[], Any], rounds: int, device: str) -> float:
@@ -187,14 +198,15 @@ def real_rows(found: Measured, folder: str, device: str, dry: bool) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", action="store_true", help="count calls and bytes, without a GPU")
+    parser.add_argument("--against", type=Path, help="an older checkout of ivlens, to be counted too")
     parser.add_argument("--dry", action="store_true", help="a trial on a CPU")
     parser.add_argument("--model", help="a checkpoint folder of SmolLM2-135M-Instruct")
     parser.add_argument("--json", type=Path, help="also write the numbers there")
     parser.add_argument("--write", action="store_true", help="put the table into benches/RESULTS.md")
     given = parser.parse_args()
     if given.count:
-        rows, numbers = counted()
-        shown = table(["way", "calls for each layer", "MB read and written"], rows)
+        rows, numbers = counted(given.against)
+        shown = table(["", "calls for each layer", "MB read and written", "calls ÷ now", "MB ÷ now"], rows)
         title = "## What one map launches and moves (`python benches/gpu.py --count --write`)"
         text = f"{title}\n\n{machine_line()} Counted on a CPU: no GPU was at hand.\n\n{shown}"
         section = "gpu_count"
