@@ -7,7 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from ivlens.common.names import shown
@@ -22,17 +22,23 @@ _OBEYED = re.compile("[\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 def shows_progress(as_json: bool) -> bool:
     """Whether progress bars make sense: stderr is a screen, and the output is not JSON for a program."""
-    is_first = os.environ.get("RANK", "0") == "0"  # processes of torchrun share a screen: one of them draws bars
-    return not as_json and is_first and sys.stderr.isatty()
+    return _tells(as_json) and sys.stderr.isatty()
+
+
+def _tells(as_json: bool) -> bool:
+    """Whether somebody reads how far the work is."""
+    # processes of torchrun share a screen: one of them tells
+    return not as_json and os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager
 def telling(as_json: bool) -> Iterator[None]:
     """Show on stderr what a command does while it runs: progress bars, warnings, and the form of prompt it has found.
 
+    Where stderr is no screen, long work has a line in a minute in place of a bar.
     Without `--json` stderr also says, before the long part begins, how well the model does its task.
     """
-    from ivlens.common.progress import say, showing_progress
+    from ivlens.common.progress import say, showing_progress, told_in_lines
 
     class Lines(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -46,7 +52,8 @@ def telling(as_json: bool) -> Iterator[None]:
         logger.setLevel(logging.INFO)
     package.addHandler(handler)
     try:
-        with showing_progress(shows_progress(as_json)):
+        is_log = _tells(as_json) and not sys.stderr.isatty()  # a file, or a pipe
+        with showing_progress(shows_progress(as_json)), told_in_lines() if is_log else nullcontext():
             yield
     finally:
         package.removeHandler(handler)

@@ -63,6 +63,25 @@ def heard_by(listener: Callable[[str, int, int], object]) -> Iterator[None]:
 
 
 @contextmanager
+def told_in_lines(every: float = 60.0) -> Iterator[None]:
+    """Print a line on stderr about long work in the body, at most one in `every` seconds: for logs, which bars fill.
+
+    Of bars inside one another only the outer one is told.
+    """
+    began = last = time.monotonic()
+
+    def tell(what: str, done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= every:
+            last = now
+            say(f"ivlens: {what}, {done} of {total}, {round((now - began) / 60)} min since the start")
+
+    with heard_by(tell):
+        yield
+
+
+@contextmanager
 def bar(what: str, total: int | None = None, unit: str = "it") -> Iterator[Progress]:
     """Show a bar while the body runs; yields the function that the body calls with (done, total).
 

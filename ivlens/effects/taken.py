@@ -40,7 +40,8 @@ class Taken:
         return not (self.low <= 0 or self.mean <= 0 or self.share < LEAST_SHARE)
 
     def __str__(self) -> str:
-        share = "" if self.share != self.share else f", {100 * self.share:.0f} % of the clean score"
+        # a clean score near 0 makes a share of thousands of percent, which says nothing
+        share = f", {100 * self.share:.0f} % of the clean score" if abs(self.share) <= 1 else ""
         between = "" if self.low != self.low else f" ({self.low:+.3g} to {self.high:+.3g})"
         return f"clean minus corrupted score {self.mean:+.3g}{between}{share}"
 

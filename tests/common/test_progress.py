@@ -62,6 +62,20 @@ def test_what_raises_leaves_no_bar_behind(at_once):
     assert not is_showing()
 
 
+def test_a_log_has_a_line_in_a_minute(monkeypatch, capsys):
+    clock = iter(range(0, 1000, 25))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    with progress.told_in_lines():
+        for _ in ticking(range(8), "measuring tasks", "tasks"):
+            for _ in ticking(range(3), "inside"):
+                pass
+    assert capsys.readouterr().err.splitlines() == [
+        "ivlens: measuring tasks, 3 of 8, 1 min since the start",
+        "ivlens: measuring tasks, 6 of 8, 2 min since the start",
+    ]
+    assert progress._listener.get() is None
+
+
 def test_lines_go_to_stderr(capsys):
     say("hello")
     assert capsys.readouterr().err.strip() == "hello"

@@ -135,3 +135,7 @@ def test_scores_that_are_not_finite_say_nothing(score):
     broken = Taken.of(torch.tensor([0.5, torch.inf]), torch.tensor([0.1, 0.1]), score)
     assert all(value != value for value in (broken.mean, broken.low, broken.high, broken.share))
     assert Taken.of(torch.tensor([-2000.0, -2000.0]), torch.tensor([0.0, 0.0]), "logprob").share < 0
+
+
+def test_a_share_of_thousands_of_percent_is_not_told():
+    assert str(Taken(-0.1, -0.2, -0.01, -23.35)) == "clean minus corrupted score -0.1 (-0.2 to -0.01)"
