@@ -32,6 +32,9 @@ class StudyAmounts:
         k: Number of heads in a vector.
         guidance: A kind of guidance that is compared with plain training; give it once for each, as named for tune.
             By default iv, iv/zero_vector and instructions_lighter.
+        general: A task in which general abilities are measured before and after; give it once for each. By default six.
+        instructed: Train the new tasks by their instructions, even where earlier tasks are asked by demonstrations.
+            Trained by demonstrations, a model may forget nothing.
     """
 
     method: str = "lora"
@@ -45,6 +48,8 @@ class StudyAmounts:
     n_draws: int = 19
     k: int = 10
     guidance: Annotated[tuple[str, ...], Parameter(negative="")] = ()
+    general: Annotated[tuple[str, ...], Parameter(negative="")] = ()
+    instructed: Annotated[bool, Parameter(negative="")] = False
 
 
 def study(
@@ -60,8 +65,8 @@ def study(
 ) -> int:
     """Train on new tasks, measure what is forgotten, and test every claim of the paper beside its controls.
 
-    All tasks are asked in one form of prompt. Where no option fixes it, it is the form in which the model answers the
-    earlier tasks best on average.
+    All tasks are asked in one form of prompt, but for new ones with --instructed. Where no option fixes it, it is the
+    form in which the model answers the earlier tasks best on average.
 
     An interrupted study goes on from its trainings when the same command is given again.
 
@@ -119,13 +124,16 @@ def _options(
     """The study's options; tasks that are not given stay at their defaults."""
     from dataclasses import asdict
 
+    from ivlens.prompts.recipe import PromptRecipe
     from ivlens.runs.study.plan import GUIDANCE, PLAIN, StudyOptions
 
-    tasks = {name: value for name, value in (("earlier", earlier), ("new", new)) if value}
-    recipe, given = prompts.recipe(), amounts.guidance or GUIDANCE
+    chosen = asdict(amounts)
+    named = {"earlier": earlier, "new": new, "general": chosen.pop("general")}
+    tasks = {name: value for name, value in named.items() if value}
+    recipe, given = prompts.recipe(), chosen.pop("guidance") or GUIDANCE
+    chosen["training"] = PromptRecipe(seed=recipe.seed) if chosen.pop("instructed") else None
     kinds = tuple(dict.fromkeys((PLAIN, *given)))
-    chosen = {**asdict(amounts), "guidance": kinds, "recipe": recipe, "seed": recipe.seed}
-    return StudyOptions(model=model, **tasks, **chosen)
+    return StudyOptions(model=model, **tasks, **chosen, guidance=kinds, recipe=recipe, seed=recipe.seed)
 
 
 def _print(result: "StudyResult") -> None:

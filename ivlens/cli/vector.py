@@ -167,7 +167,8 @@ def _print(made: "InstructionVector", facts: dict[str, Any], evaluation: "Evalua
     print(f"heads   {' '.join(facts['heads']) or 'none: trained or computed'}")
     print(f"prompts {made.recipe or 'of several recipes, or not recorded'}")
     if facts["tokens"]:
-        print(f"tokens  {' | '.join(one_line(token).strip() or repr(token) for token, _ in facts['tokens'])}")
+        tokens = " | ".join(one_line(token).strip() or repr(token) for token, _ in facts["tokens"])
+        print(f"says    {tokens} (tokens that it makes most likely, unembedded alone)")
     if evaluation is None:
         return
     layer, alpha, site = evaluation.best

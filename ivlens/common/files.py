@@ -26,6 +26,10 @@ _IN_USE = (EAGAIN, EACCES, EDEADLK)  # what systems answer where another process
 _LONGEST_WRITE = 86_400  # seconds; on a file system without locks an older scratch folder counts as left over
 _LONGEST_NAME = 100  # bytes; most systems allow 255, which leaves room for a hash and suffixes
 
+_UMASK = os.umask(0o077)  # the only way to read it is to set it
+os.umask(_UMASK)
+_READABLE = 0o666 & ~_UMASK
+
 if sys.platform == "win32":
     import msvcrt
 
@@ -63,6 +67,12 @@ def flush(path: Path) -> None:
         os.close(number)
 
 
+def open_to_others(path: Path) -> None:
+    """Give a new file the permissions that files have here; safetensors makes its files for their owner alone."""
+    with suppress(OSError):  # file systems without permissions
+        path.chmod(path.stat().st_mode | _READABLE)
+
+
 def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
     """Write a file; until it is complete and on the disk, `path` holds what was there before.
 
@@ -72,6 +82,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> Path:
     """
     with writing(path), scratch_in(path.parent) as scratch:
         write(scratch / path.name)
+        open_to_others(scratch / path.name)
         flush(scratch / path.name)  # first the content: after a power cut the new name must not lead to an empty file
         (scratch / path.name).replace(path)  # atomic on every system
         flush(path.parent)

@@ -20,7 +20,7 @@ from hashlib import file_digest
 from pathlib import Path, PurePosixPath
 
 from ivlens.common.disk import writing
-from ivlens.common.files import LOCK, UNFINISHED, flush, give_name, hold, read_small, scratch_in
+from ivlens.common.files import LOCK, UNFINISHED, flush, give_name, hold, open_to_others, read_small, scratch_in
 
 READY, LIST = ".saved", "ivlens.json"
 _OLD = ".replaced.json"  # inside READY: names and checksums of the files that this save removes
@@ -194,6 +194,7 @@ def _put(folder: Path, new: Path, old: Mapping[str, str]) -> None:
     names = _names(new)
     for name in names:
         _check_way(folder, name)
+        open_to_others(new / name)
         flush(new / name)
     # one file that replaces no other needs a single rename
     if len(names) == 1 and not old and "/" not in names[0]:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import killed_saves
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from ivlens.common import saves
 from ivlens.common.files import LOCK, UNFINISHED, clear_leftovers, file_name, scratch_in, write_whole
@@ -20,6 +22,26 @@ OLD, NEW = {"config.json": "1 a", "model": "1 b"}, {"adapter_config.json": "2 a"
 def test_a_killed_save_is_the_old_one_or_the_new_one(tmp_path):
     found = killed_saves.run(120, 0, tmp_path)
     assert found["killed"] == 120 and found["mixed"] == 0 and found["old"] > 10 and found["new"] > 10
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no permissions")
+def test_weights_can_be_read_by_whom_other_files_can(tmp_path):
+    """safetensors makes files that their owner alone may read."""
+    (tmp_path / "plain").touch()
+    want = (tmp_path / "plain").stat().st_mode
+
+    def weights(place):
+        save_file({"a": torch.zeros(2)}, place)
+        assert place.stat().st_mode != want, "a new safetensors needs no help"
+
+    write_whole(tmp_path / "one", weights)
+    with filling(tmp_path / "folder") as new:
+        weights(new / "first")
+        weights(new / "second")
+    with replacing(tmp_path / "other") as new:
+        weights(new / "model")
+    for name in ("one", "folder/first", "folder/second", "other/model"):
+        assert (tmp_path / name).stat().st_mode == want, name
 
 
 def test_file_by_file_is_seen_to_be_a_mix(tmp_path, monkeypatch):

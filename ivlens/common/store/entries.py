@@ -10,7 +10,7 @@ from hashlib import file_digest, sha256
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from ivlens.common.files import flush, read_small
+from ivlens.common.files import flush, open_to_others, read_small
 from ivlens.common.foreign import check_parquet
 from ivlens.common.measures import renamed
 from ivlens.common.memory import pass_on_shortage
@@ -120,6 +120,7 @@ def write_entry(
     (folder / MANIFEST).write_text(json.dumps(about, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     # all of it reaches the disk before the caller renames the folder: after a power cut a result has all its files
     for name in (*files, MANIFEST):
+        open_to_others(folder / name)
         flush(folder / name)
     for inner in sorted({(folder / name).parent for name in files}):
         flush(inner)
