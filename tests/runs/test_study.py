@@ -11,7 +11,9 @@ import pytest
 
 from ivlens import PromptRecipe, load_model, load_task
 from ivlens.analysis.forgetting import ProbeOptions, decomposition, probe
+from ivlens.cli._options import PromptOptions
 from ivlens.cli.main import main
+from ivlens.cli.study import StudyAmounts, _options
 from ivlens.common.store import Store, verify
 from ivlens.runs.study import StudyOptions, claim_table, run_study, running, write_study
 from ivlens.runs.study.frontier import equal_evidence, equal_scores
@@ -112,6 +114,15 @@ def test_new_tasks_may_be_told_in_another_form_than_earlier_ones(pocket, monkeyp
         run_study(replace(TINY, recipe=shots, training=PromptRecipe()), model=pocket)
     assert seen == {"data": PromptRecipe(), "middle_of_three": PromptRecipe()} | dict.fromkeys(TINY.earlier, shots)
     assert replace(TINY, recipe=shots).told == shots
+
+
+def test_options_of_the_command():
+    amounts = StudyAmounts(general=("synonym",), instructed=True, guidance=("heads",))
+    options = _options("pocket", ("antonym", "country_capital"), (), amounts, PromptOptions(n_shots=5, seed=2))
+    assert options.general == ("synonym",) and options.guidance == ("none", "heads") and options.seed == 2
+    assert options.recipe == PromptRecipe(n_shots=5, seed=2)
+    assert options.training == PromptRecipe(seed=2) and options.new == StudyOptions().new
+    assert _options("pocket", (), (), StudyAmounts(), PromptOptions(n_shots=5)).training is None
 
 
 def frontier(**courses):
