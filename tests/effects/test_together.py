@@ -188,6 +188,35 @@ def test_norms_in_one_call_give_the_same(offset, dtype):
     torch.testing.assert_close(got, want)
 
 
+def test_an_epsilon_that_is_changed_later_counts():
+    block, stream = nn.Sequential(PlainRMSNorm()), torch.randn(3, 8)
+    with fused_norms([block]):
+        pass
+    block[0].eps = 0.5
+    with fused_norms([block]) as n:
+        got = block(stream)
+    assert n == 1
+    torch.testing.assert_close(got, block(stream))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_norms_with_small_weights_are_told_apart(dtype):
+    """Many real ones have weights of a hundredth, where a difference counts as much as anywhere."""
+
+    class OtherRMSNorm(PlainRMSNorm):
+        def forward(self, stream):
+            return super().forward(stream) * 1.5
+
+    class OtherEpsilonRMSNorm(PlainRMSNorm):
+        variance_epsilon = 1e-6  # not the one that it reads
+
+    for kind, want in ((PlainRMSNorm, ("eps", 0.0)), (OtherRMSNorm, None), (OtherEpsilonRMSNorm, None)):
+        norm = kind()
+        with torch.no_grad():
+            norm.weight.mul_(1e-3)
+        assert _kind(norm.to(dtype)) == want, kind
+
+
 def test_norms_that_are_none_of_these_stay_as_they_are():
     class OtherRMSNorm(PlainRMSNorm):
         def forward(self, stream):
