@@ -79,7 +79,8 @@ def measure(model: TransformerBridge, request: EffectRequest) -> Measured:
             copies than the reference does.
         MemoryError: one prompt with copies for one head does not fit in memory.
     """
-    check_unhooked(model)
+    with model_lock(model):  # another thread's pass has hooks of its own
+        check_unhooked(model)
     kind = request.mean_z.dtype, torch.is_autocast_enabled(request.tokens.device.type)
     first = _FIRST.setdefault(model, {})
     for way, following in pairwise(WAYS[WAYS.index(first.get(kind, WAYS[0])) :]):
