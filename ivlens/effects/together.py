@@ -36,6 +36,7 @@ from ivlens.effects.checks import refusals_explained
 from ivlens.effects.copies import INDEXED, Copies, named_arguments, of_queries
 from ivlens.effects.own_attention import WITHOUT_EFFECT, products
 from ivlens.effects.request import EffectRequest, Unsuitable
+from ivlens.forward.hooks import model_lock
 from ivlens.forward.inputs import Inputs
 from ivlens.forward.norms import fused_norms
 from ivlens.forward.prefix import output_form
@@ -98,7 +99,8 @@ class Together:
     def _travelling(self) -> Iterator[None]:
         """In the body, a pass over the prompts takes the copies along."""
         layers = range(self.model.cfg.n_layers)
-        with ExitStack() as stack:
+        # undone with the hold, also where an interrupt cuts the undoing off, or this thread is lost in a fork
+        with model_lock(self.model).held() as hold, hold.undo as stack:
             plain = stack.enter_context(unwrapped(self.model, layers))
             stack.enter_context(fused_norms(plain.values()))
             configs: dict[int, Any] = {}
@@ -111,8 +113,9 @@ class Together:
                     self._prepare(layer, stack, configs)
                     forward = partial(self._advance, layer, block)
                 # through `__dict__`: the bridge's own setattr would hand the name on to the module that it wraps
-                self.model.blocks[layer].__dict__["forward"] = forward
-                stack.callback(self.model.blocks[layer].__dict__.pop, "forward")
+                own = self.model.blocks[layer].__dict__
+                stack.callback(own.pop, "forward", None)  # first, as an interrupt may come before the next line
+                own["forward"] = forward
             stack.callback(_RUNNING.reset, _RUNNING.set(self))
             yield
 
@@ -127,8 +130,8 @@ class Together:
             # of its own: other models, which run in other threads, may have the same object
             configs[id(config)] = copy.copy(config)
             configs[id(config)]._attn_implementation_internal = _NAME  # the property would change shared parts
-        module.config = configs[id(config)]
         stack.callback(setattr, module, "config", config)
+        module.config = configs[id(config)]
         if layer in self.request.layers:
             stack.callback(attention.projection.register_forward_pre_hook(partial(self._patch, layer)).remove)
 

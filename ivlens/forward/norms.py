@@ -32,12 +32,12 @@ def fused_norms(blocks: Iterable[nn.Module]) -> Iterator[int]:
         for norm in (module for block in blocks for module in block.modules()):
             kind = _kind(norm)
             if kind is not None and "forward" not in norm.__dict__:
+                changed.append(norm)  # first, as an interrupt may come before the next line
                 norm.__dict__["forward"] = partial(_fused, norm, *kind)
-                changed.append(norm)
         yield len(changed)
     finally:
         for norm in changed:
-            del norm.__dict__["forward"]
+            norm.__dict__.pop("forward", None)
 
 
 def _fused(norm: Any, epsilon: str, offset: float, stream: Float[Tensor, "*rows width"]) -> Tensor:

@@ -1,6 +1,9 @@
 """Prompts and copies in one sequence: the reference's numbers, refusals, and a model that is left as it was."""
 
 import dataclasses
+import os
+import sys
+import threading
 
 import pytest
 import torch
@@ -71,6 +74,66 @@ def test_the_model_is_left_as_it_was(fresh, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         exact.measure(fresh, request)
     assert parts(fresh) == before and together._RUNNING.get() is None
+
+
+def test_an_interrupt_at_any_line_leaves_the_model_as_it_was(new_model):
+    """The exception is raised by a trace function, at every line of the module in turn."""
+    model = new_model("llama", n_layers=2)
+    request = request_for(model, (5, 3), score="prob")
+    exact.measure(model, request)  # with the check
+    before, number, lines = parts(model), 0, None
+    while lines is None or number < lines:
+        number, lines = number + 1, interrupted_at(number + 1, lambda: exact.measure(model, request))
+        assert parts(model) == before and together._RUNNING.get() is None, number
+    assert number > 50
+
+
+def interrupted_at(number, run):
+    """Interrupt `run` at so-manieth line of the module; returns how many lines it has run, None if there are more."""
+    seen = 0
+
+    def trace(frame, event, _):
+        nonlocal seen
+        if frame.f_code.co_filename != together.__file__:
+            return None
+        seen += event == "line"
+        if event == "line" and seen == number:
+            raise KeyboardInterrupt
+        return trace
+
+    outer = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        run()
+    except KeyboardInterrupt:
+        return None
+    finally:
+        sys.settrace(outer)
+    return seen
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_fork_while_another_thread_measures_leaves_nothing_behind(fresh, monkeypatch):
+    request, patch, before = request_for(fresh), together.Together._patch, parts(fresh)
+    inside, go_on = threading.Event(), threading.Event()
+
+    def waits(self, *given):
+        inside.set()
+        go_on.wait(30)
+        patch(self, *given)
+
+    monkeypatch.setattr(together.Together, "_patch", waits)
+    thread = threading.Thread(target=lambda: exact.measure(fresh, request))
+    thread.start()
+    inside.wait(30)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if parts(fresh) == before else 1)
+    _, status = os.waitpid(child, 0)
+    go_on.set()
+    thread.join()
+    assert os.waitstatus_to_exitcode(status) == 0 and parts(fresh) == before
 
 
 @pytest.mark.parametrize("fault", ["mask", "own values", "positions", "another head", "own keys"])
