@@ -35,6 +35,7 @@ from transformers import AttentionInterface
 from ivlens.effects.checks import refusals_explained
 from ivlens.effects.copies import INDEXED, Copies, named_arguments, of_queries
 from ivlens.effects.own_attention import WITHOUT_EFFECT, products
+from ivlens.effects.recurrent import Recurrences
 from ivlens.effects.request import EffectRequest, Unsuitable
 from ivlens.forward.hooks import model_lock
 from ivlens.forward.inputs import Inputs
@@ -81,6 +82,10 @@ class Together:
         return torch.cat([every, every[-self.inputs.n_answer :].repeat(n_copies)])
 
     @cached_property
+    def _recurrences(self) -> Recurrences:
+        return Recurrences(self.model, self.inputs.last, max_floats=0)
+
+    @cached_property
     def _where(self) -> tuple[Int[Tensor, " heads"], Int[Tensor, " heads"]]:
         """The heads that are patched, each in the new copy of the same number."""
         heads = torch.tensor(self.request.heads, device=self.columns.device)
@@ -121,6 +126,9 @@ class Together:
 
     def _prepare(self, layer: int, stack: ExitStack, configs: dict[int, Any]) -> None:
         """Have one block's attention call this module's function, and the heads of its new copies patched."""
+        # beside attention, as in Falcon-H1: copies would go on from one another's states
+        if layer in self._recurrences:
+            raise Unsuitable(f"block {layer} keeps a state")
         attention = attention_of(self.model.blocks[layer])
         module: Any = None if attention is None else attention.module
         config = getattr(module, "config", None)
