@@ -58,6 +58,7 @@ from ivlens.forward.inputs import forced, row_slices
 from ivlens.forward.joining import blocks_left_out
 from ivlens.forward.sharing import give_way
 from ivlens.forward.unembedding import full_logits
+from ivlens.forward.unwrapped import parts_agree
 from ivlens.forward.vocabulary import keeping_stream, plain_unembedding
 from ivlens.models.boot import TransformerBridge
 
@@ -79,7 +80,8 @@ def measure(model: TransformerBridge, request: EffectRequest) -> Measured:
             copies than the reference does.
         MemoryError: one prompt with copies for one head does not fit in memory.
     """
-    check_unhooked(model)
+    with model_lock(model):  # another thread's pass has hooks of its own
+        check_unhooked(model)
     kind = request.mean_z.dtype, torch.is_autocast_enabled(request.tokens.device.type)
     first = _FIRST.setdefault(model, {})
     for way, following in pairwise(WAYS[WAYS.index(first.get(kind, WAYS[0])) :]):
@@ -101,6 +103,8 @@ def _measured(model: TransformerBridge, request: EffectRequest, way: Way) -> Mea
     found.record["copies"] = way
     with model_lock(model), torch.no_grad():
         check_unhooked(model)
+        if way != "one mask" and not parts_agree(model):
+            raise Unsuitable("the bridge calculates with parts of matrices that the plain blocks have no longer")
         # `while`, not a list of slices: sizes are estimates, and get smaller where memory runs out on the way
         while start < len(request.tokens):
             rows = slice(start, min(start + size.n_prompts, len(request.tokens)))

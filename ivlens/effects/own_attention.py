@@ -12,7 +12,7 @@ mask over all copies.
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -24,17 +24,18 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from ivlens.effects.request import Unsuitable
-from ivlens.models.attention import attention_of
+from ivlens.models.attention import Attention, attention_of
 from ivlens.models.boot import TransformerBridge
 
 _NAME = "ivlens_copies"
 
 # what a family may tell its attention function, and which is no part of what it computes for copies: windows are in the
 # mask, dropout is 0 in eval mode, and the others are for kernels of other kinds
-WITHOUT_EFFECT = frozenset(
+_WITHOUT_EFFECT = frozenset(
     "dropout sliding_window position_ids cache_position use_cache output_attentions output_hidden_states output_router_"
     "logits is_causal position_embeddings past_key_values logits_to_keep return_dict token_type_ids".split()
 )
+OUTSIDE = "its attention function is called outside of a measurement"
 
 
 @dataclass
@@ -57,31 +58,59 @@ def own_attention(model: TransformerBridge, layer: int, keys: Tensor, values: Te
     Raises:
         Unsuitable: the family's attention takes no other attention function, or tells it what is not known here.
     """
-    found = attention_of(model.blocks[layer])
-    original: Any = None if found is None else found.module
+    found, config = with_function(model, layer, _NAME)
+    original = found.module
     # what the bridge has wrapped calculates attention itself, unless it is given the plain module's forward
-    attention = model.blocks[layer].attn if found is not None and found.is_wrapped else None
-    config = getattr(original, "config", None)
-    if original is None or config is None or getattr(config, "_attn_implementation", None) != "eager":
-        raise Unsuitable("its attention takes no other attention function")
-    shared = _Shared(keys, values, n_own)
-    # a configuration of its own: other models, which run in other threads, may have the same object
-    own_config = copy.copy(config)
-    own_config._attn_implementation_internal = _NAME  # the property would change sub-configurations, which are shared
+    attention = model.blocks[layer].attn if found.is_wrapped else None
+    shared, before = _Shared(keys, values, n_own), original.config
     token = _SHARED.set(shared)
     try:
         # through `__dict__`: the bridge's own setattr would hand the name on to the module that it wraps
         if attention is not None:
             attention.__dict__["forward"] = original.forward
-        original.config = own_config
+        original.config = config
         yield
     finally:
-        original.config = config
+        original.config = before
         if attention is not None:
             attention.__dict__.pop("forward", None)
         _SHARED.reset(token)
     if not shared.was_read:
         raise Unsuitable("its attention did not call the attention function that it was given")
+
+
+def with_function(model: TransformerBridge, layer: int, name: str) -> tuple[Attention, Any]:
+    """Attention of a block, and the configuration with which it calls the attention function of this name.
+
+    The configuration is a new one: other models, which run in other threads, may have the same object.
+
+    Raises:
+        Unsuitable: the family's attention takes no other attention function.
+    """
+    found = attention_of(model.blocks[layer])
+    config: Any = None if found is None else getattr(found.module, "config", None)
+    if found is None or getattr(config, "_attn_implementation", None) != "eager":
+        raise Unsuitable("its attention takes no other attention function")
+    config = copy.copy(config)
+    config._attn_implementation_internal = name  # the property would change sub-configurations, which are shared
+    return found, config
+
+
+def check_told(mask: Tensor | None, shape: tuple[int, int], others: Mapping[str, Any]) -> Tensor:
+    """The mask that an attention function is told, which must be of this shape and hold numbers to add.
+
+    Args:
+        others: What it is told under names of which it has no parameters.
+
+    Raises:
+        Unsuitable: another mask, or something that the numbers may depend on.
+    """
+    unknown = [name for name, told in others.items() if told is not None and name not in _WITHOUT_EFFECT]
+    if unknown or mask is None or not mask.is_floating_point():
+        raise Unsuitable(f"its attention function is told {', '.join(unknown) or 'no mask'}, which is not known here")
+    if mask.shape[-2:] != shape:
+        raise Unsuitable(f"its attention is told a mask of shape {tuple(mask.shape)}")
+    return mask
 
 
 def _attend(
@@ -97,11 +126,9 @@ def _attend(
 ) -> tuple[Float[Tensor, "batch copied n_heads d_value"], None]:
     """What Hugging Face's eager attention gives for each copy (see the formula above)."""
     shared = _SHARED.get()
-    unknown = [name for name, told in others.items() if told is not None and name not in WITHOUT_EFFECT]
-    if shared is None or unknown or attention_mask is None or not attention_mask.is_floating_point():
-        raise Unsuitable(f"its attention function is told {', '.join(unknown) or 'no mask'}, which is not known here")
-    if attention_mask.shape[-2:] != (shared.n_own, shared.keys.shape[-2] + shared.n_own):
-        raise Unsuitable(f"its attention is told a mask of shape {tuple(attention_mask.shape)}")
+    if shared is None:
+        raise Unsuitable(OUTSIDE)
+    mask = check_told(attention_mask, (shared.n_own, shared.keys.shape[-2] + shared.n_own), others)
     shared.was_read = True
     batch, n_heads, n_copied, d_head = query.shape
     n_keys, n_own = key.shape[1], shared.n_own
@@ -117,7 +144,7 @@ def _attend(
     del before
     if softcap is not None:
         scores = (scores / softcap).tanh() * softcap
-    scores += attention_mask[:, :, None, None]
+    scores += mask[:, :, None, None]
     if s_aux is not None:
         sinks = s_aux.reshape(1, n_keys, -1, 1, 1, 1).expand(*scores.shape[:-1], 1)
         scores = torch.cat([scores, sinks.to(scores)], -1)

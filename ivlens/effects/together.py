@@ -19,7 +19,6 @@ Models whose blocks do not allow it (no such attention function, experts that ar
 sequences of copies) have the prompts and the copies in calls of their own, see `ivlens.effects.exact`.
 """
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
@@ -34,13 +33,14 @@ from transformers import AttentionInterface
 
 from ivlens.effects.checks import refusals_explained
 from ivlens.effects.copies import INDEXED, Copies, named_arguments, of_queries
-from ivlens.effects.own_attention import WITHOUT_EFFECT, products
+from ivlens.effects.own_attention import OUTSIDE, check_told, products, with_function
+from ivlens.effects.recurrent import Recurrences
 from ivlens.effects.request import EffectRequest, Unsuitable
+from ivlens.forward.hooks import model_lock
 from ivlens.forward.inputs import Inputs
 from ivlens.forward.norms import fused_norms
 from ivlens.forward.prefix import output_form
 from ivlens.forward.unwrapped import unwrapped
-from ivlens.models.attention import attention_of
 from ivlens.models.boot import TransformerBridge
 
 _NAME = "ivlens_together"
@@ -80,6 +80,10 @@ class Together:
         return torch.cat([every, every[-self.inputs.n_answer :].repeat(n_copies)])
 
     @cached_property
+    def _recurrences(self) -> Recurrences:
+        return Recurrences(self.model, self.inputs.last, max_floats=0)
+
+    @cached_property
     def _where(self) -> tuple[Int[Tensor, " heads"], Int[Tensor, " heads"]]:
         """The heads that are patched, each in the new copy of the same number."""
         heads = torch.tensor(self.request.heads, device=self.columns.device)
@@ -98,37 +102,33 @@ class Together:
     def _travelling(self) -> Iterator[None]:
         """In the body, a pass over the prompts takes the copies along."""
         layers = range(self.model.cfg.n_layers)
-        with ExitStack() as stack:
+        # undone with the hold, also where an interrupt cuts the undoing off, or this thread is lost in a fork
+        with model_lock(self.model).held() as hold, hold.undo as stack:
             plain = stack.enter_context(unwrapped(self.model, layers))
             stack.enter_context(fused_norms(plain.values()))
-            configs: dict[int, Any] = {}
             for layer in layers:
                 block = plain.get(layer)
                 if block is None:
                     raise Unsuitable(f"block {layer} is not wrapped")
                 forward: Callable[..., Any] = block.forward
                 if layer >= min(self.request.layers):
-                    self._prepare(layer, stack, configs)
+                    self._prepare(layer, stack)
                     forward = partial(self._advance, layer, block)
                 # through `__dict__`: the bridge's own setattr would hand the name on to the module that it wraps
-                self.model.blocks[layer].__dict__["forward"] = forward
-                stack.callback(self.model.blocks[layer].__dict__.pop, "forward")
+                own = self.model.blocks[layer].__dict__
+                stack.callback(own.pop, "forward", None)  # first, as an interrupt may come before the next line
+                own["forward"] = forward
             stack.callback(_RUNNING.reset, _RUNNING.set(self))
             yield
 
-    def _prepare(self, layer: int, stack: ExitStack, configs: dict[int, Any]) -> None:
+    def _prepare(self, layer: int, stack: ExitStack) -> None:
         """Have one block's attention call this module's function, and the heads of its new copies patched."""
-        attention = attention_of(self.model.blocks[layer])
-        module: Any = None if attention is None else attention.module
-        config = getattr(module, "config", None)
-        if attention is None or getattr(config, "_attn_implementation", None) != "eager":
-            raise Unsuitable("an attention takes no other attention function")
-        if id(config) not in configs:
-            # of its own: other models, which run in other threads, may have the same object
-            configs[id(config)] = copy.copy(config)
-            configs[id(config)]._attn_implementation_internal = _NAME  # the property would change shared parts
-        module.config = configs[id(config)]
-        stack.callback(setattr, module, "config", config)
+        # beside attention, as in Falcon-H1: copies would go on from one another's states
+        if layer in self._recurrences:
+            raise Unsuitable(f"block {layer} keeps a state")
+        attention, config = with_function(self.model, layer, _NAME)
+        stack.callback(setattr, attention.module, "config", attention.module.config)
+        attention.module.config = config
         if layer in self.request.layers:
             stack.callback(attention.projection.register_forward_pre_hook(partial(self._patch, layer)).remove)
 
@@ -240,13 +240,11 @@ def _attend(
 ) -> tuple[Float[Tensor, "batch positions n_heads d_value"], None]:
     """The attention function that the families call."""
     running = _RUNNING.get()
-    unknown = [name for name, told in others.items() if told is not None and name not in WITHOUT_EFFECT]
-    if running is None or unknown or attention_mask is None or not attention_mask.is_floating_point():
-        raise Unsuitable(f"its attention function is told {', '.join(unknown) or 'no mask'}, which is not known here")
-    if attention_mask.shape[-2:] != (running.n_tokens, running.n_tokens):
-        raise Unsuitable(f"its attention is told a mask of shape {tuple(attention_mask.shape)}")
+    if running is None:
+        raise Unsuitable(OUTSIDE)
+    mask = check_told(attention_mask, (running.n_tokens, running.n_tokens), others)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return running.attend(query, key, value, attention_mask, scale, softcap, s_aux), None
+    return running.attend(query, key, value, mask, scale, softcap, s_aux), None
 
 
 AttentionInterface.register(_NAME, _attend)

@@ -24,7 +24,9 @@ def is_hooked(model: TransformerBridge, *, by_ivlens: bool = True) -> bool:
     libraries = ("transformer_lens", "transformers.", "ivlens.forward.sharing", *(() if by_ivlens else ("ivlens.",)))
     points = model.hook_dict.values()
     at_points = (handle.user_hook for point in points for handle in point.fwd_hooks)
-    at_modules = (hook for module in model.modules() for hooks in _hooks_of(module) for hook in hooks.values())
+    # the plain model itself, and its parts outside of the blocks that the bridge has not wrapped, are no modules of it
+    modules = {*model.modules(), *model.original_model.modules()}
+    at_modules = (hook for module in modules for hooks in _hooks_of(module) for hook in hooks.values())
     return not all(_is_of(libraries, hook) for hook in (*at_points, *at_modules))
 
 

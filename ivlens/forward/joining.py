@@ -101,11 +101,11 @@ def blocks_left_out(model: TransformerBridge, start: int, stream: Tensor | None,
     """In the body, blocks below `start` do not run: each returns `stream`, in the `output_form` of this model."""
     blocks = [model.blocks[layer] for layer in range(start)]
     out = (stream, *[None] * (form - 1)) if form else stream
-    for block in blocks:
-        # through `__dict__`: the bridge's own setattr would hand the name on to the module that it wraps
-        block.__dict__["forward"] = lambda *args, **kwargs: out
     try:
+        for block in blocks:
+            # through `__dict__`: the bridge's own setattr would hand the name on to the module that it wraps
+            block.__dict__["forward"] = lambda *args, **kwargs: out
         yield
     finally:
         for block in blocks:
-            del block.__dict__["forward"]
+            block.__dict__.pop("forward", None)

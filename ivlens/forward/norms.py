@@ -15,8 +15,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import rms_norm
 
-# what each module is, found once: its epsilon, and what its weights are counted from (Gemma's are 1 more than they say)
-_FOUND: WeakKeyDictionary[nn.Module, tuple[float, float] | None] = WeakKeyDictionary()
+# what each module is, found once: the name of its epsilon (its value may be changed later), and what its weights are
+# counted from (Gemma's are 1 more than they say)
+_FOUND: WeakKeyDictionary[nn.Module, tuple[str, float] | None] = WeakKeyDictionary()
 _EPSILONS = ("variance_epsilon", "eps", "epsilon")
 
 
@@ -31,22 +32,22 @@ def fused_norms(blocks: Iterable[nn.Module]) -> Iterator[int]:
         for norm in (module for block in blocks for module in block.modules()):
             kind = _kind(norm)
             if kind is not None and "forward" not in norm.__dict__:
+                changed.append(norm)  # first, as an interrupt may come before the next line
                 norm.__dict__["forward"] = partial(_fused, norm, *kind)
-                changed.append(norm)
         yield len(changed)
     finally:
         for norm in changed:
-            del norm.__dict__["forward"]
+            norm.__dict__.pop("forward", None)
 
 
-def _fused(norm: Any, epsilon: float, offset: float, stream: Float[Tensor, "*rows width"]) -> Tensor:
+def _fused(norm: Any, epsilon: str, offset: float, stream: Float[Tensor, "*rows width"]) -> Tensor:
     """`stream / sqrt(mean(stream^2) + epsilon) * (weight + offset)`, in the stream's dtype."""
     weight: Tensor = norm.weight + offset if offset else norm.weight
-    return rms_norm(stream, weight.shape, weight.to(stream.dtype), epsilon)
+    return rms_norm(stream, weight.shape, weight.to(stream.dtype), getattr(norm, epsilon))
 
 
-def _kind(norm: nn.Module) -> tuple[float, float] | None:
-    """The epsilon and the offset of a norm; None for a module that is none of these."""
+def _kind(norm: nn.Module) -> tuple[str, float] | None:
+    """The name of a norm's epsilon and its offset; None for a module that is none of these."""
     if not type(norm).__name__.endswith("RMSNorm"):
         return None
     if norm not in _FOUND:
@@ -54,23 +55,26 @@ def _kind(norm: nn.Module) -> tuple[float, float] | None:
     return _FOUND[norm]
 
 
-def _compared(norm: nn.Module) -> tuple[float, float] | None:
+def _compared(norm: nn.Module) -> tuple[str, float] | None:
+    """What `_kind` tells, found by comparing what the module gives with torch's own norm."""
     weight = getattr(norm, "weight", None)
-    epsilon = next((getattr(norm, name) for name in _EPSILONS if isinstance(getattr(norm, name, None), float)), None)
+    epsilon = next((name for name in _EPSILONS if isinstance(getattr(norm, name, None), float)), None)
     if not isinstance(weight, Tensor) or weight.ndim != 1 or epsilon is None or weight.device.type == "meta":
         return None
     draw = torch.Generator().manual_seed(0)
-    stream = torch.randn(2, 3, len(weight), generator=draw).to(weight.device, weight.dtype)
+    stream = torch.randn(2, 3, len(weight), generator=draw)
+    stream[1] *= getattr(norm, epsilon) ** 0.5  # small enough for the epsilon to count as much as the stream
+    stream = stream.to(weight.device, weight.dtype)
     with torch.no_grad():
         want = norm(stream)
         for offset in (0.0, 1.0):
             got = _fused(norm, epsilon, offset, stream)
-            # the family may round to the dtype on the way
-            if got.dtype == want.dtype and torch.allclose(got.float(), want.float(), *_rounding(weight.dtype)):
+            if got.dtype == want.dtype and torch.allclose(got.double(), want.double(), *_rounding(weight.dtype)):
                 return epsilon, offset
     return None
 
 
 def _rounding(dtype: torch.dtype) -> tuple[float, float]:
-    """The relative and the absolute difference that count as rounding."""
-    return 4 * torch.finfo(dtype).eps, 4 * torch.finfo(dtype).eps
+    """The relative and the absolute difference that count as rounding: families may round to the dtype on the way."""
+    # hardly any absolute one, as the weights of a norm may be far below 1
+    return 8 * torch.finfo(dtype).eps, torch.finfo(dtype).tiny

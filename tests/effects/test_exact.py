@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import threading
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from ivlens.effects import (
     exact,
     head_effects,
     own_attention,
+    together,
 )
 from ivlens.effects.checks import Check
 from ivlens.effects.chunks import ChunkSize, chunk_size, prompt_bytes
@@ -340,7 +342,7 @@ def test_a_users_hook_is_honoured(fresh):
     assert run_engine(fresh, request, "exact").method == "exact"
 
 
-@pytest.mark.parametrize("where", ["hook point", "module"])
+@pytest.mark.parametrize("where", ["hook point", "module", "plain model", "its base"])
 def test_hooks_at_a_fixed_position_or_for_each_prompt(fresh, where):
     """Positions and rows are other ones in copies, so that such a model is measured by the reference."""
     request = request_for(fresh, score="logprob")
@@ -352,10 +354,23 @@ def test_hooks_at_a_fixed_position_or_for_each_prompt(fresh, where):
         x[:, 3] = 0
         return x + rows if len(x) == len(rows) else x
 
+    def changed(out, name):
+        doubled = out[name].clone()
+        doubled[1] *= 2
+        out[name] = doubled
+        return out
+
     request = dataclasses.replace(request, max_memory=2**40)
     handle = None
     if where == "module":
         handle = fresh.blocks[1].mlp.register_forward_hook(lambda module, args, out: edited(out))
+        hooks = []
+    elif where == "plain model":
+        handle = fresh.original_model.register_forward_hook(lambda module, args, out: changed(out, "logits"))
+        hooks = []
+    elif where == "its base":
+        base = fresh.original_model.base_model
+        handle = base.register_forward_hook(lambda module, args, out: changed(out, "last_hidden_state"))
         hooks = []
     else:
         hooks = [("blocks.1.hook_out", lambda x, hook: edited(x))]
@@ -365,6 +380,27 @@ def test_hooks_at_a_fixed_position_or_for_each_prompt(fresh, where):
     if handle is not None:
         handle.remove()
     assert run_engine(fresh, request, "exact").method == "exact"
+
+
+def test_the_hooks_of_another_threads_pass_are_no_hooks_of_the_user(fresh, monkeypatch):
+    request, patch = request_for(fresh), together.Together._patch
+    inside, go_on, found = threading.Event(), threading.Event(), []
+
+    def waits(self, *given):
+        inside.set()
+        go_on.wait(30)
+        patch(self, *given)
+
+    monkeypatch.setattr(together.Together, "_patch", waits)
+    threads = [threading.Thread(target=lambda: found.append(run_engine(fresh, request, "exact"))) for _ in range(2)]
+    threads[0].start()
+    inside.wait(30)
+    threads[1].start()
+    threads[1].join(0.2)
+    go_on.set()
+    for thread in threads:
+        thread.join()
+    assert [each.method for each in found] == ["exact", "exact"]
 
 
 def test_a_model_in_train_mode_is_refused(fresh):
