@@ -507,7 +507,8 @@ def workplace() -> Iterator[Things]:
     huggingface_hub.constants.HF_HUB_OFFLINE = True
     logging.getLogger("ivlens").setLevel(logging.CRITICAL)
     here = Path.cwd()
-    with tempfile.TemporaryDirectory() as folder:
+    # labs that were opened may still be writing
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         (Path(folder) / "things").mkdir()
         (Path(folder) / "here").mkdir()
         os.environ["IVLENS_CACHE"] = str(Path(folder) / "cache")
