@@ -253,7 +253,7 @@ def show(cells: dict[str, pd.DataFrame]) -> str:
         "Six earlier tasks. Numbers: mean, and 95 % interval over runs and tasks. Intervals cover one base model. "
         "Pocket is built so that Instruction Vectors work in it: there the study demonstrates, and is no evidence "
         "about other models. Day and threads are those of the machine that printed this; pocket's cells were run on "
-        "2026-11-25, with these versions."
+        "2026-11-25, those of a real model on 2026-11-27 and 28, with one thread and these versions."
     )
     parts = ["## The paper's claims (`benches/study.py`)", f"{machine_line()} {about}"]
     for name, regime in sorted(REGIMES.items(), key=lambda item: not item[1].is_real):
