@@ -24,6 +24,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +180,7 @@ def real_rows(found: Measured, folder: str, device: str, dry: bool) -> None:
     took = {}
     for way in WAYS:
         exact._FIRST[model] = {(torch.float32, False): way}
-        run = lambda: head_effects(model, task, recipe=recipe, n_prompts=2 if dry else 32)  # noqa: E731
+        run = partial(head_effects, model, task, recipe=recipe, n_prompts=2 if dry else 32)
         run()
         took[way] = best(run, 1 if dry else 3, device)
     del exact._FIRST[model]
