@@ -64,8 +64,8 @@ class Together:
     groups: Sequence[Copies]
     done: Callable[[int], None]
     form: int = 0
-    _was_read: bool = False  # whether an attention has called this module's function
-    _wide: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _was_read: bool = field(default=False, init=False)  # whether an attention has called this module's function
+    _wide: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False)
 
     @property
     def n_tokens(self) -> int:
