@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from ivlens.tuning.training.asking import Answer, InTraining, Shift, Student
 from ivlens.tuning.training.data import TrainingSet, last_column
 from ivlens.tuning.training.losses import Totals, answer_loss
 from ivlens.tuning.training.options import TuneOptions
-from ivlens.tuning.training.order import batch_of, mixed_seed
+from ivlens.tuning.training.order import batch_of, mixed_seed, read_by
 from ivlens.tuning.training.processes import current, own_draws
 from ivlens.tuning.training.sites import Sites
 from ivlens.tuning.training.state import TrainingState, digest_of, digest_of_tensors
@@ -72,7 +73,7 @@ class Trainer:
             raise self._no_score("nothing judges the training")
         # fingerprint and targets are of the model before the task, so they come before `restore` changes the model
         fingerprint, processes, device = self._fingerprint(), current(), self.data.tokens.device
-        self._check_shares(processes.size)
+        processes.check_shares(self.options.batch_size, self.options.accumulate)
         processes.check_same(digest_of(fingerprint), "models, data or options", device)
         targets = self.ask_frozen()
         trained = {name: weight for name, weight in self.model.named_parameters() if weight.requires_grad}
@@ -104,28 +105,19 @@ class Trainer:
         best_step = self._best(rows)
         return [{**row, "kept": 1} if row["step"] == best_step else row for row in rows]
 
-    def _check_shares(self, n_processes: int) -> None:
-        """Refuse a batch that cannot be divided evenly into the passes of all processes."""
-        n_passes = self.options.accumulate * n_processes
-        if self.options.batch_size % n_passes:
-            raise ValueError(
-                f"batch_size is {self.options.batch_size}, expected a multiple of {n_passes}: {n_processes} processes, "
-                f"accumulate {self.options.accumulate}; change one of them."
-            )
-
     def ask_frozen(self) -> list[Any]:
         """What every term needs to know of the model as it is now, in the order of the terms."""
         targets = [term.ask(model) for term, model in self.active()]
         n_bytes = sum(getattr(one, "n_bytes", 0) for one in targets)
         if n_bytes:
-            n_own = len(self._own_examples())
-            each = f"{n_bytes / n_own / 1e3:.1f} kB each"
-            logger.info("the frozen model's targets take %.1f MB for %d examples (%s)", n_bytes / 1e6, n_own, each)
+            n = len(self._read)
+            each = f"{n_bytes / n / 1e3:.1f} kB each"
+            logger.info("the frozen model's targets take %.1f MB for %d examples (%s)", n_bytes / 1e6, n, each)
         return targets
 
     def active(self) -> list[tuple[Term, InTraining]]:
         """Every term with the model in training, and with the vector and the seed for that term."""
-        own, seen, found = self._own_examples(), Counter(), []
+        own, seen, found = self._own_examples, Counter(), []
         for term, shift in self.terms:
             # two terms of one name (two rehearsals) must not draw the same prompts
             seed = self.seed + seen[term.name]
@@ -133,8 +125,18 @@ class Trainer:
             seen[term.name] += 1
         return found
 
+    @cached_property
+    def _read(self) -> Int[Tensor, " read"]:
+        """The numbers of the task's own examples that the steps read; one where they read replayed examples alone."""
+        read = read_by(self.options.steps, self.options.batch_size, len(self.data), self.seed)
+        own = read[self._own(read)]
+        return (own if len(own) else read.new_zeros(1)).to(self.data.tokens.device)
+
+    @cached_property
     def _own_examples(self) -> TrainingSet:
-        return self.data.rows(slice(self.n_own))
+        """The examples of `_read`: the frozen model is asked about no others."""
+        n_own = len(self.data) if self.n_own is None else self.n_own
+        return self.data.rows(slice(n_own) if len(self._read) == n_own else self._read)  # all: without a copy
 
     def _judge(self, row: Row) -> None:
         """Add the judge's scores to the row, where this step is judged."""
@@ -254,7 +256,7 @@ class Trainer:
         if not bool(own.all()):
             answers, index = answers[own], index[own]
             answer = answer.rows(own)
-        student = Student(answer, answers, index, totals)
+        student = Student(answer, answers, torch.searchsorted(self._read, index), totals)
         losses = {}
         for name, (term, model), asked in zip(self.names(), self.active(), targets, strict=True):
             loss = term.loss(student, asked, model)

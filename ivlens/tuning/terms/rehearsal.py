@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ivlens.forward.hooks import Site
@@ -120,8 +120,10 @@ class Rehearsal(Term):
     # ---- in a training
 
     def ask(self, frozen: InTraining) -> "Rehearsed":
-        """The frozen model's answers to every prompt, and the outputs of its heads there."""
-        told = self if self.n_tokens == 1 else self._answered(frozen)
+        """The frozen model's answers to the prompts that the steps draw, and the outputs of its heads there."""
+        numbers = torch.cat([self._drawn(step, frozen.seed) for step in range(frozen.options.steps)]).unique()
+        told = self._rows(numbers.to(self.prompts.tokens.device))
+        told = told if self.n_tokens == 1 else told._answered(frozen)
 
         # both in one pass over the prompts
         def read(answer: Answer) -> tuple[SoftTargets | None, Tensor | None]:
@@ -131,7 +133,7 @@ class Rehearsal(Term):
         both = told._ask_frozen(frozen, read)
         soft = [one for one, _ in both if one is not None]
         z = [one for _, one in both if one is not None]
-        return Rehearsed(told.prompts, SoftTargets.joined(soft) if soft else None, torch.cat(z) if z else None)
+        return Rehearsed(told.prompts, numbers, SoftTargets.joined(soft) if soft else None, torch.cat(z) if z else None)
 
     def passes(self, step: int, asked: Any, model: InTraining) -> Iterator[Float[Tensor, ""]]:
         """Yield the weighted distance between student and frozen model on the prompts drawn for this step.
@@ -139,10 +141,7 @@ class Rehearsal(Term):
         The prompts are divided into as many passes as the task's own.
         """
         known: Rehearsed = asked
-        # by the step alone: a resumed training draws the same prompts, and so does every process
-        generator = torch.Generator().manual_seed((model.seed * 1_000_003 + step) % 2**63)
-        drawn = torch.randint(len(known.prompts), (self.per_step,), generator=generator)
-        drawn = drawn.to(known.prompts.answers.device)
+        drawn = torch.searchsorted(known.numbers, self._drawn(step, model.seed)).to(known.prompts.answers.device)
         totals, processes = Totals.of(known.prompts.answers[drawn]), current()
         parts = drawn.tensor_split(min(model.options.accumulate * processes.size, len(drawn)))
         for index in processes.share(parts):
@@ -167,6 +166,18 @@ class Rehearsal(Term):
         """Layers whose head outputs are compared on the rehearsal's own prompts."""
         return () if self.heads is None else self.heads.layers_read
 
+    def _drawn(self, step: int, seed: int) -> Int[Tensor, " per_step"]:
+        """The numbers of the prompts in a step."""
+        # by the step alone: a resumed training draws the same prompts, and so does every process
+        generator = torch.Generator().manual_seed((seed * 1_000_003 + step) % 2**63)
+        return torch.randint(len(self.prompts), (self.per_step,), generator=generator)
+
+    def _rows(self, index: Int[Tensor, " rows"]) -> "Rehearsal":
+        """The rehearsal of some of the prompts."""
+        deltas = None if self.deltas is None else self.deltas[index]
+        teacher = None if self.teacher is None else self.teacher.rows(index)
+        return replace(self, prompts=self.prompts.rows(index), deltas=deltas, teacher=teacher)
+
     def _shift(self, deltas: Float[Tensor, "n d_model"]) -> Shift:
         return Shift(self.layer, self.site, deltas)
 
@@ -182,16 +193,17 @@ class Rehearsal(Term):
         asked: TrainingSet = getattr(self, name)
         end = base_model(frozen.plain).config.eos_token_id
         ends = torch.tensor([] if end is None else end, dtype=torch.long, device=asked.tokens.device).reshape(-1)
-        written = asked.answers.new_empty(len(asked), 0)
-        for _ in range(self.n_tokens):
-            # one more column, so that there are logits for one more token; what it holds is never read
-            with_room = replace(asked, answers=torch.cat([written, written.new_zeros(len(written), 1)], 1))
-            likeliest = torch.cat(
-                replace(self, **{name: with_room})._ask_frozen(frozen, lambda answer: answer.logits[:, -1].argmax(-1))
-            )
-            # nothing follows the end of a text: from there on a row is padding, which no term counts
-            over = (written == IGNORED).any(1) | torch.isin(written[:, -1:], ends).any(1)
-            written = torch.cat([written, likeliest.masked_fill(over, IGNORED)[:, None]], 1)
+        # nothing follows the end of a text: from there on a row is padding, which no term counts
+        written = asked.answers.new_full((len(asked), self.n_tokens), IGNORED)
+        going_on = torch.arange(len(asked), device=asked.tokens.device)
+        for number in range(self.n_tokens):
+            # with a column for the token to come, so that there are logits for it; what it holds is never read
+            told = replace(self, **{name: replace(asked, answers=written[:, : number + 1])})._rows(going_on)
+            likeliest = torch.cat(told._ask_frozen(frozen, lambda answer: answer.logits[:, -1].argmax(-1)))
+            written[going_on, number] = likeliest
+            going_on = going_on[~torch.isin(likeliest, ends)]
+            if not len(going_on):
+                break
         teacher = None if self.teacher is None else replace(self.teacher, answers=written)
         return replace(self, prompts=replace(self.prompts, answers=written), teacher=teacher)
 
@@ -201,11 +213,14 @@ class Rehearsed:
     """The prompts of one training's rehearsal, with the frozen model's outputs for them.
 
     Attributes:
-        prompts: The student's prompts, with the frozen model's greedy answers if more than one token is rehearsed.
+        prompts: Those of the student's prompts that the steps draw, with the frozen model's greedy answers if more than
+            one token is rehearsed.
+        numbers: The number of each among all prompts, in ascending order.
         soft: The frozen model's distributions; None where answers are not compared.
         z: Outputs of the frozen model's heads; None where heads are not compared.
     """
 
     prompts: TrainingSet
+    numbers: Int[Tensor, " n"]
     soft: SoftTargets | None
     z: Float[Tensor, "n parts width"] | None

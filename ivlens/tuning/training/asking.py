@@ -63,7 +63,7 @@ class InTraining:
 
     Attributes:
         plain: The Hugging Face model, with its adapters.
-        own: The task's own examples; guidance acts on no others.
+        own: The task's own examples that the steps read; guidance acts on no others.
         shift: The vector that the terms of one guidance share, and its place; None where they have no vector.
         seed: Seed of the term's draws, which also depend on the number of the step.
     """

@@ -17,6 +17,13 @@ def batch_of(step: int, batch_size: int, n_examples: int, seed: int) -> Int[Tens
     return torch.tensor([number for _, number in zip(range(batch_size), order, strict=False)])
 
 
+def read_by(n_steps: int, batch_size: int, n_examples: int, seed: int) -> Int[Tensor, " read"]:
+    """The numbers of the examples that a training of so many steps reads, in ascending order."""
+    if n_steps * batch_size >= n_examples:  # the first epoch goes through all of them
+        return torch.arange(n_examples)
+    return batch_of(0, n_steps * batch_size, n_examples, seed).sort().values
+
+
 def _order_from(first: int, n_examples: int, seed: int) -> Iterator[int]:
     """The endless order of examples, from its place `first` on."""
     epoch, n_skipped = divmod(first, n_examples)

@@ -79,6 +79,15 @@ class Processes:
         """The answer of the first process, in every process."""
         return bool(self.as_the_first({"answer": float(answer)}, device)["answer"])
 
+    def check_shares(self, batch_size: int, accumulate: int) -> None:
+        """Raise ValueError unless a batch can be divided evenly into the passes of all processes."""
+        n_passes = accumulate * self.size
+        if batch_size % n_passes:
+            raise ValueError(
+                f"batch_size is {batch_size}, expected a multiple of {n_passes}: {self.size} processes, accumulate "
+                f"{accumulate}; change one of them."
+            )
+
     def check_same(self, digest: str, what: str, device: torch.device) -> None:
         """Raise ValueError unless all processes have the same digest.
 
