@@ -1,7 +1,7 @@
 """What a term of guidance promises: log, cost, command line and documentation follow from the term itself."""
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -31,6 +31,7 @@ from ivlens.tuning import (
 )
 from ivlens.tuning.builder import term_kinds
 from ivlens.tuning.terms.mean_difference import MeanDifferenceKL
+from ivlens.tuning.terms.rehearsal import Rehearsal
 from ivlens.tuning.terms.rehearsal_prompts import RehearsalOptions, instruction_rehearsal
 from ivlens.tuning.terms.term import unique_names
 from ivlens.tuning.training.asking import InTraining
@@ -249,3 +250,44 @@ def test_a_term_of_ones_own_can_hold_the_residual_stream(llama, data, checkpoint
     assert held.stream_norm[0] == pytest.approx(0, abs=1e-6) and held.stream_norm[1] > 0
     assert held.loss.tolist() == pytest.approx((held.lm + held.stream_norm).tolist(), rel=1e-5)
     assert apart[100.0] < 0.1 * apart[None]
+
+
+def counted_rows(learner):
+    """A list that gets the number of prompts of every pass of the model."""
+    seen = []
+    learner.trained.register_forward_pre_hook(
+        lambda module, args, named: seen.append(len(named["input_ids"])), with_kwargs=True
+    )
+    return seen
+
+
+def test_the_frozen_model_is_asked_about_no_more_than_the_steps_read(llama, monkeypatch):
+    """Two steps of four read 8 of 60 examples; the log is the same as if all had been asked about."""
+    task, old = tiny_task(), tiny_task("synonym", "Give a synonym.", 2)
+    data = training_set(llama, task, list(task.examples), n_samples=60)
+    kl = IVKL(weight=1.0, answers=1.0)
+    plan = RehearsalOptions(n=300, kl=kl, n_tokens=3, heads=HeadConsistency(((1, 1),), weight=2.0))
+    theta = torch.randn(llama.cfg.d_model, generator=torch.Generator().manual_seed(0))
+    rehearsal = instruction_rehearsal(llama, task, task.examples, [old], options=plan)
+    guidance = Guidance((IVKL(weight=1.0), HeadConsistency(((0, 1), (2, 3)), 5.0), rehearsal), theta)
+    logs, asked, ask, long = {}, {}, Rehearsal.ask, TuneOptions(steps=1000, batch_size=4)
+    for way in ("read", "all"):
+        with monkeypatch.context() as patch:
+            if way == "all":
+                patch.setattr("ivlens.tuning.loop.read_by", lambda steps, size, n, seed: torch.arange(n))
+                patch.setattr(Rehearsal, "ask", lambda self, frozen: ask(self, replace(frozen, options=long)))
+            learner = Learner(llama, "full")
+            seen = counted_rows(learner)
+            learner.trainer(data, QUICK, guidance).ask_frozen()
+            asked[way] = sum(seen)
+            logs[way] = learner.learn(data, QUICK, guidance)
+    columns = ["lm", "kl", "heads", "rehearsal"]
+    torch.testing.assert_close(
+        torch.tensor(logs["read"][columns].to_numpy()),
+        torch.tensor(logs["all"][columns].to_numpy()),
+        rtol=1e-4,
+        atol=1e-6,
+    )
+    # 8 examples for each of two terms; at most 64 prompts of the rehearsal, four times
+    assert 16 < asked["read"] <= 16 + 4 * 64
+    assert 120 + 2 * 290 < asked["all"]

@@ -1,6 +1,6 @@
 """The order of training examples: every epoch has each of them once, and a step's examples follow from its number."""
 
-from ivlens.tuning.training.order import batch_of, mixed_seed
+from ivlens.tuning.training.order import batch_of, mixed_seed, read_by
 
 
 def test_every_epoch_has_each_example_once_in_an_order_of_its_own():
@@ -20,3 +20,9 @@ def test_a_batch_may_be_larger_than_an_epoch():
 def test_seeds_of_steps_and_epochs_differ():
     seeds = [mixed_seed(seed, number) for seed in range(20) for number in range(-50, 50)]
     assert len(set(seeds)) == len(seeds) and min(seeds) >= 0
+
+
+def test_what_a_training_reads_is_what_its_steps_read():
+    for n_steps, size, n_examples in ((3, 4, 50), (10, 5, 50), (11, 5, 50), (1, 60, 50), (2, 7, 15)):
+        steps = {int(one) for step in range(n_steps) for one in batch_of(step, size, n_examples, seed=3)}
+        assert read_by(n_steps, size, n_examples, seed=3).tolist() == sorted(steps)
