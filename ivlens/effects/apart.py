@@ -20,7 +20,7 @@ from ivlens.effects.recurrent import Recurrences
 from ivlens.effects.request import EffectRequest
 from ivlens.effects.routers import RouterWatch
 from ivlens.forward.inputs import Inputs
-from ivlens.forward.prefix import output_form
+from ivlens.forward.joining import output_form
 from ivlens.forward.unembedding import full_logits
 from ivlens.models.attention import attention_layers
 from ivlens.models.boot import TransformerBridge
@@ -37,7 +37,7 @@ class Apart:
         is_split: Whether copies have an attention of their own; False: they are kept apart by a mask.
         watch: Compares the experts of copies and prompts.
         done: Called with the number of each layer that has run.
-        form: The form of the blocks' output (`ivlens.forward.prefix.output_form`), seen in the first hook.
+        form: The form of the blocks' output (`ivlens.forward.joining.output_form`), seen in the first hook.
     """
 
     model: TransformerBridge

@@ -38,8 +38,8 @@ from ivlens.effects.recurrent import Recurrences
 from ivlens.effects.request import EffectRequest, Unsuitable
 from ivlens.forward.hooks import model_lock
 from ivlens.forward.inputs import Inputs
+from ivlens.forward.joining import output_form
 from ivlens.forward.norms import fused_norms
-from ivlens.forward.prefix import output_form
 from ivlens.forward.unwrapped import unwrapped
 from ivlens.models.boot import TransformerBridge
 
@@ -55,7 +55,7 @@ class Together:
         inputs: The prompts of this pass.
         groups: The copies of all heads in one sequence; its stream is that behind the last block after the pass.
         done: Called with the number of each layer that has run.
-        form: The form of the blocks' output (`ivlens.forward.prefix.output_form`).
+        form: The form of the blocks' output (`ivlens.forward.joining.output_form`).
     """
 
     model: TransformerBridge

@@ -25,6 +25,11 @@ def entered_by(n_layers: int, starts: Int[Tensor, " rows"]) -> list[int]:
     return torch.searchsorted(starts.cpu(), torch.arange(n_layers), right=True).tolist()
 
 
+def output_form(out: Tensor | tuple[Any, ...]) -> int:
+    """The form of a block's output: 0 for a tensor, n for a tuple of n entries whose first one is the stream."""
+    return len(out) if isinstance(out, tuple) else 0
+
+
 @contextmanager
 def blocks_joined(
     model: TransformerBridge, starts: Int[Tensor, " rows"], stream: Float[Tensor, "rows pos d_model"], form: int
@@ -34,7 +39,7 @@ def blocks_joined(
     Args:
         starts: for each row the first block that runs on it, in ascending order; `n_layers`: none.
         stream: for each row the residual stream that enters that block.
-        form: the form of a block's output, see `ivlens.forward.prefix.output_form`.
+        form: the form of a block's output, see `output_form`.
     """
     counts = entered_by(model.cfg.n_layers, starts)
     with ExitStack() as stack:
@@ -94,6 +99,17 @@ class _Entry:
         if isinstance(value, Tensor) and value.ndim > 1 and len(value) == self.n_rows:
             return value[:n]
         return value
+
+
+@contextmanager
+def forms_seen(model: TransformerBridge) -> Iterator[list[int]]:
+    """In the body, each pass adds the `output_form` of the model's blocks to the list that is given."""
+    forms: list[int] = []
+    watch = model.blocks[0].register_forward_hook(lambda block, given, out: forms.append(output_form(out)))
+    try:
+        yield forms
+    finally:
+        watch.remove()
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ivlens.common.memory import memory_budget, pass_on_shortage
 from ivlens.forward.hooks import captured_residual
-from ivlens.forward.joining import blocks_joined, blocks_left_out, entered_by
+from ivlens.forward.joining import blocks_joined, blocks_left_out, entered_by, forms_seen
 from ivlens.forward.kept import KeptLayer, cache_fault
 from ivlens.forward.unembedding import full_logits, last_logits_only
 from ivlens.models.boot import TransformerBridge
@@ -211,13 +211,8 @@ class SharedPrefix:
     def _captured(self, prompts: Tensor, answers: Tensor) -> tuple[Tensor, Tensor]:
         """The residual stream after every block, and the logits, of one pass."""
         layers = range(self._model.cfg.n_layers)
-        forms: list[int] = []
-        watch = self._model.blocks[0].register_forward_hook(lambda block, given, out: forms.append(output_form(out)))
-        try:
-            with captured_residual(self._model, layers) as kept:
-                plain = self.logits(prompts, answers)
-        finally:
-            watch.remove()
+        with forms_seen(self._model) as forms, captured_residual(self._model, layers) as kept:
+            plain = self.logits(prompts, answers)
         self._form = forms[-1]
         return torch.stack([kept[layer] for layer in layers]), plain
 
@@ -262,8 +257,3 @@ class SharedPrefix:
             return False  # a family whose blocks hand on more than the stream
         off = (resumed - plain).abs()  # NaN is within no bound
         return bool((off <= 1e-3 * (plain.abs() + plain.abs().max())).all())
-
-
-def output_form(out: Tensor | tuple[Any, ...]) -> int:
-    """The form of a block's output: 0 for a tensor, n for a tuple of n entries whose first one is the stream."""
-    return len(out) if isinstance(out, tuple) else 0

@@ -1,11 +1,12 @@
 """Head outputs and blocks of one model in another: identities, planted changes, and scores of plain passes."""
 
+import numpy as np
 import pytest
 import torch
 
 import ivlens
 from ivlens import InstructionVector, load_model, load_task, splice, transplant
-from ivlens.analysis.transplant import SpliceOptions, TransplantOptions
+from ivlens.analysis.transplant import SpliceOptions, TransplantOptions, splicing
 from ivlens.forward.hooks import captured_heads, patched_heads
 from ivlens.steering.prompt_sets import PromptSets
 
@@ -147,6 +148,48 @@ def test_a_splice_jumps_at_the_block_that_was_changed(before):
             assert row["prob"] == pytest.approx(like["prob"], abs=1e-5)
             assert row["logprob"] == pytest.approx(like["logprob"], abs=1e-4)
             assert (row["accuracy"], row["exact"]) == (like["accuracy"], like["exact"])
+
+
+def runs_of_blocks(model):
+    """A list that gets the number of every block that runs."""
+    seen = []
+    for layer, block in enumerate(model.original_model.model.layers):
+        # not of the block itself, whose hooks are also called where its work is left out
+        block.mlp.register_forward_hook(lambda mlp, given, out, layer=layer: seen.append(layer))
+    return seen
+
+
+def test_blocks_below_a_splice_do_not_run_and_scores_stay(before, monkeypatch):
+    """The reference runs them, and puts the lower model's stream in the place of theirs."""
+    after = changed(2, "q_proj", "down_proj")
+    own, swapped = runs_of_blocks(after), {}
+    options = SpliceOptions(layers=(1, 3, 6))
+    for way in ("left out", "run"):
+        with monkeypatch.context() as patch:
+            if way == "run":
+                patch.setattr(splicing, "_entry", lambda *_: splicing._replaced)
+            own.clear()
+            swapped[way] = splice(before, after, TASK, n_prompts=N, options=options).table
+            # once as it is, and above the other model from blocks 1, 3 and 6 on; some runs more try it on a few rows
+            assert [own.count(layer) for layer in (0, 2, 5)] == ([4, 4, 4] if way == "run" else [3, 4, 6])
+    left_out, run = (table.select_dtypes("number") for table in swapped.values())
+    assert np.allclose(left_out, run, atol=1e-6) and run["prob"].nunique() == 2
+
+
+@pytest.mark.parametrize("change", [lambda stream: 2 * stream, lambda stream: stream[:, :1]])
+def test_blocks_run_where_a_model_needs_more_than_the_stream(before, monkeypatch, change):
+    """As if blocks handed on more: with blocks left out other logits come out, or an error."""
+    after = changed(2, "q_proj")
+    options = SpliceOptions(layers=(2, 4))
+    want = splice(before, after, TASK, n_prompts=N, options=options).table
+    plain = splicing.blocks_left_out
+    monkeypatch.setattr(
+        splicing, "blocks_left_out", lambda model, at, stream, form: plain(model, at, change(stream), form)
+    )
+    own = runs_of_blocks(after)
+    found = splice(before, after, TASK, n_prompts=N, options=options).table
+    assert own.count(0) == 5  # as it is, above in two splices, and where it is tried
+    assert np.allclose(found.select_dtypes("number"), want.select_dtypes("number"), atol=1e-6)
 
 
 def test_splices_agree_with_transplants_about_both_models(before, effects):

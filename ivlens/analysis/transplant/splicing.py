@@ -1,6 +1,7 @@
 """`splice`: the lower blocks of one model, and the upper blocks of another."""
 
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 
 import torch
@@ -9,10 +10,12 @@ from ivlens.analysis.transplant.donors import check_alike
 from ivlens.analysis.transplant.results import Splices
 from ivlens.common.arguments import checked
 from ivlens.common.checks import check_counts
+from ivlens.common.memory import pass_on_shortage
 from ivlens.common.progress import ticking
 from ivlens.forward.borders import Borders
 from ivlens.forward.hooks import added, captured_residual, check_unsteered, model_lock
 from ivlens.forward.inputs import row_slices
+from ivlens.forward.joining import blocks_left_out, forms_seen
 from ivlens.forward.remembered import Auto, recipe_for
 from ivlens.forward.scoring import AnswerPass, first_token_prob, judged_rows, sequence_logprob, whole_answer_passes
 from ivlens.models.boot import TransformerBridge, check_model
@@ -23,7 +26,8 @@ from ivlens.steering.prompt_sets import PromptSets
 from ivlens.steering.summary import Scores
 from ivlens.tasks.task import SplitName, Task
 
-_FLOATS_PER_PASS = 2**27  # numbers of the lower model's streams that are kept at once (0.5 GB in float32)
+_FLOATS_PER_PASS = 2**27  # numbers of both models' streams that are kept at once (0.5 GB in float32)
+_FEW = 4  # rows on which it is seen whether blocks can be left out
 
 
 @checked
@@ -94,9 +98,9 @@ def splice(
     with ExitStack() as stack:
         for model in sorted((before, after), key=id):  # in one order: two threads cannot block each other
             stack.enter_context(model_lock(model))
-        for lower, below, above in (("before", before, after), ("after", after, before)):
-            scores = _series(below, above, prompts, layers, options.rows_per_pass, f"blocks of {lower} below")
-            found += [(lower, layer, one) for layer, one in scores.items()]
+        both = _series((before, after), prompts, layers, options.rows_per_pass)
+    for lower, scores in zip(("before", "after"), both, strict=True):
+        found += [(lower, layer, one) for layer, one in scores.items()]
     settings = asdict(options) | {
         "task": task.name,
         "task_hash": task.content_hash(),
@@ -109,30 +113,72 @@ def splice(
 
 
 def _series(
-    below: TransformerBridge,
-    above: TransformerBridge,
-    prompts: PromptBatch,
-    layers: list[int],
-    rows_per_pass: int,
-    what: str,
-) -> dict[int, Scores]:
-    """The scores for each layer; 0 is the upper model as it is."""
+    models: tuple[TransformerBridge, TransformerBridge], prompts: PromptBatch, layers: list[int], rows_per_pass: int
+) -> "tuple[dict[int, Scores], dict[int, Scores]]":
+    """The scores for each layer, with the first model below and with the second; 0 is the upper model as it is."""
     wide, source = prompts.expanded()  # a row for every accepted answer, and the prompt that it belongs to
-    n_columns = wide.tokens.shape[1] + wide.answer_tokens.shape[1]
-    size = _FLOATS_PER_PASS // (n_columns * (below.cfg.d_model * (len(layers) + 1) + below.cfg.d_vocab))
+    cfg, n_columns = models[0].cfg, wide.tokens.shape[1] + wide.answer_tokens.shape[1]
+    size = _FLOATS_PER_PASS // (n_columns * (2 * cfg.d_model * (len(layers) + 1) + cfg.d_vocab))
     # where a pass would be wider than the context, `whole_answer_passes` runs row by row
-    size = max(1, min(size, rows_per_pass)) if n_columns <= below.cfg.n_ctx else 1
-    found = {at: _Answers(len(prompts), source, Borders(above.tokenizer)) for at in (0, *layers)}
-    for rows in ticking(list(row_slices(len(wide), size)), what, "passes"):
-        part = wide.rows(rows)
-        with captured_residual(below, [layer - 1 for layer in layers]) if layers else nullcontext({}) as streams:
-            _one_pass(below, part)
-        found[0].enter(rows, _one_pass(above, part))
-        for layer in layers:
-            stream = streams[layer - 1]
-            with added(above, layer - 1, "resid_post", lambda own, stream=stream: stream.to(own.device, own.dtype)):
-                found[layer].enter(rows, _one_pass(above, part))
-    return {layer: one.scores() for layer, one in found.items()}
+    size = max(1, min(size, rows_per_pass)) if n_columns <= cfg.n_ctx else 1
+    # both ways round: a model, the one above it, and the scores
+    ways = [
+        (below, above, {at: _Answers(len(prompts), source, Borders(above.tokenizer)) for at in (0, *layers)})
+        for below, above in (models, models[::-1])
+    ]
+    entries = [_entry(below, above, wide.rows(slice(_FEW)), layers) for below, above, _ in ways]
+    for rows in ticking(list(row_slices(len(wide), size)), "splicing blocks", "passes"):
+        part, streams = wide.rows(rows), []
+        for _, model, found in ways:  # each model as it is
+            one, captured = _watched(model, part, layers)
+            found[0].enter(rows, one)
+            streams.insert(0, captured)  # it is below the other one in the other way
+        for (_, above, found), captured, enter_at in zip(ways, streams, entries, strict=True):
+            for layer in layers:
+                with enter_at(above, layer, captured[layer - 1]):
+                    found[layer].enter(rows, _one_pass(above, part))
+    first, second = ({layer: one.scores() for layer, one in found.items()} for _, _, found in ways)
+    return first, second
+
+
+def _watched(
+    model: TransformerBridge, part: PromptBatch, layers: list[int]
+) -> tuple[AnswerPass, dict[int, torch.Tensor]]:
+    """The answers of a model as it is, and the streams that enter these layers, by the number of the block below."""
+    with captured_residual(model, [layer - 1 for layer in layers]) if layers else nullcontext({}) as streams:
+        return _one_pass(model, part), streams
+
+
+Entry = Callable[[TransformerBridge, int, torch.Tensor], AbstractContextManager[None]]
+
+
+def _replaced(model: TransformerBridge, layer: int, stream: torch.Tensor) -> AbstractContextManager[None]:
+    """In the body, this stream enters the layer; blocks below it run for nothing."""
+    return added(model, layer - 1, "resid_post", lambda own: stream.to(own.device, own.dtype))
+
+
+def _entry(below: TransformerBridge, above: TransformerBridge, few: PromptBatch, layers: list[int]) -> Entry:
+    """How streams enter a layer of the upper model: with the blocks below left out, if a few rows get the same logits.
+
+    Blocks of some families hand on more than the stream.
+    """
+    if not layers:
+        return _replaced
+    layer = layers[len(layers) // 2]
+    stream = _watched(below, few, [layer])[1][layer - 1]
+    with forms_seen(above) as forms, _replaced(above, layer, stream):
+        whole = _one_pass(above, few).logits
+
+    def left_out(model: TransformerBridge, start: int, entering: torch.Tensor) -> AbstractContextManager[None]:
+        return blocks_left_out(model, start, entering, forms[-1])
+
+    try:
+        with left_out(above, layer, stream):
+            off = (_one_pass(above, few).logits - whole).abs()  # NaN is within no bound
+    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+        pass_on_shortage(error)
+        return _replaced
+    return left_out if bool((off <= 1e-4 * (whole.abs() + whole.abs().max())).all()) else _replaced
 
 
 def _one_pass(model: TransformerBridge, part: PromptBatch) -> AnswerPass:
