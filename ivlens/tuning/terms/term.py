@@ -24,7 +24,7 @@ ChangeHeads = Callable[[Any], Any]  # from one `HeadConsistency` to another
 
 
 class Targets(Protocol):
-    """What a term stores of the frozen model's answers, one entry for each of the task's own examples."""
+    """What a term stores of the frozen model's answers, one entry for each of the task's own examples that are read."""
 
     @property
     def n_bytes(self) -> int:
@@ -103,7 +103,8 @@ class Term:
     def ask(self, frozen: InTraining) -> Any:
         """What the term needs to know of the frozen model, asked once when training starts.
 
-        `Targets` if there is an entry for each of the task's own examples, otherwise anything that `passes` needs.
+        `Targets` if there is an entry for each example of `frozen.own`, those of the task's own that the steps read;
+        otherwise anything that `passes` needs.
         """
         return None
 
