@@ -118,6 +118,8 @@ class Learner:
     ) -> Trainer:
         """The training of one task as `learn` runs it, before its first step: for your own loops, and to time a step.
 
+        The frozen model is asked about the examples of `options.steps` steps, so a loop cannot make more of them.
+
         Raises:
             ValueError: guidance at a place that does not exist.
         """

@@ -134,7 +134,7 @@ class Trainer:
 
     @cached_property
     def _own_examples(self) -> TrainingSet:
-        """The examples of `_read`: the frozen model is asked about no others."""
+        """The examples of `_read`: of the task's own, the frozen model is asked about no others."""
         n_own = len(self.data) if self.n_own is None else self.n_own
         return self.data.rows(slice(n_own) if len(self._read) == n_own else self._read)  # all: without a copy
 

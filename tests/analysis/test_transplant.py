@@ -167,11 +167,11 @@ def test_blocks_below_a_splice_do_not_run_and_scores_stay(before, monkeypatch):
     for way in ("left out", "run"):
         with monkeypatch.context() as patch:
             if way == "run":
-                patch.setattr(splicing, "_entry", lambda *_: splicing._replaced)
+                patch.setattr(splicing, "_way_in", lambda *_: splicing._replaced)
             own.clear()
             swapped[way] = splice(before, after, TASK, n_prompts=N, options=options).table
             # once as it is, and above the other model from blocks 1, 3 and 6 on; some runs more try it on a few rows
-            assert [own.count(layer) for layer in (0, 2, 5)] == ([4, 4, 4] if way == "run" else [3, 4, 6])
+            assert [own.count(layer) for layer in (0, 2, 5)] == ([4, 4, 4] if way == "run" else [4, 5, 7])
     left_out, run = (table.select_dtypes("number") for table in swapped.values())
     assert np.allclose(left_out, run, atol=1e-6) and run["prob"].nunique() == 2
 
@@ -188,8 +188,30 @@ def test_blocks_run_where_a_model_needs_more_than_the_stream(before, monkeypatch
     )
     own = runs_of_blocks(after)
     found = splice(before, after, TASK, n_prompts=N, options=options).table
-    assert own.count(0) == 5  # as it is, above in two splices, and where it is tried
+    assert own.count(0) == 6  # as it is, above in two splices, and three times where it is tried
     assert np.allclose(found.select_dtypes("number"), want.select_dtypes("number"), atol=1e-6)
+
+
+def test_prompts_that_fill_the_context_with_their_answers_are_spliced_row_by_row(monkeypatch):
+    """One prompt is as long as the context allows and another one's answer too: together they are wider."""
+    models = []
+    for _ in range(2):
+        models.append(load_model("pocket"))
+        models[-1].cfg.n_ctx = 64
+    prompts = PromptSets(models[0], TASK, ivlens.PromptRecipe(), None, 6, 0).batch("test")
+    width = prompts.tokens.shape[1] + prompts.answer_tokens.shape[1]
+    for model in models:
+        model.cfg.n_ctx = width - 1
+    found = splice(*models, TASK, recipe=ivlens.PromptRecipe(), n_prompts=6, options=SpliceOptions(layers=(2, 4)))
+    assert found.table["prob"].nunique() == 1 and found.table["accuracy"].min() > 0.5
+
+
+def test_models_of_two_precisions_are_spliced_without_running_blocks_twice(before):
+    after = load_model("pocket", dtype="bfloat16")
+    own = runs_of_blocks(after)
+    found = splice(before, after, TASK, n_prompts=N, options=SpliceOptions(layers=(3,))).table
+    assert own.count(0) < own.count(4)
+    assert np.allclose(found["prob"], found["prob"][0], atol=0.05)
 
 
 def test_splices_agree_with_transplants_about_both_models(before, effects):

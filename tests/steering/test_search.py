@@ -172,7 +172,9 @@ def test_left_out_blocks_and_all_blocks_give_the_same(model, monkeypatch):
 def test_a_family_that_cannot_leave_out_blocks_is_noticed(llama, monkeypatch):
     batch = batch_of(ANSWERS)
     trials = Trials(llama, batch)
-    monkeypatch.setattr("ivlens.forward.prefix.output_form", lambda out: 2)  # a tuple, where the model expects a tensor
+    monkeypatch.setattr(
+        "ivlens.forward.joining.output_form", lambda out: 2
+    )  # a tuple, where the model expects a tensor
     portion = trials._portion(0)
     assert portion._streams(portion._answers.by_length[0], 0) is None
     scores = trials.added(vector_for(llama).theta[None], 1, "resid_post")

@@ -32,7 +32,7 @@ from ivlens.tuning import (
 from ivlens.tuning.builder import term_kinds
 from ivlens.tuning.terms.mean_difference import MeanDifferenceKL
 from ivlens.tuning.terms.rehearsal import Rehearsal
-from ivlens.tuning.terms.rehearsal_prompts import RehearsalOptions, instruction_rehearsal
+from ivlens.tuning.terms.rehearsal_prompts import RehearsalOptions, instruction_rehearsal, vector_rehearsal
 from ivlens.tuning.terms.term import unique_names
 from ivlens.tuning.training.asking import InTraining
 from ivlens.tuning.training.data import training_set
@@ -261,14 +261,21 @@ def counted_rows(learner):
     return seen
 
 
-def test_the_frozen_model_is_asked_about_no_more_than_the_steps_read(llama, monkeypatch):
+@pytest.mark.parametrize("by", ["instructions", "vectors", "translations"])
+def test_the_frozen_model_is_asked_about_no_more_than_the_steps_read(llama, monkeypatch, by):
     """Two steps of four read 8 of 60 examples; the log is the same as if all had been asked about."""
     task, old = tiny_task(), tiny_task("synonym", "Give a synonym.", 2)
     data = training_set(llama, task, list(task.examples), n_samples=60)
     kl = IVKL(weight=1.0, answers=1.0)
     plan = RehearsalOptions(n=300, kl=kl, n_tokens=3, heads=HeadConsistency(((1, 1),), weight=2.0))
-    theta = torch.randn(llama.cfg.d_model, generator=torch.Generator().manual_seed(0))
-    rehearsal = instruction_rehearsal(llama, task, task.examples, [old], options=plan)
+    draw = torch.Generator().manual_seed(0)
+    theta, deltas = torch.randn(llama.cfg.d_model, generator=draw), torch.randn(1, llama.cfg.d_model, generator=draw)
+    if by == "vectors":
+        many = torch.randn(50, llama.cfg.d_model, generator=draw)
+        rehearsal = vector_rehearsal(llama, task, task.examples, many, options=plan)
+    else:
+        told = deltas if by == "translations" else None
+        rehearsal = instruction_rehearsal(llama, task, task.examples, [old], deltas=told, options=plan)
     guidance = Guidance((IVKL(weight=1.0), HeadConsistency(((0, 1), (2, 3)), 5.0), rehearsal), theta)
     logs, asked, ask, long = {}, {}, Rehearsal.ask, TuneOptions(steps=1000, batch_size=4)
     for way in ("read", "all"):
@@ -281,6 +288,8 @@ def test_the_frozen_model_is_asked_about_no_more_than_the_steps_read(llama, monk
             learner.trainer(data, QUICK, guidance).ask_frozen()
             asked[way] = sum(seen)
             logs[way] = learner.learn(data, QUICK, guidance)
+    # at the first step the student still is the frozen model, which was told otherwise in translations alone
+    assert logs["read"]["rehearsal"][0] == pytest.approx(0.0, abs=1e-4) or by == "translations"
     columns = ["lm", "kl", "heads", "rehearsal"]
     torch.testing.assert_close(
         torch.tensor(logs["read"][columns].to_numpy()),

@@ -13,9 +13,10 @@ from torch import Tensor
 from ivlens.common.arguments import checked
 from ivlens.common.checks import as_items, check_counts
 from ivlens.common.progress import ticking
+from ivlens.forward.accepted import AcceptedAnswers
 from ivlens.forward.asking import prompts_for
 from ivlens.forward.borders import Borders
-from ivlens.forward.scoring import first_token_prob, judged_rows, sequence_logprob, whole_answer_passes
+from ivlens.forward.scoring import whole_answer_passes
 from ivlens.models.boot import TransformerBridge, check_model
 from ivlens.prompts.batch import PromptBatch
 from ivlens.prompts.build import build_prompts
@@ -164,24 +165,13 @@ def _scored(
     """
     batch = prompts_for(model, task, examples, recipe)
     wide, source = batch.expanded()  # a row for every accepted answer, and the prompt that it belongs to
-    source, borders = source.cpu(), Borders(model.tokenizer)
-    is_first = source.diff(prepend=source.new_tensor([-1])) > 0
-    right = torch.zeros((2, len(batch)), dtype=torch.double)
-    first, log_probs, ranked = [], [], []
+    scores, ranked = AcceptedAnswers(len(batch), source, Borders(model.tokenizer)), torch.zeros(len(batch)).double()
     for one in whole_answer_passes(model, wide, batch_size=batch_size):
-        prompts = source[one.rows]
-        for kept, found in zip(right, judged_rows(one.logits, one.answers, one.is_full, borders), strict=True):
-            kept[prompts[found.cpu()]] = 1.0
-        # of a prompt's answers the first one gives its probabilities
-        chosen = is_first[one.rows]
-        if not chosen.any():  # all rows of this pass have further answers of a prompt in an earlier one
-            continue
-        logits, answers = (each[chosen.to(each.device)] for each in (one.logits, one.answers))
-        first.append(first_token_prob(logits[:, 0], answers[:, 0]).double().cpu())
-        log_prob = sequence_logprob(logits[:, : answers.shape[1]], answers)
-        log_probs.append((log_prob / (answers != -100).sum(-1)).double().cpu())
-        ranked.append(_ranked(logits[:, 0].cpu(), batch.rows(prompts[chosen].tolist()), others))
-    columns = [torch.cat(first), torch.cat(log_probs).exp(), *right, torch.cat(ranked)]
+        scores.enter(one.rows, one)
+        is_first, prompts = scores.firsts(one.rows)
+        ranked[prompts] = _ranked(one.logits[:, 0].cpu()[is_first], batch.rows(prompts.tolist()), others)
+    n_tokens = (batch.answer_tokens != -100).sum(1).cpu()
+    columns = [scores.prob, (scores.logprob / n_tokens).exp(), *scores.right, ranked]
     values = torch.stack(columns, 1).tolist()
     return dict(zip((example.input for example in batch.examples), values, strict=True))
 

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 
-import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from ivlens.analysis.transplant.donors import check_alike
 from ivlens.analysis.transplant.results import Splices
@@ -12,12 +13,13 @@ from ivlens.common.arguments import checked
 from ivlens.common.checks import check_counts
 from ivlens.common.memory import pass_on_shortage
 from ivlens.common.progress import ticking
+from ivlens.forward.accepted import AcceptedAnswers
 from ivlens.forward.borders import Borders
 from ivlens.forward.hooks import added, captured_residual, check_unsteered, model_lock
 from ivlens.forward.inputs import row_slices
 from ivlens.forward.joining import blocks_left_out, forms_seen
 from ivlens.forward.remembered import Auto, recipe_for
-from ivlens.forward.scoring import AnswerPass, first_token_prob, judged_rows, sequence_logprob, whole_answer_passes
+from ivlens.forward.scoring import AnswerPass, whole_answer_passes
 from ivlens.models.boot import TransformerBridge, check_model
 from ivlens.models.fingerprint import model_identity
 from ivlens.prompts.batch import PromptBatch
@@ -26,7 +28,7 @@ from ivlens.steering.prompt_sets import PromptSets
 from ivlens.steering.summary import Scores
 from ivlens.tasks.task import SplitName, Task
 
-_FLOATS_PER_PASS = 2**27  # numbers of both models' streams that are kept at once (0.5 GB in float32)
+_FLOATS_PER_PASS = 2**27  # numbers of both models' streams, and logits, that are kept at once (0.5 GB in float32)
 _FEW = 4  # rows on which it is seen whether blocks can be left out
 
 
@@ -114,68 +116,71 @@ def splice(
 
 def _series(
     models: tuple[TransformerBridge, TransformerBridge], prompts: PromptBatch, layers: list[int], rows_per_pass: int
-) -> "tuple[dict[int, Scores], dict[int, Scores]]":
+) -> tuple[dict[int, Scores], dict[int, Scores]]:
     """The scores for each layer, with the first model below and with the second; 0 is the upper model as it is."""
     wide, source = prompts.expanded()  # a row for every accepted answer, and the prompt that it belongs to
     cfg, n_columns = models[0].cfg, wide.tokens.shape[1] + wide.answer_tokens.shape[1]
     size = _FLOATS_PER_PASS // (n_columns * (2 * cfg.d_model * (len(layers) + 1) + cfg.d_vocab))
     # where a pass would be wider than the context, `whole_answer_passes` runs row by row
     size = max(1, min(size, rows_per_pass)) if n_columns <= cfg.n_ctx else 1
-    # both ways round: a model, the one above it, and the scores
+    # both ways round: the model above, and the scores
     ways = [
-        (below, above, {at: _Answers(len(prompts), source, Borders(above.tokenizer)) for at in (0, *layers)})
-        for below, above in (models, models[::-1])
+        (above, {at: AcceptedAnswers(len(prompts), source, Borders(above.tokenizer)) for at in (0, *layers)})
+        for above in models[::-1]
     ]
-    entries = [_entry(below, above, wide.rows(slice(_FEW)), layers) for below, above, _ in ways]
+    enters: list[_Enter] = []
     for rows in ticking(list(row_slices(len(wide), size)), "splicing blocks", "passes"):
         part, streams = wide.rows(rows), []
-        for _, model, found in ways:  # each model as it is
-            one, captured = _watched(model, part, layers)
-            found[0].enter(rows, one)
-            streams.insert(0, captured)  # it is below the other one in the other way
-        for (_, above, found), captured, enter_at in zip(ways, streams, entries, strict=True):
+        for above, found in ways:  # each model as it is
+            with captured_residual(above, [layer - 1 for layer in layers]) if layers else nullcontext({}) as own:
+                found[0].enter(rows, _one_pass(above, part))
+            streams.append(own)
+        if not enters:  # whether blocks can be left out depends on the models alone: the first rows show it
+            few = part.rows(slice(_FEW))
+            enters = [_way_in(models[0], ways[0][0], few, layers), _way_in(models[1], ways[1][0], few, layers)]
+        for (above, found), own, below, enter in zip(ways, streams, streams[::-1], enters, strict=True):
             for layer in layers:
-                with enter_at(above, layer, captured[layer - 1]):
+                # as the upper model has it: on its device and in its dtype
+                with enter(above, layer, below[layer - 1].to(own[layer - 1])):
                     found[layer].enter(rows, _one_pass(above, part))
-    first, second = ({layer: one.scores() for layer, one in found.items()} for _, _, found in ways)
+    first, second = ({layer: _one_row(scores) for layer, scores in found.items()} for _, found in ways)
     return first, second
 
 
-def _watched(
-    model: TransformerBridge, part: PromptBatch, layers: list[int]
-) -> tuple[AnswerPass, dict[int, torch.Tensor]]:
-    """The answers of a model as it is, and the streams that enter these layers, by the number of the block below."""
-    with captured_residual(model, [layer - 1 for layer in layers]) if layers else nullcontext({}) as streams:
-        return _one_pass(model, part), streams
+_Stream = Float[Tensor, "rows pos d_model"]
+_Enter = Callable[[TransformerBridge, int, _Stream], AbstractContextManager[None]]
 
 
-Entry = Callable[[TransformerBridge, int, torch.Tensor], AbstractContextManager[None]]
-
-
-def _replaced(model: TransformerBridge, layer: int, stream: torch.Tensor) -> AbstractContextManager[None]:
+def _replaced(model: TransformerBridge, layer: int, stream: _Stream) -> AbstractContextManager[None]:
     """In the body, this stream enters the layer; blocks below it run for nothing."""
-    return added(model, layer - 1, "resid_post", lambda own: stream.to(own.device, own.dtype))
+    return added(model, layer - 1, "resid_post", lambda own: stream)
 
 
-def _entry(below: TransformerBridge, above: TransformerBridge, few: PromptBatch, layers: list[int]) -> Entry:
+def _way_in(below: TransformerBridge, above: TransformerBridge, few: PromptBatch, layers: list[int]) -> _Enter:
     """How streams enter a layer of the upper model: with the blocks below left out, if a few rows get the same logits.
 
     Blocks of some families hand on more than the stream.
     """
     if not layers:
         return _replaced
-    layer = layers[len(layers) // 2]
-    stream = _watched(below, few, [layer])[1][layer - 1]
-    with forms_seen(above) as forms, _replaced(above, layer, stream):
+    # as high as possible: what a block needs of one that was left out is missed there, but not behind the last block
+    layer = max((layer for layer in layers if layer < above.cfg.n_layers), default=layers[-1])
+    streams = []
+    for model in (below, above):
+        with captured_residual(model, [layer - 1]) as kept, forms_seen(model) as forms:
+            _one_pass(model, few)
+        streams.append(kept[layer - 1])
+    stream, form = streams[0].to(streams[1]), forms[-1]
+    with _replaced(above, layer, stream):
         whole = _one_pass(above, few).logits
 
-    def left_out(model: TransformerBridge, start: int, entering: torch.Tensor) -> AbstractContextManager[None]:
-        return blocks_left_out(model, start, entering, forms[-1])
+    def left_out(model: TransformerBridge, start: int, entering: _Stream) -> AbstractContextManager[None]:
+        return blocks_left_out(model, start, entering, form)
 
     try:
         with left_out(above, layer, stream):
             off = (_one_pass(above, few).logits - whole).abs()  # NaN is within no bound
-    except (RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
         pass_on_shortage(error)
         return _replaced
     return left_out if bool((off <= 1e-4 * (whole.abs() + whole.abs().max())).all()) else _replaced
@@ -187,28 +192,6 @@ def _one_pass(model: TransformerBridge, part: PromptBatch) -> AnswerPass:
     return only
 
 
-class _Answers:
-    """The scores of one splice, entered row by row."""
-
-    def __init__(self, n_prompts: int, source: torch.Tensor, borders: Borders) -> None:
-        self._source, self._borders = source.cpu(), borders
-        self._right = torch.zeros(2, n_prompts)
-        self._prob, self._logprob = torch.full((2, n_prompts), torch.nan)
-        self._scored: set[int] = set()
-
-    def enter(self, rows: slice, one: AnswerPass) -> None:
-        """Enter the scores of some rows; of a prompt's answers the first one gives its probabilities."""
-        prompts = self._source[rows]
-        right = judged_rows(one.logits, one.answers, one.is_full, self._borders)
-        for kept, found in zip(self._right, right, strict=True):
-            kept[prompts[found.cpu()]] = 1.0
-        firsts = first_token_prob(one.logits[:, 0], one.answers[:, 0]).float().cpu()
-        wholes = sequence_logprob(one.logits[:, : one.answers.shape[1]], one.answers).float().cpu()
-        for row, prompt in enumerate(prompts.tolist()):
-            if prompt not in self._scored:
-                self._scored.add(prompt)
-                self._prob[prompt], self._logprob[prompt] = firsts[row], wholes[row]
-
-    def scores(self) -> Scores:
-        """The scores of all prompts, in one row."""
-        return Scores(*(each[None] for each in (*self._right, self._prob, self._logprob)))
+def _one_row(scores: AcceptedAnswers) -> Scores:
+    """The scores of all prompts, in one row."""
+    return Scores(*(each.float()[None] for each in (*scores.right, scores.prob, scores.logprob)))

@@ -88,7 +88,7 @@ class HeadConsistency(Term):
         return model.sites.held(model.plain, answer.z, self.chosen, as_vector=self.as_vector)
 
     def ask(self, frozen: InTraining) -> "HeldOutputs":
-        """The outputs of the frozen model's heads for every example, without the vector."""
+        """The outputs of the frozen model's heads for every example that is read, without the vector."""
         return HeldOutputs(
             torch.cat(frozen.ask(frozen.own, lambda answer: self.read(answer, frozen), layers=self.layers_read))
         )

@@ -68,7 +68,7 @@ class IVKL(Term):
             raise ValueError(f"top_n is {self.top_n}, expected 1 or more, or None for all tokens.")
 
     def ask(self, frozen: InTraining) -> "SoftTargets":
-        """The teacher's distributions for every example: the frozen model's, with the vector added."""
+        """The teacher's distributions for every example that is read: the frozen model's, with the vector added."""
         parts = frozen.ask(frozen.own, lambda answer: SoftTargets.of(answer.logits, self), shift=frozen.shift)
         return SoftTargets.joined(parts)
 

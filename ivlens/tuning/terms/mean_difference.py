@@ -61,7 +61,7 @@ class MeanDifferenceKL(IVKL):
         return replace(self, shifted=replace(self.shifted, delta=change(self.shifted.delta)))
 
     def ask(self, frozen: InTraining) -> SoftTargets:
-        """The teacher's distributions for every example: the frozen model's, with `α Δ` added."""
+        """The teacher's distributions for every example that is read: the frozen model's, with `α Δ` added."""
         return super().ask(replace(frozen, shift=self.shifted))
 
     def describe(self) -> dict[str, object]:

@@ -133,7 +133,8 @@ class Rehearsal(Term):
         both = told._ask_frozen(frozen, read)
         soft = [one for one, _ in both if one is not None]
         z = [one for _, one in both if one is not None]
-        return Rehearsed(told.prompts, numbers, SoftTargets.joined(soft) if soft else None, torch.cat(z) if z else None)
+        answers, outputs = SoftTargets.joined(soft) if soft else None, torch.cat(z) if z else None
+        return Rehearsed(told.prompts, told.deltas, numbers, answers, outputs)
 
     def passes(self, step: int, asked: Any, model: InTraining) -> Iterator[Float[Tensor, ""]]:
         """Yield the weighted distance between student and frozen model on the prompts drawn for this step.
@@ -148,7 +149,7 @@ class Rehearsal(Term):
             # hooks stay until the next pass is asked for: gradient checkpointing runs blocks again during backward
             with ExitStack() as stack:
                 # where the frozen model has other prompts, it got the vector there, and the student gets an instruction
-                shift = None if self.teacher is not None or self.deltas is None else self._shift(self.deltas[index])
+                shift = None if self.teacher is not None or known.deltas is None else self._shift(known.deltas[index])
                 now = model.answer(known.prompts.rows(index), stack, shift=shift, layers=self.layers_held)
                 terms = []
                 if self.kl is not None and known.soft is not None:
@@ -215,12 +216,14 @@ class Rehearsed:
     Attributes:
         prompts: Those of the student's prompts that the steps draw, with the frozen model's greedy answers if more than
             one token is rehearsed.
+        deltas: The vector of each; None: no vectors.
         numbers: The number of each among all prompts, in ascending order.
         soft: The frozen model's distributions; None where answers are not compared.
         z: Outputs of the frozen model's heads; None where heads are not compared.
     """
 
     prompts: TrainingSet
+    deltas: Float[Tensor, "n d_model"] | None
     numbers: Int[Tensor, " n"]
     soft: SoftTargets | None
     z: Float[Tensor, "n parts width"] | None

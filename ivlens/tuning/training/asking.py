@@ -128,7 +128,7 @@ class Student:
     Attributes:
         answer: The logits, and the outputs of the heads that terms read.
         answers: The right answers, padded with -100.
-        index: The numbers of these examples among the task's own.
+        index: The numbers of these examples among those that the frozen model was asked about (`InTraining.own`).
         totals: The counts by which sums are divided, over all examples of the step.
     """
 
