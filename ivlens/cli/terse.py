@@ -22,24 +22,26 @@ def train(
     steps: int = 500,
     batch_size: int = 32,
     rank: int = 16,
-    lr: float = 5e-4,
+    lr: float | None = None,
     seed: int = 0,
+    method: Literal["lora", "full"] = "lora",
 ) -> None:
     """Teach a model to answer the instructions of half of the built-in tasks with nothing but the answer.
 
-    A low-rank adapter is trained on *fit* inputs of 16 tasks with four in five of their instructions. On two cores it
-    takes an hour or two; a second call goes on where the first one stopped.
+    A low-rank adapter, or all weights, are trained on *fit* inputs of 16 tasks with four in five of their instructions.
+    On two cores it takes an hour or two; a second call goes on where the first one stopped.
 
     Example: `ivlens terse train --out out/terse`
 
     Args:
         model: The model that is taught: "smollm2", a folder or a Hub name.
-        out: Folder for the state of the training and, at the end, the adapter (model/) and record.json.
+        out: Folder for the state of the training and, at the end, the adapter or model (model/) and record.json.
         steps: Number of training steps.
         batch_size: Prompts in a step.
         rank: Rank of the adapter.
-        lr: Peak learning rate.
+        lr: Peak learning rate; left out, 5e-4 of an adapter and 1e-4 of all weights.
         seed: Seed of the adapter's first weights, of the prompts and their order.
+        method: `lora` trains an adapter, `full` all weights.
     """
     quiet_libraries()
     from ivlens.common.disk import check_folder
@@ -48,7 +50,7 @@ def train(
     from ivlens.runs.terse.plan import TerseOptions
 
     check_folder(out)
-    options = TerseOptions(model, rank, steps, batch_size, lr, seed)
+    options = TerseOptions(model, rank, steps, batch_size, lr, seed, method=method)
 
     def told(row: dict[str, float | int]) -> None:
         if int(row["step"]) % options.save_every == 0:  # also where no bar is shown
@@ -56,7 +58,7 @@ def train(
 
     with showing_progress():
         built = build_terse(out, options, on_step=told)
-    print(f"adapter: {built.folder}")
+    print(f"{'adapter' if method == 'lora' else 'model'}: {built.folder}")
 
 
 @app.command

@@ -5,10 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import unchecked
 
 import ivlens.runs.terse.build as build
 import ivlens.runs.terse.plan as plan
 from ivlens.common.files import STATE
+from ivlens.models import load_model
 from ivlens.models.adapters import named_base
 from ivlens.runs.terse import HELD_OUT, TAUGHT, TerseOptions, build_terse, terse_card
 from ivlens.runs.terse.build import lessons
@@ -86,6 +88,21 @@ def test_a_training_that_was_interrupted_ends_with_the_same_adapter(model, few, 
     assert named_base(whole.folder) == "smollm2", "by the name that every machine knows"
     record = json.loads((tmp_path / "parts" / "record.json").read_text())
     assert record["options"]["steps"] == 6 and len(record["log"]) == 6
+
+
+def test_all_weights_may_be_taught(model, few, tmp_path):
+    """The folder holds a whole model, which opens by itself and is no longer the first one everywhere."""
+    options = TerseOptions(steps=3, batch_size=4, method="full", lr=1e-2)
+    built = build_terse(tmp_path, options, model=model)
+    taught = load_model(built.folder)
+    assert not (built.folder / "adapter_config.json").exists() and taught.tokenizer is not None
+    first, last = (dict(one.original_model.named_parameters()) for one in (model, taught))
+    moved = [name for name in first if not torch.allclose(first[name], last[name].float(), atol=1e-3)]
+    assert any("embed" in name for name in moved) and any("mlp" in name for name in moved)
+    assert json.loads((tmp_path / "record.json").read_text())["options"]["method"] == "full"
+    assert TerseOptions(method="full").tune.lr == 1e-4 and TerseOptions().tune.lr == 5e-4
+    with pytest.raises(ValueError, match="method is 'ia3', expected one of lora, full"):
+        unchecked(TerseOptions, method="ia3")
 
 
 def test_the_card_asks_each_condition_on_inputs_of_the_split(model, monkeypatch):

@@ -26,7 +26,8 @@ class Built:
     """A model that was taught.
 
     Attributes:
-        folder: The adapter's folder, in peft's format and half precision; `load_model` opens it.
+        folder: The folder of the adapter (in peft's format) or of the whole model, in half precision; `load_model`
+            opens it.
         seconds: The time of the steps of this call, without what an earlier one had done.
     """
 
@@ -52,14 +53,14 @@ def build_terse(
     model: TransformerBridge | None = None,
     on_step: Callable[[Row], None] = lambda row: None,
 ) -> Built:
-    """Teach a model to answer instructions tersely, and write its adapter; the same call goes on after an interruption.
+    """Teach a model to answer instructions tersely, and write it; the same call goes on after an interruption.
 
     Only *fit* inputs of `TAUGHT` tasks are trained on, with four in five of their instructions. The state of the
     training is saved in `folder` every `save_every` steps.
 
     Args:
-        folder: Gets the adapter in `model/`, `record.json` (how it was made, with the loss of every step) and the state
-            of the training; `load_model` opens it.
+        folder: Gets the adapter or the whole model in `model/`, `record.json` (how it was made, with the loss of every
+            step) and the state of the training; `load_model` opens it.
         model: A model that is open; None: `options.model` is loaded, in float32.
         on_step: Called with every row of the log.
 
@@ -71,17 +72,22 @@ def build_terse(
 
     options, target = options or TerseOptions(), path_of(folder, "folder")
     first = load_model(options.model, dtype="float32") if model is None else model
-    learner = Learner(first, options.method)
+    learner = Learner(first, options.trained)
     data, began = lessons(first, options), time.perf_counter()
     log = learner.learn(data, options.tune, folder=target, on_step=on_step)
     seconds = time.perf_counter() - began
     learner.trained = learner.trained.to(torch.float16)  # half of the size, far below the step of a training
     if known_model(options.model) is not None:
         # by its name: its folder is another one on every machine
-        for config in cast("dict[str, Any]", learner.trained.peft_config).values():
+        for config in cast("dict[str, Any]", getattr(learner.trained, "peft_config", {})).values():
             config.base_model_name_or_path = options.model
-    adapter = learner.save(target / MODEL)
+    written = learner.save(target / MODEL)
     with filling(target) as scratch:
-        record = {"options": asdict(options), "taught": TAUGHT, "n_prompts": len(data), "log": log.to_dict("records")}
+        record = {
+            "options": asdict(options) | {"lr": options.tune.lr},
+            "taught": TAUGHT,
+            "n_prompts": len(data),
+            "log": log.to_dict("records"),
+        }
         (scratch / RECORD).write_text(json.dumps(record, indent=1), encoding="utf-8")
-    return Built(adapter, seconds)
+    return Built(written, seconds)

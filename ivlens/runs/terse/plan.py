@@ -1,19 +1,20 @@
 """What a terse model is taught, and what is kept from it.
 
 Small instruction-tuned models answer in sentences: asked for a plural by an instruction alone, they are right in hardly
-any prompt. What forgetting does to instructions can be seen only in a model that follows them. So a low-rank adapter
-teaches one to answer with the bare answer, on half of the built-in tasks. The lists were fixed before anything was
-trained: most tasks have a sibling on the other side (*present_past* and *present_gerund*), so that it can be seen
-whether the form was learned or the task.
+any prompt. What forgetting does to instructions can be seen only in a model that follows them. So a low-rank adapter,
+or a training of all weights, teaches one to answer with the bare answer, on half of the built-in tasks. The lists were
+fixed before anything was trained: most tasks have a sibling on the other side (*present_past* and *present_gerund*), so
+that it can be seen whether the form was learned or the task.
 """
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from ivlens.common.checks import check_counts
 from ivlens.prompts.recipe import PromptRecipe
 from ivlens.tasks.bank import load_bank
 from ivlens.tasks.task import Task
-from ivlens.tuning.methods import Lora
+from ivlens.tuning.methods import Lora, Method, new_method
 from ivlens.tuning.training.options import TuneOptions
 
 TAUGHT = (
@@ -28,6 +29,8 @@ HELD_OUT = (
 )  # fmt: skip
 # every fifth instruction of a taught task is kept from training, to tell an instruction's meaning from its words
 EVERY = 5
+Taught = Literal["lora", "full"]
+LR: dict[Taught, float] = {"lora": 5e-4, "full": 1e-4}
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -48,29 +51,34 @@ class TerseOptions:
     Attributes:
         model: The model that is taught, as for `load_model`.
         r: Rank of the adapter on all projections of attention and MLP; its scale is 2.
-        steps, batch_size, lr, seed: As in `TuneOptions`.
+        steps, batch_size, seed: As in `TuneOptions`.
+        lr: Peak learning rate; None: 5e-4 of an adapter, 1e-4 of all weights.
         save_every: Steps between two saved states.
         template: The template of all prompts.
+        method: What is trained: `lora`, an adapter, or `full`, all weights.
     """
 
     model: str = "smollm2"
     r: int = 16
     steps: int = 500
     batch_size: int = 32
-    lr: float = 5e-4
+    lr: float | None = None
     seed: int = 0
     save_every: int = 25
     template: str = "plain"
+    method: Taught = "lora"
 
     def __post_init__(self) -> None:
         check_counts(self, r=1, steps=1, batch_size=1, save_every=1)
+        if self.method not in get_args(Taught):
+            raise ValueError(f"method is {self.method!r:.60}, expected one of {', '.join(get_args(Taught))}.")
         _ = self.tune, self.recipe  # which check what else there is
 
     @property
     def tune(self) -> TuneOptions:
         """Options of the training, which is not judged on the way."""
         return TuneOptions(
-            lr=self.lr,
+            lr=LR[self.method] if self.lr is None else self.lr,
             steps=self.steps,
             batch_size=self.batch_size,
             seed=self.seed,
@@ -80,9 +88,9 @@ class TerseOptions:
         )
 
     @property
-    def method(self) -> Lora:
-        """The adapter that is trained."""
-        return Lora(r=self.r, alpha=2 * self.r, targets=TARGETS)
+    def trained(self) -> Method:
+        """The method of the training."""
+        return new_method("full") if self.method == "full" else Lora(r=self.r, alpha=2 * self.r, targets=TARGETS)
 
     @property
     def recipe(self) -> PromptRecipe:
