@@ -10,8 +10,8 @@ its tasks. Its `--out` may also be the file that `gpu_study.py` writes.
 
 `short` and `long` are of the built-in model. `few` is of SmolLM2-135M-Instruct, which is asked by five demonstrations
 and trained by instructions; in `shots` it is trained by demonstrations too; `terse` is of the same model after it was
-taught to follow instructions. `pilot` finds the length of the training for these, in an order and with a seed that are
-not reported.
+taught to follow instructions, by an adapter; `taught` of one that was taught with all weights. `pilot` finds the length
+of the training for these, in an order and with a seed that are not reported.
 
 Margins are in `ivlens/runs/study/claims.py`; they, the tasks, orders, seeds, kinds of guidance and the rule for the
 length of the training were written down before the first cell of a real model was run (docs/study.md).
@@ -113,6 +113,11 @@ REGIMES = {
         replace(real("smollm2-terse", TERSE_EARLIER, PromptRecipe(), PILOT_STEPS), guidance=GUIDANCE + HELD),
         REAL_ORDERS,
         "SmolLM2-135M-Instruct, recently taught to answer instructions",
+    ),
+    # whether what `terse` shows comes of its adapter: `ivlens terse train --method full --out out/terse-full` first
+    "taught": Regime(
+        real("out/terse-full", TERSE_EARLIER, PromptRecipe(), PILOT_STEPS), REAL_ORDERS,
+        "SmolLM2-135M-Instruct, all weights recently taught to answer instructions",
     ),
 }  # fmt: skip
 HERE = Path(__file__).parent
