@@ -31,8 +31,8 @@ def show(found: pd.DataFrame) -> str:
     about = (
         f"Gemma 3 270M, float32 from a file of 4 to 6 bits; {N_SHOTS} demonstrations, no instruction, seed 0; vectors "
         f"of {K} heads, added once to {N_JUDGED} bare *test* inputs, every vector and control at the layer and "
-        "strength that did best on *select*. Brackets: Wilson. `make` and the wheels' names stand at the top of the "
-        "file; the model is under Gemma's terms and no part of ivlens."
+        "strength that did best on *select*. Brackets: Wilson. `make` and the wheels' names stand at the top of "
+        "`benches/gemma.py`; the model is under Gemma's terms and no part of ivlens."
     )
     parts = ["## A second family (`python benches/gemma.py show --write`)", about]
     parts += ["### What attention adds, against the sum of scaled head writes", _scales(frames["scales"], tasks)]

@@ -339,6 +339,10 @@ def main() -> None:
     parser.add_argument("--cells", type=int, help="stop after so many new cells")
     parser.add_argument("--write", action="store_true", help="into RESULTS.md, and cells into study.parquet")
     given = parser.parse_args()
+    if given.what != "show" and given.out is None:
+        parser.error("--out is missing: the folder that keeps cells")
+    if given.what == "pilot" and not REGIMES[given.regime].is_real:
+        parser.error("--regime is of the built-in model, expected one of a real model, such as few")
     if given.what == "run":
         run(given.out, [int(n) for n in given.orders.split(",")], range(given.seeds), given.cells, given.regime)
         return
